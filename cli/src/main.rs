@@ -1,0 +1,2 @@
+//! The `tvix-node` program.
+fn main() {}
