@@ -1,0 +1,25 @@
+//! Bounds of the evaluator, each with its reason.
+
+/// Deepest nesting of function calls: Nix's default, so that what evaluates there evaluates here.
+pub const MAX_CALL_DEPTH: u32 = 10_000;
+
+/// Size of one target's stack in bytes. Pages are committed when touched, so this is address space, not memory;
+/// 10,000 nested calls, each through several levels of operators, use less than half of it.
+pub const STACK_SIZE: usize = 256 << 20;
+
+/// Stack that must be left when a force or a call begins: what one builtin may use of it without asking again.
+pub const STACK_RESERVE: usize = 512 << 10;
+
+/// How many targets may be suspended or running at once. More only helps where many targets wait for
+/// import-from-derivation; 64 stacks are 16 GiB of address space, which every 64-bit machine gives away.
+pub const MAX_LIVE_STACKS: usize = 64;
+
+/// How many finished stacks are kept for the next targets; one is enough where nothing is suspended.
+pub const MAX_POOLED_STACKS: usize = 4;
+
+/// Longest chain of layers that updates (`//`) may build before they are merged: lookups search every layer.
+pub const MAX_LAYERS: u32 = 8;
+
+/// Largest right side of an update that is put on top as a layer; a larger one is merged at once, as
+/// lookups in two layers then cost more than the copy saves.
+pub const MAX_LAYER_LEN: usize = 16;
