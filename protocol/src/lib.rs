@@ -1,1 +1,33 @@
-//! Empty so far.
+//! What goes over a wire or into a file.
+//!
+//! Every part of `tvix-node` speaks in the types of this crate: store paths and derivations as Nix
+//! defines them ([`nix`]), file system objects named by their content ([`tree`]), what is known of a
+//! store path ([`path_info`]), build requests and records ([`build`]), signed envelopes
+//! ([`envelope`]), and what crosses the control socket ([`control`]).
+//!
+//! It is *not* a place for behaviour: there are no sockets here, no clock, no disk and no async
+//! runtime, so everything can be tested by example and fuzzed.
+//!
+//! ```
+//! use tvix_node_protocol::tree::{Directory, Node, PathComponent, Tree};
+//!
+//! let mut directory = Directory::default();
+//! let name = PathComponent::new(b"greeting").expect("a valid name");
+//! directory.insert(name, Node::file(b"hello\n", false)).expect("no such name yet");
+//! let tree = Tree::Directory(directory);
+//! // Equal content has an equal name, on every machine.
+//! assert_eq!(tree.digest(), tree.clone().digest());
+//! ```
+
+pub mod build;
+pub mod bytes;
+pub mod cbor;
+pub mod control;
+mod digest;
+pub mod envelope;
+pub mod limits;
+pub mod nix;
+pub mod path_info;
+pub mod tree;
+
+pub use nix::store_path::StorePath;

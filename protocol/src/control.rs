@@ -1,0 +1,477 @@
+//! What crosses the control socket between a node and the commands that use it.
+//!
+//! HTTP/1.1 on a Unix socket, usable with `curl --unix-socket`. People's answers are JSON; what an
+//! evaluation sends in bulk is CBOR. Paths, all below `/v1`:
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /status` | | [`Status`] |
+//! | `POST /down` | | 204; the node stops |
+//! | `POST /sessions` | [`OpenSession`] | [`SessionOpened`] |
+//! | `GET /sessions/ID/events` | | [`Event`], one JSON object a line, until the session ends; closing the connection cancels the session |
+//! | `POST /sessions/ID/batch` | CBOR `Vec<`[`WorkerMessage`]`>` | 204 |
+//! | `PUT /sessions/ID/store?name=NAME&method=nar\|flat&…` | an archive (NAR) | [`PathInfo`] |
+//! | `POST /sessions/ID/sources` | [`SourceQuery`] | [`SourceAnswer`] |
+//! | `POST /paths` | list of paths | list of [`PathInfo`], the valid ones |
+//! | `GET /log?path=PATH` | | the build log, as bytes |
+//! | `GET /why?path=PATH` | | [`Provenance`] |
+//! | `POST /roots` | [`AddRoot`] | 204 |
+//!
+//! An error has a status of 4xx or 5xx and a [`Failure`] as body.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::build::{BuildKind, BuildLimits, DesiredStore};
+use crate::envelope::NodeKey;
+use crate::nix::store_path::{StorePath, basename};
+use crate::path_info::PathInfo;
+
+/// Version of the control protocol; a command and a node of different versions do not talk.
+pub const CONTROL_VERSION: u32 = 1;
+
+/// What went wrong, for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The message: names the thing, the place and what to do.
+    pub error: String,
+}
+
+/// Starts a session: one command's evaluation and builds. While it is open, everything it adds,
+/// builds or names is protected from garbage collection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OpenSession {
+    /// [`CONTROL_VERSION`] of the command.
+    pub version: u32,
+    /// What the command does.
+    pub mode: SessionMode,
+    /// Go on after a failure with everything that does not depend on it.
+    pub keep_going: bool,
+    /// Builds of this session at once on this node; none: the node's slots.
+    pub jobs: Option<u32>,
+    /// `NIX_BUILD_CORES`; 0: all.
+    pub cores: u32,
+    /// Bounds of each build.
+    pub limits: BuildLimits,
+    /// Where the outputs should be in the end.
+    pub to: Option<DesiredStore>,
+}
+
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SessionMode {
+    /// Write derivations to the store, build only what an evaluation imports.
+    Instantiate,
+    /// Build the targets.
+    Build,
+    /// Say what would be built, build only what an evaluation imports.
+    DryRun,
+}
+
+/// A session is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionOpened {
+    /// Its number, for the paths below `/v1/sessions`.
+    pub session: u64,
+    /// Absolute path of the folder that holds `nix/store` with the home's paths.
+    pub store_root: String,
+}
+
+/// What an evaluation tells the coordinator, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum WorkerMessage {
+    /// A text for the store (`builtins.toFile`), under the path that follows from it.
+    Text {
+        /// Its path, which is checked.
+        #[serde(with = "basename")]
+        path: StorePath,
+        /// Store paths it refers to.
+        #[serde(with = "basename")]
+        references: Vec<StorePath>,
+        /// Its bytes.
+        #[serde(with = "crate::bytes::vec")]
+        text: Vec<u8>,
+    },
+    /// A derivation, at the moment it is instantiated. Its inputs came before it.
+    Derivation {
+        /// Its path, which is checked.
+        #[serde(with = "basename")]
+        path: StorePath,
+        /// The content of the `.drv` file.
+        #[serde(with = "crate::bytes::vec")]
+        aterm: Vec<u8>,
+    },
+    /// A target has been evaluated: from now on its closure is demanded.
+    Target {
+        /// Number of the target in this session, from 0.
+        target: u64,
+        /// What the user called it, such as `hello` or `(expression)`.
+        name: String,
+        /// The derivation.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// Outputs wanted.
+        outputs: Vec<String>,
+    },
+    /// An evaluation needs these outputs and waits (import from derivation). Answered by
+    /// [`EventKind::ImportDone`] or [`EventKind::ImportFailed`].
+    Import {
+        /// Number of the import in this session.
+        import: u64,
+        /// The derivation.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// Outputs needed.
+        outputs: Vec<String>,
+    },
+    /// An evaluation needs this path to be there (a source or an output named by its path only).
+    Ensure {
+        /// Number of the import in this session, from the same sequence.
+        import: u64,
+        /// The path.
+        #[serde(with = "basename")]
+        path: StorePath,
+    },
+    /// One target could not be evaluated; the message was shown by the command already.
+    TargetFailed {
+        /// Number of the target.
+        target: u64,
+        /// What the user called it.
+        name: String,
+        /// First line of the error.
+        error: String,
+    },
+    /// Nothing more will be instantiated.
+    EvaluationEnded,
+}
+
+/// Asks whether an unchanged source is in the store already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SourceQuery {
+    /// Digest of what identifies the source without reading it: paths, sizes, inodes, times.
+    pub fingerprint: String,
+}
+
+/// The path of a known source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SourceAnswer {
+    /// Its path, where it is known and valid.
+    #[serde(with = "basename")]
+    pub path: Option<StorePath>,
+}
+
+/// Makes a link outside the home a root: what it points to is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AddRoot {
+    /// Absolute path of the link.
+    pub link: String,
+    /// What it points to.
+    #[serde(with = "basename")]
+    pub path: StorePath,
+}
+
+/// One step of a session. `GET /v1/sessions/ID/events` and `--log-format internal-json` print one
+/// such object a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// Milliseconds since the session was opened.
+    pub at: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "camelCase", tag = "event")]
+pub enum EventKind {
+    /// Derivations have been instantiated and are being worked on.
+    Instantiated {
+        /// Which.
+        #[serde(with = "basename")]
+        derivations: Vec<StorePath>,
+    },
+    /// A target has been evaluated.
+    TargetNamed {
+        /// Its number.
+        target: u64,
+        /// What the user called it.
+        name: String,
+        /// Its derivation.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+    },
+    /// Evaluation is over.
+    EvaluationEnded,
+    /// A derivation need not be built: its wanted outputs are there.
+    Present {
+        /// Which.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+    },
+    /// A derivation would be built (dry run).
+    WouldBuild {
+        /// Which.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+    },
+    /// A path would be fetched (dry run).
+    WouldFetch {
+        /// Which.
+        #[serde(with = "basename")]
+        path: StorePath,
+    },
+    /// It has been decided who builds, and why.
+    Placed {
+        /// What is built.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// Name of the node.
+        node: String,
+        /// The reason, in words.
+        reason: String,
+        /// Whether a target or an import is known to need it.
+        demanded: bool,
+        /// Whether an evaluation waits for it.
+        kind: BuildKind,
+    },
+    /// A build started.
+    BuildStarted {
+        /// What is built.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// Name of the node.
+        node: String,
+    },
+    /// One line of a build's log, without its end of line.
+    Log {
+        /// Whose.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// The line; what is not UTF-8 is replaced.
+        line: String,
+    },
+    /// A build succeeded and its outputs are in the store.
+    BuildFinished {
+        /// What was built.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// Name of the node.
+        node: String,
+        /// Output name to path.
+        #[serde(with = "basename")]
+        outputs: BTreeMap<String, StorePath>,
+        /// Milliseconds from start to registered outputs.
+        duration: u64,
+    },
+    /// A build failed.
+    BuildFailed {
+        /// What was built.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// Name of the node.
+        node: String,
+        /// Why, such as "the builder failed with exit code 2".
+        error: String,
+        /// The last lines of its log, at most 25.
+        log_tail: Vec<String>,
+        /// Whether the failure counts against the command.
+        demanded: bool,
+    },
+    /// A derivation cannot be built because another one failed.
+    DependencyFailed {
+        /// Which.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// What failed.
+        #[serde(with = "basename")]
+        because: StorePath,
+    },
+    /// A build or fetch was given up because nobody needs it any more.
+    Cancelled {
+        /// Which.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// Why.
+        reason: String,
+    },
+    /// A fetch began.
+    FetchStarted {
+        /// What.
+        #[serde(with = "basename")]
+        path: StorePath,
+        /// From whom.
+        from: String,
+    },
+    /// A fetch ended well.
+    FetchFinished {
+        /// What.
+        #[serde(with = "basename")]
+        path: StorePath,
+        /// From whom.
+        from: String,
+        /// Bytes of the archive.
+        bytes: u64,
+    },
+    /// A path was pushed to the desired store.
+    Pushed {
+        /// What.
+        #[serde(with = "basename")]
+        path: StorePath,
+        /// Where to.
+        to: String,
+    },
+    /// An import's outputs are there.
+    ImportDone {
+        /// Its number.
+        import: u64,
+    },
+    /// An import failed.
+    ImportFailed {
+        /// Its number.
+        import: u64,
+        /// Why.
+        error: String,
+    },
+    /// A target is complete.
+    TargetDone {
+        /// Its number.
+        target: u64,
+        /// What the user called it.
+        name: String,
+        /// Output name to path.
+        #[serde(with = "basename")]
+        outputs: BTreeMap<String, StorePath>,
+    },
+    /// A target cannot be had.
+    TargetFailed {
+        /// Its number.
+        target: u64,
+        /// What the user called it.
+        name: String,
+        /// Why.
+        error: String,
+    },
+    /// A message for the user.
+    Message {
+        /// `info`, `warning` or `error`.
+        level: String,
+        /// The text.
+        text: String,
+    },
+    /// The session is over; the stream ends.
+    Ended {
+        /// How.
+        outcome: Outcome,
+        /// Builds that succeeded.
+        built: u64,
+        /// Paths fetched.
+        fetched: u64,
+        /// Derivations found present.
+        present: u64,
+        /// Builds that failed and counted.
+        failed: u64,
+    },
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Everything asked for is there.
+    Success,
+    /// A build failed.
+    BuildFailed,
+    /// The evaluation failed.
+    EvaluationFailed,
+    /// Interrupted.
+    Interrupted,
+}
+
+/// What a node is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// [`CONTROL_VERSION`] of the node.
+    pub version: u32,
+    /// Version of the program.
+    pub program: String,
+    /// The node's key.
+    pub node: NodeKey,
+    /// Process id.
+    pub pid: u32,
+    /// The home.
+    pub home: String,
+    /// Seconds since it started.
+    pub uptime: u64,
+    /// Builds it runs at once.
+    pub slots: u32,
+    /// Whether it stops by itself when nobody uses it.
+    pub idle_exit: bool,
+    /// Commands that use it now.
+    pub sessions: Vec<SessionStatus>,
+    /// Builds that run now.
+    pub builds: Vec<BuildStatus>,
+    /// Paths in its store.
+    pub paths: u64,
+}
+
+/// A command that uses the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStatus {
+    /// Its number.
+    pub session: u64,
+    /// What it does.
+    pub mode: SessionMode,
+    /// Seconds since it was opened.
+    pub age: u64,
+    /// Derivations instantiated so far.
+    pub derivations: u64,
+    /// Derivations that wait to be built.
+    pub waiting: u64,
+}
+
+/// A build that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildStatus {
+    /// What.
+    #[serde(with = "basename")]
+    pub derivation: StorePath,
+    /// Where.
+    pub node: String,
+    /// Seconds since it started.
+    pub age: u64,
+    /// The last line of its log.
+    pub last_line: String,
+    /// Sessions that want it.
+    pub sessions: Vec<u64>,
+}
+
+/// Where a path came from and why: `tvix-node why PATH`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Provenance {
+    /// What is known of the path.
+    pub info: PathInfo,
+    /// How it came here, in one sentence.
+    pub summary: String,
+    /// Why it was placed where it was built, if it was.
+    pub reason: Option<String>,
+    /// The node that built it.
+    pub node: Option<String>,
+    /// Seconds since 1970.
+    pub started: Option<u64>,
+    /// Seconds since 1970.
+    pub finished: Option<u64>,
+}

@@ -1,0 +1,494 @@
+//! Derivations: made from their fields, read back, and checked.
+//!
+//! Parsing is `nix-derivation`'s. Writing and hashing are here, because that crate's hash loses
+//! outputs where two inputs have the same hash modulo (they must be merged), and because it cannot
+//! hold arguments that are not UTF-8.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use nix_derivation::{
+    Derivation, Error as DerivationError, Output, StructuredAttrs, StructuredAttrsFiles,
+};
+use sha2::{Digest as _, Sha256};
+
+use super::hash::CAHash;
+use super::store_path::{StorePath, StorePathError, build_ca_path, build_text_path};
+use crate::limits::{DERIVATION_BYTES, OUTPUTS};
+
+/// Why a derivation cannot be made, read, or believed.
+#[derive(Debug, thiserror::Error)]
+pub enum DrvError {
+    /// It does not parse, or is not valid in itself.
+    #[error("the derivation '{name}' is not valid: {source}")]
+    Invalid {
+        /// The derivation's name or path.
+        name: String,
+        /// What is wrong.
+        source: DerivationError,
+    },
+    /// A store path cannot be made of the derivation's name and outputs.
+    #[error("no store path can be made for the derivation '{name}': {source}")]
+    StorePath {
+        /// The derivation's name.
+        name: String,
+        /// What is wrong.
+        source: StorePathError,
+    },
+    /// The hash of an input derivation is not known.
+    #[error("the derivation '{name}' needs {input}, which is not known")]
+    UnknownInput {
+        /// The derivation's name.
+        name: String,
+        /// The missing input derivation.
+        input: StorePath,
+    },
+    /// An input is asked for an output that it does not have.
+    #[error("the derivation '{name}' wants the output '{output}' of {input}, which has no such output")]
+    UnknownOutput {
+        /// The derivation's name.
+        name: String,
+        /// The input derivation.
+        input: StorePath,
+        /// The missing output.
+        output: String,
+    },
+    /// Outputs whose paths are only known after building, or dynamic derivations.
+    #[error(
+        "the derivation '{0}' uses floating content-addressed, impure or dynamic outputs, which are not supported yet"
+    )]
+    Unsupported(String),
+    /// A claimed path differs from the computed one.
+    #[error(
+        "output '{output}' of '{name}' claims the path {claimed}, but {computed} follows from the derivation"
+    )]
+    Mismatch {
+        /// The derivation's name.
+        name: String,
+        /// The output's name.
+        output: String,
+        /// What the derivation says.
+        claimed: StorePath,
+        /// What follows from its content.
+        computed: StorePath,
+    },
+    /// The derivation's text does not have the store path it is offered under.
+    #[error("the text offered as {claimed} has the path {computed}")]
+    WrongPath {
+        /// The path it is offered under.
+        claimed: StorePath,
+        /// The path of the text.
+        computed: StorePath,
+    },
+    /// More outputs or bytes than allowed.
+    #[error("the derivation '{name}' has {size} {what}, more than the {limit} allowed")]
+    TooLarge {
+        /// The derivation's name.
+        name: String,
+        /// What there is too much of.
+        what: &'static str,
+        /// How much.
+        size: usize,
+        /// How much is allowed.
+        limit: usize,
+    },
+}
+
+/// The identity of a derivation as an input of others: Nix's "hash derivation modulo", 32 bytes.
+///
+/// Equal for derivations that differ only in how their fixed-output inputs are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModuloHash(pub [u8; 32]);
+
+/// What is known of a derivation once its output paths are: its place in the store, its text, and
+/// what others need to hash it as an input.
+#[derive(Debug, Clone)]
+pub struct Instantiated {
+    /// Path of the `.drv` file.
+    pub drv_path: StorePath,
+    /// The `.drv` file's content.
+    pub aterm: Vec<u8>,
+    /// Output name to path.
+    pub outputs: BTreeMap<String, StorePath>,
+    /// Its identity as an input.
+    pub modulo: ModuloHash,
+}
+
+/// How an output gets its path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputKind {
+    /// From the derivation that makes it.
+    InputAddressed,
+    /// From its content, which is declared.
+    Fixed(CAHash),
+}
+
+/// Everything that a derivation says, except the output paths, which follow from it.
+///
+/// Bytes where Nix allows bytes. `environment` must not contain the outputs' own variables: they
+/// are added with their paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DerivationFields {
+    /// Without `.drv`.
+    pub name: String,
+    /// Output name to how it is addressed. Not empty; a fixed output is called `out` and is alone.
+    pub outputs: BTreeMap<String, OutputKind>,
+    /// Input derivation to the outputs wanted of it.
+    pub input_derivations: BTreeMap<StorePath, BTreeSet<String>>,
+    /// Store paths wanted as they are.
+    pub input_sources: BTreeSet<StorePath>,
+    /// Platform, such as `x86_64-linux`.
+    pub system: Vec<u8>,
+    /// Program that builds.
+    pub builder: Vec<u8>,
+    /// Its arguments.
+    pub arguments: Vec<Vec<u8>>,
+    /// Its environment, `__json` included where attributes are structured.
+    pub environment: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl DerivationFields {
+    /// Computes output paths, text and path of the derivation. `modulo` answers for every input
+    /// derivation.
+    ///
+    /// # Errors
+    /// See [`DrvError`]. Source: Nix manual, "Derivation outputs and types"; `hashDerivationModulo`.
+    pub fn instantiate(
+        &self,
+        modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
+    ) -> Result<Instantiated, DrvError> {
+        let inputs = Inputs::Replaced(self.replaced_inputs(modulo)?);
+        let outputs = self.output_paths(&inputs)?;
+        let modulo = self.modulo_hash(&inputs, &outputs);
+        let aterm = self.aterm(&Inputs::Paths(&self.input_derivations), Some(&outputs));
+        self.bounded("bytes", aterm.len(), DERIVATION_BYTES)?;
+        let references = self.input_derivations.keys().chain(&self.input_sources);
+        let drv_path = build_text_path(&format!("{}.drv", self.name), &aterm, references)
+            .map_err(|source| self.no_path(source))?;
+        Ok(Instantiated {
+            drv_path,
+            aterm,
+            outputs,
+            modulo,
+        })
+    }
+
+    fn output_paths(&self, inputs: &Inputs<'_>) -> Result<BTreeMap<String, StorePath>, DrvError> {
+        self.bounded("outputs", self.outputs.len(), OUTPUTS)?;
+        let masked = Sha256::digest(self.aterm(inputs, None));
+        let masked = nix_derivation::DerivationModuloHash::new(masked.into());
+        self.outputs
+            .iter()
+            .map(|(output, kind)| {
+                let path = match kind {
+                    OutputKind::InputAddressed => {
+                        nix_derivation::store_path::build_output_path(masked, output, &self.name)
+                    }
+                    OutputKind::Fixed(ca) => super::store_path::output_path_name(&self.name, output)
+                        .and_then(|name| build_ca_path(&name, ca, std::iter::empty(), false)),
+                };
+                Ok((output.clone(), path.map_err(|source| self.no_path(source))?))
+            })
+            .collect()
+    }
+
+    fn modulo_hash(&self, inputs: &Inputs<'_>, outputs: &BTreeMap<String, StorePath>) -> ModuloHash {
+        if let (1, Some(OutputKind::Fixed(ca))) = (self.outputs.len(), self.outputs.get("out")) {
+            let text = format!(
+                "fixed:out:{}:{}:{}",
+                method(ca),
+                base16(ca.hash().digest_as_bytes()),
+                outputs["out"]
+            );
+            return ModuloHash(Sha256::digest(text).into());
+        }
+        ModuloHash(Sha256::digest(self.aterm(inputs, Some(outputs))).into())
+    }
+
+    fn replaced_inputs(
+        &self,
+        mut modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
+    ) -> Result<BTreeMap<String, BTreeSet<String>>, DrvError> {
+        let mut replaced: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (path, outputs) in &self.input_derivations {
+            let ModuloHash(hash) = modulo(path).ok_or_else(|| DrvError::UnknownInput {
+                name: self.name.clone(),
+                input: path.clone(),
+            })?;
+            replaced
+                .entry(base16(&hash))
+                .or_default()
+                .extend(outputs.iter().cloned());
+        }
+        Ok(replaced)
+    }
+
+    /// The ATerm form. `outputs` none: masked, as hashed for output paths.
+    fn aterm(&self, inputs: &Inputs<'_>, outputs: Option<&BTreeMap<String, StorePath>>) -> Vec<u8> {
+        let size: usize = self
+            .environment
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 8)
+            .sum();
+        let mut text = Vec::with_capacity(size + size / 8 + 128 * (self.input_derivations.len() + 4));
+        let shown = |output: &str| {
+            outputs
+                .map(|paths| paths[output].to_absolute_path())
+                .unwrap_or_default()
+        };
+        text.extend_from_slice(b"Derive([");
+        list(&mut text, &self.outputs, |text, (output, kind)| {
+            text.push(b'(');
+            quote(text, output.as_bytes());
+            text.push(b',');
+            quote(text, shown(output).as_bytes());
+            let (algorithm, hash) = match kind {
+                OutputKind::InputAddressed => (String::new(), String::new()),
+                OutputKind::Fixed(ca) => (method(ca), base16(ca.hash().digest_as_bytes())),
+            };
+            text.push(b',');
+            quote(text, algorithm.as_bytes());
+            text.push(b',');
+            quote(text, hash.as_bytes());
+            text.push(b')');
+        });
+        text.extend_from_slice(b"],[");
+        let input = |text: &mut Vec<u8>, name: &str, outputs: &BTreeSet<String>| {
+            text.push(b'(');
+            quote(text, name.as_bytes());
+            text.extend_from_slice(b",[");
+            list(text, outputs, |text, output| quote(text, output.as_bytes()));
+            text.extend_from_slice(b"])");
+        };
+        match inputs {
+            Inputs::Paths(paths) => {
+                list(&mut text, *paths, |text, (path, outputs)| {
+                    input(text, &path.to_absolute_path(), outputs)
+                });
+            }
+            Inputs::Replaced(hashes) => list(&mut text, hashes, |text, (hash, outputs)| {
+                input(text, hash, outputs)
+            }),
+        }
+        text.extend_from_slice(b"],[");
+        list(&mut text, &self.input_sources, |text, path| {
+            quote(text, path.to_absolute_path().as_bytes())
+        });
+        text.extend_from_slice(b"],");
+        quote(&mut text, &self.system);
+        text.push(b',');
+        quote(&mut text, &self.builder);
+        text.extend_from_slice(b",[");
+        list(&mut text, &self.arguments, |text, argument| quote(text, argument));
+        text.extend_from_slice(b"],[");
+        let own: BTreeMap<&[u8], String> = self
+            .outputs
+            .keys()
+            .map(|output| (output.as_bytes(), shown(output)))
+            .collect();
+        let mut environment: BTreeMap<&[u8], &[u8]> = self
+            .environment
+            .iter()
+            .map(|(name, value)| (name.as_slice(), value.as_slice()))
+            .collect();
+        environment.extend(own.iter().map(|(name, value)| (*name, value.as_bytes())));
+        list(&mut text, environment, |text, (name, value)| {
+            text.push(b'(');
+            quote(text, name);
+            text.push(b',');
+            quote(text, value);
+            text.push(b')');
+        });
+        text.extend_from_slice(b"])");
+        text
+    }
+
+    fn no_path(&self, source: StorePathError) -> DrvError {
+        DrvError::StorePath {
+            name: self.name.clone(),
+            source,
+        }
+    }
+
+    fn bounded(&self, what: &'static str, size: usize, limit: usize) -> Result<(), DrvError> {
+        if size > limit {
+            return Err(DrvError::TooLarge {
+                name: self.name.clone(),
+                what,
+                size,
+                limit,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Parses the text of a `.drv` file and checks that it belongs under `path`: derivations are
+/// text-addressed, so nobody has to be believed for them.
+///
+/// # Errors
+/// See [`DrvError`].
+pub fn read_derivation(path: &StorePath, aterm: &[u8]) -> Result<Derivation, DrvError> {
+    let name = path.name().strip_suffix(".drv").unwrap_or(path.name());
+    if aterm.len() > DERIVATION_BYTES {
+        let (what, size, limit) = ("bytes", aterm.len(), DERIVATION_BYTES);
+        return Err(DrvError::TooLarge {
+            name: path.to_string(),
+            what,
+            size,
+            limit,
+        });
+    }
+    let derivation = Derivation::from_aterm_bytes(aterm, name).map_err(|source| DrvError::Invalid {
+        name: path.to_string(),
+        source,
+    })?;
+    let references = derivation
+        .input_derivations()
+        .keys()
+        .chain(derivation.input_sources());
+    let computed = build_text_path(path.name(), aterm, references).map_err(|source| DrvError::StorePath {
+        name: path.to_string(),
+        source,
+    })?;
+    if computed != *path {
+        return Err(DrvError::WrongPath {
+            claimed: path.clone(),
+            computed,
+        });
+    }
+    Ok(derivation)
+}
+
+/// Recomputes the output paths of a derivation from its content and refuses it where it claims
+/// others. Gives the paths and the identity as an input of others.
+///
+/// # Errors
+/// [`DrvError::Mismatch`] for the first output that differs; see [`DrvError`].
+pub fn check_output_paths(
+    derivation: &Derivation,
+    modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
+) -> Result<(BTreeMap<String, StorePath>, ModuloHash), DrvError> {
+    let fields = fields_of(derivation)?;
+    let inputs = Inputs::Replaced(fields.replaced_inputs(modulo)?);
+    let computed = fields.output_paths(&inputs)?;
+    for (output, path) in &computed {
+        let claimed = match &derivation.outputs()[output] {
+            Output::InputAddressed { path } => path,
+            _ => path,
+        };
+        if claimed != path {
+            return Err(DrvError::Mismatch {
+                name: derivation.name().to_owned(),
+                output: output.clone(),
+                claimed: claimed.clone(),
+                computed: path.clone(),
+            });
+        }
+    }
+    let hash = fields.modulo_hash(&inputs, &computed);
+    Ok((computed, hash))
+}
+
+/// The fields of a parsed derivation.
+///
+/// # Errors
+/// [`DrvError::Unsupported`] where an output's path is not known before building.
+pub fn fields_of(derivation: &Derivation) -> Result<DerivationFields, DrvError> {
+    let unsupported = || DrvError::Unsupported(derivation.name().to_owned());
+    let mut outputs = BTreeMap::new();
+    for (name, output) in derivation.outputs() {
+        let kind = match output {
+            Output::InputAddressed { .. } => OutputKind::InputAddressed,
+            Output::Fixed { ca } => OutputKind::Fixed(ca.clone()),
+            Output::Floating { .. } | Output::Deferred | Output::Impure { .. } => return Err(unsupported()),
+        };
+        outputs.insert(name.clone(), kind);
+    }
+    let mut input_derivations = BTreeMap::new();
+    for (path, input) in derivation.input_derivations() {
+        if input.is_dynamic() {
+            return Err(unsupported());
+        }
+        input_derivations.insert(path.clone(), input.outputs().clone());
+    }
+    let mut environment: BTreeMap<Vec<u8>, Vec<u8>> = derivation
+        .environment()
+        .iter()
+        .map(|(name, value)| (name.clone().into_bytes(), value.clone()))
+        .collect();
+    if let Some(attrs) = derivation.structured_attrs() {
+        environment.insert(b"__json".to_vec(), attrs.raw_json().to_vec());
+    }
+    Ok(DerivationFields {
+        name: derivation.name().to_owned(),
+        outputs,
+        input_derivations,
+        input_sources: derivation.input_sources().clone(),
+        system: derivation.system().as_bytes().to_vec(),
+        builder: derivation.builder().as_bytes().to_vec(),
+        arguments: derivation
+            .arguments()
+            .iter()
+            .map(|argument| argument.clone().into_bytes())
+            .collect(),
+        environment,
+    })
+}
+
+enum Inputs<'a> {
+    Paths(&'a BTreeMap<StorePath, BTreeSet<String>>),
+    Replaced(BTreeMap<String, BTreeSet<String>>),
+}
+
+fn method(ca: &CAHash) -> String {
+    let prefix = match ca {
+        CAHash::Flat(_) => "",
+        CAHash::Nar(_) => "r:",
+        CAHash::Text(_) => "text:",
+        CAHash::Git(_) => "git:",
+    };
+    format!("{prefix}{}", ca.hash().algorithm())
+}
+
+fn base16(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
+}
+
+fn list<T>(text: &mut Vec<u8>, items: impl IntoIterator<Item = T>, mut one: impl FnMut(&mut Vec<u8>, T)) {
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
+            text.push(b',');
+        }
+        one(text, item);
+    }
+}
+
+fn quote(text: &mut Vec<u8>, bytes: &[u8]) {
+    text.push(b'"');
+    let mut rest = bytes;
+    while let Some(at) = rest
+        .iter()
+        .position(|byte| matches!(byte, b'"' | b'\\' | b'\n' | b'\r' | b'\t'))
+    {
+        text.extend_from_slice(&rest[..at]);
+        text.push(b'\\');
+        text.push(match rest[at] {
+            b'\n' => b'n',
+            b'\r' => b'r',
+            b'\t' => b't',
+            other => other,
+        });
+        rest = &rest[at + 1..];
+    }
+    text.extend_from_slice(rest);
+    text.push(b'"');
+}
+
+#[cfg(test)]
+#[path = "derivation_tests.rs"]
+mod tests;
