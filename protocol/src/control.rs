@@ -10,14 +10,17 @@
 //! | `POST /sessions` | [`OpenSession`] | [`SessionOpened`] |
 //! | `GET /sessions/ID/events` | | [`Event`], one JSON object a line, until the session ends; closing the connection cancels the session |
 //! | `POST /sessions/ID/batch` | CBOR `Vec<`[`WorkerMessage`]`>` | 204 |
-//! | `PUT /sessions/ID/store?name=NAME&method=nar\|flat&…` | an archive (NAR) | [`PathInfo`] |
+//! | `PUT /sessions/ID/store?name=NAME&method=nar\|flat&…` ([`AddSource`]) | an archive (NAR) | [`PathInfo`] |
 //! | `POST /sessions/ID/sources` | [`SourceQuery`] | [`SourceAnswer`] |
-//! | `POST /paths` | list of paths | list of [`PathInfo`], the valid ones |
+//! | `POST /paths` | [`PathQuery`] | list of [`PathInfo`], the valid ones |
 //! | `GET /log?path=PATH` | | the build log, as bytes |
 //! | `GET /why?path=PATH` | | [`Provenance`] |
 //! | `POST /roots` | [`AddRoot`] | 204 |
 //!
-//! An error has a status of 4xx or 5xx and a [`Failure`] as body.
+//! `PATH` in an address is a store path with or without its store directory. An error has a status of
+//! 4xx or 5xx and a [`Failure`] as body. Every answer of a node carries [`VERSION_HEADER`] with its
+//! [`CONTROL_VERSION`]; a request that carries it with another version is refused, a request
+//! without it (curl) is not. `POST /down` is understood by every version.
 
 use std::collections::BTreeMap;
 
@@ -31,11 +34,43 @@ use crate::path_info::PathInfo;
 /// Version of the control protocol; a command and a node of different versions do not talk.
 pub const CONTROL_VERSION: u32 = 1;
 
-/// What went wrong, for a person.
+/// Header that carries [`CONTROL_VERSION`] in requests and answers.
+pub const VERSION_HEADER: &str = "tvix-node-control";
+
+/// What went wrong, for a person and for a program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// The message: names the thing, the place and what to do.
     pub error: String,
+    /// What caused it, the nearest cause first.
+    #[serde(default)]
+    pub causes: Vec<String>,
+    /// What kind of failure it is.
+    pub kind: FailureKind,
+}
+
+/// Kinds of failures that a program may want to tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The request is wrong in itself.
+    Invalid,
+    /// The other side is not the owner of the node.
+    Forbidden,
+    /// What the request names is not there.
+    NotFound,
+    /// The request does not fit the state of what it names.
+    Conflict,
+    /// The request is larger than what is taken.
+    TooLarge,
+    /// The other side speaks another version.
+    Version,
+    /// Too much is going on, or the node is stopping.
+    Unavailable,
+    /// The disk is full.
+    NoSpace,
+    /// The node failed.
+    Internal,
 }
 
 /// Starts a session: one command's evaluation and builds. While it is open, everything it adds,
@@ -150,6 +185,33 @@ pub enum WorkerMessage {
     EvaluationEnded,
 }
 
+/// Query of `PUT /v1/sessions/ID/store`: adds a source under the path that follows from its content.
+/// The body is the source's archive (NAR), for [`AddedAs::Flat`] too. A body that ends early adds
+/// nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AddSource {
+    /// Name of the store path to make.
+    pub name: String,
+    /// What of it is hashed.
+    pub method: AddedAs,
+    /// Digest of what identified the source when it was read, to be remembered for [`SourceQuery`].
+    pub fingerprint: Option<String>,
+    /// The hash that the content must have, in any of Nix's notations with its algorithm; none:
+    /// SHA-256, whatever it is.
+    pub expected: Option<String>,
+}
+
+/// What of a source is hashed for its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddedAs {
+    /// The archive of the tree.
+    Nar,
+    /// The bytes of one file.
+    Flat,
+}
+
 /// Asks whether an unchanged source is in the store already.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -165,6 +227,38 @@ pub struct SourceAnswer {
     /// Its path, where it is known and valid.
     #[serde(with = "basename")]
     pub path: Option<StorePath>,
+}
+
+/// Adds a source to the store. Travels in the address; the body is the archive (NAR) of the source,
+/// also where the path follows from the bytes of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddSource {
+    /// Name of the store path to make.
+    pub name: String,
+    /// What of it is hashed (`method`).
+    pub method: SourceMethod,
+    /// The hash that the content must have, in Nix's notation (`sha256:…`); else it is refused.
+    pub hash: Option<String>,
+    /// What [`SourceQuery`] may ask for later.
+    pub fingerprint: Option<String>,
+}
+
+/// How a source becomes the content of a store path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceMethod {
+    /// By the archive of the tree (`nar`).
+    Nar,
+    /// By the bytes of one regular file (`flat`).
+    Flat,
+}
+
+/// Asks which paths are valid and what is known of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PathQuery {
+    /// The paths.
+    #[serde(with = "basename")]
+    pub paths: Vec<StorePath>,
 }
 
 /// Makes a link outside the home a root: what it points to is kept.
