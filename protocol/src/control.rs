@@ -229,29 +229,6 @@ pub struct SourceAnswer {
     pub path: Option<StorePath>,
 }
 
-/// Adds a source to the store. Travels in the address; the body is the archive (NAR) of the source,
-/// also where the path follows from the bytes of one file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddSource {
-    /// Name of the store path to make.
-    pub name: String,
-    /// What of it is hashed (`method`).
-    pub method: SourceMethod,
-    /// The hash that the content must have, in Nix's notation (`sha256:…`); else it is refused.
-    pub hash: Option<String>,
-    /// What [`SourceQuery`] may ask for later.
-    pub fingerprint: Option<String>,
-}
-
-/// How a source becomes the content of a store path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SourceMethod {
-    /// By the archive of the tree (`nar`).
-    Nar,
-    /// By the bytes of one regular file (`flat`).
-    Flat,
-}
-
 /// Asks which paths are valid and what is known of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
