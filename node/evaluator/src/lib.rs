@@ -12,6 +12,7 @@ mod error;
 mod host;
 pub mod limits;
 mod options;
+pub mod pure;
 pub mod syntax;
 mod target;
 

@@ -14,11 +14,11 @@ impl Pos {
     /// No position.
     pub const NONE: Pos = Pos(0);
 
-    /// The position of a byte of a file, given what [`SourceFile::base`] says.
+    /// The position some bytes behind this one, in the same file.
     #[inline]
-    pub(crate) fn new(base: u32, offset: usize) -> Pos {
+    pub(super) fn plus(self, offset: u32) -> Pos {
         // The map refuses files that would take the sum past u32::MAX.
-        Pos(base + offset as u32)
+        Pos(self.0.wrapping_add(offset))
     }
 
     /// Whether this is [`Pos::NONE`].
@@ -76,11 +76,6 @@ impl SourceFile {
     /// The whole text.
     pub fn text(&self) -> &Arc<[u8]> {
         &self.text
-    }
-
-    /// What to add to a byte offset of the text to get the number of its [`Pos`].
-    pub(crate) fn base(&self) -> u32 {
-        self.base
     }
 
     /// Offsets of the first byte of every line. Lines end at LF, CR LF or a lone CR, as in stock Nix.
@@ -197,6 +192,15 @@ impl SourceMap {
         &self.files[id.0 as usize]
     }
 
+    /// The position of the first byte of a file.
+    ///
+    /// # Panics
+    ///
+    /// When the id is of another map.
+    pub fn start(&self, id: SourceId) -> Pos {
+        Pos(self.file(id).base)
+    }
+
     /// The file of a position; `None` for [`Pos::NONE`].
     pub fn file_of(&self, pos: Pos) -> Option<&SourceFile> {
         if pos.is_none() {
@@ -222,5 +226,81 @@ impl SourceMap {
             line: line as u32,
             column: offset - start + 1,
         })
+    }
+    /// The place of a position and the lines around it with a caret, as stock Nix shows them below a message:
+    ///
+    /// ```text
+    ///        at «string»:1:9:
+    ///             1| { a = 1 }
+    ///              |         ^
+    /// ```
+    ///
+    /// No line end at the end. `None` for [`Pos::NONE`].
+    pub fn excerpt(&self, pos: Pos) -> Option<String> {
+        let at = self.resolve(pos)?;
+        let mut text = format!("       at {at}:");
+        for number in at.line.saturating_sub(1)..=at.line + 1 {
+            if let Some(line) = at.file.line(number) {
+                let line = format!("\n        {number:>5}| {}", String::from_utf8_lossy(line));
+                text.push_str(line.trim_end_matches(' '));
+            }
+            if number == at.line {
+                text.push_str(&format!("\n             | {:>1$}", '^', at.column as usize));
+            }
+        }
+        Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(text: &str) -> (SourceMap, Pos) {
+        let mut map = SourceMap::new();
+        let first = map.add(Origin::String, Arc::from(&b"first"[..])).unwrap();
+        let second = map
+            .add(Origin::File(b"/a.nix".to_vec()), Arc::from(text.as_bytes()))
+            .unwrap();
+        assert_ne!(first, second);
+        let start = map.start(second);
+        (map, start)
+    }
+
+    fn at(start: Pos, offset: u32) -> Pos {
+        Pos::from_u32(start.to_u32() + offset)
+    }
+
+    #[test]
+    fn positions_name_file_line_and_column() {
+        let (map, start) = map("ab\ncd\r\ne\rf");
+        let place = |offset| map.resolve(at(start, offset)).unwrap().to_string();
+        assert_eq!(place(0), "/a.nix:1:1");
+        assert_eq!(place(1), "/a.nix:1:2");
+        assert_eq!(place(3), "/a.nix:2:1");
+        assert_eq!(place(7), "/a.nix:3:1");
+        assert_eq!(place(9), "/a.nix:4:1");
+        assert_eq!(place(10), "/a.nix:4:2", "the end of the file has a position");
+        assert_eq!(map.resolve(Pos::from_u32(1)).unwrap().to_string(), "«string»:1:1");
+        assert!(map.resolve(Pos::NONE).is_none());
+    }
+
+    #[test]
+    fn excerpts_show_the_line_and_its_neighbours() {
+        let (map, start) = map("one\ntwo\n\nfour\n");
+        assert_eq!(
+            map.excerpt(at(start, 5)).unwrap(),
+            "       at /a.nix:2:2:\n            1| one\n            2| two\n             |  ^\n            3|"
+        );
+    }
+
+    #[test]
+    fn sources_past_four_gib_are_refused() {
+        let mut map = SourceMap::new();
+        map.add(Origin::Stdin, Arc::from(&b"1"[..])).unwrap();
+        map.files[0].base = u32::MAX - 10;
+        assert!(map.add(Origin::Stdin, Arc::from(&b"1234567"[..])).is_ok());
+        let error = map.add(Origin::Stdin, Arc::from(&b"1"[..])).unwrap_err();
+        assert!(error.to_string().contains("«stdin»"), "{error}");
     }
 }

@@ -1,0 +1,6 @@
+//! What the builtins compute without evaluating anything: bytes and numbers in, bytes and numbers out.
+//!
+//! Each file follows one piece of current Nix to the byte. Nothing here knows values, thunks or string contexts.
+
+pub mod escape;
+pub mod float_format;
