@@ -1,1 +1,4 @@
-//! Empty so far.
+//! The node.
+pub mod home;
+pub mod namespace;
+pub mod worker;

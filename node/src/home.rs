@@ -1,0 +1,269 @@
+//! The node's directory: where it is, whose it is, and which version its files have.
+//!
+//! ```text
+//! <home>/version         format of everything below
+//! <home>/identity        the node's secret key, readable by its owner alone
+//! <home>/control.sock    the control socket, while a node is up
+//! <home>/up.log          what a node in the background says
+//! <home>/nix/store/      the store's trees
+//! <home>/store/          the store's index and logs
+//! <home>/scratch/        builds under way
+//! ```
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use tvix_node_protocol::envelope::NodeSecret;
+
+/// Format of the home that this program writes.
+pub const HOME_VERSION: u32 = 1;
+
+/// The variable that says where the home is.
+pub const HOME_VARIABLE: &str = "TVIX_NODE_HOME";
+
+/// Why a home cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// Neither the variable nor the user's own directories say where it is.
+    #[error(
+        "there is no place for the node's home: set {HOME_VARIABLE} to a folder (or HOME, under which one is chosen)"
+    )]
+    Nowhere,
+    /// The variable must name an absolute path.
+    #[error("{HOME_VARIABLE} is '{}', which is not an absolute path", .0.display())]
+    Relative(PathBuf),
+    /// Written by a newer program.
+    #[error("the home '{}' has the format {found}, and this program knows {HOME_VERSION}: update tvix-node, or set {HOME_VARIABLE} to another folder. Nothing was changed", .home.display())]
+    Newer {
+        /// The home.
+        home: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// A file of the home is not what it should be.
+    #[error("'{}' is damaged: {reason}", .file.display())]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file system refuses.
+    #[error("the home's '{}' cannot be {action}: {source}", .file.display())]
+    Io {
+        /// What.
+        file: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A node's directory. Holding one says nothing about whether it exists yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// The home that the environment names: `TVIX_NODE_HOME`, else the user's data directory.
+    ///
+    /// # Errors
+    /// [`HomeError::Nowhere`], [`HomeError::Relative`].
+    pub fn locate() -> Result<Self, HomeError> {
+        match std::env::var_os(HOME_VARIABLE).filter(|value| !value.is_empty()) {
+            Some(value) => Self::at(PathBuf::from(value)),
+            None => match directories::ProjectDirs::from("", "", "tvix-node") {
+                Some(directories) => Self::at(directories.data_local_dir().to_owned()),
+                None => Err(HomeError::Nowhere),
+            },
+        }
+    }
+
+    /// A home at an absolute path. Where it exists, links in the path are resolved: store paths are
+    /// shown to builds by their physical place.
+    ///
+    /// # Errors
+    /// [`HomeError::Relative`]
+    pub fn at(root: PathBuf) -> Result<Self, HomeError> {
+        if !root.is_absolute() {
+            return Err(HomeError::Relative(root));
+        }
+        Ok(Self {
+            root: fs::canonicalize(&root).unwrap_or(root),
+        })
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where store paths lie: `<home>/nix/store`.
+    #[must_use]
+    pub fn store_folder(&self) -> PathBuf {
+        self.root.join("nix/store")
+    }
+
+    /// Where builds under way lie; on the store's file system.
+    #[must_use]
+    pub fn scratch_folder(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+
+    /// What a node in the background says.
+    #[must_use]
+    pub fn background_log(&self) -> PathBuf {
+        self.root.join("up.log")
+    }
+
+    /// Makes the folder where there is none and checks its version.
+    ///
+    /// # Errors
+    /// See [`HomeError`]. A newer home is left untouched.
+    pub fn prepare(&self) -> Result<Self, HomeError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.root)
+            .map_err(|source| self.io(&self.root, "created", source))?;
+        let home = Self::at(self.root.clone())?;
+        home.check_version()?;
+        Ok(home)
+    }
+
+    fn check_version(&self) -> Result<(), HomeError> {
+        let file = self.root.join("version");
+        let found = match fs::read_to_string(&file) {
+            Ok(text) => text.trim().parse::<u32>().map_err(|_| HomeError::Damaged {
+                file: file.clone(),
+                reason: format!(
+                    "it should hold a number, and holds '{}'",
+                    text.trim().escape_debug()
+                ),
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return self.write_new(&file, format!("{HOME_VERSION}\n").as_bytes(), 0o644);
+            }
+            Err(source) => return Err(self.io(&file, "read", source)),
+        };
+        if found > HOME_VERSION {
+            return Err(HomeError::Newer {
+                home: self.root.clone(),
+                found,
+            });
+        }
+        Ok(())
+    }
+
+    /// The node's secret key; made at first use.
+    ///
+    /// # Errors
+    /// See [`HomeError`].
+    pub fn identity(&self) -> Result<NodeSecret, HomeError> {
+        let file = self.root.join("identity");
+        let bytes = match fs::read(&file) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut secret = [0; 32];
+                fill_random(&mut secret).map_err(|source| self.io(&file, "created", source))?;
+                self.write_new(&file, &secret, 0o600)?;
+                secret.to_vec()
+            }
+            Err(source) => return Err(self.io(&file, "read", source)),
+        };
+        let secret: [u8; 32] = bytes.as_slice().try_into().map_err(|_| HomeError::Damaged {
+            file: file.clone(),
+            reason: format!("it should hold a key of 32 bytes, and holds {}", bytes.len()),
+        })?;
+        Ok(NodeSecret::from_bytes(&secret))
+    }
+
+    /// Writes a file that is there completely or not at all.
+    fn write_new(&self, file: &Path, content: &[u8], mode: u32) -> Result<(), HomeError> {
+        let aside = file.with_extension(format!("new-{}", std::process::id()));
+        let write = || -> io::Result<()> {
+            let mut handle = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(mode)
+                .open(&aside)?;
+            handle.write_all(content)?;
+            handle.sync_all()?;
+            fs::rename(&aside, file)
+        };
+        write().map_err(|source| {
+            // The message about the first failure is the useful one; a leftover does no harm.
+            drop(fs::remove_file(&aside));
+            self.io(file, "written", source)
+        })
+    }
+
+    fn io(&self, file: &Path, action: &'static str, source: io::Error) -> HomeError {
+        HomeError::Io {
+            file: file.to_owned(),
+            action,
+            source,
+        }
+    }
+}
+
+fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once_and_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path().join("home")).unwrap().prepare().unwrap();
+        let first = home.identity().unwrap().key();
+        assert_eq!(home.identity().unwrap().key(), first);
+        let mode = fs::metadata(home.root().join("identity"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_newer_home_is_refused_untouched() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("version"), "7\n").unwrap();
+        let error = Home::at(folder.path().to_owned()).unwrap().prepare().unwrap_err();
+        assert!(matches!(error, HomeError::Newer { found: 7, .. }), "{error}");
+        let names: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["version"]);
+    }
+
+    #[test]
+    fn a_damaged_version_or_key_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path().to_owned()).unwrap();
+        fs::write(folder.path().join("version"), "x").unwrap();
+        assert!(matches!(home.prepare(), Err(HomeError::Damaged { .. })));
+        fs::write(folder.path().join("version"), "1").unwrap();
+        fs::write(folder.path().join("identity"), "short").unwrap();
+        assert!(matches!(
+            home.prepare().unwrap().identity(),
+            Err(HomeError::Damaged { .. })
+        ));
+    }
+
+    #[test]
+    fn a_relative_home_is_refused() {
+        assert!(matches!(Home::at("here".into()), Err(HomeError::Relative(_))));
+    }
+}
