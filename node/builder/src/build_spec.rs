@@ -1,0 +1,129 @@
+//! What one build is told, what it tells, and what it leaves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tvix_node_protocol::build::BuildLimits;
+use tvix_node_protocol::nix::derivation::Derivation;
+use tvix_node_protocol::path_info::NarHash;
+
+use crate::StorePath;
+use crate::scratch::Scratch;
+
+/// One path of a build's input closure, and where it lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildInput {
+    /// Its name.
+    pub path: StorePath,
+    /// Where its content is on this machine, absolute. It must not change while the build runs.
+    pub physical: PathBuf,
+}
+
+/// What `exportReferencesGraph` tells a build about one path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GraphPath {
+    /// The path.
+    pub path: StorePath,
+    /// Digest of its archive.
+    pub nar_hash: NarHash,
+    /// Bytes of its archive.
+    pub nar_size: u64,
+    /// What it refers to, itself included where it does.
+    pub references: BTreeSet<StorePath>,
+    /// Its content address in Nix's notation, where it has one.
+    pub ca: Option<String>,
+}
+
+/// Everything about one build.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct BuildSpec {
+    /// What to build. Its output paths must have been checked: the builder takes them as they are.
+    pub derivation: Derivation,
+    /// Its path, for messages and names.
+    pub drv_path: StorePath,
+    /// The complete closure of what the build may read. Nothing else of the store is visible to it.
+    pub inputs: Vec<BuildInput>,
+    /// Facts about the inputs, needed where [`crate::DerivationOptions::export_references_graph`] is
+    /// not empty.
+    pub graph: Vec<GraphPath>,
+    /// Which of the node's build slots this is. No two builds that run at once may have the same.
+    pub slot: u32,
+    /// `NIX_BUILD_CORES`; 0 means all.
+    pub cores: u32,
+    /// Bounds on time, silence, log and disk.
+    pub limits: BuildLimits,
+    /// Most processes and threads at once; see [`crate::limits::PROCESSES`].
+    pub processes: u32,
+    /// Values for variables that a fixed-output derivation names in `impureEnvVars`. A name that is
+    /// not here is set to the empty string, as Nix does.
+    pub impure_environment: BTreeMap<String, Vec<u8>>,
+    /// Keep the build folder of a failed build, see [`crate::Config::kept`].
+    pub keep_failed: bool,
+}
+
+impl BuildSpec {
+    /// A build in slot 0 on all cores without bounds.
+    #[must_use]
+    pub fn new(derivation: Derivation, drv_path: StorePath, inputs: Vec<BuildInput>) -> Self {
+        Self {
+            derivation,
+            drv_path,
+            inputs,
+            graph: Vec::new(),
+            slot: 0,
+            cores: 0,
+            limits: BuildLimits::NONE,
+            processes: crate::limits::PROCESSES,
+            impure_environment: BTreeMap::new(),
+            keep_failed: false,
+        }
+    }
+}
+
+/// What a build tells while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BuildEvent {
+    /// The sandbox stands, the builder program is about to run.
+    Started,
+    /// A line that the build wrote to its standard output or error, without its end of line.
+    /// Lines longer than [`crate::limits::LOG_LINE_BYTES`] come in pieces.
+    Log(Vec<u8>),
+}
+
+/// How long a build took and what it used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// From the call to the start of the builder program.
+    pub setup: Duration,
+    /// From the start of the builder program to the end of all processes.
+    pub run: Duration,
+    /// Processor time of the build's processes that were waited for, in user mode.
+    pub user: Duration,
+    /// The same, in the kernel.
+    pub system: Duration,
+    /// Largest resident set of one process, in bytes.
+    pub peak_memory: u64,
+}
+
+/// A build that succeeded. All of its processes are dead.
+///
+/// Its folder lives as long as this value: take the outputs out, then call [`Built::discard`].
+#[derive(Debug)]
+pub struct Built {
+    /// Output name to where the output lies now. Whoever takes it must not follow links in it: a
+    /// build wrote it. Its owner and modes are as the build left them.
+    pub outputs: BTreeMap<String, PathBuf>,
+    /// How long it took.
+    pub timings: Timings,
+    pub(crate) scratch: Scratch,
+}
+
+impl Built {
+    /// Removes what is left of the build. Dropping does the same, but blocks the thread for it.
+    pub async fn discard(self) {
+        self.scratch.discard().await;
+    }
+}

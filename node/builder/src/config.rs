@@ -1,0 +1,130 @@
+//! What a builder is told once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// The first argument that makes a program that calls [`crate::run_if_sandbox`] a sandbox helper.
+pub const SANDBOX_ARGUMENT: &str = "__tvix-node-sandbox";
+
+/// First host uid and gid used for builds when the node runs as root; slot `n` uses this plus `n`.
+///
+/// Right after the range from which Nix allocates build users (`start-id` 872415232, 8,388,608
+/// ids), because stock Nix kills every process of a build user that it is about to use.
+pub const FIRST_BUILD_USER: u32 = 0x3480_0000;
+
+/// How the node starts itself again to set up a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Helper {
+    /// A program whose `main` calls [`crate::run_if_sandbox`] first.
+    pub program: PathBuf,
+    /// Arguments before [`SANDBOX_ARGUMENT`]; usually none.
+    pub arguments: Vec<OsString>,
+}
+
+impl Helper {
+    /// The running program itself, even if its file has been replaced since.
+    #[must_use]
+    pub fn this_program() -> Self {
+        Self::program("/proc/self/exe")
+    }
+
+    /// Another program.
+    #[must_use]
+    pub fn program(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+        }
+    }
+}
+
+/// A path of the machine that every build sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxPath {
+    /// Where it is on the machine. Must exist when a build starts.
+    pub outside: PathBuf,
+    /// Whether builds may change it.
+    pub writable: bool,
+}
+
+/// What a builder is told once.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where builds happen: an own folder, on the file system of the store, so that outputs need not
+    /// be copied across. Everything in it is removed by [`crate::Builder::new`].
+    pub scratch: PathBuf,
+    /// Where the build folders of failed builds go when asked for. On the same file system as
+    /// `scratch`; nothing in it is ever removed.
+    pub kept: PathBuf,
+    /// How to start the sandbox helper.
+    pub helper: Helper,
+    /// Platforms that are built for, such as `x86_64-linux`.
+    pub systems: BTreeSet<String>,
+    /// System features that derivations may require. With `kvm`, builds see `/dev/kvm`.
+    pub features: BTreeSet<String>,
+    /// First host uid and gid of builds when the node runs as root, see [`FIRST_BUILD_USER`].
+    pub first_build_user: u32,
+    /// Paths of the machine that builds see, by their path inside; none unless configured. This is
+    /// where `/bin/sh` would go.
+    pub sandbox_paths: BTreeMap<PathBuf, SandboxPath>,
+    /// Certificates shown to fixed-output builds as `/etc/ssl/certs/ca-certificates.crt`.
+    pub ca_certificates: Option<PathBuf>,
+}
+
+impl Config {
+    /// Defaults for this machine. `scratch` must be a folder of the builder's own.
+    #[must_use]
+    pub fn new(scratch: impl Into<PathBuf>, helper: Helper) -> Self {
+        let scratch = scratch.into();
+        let mut kept = scratch.clone().into_os_string();
+        kept.push("-kept");
+        Self {
+            scratch,
+            kept: kept.into(),
+            helper,
+            systems: default_systems(),
+            features: default_features(),
+            first_build_user: FIRST_BUILD_USER,
+            sandbox_paths: BTreeMap::new(),
+            ca_certificates: default_certificates(),
+        }
+    }
+}
+
+/// What this machine can run without emulation, as Nix's `system` and `extra-platforms` have it.
+fn default_systems() -> BTreeSet<String> {
+    let systems: &[&str] = match std::env::consts::ARCH {
+        "x86_64" => &["x86_64-linux", "i686-linux"],
+        "x86" => &["i686-linux"],
+        "aarch64" => &["aarch64-linux"],
+        "arm" => &["armv7l-linux"],
+        "riscv64" => &["riscv64-linux"],
+        _ => &[],
+    };
+    systems.iter().map(|&system| system.to_owned()).collect()
+}
+
+/// As Nix's `system-features` has it.
+fn default_features() -> BTreeSet<String> {
+    use rustix::fs::{Access, access};
+    let mut features = vec!["benchmark", "big-parallel", "nixos-test"];
+    if access("/dev/kvm", Access::READ_OK | Access::WRITE_OK).is_ok() {
+        features.push("kvm");
+    }
+    features.into_iter().map(str::to_owned).collect()
+}
+
+/// Where distributions keep the certificates that they trust.
+fn default_certificates() -> Option<PathBuf> {
+    [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",
+    ]
+    .iter()
+    .map(Path::new)
+    .find(|path| path.exists())
+    .map(Path::to_path_buf)
+}

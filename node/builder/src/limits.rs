@@ -1,0 +1,38 @@
+//! Bounds of the builder, each with its reason.
+
+use std::time::Duration;
+
+/// Bytes of one line of log before it is cut into pieces. Longer lines do occur (minified
+/// JavaScript, link commands), but nobody reads them; pieces keep memory bounded.
+pub const LOG_LINE_BYTES: usize = 64 << 10;
+
+/// Lines of log kept for the message of a failed build, as Nix shows them.
+pub const LOG_TAIL_LINES: usize = 25;
+
+/// Bytes of one line kept for that message. 25 lines of this length still fit on a screen.
+pub const LOG_TAIL_LINE_BYTES: usize = 4 << 10;
+
+/// Bytes read from the log at once: what a pseudoterminal hands over at most.
+pub const LOG_READ_BYTES: usize = 64 << 10;
+
+/// Processes and threads of one build, unless asked otherwise: far above what parallel builds on
+/// large machines use, far below `pid_max`, so that a fork bomb ends in its own sandbox.
+///
+/// Bound by `RLIMIT_NPROC`, which counts per user namespace since Linux 5.14. Older kernels count
+/// all processes of the user, so the limit is not set there for a node that is not root.
+pub const PROCESSES: u32 = 8192;
+
+/// Bytes of one message between node and sandbox helper. The largest is the build's specification:
+/// arguments, environment and files of a derivation, which itself is bounded to 64 MiB.
+pub const MESSAGE_BYTES: usize = 256 << 20;
+
+/// How long a killed sandbox may take to report before its helper is killed as well. The kernel needs
+/// milliseconds; a process stuck in an unresponsive file system needs longer.
+pub const KILL_GRACE: Duration = Duration::from_secs(5);
+
+/// Share of memory that a build may use in `/dev/shm`, Nix's `sandbox-dev-shm-size`.
+pub const SHARED_MEMORY: &str = "50%";
+
+/// Added to a build's badness for the kernel's out-of-memory killer (of 1000), so that it takes the
+/// build and not the node.
+pub const OUT_OF_MEMORY_BADNESS: i32 = 500;
