@@ -1,0 +1,114 @@
+//! `build` and what it leaves.
+
+use std::fs;
+
+use crate::harness::{Machine, examples, finish, sandbox_works, tool};
+
+/// A copy of the offline example with its tool made.
+fn offline() -> Machine {
+    let machine = Machine::new();
+    fs::copy(examples().join("offline/default.nix"), machine.folder().join("default.nix")).expect("a copy");
+    fs::copy(tool(), machine.folder().join("tool")).expect("a copy");
+    machine
+}
+
+#[test]
+fn a_graph_is_built_and_its_result_is_a_root() {
+    if !sandbox_works("a_graph_is_built_and_its_result_is_a_root") {
+        return;
+    }
+    let machine = offline();
+    let out = machine.run(&["build", "-A", "all"]).ok().to_owned();
+    let result = fs::read_link(machine.folder().join("result")).expect("a result link");
+    assert_eq!(result, machine.physical(&out));
+    let letter = fs::read_to_string(result.join("letter/text"));
+    // Links inside the store point to /nix/store, which is not there for this test to follow.
+    assert!(letter.is_err() || letter.is_ok_and(|text| text == "hello, world\n"));
+    let greeting = fs::read_link(result.join("greeting")).expect("a link");
+    let greeting = fs::read_to_string(machine.physical(&greeting.to_string_lossy())).expect("the greeting");
+    assert_eq!(greeting, "hello, world\n");
+}
+
+#[test]
+fn a_second_run_builds_nothing_and_adds_nothing() {
+    if !sandbox_works("a_second_run_builds_nothing_and_adds_nothing") {
+        return;
+    }
+    let machine = offline();
+    let first = machine.run(&["build", "-A", "all", "--no-out-link"]).ok().to_owned();
+    let stored = machine.stored();
+    let second = machine.run(&["build", "-A", "all", "--no-out-link", "--log-format", "internal-json"]);
+    assert_eq!(second.ok(), first);
+    assert!(!second.stderr.contains("build-started"), "{}", second.stderr);
+    assert!(second.stderr.contains(r#""built":0"#), "{}", second.stderr);
+    assert_eq!(machine.stored(), stored);
+}
+
+#[test]
+fn what_is_known_of_a_path_is_shown() {
+    if !sandbox_works("what_is_known_of_a_path_is_shown") {
+        return;
+    }
+    let machine = offline();
+    let paths = machine.run(&["build", "-A", "letter", "-A", "letter.envelope", "--no-out-link"]);
+    let paths: Vec<&str> = paths.ok().lines().collect();
+    let envelope = paths[1];
+    let info = machine.run(&["store", "info", envelope, "--json"]);
+    let info: serde_json::Value = serde_json::from_str(info.ok()).expect("JSON");
+    let info = if info.is_array() { info[0].clone() } else { info };
+    assert_eq!(info["path"], envelope);
+    assert_eq!(info["references"], serde_json::json!([paths[0]]));
+    assert!(info["narHash"].as_str().is_some_and(|hash| hash.starts_with("sha256:")), "{info}");
+    assert!(info["narSize"].as_u64().is_some_and(|size| size > 100), "{info}");
+    assert_eq!(info["treeDigest"].as_str().map(str::len), Some(64), "{info}");
+    assert!(info["deriver"].as_str().is_some_and(|path| path.ends_with("-letter.drv")), "{info}");
+    assert!(info["signatures"].is_array(), "{info}");
+}
+
+#[test]
+fn a_built_program_runs_with_the_store_in_sight() {
+    if !sandbox_works("a_built_program_runs_with_the_store_in_sight") {
+        return;
+    }
+    let machine = offline();
+    let script = "echo running\ncat $greeting";
+    let mut command = machine.command(&["run", "-A", "hello", "--", script]);
+    let greeting = machine.run(&["build", "-A", "greeting", "--no-out-link"]).ok().to_owned();
+    let ran = finish(command.env("greeting", &greeting));
+    assert_eq!(ran.ok(), "running\nhello, world");
+}
+
+#[test]
+fn only_the_outputs_links_asked_for_are_made() {
+    if !sandbox_works("only_the_outputs_links_asked_for_are_made") {
+        return;
+    }
+    let machine = offline();
+    machine.run(&["build", "-A", "greeting", "-o", "mine"]).ok();
+    assert!(machine.folder().join("mine").is_symlink() && !machine.folder().join("result").exists());
+    machine.run(&["build", "-A", "greeting", "-A", "letter"]).ok();
+    assert!(machine.folder().join("result").is_symlink() && machine.folder().join("result-2").is_symlink());
+}
+
+#[test]
+fn a_dry_run_names_what_would_be_built_and_builds_nothing() {
+    let machine = offline();
+    let dry = machine.run(&["build", "-A", "letter", "--dry-run"]);
+    dry.ok();
+    assert!(dry.stderr.contains("-letter.drv") && dry.stderr.contains("-greeting.drv"), "{}", dry.stderr);
+    assert!(!machine.folder().join("result").exists());
+    assert!(machine.stored().iter().all(|name| !name.ends_with("-letter")), "{:?}", machine.stored());
+}
+
+#[test]
+fn why_says_where_a_path_came_from() {
+    if !sandbox_works("why_says_where_a_path_came_from") {
+        return;
+    }
+    let machine = offline();
+    let out = machine.run(&["build", "-A", "greeting", "--no-out-link"]).ok().to_owned();
+    let why = machine.run(&["why", &out]);
+    assert!(why.ok().contains("built"), "{}", why.stdout);
+    let log = machine.run(&["log", &out]);
+    assert_eq!(log.ok(), "writing a greeting");
+}

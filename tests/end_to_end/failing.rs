@@ -1,0 +1,93 @@
+//! Builds that fail, commands that are interrupted.
+
+use rustix::process::Signal;
+
+use crate::harness::{Machine, processes_with, release, sandbox_works};
+
+#[test]
+fn a_failing_build_ends_the_command_with_its_name_and_log() {
+    if !sandbox_works("a_failing_build_ends_the_command_with_its_name_and_log") {
+        return;
+    }
+    let machine = Machine::new();
+    let lines: String = (0..40).map(|number| format!("echo line {number}\\n")).collect();
+    machine.expression(&format!(r#"{{ broken = build "broken" {{ }} "{lines}fail 3"; }}"#));
+    let finished = machine.run(&["build", "-A", "broken"]);
+    finished.failed(1, &["-broken.drv", "exit code 3", "line 15", "line 39", "tvix-node log /nix/store/"]);
+    assert!(!machine.folder().join("result").exists());
+    let command = finished.stderr.lines().find_map(|line| line.split("tvix-node log ").nth(1)).expect("the command");
+    let path = command.split(|c: char| c.is_whitespace() || "'`.,".contains(c)).next().expect("a path");
+    let path = if path.ends_with(".drv") { path.to_owned() } else { format!("{path}.drv") };
+    let log = machine.run(&["log", &path]);
+    assert_eq!(log.ok().lines().count(), 40, "{}", log.stdout);
+}
+
+#[test]
+fn keep_going_builds_what_does_not_depend_on_the_failure() {
+    if !sandbox_works("keep_going_builds_what_does_not_depend_on_the_failure") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"rec {
+          broken = build "broken" { } "fail 3";
+          needs = build "needs" { inherit broken; } "copy $broken $out";
+          good = build "good" { } "write $out good";
+          better = build "better" { inherit good; } "copy $good $out";
+        }"#,
+    );
+    let finished = machine.run(&["build", "-k", "-A", "needs", "-A", "better", "--no-out-link"]);
+    finished.failed(1, &["-broken.drv"]);
+    assert!(machine.stored().iter().any(|name| name.ends_with("-better")), "{:?}", machine.stored());
+}
+
+#[test]
+fn an_output_that_is_not_made_is_named() {
+    if !sandbox_works("an_output_that_is_not_made_is_named") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(r#"{ none = build "none" { outputs = [ "out" "dev" ]; } "write $out x"; }"#);
+    machine.run(&["build", "-A", "none"]).failed(1, &["-none.drv", "dev"]);
+    assert!(machine.stored().iter().all(|name| !name.ends_with("-none")), "{:?}", machine.stored());
+}
+
+#[test]
+fn an_interrupted_command_leaves_nothing() {
+    if !sandbox_works("an_interrupted_command_leaves_nothing") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(r#"{ endless = build "endless" { } "echo mark-of-interruption\nwrite $out half\nwait"; }"#);
+    let mut running = machine.start(&["build", "-A", "endless"]);
+    running.until("waiting");
+    assert!(!processes_with("mark-of-interruption").is_empty());
+    running.signal(Signal::INT);
+    let finished = running.finish();
+    assert_eq!(finished.status, 130, "{}", finished.stderr);
+    machine.run(&["down"]).ok();
+    assert_eq!(processes_with("mark-of-interruption"), Vec::<i32>::new());
+    assert!(machine.stored().iter().all(|name| !name.ends_with("-endless")), "{:?}", machine.stored());
+    let scratch = std::fs::read_dir(machine.home().join("scratch")).map_or(0, Iterator::count);
+    assert_eq!(scratch, 0, "a build's folder was left");
+}
+
+#[test]
+fn limits_end_a_build_and_say_which() {
+    if !sandbox_works("limits_end_a_build_and_say_which") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"{
+          silent = build "silent" { } "sleep 600";
+          loud = build "loud" { } "cat $tool\ncat $tool\ncat $tool";
+        }"#,
+    );
+    machine.run(&["build", "-A", "silent", "--timeout", "1"]).failed(1, &["-silent.drv", "1 second"]);
+    machine.run(&["build", "-A", "silent", "--max-silent-time", "1"]).failed(1, &["-silent.drv", "silent"]);
+    machine
+        .run(&["build", "-A", "loud", "--max-build-log-size", "100", "--argstr", "unused", "x"])
+        .failed(1, &["-loud.drv"]);
+    release("none");
+}

@@ -1,0 +1,84 @@
+//! Import from derivation, and builds that start while the evaluation still runs.
+
+use crate::harness::{Machine, release, sandbox_works};
+
+#[test]
+fn what_a_build_made_is_imported() {
+    if !sandbox_works("what_a_build_made_is_imported") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(r#"{ value = import (build "made.nix" { } "write $out { a = 1 + 2; }"); }"#);
+    assert_eq!(machine.run(&["eval", "-A", "value.a"]).ok(), "3");
+}
+
+/// The evaluation stands still at an import whose build waits for this test. Until then, a
+/// derivation instantiated before it is built, though the evaluation has not ended.
+#[test]
+fn builds_start_while_the_evaluation_still_runs() {
+    if !sandbox_works("builds_start_while_the_evaluation_still_runs") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"let
+          early = build "early" { } "write $out early";
+          gate = build "gate.nix" { } "echo gate-of-streaming\nwait\nwrite $out true";
+          late = build "late" { inherit early; gate = toString (import gate); } "copy $early $out";
+        in { target = builtins.seq early.drvPath late; }"#,
+    );
+    let mut running = machine.start(&["build", "-A", "target", "--no-out-link", "-j", "2", "--log-format", "internal-json"]);
+    // Both go on: the build of `early` ends while the evaluation waits for `gate`.
+    let (mut waiting, mut early) = (false, false);
+    while !(waiting && early) {
+        let line = running.until("");
+        assert!(!line.contains("evaluation-ended"), "the evaluation did not wait: {line}");
+        waiting |= line.contains(r#""line":"waiting""#);
+        early |= line.contains("build-finished") && line.contains("-early");
+    }
+    release("gate-of-streaming");
+    running.until("evaluation-ended");
+    let finished = running.finish();
+    assert!(finished.ok().ends_with("-late"), "{}", finished.stdout);
+}
+
+/// While one target waits for its import, another one of the same command is evaluated and built.
+#[test]
+fn another_target_is_evaluated_while_one_imports() {
+    if !sandbox_works("another_target_is_evaluated_while_one_imports") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"{
+          waits = build "waits" { value = toString (import (build "gate.nix" { } "echo gate-of-targets\nwait\nwrite $out true")); } "write $out x";
+          other = build "other" { } "write $out y";
+        }"#,
+    );
+    let mut running =
+        machine.start(&["build", "-A", "waits", "-A", "other", "--no-out-link", "-j", "2", "--log-format", "internal-json"]);
+    let (mut waiting, mut other) = (false, false);
+    while !(waiting && other) {
+        let line = running.until("");
+        waiting |= line.contains(r#""line":"waiting""#);
+        other |= line.contains("target-done") && line.contains(r#""name":"other""#);
+        assert!(!line.contains("target-done") || !line.contains(r#""name":"waits""#), "nothing waited: {line}");
+    }
+    release("gate-of-targets");
+    let finished = running.finish();
+    assert_eq!(finished.ok().lines().count(), 2);
+}
+
+#[test]
+fn a_failed_import_is_an_evaluation_error_that_nothing_catches() {
+    if !sandbox_works("a_failed_import_is_an_evaluation_error_that_nothing_catches") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"{ value = builtins.tryEval (import (build "broken.nix" { } "echo no good\nfail 4")); }"#,
+    );
+    let finished = machine.run(&["eval", "-A", "value.success"]);
+    assert_ne!(finished.status, 0, "{}", finished.stdout);
+    assert!(finished.stderr.contains("broken.nix"), "{}", finished.stderr);
+}

@@ -1,0 +1,9 @@
+//! The program as a user has it: real processes, homes of their own, real sandboxes.
+
+mod building;
+mod evaluating;
+mod failing;
+mod harness;
+mod importing;
+mod refusing;
+mod sharing;
