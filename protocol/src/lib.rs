@@ -3,7 +3,8 @@
 //! Every part of `tvix-node` speaks in the types of this crate: store paths and derivations as Nix
 //! defines them ([`nix`]), file system objects named by their content ([`tree`]), what is known of a
 //! store path ([`path_info`]), build requests and records ([`build`]), signed envelopes
-//! ([`envelope`]), and what crosses the control socket ([`control`]).
+//! ([`envelope`]), what nodes of a swarm say to each other ([`roster`], [`ticket`], [`presence`],
+//! [`messages`]), and what crosses the control socket ([`control`]).
 //!
 //! It is *not* a place for behaviour: there are no sockets here, no clock, no disk and no async
 //! runtime, so everything can be tested by example and fuzzed.
@@ -26,8 +27,12 @@ pub mod control;
 mod digest;
 pub mod envelope;
 pub mod limits;
+pub mod messages;
 pub mod nix;
 pub mod path_info;
+pub mod presence;
+pub mod roster;
+pub mod ticket;
 pub mod tree;
 
 pub use nix::store_path::StorePath;

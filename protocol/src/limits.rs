@@ -35,3 +35,67 @@ pub const REFERENCES: usize = 65_536;
 
 /// Bytes of a derivation in ATerm form. texlive's largest are a few megabytes.
 pub const DERIVATION_BYTES: usize = 64 << 20;
+
+/// Bytes of one envelope: a payload and what is around it (domain, version, key, signature).
+pub const ENVELOPE_BYTES: usize = PAYLOAD_BYTES + 1024;
+
+/// Founders of one team. They are people who know each other.
+pub const FOUNDERS: usize = 32;
+
+/// Bytes of a member's or a team's name: one column of a table.
+pub const MEMBER_NAME_BYTES: usize = 64;
+
+/// Statements of one roster. A team of 2,000 where everyone is renewed for five years.
+pub const ROSTER_STATEMENTS: usize = 16_384;
+
+/// Bytes of one roster statement's envelope. Ours have some 500; a newer version may say more.
+pub const ROSTER_STATEMENT_BYTES: usize = 4096;
+
+/// Bytes of a message that carries statements of a roster: the largest there is.
+pub const ROSTER_BYTES: usize = 24 << 20;
+
+/// Bytes a stranger may send: a chain of statements up to a founder.
+pub const INTRODUCTION_BYTES: usize = 64 << 10;
+
+/// Characters of a ticket: what a person can copy and a mail does not break.
+pub const TICKET_BYTES: usize = 4096;
+
+/// Addresses in one ticket: those of a machine with a few networks, over two transports.
+pub const TICKET_ADDRESSES: usize = 16;
+
+/// Bytes of one address.
+pub const ADDRESS_BYTES: usize = 256;
+
+/// Bytes of what members tell each other first: some strings and numbers.
+pub const HELLO_BYTES: usize = 16 << 10;
+
+/// Bits of a presence region: enough for a team of 16,384 members.
+pub const REGION_BITS: u8 = 12;
+
+/// How often a holder may halve a region into cells. With [`REGION_BITS`] it fits into 32 bits.
+pub const CELL_DEPTH: u8 = 16;
+
+/// Keys of one cell: 16 KiB, so that a header costs little beside its keys and one cell is cheap to
+/// send to who asks for one key.
+pub const CELL_KEYS: usize = 1024;
+
+/// Bytes of one message about presence: 64 cells with their headers.
+pub const PRESENCE_BYTES: usize = 2 << 20;
+
+/// Keys in one question about presence: what fits into [`PRESENCE_BYTES`], and a large closure.
+pub const PRESENCE_QUESTION_KEYS: usize = 65_536;
+
+/// Paths whose infos are asked for at once.
+pub const PATHS_QUESTION: usize = 4096;
+
+/// Bytes of that question: names have at most 211 characters, 32 the hash.
+pub const PATHS_BYTES: usize = PATHS_QUESTION * 256;
+
+/// Bytes of one path info with its record: 65,536 references and a record of a large closure.
+pub const SHOWN_BYTES: usize = 16 << 20;
+
+/// Small files asked for at once.
+pub const BLOBS_BATCH: usize = 4096;
+
+/// Bytes of an offer to a desired store: the outputs of one derivation.
+pub const PUSH_BYTES: usize = 32 << 20;

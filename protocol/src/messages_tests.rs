@@ -1,0 +1,78 @@
+use super::*;
+use crate::cbor;
+use crate::envelope::{NodeSecret, Statement, seal};
+
+fn comes_back<T: Message + PartialEq + std::fmt::Debug>(message: &T) {
+    let bytes = cbor::to_vec(message).unwrap();
+    assert!(bytes.len() <= T::LIMIT);
+    assert_eq!(&cbor::from_slice::<T>(&bytes, T::LIMIT).unwrap(), message);
+}
+
+#[derive(Serialize, Deserialize)]
+struct Word(String);
+impl Statement for Word {
+    const DOMAIN: &'static str = "word";
+    const VERSION: u16 = 1;
+}
+
+fn envelope() -> Envelope {
+    seal(&Word("x".into()), &NodeSecret::from_bytes(&[1; 32])).unwrap()
+}
+
+#[test]
+fn messages_come_back_from_the_wire() {
+    comes_back(&envelope());
+    comes_back(&JoinRequest::Introduce {
+        swarm: SwarmId([1; 32]),
+        statements: vec![envelope()],
+    });
+    comes_back(&JoinAnswer::Refused {
+        reason: JoinRefusal::Used,
+        message: "used".into(),
+    });
+    comes_back(&PresenceAnswer::Wanted {
+        cells: vec![1, 2],
+        refused: vec![
+            (0, PresenceRefusal::Stale { newest: 7 }),
+            (3, PresenceRefusal::Quota),
+        ],
+    });
+    comes_back(&BuildFrame::Finished {
+        record: envelope(),
+        pushed: Pushed::NotPushed {
+            reason: "no such folder".into(),
+        },
+    });
+    comes_back(&BuildFrame::Heartbeat);
+    comes_back(&PushFrame::Done);
+    comes_back(&ServeAnswer::NotHere);
+    comes_back(&BuildControl::Cancel);
+}
+
+#[test]
+fn an_envelope_inside_a_message_keeps_its_signature() {
+    let message = RosterStatements {
+        statements: vec![envelope()],
+    };
+    let bytes = cbor::to_vec(&message).unwrap();
+    let back: RosterStatements = cbor::from_slice(&bytes, RosterStatements::LIMIT).unwrap();
+    assert!(back.statements[0].verify().is_ok());
+}
+
+#[test]
+fn the_largest_roster_question_fits() {
+    comes_back(&RosterQuestion {
+        known: vec![0xff; limits::ROSTER_STATEMENTS * 32],
+    });
+}
+
+#[test]
+fn a_ticket_secret_is_not_printed() {
+    let request = JoinRequest::Redeem {
+        swarm: SwarmId([1; 32]),
+        secret: [3; 16],
+        name: "x".into(),
+    };
+    assert!(!format!("{request:?}").contains("3, 3"));
+    comes_back(&request);
+}
