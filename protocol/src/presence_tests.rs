@@ -1,10 +1,14 @@
 use super::*;
 use crate::envelope::NodeSecret;
+use crate::roster::Founder;
 
 fn genesis(salt: u8) -> Genesis {
     Genesis {
         name: "team".into(),
-        founders: vec![NodeSecret::from_bytes(&[1; 32]).key()],
+        founders: vec![Founder {
+            key: NodeSecret::from_bytes(&[1; 32]).key(),
+            name: "one".into(),
+        }],
         threshold: 1,
         salt: [salt; 32],
     }

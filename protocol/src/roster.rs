@@ -155,13 +155,23 @@ pub enum RosterError {
 pub struct Genesis {
     /// What the team calls itself.
     pub name: String,
-    /// Keys with every role, from which all trust descends. Sorted, each once.
-    pub founders: Vec<NodeKey>,
-    /// How many founders together put out one of themselves.
+    /// Nodes with every role, from which all trust descends. Sorted by key, each once.
+    pub founders: Vec<Founder>,
+    /// How many founders together put out one of themselves. Everyone else is put out by one.
     pub threshold: u16,
     /// 32 random bytes.
     #[serde(with = "crate::bytes")]
     pub salt: [u8; 32],
+}
+
+/// A node that was there from the beginning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Founder {
+    /// Its key.
+    pub key: NodeKey,
+    /// What people call it.
+    pub name: String,
 }
 
 impl std::fmt::Debug for Genesis {
@@ -191,8 +201,12 @@ impl Genesis {
     /// See [`RosterError`].
     pub fn check_structure(&self) -> Result<(), RosterError> {
         check_name(&self.name)?;
+        for founder in &self.founders {
+            check_name(&founder.name)?;
+        }
         let founders = self.founders.len();
-        if founders == 0 || founders > FOUNDERS || !self.founders.windows(2).all(|pair| pair[0] < pair[1]) {
+        let sorted = self.founders.windows(2).all(|pair| pair[0].key < pair[1].key);
+        if founders == 0 || founders > FOUNDERS || !sorted {
             return Err(RosterError::Founders);
         }
         if self.threshold == 0 || usize::from(self.threshold) > founders {
@@ -254,6 +268,9 @@ impl Member {
 }
 
 /// Puts a key out of the team. It never returns.
+///
+/// Counts where the signer is the key itself or a founder; for a founder it takes as many founders
+/// as the genesis says.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revoked {

@@ -6,8 +6,13 @@ fn secret(seed: u8) -> NodeSecret {
 }
 
 fn genesis() -> Genesis {
-    let mut founders = vec![secret(1).key(), secret(2).key()];
-    founders.sort();
+    let mut founders: Vec<Founder> = [(1, "one"), (2, "two")]
+        .map(|(seed, name)| Founder {
+            key: secret(seed).key(),
+            name: name.into(),
+        })
+        .into();
+    founders.sort_by_key(|founder| founder.key);
     Genesis {
         name: "team".into(),
         founders,
