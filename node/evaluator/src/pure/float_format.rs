@@ -102,7 +102,7 @@ mod tests {
     fn fixed_is_percent_f() {
         assert_eq!(fixed(0.0), "0.000000");
         assert_eq!(fixed(-0.0), "-0.000000");
-        assert_eq!(fixed(0.1234565), "0.123457");
+        assert_eq!(fixed(0.1234565), "0.123456");
         assert_eq!(fixed(1e21), "1000000000000000000000.000000");
         assert_eq!(fixed(f64::INFINITY), "inf");
     }

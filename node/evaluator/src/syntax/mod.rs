@@ -24,6 +24,8 @@ pub mod print;
 mod strings;
 pub mod symbol;
 
+#[cfg(test)]
+mod tests;
 
 pub use error::{SyntaxError, SyntaxErrorKind};
 pub use parser::{Source, parse};

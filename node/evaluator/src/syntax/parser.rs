@@ -413,10 +413,15 @@ impl<'a> Parser<'a, '_> {
     #[inline]
     pub(super) fn selection(&mut self, head: Option<Expr<'a>>) -> Result<Expr<'a>> {
         let start = self.token.start;
+        let outer = self.measure();
         let (pos, subject) = match head {
             Some(head) => (head.pos(), head),
             None => (self.pos_at(start), self.operand()?),
         };
+        if self.token.kind == Kind::Dot {
+            self.deepen()?;
+        }
+        self.measured(outer);
         match self.token.kind {
             Kind::Dot => self.selection_path(pos, subject),
             Kind::Or => {
@@ -453,7 +458,6 @@ impl<'a> Parser<'a, '_> {
     }
 
     fn selection_path(&mut self, pos: Pos, subject: Expr<'a>) -> Result<Expr<'a>> {
-        self.deepen()?;
         let mark = self.names.len();
         self.advance();
         self.attr_path()?;
