@@ -1,0 +1,730 @@
+//! Both halves over a real socket, with a node that only takes notes.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::BuildLimits;
+use tvix_node_protocol::control::{
+    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event, EventKind, FailureKind, OpenSession, Outcome,
+    Provenance, SessionMode, SessionOpened, SourceAnswer, SourceQuery, Status, WorkerMessage,
+};
+use tvix_node_protocol::envelope::NodeSecret;
+use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
+use tvix_node_protocol::tree::TreeDigest;
+
+use super::super::api::{ApiError, LogReader};
+use super::super::body::UploadBody;
+use super::super::client::ControlClient;
+use super::super::client_error::ClientError;
+use super::super::socket::SOCKET_NAME;
+use super::*;
+
+const FOREVER: Duration = Duration::from_secs(3600);
+
+/// Takes notes of every call, and answers with what the test prepared.
+struct Notes {
+    calls: mpsc::UnboundedSender<String>,
+    next_session: Mutex<u64>,
+    events: Mutex<BTreeMap<u64, mpsc::Receiver<Event>>>,
+    /// A batch is answered when this is.
+    gate: Mutex<Option<oneshot::Receiver<()>>>,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+impl Notes {
+    fn note(&self, call: impl Into<String>) {
+        self.calls.send(call.into()).unwrap();
+    }
+}
+
+fn path(name: &str) -> StorePath {
+    StorePath::from_parts([7; 20], name).unwrap()
+}
+
+fn info(name: &str, nar_size: u64) -> PathInfo {
+    PathInfo {
+        path: path(name),
+        tree: TreeDigest([1; 32]),
+        nar_hash: NarHash([2; 32]),
+        nar_size,
+        references: [path("glibc")].into(),
+        deriver: None,
+        ca: None,
+        origin: Origin::Content,
+        registered: 1,
+        signatures: Vec::new(),
+    }
+}
+
+impl ControlApi for Notes {
+    async fn status(&self) -> Result<Status, ApiError> {
+        self.note("status");
+        Ok(Status {
+            version: CONTROL_VERSION,
+            program: "0.1.0".to_owned(),
+            node: NodeSecret::from_bytes(&[3; 32]).key(),
+            pid: 1,
+            home: "/home".to_owned(),
+            uptime: 2,
+            slots: 3,
+            idle_exit: true,
+            sessions: Vec::new(),
+            builds: Vec::new(),
+            paths: 4,
+        })
+    }
+
+    async fn stop(&self) -> Result<(), ApiError> {
+        self.note("stop");
+        if let Some(stop) = self.stop.lock().unwrap().take() {
+            stop.send(()).unwrap();
+        }
+        Ok(())
+    }
+
+    async fn open_session(&self, request: OpenSession) -> Result<SessionOpened, ApiError> {
+        let mut next = self.next_session.lock().unwrap();
+        *next += 1;
+        self.note(format!("open {:?}", request.mode));
+        Ok(SessionOpened {
+            session: *next,
+            store_root: "/home".to_owned(),
+        })
+    }
+
+    async fn events(&self, session: u64) -> Result<mpsc::Receiver<Event>, ApiError> {
+        self.note(format!("events {session}"));
+        let receiver = self.events.lock().unwrap().remove(&session);
+        receiver.ok_or_else(|| ApiError::new(FailureKind::NotFound, format!("there is no session {session}")))
+    }
+
+    async fn close_session(&self, session: u64) {
+        self.note(format!("close {session}"));
+    }
+
+    async fn take_batch(&self, session: u64, batch: Vec<WorkerMessage>) -> Result<(), ApiError> {
+        self.note(format!("batch {session} of {}", batch.len()));
+        let gate = self.gate.lock().unwrap().take();
+        if let Some(gate) = gate {
+            gate.await.unwrap();
+            self.note("batch taken");
+        }
+        Ok(())
+    }
+
+    async fn add_source(
+        &self,
+        session: u64,
+        source: AddSource,
+        archive: UploadBody,
+    ) -> Result<PathInfo, ApiError> {
+        if source.name == "refused" {
+            return Err(ApiError::caused(
+                FailureKind::NoSpace,
+                "the source 'refused' does not fit",
+                std::io::Error::other("the disk is full"),
+            ));
+        }
+        self.note("archive begins");
+        let mut reader = archive.into_reader();
+        let read = tokio::task::spawn_blocking(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        match read.await.unwrap() {
+            Ok(size) => {
+                self.note(format!("source {session} {}", source.name));
+                Ok(info(&source.name, size))
+            }
+            Err(error) => {
+                self.note("torn source");
+                Err(ApiError::caused(
+                    FailureKind::Invalid,
+                    "the archive is torn",
+                    error,
+                ))
+            }
+        }
+    }
+
+    async fn find_source(&self, session: u64, query: SourceQuery) -> Result<SourceAnswer, ApiError> {
+        self.note(format!("find {session} {}", query.fingerprint));
+        Ok(SourceAnswer {
+            path: Some(path("source")),
+        })
+    }
+
+    async fn path_infos(&self, paths: Vec<StorePath>) -> Result<Vec<PathInfo>, ApiError> {
+        Ok(paths.iter().map(|path| info(path.name(), 1)).collect())
+    }
+
+    async fn log(&self, path: StorePath) -> Result<LogReader, ApiError> {
+        match path.name() {
+            "panics" => panic!("on purpose"),
+            "none" => Err(ApiError::new(FailureKind::NotFound, "there is no log")),
+            _ => Ok(Box::new(std::io::Cursor::new(vec![b'\xff'; 1_000_000]))),
+        }
+    }
+
+    async fn why(&self, path: StorePath) -> Result<Provenance, ApiError> {
+        Ok(Provenance {
+            info: info(path.name(), 1),
+            summary: "built here".to_owned(),
+            reason: None,
+            node: None,
+            started: None,
+            finished: None,
+        })
+    }
+
+    async fn add_root(&self, root: AddRoot) -> Result<(), ApiError> {
+        self.note(format!("root {}", root.link));
+        Ok(())
+    }
+}
+
+/// A node that is up.
+struct Up {
+    home: tempfile::TempDir,
+    notes: Arc<Notes>,
+    calls: mpsc::UnboundedReceiver<String>,
+    server: JoinHandle<()>,
+}
+
+impl Up {
+    fn new(patience: Patience) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let (calls, received) = mpsc::unbounded_channel();
+        let (stop, stopped) = oneshot::channel();
+        let notes = Arc::new(Notes {
+            calls,
+            next_session: Mutex::new(0),
+            events: Mutex::default(),
+            gate: Mutex::default(),
+            stop: Mutex::new(Some(stop)),
+        });
+        let socket = ControlSocket::bind(home.path()).unwrap();
+        let api = Arc::clone(&notes);
+        let server = tokio::spawn(async move {
+            let shutdown = async move { stopped.await.unwrap() };
+            serve_with(socket, api, shutdown, patience).await;
+        });
+        Self {
+            home,
+            notes,
+            calls: received,
+            server,
+        }
+    }
+
+    fn patient() -> Self {
+        Self::new(Patience {
+            unwatched_session: FOREVER,
+            shutdown: FOREVER,
+            connections: 16,
+        })
+    }
+
+    async fn client(&mut self) -> ControlClient {
+        let client = ControlClient::connect(self.home.path()).await.unwrap();
+        self.called("status").await;
+        client
+    }
+
+    /// The next call must be this one.
+    async fn called(&mut self, call: &str) {
+        assert_eq!(self.calls.recv().await.as_deref(), Some(call));
+    }
+
+    async fn raw(&self) -> UnixStream {
+        UnixStream::connect(self.home.path().join(SOCKET_NAME))
+            .await
+            .unwrap()
+    }
+
+    /// Sends bytes and reads all that comes back.
+    async fn exchange(&self, bytes: &[u8]) -> String {
+        let mut stream = self.raw().await;
+        stream.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Opens a session whose events the test sends.
+    async fn session(&mut self, client: &ControlClient) -> (u64, mpsc::Sender<Event>) {
+        let opened = client.open_session(&open(CONTROL_VERSION)).await.unwrap();
+        self.called("open Build").await;
+        let (sender, receiver) = mpsc::channel(8);
+        self.notes.events.lock().unwrap().insert(opened.session, receiver);
+        (opened.session, sender)
+    }
+}
+
+fn open(version: u32) -> OpenSession {
+    OpenSession {
+        version,
+        mode: SessionMode::Build,
+        keep_going: false,
+        jobs: None,
+        cores: 0,
+        limits: BuildLimits::NONE,
+        to: None,
+    }
+}
+
+fn message(at: u64) -> Event {
+    Event {
+        at,
+        kind: EventKind::Message {
+            level: "info".to_owned(),
+            text: "two\nlines".to_owned(),
+        },
+    }
+}
+
+fn ended() -> Event {
+    Event {
+        at: 9,
+        kind: EventKind::Ended {
+            outcome: Outcome::Success,
+            built: 1,
+            fetched: 0,
+            present: 0,
+            failed: 0,
+        },
+    }
+}
+
+fn source(name: &str) -> AddSource {
+    AddSource {
+        name: name.to_owned(),
+        method: AddedAs::Nar,
+        fingerprint: None,
+        expected: None,
+    }
+}
+
+#[tokio::test]
+async fn every_request_has_its_answer() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let (session, _events) = up.session(&client).await;
+    let batch = [
+        WorkerMessage::Derivation {
+            path: path("a.drv"),
+            aterm: vec![0xff; 300_000],
+        },
+        WorkerMessage::EvaluationEnded,
+    ];
+    client.send_batch(session, &batch).await.unwrap();
+    up.called("batch 1 of 2").await;
+    let query = SourceQuery {
+        fingerprint: "f".to_owned(),
+    };
+    let answer = client.find_source(session, &query).await.unwrap();
+    up.called("find 1 f").await;
+    assert_eq!(answer.path, Some(path("source")));
+    let asked = vec![path("b"), path("a")];
+    let infos = client.path_infos(asked.clone()).await.unwrap();
+    assert_eq!(infos.into_iter().map(|info| info.path).collect::<Vec<_>>(), asked);
+    assert_eq!(client.why(path("a")).await.unwrap().summary, "built here");
+    let root = AddRoot {
+        link: "/result".to_owned(),
+        path: path("a"),
+    };
+    client.add_root(&root).await.unwrap();
+    up.called("root /result").await;
+    let mut log = client.log(path("a")).await.unwrap();
+    let mut size = 0;
+    while let Some(chunk) = log.chunk().await.unwrap() {
+        size += chunk.len();
+    }
+    assert_eq!(size, 1_000_000);
+}
+
+#[tokio::test]
+async fn events_arrive_one_by_one_while_the_session_goes_on() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let (session, events) = up.session(&client).await;
+    let mut stream = client.events(session).await.unwrap();
+    up.called("events 1").await;
+    for at in 0..3 {
+        events.send(message(at)).await.unwrap();
+        assert_eq!(stream.next().await.unwrap(), Some(message(at)));
+    }
+    events.send(ended()).await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), Some(ended()));
+    assert_eq!(stream.next().await.unwrap(), None);
+    // The session lives until the command has made its roots and lets go.
+    let root = AddRoot {
+        link: "/result".to_owned(),
+        path: path("a"),
+    };
+    client.add_root(&root).await.unwrap();
+    up.called("root /result").await;
+    drop(stream);
+    up.called("close 1").await;
+}
+
+#[tokio::test]
+async fn hanging_up_closes_the_session() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let (session, events) = up.session(&client).await;
+    let mut stream = client.events(session).await.unwrap();
+    up.called("events 1").await;
+    events.send(message(0)).await.unwrap();
+    stream.next().await.unwrap();
+    drop(stream);
+    up.called("close 1").await;
+    events.closed().await;
+}
+
+#[tokio::test]
+async fn a_killed_curl_closes_the_session() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let (_, events) = up.session(&client).await;
+    let mut stream = up.raw().await;
+    stream
+        .write_all(b"GET /v1/sessions/1/events HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    up.called("events 1").await;
+    events.send(message(5)).await.unwrap();
+    let mut seen = String::new();
+    while !seen.contains("\"at\":5") {
+        let mut buffer = [0; 1024];
+        let length = stream.read(&mut buffer).await.unwrap();
+        seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    assert!(seen.starts_with("HTTP/1.1 200 OK\r\n"), "{seen}");
+    assert!(seen.contains("tvix-node-control: 1\r\n"), "{seen}");
+    drop(stream);
+    up.called("close 1").await;
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_watches_is_closed() {
+    let mut up = Up::new(Patience {
+        unwatched_session: Duration::ZERO,
+        shutdown: FOREVER,
+        connections: 16,
+    });
+    let client = up.client().await;
+    client.open_session(&open(CONTROL_VERSION)).await.unwrap();
+    up.called("open Build").await;
+    up.called("close 1").await;
+}
+
+#[tokio::test]
+async fn events_that_stop_too_early_are_an_error() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let (session, events) = up.session(&client).await;
+    let mut stream = client.events(session).await.unwrap();
+    events.send(message(0)).await.unwrap();
+    drop(events);
+    assert_eq!(stream.next().await.unwrap(), Some(message(0)));
+    let error = stream.next().await.unwrap_err();
+    assert!(matches!(error, ClientError::EventsCut(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_is_written_by_a_thread_that_blocks() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let size = 3 * crate::limits::UPLOAD_CHUNK + 5;
+    let writer = client.clone();
+    let added = std::thread::spawn(move || {
+        let mut upload = writer.add_source(1, source("src"));
+        for byte in 0..size {
+            upload.write_all(&[byte as u8]).unwrap();
+        }
+        writer.runtime().block_on(upload.finish())
+    });
+    let info = tokio::task::spawn_blocking(|| added.join().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((info.path, info.nar_size), (path("src"), size as u64));
+    up.called("archive begins").await;
+    up.called("source 1 src").await;
+}
+
+#[tokio::test]
+async fn an_archive_that_is_given_up_is_not_taken_for_complete() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let mut upload = client.add_source(1, source("src"));
+    upload.send(bytes::Bytes::from_static(b"half")).await.unwrap();
+    up.called("archive begins").await;
+    drop(upload);
+    up.called("torn source").await;
+}
+
+#[tokio::test]
+async fn a_refusal_in_the_middle_of_an_archive_has_its_reason() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let mut upload = client.add_source(1, source("refused"));
+    let piece = bytes::Bytes::from(vec![0; 1 << 20]);
+    // It takes what is on its way, then no more.
+    while upload.send(piece.clone()).await.is_ok() {}
+    let error = upload.finish().await.unwrap_err();
+    match &error {
+        ClientError::Refused(failure, _) => assert_eq!(failure.kind, FailureKind::NoSpace),
+        _ => panic!("{error}"),
+    }
+    assert_eq!(error.to_string(), "the source 'refused' does not fit");
+    let cause = std::error::Error::source(&error).unwrap();
+    assert_eq!(cause.to_string(), "the disk is full");
+}
+
+#[tokio::test]
+async fn a_call_goes_on_when_its_client_hangs_up() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let (open_gate, gate) = oneshot::channel();
+    *up.notes.gate.lock().unwrap() = Some(gate);
+    let batch = tokio::spawn(async move { client.send_batch(1, &[]).await });
+    up.called("batch 1 of 0").await;
+    batch.abort();
+    assert!(batch.await.unwrap_err().is_cancelled());
+    open_gate.send(()).unwrap();
+    up.called("batch taken").await;
+}
+
+#[tokio::test]
+async fn other_versions_are_refused_except_for_down() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let error = client.open_session(&open(99)).await.unwrap_err().to_string();
+    assert!(
+        error.contains("version 99") && error.contains("version 1"),
+        "{error}"
+    );
+    assert!(error.contains("tvix-node down"), "{error}");
+    let answer = up
+        .exchange(b"GET /v1/status HTTP/1.1\r\nhost: x\r\ntvix-node-control: 7\r\nconnection: close\r\n\r\n")
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 409 "), "{answer}");
+    assert!(
+        answer.contains("version 7") && answer.contains("\"kind\":\"version\""),
+        "{answer}"
+    );
+    let answer = up
+        .exchange(b"POST /v1/down HTTP/1.1\r\nhost: x\r\ntvix-node-control: 7\r\nconnection: close\r\n\r\n")
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    up.called("stop").await;
+    up.server.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_of_another_version_is_named_by_the_client() {
+    let home = tempfile::tempdir().unwrap();
+    let socket = ControlSocket::bind(home.path()).unwrap();
+    let answers: [&[u8]; 2] = [
+        b"HTTP/1.1 200 OK\r\ntvix-node-control: 7\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+    ];
+    let expected = ["version 7", "(none, it does not say)"];
+    for (answer, expected) in answers.into_iter().zip(expected) {
+        let serve = async {
+            let (mut stream, _) = socket.listener.accept().await.unwrap();
+            let mut buffer = [0; 1024];
+            assert!(stream.read(&mut buffer).await.unwrap() > 0);
+            stream.write_all(answer).await.unwrap();
+        };
+        let (client, ()) = tokio::join!(ControlClient::connect(home.path()), serve);
+        let error = client.unwrap_err();
+        assert!(matches!(error, ClientError::Version { .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_are_too_large_are_refused() {
+    let up = Up::patient();
+    let limit = crate::limits::JSON_BYTES;
+    // Announced: refused before a byte of it is read.
+    let head = format!(
+        "POST /v1/roots HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        limit + 1
+    );
+    let answer = up.exchange(head.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(answer.contains(&limit.to_string()), "{answer}");
+    // Not announced: refused when it grows too large.
+    let mut request =
+        b"POST /v1/roots HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+            .to_vec();
+    request.extend(format!("{:x}\r\n", limit + 1).bytes());
+    request.extend(vec![b' '; limit + 1]);
+    request.extend(b"\r\n0\r\n\r\n");
+    let answer = up.exchange(&request).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
+#[tokio::test]
+async fn headers_are_bounded() {
+    let up = Up::patient();
+    let many: String = (0..crate::limits::HEADERS + 1)
+        .map(|number| format!("x-{number}: y\r\n"))
+        .collect();
+    let long = format!("x: {}\r\n", "y".repeat(crate::limits::HEADER_BYTES));
+    for headers in [many, long] {
+        let request = format!("GET /v1/status HTTP/1.1\r\n{headers}\r\n");
+        let mut stream = up.raw().await;
+        // The server may close before everything is written.
+        let _closed_early = stream.write_all(request.as_bytes()).await;
+        let mut answer = Vec::new();
+        let _reset = stream.read_to_end(&mut answer).await;
+        assert!(
+            answer.starts_with(b"HTTP/1.1 431 "),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_http_or_torn_harms_nobody() {
+    let mut up = Up::patient();
+    let torn: [&[u8]; 4] = [
+        b"",
+        b"\x00\x01\x02\r\n\r\n",
+        b"POST /v1/roots HTTP/1.1\r\nhost",
+        b"POST /v1/roots HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{\"link\":",
+    ];
+    for bytes in torn {
+        let mut stream = up.raw().await;
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let _reset = stream.read_to_end(&mut answer).await;
+        assert!(!answer.starts_with(b"HTTP/1.1 2"), "{bytes:?}");
+    }
+    up.client().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_understood_is_refused_with_a_failure() {
+    let up = Up::patient();
+    let cases: [(&str, &str, &str); 6] = [
+        ("GET /v1/nothing", "", "404"),
+        ("DELETE /v1/status", "", "405"),
+        ("GET /v1/log?path=/nix/store/none", "", "400"),
+        ("POST /v1/roots", "{\"link\":\"/x\"}", "400"),
+        (
+            "POST /v1/roots",
+            "{\"link\":\"/x\",\"path\":\"../../etc\"}",
+            "400",
+        ),
+        ("POST /v1/sessions/1/batch", "\u{1}", "400"),
+    ];
+    for (line, body, status) in cases {
+        let request = format!(
+            "{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = up.exchange(request.as_bytes()).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{line}: {answer}"
+        );
+        assert!(answer.contains("{\"error\":\""), "{line}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_an_answer_and_the_node_goes_on() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let error = client.log(path("panics")).await.unwrap_err();
+    assert!(error.to_string().contains("bug"), "{error}");
+    assert!(client.status().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_told_so() {
+    let mut up = Up::new(Patience {
+        unwatched_session: FOREVER,
+        shutdown: FOREVER,
+        connections: 1,
+    });
+    let client = up.client().await;
+    let error = ControlClient::connect(up.home.path()).await.unwrap_err();
+    // The answer may come before the request is sent; either way nobody hangs.
+    match error {
+        ClientError::Refused(failure, _) => assert_eq!(failure.kind, FailureKind::Unavailable),
+        ClientError::Broken { .. } => {}
+        error => panic!("{error}"),
+    }
+    assert!(client.status().await.is_ok());
+}
+
+#[tokio::test]
+async fn stopping_ends_sessions_and_removes_the_socket() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let (session, events) = up.session(&client).await;
+    let mut stream = client.events(session).await.unwrap();
+    up.called("events 1").await;
+    ControlClient::down(up.home.path()).await.unwrap();
+    up.called("stop").await;
+    // What a node does with its sessions when it is told to stop:
+    events.send(ended()).await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), Some(ended()));
+    drop(stream);
+    up.called("close 1").await;
+    up.server.await.unwrap();
+    let error = ControlClient::connect(up.home.path()).await.unwrap_err();
+    assert!(matches!(error, ClientError::NoNode { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn stopping_does_not_wait_for_a_client_that_sleeps() {
+    let mut up = Up::new(Patience {
+        unwatched_session: FOREVER,
+        shutdown: Duration::ZERO,
+        connections: 16,
+    });
+    let client = up.client().await;
+    let (session, _events) = up.session(&client).await;
+    let _stream = client.events(session).await.unwrap();
+    up.called("events 1").await;
+    ControlClient::down(up.home.path()).await.unwrap();
+    up.called("stop").await;
+    up.called("close 1").await;
+    up.server.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_the_node_closed_is_replaced() {
+    let home = tempfile::tempdir().unwrap();
+    let socket = ControlSocket::bind(home.path()).unwrap();
+    let node = tokio::spawn(async move {
+        for _ in 0..2 {
+            let (mut stream, _) = socket.listener.accept().await.unwrap();
+            let mut buffer = [0; 1024];
+            assert!(stream.read(&mut buffer).await.unwrap() > 0);
+            let answer = b"HTTP/1.1 204 No Content\r\ntvix-node-control: 1\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        }
+    });
+    let client = ControlClient::unconnected(home.path()).unwrap();
+    let root = AddRoot {
+        link: "/x".to_owned(),
+        path: path("a"),
+    };
+    client.add_root(&root).await.unwrap();
+    client.add_root(&root).await.unwrap();
+    node.await.unwrap();
+}
