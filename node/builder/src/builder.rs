@@ -1,4 +1,7 @@
 //! The builder.
+
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tvix_node_protocol::nix::derivation::Derivation;
@@ -6,24 +9,31 @@ use tvix_node_protocol::nix::derivation::Derivation;
 use crate::build_spec::{BuildEvent, BuildSpec, Built};
 use crate::config::Config;
 use crate::diagnosis::SandboxError;
-use crate::error::{BuildError, Refused, StartError};
-use crate::refusal;
+use crate::error::{BuildError, Cause, Refused, StartError};
+use crate::{probe, refusal, run, scratch};
 
-/// Runs builds. Cheap to share; builds run at once as long as their slots differ.
+/// Runs builds. Cheap to clone; builds run at once as long as their slots differ.
 #[derive(Debug, Clone)]
 pub struct Builder {
-    config: std::sync::Arc<Config>,
+    config: Arc<Config>,
 }
 
 impl Builder {
-    /// Takes the scratch folder, and removes what a killed node left in it.
+    /// Takes the folder for builds, and removes what a killed node left in it. Blocks while it does.
     ///
     /// # Errors
     /// [`StartError`] where that cannot be done.
     pub fn new(config: Config) -> Result<Self, StartError> {
+        scratch::prepare(&config.scratch)?;
         Ok(Self {
-            config: config.into(),
+            config: Arc::new(config),
         })
+    }
+
+    /// What it was told.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Whether a derivation can be built here.
@@ -34,9 +44,11 @@ impl Builder {
         refusal::check(&self.config, derivation).map(|_| ())
     }
 
-    /// Builds. Events go to `events`, which slows the build down when it is full; the build goes on
-    /// when nobody listens. The build is killed when `cancel` is cancelled, or when the future is
-    /// dropped.
+    /// Builds.
+    ///
+    /// Events go to `events`, which slows the build down when it is full; the build goes on when nobody
+    /// listens any more. The build is killed when `cancel` is cancelled, or when the future is dropped.
+    /// All of its processes are dead when this returns, and nothing of a failed build is left.
     ///
     /// # Errors
     /// [`BuildError`], with the last lines of the log.
@@ -46,33 +58,33 @@ impl Builder {
         events: mpsc::Sender<BuildEvent>,
         cancel: CancellationToken,
     ) -> Result<Built, BuildError> {
-        let _ = (events, cancel);
-        let step = "starting the helper".to_owned();
-        Err(BuildError {
-            drv_path: spec.drv_path,
-            cause: Box::new(
-                SandboxError {
-                    step,
-                    source: std::io::ErrorKind::Unsupported.into(),
-                    hint: None,
-                }
-                .into(),
-            ),
-            log_tail: Vec::new(),
-            kept: None,
-        })
+        let drv_path = spec.drv_path.clone();
+        let cancel = cancel.child_token();
+        // A task of its own, because killing and removing must go on where this future is dropped.
+        let build = tokio::spawn(run::build(self.config.clone(), spec, events, cancel.clone()));
+        let _cancel_when_dropped = cancel.drop_guard();
+        match build.await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends.
+                Err(_) => Err(BuildError {
+                    drv_path,
+                    cause: Box::new(Cause::Cancelled),
+                    log_tail: Vec::new(),
+                    disk_full: false,
+                    kept: None,
+                }),
+            },
+        }
     }
 
     /// Whether sandboxes work on this machine: sets one up to the point where the builder program
-    /// would start.
+    /// would be executed.
     ///
     /// # Errors
     /// [`SandboxError`] with what forbids it and the way out.
     pub async fn probe(&self) -> Result<(), SandboxError> {
-        Ok(())
+        probe::probe(&self.config).await
     }
 }
-
-/// Becomes the sandbox helper where the program was started as that, and does not return then. Must
-/// be the first thing that `main` does: no thread may exist yet.
-pub fn run_if_sandbox() {}

@@ -105,7 +105,7 @@ pub enum StartError {
 
 /// A build that did not succeed. Nothing of it is left, except what [`BuildError::kept`] names.
 #[derive(Debug, thiserror::Error)]
-#[error("building '{drv_path}' failed: {cause}")]
+#[error("building '{drv_path}' failed: {cause}{}", if *disk_full { " (the disk is full, which may be the reason)" } else { "" })]
 #[non_exhaustive]
 pub struct BuildError {
     /// What was to be built.
@@ -115,6 +115,8 @@ pub struct BuildError {
     pub cause: Box<Cause>,
     /// The last lines of the log, at most [`crate::limits::LOG_TAIL_LINES`].
     pub log_tail: Vec<String>,
+    /// Whether the disk was full when it failed, which may be the reason.
+    pub disk_full: bool,
     /// The build folder, where it was to be kept and could be.
     pub kept: Option<PathBuf>,
 }

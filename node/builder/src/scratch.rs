@@ -1,15 +1,118 @@
 //! The folder of one build, and its end.
+//!
+//! `<scratch>/<hash of the derivation>-<number>/` with mode 0700 contains `root` (the build's `/`),
+//! `build` (its build folder) and `lock`, which the sandbox helper holds as long as it lives.
 
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::StorePath;
+use crate::error::{Cause, StartError};
+use crate::remove::remove_tree;
+
+/// Numbers the builds of this process.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The folder of one build. Removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     path: PathBuf,
+    removed: bool,
 }
 
 impl Scratch {
+    /// Makes the folder of a build.
+    pub(crate) fn create(parent: &Path, drv_path: &StorePath) -> Result<Self, Cause> {
+        let base = drv_path.to_basename();
+        let hash = base.split('-').next().unwrap_or(&base);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("{hash}-{number}"));
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => Ok(Self { path, removed: false }),
+            Err(source) => Err(Cause::Scratch {
+                path,
+                action: "created",
+                source,
+            }),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the build left something of the store.
+    pub(crate) fn output(&self, path: &StorePath) -> PathBuf {
+        self.path.join("root/nix/store").join(path.to_basename())
+    }
+
+    /// Moves the build folder to a place where it stays.
+    pub(crate) fn keep(&self, kept: &Path, drv_path: &StorePath) -> Result<PathBuf, Cause> {
+        let failed = |path: &Path, action| {
+            let path = path.to_path_buf();
+            move |source| Cause::Scratch { path, action, source }
+        };
+        fs::create_dir_all(kept).map_err(failed(kept, "created"))?;
+        let name = drv_path.name();
+        let (from, mut number) = (self.path.join("build"), 0u64);
+        let target = loop {
+            let target = kept.join(format!("{name}-{number}"));
+            match fs::DirBuilder::new().mode(0o700).create(&target) {
+                Ok(()) => break target,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(source) => return Err(failed(&target, "created")(source)),
+            }
+        };
+        fs::rename(&from, &target).map_err(failed(&from, "moved"))?;
+        Ok(target)
+    }
+
+    /// Removes the folder without blocking the caller's thread.
     pub(crate) async fn discard(self) {
-        let _ = &self.path;
+        // Where the task does not run to its end, because the runtime ends, the folder is one of
+        // those that the next start removes.
+        let _runtime_ended = tokio::task::spawn_blocking(move || drop(self)).await;
     }
 }
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.removed {
+            self.removed = true;
+            if let Err(error) = remove_tree(&self.path) {
+                tracing::warn!(path = %self.path.display(), %error, "a build's folder could not be removed; the next start of the node tries again");
+            }
+        }
+    }
+}
+
+/// Makes the folder for builds, private to its owner, and removes what is in it.
+pub(crate) fn prepare(parent: &Path) -> Result<(), StartError> {
+    let failed = |path: &Path, action| {
+        let path = path.to_path_buf();
+        move |source| StartError::Scratch { path, action, source }
+    };
+    fs::create_dir_all(parent).map_err(failed(parent, "created"))?;
+    fs::set_permissions(parent, fs::Permissions::from_mode(0o700)).map_err(failed(parent, "made private"))?;
+    for entry in fs::read_dir(parent).map_err(failed(parent, "read"))? {
+        let path = entry.map_err(failed(parent, "read"))?.path();
+        wait_for_helper(&path);
+        remove_tree(&path).map_err(failed(&path, "removed"))?;
+    }
+    Ok(())
+}
+
+/// The helper of a killed node sees its end and kills the build. Waits until it has.
+fn wait_for_helper(build: &Path) {
+    if let Ok(lock) = File::open(build.join("lock")) {
+        // Where locks do not work, the removal itself tries for a while.
+        let _unsupported = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+    }
+}
+
+#[cfg(test)]
+#[path = "scratch_tests.rs"]
+mod tests;

@@ -1,0 +1,112 @@
+//! The sandbox helper as the node sees it: a child process, its socket, its log.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio::time::timeout;
+
+use crate::config::{Config, SANDBOX_ARGUMENT};
+use crate::limits::KILL_GRACE;
+use crate::terminal::{self, LogReader};
+use crate::wire::{self, Order, Report};
+
+/// A running helper. Dropping it kills it, and the kernel then kills the build.
+pub(crate) struct HelperProcess {
+    child: Child,
+    pub(crate) control: Control,
+    pub(crate) log: LogReader,
+}
+
+/// The node's end of the socket.
+pub(crate) struct Control {
+    stream: UnixStream,
+}
+
+impl HelperProcess {
+    /// Starts a helper and gives it its order. The error names the step.
+    pub(crate) async fn start(config: &Config, order: &Order) -> Result<Self, (&'static str, io::Error)> {
+        let at = |step| move |error: io::Error| (step, error);
+        let (log, terminal) = terminal::open(order.host_id).map_err(at("opening a terminal for the log"))?;
+        let second = terminal
+            .try_clone()
+            .map_err(at("opening a terminal for the log"))?;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(at("making a socket"))?;
+        ours.set_nonblocking(true).map_err(at("making a socket"))?;
+        let mut command = Command::new(&config.helper.program);
+        command
+            .arg0("tvix-node-sandbox")
+            .args(&config.helper.arguments)
+            .arg(SANDBOX_ARGUMENT)
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(Stdio::from(second))
+            .stderr(Stdio::from(terminal));
+        // The command owns the other ends until it is dropped, and the log would not end before that.
+        let child = tokio::process::Command::from(command)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(at("starting the sandbox helper"))?;
+        let mut control = Control {
+            stream: UnixStream::from_std(ours).map_err(at("making a socket"))?,
+        };
+        let order = wire::frame(order).map_err(at("writing the order"))?;
+        // Where the helper is gone already, its end of the socket says so better than this error.
+        if let Err(error) = control.stream.write_all(&order).await
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            return Err(("instructing the sandbox helper", error));
+        }
+        Ok(Self { child, control, log })
+    }
+
+    /// Kills the build and the helper, and waits until both are gone.
+    pub(crate) async fn kill(mut self) {
+        self.control.hang_up(&mut self.child).await;
+    }
+
+    /// Waits for the end of a helper that has reported its last. Gives its status in words.
+    pub(crate) async fn wait(mut self) -> String {
+        match self.child.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+impl Control {
+    /// The next report; none when the helper has closed its end, which it does by ending. Not to be
+    /// called again after a call that was given up.
+    pub(crate) async fn report(&mut self) -> io::Result<Option<Report>> {
+        let mut header = [0; 4];
+        match self.stream.read_exact(&mut header).await {
+            Err(error) if is_end(&error) => return Ok(None),
+            other => other?,
+        };
+        let mut body = vec![0; wire::body_length(header)?];
+        self.stream.read_exact(&mut body).await?;
+        wire::parse(&body).map(Some)
+    }
+
+    /// Tells the helper to kill, and waits until it has.
+    async fn hang_up(&mut self, child: &mut Child) {
+        // Fails only where the helper is gone already.
+        let _gone = self.stream.shutdown().await;
+        if timeout(KILL_GRACE, child.wait()).await.is_err() {
+            tracing::warn!("a sandbox helper did not end in time and is killed");
+            if let Err(error) = child.kill().await {
+                tracing::warn!(%error, "a sandbox helper could not be killed");
+            }
+        }
+    }
+}
+
+/// A helper that dies with something unread in its end resets the connection.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
+}

@@ -1,0 +1,395 @@
+//! One build, from its specification to its outputs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tvix_node_protocol::build::BuildLimits;
+
+use crate::StorePath;
+use crate::build_spec::{BuildEvent, BuildSpec, Built, Timings};
+use crate::config::Config;
+use crate::diagnosis::{SandboxError, explain_execution};
+use crate::environment::{self, Given};
+use crate::error::{BuildError, Cause};
+use crate::helper::{Control, HelperProcess};
+use crate::limits::LOG_READ_BYTES;
+use crate::log::Log;
+use crate::outputs;
+use crate::refusal;
+use crate::scratch::Scratch;
+use crate::terminal::LogReader;
+use crate::wire::{Bytes, Exit, HostPath, Order, Program, Report, Usage};
+
+/// Builds, and removes what is left of a build that failed.
+pub(crate) async fn build(
+    config: Arc<Config>,
+    spec: BuildSpec,
+    events: mpsc::Sender<BuildEvent>,
+    cancel: CancellationToken,
+) -> Result<Built, BuildError> {
+    let mut log = Log::default();
+    let mut folder = None;
+    let result = attempt(&config, &spec, &events, &cancel, &mut log, &mut folder).await;
+    let cause = match (result, folder.take()) {
+        (Ok((outputs, timings)), Some(scratch)) => {
+            return Ok(Built {
+                outputs,
+                timings,
+                scratch,
+            });
+        }
+        (Ok(_), None) => Cause::HelperDied("no folder was made".to_owned()),
+        (Err(cause), scratch) => {
+            folder = scratch;
+            cause
+        }
+    };
+    let disk_full = folder
+        .as_ref()
+        .is_some_and(|scratch| outputs::is_disk_full(scratch.path()));
+    let mut kept = None;
+    if let Some(scratch) = folder {
+        if spec.keep_failed && !matches!(cause, Cause::Cancelled | Cause::Refused(_)) {
+            kept = keep(&config, &scratch, &spec.drv_path);
+        }
+        scratch.discard().await;
+    }
+    Err(BuildError {
+        drv_path: spec.drv_path,
+        cause: Box::new(cause),
+        log_tail: log.into_tail(),
+        disk_full,
+        kept,
+    })
+}
+
+/// The failure is what the user wants to hear of, so a folder that cannot be kept is only logged.
+fn keep(config: &Config, scratch: &Scratch, drv_path: &StorePath) -> Option<PathBuf> {
+    match scratch.keep(&config.kept, drv_path) {
+        Ok(kept) => Some(kept),
+        Err(error) => {
+            tracing::warn!(%error, "the folder of a failed build could not be kept");
+            None
+        }
+    }
+}
+
+type Outputs = BTreeMap<String, PathBuf>;
+
+async fn attempt(
+    config: &Config,
+    spec: &BuildSpec,
+    events: &mpsc::Sender<BuildEvent>,
+    cancel: &CancellationToken,
+    log: &mut Log,
+    folder: &mut Option<Scratch>,
+) -> Result<(Outputs, Timings), Cause> {
+    let began = Instant::now();
+    let options = refusal::check(config, &spec.derivation)?;
+    let paths = environment::output_paths(&spec.derivation)?;
+    let given = environment::given(spec, &options, &paths)?;
+    let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
+    let order = order(config, spec, given, &paths, scratch)?;
+    let mut helper = HelperProcess::start(config, &order)
+        .await
+        .map_err(|(step, source)| SandboxError::new(step, source))?;
+    drop(order);
+
+    let watch = Watch {
+        began,
+        last_output: AtomicU64::new(0),
+        limits: spec.limits,
+    };
+    // Pinned here and gone at the end of the block, so that the helper is free again.
+    let outcome = {
+        let mut work = pin!(async {
+            tokio::try_join!(
+                watch.reports(&mut helper.control, events),
+                watch.log(&mut helper.log, log, events)
+            )
+        });
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(Cause::Cancelled),
+            cause = watch.limits() => Err(cause),
+            done = &mut work => done.map(|(outcome, ())| outcome),
+        }
+    };
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(cause) => {
+            helper.kill().await;
+            return Err(cause);
+        }
+    };
+    let status = helper.wait().await;
+    let (started, exit, usage) = finished(outcome, status, spec)?;
+    match exit {
+        Exit::Code(0) => {}
+        Exit::Code(code) => return Err(Cause::Exit(code)),
+        Exit::Signal(number) => {
+            return Err(Cause::Signal {
+                number,
+                name: signal_name(number),
+            });
+        }
+    }
+    let outputs = outputs::check(scratch, &paths, order_host_id(config, spec))?;
+    let run = started.elapsed();
+    let timings = Timings {
+        setup: started - began,
+        run,
+        user: Duration::from_micros(usage.user_microseconds),
+        system: Duration::from_micros(usage.system_microseconds),
+        peak_memory: usage.peak_memory,
+    };
+    Ok((outputs, timings))
+}
+
+/// What the helper reported, all in all.
+#[derive(Debug, Default)]
+struct Outcome {
+    started: Option<Instant>,
+    failure: Option<Report>,
+    ended: Option<(Exit, Usage)>,
+}
+
+/// Whether the builder program ran to its end, and how that was.
+fn finished(outcome: Outcome, status: String, spec: &BuildSpec) -> Result<(Instant, Exit, Usage), Cause> {
+    match (outcome.failure, outcome.started, outcome.ended) {
+        (Some(Report::NotExecuted { errno }), ..) => {
+            let builder = spec.derivation.builder();
+            let physical = spec
+                .inputs
+                .iter()
+                .find(|input| builder.starts_with(&input.path.to_string()))
+                .map(|input| input.physical.as_path());
+            Err(Cause::Execute {
+                builder: builder.to_owned(),
+                source: std::io::Error::from_raw_os_error(errno),
+                hint: explain_execution(errno, builder, physical),
+            })
+        }
+        (Some(failure), ..) => Err(setup_failure(failure)),
+        (None, Some(started), Some((exit, usage))) => Ok((started, exit, usage)),
+        (None, ..) => Err(Cause::HelperDied(status)),
+    }
+}
+
+/// The cause that a report of failure stands for.
+pub(crate) fn setup_failure(report: Report) -> Cause {
+    let Report::Failed {
+        step,
+        errno,
+        message,
+        input,
+    } = report
+    else {
+        return Cause::HelperDied("it reported something unexpected".to_owned());
+    };
+    let input = input.and_then(|base| StorePath::from_basename(base.as_bytes()).ok());
+    if let (Some(path), None | Some(libc::ENOENT)) = (input, errno) {
+        let reason = format!("{step}: {message}");
+        return Cause::Input { path, reason };
+    }
+    let source = errno.map_or_else(
+        || std::io::Error::other(message),
+        std::io::Error::from_raw_os_error,
+    );
+    SandboxError::new(step, source).into()
+}
+
+/// Watches a build that runs.
+struct Watch {
+    began: Instant,
+    /// Milliseconds after `began`.
+    last_output: AtomicU64,
+    limits: BuildLimits,
+}
+
+impl Watch {
+    /// Takes the helper's reports to their end.
+    async fn reports(
+        &self,
+        control: &mut Control,
+        events: &mpsc::Sender<BuildEvent>,
+    ) -> Result<Outcome, Cause> {
+        let mut outcome = Outcome::default();
+        loop {
+            match control.report().await {
+                Ok(Some(Report::Started)) => {
+                    outcome.started = Some(Instant::now());
+                    tell(events, BuildEvent::Started).await;
+                }
+                Ok(Some(Report::Ended { exit, usage })) => outcome.ended = Some((exit, usage)),
+                Ok(Some(failure)) => {
+                    outcome.failure.get_or_insert(failure);
+                }
+                Ok(None) => return Ok(outcome),
+                Err(error) => return Err(Cause::HelperDied(error.to_string())),
+            }
+        }
+    }
+
+    /// Takes the log to its end.
+    async fn log(
+        &self,
+        reader: &mut LogReader,
+        log: &mut Log,
+        events: &mpsc::Sender<BuildEvent>,
+    ) -> Result<(), Cause> {
+        let mut buffer = vec![0; LOG_READ_BYTES];
+        loop {
+            let read = reader
+                .read(&mut buffer)
+                .await
+                .map_err(|source| SandboxError::new("reading the log", source))?;
+            if read == 0 {
+                break;
+            }
+            let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.last_output.store(now, Ordering::Relaxed);
+            for line in log.push(&buffer[..read]) {
+                tell(events, BuildEvent::Log(line)).await;
+            }
+            if let Some(limit) = self.limits.log
+                && log.bytes() > limit
+            {
+                return Err(Cause::LogTooLarge(limit));
+            }
+        }
+        if let Some(line) = log.finish() {
+            tell(events, BuildEvent::Log(line)).await;
+        }
+        Ok(())
+    }
+
+    /// Ends when a limit on time or silence is passed.
+    async fn limits(&self) -> Cause {
+        loop {
+            let last_output = Duration::from_millis(self.last_output.load(Ordering::Relaxed));
+            let end = self.limits.time.map(Duration::from_secs);
+            let silence = self
+                .limits
+                .silence
+                .map(|limit| last_output.saturating_add(Duration::from_secs(limit)));
+            let Some(next) = end.into_iter().chain(silence).min() else {
+                return std::future::pending().await;
+            };
+            let passed = self.began.elapsed();
+            if let (Some(limit), Some(end)) = (self.limits.time, end)
+                && passed >= end
+            {
+                return Cause::TimedOut(limit);
+            }
+            if let (Some(limit), Some(silence)) = (self.limits.silence, silence)
+                && passed >= silence
+            {
+                return Cause::Silent(limit);
+            }
+            tokio::time::sleep(next - passed.min(next)).await;
+        }
+    }
+}
+
+/// A build goes on where nobody listens any more.
+async fn tell(events: &mpsc::Sender<BuildEvent>, event: BuildEvent) {
+    let _nobody_listens = events.send(event).await;
+}
+
+/// The host uid and gid that a build must run as; none where the node is an ordinary user.
+pub(crate) fn order_host_id(config: &Config, spec: &BuildSpec) -> Option<u32> {
+    rustix::process::geteuid()
+        .is_root()
+        .then(|| config.first_build_user.saturating_add(spec.slot))
+}
+
+fn order(
+    config: &Config,
+    spec: &BuildSpec,
+    given: Given,
+    outputs: &BTreeMap<String, StorePath>,
+    scratch: &Scratch,
+) -> Result<Order, Cause> {
+    let derivation = &spec.derivation;
+    let mut inputs = Vec::with_capacity(spec.inputs.len());
+    for input in &spec.inputs {
+        if !input.physical.is_absolute() {
+            return Err(Cause::Input {
+                path: input.path.clone(),
+                reason: format!("its place '{}' is not an absolute path", input.physical.display()),
+            });
+        }
+        // What is built now must not be in its own way.
+        if outputs.values().all(|output| *output != input.path) {
+            inputs.push((input.path.to_basename(), Bytes::path(&input.physical)));
+        }
+    }
+    inputs.sort();
+    inputs.dedup_by(|a, b| a.0 == b.0);
+    let fixed_output = environment::is_fixed_output(derivation);
+    let certificates = config
+        .ca_certificates
+        .iter()
+        .filter(|_| fixed_output)
+        .map(|outside| HostPath {
+            inside: Bytes(crate::sandbox::CERTIFICATES.into()),
+            outside: Bytes::path(outside),
+            writable: false,
+        });
+    let paths = config.sandbox_paths.iter().map(|(inside, path)| HostPath {
+        inside: Bytes::path(inside),
+        outside: Bytes::path(&path.outside),
+        writable: path.writable,
+    });
+    Ok(Order {
+        scratch: Bytes::path(scratch.path()),
+        host_id: order_host_id(config, spec),
+        program: Some(Program {
+            path: Bytes(derivation.builder().into()),
+            arguments: given.arguments.into_iter().map(Bytes).collect(),
+            environment: given.environment.into_iter().map(Bytes).collect(),
+            thirty_two_bit: environment::is_thirty_two_bit(derivation.system()),
+        }),
+        inputs,
+        files: given
+            .files
+            .into_iter()
+            .map(|(name, content)| (name, Bytes(content)))
+            .collect(),
+        paths: paths.chain(certificates).collect(),
+        fixed_output,
+        kvm: config.features.contains("kvm"),
+        processes: spec.processes,
+    })
+}
+
+/// The usual name of a signal.
+fn signal_name(number: i32) -> &'static str {
+    match number {
+        libc::SIGHUP => "hangup",
+        libc::SIGINT => "interrupt",
+        libc::SIGQUIT => "quit",
+        libc::SIGILL => "illegal instruction",
+        libc::SIGTRAP => "trap",
+        libc::SIGABRT => "aborted",
+        libc::SIGBUS => "bus error",
+        libc::SIGFPE => "arithmetic error",
+        libc::SIGKILL => "killed, perhaps because memory ran out",
+        libc::SIGSEGV => "segmentation fault",
+        libc::SIGSYS => "bad system call",
+        libc::SIGPIPE => "broken pipe",
+        libc::SIGALRM => "alarm",
+        libc::SIGTERM => "terminated",
+        libc::SIGXCPU => "processor time limit",
+        libc::SIGXFSZ => "file size limit",
+        _ => "no common name",
+    }
+}

@@ -1,0 +1,115 @@
+//! What a build may do: user, limits, privileges.
+
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
+
+use super::fault::{Fault, Step};
+use super::{INSIDE_GID, INSIDE_UID, system_calls};
+use crate::limits::OUT_OF_MEMORY_BADNESS;
+use crate::sys;
+use crate::wire::Order;
+
+/// The execution domain of 32-bit machines (linux/personality.h).
+const PER_LINUX32: std::ffi::c_ulong = 8;
+
+/// The kernel shall take the build rather than the node when memory runs out. Needs the machine's
+/// `/proc`.
+pub(super) fn prefer_as_victim() {
+    // Nothing depends on it, and some containers do not allow it.
+    let _not_essential = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_BADNESS.to_string());
+}
+
+/// Becomes the build's user.
+pub(super) fn become_build_user() -> Result<(), Fault> {
+    let (uid, gid) = (Uid::from_raw(INSIDE_UID), Gid::from_raw(INSIDE_GID));
+    rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| "changing the group id")?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| "changing the user id")
+}
+
+/// Dies with the helper. To be repeated after every change of user, which clears it.
+pub(super) fn die_with_helper() -> Result<(), Fault> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .step(|| "asking to die with the helper")
+}
+
+/// Limits on resources.
+pub(super) fn limit(order: &Order) -> Result<(), Fault> {
+    // No core files, unless a build asks for them, as in Nix.
+    let core = Rlimit {
+        current: Some(0),
+        maximum: getrlimit(Resource::Core).maximum,
+    };
+    setrlimit(Resource::Core, core).step(|| "limiting core files")?;
+    if order.host_id.is_some() || counts_processes_per_namespace() {
+        let most = u64::from(order.processes);
+        let allowed = getrlimit(Resource::Nproc)
+            .maximum
+            .map_or(most, |maximum| maximum.min(most));
+        let processes = Rlimit {
+            current: Some(allowed),
+            maximum: Some(allowed),
+        };
+        setrlimit(Resource::Nproc, processes).step(|| "limiting processes")?;
+    }
+    Ok(())
+}
+
+/// Since Linux 5.14 the limit on processes counts those of a user namespace; before, all of a user's,
+/// which for a node that is not root would be the user's own as well.
+fn counts_processes_per_namespace() -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(14))
+}
+
+/// Execution domain as in Nix: 32-bit where asked for, addresses not randomised.
+pub(super) fn set_personality(thirty_two_bit: bool) -> Result<(), Fault> {
+    if thirty_two_bit {
+        sys::personality(Some(PER_LINUX32)).step(|| "becoming a 32-bit machine")?;
+    }
+    let fixed_addresses = || {
+        let now = sys::personality(None)?;
+        sys::personality(Some(
+            now | std::ffi::c_ulong::from(libc::ADDR_NO_RANDOMIZE.cast_unsigned()),
+        ))
+    };
+    match fixed_addresses() {
+        Ok(_) => Ok(()),
+        // Containers forbid it; Nix goes on as well.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+        Err(error) => Err(error).step(|| "switching address randomisation off"),
+    }
+}
+
+/// Gives up all privileges in the namespace, and the way to new ones.
+pub(super) fn drop_privileges() -> Result<(), Fault> {
+    match rustix::thread::clear_ambient_capability_set() {
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(error) => return Err(error).step(|| "clearing ambient capabilities"),
+    }
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, none).step(|| "dropping capabilities")?;
+    rustix::thread::set_no_new_privs(true).step(|| "giving up new privileges")?;
+    sys::install_filter(&system_calls::filter()).step(|| "filtering system calls")
+}
+
+/// Fails where the helper has died already: its end came before [`die_with_helper`].
+pub(super) fn check_helper(alive: impl std::os::fd::AsFd) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let mut pipe = [PollFd::new(&alive, PollFlags::IN)];
+    poll(&mut pipe, Some(&rustix::event::Timespec::default()))?;
+    if pipe[0].revents().contains(PollFlags::HUP) {
+        return Err(io::Error::other("the sandbox helper is gone"));
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! The filter on system calls.
+//!
+//! As Nix 2.34 (`setupSeccomp`): no setuid or setgid bits (`EPERM`), no extended attributes
+//! (`ENOTSUP`), for the machine's own architecture and the 32-bit one beside it. Whatever else is
+//! allowed, other architectures included: a filter that kills on those breaks 32-bit builders.
+//!
+//! A small assembler of our own for classic BPF instead of a library: the program has one shape.
+
+use crate::sys::Instruction;
+
+/// Mode bits that builds must not set.
+const SET_ID_BITS: u32 = 0o6000;
+
+/// Which argument holds the mode.
+#[derive(Clone, Copy)]
+enum Rule {
+    /// Fail with `EPERM` where the argument of this index has [`SET_ID_BITS`].
+    NoSetId(u32),
+    /// Fail with `ENOTSUP`.
+    NotSupported,
+}
+
+struct Architecture {
+    /// `AUDIT_ARCH_*`.
+    audit: u32,
+    /// Bits of the number that choose a calling convention and not a call.
+    convention_bits: u32,
+    rules: &'static [(u32, Rule)],
+}
+
+use Rule::{NoSetId, NotSupported};
+
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        audit: 0xc000_003e,
+        convention_bits: 0x4000_0000, // x32
+        rules: &[
+            (90, NoSetId(1)),  // chmod
+            (91, NoSetId(1)),  // fchmod
+            (268, NoSetId(2)), // fchmodat
+            (452, NoSetId(2)), // fchmodat2
+            (188, NotSupported),
+            (189, NotSupported),
+            (190, NotSupported), // setxattr, lsetxattr, fsetxattr
+            (191, NotSupported),
+            (192, NotSupported),
+            (193, NotSupported), // getxattr, lgetxattr, fgetxattr
+            (463, NotSupported), // setxattrat
+            (464, NotSupported), // getxattrat
+        ],
+    },
+    Architecture {
+        audit: 0x4000_0003, // i386
+        convention_bits: 0,
+        rules: &[
+            (15, NoSetId(1)),
+            (94, NoSetId(1)),
+            (306, NoSetId(2)),
+            (452, NoSetId(2)),
+            (226, NotSupported),
+            (227, NotSupported),
+            (228, NotSupported),
+            (229, NotSupported),
+            (230, NotSupported),
+            (231, NotSupported),
+            (463, NotSupported),
+            (464, NotSupported),
+        ],
+    },
+];
+
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        audit: 0xc000_00b7,
+        convention_bits: 0,
+        rules: GENERIC,
+    },
+    Architecture {
+        audit: 0x4000_0028, // arm
+        convention_bits: 0,
+        rules: &[
+            (15, NoSetId(1)),
+            (94, NoSetId(1)),
+            (333, NoSetId(2)),
+            (452, NoSetId(2)),
+            (226, NotSupported),
+            (227, NotSupported),
+            (228, NotSupported),
+            (229, NotSupported),
+            (230, NotSupported),
+            (231, NotSupported),
+            (463, NotSupported),
+            (464, NotSupported),
+        ],
+    },
+];
+
+#[cfg(target_arch = "riscv64")]
+const ARCHITECTURES: &[Architecture] = &[Architecture {
+    audit: 0xc000_00f3,
+    convention_bits: 0,
+    rules: GENERIC,
+}];
+
+/// The numbers that newer architectures share.
+#[cfg(any(target_arch = "aarch64", target_arch = "riscv64"))]
+const GENERIC: &[(u32, Rule)] = &[
+    (52, NoSetId(1)),
+    (53, NoSetId(2)),
+    (452, NoSetId(2)),
+    (5, NotSupported),
+    (6, NotSupported),
+    (7, NotSupported),
+    (8, NotSupported),
+    (9, NotSupported),
+    (10, NotSupported),
+    (463, NotSupported),
+    (464, NotSupported),
+];
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
+compile_error!("the filter on system calls does not know the numbers of this architecture yet");
+
+// Instruction classes and modes of classic BPF (linux/bpf_common.h).
+const LOAD_WORD: u16 = 0x20;
+const AND: u16 = 0x54;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP_IF_BITS: u16 = 0x45;
+const RETURN: u16 = 0x06;
+
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+
+// Offsets in struct seccomp_data.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+fn fail(errno: i32) -> u32 {
+    libc::SECCOMP_RET_ERRNO | errno.cast_unsigned()
+}
+
+const fn plain(code: u16, value: u32) -> Instruction {
+    Instruction {
+        code,
+        if_true: 0,
+        if_false: 0,
+        value,
+    }
+}
+
+const fn jump(code: u16, value: u32, if_true: u8, if_false: u8) -> Instruction {
+    Instruction {
+        code,
+        if_true,
+        if_false,
+        value,
+    }
+}
+
+/// The low half of an argument: where a 64-bit value has it depends on the order of bytes.
+const fn argument(index: u32) -> u32 {
+    let low_half = if cfg!(target_endian = "big") { 4 } else { 0 };
+    ARGUMENTS + index * 8 + low_half
+}
+
+/// The whole program.
+pub(super) fn filter() -> Vec<Instruction> {
+    let mut program = vec![plain(LOAD_WORD, ARCHITECTURE)];
+    for architecture in ARCHITECTURES {
+        let section = section(architecture);
+        // No section has more than some 60 instructions, a jump reaches 255.
+        let length = u8::try_from(section.len()).unwrap_or(u8::MAX);
+        program.push(jump(JUMP_IF_EQUAL, architecture.audit, 0, length));
+        program.extend(section);
+    }
+    program.push(plain(RETURN, ALLOW));
+    program
+}
+
+/// What one architecture's calls go through; ends with a return.
+fn section(architecture: &Architecture) -> Vec<Instruction> {
+    let mut section = vec![
+        plain(LOAD_WORD, NUMBER),
+        plain(AND, !architecture.convention_bits),
+    ];
+    for &(number, rule) in architecture.rules {
+        match rule {
+            NoSetId(index) => section.extend([
+                jump(JUMP_IF_EQUAL, number, 0, 4),
+                plain(LOAD_WORD, argument(index)),
+                jump(JUMP_IF_BITS, SET_ID_BITS, 0, 1),
+                plain(RETURN, fail(libc::EPERM)),
+                plain(RETURN, ALLOW),
+            ]),
+            NotSupported => section.extend([
+                jump(JUMP_IF_EQUAL, number, 0, 1),
+                plain(RETURN, fail(libc::ENOTSUP)),
+            ]),
+        }
+    }
+    section.push(plain(RETURN, ALLOW));
+    section
+}
+
+#[cfg(test)]
+#[path = "system_calls_tests.rs"]
+mod tests;

@@ -1,0 +1,258 @@
+//! System calls that no safe wrapper offers. The only module with `unsafe`.
+//!
+//! Invariants:
+//! - Pointers handed to the kernel come from live Rust values of the layout that the call documents,
+//!   and the kernel does not keep them past the call ([`execute`] replaces the program, so nothing
+//!   outlives it there).
+//! - [`clone_process`] copies the process like `fork`; it refuses to run where a second thread
+//!   exists, so the copy has no lock that another thread held.
+//! - Descriptors are passed as borrowed ones, except in [`child_signals`], which takes ownership of a
+//!   descriptor that the kernel has just made.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_int, c_ulong};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use crate::wire::{Exit, Usage};
+
+fn check(result: impl Into<i64>) -> io::Result<i64> {
+    match result.into() {
+        -1 => Err(io::Error::last_os_error()),
+        value => Ok(value),
+    }
+}
+
+/// Which side of a [`clone_process`] this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The caller, with the new process's id.
+    Parent(i32),
+    /// The new process.
+    Child,
+}
+
+/// Copies the calling process into new namespaces, as `fork` with flags.
+///
+/// # Errors
+/// The kernel's, and `EBUSY`-like refusal where the process has other threads.
+pub(crate) fn clone_process(namespaces: c_int) -> io::Result<Side> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other(
+            "the sandbox helper has more than one thread; call run_if_sandbox first in main",
+        ));
+    }
+    let flags = c_ulong::from((namespaces | libc::SIGCHLD).cast_unsigned());
+    // SAFETY: without CLONE_VM and with a null stack this is fork: the child runs on a copy of this
+    // stack. Only one thread exists (checked above). On the architectures Rust's std supports for
+    // Linux, except s390x, flags come first and the stack second; all other arguments are null.
+    #[cfg(not(target_arch = "s390x"))]
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) };
+    // SAFETY: as above; s390x takes the stack first.
+    #[cfg(target_arch = "s390x")]
+    let result = unsafe { libc::syscall(libc::SYS_clone, 0usize, flags, 0usize, 0usize, 0usize) };
+    match check(result)? {
+        0 => Ok(Side::Child),
+        pid => Ok(Side::Parent(i32::try_from(pid).map_err(io::Error::other)?)),
+    }
+}
+
+/// Replaces the program. Returns only where that failed.
+pub(crate) fn execute(program: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        let strings = strings.iter().map(|string| string.as_ptr());
+        strings.chain([std::ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: both arrays end with a null pointer and point to strings that live until the call ends.
+    unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Ends the process at once, without running anything that was to run at its end.
+pub(crate) fn exit_now(code: c_int) -> ! {
+    // SAFETY: takes no pointers.
+    unsafe { libc::_exit(code) }
+}
+
+/// Sets and clears attributes (`MOUNT_ATTR_*`) of a mount, or of all mounts below it as well.
+///
+/// # Errors
+/// The kernel's; `ENOSYS` before Linux 5.12.
+pub(crate) fn set_mount_attributes(path: &CStr, recursive: bool, set: u64, clear: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: a C string and a mount_attr of the size given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags,
+            std::ptr::from_ref(&attributes),
+            size_of::<libc::mount_attr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Switches the interface `lo` of the process's network namespace on.
+pub(crate) fn bring_up_loopback() -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    // SAFETY: ifreq is plain data; all zeroes is a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = (*from).cast_signed();
+    }
+    let flags = libc::IFF_UP | libc::IFF_LOOPBACK | libc::IFF_RUNNING;
+    request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq.
+    check(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS,
+            std::ptr::from_ref(&request),
+        )
+    })
+    .map(drop)
+}
+
+/// Sets the execution domain; `None` only asks. Gives what it was.
+pub(crate) fn personality(persona: Option<c_ulong>) -> io::Result<c_ulong> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::personality(persona.unwrap_or(0xffff_ffff)) })
+        .map(|previous| c_ulong::from(u32::try_from(previous).unwrap_or_default()))
+}
+
+/// One instruction of a classic BPF program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Instruction {
+    pub(crate) code: u16,
+    pub(crate) if_true: u8,
+    pub(crate) if_false: u8,
+    pub(crate) value: u32,
+}
+
+/// Filters all further system calls of this process and its children. No new privileges must be set.
+pub(crate) fn install_filter(program: &[Instruction]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: Instruction has the layout of sock_filter, and `len` of them are there. The kernel
+    // copies them and does not write.
+    check(unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            std::ptr::from_ref(&program),
+        )
+    })
+    .map(drop)
+}
+
+/// Every signal to its default, none blocked, as a program expects to start.
+pub(crate) fn reset_signals() -> io::Result<()> {
+    // SAFETY: sigaction and sigset_t are plain data; zeroes are SIG_DFL without flags.
+    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    for signal in 1..=64 {
+        // SAFETY: reads one sigaction. Fails for KILL, STOP and those that the C library keeps for
+        // itself; they have their defaults.
+        unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+    }
+    set_signal_mask(|_| {})
+}
+
+/// A descriptor that is readable when a child has ended. Blocks `SIGCHLD` for this process.
+pub(crate) fn child_signals() -> io::Result<OwnedFd> {
+    let mut set = set_of_signals(|set| {
+        // SAFETY: an initialised set and a valid signal.
+        unsafe { libc::sigaddset(set, libc::SIGCHLD) };
+    });
+    // SAFETY: reads the set.
+    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) })?;
+    // SAFETY: reads the set; makes a new descriptor.
+    let descriptor = check(unsafe { libc::signalfd(-1, &raw mut set, libc::SFD_CLOEXEC) })?;
+    let descriptor = c_int::try_from(descriptor).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made it, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+fn set_signal_mask(fill: impl FnOnce(&mut libc::sigset_t)) -> io::Result<()> {
+    let set = set_of_signals(fill);
+    // SAFETY: reads the set.
+    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) }).map(drop)
+}
+
+fn set_of_signals(fill: impl FnOnce(&mut libc::sigset_t)) -> libc::sigset_t {
+    // SAFETY: sigset_t is plain data and sigemptyset initialises it.
+    let mut set = unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        set
+    };
+    fill(&mut set);
+    set
+}
+
+/// Waits for a child to end; `None` if it has not, where `block` is false.
+pub(crate) fn wait(pid: i32, block: bool) -> io::Result<Option<(Exit, Usage)>> {
+    let mut status = 0;
+    // SAFETY: rusage is plain data.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let flags = if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: writes one status and one rusage.
+        match check(unsafe { libc::wait4(pid, &raw mut status, flags, &raw mut usage) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(0) => return Ok(None),
+            Ok(_) => break,
+        }
+    }
+    let exit = if libc::WIFSIGNALED(status) {
+        Exit::Signal(libc::WTERMSIG(status))
+    } else {
+        Exit::Code(libc::WEXITSTATUS(status))
+    };
+    let microseconds = |time: libc::timeval| {
+        let seconds = Duration::from_secs(time.tv_sec.try_into().unwrap_or_default());
+        let all = seconds + Duration::from_micros(time.tv_usec.try_into().unwrap_or_default());
+        u64::try_from(all.as_micros()).unwrap_or(u64::MAX)
+    };
+    let usage = Usage {
+        user_microseconds: microseconds(usage.ru_utime),
+        system_microseconds: microseconds(usage.ru_stime),
+        // The kernel counts in KiB.
+        peak_memory: u64::try_from(usage.ru_maxrss).unwrap_or_default() * 1024,
+    };
+    Ok(Some((exit, usage)))
+}
+
+/// Closes every descriptor from `first` on.
+pub(crate) fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: takes no pointers. Callers own nothing from `first` on that they use afterwards.
+    let closed = check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) });
+    match closed {
+        Ok(_) => Ok(()),
+        // Before Linux 5.9, or where a container's filter does not know the call.
+        Err(_) => {
+            let open: Vec<u32> = std::fs::read_dir("/proc/self/fd")?
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+                .collect();
+            for descriptor in open.into_iter().filter(|&open| open >= first) {
+                // SAFETY: as above. Closing one that is not open (the listing's own) does nothing.
+                unsafe { libc::close(descriptor.cast_signed()) };
+            }
+            Ok(())
+        }
+    }
+}

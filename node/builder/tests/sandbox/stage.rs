@@ -1,0 +1,144 @@
+//! Where the tests' builds happen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tvix_node_builder::{
+    BuildError, BuildEvent, BuildInput, BuildSpec, Builder, Built, Config, Helper, SandboxPath, StorePath,
+};
+use tvix_node_protocol::nix::derivation::{DerivationFields, OutputKind, read_derivation};
+
+/// The tests' own program.
+pub const ACTOR: &str = env!("CARGO_BIN_EXE_sandbox-actor");
+
+/// A builder with a folder of its own.
+pub struct Stage {
+    pub builder: Builder,
+    pub folder: TempDir,
+}
+
+impl Stage {
+    /// None, with a visible note, where this machine does not allow sandboxes.
+    pub async fn new() -> Option<Self> {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder for tests");
+        let mut config = Config::new(folder.path().join("builds"), Helper::program(ACTOR));
+        config.sandbox_paths = libraries();
+        change(&mut config);
+        let builder = Builder::new(config).expect("a folder for builds");
+        match builder.probe().await {
+            Ok(()) => Some(Self { builder, folder }),
+            Err(error) => {
+                println!("SKIPPED: a build in a sandbox, because {error}");
+                None
+            }
+        }
+    }
+
+    /// Runs one act of the actor as a build.
+    pub async fn act(&self, arguments: &[&str]) -> Result<Built, BuildError> {
+        self.build(spec(fields(arguments))).await
+    }
+
+    /// Builds, and shows the log.
+    pub async fn build(&self, spec: BuildSpec) -> Result<Built, BuildError> {
+        let (events, mut heard) = mpsc::channel(16);
+        let listen = async {
+            while let Some(event) = heard.recv().await {
+                if let BuildEvent::Log(line) = event {
+                    println!("log: {}", String::from_utf8_lossy(&line));
+                }
+            }
+        };
+        let build = self.builder.build(spec, events, CancellationToken::new());
+        let (result, ()) = tokio::join!(build, listen);
+        result
+    }
+
+    /// What is left in the folder for builds.
+    pub fn leftovers(&self) -> Vec<PathBuf> {
+        std::fs::read_dir(&self.builder.config().scratch)
+            .expect("the folder for builds")
+            .map(|entry| entry.expect("an entry").path())
+            .collect()
+    }
+}
+
+/// What the dynamic linker needs to run the actor, wherever this machine has it.
+fn libraries() -> BTreeMap<PathBuf, SandboxPath> {
+    static LIBRARIES: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    let files = LIBRARIES.get_or_init(|| {
+        let output = Command::new(ACTOR)
+            .arg("libraries")
+            .output()
+            .expect("the actor runs");
+        let text = String::from_utf8(output.stdout).expect("paths in UTF-8");
+        let mapped = text
+            .lines()
+            .map(PathBuf::from)
+            .filter(|path| path != Path::new(ACTOR));
+        // The loader is asked for by the path that stands in the program, which may be a link.
+        let loaders = [
+            "/lib64/ld-linux-x86-64.so.2",
+            "/lib/ld-linux-aarch64.so.1",
+            "/lib/ld-musl-x86_64.so.1",
+        ];
+        let links = ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64"]
+            .into_iter()
+            .flat_map(|folder| {
+                ["libc.so.6", "libgcc_s.so.1", "libm.so.6"].map(|name| format!("{folder}/{name}"))
+            });
+        mapped
+            .chain(loaders.into_iter().map(PathBuf::from))
+            .chain(links.map(PathBuf::from))
+            .filter(|path| path.exists())
+            .collect()
+    });
+    let shown = |path: &PathBuf| SandboxPath {
+        outside: path.clone(),
+        writable: false,
+    };
+    files.iter().map(|path| (path.clone(), shown(path))).collect()
+}
+
+/// The actor's place in the store.
+pub fn actor_path() -> StorePath {
+    StorePath::from_parts([7; 20], "actor").expect("a valid name")
+}
+
+/// A derivation that runs one act.
+pub fn fields(arguments: &[&str]) -> DerivationFields {
+    let actor = actor_path();
+    DerivationFields {
+        name: "play".to_owned(),
+        outputs: BTreeMap::from([("out".to_owned(), OutputKind::InputAddressed)]),
+        input_derivations: BTreeMap::new(),
+        input_sources: BTreeSet::from([actor.clone()]),
+        system: format!("{}-linux", std::env::consts::ARCH).into_bytes(),
+        builder: actor.to_absolute_path().into_bytes(),
+        arguments: arguments
+            .iter()
+            .map(|argument| argument.as_bytes().to_vec())
+            .collect(),
+        environment: BTreeMap::new(),
+    }
+}
+
+/// A build of it, with the actor as its only input.
+pub fn spec(fields: DerivationFields) -> BuildSpec {
+    let made = fields.instantiate(|_| None).expect("a valid derivation");
+    let derivation = read_derivation(&made.drv_path, &made.aterm).expect("a derivation that reads back");
+    let actor = BuildInput {
+        path: actor_path(),
+        physical: ACTOR.into(),
+    };
+    BuildSpec::new(derivation, made.drv_path, vec![actor])
+}
