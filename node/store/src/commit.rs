@@ -1,0 +1,425 @@
+//! Making prepared trees part of the store.
+//!
+//! The order is what a crash cannot break. Trees are written to the side; the file system is synced,
+//! so they are on the disk; they get their names; the index is written and synced, and only now
+//! anybody is told. Before the index knows them they do not exist for anyone, and the next start
+//! removes them. If power fails after the index is on the disk and before the names are, the next
+//! start gives the names: both are known by then.
+//!
+//! Callers that arrive while a group is being committed form the next one, so many small paths share
+//! the two syncs.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use redb::{ReadableTable, WriteTransaction};
+use rustix::io::Errno;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::path_info::PathInfo;
+
+use crate::add::{AddError, Prepared};
+use crate::disk::{Context, FileError};
+use crate::index::{
+    IndexError, IndexFault, PATHS, PathRecord, UNACCEPTED, insert_path, insert_tree, path_key, read_path,
+    read_unaccepted,
+};
+use crate::intent::Intent;
+use crate::leases::Lease;
+use crate::limits::RESERVED_BYTES;
+use crate::records::RecordRow;
+use crate::store::{Inner, Store};
+use crate::trees::unaccepted_name;
+
+/// Trees that become part of the store together or not at all.
+pub(crate) struct Batch {
+    trees: Vec<Prepared>,
+    accepted: bool,
+    record: Option<RecordRow>,
+}
+
+impl Batch {
+    pub(crate) fn accepted(trees: Vec<Prepared>, record: Option<RecordRow>) -> Self {
+        let accepted = true;
+        Self {
+            trees,
+            accepted,
+            record,
+        }
+    }
+
+    pub(crate) fn unaccepted(trees: Vec<Prepared>) -> Self {
+        Self {
+            trees,
+            accepted: false,
+            record: None,
+        }
+    }
+}
+
+type Answer = Arc<Mutex<Option<Result<Vec<PathInfo>, AddError>>>>;
+
+/// A batch and who waits for it. Whoever drops it unanswered has failed.
+struct Job {
+    batch: Batch,
+    answer: Answer,
+    /// Names given to trees of this batch that the index does not know yet.
+    named: Vec<String>,
+    /// The answer, once it is certain that it counts.
+    outcome: Option<Result<Vec<PathInfo>, AddError>>,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or(Err(AddError::Interrupted));
+        *unpoisoned(&self.answer) = Some(outcome);
+    }
+}
+
+/// Where batches wait for their turn.
+#[derive(Default)]
+pub(crate) struct Committer {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Job>,
+    busy: bool,
+}
+
+/// Frees the committer, however the group ended.
+struct Turn<'a>(&'a Committer);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        unpoisoned(&self.0.queue).busy = false;
+        self.0.changed.notify_all();
+    }
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    pub(crate) fn submit(&self, batch: Batch, lease: &Lease) -> Result<Vec<PathInfo>, AddError> {
+        debug_assert!(
+            lease.is_of(&self.inner),
+            "a lease of another store protects nothing here"
+        );
+        lease.reserve(batch.trees.iter().map(|tree| &tree.info.path));
+        let committer = &self.inner.committer;
+        let answer = Answer::default();
+        let mut queue = unpoisoned(&committer.queue);
+        queue.waiting.push(Job {
+            batch,
+            answer: Arc::clone(&answer),
+            named: Vec::new(),
+            outcome: None,
+        });
+        loop {
+            if let Some(result) = unpoisoned(&answer).take() {
+                return result;
+            }
+            if queue.busy {
+                queue = committer
+                    .changed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            queue.busy = true;
+            let group = std::mem::take(&mut queue.waiting);
+            drop(queue);
+            {
+                let _turn = Turn(committer);
+                self.inner.commit(group);
+            }
+            queue = unpoisoned(&committer.queue);
+        }
+    }
+}
+
+/// While this lives, names among the trees and the index are changed together, by nobody else.
+pub(crate) struct Registration<'a> {
+    inner: &'a Inner,
+    intent: MutexGuard<'a, Intent>,
+}
+
+impl<'a> Registration<'a> {
+    /// Notes the names that may be left over if the process ends here.
+    pub(crate) fn begin(inner: &'a Inner, names: &[String]) -> Result<Self, FileError> {
+        let registration = Self {
+            inner,
+            intent: unpoisoned(&inner.gate),
+        };
+        registration.intend(names)?;
+        Ok(registration)
+    }
+
+    pub(crate) fn intend(&self, names: &[String]) -> Result<(), FileError> {
+        self.intent.write(&self.inner.trees.disk, names)
+    }
+
+    /// Lets others go on, then removes what has been moved out of the way.
+    pub(crate) fn end(self, trash: Vec<String>) {
+        let Self { inner, intent } = self;
+        if let Err(error) = intent.clear(&inner.trees.disk) {
+            // What is in the index stays and what is not may go: the note does no harm.
+            tracing::warn!(%error, "the note of intended names could not be emptied");
+        }
+        drop(intent);
+        for name in trash {
+            if let Err(error) = inner.trees.remove(&name) {
+                // The next start of the store tries again.
+                tracing::warn!(%error, "a tree that is not part of the store any more could not be removed");
+            }
+        }
+    }
+}
+
+/// What fails a whole group.
+#[derive(Debug, Clone)]
+enum GroupError {
+    File(FileError),
+    Index(IndexError),
+}
+
+impl From<FileError> for GroupError {
+    fn from(error: FileError) -> Self {
+        Self::File(error)
+    }
+}
+
+impl From<GroupError> for AddError {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::File(error) => error.into(),
+            GroupError::Index(error) => error.into(),
+        }
+    }
+}
+
+impl Inner {
+    fn commit(&self, mut group: Vec<Job>) {
+        // Dropping the group answers, and removes what was written and not registered.
+        if let Err(error) = self.try_commit(&mut group) {
+            for job in &mut group {
+                job.outcome = Some(Err(error.clone().into()));
+            }
+        }
+    }
+
+    fn try_commit(&self, group: &mut [Job]) -> Result<(), GroupError> {
+        let trees = &self.trees;
+        if group.iter().any(|job| !job.batch.trees.is_empty()) {
+            trees
+                .disk
+                .sync_filesystem(trees.fd())
+                .on("sync", || trees.path())?;
+        }
+        self.check_space()?;
+        let registration = Registration::begin(self, &intended_names(group))?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs());
+        let mut trash = Vec::new();
+        let written = self.index.write(|transaction| {
+            group.iter_mut().try_for_each(|job| {
+                job.outcome = Some(self.register_job(transaction, job, now, &mut trash)?);
+                Ok(())
+            })
+        });
+        let result = match written {
+            Ok(()) => Ok(()),
+            Err(error) => self.after_failed_write(group, &error, &mut trash),
+        };
+        registration.end(trash);
+        result
+    }
+
+    /// The index may have been written after all: only opening it again tells.
+    fn after_failed_write(
+        &self,
+        group: &mut [Job],
+        error: &IndexError,
+        trash: &mut Vec<String>,
+    ) -> Result<(), GroupError> {
+        // Where this fails, too, the names stay as they are; the next start finds out.
+        self.index.reopen().map_err(GroupError::Index)?;
+        let mut numbers = group.iter().flat_map(|job| &job.batch.trees);
+        let registered = match numbers.find(|tree| tree.written.temporary.is_kept()) {
+            Some(tree) => self
+                .index
+                .tree_name(tree.written.temporary.number())
+                .map_err(GroupError::Index)?,
+            None => None,
+        };
+        if registered.is_some() {
+            return Ok(());
+        }
+        for job in group {
+            self.take_back(job, trash)?;
+        }
+        Err(GroupError::Index(error.clone()))
+    }
+
+    /// An index that cannot grow cannot even unregister what a garbage collection frees.
+    fn check_space(&self) -> Result<(), FileError> {
+        let path = || self.index.file();
+        let free = rustix::fs::fstatvfs(self.trees.fd()).on("look at the file system of", path)?;
+        if free.f_bavail.saturating_mul(free.f_frsize) < RESERVED_BYTES {
+            return Err(FileError::new("write", path(), Errno::NOSPC));
+        }
+        Ok(())
+    }
+
+    /// Takes the names of a batch's trees away again.
+    fn take_back(&self, job: &mut Job, trash: &mut Vec<String>) -> Result<(), FileError> {
+        for name in job.named.drain(..) {
+            trash.extend(self.trees.discard(&name)?);
+        }
+        Ok(())
+    }
+
+    /// Checks, names and enters the trees of one batch. An outer error ends the whole transaction; an
+    /// inner one leaves it as it was.
+    fn register_job(
+        &self,
+        transaction: &WriteTransaction,
+        job: &mut Job,
+        now: u64,
+        trash: &mut Vec<String>,
+    ) -> Result<Result<Vec<PathInfo>, AddError>, IndexFault> {
+        let known = match self.check(transaction, &job.batch)? {
+            Ok(known) => known,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        for (tree, known) in job.batch.trees.iter_mut().zip(&known) {
+            if known.is_some() {
+                continue;
+            }
+            let name = final_name(&tree.info, job.batch.accepted);
+            match self.trees.name_tree(&tree.written.temporary.name(), &name) {
+                Ok(leftover) => {
+                    trash.extend(leftover);
+                    tree.written.temporary.keep();
+                    job.named.push(name);
+                }
+                Err(error) => {
+                    let taken_back = self.take_back(job, trash);
+                    return Ok(Err(taken_back.err().unwrap_or(error).into()));
+                }
+            }
+        }
+        let mut infos = Vec::with_capacity(known.len());
+        for (tree, known) in job.batch.trees.iter_mut().zip(known) {
+            if let Some(info) = known {
+                infos.push(info);
+                continue;
+            }
+            tree.info.registered = now;
+            let number = tree.written.temporary.number();
+            let name = final_name(&tree.info, job.batch.accepted);
+            let written = &mut tree.written;
+            insert_tree(
+                transaction,
+                number,
+                &name,
+                written.tree,
+                &written.nodes,
+                &mut written.files,
+            )?;
+            let info = tree.info.clone();
+            let record = PathRecord { number, info };
+            if job.batch.accepted {
+                insert_path(transaction, &record)?;
+            } else {
+                let key = path_key(&tree.info.path);
+                let mut unaccepted = transaction.open_table(UNACCEPTED)?;
+                unaccepted.insert((key.as_slice(), &written.tree.0), record.encode().as_slice())?;
+            }
+            infos.push(record.info);
+        }
+        if let Some(record) = &job.batch.record {
+            record.insert(transaction)?;
+        }
+        Ok(Ok(infos))
+    }
+
+    /// Whether the trees of a batch may be registered: what is known of those that are already, or why
+    /// not.
+    fn check(
+        &self,
+        transaction: &WriteTransaction,
+        batch: &Batch,
+    ) -> Result<Result<Vec<Option<PathInfo>>, AddError>, IndexFault> {
+        let paths = transaction.open_table(PATHS)?;
+        let unaccepted = transaction.open_table(UNACCEPTED)?;
+        let mut together: HashSet<&StorePath> = HashSet::new();
+        let mut known = Vec::with_capacity(batch.trees.len());
+        for tree in &batch.trees {
+            let path = &tree.info.path;
+            let mut present = read_path(&paths, path)?.map(|record| record.info);
+            if !batch.accepted
+                && present
+                    .as_ref()
+                    .is_none_or(|present| present.tree != tree.written.tree)
+            {
+                let record = read_unaccepted(&unaccepted, path, tree.written.tree)?;
+                present = record.map(|record| record.info);
+            }
+            if let Some(present) = &present
+                && present.tree != tree.written.tree
+            {
+                return Ok(Err(AddError::Conflict {
+                    path: path.clone(),
+                    have: present.tree,
+                    offered: tree.written.tree,
+                }));
+            }
+            if present.is_none() && !together.insert(path) {
+                return Ok(Err(AddError::Twice(path.clone())));
+            }
+            known.push(present);
+        }
+        if batch.accepted {
+            for reference in batch
+                .trees
+                .iter()
+                .flat_map(|tree| tree.info.references.iter().map(move |r| (tree, r)))
+            {
+                let (tree, reference) = reference;
+                let valid =
+                    together.contains(reference) || paths.get(path_key(reference).as_slice())?.is_some();
+                if !valid {
+                    return Ok(Err(AddError::MissingReference {
+                        path: tree.info.path.clone(),
+                        reference: reference.clone(),
+                    }));
+                }
+            }
+        }
+        Ok(Ok(known))
+    }
+}
+
+fn final_name(info: &PathInfo, accepted: bool) -> String {
+    if accepted {
+        info.path.to_basename()
+    } else {
+        unaccepted_name(&info.path, info.tree)
+    }
+}
+
+fn intended_names(group: &[Job]) -> Vec<String> {
+    let names = group.iter().flat_map(|job| {
+        job.batch
+            .trees
+            .iter()
+            .map(|tree| final_name(&tree.info, job.batch.accepted))
+    });
+    names.collect()
+}

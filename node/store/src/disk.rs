@@ -1,0 +1,245 @@
+//! Every operation that changes the file system goes through here, so that a test can cut or fail
+//! each one of them, and so that every failure names what was done to which path.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+
+#[cfg(test)]
+use crate::faults::{Faults, Step};
+
+/// A file operation that failed: what, where, why.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("cannot {action} '{}': {source}{}", .path.display(), hint(*.source))]
+pub struct FileError {
+    /// What was tried, such as `write`.
+    pub action: &'static str,
+    /// On which path.
+    pub path: PathBuf,
+    /// The system's answer.
+    #[source]
+    pub source: Errno,
+}
+
+impl FileError {
+    pub(crate) fn new(action: &'static str, path: impl Into<PathBuf>, source: Errno) -> Self {
+        let path = path.into();
+        Self { action, path, source }
+    }
+
+    /// Whether the file system or the user's quota is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self.source, Errno::NOSPC | Errno::DQUOT)
+    }
+}
+
+fn hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOSPC | Errno::DQUOT => {
+            "; free some space (a garbage collection of the store does, too) and try again"
+        }
+        Errno::ROFS => "; the file system is mounted read-only",
+        _ => "",
+    }
+}
+
+/// Turns a system error into a [`FileError`]; the path is only made where it is needed.
+pub(crate) trait Context<T> {
+    fn on<P: Into<PathBuf>>(self, action: &'static str, path: impl FnOnce() -> P) -> Result<T, FileError>;
+}
+
+impl<T> Context<T> for Result<T, Errno> {
+    fn on<P: Into<PathBuf>>(self, action: &'static str, path: impl FnOnce() -> P) -> Result<T, FileError> {
+        self.map_err(|source| FileError::new(action, path(), source))
+    }
+}
+
+/// Second 1 of 1970, for access and modification, as stock Nix sets it.
+const CANONICAL_TIMES: Timestamps = Timestamps {
+    last_access: Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    },
+    last_modification: Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    },
+};
+
+/// The modification time of everything in the store.
+pub(crate) const CANONICAL_TIME: i64 = 1;
+
+/// The file system below the store.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    #[cfg(test)]
+    pub(crate) faults: Faults,
+}
+
+macro_rules! step {
+    ($self:ident, $step:ident) => {
+        #[cfg(test)]
+        $self.faults.reach(Step::$step)?;
+        #[cfg(not(test))]
+        let _ = $self;
+    };
+}
+
+impl Disk {
+    pub(crate) fn make_directory(&self, parent: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<(), Errno> {
+        step!(self, MakeDirectory);
+        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode))
+    }
+
+    /// Makes a file that must not be there yet.
+    pub(crate) fn make_file(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+        step!(self, MakeFile);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
+    }
+
+    pub(crate) fn write(&self, file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+        while !bytes.is_empty() {
+            step!(self, Write);
+            match rustix::io::write(file, bytes) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(written) => bytes = &bytes[written..],
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the kernel to start writing out what was written, without waiting, so that the disk works
+    /// while the rest is being copied. Only a hint: a refusal changes nothing.
+    pub(crate) fn start_writing_out(&self, file: &OwnedFd, offset: u64, length: u64) {
+        if let Some(length) = std::num::NonZeroU64::new(length) {
+            let refused =
+                rustix::fs::fadvise(file, offset, Some(length), rustix::fs::Advice::DontNeed).is_err();
+            tracing::trace!(refused, "asked to write out early");
+        }
+    }
+
+    pub(crate) fn make_symlink(
+        &self,
+        target: &[u8],
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<(), Errno> {
+        step!(self, MakeSymlink);
+        rustix::fs::symlinkat(target, parent, name)
+    }
+
+    pub(crate) fn hard_link(
+        &self,
+        from: (BorrowedFd<'_>, &[u8]),
+        to: (BorrowedFd<'_>, &[u8]),
+    ) -> Result<(), Errno> {
+        step!(self, HardLink);
+        rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty())
+    }
+
+    pub(crate) fn clone_file(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+        step!(self, CloneFile);
+        rustix::fs::ioctl_ficlone(to, from)
+    }
+
+    /// Sets what stock Nix sets on everything in a store: mode 0444 or 0555, times of second 1.
+    pub(crate) fn canonicalise(&self, object: BorrowedFd<'_>, executable: bool) -> Result<(), Errno> {
+        step!(self, Canonicalise);
+        let mode = if executable { 0o555 } else { 0o444 };
+        rustix::fs::fchmod(object, Mode::from_raw_mode(mode))?;
+        rustix::fs::futimens(object, &CANONICAL_TIMES)
+    }
+
+    pub(crate) fn canonicalise_symlink(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        step!(self, Canonicalise);
+        rustix::fs::utimensat(parent, name, &CANONICAL_TIMES, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    pub(crate) fn make_writable(&self, directory: BorrowedFd<'_>) -> Result<(), Errno> {
+        step!(self, MakeWritable);
+        rustix::fs::fchmod(directory, Mode::RWXU)
+    }
+
+    /// Renames within one directory and never replaces anything.
+    pub(crate) fn rename(&self, parent: BorrowedFd<'_>, from: &[u8], to: &[u8]) -> Result<(), Errno> {
+        step!(self, Rename);
+        match rustix::fs::renameat_with(parent, from, parent, to, RenameFlags::NOREPLACE) {
+            // A file system without the flag. The home belongs to one process, so nothing comes
+            // between the look and the rename.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                match rustix::fs::statat(parent, to, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(_) => Err(Errno::EXIST),
+                    Err(Errno::NOENT) => rustix::fs::renameat(parent, from, parent, to),
+                    Err(error) => Err(error),
+                }
+            }
+            result => result,
+        }
+    }
+
+    /// Renames a file or link, replacing one of the new name.
+    pub(crate) fn replace(
+        &self,
+        from: (BorrowedFd<'_>, &[u8]),
+        to: (BorrowedFd<'_>, &[u8]),
+    ) -> Result<(), Errno> {
+        step!(self, Rename);
+        rustix::fs::renameat(from.0, from.1, to.0, to.1)
+    }
+
+    pub(crate) fn unlink(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        step!(self, Remove);
+        rustix::fs::unlinkat(parent, name, AtFlags::empty())
+    }
+
+    pub(crate) fn remove_directory(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        step!(self, Remove);
+        rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+    }
+
+    pub(crate) fn truncate(&self, file: BorrowedFd<'_>, length: u64) -> Result<(), Errno> {
+        step!(self, Truncate);
+        rustix::fs::ftruncate(file, length)
+    }
+
+    /// Everything written to the file system of `any` so far is on the disk afterwards. One such call
+    /// for many files costs a small part of as many single ones; that it waits for what other
+    /// programs wrote, too, is the price.
+    pub(crate) fn sync_filesystem(&self, any: BorrowedFd<'_>) -> Result<(), Errno> {
+        step!(self, Sync);
+        rustix::fs::syncfs(any)
+    }
+}
+
+/// Opens a directory without following a link in its last component.
+pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// Opens a directory by its path.
+pub(crate) fn open_directory_path(path: &Path) -> Result<OwnedFd, FileError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).on("open the directory", || path)
+}
+
+/// The names in a directory, `.` and `..` left out, in no order.
+pub(crate) fn list(directory: &OwnedFd) -> Result<Vec<(Vec<u8>, rustix::fs::FileType)>, Errno> {
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut entries = Vec::new();
+    let mut stream = rustix::fs::RawDir::new(directory.as_fd(), buffer.spare_capacity_mut());
+    while let Some(entry) = stream.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            entries.push((name.to_vec(), entry.file_type()));
+        }
+    }
+    Ok(entries)
+}

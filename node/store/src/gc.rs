@@ -1,0 +1,305 @@
+//! Garbage collection: what no root and no lease reaches goes.
+//!
+//! One transaction decides and unregisters: while it runs, nothing is added and nothing is leased.
+//! Only when the index on the disk does not know a tree any more is the tree moved out of the way and
+//! removed, so a crash leaves at most rubbish, never a valid path without its tree.
+
+use std::collections::{BTreeSet, HashSet};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use redb::{ReadableTable, WriteTransaction};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::tree::TreeDigest;
+
+use crate::commit::Registration;
+use crate::disk::FileError;
+use crate::index::{
+    IndexError, IndexFault, PATHS, PathRecord, RECORD_OUTPUTS, RECORDS, ROOTS, UNACCEPTED, path_from_key,
+    path_key, read_path, remove_path, remove_tree,
+};
+use crate::limits::LOG_BYTES;
+use crate::logs::LogError;
+use crate::store::{Inner, Store};
+use crate::trees::unaccepted_name;
+
+/// What a collection does.
+#[derive(Debug, Clone, Default)]
+pub struct GcOptions {
+    /// Only say what would go.
+    pub dry_run: bool,
+    /// Stop when so many bytes of archives have gone; none: everything that can go.
+    pub most: Option<u64>,
+    /// Keep also these paths and what they refer to.
+    pub keep: BTreeSet<StorePath>,
+}
+
+/// What a collection did, or would have done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Paths that went, those that refer to others first.
+    pub removed: Vec<StorePath>,
+    /// Trees that went and were not the accepted ones of their paths.
+    pub removed_unaccepted: Vec<(StorePath, TreeDigest)>,
+    /// Bytes of their archives. Files shared with trees that stay are in it, so the disk may gain less.
+    pub bytes: u64,
+    /// Paths that stay.
+    pub kept: u64,
+    /// Links of roots that are gone or point elsewhere, and were forgotten.
+    pub stale_roots: Vec<PathBuf>,
+}
+
+/// Why a collection ended early. What was unregistered before is gone for good; everything else is as
+/// it was.
+#[derive(Debug, thiserror::Error)]
+pub enum GcError {
+    /// The index refused.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Old logs could not be removed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// What a collection takes.
+#[derive(Default)]
+struct Sweep {
+    report: GcReport,
+    /// Names in the directory of trees.
+    names: Vec<String>,
+}
+
+impl Store {
+    /// Collects garbage. Builds, reads and additions under leases go on meanwhile.
+    ///
+    /// # Errors
+    /// [`GcError`]
+    pub fn gc(&self, options: &GcOptions) -> Result<GcReport, GcError> {
+        let inner = &self.inner;
+        if options.dry_run {
+            let held = inner.leases.lock();
+            let leased = held.values().flatten().cloned().collect();
+            drop(held);
+            let preview = inner
+                .index
+                .preview(|transaction| inner.sweep(transaction, options, leased));
+            return Ok(preview?.report);
+        }
+        let registration = Registration::begin(inner, &[])?;
+        // No path can be leased from here until the index is written.
+        let held = inner.leases.lock();
+        let leased: HashSet<StorePath> = held.values().flatten().cloned().collect();
+        let mut decided = None;
+        let written = inner.index.write(|transaction| {
+            let sweep = decided.insert(inner.sweep(transaction, options, leased)?);
+            // Names that a crash from here on would leave behind.
+            Ok(registration.intend(&sweep.names)?)
+        });
+        drop(held);
+        let sweep = decided.unwrap_or_default();
+        if let Err(error) = written
+            && !inner.has_swept(&sweep)?
+        {
+            registration.end(Vec::new());
+            return Err(error.into());
+        }
+        let mut trash = Vec::new();
+        for name in &sweep.names {
+            trash.extend(inner.trees.discard(name)?);
+        }
+        registration.end(trash);
+        inner.prune_logs(LOG_BYTES)?;
+        Ok(sweep.report)
+    }
+}
+
+impl Inner {
+    /// After a failed write: whether the index on the disk has the sweep all the same.
+    fn has_swept(&self, sweep: &Sweep) -> Result<bool, IndexError> {
+        self.index.reopen()?;
+        if let Some(path) = sweep.report.removed.first() {
+            return Ok(self.index.path(path)?.is_none());
+        }
+        match sweep.report.removed_unaccepted.first() {
+            Some((path, tree)) => Ok(self.index.unaccepted(path, *tree)?.is_none()),
+            None => Ok(false),
+        }
+    }
+
+    fn sweep(
+        &self,
+        transaction: &WriteTransaction,
+        options: &GcOptions,
+        leased: HashSet<StorePath>,
+    ) -> Result<Sweep, IndexFault> {
+        let mut sweep = Sweep::default();
+        let (roots, stale) = self.read_roots(&transaction.open_table(ROOTS)?)?;
+        let roots = roots.into_iter().map(|root| root.path);
+        let live = {
+            let paths = transaction.open_table(PATHS)?;
+            let start = roots
+                .chain(leased.iter().cloned())
+                .chain(options.keep.iter().cloned());
+            mark(&paths, start)?
+        };
+        let mut dead = Vec::new();
+        for entry in transaction.open_table(PATHS)?.iter()? {
+            let (key, record) = entry?;
+            let path = path_from_key(key.value())?;
+            if live.contains(&path) {
+                sweep.report.kept += 1;
+            } else {
+                dead.push(PathRecord::decode(path, record.value())?);
+            }
+        }
+        let full = |report: &GcReport| options.most.is_some_and(|most| report.bytes >= most);
+        // A path goes before what it refers to, so a collection that stops early leaves closures whole.
+        for record in referrers_first(dead) {
+            if full(&sweep.report) {
+                sweep.report.kept += 1;
+                continue;
+            }
+            remove_path(transaction, &record)?;
+            remove_tree(transaction, record.number, record.info.tree)?;
+            sweep.report.bytes += record.info.nar_size;
+            sweep.names.push(record.info.path.to_basename());
+            sweep.report.removed.push(record.info.path);
+        }
+        self.sweep_unaccepted(transaction, &leased, &mut sweep, &full)?;
+        sweep_records(transaction)?;
+        let mut table = transaction.open_table(ROOTS)?;
+        for link in &stale {
+            table.remove(link.as_os_str().as_bytes())?;
+        }
+        sweep.report.stale_roots = stale;
+        Ok(sweep)
+    }
+
+    fn sweep_unaccepted(
+        &self,
+        transaction: &WriteTransaction,
+        leased: &HashSet<StorePath>,
+        sweep: &mut Sweep,
+        full: &dyn Fn(&GcReport) -> bool,
+    ) -> Result<(), IndexFault> {
+        let mut unaccepted = transaction.open_table(UNACCEPTED)?;
+        let mut dead = Vec::new();
+        for entry in unaccepted.iter()? {
+            let (key, record) = entry?;
+            let path = path_from_key(key.value().0)?;
+            if !leased.contains(&path) {
+                dead.push(PathRecord::decode(path, record.value())?);
+            }
+        }
+        for record in dead {
+            if full(&sweep.report) {
+                break;
+            }
+            let (path, tree) = (record.info.path, record.info.tree);
+            unaccepted.remove((path_key(&path).as_slice(), &tree.0))?;
+            remove_tree(transaction, record.number, tree)?;
+            sweep.report.bytes += record.info.nar_size;
+            sweep.names.push(unaccepted_name(&path, tree));
+            sweep.report.removed_unaccepted.push((path, tree));
+        }
+        Ok(())
+    }
+}
+
+/// Everything that is reached.
+fn mark(
+    paths: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    start: impl Iterator<Item = StorePath>,
+) -> Result<HashSet<StorePath>, IndexFault> {
+    let mut live = HashSet::new();
+    let mut pending: Vec<StorePath> = start.collect();
+    while let Some(path) = pending.pop() {
+        if live.contains(&path) {
+            continue;
+        }
+        if let Some(record) = read_path(paths, &path)? {
+            pending.extend(
+                record
+                    .info
+                    .references
+                    .into_iter()
+                    .filter(|reference| !live.contains(reference)),
+            );
+        }
+        live.insert(path);
+    }
+    Ok(live)
+}
+
+/// Orders paths so that each comes before what it refers to.
+fn referrers_first(dead: Vec<PathRecord>) -> Vec<PathRecord> {
+    let numbers: std::collections::HashMap<StorePath, usize> = dead
+        .iter()
+        .enumerate()
+        .map(|(number, record)| (record.info.path.clone(), number))
+        .collect();
+    let references = |record: &PathRecord| -> Vec<usize> {
+        let others = record
+            .info
+            .references
+            .iter()
+            .filter(|&reference| *reference != record.info.path);
+        others
+            .filter_map(|reference| numbers.get(reference).copied())
+            .collect()
+    };
+    let mut referrers = vec![0usize; dead.len()];
+    for record in &dead {
+        references(record)
+            .into_iter()
+            .for_each(|number| referrers[number] += 1);
+    }
+    let mut ready: Vec<usize> = (0..dead.len()).filter(|&number| referrers[number] == 0).collect();
+    let mut order = Vec::with_capacity(dead.len());
+    while let Some(number) = ready.pop() {
+        order.push(number);
+        for reference in references(&dead[number]) {
+            referrers[reference] -= 1;
+            if referrers[reference] == 0 {
+                ready.push(reference);
+            }
+        }
+    }
+    let mut slots: Vec<Option<PathRecord>> = dead.into_iter().map(Some).collect();
+    let mut ordered: Vec<PathRecord> = order
+        .into_iter()
+        .filter_map(|number| slots[number].take())
+        .collect();
+    // References have no cycles but self-references; should a damaged index have one, it goes last.
+    ordered.extend(slots.into_iter().flatten());
+    ordered
+}
+
+/// Records of which no output is left.
+fn sweep_records(transaction: &WriteTransaction) -> Result<(), IndexFault> {
+    let paths = transaction.open_table(PATHS)?;
+    let unaccepted = transaction.open_table(UNACCEPTED)?;
+    let mut outputs = transaction.open_table(RECORD_OUTPUTS)?;
+    let (mut living, mut dead) = (HashSet::new(), Vec::new());
+    for entry in outputs.iter()? {
+        let (entry, _) = entry?;
+        let (path, key, builder) = entry.value();
+        let beside = (path, &[0; 32])..=(path, &[255; 32]);
+        if paths.get(path)?.is_some() || unaccepted.range(beside)?.next().is_some() {
+            living.insert((*key, *builder));
+        } else {
+            dead.push((path.to_vec(), *key, *builder));
+        }
+    }
+    let mut records = transaction.open_table(RECORDS)?;
+    for (path, key, builder) in dead {
+        if !living.contains(&(key, builder)) {
+            records.remove((&key, &builder))?;
+            outputs.remove((path.as_slice(), &key, &builder))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! A note of names that are about to appear or disappear among the trees.
+//!
+//! Between giving a tree its name and writing it down in the index, and between taking it out of the
+//! index and out of the directory, a crash leaves a tree that the index does not know. The note is
+//! what tells such a leftover from something that a user put there: only what it names is removed at
+//! the next start, and only where the index does not know it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::disk::{Context, Disk, FileError};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Intent {
+    file: OwnedFd,
+    path: PathBuf,
+}
+
+impl Intent {
+    pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).on("open", || path)?;
+        let path = path.to_owned();
+        Ok(Self { file, path })
+    }
+
+    /// The names of the last note. A line that was cut short names nothing.
+    pub(crate) fn read(&self) -> Result<Vec<String>, FileError> {
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 8192];
+        loop {
+            let offset = bytes.len() as u64;
+            match rustix::io::pread(&self.file, &mut buffer, offset).on("read", || &self.path)? {
+                0 => break,
+                read => bytes.extend_from_slice(&buffer[..read]),
+            }
+        }
+        let end = bytes
+            .iter()
+            .rposition(|&byte| byte == b'\n')
+            .map_or(0, |at| at + 1);
+        let text = String::from_utf8_lossy(&bytes[..end]);
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    pub(crate) fn write(&self, disk: &Disk, names: &[String]) -> Result<(), FileError> {
+        let note: Vec<u8> = names
+            .iter()
+            .flat_map(|name| [name.as_bytes(), b"\n"].concat())
+            .collect();
+        self.put(disk, &note).on("write", || &self.path)
+    }
+
+    pub(crate) fn clear(&self, disk: &Disk) -> Result<(), FileError> {
+        disk.truncate(self.file.as_fd(), 0).on("empty", || &self.path)
+    }
+
+    fn put(&self, disk: &Disk, note: &[u8]) -> Result<(), Errno> {
+        disk.truncate(self.file.as_fd(), 0)?;
+        rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Start(0))?;
+        disk.write(&self.file, note)
+    }
+}

@@ -1,0 +1,95 @@
+//! Leases: paths that a garbage collection leaves alone while somebody works with them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::path_info::PathInfo;
+
+use crate::index::IndexError;
+use crate::store::Inner;
+
+/// All leases of a store.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    next: AtomicU64,
+    held: Mutex<HashMap<u64, HashSet<StorePath>>>,
+}
+
+pub(crate) type Held<'a> = MutexGuard<'a, HashMap<u64, HashSet<StorePath>>>;
+
+impl Leases {
+    /// While the answer is held, no path can be leased.
+    pub(crate) fn lock(&self) -> Held<'_> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps paths, and everything they refer to, from being collected until it is dropped.
+///
+/// Whoever adds a path does so under a lease, so nothing can be collected between being added and
+/// being used. A lease lasts as long as this object: it does not survive the process. For longer, make
+/// a root.
+pub struct Lease {
+    number: u64,
+    store: Arc<Inner>,
+}
+
+impl Lease {
+    pub(crate) fn new(store: &Arc<Inner>) -> Self {
+        let number = store.leases.next.fetch_add(1, Ordering::Relaxed);
+        store.leases.lock().insert(number, HashSet::new());
+        let store = Arc::clone(store);
+        Self { number, store }
+    }
+
+    pub(crate) fn is_of(&self, store: &Arc<Inner>) -> bool {
+        Arc::ptr_eq(&self.store, store)
+    }
+
+    /// Leases paths and says which of them are valid. A path that is answered with its info stays
+    /// valid as long as the lease is held; one that is not is protected from the moment it is added.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn hold<'p>(
+        &self,
+        paths: impl IntoIterator<Item = &'p StorePath> + Clone,
+    ) -> Result<Vec<Option<PathInfo>>, IndexError> {
+        self.reserve(paths.clone());
+        // Read after the lease is written down: a collection that did not see it has ended.
+        let records = self.store.index.paths(paths)?;
+        Ok(records
+            .into_iter()
+            .map(|record| record.map(|record| record.info))
+            .collect())
+    }
+
+    /// Leases one path. See [`Lease::hold`].
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn hold_one(&self, path: &StorePath) -> Result<Option<PathInfo>, IndexError> {
+        Ok(self.hold([path])?.pop().flatten())
+    }
+
+    pub(crate) fn reserve<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath>) {
+        let mut held = self.store.leases.lock();
+        held.entry(self.number)
+            .or_default()
+            .extend(paths.into_iter().cloned());
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Lease({})", self.number)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.store.leases.lock().remove(&self.number);
+    }
+}

@@ -1,0 +1,49 @@
+//! Bounds of the store, each with its reason.
+
+/// Bytes of one buffer of archive bytes on their way to the hashes. Large enough that handing one to
+/// the hashing thread costs nothing beside hashing it, small enough to stay in a second-level cache.
+pub const NAR_BUFFER: usize = 1 << 20;
+
+/// Buffers of one archive in flight between the copying and the hashing thread. One is filled, one is
+/// hashed, one waits.
+pub const NAR_BUFFERS: usize = 3;
+
+/// Files of up to so many bytes are looked up among the stored ones *before* they are written, so an
+/// equal file costs a link and no write. Must fit into a [`NAR_BUFFER`].
+pub const SMALL_FILE: usize = 256 << 10;
+
+/// Files, directories and symlinks of one tree. Some 100 bytes of memory each are held until the
+/// tree is registered; the largest source trees (browsers, kernels) have half a million.
+pub const TREE_ENTRIES: u64 = 2 << 20;
+
+/// Bytes of a name or symlink target in an archive that are read before it is refused for its length.
+pub const NAR_TOKEN: usize = 4096;
+
+/// Bytes of one text (`builtins.toFile`, a derivation) that is added from memory.
+pub const TEXT_BYTES: usize = tvix_node_protocol::limits::DERIVATION_BYTES;
+
+/// Bytes of the index's page cache. Holds the inner pages of an index of a million paths.
+pub const INDEX_CACHE: usize = 64 << 20;
+
+/// Free bytes that must be left on the file system before the index is written: the index cannot be
+/// extended on a full disk, and a garbage collection needs to write it.
+pub const RESERVED_BYTES: u64 = 16 << 20;
+
+/// Remembered sources (fingerprint to store path). A user has some dozen checkouts of some thousand
+/// files; the oldest entry goes first.
+pub const SOURCES: u64 = 65_536;
+
+/// Bytes of a source's fingerprint.
+pub const FINGERPRINT_BYTES: usize = 4096;
+
+/// Build records of different builders kept for one build key. More than any quorum asks for.
+pub const RECORDS_PER_KEY: usize = 64;
+
+/// Roots. Each is a link that somebody made by hand or by a command.
+pub const ROOTS: u64 = 1 << 20;
+
+/// Bytes of all finished build logs; the oldest go first.
+pub const LOG_BYTES: u64 = 1 << 30;
+
+/// Bytes of one build log where the caller sets no lower bound.
+pub const LOG_FILE_BYTES: u64 = 256 << 20;

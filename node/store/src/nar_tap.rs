@@ -1,0 +1,258 @@
+//! The bytes of one archive on their way from where they come from to the tree and to the hashes.
+//!
+//! Bytes are read straight into the tap's buffer, used from there by whoever writes the tree, and
+//! hashed from there when the buffer is full: nothing is copied in memory. Archives larger than one
+//! buffer are hashed by a thread of their own while the next buffer is filled.
+
+use std::io::{self, Read, Write};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use sha2::{Digest, Sha256};
+use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, NixHasher};
+use tvix_node_protocol::nix::nar::ReferenceScanner;
+use tvix_node_protocol::path_info::NarHash;
+
+use crate::limits::{NAR_BUFFER, NAR_BUFFERS, SMALL_FILE};
+
+const _: () = assert!(SMALL_FILE <= NAR_BUFFER);
+
+/// What is computed over an archive.
+struct Hashes {
+    nar: Sha256,
+    extra: Option<NixHasher>,
+    scanner: Option<ReferenceScanner>,
+}
+
+impl Hashes {
+    fn update(&mut self, bytes: &[u8]) {
+        self.nar.update(bytes);
+        if let Some(extra) = &mut self.extra {
+            extra.update(bytes);
+        }
+        if let Some(scanner) = &mut self.scanner {
+            scanner.scan(bytes);
+        }
+    }
+}
+
+/// What came out over the whole archive.
+pub(crate) struct NarSummary {
+    pub(crate) hash: NarHash,
+    pub(crate) size: u64,
+    /// Of the algorithm asked for.
+    pub(crate) extra: Option<NixHash>,
+    pub(crate) scanner: Option<ReferenceScanner>,
+}
+
+/// Buffers that are used again, so that small archives do not each clear a megabyte.
+#[derive(Default)]
+pub(crate) struct Buffers(Mutex<Vec<Box<[u8]>>>);
+
+impl Buffers {
+    /// Kept at most: two archives at once.
+    const KEPT: usize = 2 * NAR_BUFFERS;
+
+    fn take(&self) -> Box<[u8]> {
+        let kept = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .pop();
+        kept.unwrap_or_else(|| vec![0; NAR_BUFFER].into_boxed_slice())
+    }
+
+    fn give_back(&self, buffer: Box<[u8]>) {
+        let mut kept = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if kept.len() < Self::KEPT {
+            kept.push(buffer);
+        }
+    }
+}
+
+struct Worker {
+    full: SyncSender<(Box<[u8]>, usize)>,
+    empty: Receiver<Box<[u8]>>,
+    thread: JoinHandle<Option<Box<Hashes>>>,
+    /// Buffers made so far, the one in hand included.
+    buffers: usize,
+}
+
+enum Hashing {
+    Here(Box<Hashes>),
+    Thread(Worker),
+    /// Only while one becomes the other.
+    Moving,
+}
+
+/// See the [module](self).
+pub(crate) struct NarTap<'s> {
+    buffers: &'s Buffers,
+    buffer: Box<[u8]>,
+    used: usize,
+    flushed: u64,
+    hashing: Hashing,
+}
+
+fn lost() -> io::Error {
+    io::Error::other("the thread that hashes the archive ended early")
+}
+
+impl<'s> NarTap<'s> {
+    /// Computes the NAR hash, and besides it a hash of another algorithm and the references, if wanted.
+    pub(crate) fn new(
+        buffers: &'s Buffers,
+        extra: Option<HashAlgorithm>,
+        scanner: Option<ReferenceScanner>,
+    ) -> Self {
+        let hashes = Hashes {
+            nar: Sha256::new(),
+            extra: extra.map(NixHasher::new),
+            scanner,
+        };
+        let (buffer, hashing) = (buffers.take(), Hashing::Here(Box::new(hashes)));
+        Self {
+            buffers,
+            buffer,
+            used: 0,
+            flushed: 0,
+            hashing,
+        }
+    }
+
+    /// Bytes of the archive so far.
+    pub(crate) fn position(&self) -> u64 {
+        self.flushed + self.used as u64
+    }
+
+    /// Reads once, at most `most` bytes, and returns what was read; nothing at the end of `from`.
+    pub(crate) fn take(&mut self, from: &mut impl Read, most: u64) -> io::Result<&[u8]> {
+        if self.used == self.buffer.len() {
+            self.flush_buffer(false)?;
+        }
+        let room = self.buffer.len() - self.used;
+        let most = usize::try_from(most).map_or(room, |most| most.min(room));
+        let start = self.used;
+        loop {
+            match from.read(&mut self.buffer[start..start + most]) {
+                Ok(read) => {
+                    self.used += read;
+                    return Ok(&self.buffer[start..self.used]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Reads exactly `length` bytes, at most [`SMALL_FILE`], in one piece.
+    pub(crate) fn take_exactly(&mut self, from: &mut impl Read, length: usize) -> io::Result<&[u8]> {
+        if self.buffer.len() - self.used < length {
+            self.flush_buffer(false)?;
+        }
+        let start = self.used;
+        from.read_exact(&mut self.buffer[start..start + length])?;
+        self.used += length;
+        Ok(&self.buffer[start..self.used])
+    }
+
+    /// Hashes what is left and returns the results.
+    pub(crate) fn finish(mut self) -> io::Result<NarSummary> {
+        self.flush_buffer(true)?;
+        let hashes = match std::mem::replace(&mut self.hashing, Hashing::Moving) {
+            Hashing::Here(hashes) => hashes,
+            Hashing::Thread(worker) => {
+                drop(worker.full);
+                let hashes = worker.thread.join().ok().flatten().ok_or_else(lost)?;
+                worker
+                    .empty
+                    .try_iter()
+                    .for_each(|buffer| self.buffers.give_back(buffer));
+                hashes
+            }
+            Hashing::Moving => return Err(lost()),
+        };
+        self.buffers.give_back(std::mem::take(&mut self.buffer));
+        Ok(NarSummary {
+            hash: NarHash(hashes.nar.finalize().into()),
+            size: self.flushed,
+            extra: hashes.extra.map(NixHasher::finalize),
+            scanner: hashes.scanner,
+        })
+    }
+
+    fn flush_buffer(&mut self, ending: bool) -> io::Result<()> {
+        let used = std::mem::take(&mut self.used);
+        self.flushed += used as u64;
+        // A second thread begins to pay where there is more than one buffer to hash.
+        if self.flushed > (NAR_BUFFER / 2) as u64 && !ending {
+            self.start_thread();
+        }
+        match &mut self.hashing {
+            Hashing::Here(hashes) => hashes.update(&self.buffer[..used]),
+            Hashing::Thread(worker) => {
+                let next = match worker.empty.try_recv() {
+                    Ok(buffer) => buffer,
+                    Err(_) if worker.buffers < NAR_BUFFERS => {
+                        worker.buffers += 1;
+                        self.buffers.take()
+                    }
+                    Err(_) => worker.empty.recv().map_err(|_| lost())?,
+                };
+                let full = std::mem::replace(&mut self.buffer, next);
+                worker.full.send((full, used)).map_err(|_| lost())?;
+            }
+            Hashing::Moving => return Err(lost()),
+        }
+        Ok(())
+    }
+
+    /// Moves the hashing to a thread of its own. Where none can be had, it stays here.
+    fn start_thread(&mut self) {
+        if !matches!(self.hashing, Hashing::Here(_)) {
+            return;
+        }
+        let (hand_over, receive_hashes) = sync_channel::<Box<Hashes>>(1);
+        let (full, receive) = sync_channel::<(Box<[u8]>, usize)>(NAR_BUFFERS);
+        let (give_back, empty) = sync_channel(NAR_BUFFERS);
+        let run = move || {
+            let mut hashes = receive_hashes.recv().ok()?;
+            for (buffer, used) in receive {
+                hashes.update(&buffer[..used]);
+                // Nobody wants the buffer back once the archive ended.
+                drop(give_back.send(buffer));
+            }
+            Some(hashes)
+        };
+        let Ok(thread) = std::thread::Builder::new().name("nar-hash".to_owned()).spawn(run) else {
+            return;
+        };
+        if let Hashing::Here(hashes) = std::mem::replace(&mut self.hashing, Hashing::Moving)
+            && hand_over.send(hashes).is_ok()
+        {
+            self.hashing = Hashing::Thread(Worker {
+                full,
+                empty,
+                thread,
+                buffers: 1,
+            });
+        }
+    }
+}
+
+impl Write for NarTap<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.used == self.buffer.len() {
+            self.flush_buffer(false)?;
+        }
+        let written = bytes.len().min(self.buffer.len() - self.used);
+        self.buffer[self.used..self.used + written].copy_from_slice(&bytes[..written]);
+        self.used += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,237 @@
+//! Opening a home: one process at a time, no newer version, and what a crash left behind goes.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use tvix_node_protocol::StorePath;
+
+use crate::commit::Committer;
+use crate::disk::{Context, Disk, FileError};
+use crate::index::{Index, IndexError};
+use crate::intent::Intent;
+use crate::leases::Leases;
+use crate::logs::LOGGED_AT_START;
+use crate::nar_tap::Buffers;
+use crate::share::Sharing;
+use crate::store::{Inner, Store};
+use crate::trees::{TEMPORARY, TRASH, Trees, temporary_name};
+
+/// Version of what lies on the disk, as written and understood here.
+pub const SCHEMA: u32 = 1;
+
+/// Why a home cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Written by a newer program.
+    #[error(
+        "the store in '{}' has version {found}, and this program understands version {SCHEMA}; \
+         use the newer program, or another home (TVIX_NODE_HOME)", .home.display()
+    )]
+    Newer {
+        /// The home.
+        home: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The version cannot be told.
+    #[error("'{}' should hold the store's version, but holds '{found}'", .path.display())]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        found: String,
+    },
+    /// Another process has the home open.
+    #[error("the store in '{}' is in use by {user}; one home belongs to one process at a time", .home.display())]
+    InUse {
+        /// The home.
+        home: PathBuf,
+        /// Who uses it.
+        user: String,
+    },
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The index cannot be opened.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// Keeps other processes out of the home.
+#[derive(Debug)]
+pub(crate) struct HomeLock {
+    _file: std::fs::File,
+}
+
+impl Store {
+    /// Opens the store of a home, and makes it where there is none.
+    ///
+    /// Trees go to `<home>/nix/store`, everything else to `<home>/store` and `<home>/log`. What an
+    /// earlier process had begun and never reported is removed.
+    ///
+    /// # Errors
+    /// [`OpenError`]; a home of a newer version is refused and nothing in it is touched.
+    pub fn open(home: &Path) -> Result<Self, OpenError> {
+        Self::open_on(home, Disk::default())
+    }
+
+    pub(crate) fn open_on(home: &Path, disk: Disk) -> Result<Self, OpenError> {
+        let schema = home.join("store").join("schema");
+        check_schema(home, &schema)?;
+        for directory in [
+            home.to_owned(),
+            home.join("nix"),
+            home.join("nix/store"),
+            home.join("store"),
+        ] {
+            make_directory(&directory)?;
+        }
+        let home = std::fs::canonicalize(home).map_err(|error| io_error("find", home, &error))?;
+        let lock = lock(&home)?;
+        let schema = home.join("store").join("schema");
+        if !check_schema(&home, &schema)? {
+            write_schema(&schema)?;
+        }
+        let trees = Trees::open(&home.join("nix/store"), disk)?;
+        let index = open_index(&home.join("store/index.redb"), &trees)?;
+        let intent = Intent::open(&home.join("store/intent"))?;
+        clean_up(&index, &trees, &intent)?;
+        let inner = Inner {
+            next_number: AtomicU64::new(index.next_tree_number()?),
+            trees: Arc::new(trees),
+            index,
+            sharing: Sharing::default(),
+            buffers: Buffers::default(),
+            leases: Leases::default(),
+            committer: Committer::default(),
+            gate: Mutex::new(intent),
+            logged: AtomicU64::new(LOGGED_AT_START),
+            home,
+            _lock: lock,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+}
+
+#[cfg(not(test))]
+fn open_index(path: &Path, _trees: &Trees) -> Result<Index, IndexError> {
+    Index::open(path)
+}
+
+#[cfg(test)]
+fn open_index(path: &Path, trees: &Trees) -> Result<Index, IndexError> {
+    Index::open_with_faults(path, trees.disk.faults.clone())
+}
+
+/// Whether there is a version, and it is ours.
+fn check_schema(home: &Path, path: &Path) -> Result<bool, OpenError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(io_error("read", path, &error).into()),
+    };
+    match text.trim_end().parse::<u32>() {
+        Ok(SCHEMA) => Ok(true),
+        Ok(found) if found > SCHEMA => Err(OpenError::Newer {
+            home: home.to_owned(),
+            found,
+        }),
+        _ => Err(OpenError::Schema {
+            path: path.to_owned(),
+            found: text.chars().take(80).collect(),
+        }),
+    }
+}
+
+/// Written beside and renamed: there is a whole version or none.
+fn write_schema(path: &Path) -> Result<(), FileError> {
+    let beside = path.with_extension("new");
+    let write = || {
+        let mut file = std::fs::File::create(&beside)?;
+        writeln!(file, "{SCHEMA}")?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    };
+    write().map_err(|error| io_error("write", path, &error))
+}
+
+fn make_directory(path: &Path) -> Result<(), FileError> {
+    std::fs::create_dir_all(path).map_err(|error| io_error("make the directory", path, &error))
+}
+
+fn io_error(action: &'static str, path: &Path, error: &std::io::Error) -> FileError {
+    let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+    FileError::new(action, path, errno)
+}
+
+fn lock(home: &Path) -> Result<HomeLock, OpenError> {
+    let path = home.join("store/lock");
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).on("open", || &path)?;
+    let mut file = std::fs::File::from(file);
+    match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let mut user = String::new();
+            let read = file.read_to_string(&mut user);
+            let known = read.is_ok() && !user.trim().is_empty();
+            return Err(OpenError::InUse {
+                home: home.to_owned(),
+                user: if known {
+                    format!("process {}", user.trim())
+                } else {
+                    "another process".to_owned()
+                },
+            });
+        }
+        Err(error) => return Err(FileError::new("lock", path, error).into()),
+    }
+    let note = || {
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())
+    };
+    let mut note = note;
+    note().map_err(|error| io_error("write", &path, &error))?;
+    Ok(HomeLock { _file: file })
+}
+
+/// Removes what was begun and never reported, and ends what was reported and not ended.
+fn clean_up(index: &Index, trees: &Trees, intent: &Intent) -> Result<(), OpenError> {
+    for name in intent.read()? {
+        let known = match StorePath::from_basename(name.as_bytes()) {
+            Ok(path) => index.path(&path)?.is_some(),
+            Err(_) => !name.starts_with(".tree-") || index.knows_tree_name(&name)?,
+        };
+        if !known {
+            trees.discard(&name)?;
+        }
+    }
+    for name in trees.names()? {
+        let Ok(name) = String::from_utf8(name) else {
+            continue;
+        };
+        if let Some(number) = name.strip_prefix(TEMPORARY) {
+            let registered = match number.parse() {
+                Ok(number) if temporary_name(number) == name => index.tree_name(number)?,
+                _ => None,
+            };
+            match registered {
+                // Power was lost after the index had reached the disk and before the new name had.
+                Some(registered) if !trees.exists(&registered)? => {
+                    trees.name_tree(&name, &registered)?;
+                }
+                _ => trees.remove(&name)?,
+            }
+        } else if name.starts_with(TRASH) {
+            trees.remove(&name)?;
+        }
+    }
+    intent.clear(&trees.disk).map_err(OpenError::from)
+}

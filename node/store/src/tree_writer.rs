@@ -1,0 +1,432 @@
+//! Writes one tree to the side, and computes what it is while doing so.
+//!
+//! Whoever reads the tree (an archive, a directory) calls this in the order of an archive: a
+//! directory is opened, filled in the order of its names, closed. Nothing outside the new tree can be
+//! touched: every object is made anew, by the descriptor of its directory and one checked name.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, NixHasher};
+use tvix_node_protocol::tree::{
+    BlobDigest, Directory, Leaf, Node, PathComponent, SymlinkTarget, Tree, TreeDigest, TreeError,
+};
+
+use crate::disk::{FileError, open_directory};
+use crate::index::{Index, IndexError};
+use crate::limits::TREE_ENTRIES;
+use crate::share::{SharedFile, Sharing};
+use crate::trees::Temporary;
+
+/// Why a tree cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeWriteError {
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The index could not be read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// Not a tree.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// Too many objects.
+    #[error("the tree has more than {TREE_ENTRIES} files, directories and links, the most a store takes")]
+    TooManyEntries,
+}
+
+/// A directory object of a new tree, for the index.
+#[derive(Debug)]
+pub(crate) struct NodeRow {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) children: Vec<TreeDigest>,
+}
+
+/// Where a file lies in a new tree, for the index.
+#[derive(Debug)]
+pub(crate) struct FileRow {
+    pub(crate) blob: BlobDigest,
+    pub(crate) executable: bool,
+    pub(crate) occurrence: u32,
+    /// Below the tree's root; empty for the root itself.
+    pub(crate) relative: Vec<u8>,
+}
+
+/// A finished tree that only this process knows of.
+pub(crate) struct Written {
+    pub(crate) temporary: Temporary,
+    pub(crate) tree: TreeDigest,
+    pub(crate) nodes: HashMap<TreeDigest, NodeRow>,
+    pub(crate) files: Vec<FileRow>,
+    /// Hash of the bytes of the one file that the tree is, where it was asked for and is one that is
+    /// not executable.
+    pub(crate) flat: Option<NixHash>,
+}
+
+struct OpenDirectory {
+    fd: OwnedFd,
+    name: Option<PathComponent>,
+    directory: Directory,
+    /// Length of the relative path of the directory's parent.
+    parent_length: usize,
+}
+
+struct OpenFile {
+    fd: OwnedFd,
+    name: Option<PathComponent>,
+    executable: bool,
+    hasher: Box<blake3::Hasher>,
+    written: u64,
+}
+
+/// Bytes after which the kernel is asked to write out a large file in the background.
+const WRITE_OUT_EVERY: u64 = 8 << 20;
+
+/// See the [module](self).
+pub(crate) struct TreeWriter<'s> {
+    index: &'s Index,
+    sharing: &'s Sharing,
+    temporary: Temporary,
+    stack: Vec<OpenDirectory>,
+    file: Option<OpenFile>,
+    relative: Vec<u8>,
+    entries: u64,
+    occurrences: HashMap<(BlobDigest, bool), u32>,
+    nodes: HashMap<TreeDigest, NodeRow>,
+    files: Vec<FileRow>,
+    root: Option<Tree>,
+    flat: Option<NixHasher>,
+}
+
+impl<'s> TreeWriter<'s> {
+    /// `flat`: also hash the bytes of a tree that is one file.
+    pub(crate) fn new(
+        index: &'s Index,
+        sharing: &'s Sharing,
+        temporary: Temporary,
+        flat: Option<HashAlgorithm>,
+    ) -> Self {
+        Self {
+            index,
+            sharing,
+            temporary,
+            stack: Vec::new(),
+            file: None,
+            relative: Vec::new(),
+            entries: 0,
+            occurrences: HashMap::new(),
+            nodes: HashMap::new(),
+            files: Vec::new(),
+            root: None,
+            flat: flat.map(NixHasher::new),
+        }
+    }
+
+    /// Directories open now.
+    pub(crate) fn depth(&self) -> usize {
+        self.stack.len()
+    }
+
+    pub(crate) fn open_directory(&mut self, name: Option<PathComponent>) -> Result<(), TreeWriteError> {
+        self.count()?;
+        let parent_length = self.enter(name.as_ref());
+        let disk = &self.temporary.trees().disk;
+        let made = self.with_place(name.as_ref(), |parent, name| {
+            disk.make_directory(parent, name, 0o700)?;
+            open_directory(parent, name)
+        });
+        let fd = made.map_err(|error| self.fail("make the directory", error))?;
+        self.stack.push(OpenDirectory {
+            fd,
+            name,
+            directory: Directory::default(),
+            parent_length,
+        });
+        Ok(())
+    }
+
+    pub(crate) fn close_directory(&mut self) -> Result<(), TreeWriteError> {
+        let Some(open) = self.stack.pop() else {
+            return Ok(());
+        };
+        let finished = self.temporary.trees().disk.canonicalise(open.fd.as_fd(), true);
+        finished.map_err(|error| self.fail("finish the directory", error))?;
+        self.relative.truncate(open.parent_length);
+        let children = open.directory.entries().filter_map(|(_, node)| match node {
+            Node::Directory(digest) => Some(*digest),
+            _ => None,
+        });
+        let children: Vec<TreeDigest> = children.collect();
+        let tree = Tree::Directory(open.directory);
+        let bytes = tree.to_bytes();
+        let digest = TreeDigest(*blake3::hash(&bytes).as_bytes());
+        self.nodes.entry(digest).or_insert(NodeRow { bytes, children });
+        match open.name {
+            Some(name) => self.put(name, Node::Directory(digest)),
+            None => {
+                self.root = Some(tree);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn symlink(
+        &mut self,
+        name: Option<PathComponent>,
+        target: &[u8],
+    ) -> Result<(), TreeWriteError> {
+        self.count()?;
+        let checked = SymlinkTarget::new(target)?;
+        let parent_length = self.enter(name.as_ref());
+        let disk = &self.temporary.trees().disk;
+        let made = self.with_place(name.as_ref(), |parent, name| {
+            disk.make_symlink(target, parent, name)?;
+            disk.canonicalise_symlink(parent, name)
+        });
+        made.map_err(|error| self.fail("make the link", error))?;
+        self.relative.truncate(parent_length);
+        self.leaf(name, Leaf::Symlink(checked))
+    }
+
+    /// A file whose bytes are all in memory: shared with a stored one before anything is written.
+    pub(crate) fn small_file(
+        &mut self,
+        name: Option<PathComponent>,
+        executable: bool,
+        bytes: &[u8],
+    ) -> Result<(), TreeWriteError> {
+        self.count()?;
+        let parent_length = self.enter(name.as_ref());
+        self.flat_hash(name.is_none() && !executable, bytes);
+        let file = self.occurrence(BlobDigest::of(bytes), bytes.len() as u64, executable);
+        if !self.share(name.as_ref(), &file)? {
+            let disk = &self.temporary.trees().disk;
+            let made = self.with_place(name.as_ref(), |parent, name| {
+                let made = disk.make_file(parent, name)?;
+                disk.write(&made, bytes)?;
+                disk.canonicalise(made.as_fd(), executable)
+            });
+            made.map_err(|error| self.fail("write", error))?;
+        }
+        self.file_row(&file, parent_length);
+        self.leaf(name, file.leaf())
+    }
+
+    /// Begins a file whose bytes come in pieces.
+    pub(crate) fn open_file(
+        &mut self,
+        name: Option<PathComponent>,
+        executable: bool,
+    ) -> Result<(), TreeWriteError> {
+        self.count()?;
+        let parent_length = self.enter(name.as_ref());
+        let disk = &self.temporary.trees().disk;
+        let made = self.with_place(name.as_ref(), |parent, name| disk.make_file(parent, name));
+        let fd = made.map_err(|error| self.fail("make the file", error))?;
+        self.relative.truncate(parent_length);
+        self.file = Some(OpenFile {
+            fd,
+            name,
+            executable,
+            hasher: Box::default(),
+            written: 0,
+        });
+        Ok(())
+    }
+
+    /// The next bytes of the open file.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), TreeWriteError> {
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        file.hasher.update(bytes);
+        let disk = &self.temporary.trees().disk;
+        let written = disk.write(&file.fd, bytes);
+        let before = file.written;
+        file.written += bytes.len() as u64;
+        let (done, begun) = (before / WRITE_OUT_EVERY, file.written / WRITE_OUT_EVERY);
+        if written.is_ok() && begun > done {
+            disk.start_writing_out(&file.fd, done * WRITE_OUT_EVERY, (begun - done) * WRITE_OUT_EVERY);
+        }
+        let flat = file.name.is_none() && !file.executable;
+        let name = file.name.clone();
+        self.flat_hash(flat, bytes);
+        written.map_err(|error| {
+            self.enter(name.as_ref());
+            self.fail("write", error).into()
+        })
+    }
+
+    /// Ends the open file; an equal stored one takes its place.
+    pub(crate) fn close_file(&mut self) -> Result<(), TreeWriteError> {
+        let Some(open) = self.file.take() else {
+            return Ok(());
+        };
+        let parent_length = self.enter(open.name.as_ref());
+        let blob = BlobDigest(*open.hasher.finalize().as_bytes());
+        let file = self.occurrence(blob, open.written, open.executable);
+        if !self.share_instead(open.name.as_ref(), &file)? {
+            let disk = &self.temporary.trees().disk;
+            let finished = disk.canonicalise(open.fd.as_fd(), open.executable);
+            finished.map_err(|error| self.fail("finish", error))?;
+        }
+        self.file_row(&file, parent_length);
+        self.leaf(open.name, file.leaf())
+    }
+
+    /// The finished tree.
+    ///
+    /// # Panics
+    /// Never: whoever drives the writer ends what it begins, and an unfinished tree is an error.
+    pub(crate) fn finish(mut self) -> Result<Written, TreeWriteError> {
+        let Some(tree) = self.root.take() else {
+            return Err(self.fail("finish", Errno::INVAL).into());
+        };
+        let digest = match &tree {
+            Tree::Directory(_) => tree.digest(),
+            Tree::Leaf(_) => {
+                let bytes = tree.to_bytes();
+                let digest = TreeDigest(*blake3::hash(&bytes).as_bytes());
+                let children = Vec::new();
+                self.nodes.insert(digest, NodeRow { bytes, children });
+                digest
+            }
+        };
+        let is_file = matches!(
+            tree,
+            Tree::Leaf(Leaf::File {
+                executable: false,
+                ..
+            })
+        );
+        Ok(Written {
+            temporary: self.temporary,
+            tree: digest,
+            nodes: self.nodes,
+            files: self.files,
+            flat: self.flat.filter(|_| is_file).map(NixHasher::finalize),
+        })
+    }
+
+    fn count(&mut self) -> Result<(), TreeWriteError> {
+        self.entries += 1;
+        if self.entries > TREE_ENTRIES {
+            return Err(TreeWriteError::TooManyEntries);
+        }
+        Ok(())
+    }
+
+    /// Appends a name to the relative path; returns the length to go back to.
+    fn enter(&mut self, name: Option<&PathComponent>) -> usize {
+        let length = self.relative.len();
+        if let Some(name) = name {
+            if length > 0 {
+                self.relative.push(b'/');
+            }
+            self.relative.extend_from_slice(name.as_bytes());
+        }
+        length
+    }
+
+    /// Calls `make` with the directory and name of the object that has `name` in the open directory;
+    /// the root's is the tree's temporary name.
+    fn with_place<T>(
+        &self,
+        name: Option<&PathComponent>,
+        make: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match (self.stack.last(), name) {
+            (Some(open), Some(name)) => make(open.fd.as_fd(), name.as_bytes()),
+            _ => make(self.temporary.trees().fd(), self.temporary.name().as_bytes()),
+        }
+    }
+
+    fn fail(&self, action: &'static str, error: Errno) -> FileError {
+        let mut path = self.temporary.trees().path().join(self.temporary.name());
+        if !self.relative.is_empty() {
+            path.push(PathBuf::from(std::ffi::OsString::from_vec(self.relative.clone())));
+        }
+        FileError::new(action, path, error)
+    }
+
+    fn occurrence(&mut self, blob: BlobDigest, size: u64, executable: bool) -> SharedFile {
+        let count = self.occurrences.entry((blob, executable)).or_insert(0);
+        let occurrence = *count;
+        *count += 1;
+        SharedFile {
+            blob,
+            size,
+            executable,
+            occurrence,
+        }
+    }
+
+    fn share(&self, name: Option<&PathComponent>, file: &SharedFile) -> Result<bool, TreeWriteError> {
+        let trees = self.temporary.trees();
+        let temporary = self.temporary.name();
+        let place = match (self.stack.last(), name) {
+            (Some(open), Some(name)) => (open.fd.as_fd(), name.as_bytes()),
+            _ => (trees.fd(), temporary.as_bytes()),
+        };
+        let shared = self.sharing.share(self.index, trees, file, place)?;
+        Ok(shared.map_err(|error| self.fail("share an equal file as", error))?)
+    }
+
+    /// Puts an equal stored file in the place of one that was just written.
+    fn share_instead(&self, name: Option<&PathComponent>, file: &SharedFile) -> Result<bool, TreeWriteError> {
+        let trees = self.temporary.trees();
+        let beside = format!("{}-file", self.temporary.name());
+        let place = (trees.fd(), beside.as_bytes());
+        let shared = self.sharing.share(self.index, trees, file, place)?;
+        if !shared.map_err(|error| self.fail("share an equal file as", error))? {
+            return Ok(false);
+        }
+        let moved = self.with_place(name, |parent, name| {
+            let result = trees
+                .disk
+                .replace((trees.fd(), beside.as_bytes()), (parent, name));
+            if result.is_err() {
+                trees.disk.unlink(trees.fd(), beside.as_bytes())?;
+            }
+            result
+        });
+        moved.map_err(|error| self.fail("replace by an equal file", error))?;
+        Ok(true)
+    }
+
+    fn flat_hash(&mut self, wanted: bool, bytes: &[u8]) {
+        if wanted && let Some(flat) = &mut self.flat {
+            flat.update(bytes);
+        }
+    }
+
+    fn file_row(&mut self, file: &SharedFile, parent_length: usize) {
+        self.files.push(FileRow {
+            blob: file.blob,
+            executable: file.executable,
+            occurrence: file.occurrence,
+            relative: self.relative.clone(),
+        });
+        self.relative.truncate(parent_length);
+    }
+
+    fn leaf(&mut self, name: Option<PathComponent>, leaf: Leaf) -> Result<(), TreeWriteError> {
+        match name {
+            Some(name) => self.put(name, Tree::Leaf(leaf).into()),
+            None => {
+                self.root = Some(Tree::Leaf(leaf));
+                Ok(())
+            }
+        }
+    }
+
+    fn put(&mut self, name: PathComponent, node: Node) -> Result<(), TreeWriteError> {
+        if let Some(open) = self.stack.last_mut() {
+            open.directory.insert(name, node)?;
+        }
+        Ok(())
+    }
+}
