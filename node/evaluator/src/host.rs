@@ -54,7 +54,10 @@ pub struct HostError {
 impl HostError {
     /// An error with a message alone.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), source: None }
+        Self {
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// An error with its cause kept.
@@ -62,7 +65,10 @@ impl HostError {
         message: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { message: message.into(), source: Some(source.into()) }
+        Self {
+            message: message.into(),
+            source: Some(source.into()),
+        }
     }
 }
 
@@ -152,7 +158,12 @@ pub trait Host {
     fn lstat(&self, logical: &Path) -> io::Result<Option<FileKind>> {
         match std::fs::symlink_metadata(self.physical(logical)) {
             Ok(metadata) => Ok(Some(kind_of(&metadata))),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -254,7 +265,9 @@ pub trait Host {
     /// # Errors
     /// The default refuses: this host does not fetch.
     fn fetch_tarball(&self, url: &str) -> Result<PathBuf, HostError> {
-        Err(HostError::new(format!("cannot fetch '{url}': fetching is not available here; use a local path")))
+        Err(HostError::new(format!(
+            "cannot fetch '{url}': fetching is not available here; use a local path"
+        )))
     }
 }
 
@@ -262,7 +275,9 @@ fn kind_of(metadata: &std::fs::Metadata) -> FileKind {
     use std::os::unix::fs::PermissionsExt;
     let kind = metadata.file_type();
     if kind.is_file() {
-        FileKind::Regular { executable: metadata.permissions().mode() & 0o100 != 0 }
+        FileKind::Regular {
+            executable: metadata.permissions().mode() & 0o100 != 0,
+        }
     } else if kind.is_dir() {
         FileKind::Directory
     } else if kind.is_symlink() {

@@ -5,20 +5,56 @@
 //! files, store and builds are the host's.
 //!
 //! The wiring side is small: [`Options`] say how, [`Target`]s say what, a [`Host`] serves the effects, and
-//! [`Event`]s tell what each target came to. [`evaluate`] runs it all on the calling thread:
-//! `evaluate(&Options, &[Target], &dyn Host, &mut dyn FnMut(Event)) -> Summary`.
+//! [`Event`]s tell what each target came to. [`evaluate`] runs it all on the calling thread. [`DryRun`] is a host
+//! that only computes.
+//!
+//! ```
+//! use tvix_node_evaluator::{
+//!     Action, DryRun, Event, ExpressionSource, Format, Options, Target, evaluate,
+//! };
+//!
+//! let target = Target {
+//!     source: ExpressionSource::Text("{ greeting = \"hello\"; numbers = map (x: x * x) [ 1 2 3 ]; }".to_owned()),
+//!     attribute: String::new(),
+//!     action: Action::Print(Format::Strict),
+//! };
+//! let mut printed = Vec::new();
+//! let summary = evaluate(&Options::default(), &[target], &DryRun::default(), &mut |event| {
+//!     if let Event::Value { text, .. } = event {
+//!         printed = text;
+//!     }
+//! });
+//! assert_eq!(summary.expect("the options are valid").failures, 0);
+//! assert_eq!(printed, b"{ greeting = \"hello\"; numbers = [ 1 4 9 ]; }");
+//! ```
 
+mod attribute_path;
+mod builtins;
+mod code;
+mod compile;
+mod coroutine;
+mod derivation;
+mod dry_run;
 mod error;
+mod evaluation;
+mod heap;
 mod host;
+mod json;
 pub mod limits;
 mod options;
+mod print;
 pub mod pure;
+mod run;
+mod schedule;
 pub mod syntax;
 mod target;
+mod xml;
 
+pub use dry_run::{DryRun, source_path};
 pub use error::Rendered;
 pub use host::{
     FileKind, Host, HostError, Ingestion, Instantiated, MessageKind, Realised, Source, Ticket, Wanted,
 };
 pub use options::{Argument, Options, Reading, SearchPathEntry};
+pub use run::evaluate;
 pub use target::{Action, Event, ExpressionSource, Format, NamedDerivation, Summary, Target};

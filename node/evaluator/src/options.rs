@@ -18,8 +18,14 @@ impl SearchPathEntry {
     #[must_use]
     pub fn parse(text: &str) -> Self {
         match text.split_once('=') {
-            Some((prefix, location)) => Self { prefix: prefix.to_owned(), location: location.to_owned() },
-            None => Self { prefix: String::new(), location: text.to_owned() },
+            Some((prefix, location)) => Self {
+                prefix: prefix.to_owned(),
+                location: location.to_owned(),
+            },
+            None => Self {
+                prefix: String::new(),
+                location: text.to_owned(),
+            },
         }
     }
 
@@ -32,7 +38,9 @@ impl SearchPathEntry {
             let mut end = rest.find(':').unwrap_or(rest.len());
             // "prefix=https://…" and "https://…": the first colon belongs to the URL.
             if rest[end..].starts_with("://") {
-                end = rest[end + 1..].find(':').map_or(rest.len(), |next| end + 1 + next);
+                end = rest[end + 1..]
+                    .find(':')
+                    .map_or(rest.len(), |next| end + 1 + next);
             }
             if end > 0 {
                 entries.push(Self::parse(&rest[..end]));

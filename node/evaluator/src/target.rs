@@ -113,4 +113,6 @@ pub struct Summary {
     pub derivations: usize,
     /// Failures reported.
     pub failures: usize,
+    /// Bytes of the heap that were in use at the end.
+    pub heap_bytes: usize,
 }

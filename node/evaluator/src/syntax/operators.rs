@@ -39,7 +39,7 @@ fn binary(kind: Kind) -> Option<(BinaryOp, u8)> {
 
 /// Whether operators of a precedence cannot stand side by side: `a == b == c`.
 fn is_not_associative(precedence: u8) -> bool {
-    matches!(precedence, 4 | 5 | HAS_ATTR)
+    matches!(precedence, 4 | 5)
 }
 
 impl<'a> Parser<'a, '_> {
@@ -103,9 +103,6 @@ impl<'a> Parser<'a, '_> {
         let mark = self.names.len();
         self.attr_path()?;
         let path = self.names_since(mark);
-        if self.token.kind == Kind::Question {
-            return Err(self.unexpected("parentheses around one of the two operators"));
-        }
         Ok(Expr::HasAttr {
             pos,
             inner: self.arena.alloc(HasAttr { subject, path }),

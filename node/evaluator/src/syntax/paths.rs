@@ -1,7 +1,7 @@
 //! Path literals.
 
 use super::ast::Expr;
-use super::error::SyntaxErrorKind;
+use super::error::{SyntaxError, SyntaxErrorKind};
 use super::lexer::Kind;
 use super::parser::{Parser, Result};
 
@@ -66,6 +66,9 @@ impl<'a> Parser<'a, '_> {
         loop {
             let end = self.lexer.path_part_end(at as usize) as u32;
             if end > at {
+                if at > part_start && !interpolated {
+                    return Err(self.doubled_slash(part_start));
+                }
                 after_slash = self.text[end as usize - 1] == b'/';
                 at = end;
                 continue;
@@ -107,6 +110,19 @@ impl<'a> Parser<'a, '_> {
         }
         let parts = self.exprs_since(mark);
         Ok(Expr::InterpolatedPath { pos, parts })
+    }
+
+    /// `./a//b`: stock Nix reads a second literal part and has no rule for it.
+    #[cold]
+    fn doubled_slash(&self, at: u32) -> Box<SyntaxError> {
+        let expected = "one slash between the parts of a path";
+        self.error(
+            self.pos_at(at),
+            SyntaxErrorKind::Unexpected {
+                found: "'//'",
+                expected,
+            },
+        )
     }
 }
 

@@ -166,8 +166,8 @@ fn interpolation_in_indented_strings() {
             "1:7: syntax error, unexpected end of file, expecting end of an indented string",
         ),
         (
-            "''${a''",
-            "1:8: syntax error, unexpected end of file, expecting end of an indented string",
+            "''${a ''",
+            "1:9: syntax error, unexpected end of file, expecting end of an indented string",
         ),
     ]);
 }

@@ -1,0 +1,5 @@
+//! Regular expressions.
+
+use super::PrimOp;
+
+pub(super) const TABLE: &[PrimOp] = &[];

@@ -1,0 +1,23 @@
+//! Values as JSON, XML and TOML, and back.
+
+use super::PrimOp;
+use crate::error::Result;
+use crate::evaluation::{ContextBuilder, Evaluation};
+use crate::heap::{Str, Value};
+use crate::syntax::position::Pos;
+
+pub(super) const TABLE: &[PrimOp] = &[PrimOp::new("toJSON", 1, to_json), PrimOp::new("toXML", 1, to_xml)];
+
+fn to_json<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -> Result<Value<'h>> {
+    let mut context = ContextBuilder::default();
+    let text = evaluation.to_json(arguments[0], pos, &mut context, true)?;
+    let context = context.finish(evaluation.heap);
+    Ok(Value::str(Str::with_context(evaluation.heap, &text, context)))
+}
+
+fn to_xml<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -> Result<Value<'h>> {
+    let mut context = ContextBuilder::default();
+    let text = evaluation.to_xml(arguments[0], true, false, &mut context, pos)?;
+    let context = context.finish(evaluation.heap);
+    Ok(Value::str(Str::with_context(evaluation.heap, &text, context)))
+}

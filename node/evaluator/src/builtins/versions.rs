@@ -1,0 +1,5 @@
+//! Versions and package names.
+
+use super::PrimOp;
+
+pub(super) const TABLE: &[PrimOp] = &[];

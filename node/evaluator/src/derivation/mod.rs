@@ -1,0 +1,18 @@
+//! Derivations: `derivationStrict`, and what is remembered of those already instantiated.
+//!
+//! Source of the behaviour: Nix manual, "Derivations" and "Advanced attributes"; `derivationStrict` of Nix 2.34.
+
+mod known;
+mod output_hash;
+mod strict;
+mod structured;
+
+pub(crate) use known::Known;
+pub(crate) use output_hash::parse_hash;
+pub(crate) use strict::derivation_strict;
+
+/// The Nix text of the function `derivation`.
+pub(crate) const DERIVATION_NIX: &str = include_str!("derivation.nix");
+
+/// The Nix text of the function that makes a set of an imported `.drv` file.
+pub(crate) const IMPORTED_NIX: &str = include_str!("imported.nix");

@@ -1,0 +1,509 @@
+//! `derivationStrict`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rustc_hash::FxHashMap;
+use tvix_node_protocol::nix::derivation::{DerivationFields, DrvError, OutputKind};
+use tvix_node_protocol::nix::hash::{CAHash, HashAlgorithm, NixHash};
+use tvix_node_protocol::nix::store_path::StorePath;
+
+use super::known::{KnownDerivation, references};
+use super::output_hash::{digest_length, parse_hash};
+use super::structured::Structured;
+use crate::error::Result;
+use crate::evaluation::{Coerce, ContextBuilder, Evaluation};
+use crate::heap::{Attr, Attrs, AttrsBuilder, ContextElement, Str, Value, View};
+use crate::host::{Instantiated, MessageKind};
+use crate::syntax::position::Pos;
+use crate::syntax::symbol::known;
+
+/// What the attributes of a derivation say, collected one by one.
+struct Fields<'h> {
+    name: String,
+    builder: Vec<u8>,
+    system: Vec<u8>,
+    arguments: Vec<Vec<u8>>,
+    environment: BTreeMap<Vec<u8>, Vec<u8>>,
+    context: ContextBuilder<'h>,
+    structured: Option<Structured>,
+    ignore_nulls: bool,
+    outputs: BTreeSet<String>,
+    hash: Option<Vec<u8>>,
+    algorithm: Option<HashAlgorithm>,
+    recursive: bool,
+}
+
+/// Makes a derivation of a set of attributes, hands it to the host, and gives back its `drvPath` and outputs.
+///
+/// # Errors
+/// A required attribute is missing, one cannot be coerced, or the derivation is of a kind not supported.
+pub(crate) fn derivation_strict<'h>(
+    evaluation: &Evaluation<'h>,
+    arguments: &[Value<'h>],
+    pos: Pos,
+) -> Result<Value<'h>> {
+    let attrs = evaluation.attrs(
+        arguments[0],
+        pos,
+        "while evaluating the argument passed to builtins.derivationStrict",
+    )?;
+    let name_attr = evaluation.attribute(
+        attrs,
+        known::NAME,
+        "in the attrset passed as argument to builtins.derivationStrict",
+    )?;
+    let name = evaluation
+        .string_no_context(
+            name_attr.value(),
+            name_attr.pos,
+            "while evaluating the `name` attribute passed to builtins.derivationStrict",
+        )
+        .map_err(|error| error.frame(name_attr.pos, "while evaluating the derivation attribute 'name'"))?;
+    let name = String::from_utf8_lossy(name.bytes()).into_owned();
+    instantiate(evaluation, attrs, name.clone(), pos).map_err(|error| {
+        let place = evaluation.location(name_attr.pos);
+        let mut error = error.frame(
+            Pos::NONE,
+            format!("while evaluating derivation '{name}'\n  whose name attribute is located at {place}"),
+        );
+        if let Some(frame) = error.frames.last_mut() {
+            frame.always = true;
+        }
+        error
+    })
+}
+
+fn instantiate<'h>(
+    evaluation: &Evaluation<'h>,
+    attrs: Attrs<'h>,
+    name: String,
+    pos: Pos,
+) -> Result<Value<'h>> {
+    let flag = |symbol, context| match attrs.get(symbol) {
+        Some(attr) => evaluation.bool(attr.value(), attr.pos, context),
+        None => Ok(false),
+    };
+    let structured = flag(
+        known::STRUCTURED_ATTRS,
+        "while evaluating the `__structuredAttrs` attribute passed to builtins.derivationStrict",
+    )?;
+    let ignore_nulls = flag(
+        known::IGNORE_NULLS,
+        "while evaluating the `__ignoreNulls` attribute passed to builtins.derivationStrict",
+    )?;
+    check_name(evaluation, &name, pos)?;
+    let mut fields = Fields {
+        name,
+        builder: Vec::new(),
+        system: Vec::new(),
+        arguments: Vec::new(),
+        environment: BTreeMap::new(),
+        context: ContextBuilder::default(),
+        structured: structured.then(Structured::default),
+        ignore_nulls,
+        outputs: BTreeSet::from(["out".to_owned()]),
+        hash: None,
+        algorithm: None,
+        recursive: false,
+    };
+    let mut sorted: Vec<&Attr<'h>> = attrs.iter().collect();
+    evaluation.sort_by_name(&mut sorted, |attr| attr.name);
+    for attr in sorted {
+        fields.attribute(evaluation, attr, pos).map_err(|error| {
+            let key = evaluation.name(attr.name);
+            let name = &fields.name;
+            error.frame(
+                attr.pos,
+                format!("while evaluating attribute '{key}' of derivation '{name}'"),
+            )
+        })?;
+    }
+    fields.finish(evaluation, pos)
+}
+
+/// A derivation's name is the name of its store paths.
+fn check_name(evaluation: &Evaluation<'_>, name: &str, pos: Pos) -> Result<()> {
+    if name.ends_with(".drv") {
+        return Err(evaluation.error(
+            pos,
+            "derivation names are allowed to end in '.drv' only if they produce a single derivation file",
+        ));
+    }
+    StorePath::from_parts([0; 20], name).map(|_| ()).map_err(|error| {
+        evaluation.error(
+            pos,
+            format!("invalid derivation name: {error}. Please pass a different 'name'"),
+        )
+    })
+}
+
+impl<'h> Fields<'h> {
+    fn attribute(&mut self, evaluation: &Evaluation<'h>, attr: &Attr<'h>, pos: Pos) -> Result<()> {
+        if attr.name == known::IGNORE_NULLS {
+            return Ok(());
+        }
+        let value = attr.value();
+        if self.ignore_nulls && matches!(evaluation.force_at(value, attr.pos)?.view(), View::Null) {
+            return Ok(());
+        }
+        match attr.name {
+            known::CONTENT_ADDRESSED => {
+                if evaluation.bool(value, attr.pos, "")? {
+                    let message = format!(
+                        "the derivation '{}' sets '__contentAddressed': floating content-addressed derivations \
+                         are not supported yet",
+                        self.name
+                    );
+                    return Err(evaluation.error(attr.pos, message));
+                }
+                return Ok(());
+            }
+            known::IMPURE => {
+                if evaluation.bool(value, attr.pos, "")? {
+                    let message = format!(
+                        "the derivation '{}' sets '__impure': impure derivations are not supported",
+                        self.name
+                    );
+                    return Err(evaluation.error(attr.pos, message));
+                }
+                return Ok(());
+            }
+            known::ARGS => {
+                for argument in evaluation.list(value, attr.pos, "")?.iter() {
+                    let argument = evaluation.coerce(
+                        argument,
+                        attr.pos,
+                        &mut self.context,
+                        Coerce::ATTRIBUTE,
+                        "while evaluating an element of the argument list",
+                    )?;
+                    self.arguments.push(argument.to_vec());
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+        match self.structured.is_some() {
+            true => self.structured_attribute(evaluation, attr, pos),
+            false => self.plain_attribute(evaluation, attr, pos),
+        }
+    }
+
+    fn plain_attribute(&mut self, evaluation: &Evaluation<'h>, attr: &Attr<'h>, pos: Pos) -> Result<()> {
+        let text = evaluation.coerce(attr.value(), Pos::NONE, &mut self.context, Coerce::ATTRIBUTE, "")?;
+        match attr.name {
+            known::BUILDER => self.builder = text.to_vec(),
+            known::SYSTEM => self.system = text.to_vec(),
+            known::OUTPUT_HASH => self.hash = Some(text.to_vec()),
+            known::OUTPUT_HASH_ALGO => self.algorithm = algorithm(text),
+            known::OUTPUT_HASH_MODE => self.mode(evaluation, text, pos)?,
+            known::OUTPUTS => {
+                let names = text.split(u8::is_ascii_whitespace).filter(|name| !name.is_empty());
+                self.outputs(evaluation, names.map(<[u8]>::to_vec).collect(), pos)?;
+            }
+            known::JSON => evaluation.host.message(
+                MessageKind::Warning,
+                &format!(
+                    "in derivation '{}': setting structured attributes via '__json' is deprecated, and may be \
+                     disallowed in future versions of Nix. Set '__structuredAttrs = true' instead.",
+                    self.name
+                ),
+            ),
+            _ => {}
+        }
+        let key = evaluation.symbols.borrow().bytes(attr.name).to_vec();
+        self.environment.insert(key, text.to_vec());
+        Ok(())
+    }
+
+    fn structured_attribute(&mut self, evaluation: &Evaluation<'h>, attr: &Attr<'h>, pos: Pos) -> Result<()> {
+        if attr.name == known::STRUCTURED_ATTRS {
+            return Ok(());
+        }
+        let value = attr.value();
+        let key = evaluation.symbols.borrow().bytes(attr.name).to_vec();
+        let json = evaluation.to_json(value, pos, &mut self.context, true)?;
+        if let Some(structured) = &mut self.structured {
+            structured.insert(&key, json);
+        }
+        match attr.name {
+            known::BUILDER => {
+                let text = evaluation.string(value, attr.pos, "")?;
+                self.context.add(text.context());
+                self.builder = text.bytes().to_vec();
+            }
+            known::SYSTEM => {
+                self.system = evaluation
+                    .string_no_context(value, attr.pos, "")?
+                    .bytes()
+                    .to_vec()
+            }
+            known::OUTPUT_HASH => {
+                self.hash = Some(
+                    evaluation
+                        .string_no_context(value, attr.pos, "")?
+                        .bytes()
+                        .to_vec(),
+                );
+            }
+            known::OUTPUT_HASH_ALGO => {
+                self.algorithm = algorithm(evaluation.string_no_context(value, attr.pos, "")?.bytes());
+            }
+            known::OUTPUT_HASH_MODE => {
+                let text = evaluation.string_no_context(value, attr.pos, "")?;
+                self.mode(evaluation, text.bytes(), pos)?;
+            }
+            known::OUTPUTS => {
+                let mut names = Vec::new();
+                for name in evaluation.list(value, attr.pos, "")?.iter() {
+                    names.push(evaluation.string_no_context(name, attr.pos, "")?.bytes().to_vec());
+                }
+                self.outputs(evaluation, names, pos)?;
+            }
+            _ => {}
+        }
+        if matches!(
+            key.as_slice(),
+            b"allowedReferences"
+                | b"allowedRequisites"
+                | b"disallowedReferences"
+                | b"disallowedRequisites"
+                | b"maxSize"
+                | b"maxClosureSize"
+        ) {
+            let key = String::from_utf8_lossy(&key);
+            evaluation.host.message(
+                MessageKind::Warning,
+                &format!(
+                    "In a derivation named '{}', 'structuredAttrs' disables the effect of the derivation attribute \
+                     '{key}'; use 'outputChecks.<output>.{key}' instead",
+                    self.name
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn mode(&mut self, evaluation: &Evaluation<'h>, mode: &[u8], pos: Pos) -> Result<()> {
+        self.recursive = match mode {
+            b"recursive" | b"nar" => true,
+            b"flat" => false,
+            other => {
+                let other = String::from_utf8_lossy(other);
+                let message = match other.as_ref() {
+                    "text" | "git" => {
+                        format!("the value '{other}' for 'outputHashMode' is not supported yet")
+                    }
+                    _ => format!("invalid value '{other}' for 'outputHashMode' attribute"),
+                };
+                return Err(evaluation.error(pos, message));
+            }
+        };
+        Ok(())
+    }
+
+    fn outputs(&mut self, evaluation: &Evaluation<'h>, names: Vec<Vec<u8>>, pos: Pos) -> Result<()> {
+        self.outputs.clear();
+        for name in names {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            if name == "drvPath" || name == "drv" {
+                return Err(evaluation.error(pos, format!("invalid derivation output name '{name}'")));
+            }
+            if !self.outputs.insert(name.clone()) {
+                return Err(evaluation.error(pos, format!("duplicate derivation output '{name}'")));
+            }
+        }
+        if self.outputs.is_empty() {
+            return Err(evaluation.error(pos, "derivation cannot have an empty set of outputs"));
+        }
+        Ok(())
+    }
+
+    fn finish(self, evaluation: &Evaluation<'h>, pos: Pos) -> Result<Value<'h>> {
+        if self.builder.is_empty() {
+            return Err(evaluation.error(pos, "required attribute 'builder' missing"));
+        }
+        if self.system.is_empty() {
+            return Err(evaluation.error(pos, "required attribute 'system' missing"));
+        }
+        let kind = match &self.hash {
+            None => OutputKind::InputAddressed,
+            Some(hash) => {
+                if self.outputs.len() != 1 || !self.outputs.contains("out") {
+                    return Err(evaluation.error(
+                        pos,
+                        "multiple outputs are not supported in fixed-output derivations",
+                    ));
+                }
+                let hash = output_hash(evaluation, hash, self.algorithm, pos)?;
+                OutputKind::Fixed(if self.recursive {
+                    CAHash::Nar(hash)
+                } else {
+                    CAHash::Flat(hash)
+                })
+            }
+        };
+        let mut environment = self.environment;
+        if let Some(structured) = self.structured {
+            environment.insert(b"__json".to_vec(), structured.finish());
+        }
+        for output in &self.outputs {
+            // Their paths are filled in when they are known.
+            environment.remove(output.as_bytes());
+        }
+        let mut fields = DerivationFields {
+            name: self.name,
+            outputs: self
+                .outputs
+                .into_iter()
+                .map(|output| (output, kind.clone()))
+                .collect(),
+            input_derivations: BTreeMap::new(),
+            input_sources: BTreeSet::new(),
+            system: self.system,
+            builder: self.builder,
+            arguments: self.arguments,
+            environment,
+        };
+        let modulo = inputs(evaluation, &mut fields, self.context, pos)?;
+        let instantiated = fields
+            .instantiate(|input| modulo.get(input).copied())
+            .map_err(|error| evaluation.error(pos, describe(&error)))?;
+        let references = references(&fields);
+        let known = KnownDerivation {
+            modulo: instantiated.modulo,
+            outputs: instantiated.outputs.clone(),
+            references: references.clone(),
+        };
+        if evaluation
+            .derivations
+            .insert(instantiated.drv_path.clone(), known)
+        {
+            evaluation
+                .host
+                .instantiate(&Instantiated {
+                    drv_path: &instantiated.drv_path,
+                    aterm: &instantiated.aterm,
+                    references: &references,
+                })
+                .map_err(|error| evaluation.host_error(pos, &error))?;
+        }
+        Ok(result(evaluation, &instantiated.drv_path, &instantiated.outputs))
+    }
+}
+
+/// The set that `derivationStrict` returns.
+fn result<'h>(
+    evaluation: &Evaluation<'h>,
+    drv_path: &StorePath,
+    outputs: &BTreeMap<String, StorePath>,
+) -> Value<'h> {
+    let heap = evaluation.heap;
+    let kept = evaluation.intern_path(drv_path);
+    let mut attrs = AttrsBuilder::with_capacity(outputs.len() + 1);
+    let string = |path: &StorePath, element| {
+        let context = evaluation.context_of(element);
+        Value::str(Str::with_context(
+            heap,
+            path.to_absolute_path().as_bytes(),
+            context,
+        ))
+    };
+    attrs.insert(known::DRV_PATH, string(drv_path, ContextElement::Deep(kept)));
+    for (output, path) in outputs {
+        let symbol = evaluation.symbol(output.as_bytes());
+        let output = evaluation.intern_output(output);
+        attrs.insert(symbol, string(path, ContextElement::Output(kept, output)));
+    }
+    Value::attrs(attrs.finish(heap))
+}
+
+/// Turns what the attributes refer to into inputs; gives the identities of the input derivations.
+fn inputs<'h>(
+    evaluation: &Evaluation<'h>,
+    fields: &mut DerivationFields,
+    context: ContextBuilder<'h>,
+    pos: Pos,
+) -> Result<FxHashMap<StorePath, tvix_node_protocol::nix::derivation::ModuloHash>> {
+    for element in context.elements() {
+        match element {
+            ContextElement::Opaque(path) => {
+                fields.input_sources.insert((*path).clone());
+            }
+            ContextElement::Output(path, output) => {
+                fields
+                    .input_derivations
+                    .entry((*path).clone())
+                    .or_default()
+                    .insert((*output).to_owned());
+            }
+            ContextElement::Deep(path) => {
+                for path in evaluation.derivation_closure(path, pos)? {
+                    if path.name().ends_with(".drv") {
+                        let outputs = evaluation
+                            .derivation(&path, pos)?
+                            .outputs
+                            .keys()
+                            .cloned()
+                            .collect::<Vec<_>>();
+                        fields
+                            .input_derivations
+                            .entry(path.clone())
+                            .or_default()
+                            .extend(outputs);
+                    }
+                    fields.input_sources.insert(path);
+                }
+            }
+        }
+    }
+    let mut modulo = FxHashMap::default();
+    for input in fields.input_derivations.keys() {
+        modulo.insert(input.clone(), evaluation.derivation(input, pos)?.modulo);
+    }
+    Ok(modulo)
+}
+
+/// A hash algorithm by name; an unknown name counts as none, as in Nix.
+fn algorithm(name: &[u8]) -> Option<HashAlgorithm> {
+    std::str::from_utf8(name).ok()?.parse().ok()
+}
+
+/// The hash of a fixed output. An empty one stands for one that is not known yet: zeros.
+fn output_hash(
+    evaluation: &Evaluation<'_>,
+    text: &[u8],
+    algorithm: Option<HashAlgorithm>,
+    pos: Pos,
+) -> Result<NixHash> {
+    let text = String::from_utf8_lossy(text);
+    if text.is_empty() {
+        let Some(algorithm) = algorithm else {
+            return Err(evaluation.error(pos, "empty hash requires explicit hash algorithm"));
+        };
+        let zero = [0; 64];
+        let length = digest_length(algorithm);
+        let hash = NixHash::from_algorithm_and_digest(algorithm, &zero[..length])
+            .map_err(|error| evaluation.error(pos, error.to_string()))?;
+        evaluation.host.message(
+            MessageKind::Warning,
+            &format!("found empty hash, assuming '{}'", hash.to_sri_string()),
+        );
+        return Ok(hash);
+    }
+    parse_hash(&text, algorithm).map_err(|error| evaluation.error(pos, error.to_string()))
+}
+
+fn describe(error: &DrvError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

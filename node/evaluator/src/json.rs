@@ -1,0 +1,198 @@
+//! Values as JSON.
+
+use crate::error::Result;
+use crate::evaluation::{ContextBuilder, Evaluation};
+use crate::heap::{Attr, Value, View};
+use crate::syntax::position::Pos;
+use crate::syntax::symbol::known;
+
+impl<'h> Evaluation<'h> {
+    /// The JSON text of a value, as `builtins.toJSON` makes it. What its strings refer to goes to `context`; with
+    /// `copy` paths are copied to the store.
+    ///
+    /// # Errors
+    /// It holds a function, or a string that is not UTF-8, or evaluating it fails.
+    pub(crate) fn to_json(
+        &self,
+        value: Value<'h>,
+        pos: Pos,
+        context: &mut ContextBuilder<'h>,
+        copy: bool,
+    ) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        self.write_json(value, pos, context, copy, &mut out)?;
+        Ok(out)
+    }
+
+    fn write_json(
+        &self,
+        value: Value<'h>,
+        pos: Pos,
+        context: &mut ContextBuilder<'h>,
+        copy: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let value = self.force_at(value, pos)?;
+        match value.view() {
+            View::Null => out.extend_from_slice(b"null"),
+            View::Bool(value) => out.extend_from_slice(if value { b"true" } else { b"false" }),
+            View::Int(int) => out.extend_from_slice(int.to_string().as_bytes()),
+            View::Float(float) => out.extend_from_slice(float_text(float).as_bytes()),
+            View::Str(text) => {
+                context.add(text.context());
+                self.write_json_string(text.bytes(), pos, out)?;
+            }
+            View::Path(path) if copy => {
+                let stored = self.copy_to_store(path.bytes(), pos)?;
+                context.add(stored.context());
+                self.write_json_string(stored.bytes(), pos, out)?;
+            }
+            View::Path(path) => self.write_json_string(path.bytes(), pos, out)?,
+            View::List(list) => {
+                out.push(b'[');
+                self.deeper(pos, || {
+                    for (index, item) in list.iter().enumerate() {
+                        if index > 0 {
+                            out.push(b',');
+                        }
+                        self.write_json(item, pos, context, copy, out).map_err(|error| {
+                            error.frame(pos, format!("while evaluating list element at index {index}"))
+                        })?;
+                    }
+                    Ok(())
+                })?;
+                out.push(b']');
+            }
+            View::Attrs(attrs) => {
+                let called = attrs.get(known::TO_STRING).is_some();
+                let peeled = self.peel(value, pos)?;
+                let Some(attrs) = peeled.as_attrs() else {
+                    // As in Nix, a path that `__toString` returned is not copied.
+                    return self.deeper(pos, || {
+                        self.write_json(peeled, pos, context, copy && !called, out)
+                    });
+                };
+                let mut sorted: Vec<&Attr<'h>> = attrs.iter().collect();
+                self.sort_by_name(&mut sorted, |attr| attr.name);
+                out.push(b'{');
+                self.deeper(pos, || {
+                    for (index, attr) in sorted.iter().enumerate() {
+                        if index > 0 {
+                            out.push(b',');
+                        }
+                        let name = self.symbols.borrow().bytes(attr.name).to_vec();
+                        self.write_json_string(&name, pos, out)?;
+                        out.push(b':');
+                        self.write_json(attr.value(), attr.pos, context, copy, out)
+                            .map_err(|error| {
+                                let name = self.name(attr.name);
+                                error.frame(attr.pos, format!("while evaluating attribute '{name}'"))
+                            })?;
+                    }
+                    Ok(())
+                })?;
+                out.push(b'}');
+            }
+            View::Closure(_) | View::PrimOp(_) | View::Partial(_) => {
+                let found = self.describe(value);
+                return Err(self.error(pos, format!("cannot convert {found} to JSON")));
+            }
+            View::Thunk => unreachable!("the value was forced"),
+        }
+        Ok(())
+    }
+
+    fn write_json_string(&self, text: &[u8], pos: Pos, out: &mut Vec<u8>) -> Result<()> {
+        if std::str::from_utf8(text).is_err() {
+            let text = String::from_utf8_lossy(text);
+            return Err(self.error(
+                pos,
+                format!("cannot convert a string to JSON: invalid UTF-8 in '{text}'"),
+            ));
+        }
+        push_string(out, text);
+        Ok(())
+    }
+}
+
+/// Appends a string with its quotes.
+pub(crate) fn push_string(out: &mut Vec<u8>, text: &[u8]) {
+    out.push(b'"');
+    for byte in text {
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            0x08 => out.extend_from_slice(b"\\b"),
+            0x0c => out.extend_from_slice(b"\\f"),
+            0..0x20 => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            _ => out.push(*byte),
+        }
+    }
+    out.push(b'"');
+}
+
+/// A floating point number as Nix's JSON library writes it: the shortest digits that read back as the same number,
+/// with a decimal point or an exponent.
+pub(crate) fn float_text(value: f64) -> String {
+    if !value.is_finite() {
+        return "null".to_owned();
+    }
+    if value == 0.0 {
+        return if value.is_sign_negative() { "-0.0" } else { "0.0" }.to_owned();
+    }
+    let scientific = format!("{:e}", value.abs());
+    let Some((mantissa, exponent)) = scientific.split_once('e') else {
+        unreachable!("`e` notation has an e")
+    };
+    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
+    let Ok(exponent) = exponent.parse::<i32>() else {
+        unreachable!("`e` notation has an exponent")
+    };
+    let point = exponent + 1;
+    let count = digits.len() as i32;
+    let sign = if value < 0.0 { "-" } else { "" };
+    if count <= point && point <= 15 {
+        return format!("{sign}{digits}{}.0", "0".repeat((point - count) as usize));
+    }
+    if 0 < point && point <= 15 {
+        let (whole, rest) = digits.split_at(point as usize);
+        return format!("{sign}{whole}.{rest}");
+    }
+    if -4 < point && point <= 0 {
+        return format!("{sign}0.{}{digits}", "0".repeat(-point as usize));
+    }
+    let (first, rest) = digits.split_at(1);
+    let rest = if rest.is_empty() {
+        String::new()
+    } else {
+        format!(".{rest}")
+    };
+    let direction = if exponent < 0 { '-' } else { '+' };
+    format!("{sign}{first}{rest}e{direction}{:02}", exponent.abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_are_written_as_nlohmann_writes_them() {
+        for (value, expected) in [
+            (1.5, "1.5"),
+            (1.0, "1.0"),
+            (-0.25, "-0.25"),
+            (1e15, "1e+15"),
+            (123_456_789_012_345.0, "123456789012345.0"),
+            (1e20, "1e+20"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1.25e-7, "1.25e-07"),
+            (0.0, "0.0"),
+        ] {
+            assert_eq!(float_text(value), expected);
+        }
+    }
+}
