@@ -1,1 +1,7 @@
-//! Empty so far.
+//! The swarm.
+mod disk;
+pub mod gate;
+pub mod identity;
+pub mod invitations;
+pub mod limits;
+pub mod roster;

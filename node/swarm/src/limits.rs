@@ -1,0 +1,87 @@
+//! Every bound of the swarm, each with its reason. Sizes of single messages are the protocol's
+//! ([`tvix_node_protocol::limits`]).
+
+use std::time::Duration;
+
+/// How far two clocks may be apart, in seconds. Machines with a time service are within one; a laptop
+/// that woke up a moment ago may be off by a minute.
+pub const CLOCK_SKEW: u64 = 120;
+
+/// Seconds a request may be valid for. It bounds how long a nonce must be remembered; a requester
+/// that is not answered for an hour asks anew.
+pub const REQUEST_LIFETIME: u64 = 3600;
+
+/// Nonces remembered of one requester: 10,000 builds in an hour and a bit are three a second.
+pub const NONCES_PER_REQUESTER: usize = 10_000;
+
+/// Nonces remembered in all: 64 bytes each in the file, about twice that in memory: 13 MB.
+pub const NONCES: usize = 100_000;
+
+/// Tickets remembered, used and expired ones included.
+pub const TICKETS: usize = 4096;
+
+/// Seconds an expired ticket is remembered, so that its holder is told that it expired and not that it
+/// never existed.
+pub const TICKET_MEMORY: u64 = 30 * 24 * 3600;
+
+/// Statements of one roster that put keys out. Apart from the others, so that no flood of invitations
+/// can keep a revocation out.
+pub const REVOCATIONS: usize = 4096;
+
+/// Statements that bring keys in.
+pub const MEMBERSHIPS: usize = 11_264;
+
+/// Of those, by one who is not a founder: nobody else may fill the roster alone.
+pub const MEMBERSHIPS_PER_ISSUER: usize = 1024;
+
+/// Statements of unknown kind or version that are passed on. With the two above: the protocol's
+/// `ROSTER_STATEMENTS`.
+pub const UNKNOWN_STATEMENTS: usize = 1024;
+
+/// Of those, by one signer.
+pub const UNKNOWN_STATEMENTS_PER_SIGNER: usize = 64;
+
+/// Statements kept for a moment whose signer nobody has vouched for yet: they may come out of order.
+pub const ORPHANED_STATEMENTS: usize = 1024;
+
+/// Steps from a founder to a member. A chain of invitations of this length is a village, not a team.
+pub const CHAIN: usize = 16;
+
+/// Seconds presence is valid for. A holder that dies unseen is asked in vain for at most so long.
+pub const PRESENCE_LIFETIME: u64 = 2 * 3600;
+
+/// Renewal: well before the end, so that one that is lost can be tried again.
+pub const PRESENCE_RENEWAL: Duration = Duration::from_secs(40 * 60);
+
+/// Members that keep a copy of a region's presence besides the holder. Three: two may be away.
+pub const PRESENCE_COPIES: usize = 3;
+
+/// Members asked about a region before giving up: some of those closest may have come lately.
+pub const PRESENCE_ASKED: usize = 8;
+
+/// Keys one holder may leave with one member: 16 bytes each, 4 MiB. A holder of a million paths has a
+/// quarter of the regions here at most.
+pub const PRESENCE_KEYS_PER_HOLDER: usize = 262_144;
+
+/// Keys kept for all holders: 64 MiB.
+pub const PRESENCE_KEYS: usize = 4 << 20;
+
+/// Cells one holder may leave here. A cell costs some 700 bytes beside its keys.
+pub const PRESENCE_CELLS_PER_HOLDER: usize = 16_384;
+
+/// Cells kept for all holders: some 45 MiB.
+pub const PRESENCE_CELLS: usize = 65_536;
+
+/// Keys of a cell as a holder cuts its own: half of what a cell may have, so that it is not cut anew
+/// with every path that comes in.
+pub const PRESENCE_CELL_FILL: usize = 512;
+
+/// Cells in one message: see the protocol's `PRESENCE_BYTES`.
+pub const PRESENCE_CELLS_PER_PUT: usize = 64;
+
+/// Holders remembered that withdrew everything: their serial must outlive what they said before.
+pub const WITHDRAWALS: usize = 16_384;
+
+/// Keys one peer may ask about in a minute, on average; the first minute's are there at once. A closure
+/// of 60,000 paths can be asked about in one go, a list of all names of a package set cannot.
+pub const PRESENCE_QUESTIONS_PER_MINUTE: u32 = 131_072;
