@@ -92,6 +92,10 @@ pub const GIVEN_UP: usize = 4096;
 /// short speculative build is better let finish: it is likely to be demanded soon.
 pub const PREEMPT_AFTER: Duration = Duration::from_secs(2);
 
+/// Derivations of one line that are looked at for each placement. Only the few that some builders do
+/// not get again are ever passed over.
+pub const LOOKED_AT: usize = 32;
+
 /// How long something demanded waits for a builder that could build it at all. Peers that have just
 /// been met or are restarting get this long to show up.
 pub const NO_BUILDER_PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,528 @@
+//! Builds that are placed: from the placement to the result.
+
+use std::collections::BTreeMap;
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::{BuildLimits, DesiredStore};
+use tvix_node_protocol::control::EventKind;
+use tvix_node_protocol::envelope::NodeKey;
+
+use crate::action::{Action, Source, Urgency};
+use crate::coordinator::Coordinator;
+use crate::event::{BuildFailure, BuiltPath, Delivery, FailureKind};
+use crate::graph::{Asked, Desired, DrvId, Own, PathId, Weighing};
+use crate::id::{BuildId, Time};
+use crate::lease::Lease;
+use crate::limits;
+use crate::session_set::{SessionSet, Slot};
+
+/// How far a build is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Its slot is taken; inputs are on their way.
+    Preparing { missing: usize },
+    /// The builder has been asked.
+    Asked,
+    /// The builder is at it.
+    Running { since: Time },
+    /// Cancelled, and not over yet.
+    Dying,
+}
+
+/// One try to build a derivation in one place.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) drv: DrvId,
+    pub(crate) derivation: StorePath,
+    /// None: here.
+    pub(crate) node: Option<NodeKey>,
+    pub(crate) node_name: String,
+    pub(crate) reason: String,
+    pub(crate) cores: u32,
+    pub(crate) limits: BuildLimits,
+    desired: Option<DesiredStore>,
+    pub(crate) stage: Stage,
+    pub(crate) lease: Lease,
+    pub(crate) placed: Time,
+    /// The session on whose account it runs.
+    pub(crate) payer: Option<Slot>,
+    /// Sessions that were told of it.
+    pub(crate) told: SessionSet,
+}
+
+impl Attempt {
+    pub(crate) fn is_unanswered_by(&self, node: &NodeKey) -> bool {
+        self.node.as_ref() == Some(node) && self.stage == Stage::Asked
+    }
+}
+
+/// Where a build goes, decided.
+pub(crate) struct Placement {
+    pub(crate) node: Option<NodeKey>,
+    pub(crate) reason: String,
+}
+
+/// The most generous of both.
+fn wider(one: BuildLimits, other: BuildLimits) -> BuildLimits {
+    let max = |one: Option<u64>, other: Option<u64>| Some(one?.max(other?));
+    BuildLimits {
+        time: max(one.time, other.time),
+        silence: max(one.silence, other.silence),
+        log: max(one.log, other.log),
+        disk: max(one.disk, other.disk),
+    }
+}
+
+impl Coordinator {
+    /// Places a build on the account of a session.
+    pub(crate) fn place(&mut self, id: DrvId, payer: Slot, placement: Placement) {
+        let Some(session) = self.sessions.get_mut(payer) else {
+            return;
+        };
+        let (cores, mut limits) = (session.options.cores, session.options.limits);
+        session.placed += 1;
+        let Placement { node, reason } = placement;
+        match &node {
+            None => {
+                session.placed_here += 1;
+                self.builders.used_here += 1;
+            }
+            Some(node) => self.builders.take_slot(node),
+        }
+        let build = BuildId(self.next_number());
+        let drv = &mut self.graph.drvs[id];
+        drv.attempts.push(build);
+        drv.tries += 1;
+        drv.weighing = Weighing::No;
+        drv.stranded_since = None;
+        let derivation = drv.name.clone();
+        self.queues.set(&mut self.graph.drvs, id, None);
+        let attempt = Attempt {
+            drv: id,
+            derivation,
+            node_name: self.node_name(node.as_ref()),
+            node,
+            reason,
+            cores,
+            limits,
+            desired: None,
+            stage: Stage::Asked,
+            lease: Lease::new(self.now),
+            placed: self.now,
+            payer: Some(payer),
+            told: SessionSet::EMPTY,
+        };
+        self.attempts.insert(build, attempt);
+        let participants = self.participants(build);
+        for session in participants.iter().filter_map(|slot| self.sessions.get(slot)) {
+            limits = wider(limits, session.options.limits);
+        }
+        if let Some(attempt) = self.attempts.get_mut(&build) {
+            attempt.limits = limits;
+        }
+        self.tell_placed(build, participants);
+        match node {
+            None => self.prepare(build, id),
+            Some(node) => self.request(build, id, node, participants),
+        }
+    }
+
+    /// Has the inputs brought here, then starts.
+    fn prepare(&mut self, build: BuildId, id: DrvId) {
+        let inputs = self.graph.drvs[id].inputs.clone();
+        let missing = inputs
+            .iter()
+            .filter(|input| self.graph.paths[**input].own != Own::Here);
+        let missing: Vec<PathId> = missing.copied().collect();
+        if let Some(attempt) = self.attempts.get_mut(&build) {
+            attempt.stage = Stage::Preparing {
+                missing: missing.len(),
+            };
+        }
+        for input in &missing {
+            self.graph.paths[*input].waiting_builds.push(build);
+            self.graph.touch_path(*input);
+        }
+        if missing.is_empty() {
+            self.start_here(build);
+        }
+    }
+
+    pub(crate) fn input_arrived(&mut self, build: BuildId) {
+        let Some(attempt) = self.attempts.get_mut(&build) else {
+            return;
+        };
+        if let Stage::Preparing { missing } = &mut attempt.stage {
+            *missing -= 1;
+            if *missing == 0 {
+                self.start_here(build);
+            }
+        }
+    }
+
+    fn start_here(&mut self, build: BuildId) {
+        let participants = self.participants(build);
+        let Some(attempt) = self.attempts.get_mut(&build) else {
+            return;
+        };
+        attempt.stage = Stage::Asked;
+        let (derivation, cores, limits) = (attempt.derivation.clone(), attempt.cores, attempt.limits);
+        let drv = attempt.drv;
+        let urgency = self.urgency(drv, participants);
+        let demanded = urgency > Urgency::Speculative;
+        let kind = urgency.kind();
+        self.actions.push(Action::BuildHere {
+            build,
+            derivation,
+            kind,
+            demanded,
+            cores,
+            limits,
+        });
+    }
+
+    fn request(&mut self, build: BuildId, id: DrvId, node: NodeKey, participants: SessionSet) {
+        let drv = &self.graph.drvs[id];
+        let wanted = |path: &PathId| {
+            let path = &self.graph.paths[*path];
+            !path.demanded.is_empty() || !path.consumers.is_empty()
+        };
+        let named = drv.outputs.iter().filter(|(_, path)| wanted(path));
+        let mut outputs: Vec<String> = named.map(|(name, _)| name.clone()).collect();
+        if outputs.is_empty() {
+            outputs = drv.outputs.iter().map(|(name, _)| name.clone()).collect();
+        }
+        let goals = drv
+            .outputs
+            .iter()
+            .flat_map(|(_, path)| &self.graph.paths[*path].goals);
+        let stores = goals.filter_map(|(slot, _)| self.sessions.get(*slot)?.options.to.clone());
+        let desired_store = stores.into_iter().next();
+        let urgency = self.urgency(id, participants);
+        let Some(attempt) = self.attempts.get_mut(&build) else {
+            return;
+        };
+        attempt.desired.clone_from(&desired_store);
+        self.actions.push(Action::Request {
+            build,
+            node,
+            derivation: attempt.derivation.clone(),
+            outputs,
+            kind: urgency.kind(),
+            desired_store,
+            cores: attempt.cores,
+            limits: attempt.limits,
+            urgency,
+        });
+    }
+
+    /// Tells sessions that take part and were not told yet where a build is.
+    pub(crate) fn tell_placed(&mut self, build: BuildId, participants: SessionSet) {
+        let Some(attempt) = self.attempts.get_mut(&build) else {
+            return;
+        };
+        let new = participants.without(attempt.told);
+        attempt.told = attempt.told.or(new);
+        let running = matches!(attempt.stage, Stage::Running { .. });
+        let (drv, derivation) = (attempt.drv, attempt.derivation.clone());
+        let (node, reason) = (attempt.node_name.clone(), attempt.reason.clone());
+        for slot in new.iter() {
+            let urgency = self.urgency(drv, SessionSet::of(slot));
+            let (derivation, node) = (derivation.clone(), node.clone());
+            self.tell(
+                slot,
+                EventKind::Placed {
+                    derivation: derivation.clone(),
+                    node: node.clone(),
+                    reason: reason.clone(),
+                    demanded: urgency > Urgency::Speculative,
+                    kind: urgency.kind(),
+                },
+            );
+            if running {
+                self.tell(slot, EventKind::BuildStarted { derivation, node });
+            }
+        }
+    }
+
+    pub(crate) fn build_started(&mut self, build: BuildId) {
+        let now = self.now;
+        let Some(attempt) = self.attempts.get_mut(&build) else {
+            return;
+        };
+        attempt.lease.heard(now);
+        if attempt.stage != Stage::Asked {
+            return;
+        }
+        attempt.stage = Stage::Running { since: now };
+        let (told, derivation) = (attempt.told, attempt.derivation.clone());
+        let node = attempt.node_name.clone();
+        for slot in told.iter() {
+            let (derivation, node) = (derivation.clone(), node.clone());
+            self.tell(slot, EventKind::BuildStarted { derivation, node });
+        }
+    }
+
+    pub(crate) fn heartbeat(&mut self, build: BuildId) {
+        let now = self.now;
+        if let Some(attempt) = self.attempts.get_mut(&build) {
+            attempt.lease.heard(now);
+        }
+    }
+
+    /// Removes a build from everything that counts it.
+    pub(crate) fn take_attempt(&mut self, build: BuildId) -> Option<Attempt> {
+        let attempt = self.attempts.remove(&build)?;
+        let here = attempt.node.is_none();
+        if let Some(session) = attempt.payer.and_then(|payer| self.sessions.get_mut(payer)) {
+            session.placed = session.placed.saturating_sub(1);
+            session.placed_here = session.placed_here.saturating_sub(u32::from(here));
+        }
+        match &attempt.node {
+            None => self.builders.used_here -= 1,
+            Some(node) => self.builders.give_slot(node),
+        }
+        let drv = &mut self.graph.drvs[attempt.drv];
+        drv.attempts.retain(|other| *other != build);
+        if matches!(attempt.stage, Stage::Preparing { .. }) {
+            for input in drv.inputs.clone() {
+                let path = &mut self.graph.paths[input];
+                path.waiting_builds.retain(|other| *other != build);
+                self.graph.touch_path(input);
+            }
+        }
+        self.graph.touch_drv(attempt.drv);
+        Some(attempt)
+    }
+
+    /// Cancels a build. One that runs on this node keeps its slot until it is over.
+    pub(crate) fn cancel(&mut self, build: BuildId, reason: &str) {
+        self.tell_cancelled(build, reason);
+        let Some(attempt) = self.attempts.get_mut(&build) else {
+            return;
+        };
+        let (drv, node) = (attempt.drv, attempt.node);
+        let tries = &mut self.graph.drvs[drv].tries;
+        *tries = tries.saturating_sub(1);
+        if node.is_none() && !matches!(attempt.stage, Stage::Preparing { .. }) {
+            attempt.stage = Stage::Dying;
+            self.actions.push(Action::CancelBuild { build, node });
+            return;
+        }
+        let Some(attempt) = self.take_attempt(build) else {
+            return;
+        };
+        if node.is_some() {
+            self.actions.push(Action::CancelBuild { build, node });
+            self.remember_given_up(build, attempt);
+        }
+    }
+
+    /// Takes back a placement whose build has not started.
+    pub(crate) fn unplace(&mut self, build: BuildId, reason: &str) {
+        if matches!(
+            self.attempts.get(&build).map(|attempt| attempt.stage),
+            Some(Stage::Preparing { .. })
+        ) {
+            self.cancel(build, reason);
+        }
+    }
+
+    /// Keeps a build on a peer in mind, should its result come after all.
+    pub(crate) fn remember_given_up(&mut self, build: BuildId, mut attempt: Attempt) {
+        attempt.told = SessionSet::EMPTY;
+        self.given_up.insert(build, attempt);
+        if self.given_up.len() > limits::GIVEN_UP {
+            self.given_up.pop_first();
+        }
+    }
+
+    pub(crate) fn build_finished(
+        &mut self,
+        build: BuildId,
+        outputs: &BTreeMap<String, BuiltPath>,
+        delivery: Delivery,
+    ) {
+        let attempt = self.attempts.get(&build).or_else(|| self.given_up.get(&build));
+        let Some(attempt) = attempt else {
+            self.unexpected_outputs(outputs, delivery);
+            return;
+        };
+        let (drv, cores) = (attempt.drv, attempt.cores);
+        if let Err(error) = self.check_outputs(drv, outputs) {
+            let kind = if attempt.node.is_some() {
+                FailureKind::Transient
+            } else {
+                FailureKind::Builder
+            };
+            self.build_failed(
+                build,
+                BuildFailure {
+                    kind,
+                    error,
+                    log_tail: Vec::new(),
+                },
+            );
+            self.unexpected_outputs(outputs, delivery);
+            return;
+        }
+        let participants = self.wanted_by(drv, cores);
+        let Some(attempt) = self.take_attempt(build).or_else(|| self.given_up.remove(&build)) else {
+            return;
+        };
+        self.deliver(&attempt, outputs, delivery);
+        self.tell_finished(&attempt, participants);
+        if delivery == Delivery::DesiredStore {
+            // Only a claim so far: what else is at it goes on until it is confirmed.
+            return;
+        }
+        for other in self.graph.drvs[drv].attempts.clone() {
+            if self
+                .attempts
+                .get(&other)
+                .is_some_and(|attempt| attempt.stage != Stage::Dying)
+            {
+                self.cancel(other, "another builder was done first");
+            }
+        }
+    }
+
+    /// Whether a result has exactly the outputs that the derivation says.
+    fn check_outputs(&self, drv: DrvId, outputs: &BTreeMap<String, BuiltPath>) -> Result<(), String> {
+        let wanted = &self.graph.drvs[drv].outputs;
+        for (name, path) in wanted {
+            let path = &self.graph.paths[*path].name;
+            match outputs.get(name) {
+                None => return Err(format!("the result lacks the output '{name}'")),
+                Some(built) if built.path != *path => {
+                    return Err(format!(
+                        "the result's output '{name}' is {}, not {path}",
+                        built.path
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        let unknown = outputs
+            .keys()
+            .find(|name| !wanted.iter().any(|(known, _)| known == *name));
+        match unknown {
+            Some(name) => Err(format!(
+                "the result has an output '{name}' that the derivation has not"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Outputs of a build that is not known any more: they may be of use all the same, else they need
+    /// not be kept.
+    fn unexpected_outputs(&mut self, outputs: &BTreeMap<String, BuiltPath>, delivery: Delivery) {
+        if delivery != Delivery::OwnStore {
+            return;
+        }
+        for built in outputs.values() {
+            match self.graph.path(&built.path) {
+                Some(id) => self.path_arrived(id),
+                None => self.released.push(built.path.clone()),
+            }
+        }
+    }
+
+    /// Takes note of where a build's outputs are.
+    fn deliver(&mut self, attempt: &Attempt, outputs: &BTreeMap<String, BuiltPath>, delivery: Delivery) {
+        let made = self.graph.drvs[attempt.drv].outputs.clone();
+        for (name, id) in &made {
+            let path = &mut self.graph.paths[*id];
+            path.nar_size = outputs.get(name).map(|built| built.nar_size);
+            path.fetch_tries = 0;
+            path.ask_tries = 0;
+            match (delivery, attempt.node) {
+                (Delivery::AtBuilder, Some(node)) => {
+                    if path.own == Own::Unknown {
+                        path.own = Own::Absent;
+                    }
+                    self.graph.add_source(*id, &Source::Peer(node));
+                }
+                (Delivery::DesiredStore, Some(_)) => {
+                    if path.own == Own::Absent {
+                        path.own = Own::Unknown;
+                    }
+                    let store = attempt
+                        .desired
+                        .as_ref()
+                        .map(|store| self.graph.desired.intern(store));
+                    if let Some(store) = store {
+                        let entry = self.graph.paths[*id].desired_mut(store);
+                        if entry.state == Desired::Absent {
+                            entry.state = Desired::Unknown(Asked::No);
+                        }
+                    }
+                    self.ask(*id, store);
+                }
+                (Delivery::OwnStore, _) | (_, None) => path.own = Own::Here,
+            }
+            self.graph.touch_path(*id);
+        }
+        if delivery != Delivery::OwnStore {
+            self.graph.drvs[attempt.drv].built_by = attempt.node;
+        }
+    }
+
+    fn tell_finished(&mut self, attempt: &Attempt, participants: SessionSet) {
+        let since = match attempt.stage {
+            Stage::Running { since } => since,
+            _ => attempt.placed,
+        };
+        let duration = u64::try_from(self.now.since(since).as_millis()).unwrap_or(u64::MAX);
+        let made = &self.graph.drvs[attempt.drv].outputs;
+        let outputs: BTreeMap<String, StorePath> = made
+            .iter()
+            .map(|(name, path)| (name.clone(), self.graph.paths[*path].name.clone()))
+            .collect();
+        let cancelled = attempt.stage == Stage::Dying;
+        let told = if cancelled {
+            participants
+        } else {
+            attempt.told.or(participants)
+        };
+        for slot in told.iter() {
+            self.graph.drvs[attempt.drv].told_present.insert(slot);
+            if let Some(session) = self.sessions.get_mut(slot) {
+                session.built += 1;
+            }
+            let (derivation, node) = (attempt.derivation.clone(), attempt.node_name.clone());
+            let outputs = outputs.clone();
+            self.tell(
+                slot,
+                EventKind::BuildFinished {
+                    derivation,
+                    node,
+                    outputs,
+                    duration,
+                },
+            );
+        }
+    }
+
+    /// Whether builds on this node that a session was told of are cancelled and not over.
+    pub(crate) fn is_dying(&self, slot: Slot) -> bool {
+        let dying = |attempt: &Attempt| attempt.stage == Stage::Dying && attempt.told.contains(slot);
+        self.attempts.values().any(dying)
+    }
+
+    /// A session that has ended is told nothing more, and its builds that others want too go on the
+    /// account of one of these.
+    pub(crate) fn forget_watcher(&mut self, slot: Slot) {
+        for attempt in self.attempts.values_mut() {
+            attempt.told.remove(slot);
+            if attempt.payer == Some(slot) {
+                attempt.payer = attempt.told.iter().next();
+                let payer = attempt.payer.and_then(|payer| self.sessions.get_mut(payer));
+                if let Some(session) = payer {
+                    session.placed += 1;
+                    session.placed_here += u32::from(attempt.node.is_none());
+                }
+            }
+        }
+    }
+}

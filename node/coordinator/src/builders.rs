@@ -1,0 +1,171 @@
+//! Who can build what, and who has room.
+
+use std::collections::BTreeMap;
+
+use tvix_node_protocol::envelope::NodeKey;
+
+use crate::coordinator::Coordinator;
+use crate::event::{OwnBuilder, PeerOffer};
+use crate::graph::{Requirement, RequirementId};
+use crate::limits;
+
+/// This node and its peers, as builders.
+#[derive(Default)]
+pub(crate) struct Builders {
+    own: Option<OwnBuilder>,
+    /// Builds placed here and not over.
+    pub(crate) used_here: u32,
+    peers: BTreeMap<NodeKey, Peer>,
+    /// Peers that could build what requires this, were they free. Emptied when an offer changes.
+    capable: BTreeMap<RequirementId, Vec<NodeKey>>,
+}
+
+/// A peer.
+pub(crate) struct Peer {
+    pub(crate) offer: PeerOffer,
+    /// Slots that are free by what it said and what it was sent since.
+    pub(crate) free: u32,
+}
+
+fn offers(requirement: &Requirement, systems: &[String], features: &[String]) -> bool {
+    (requirement.system == "builtin" || systems.contains(&requirement.system))
+        && requirement
+            .features
+            .iter()
+            .all(|feature| features.contains(feature))
+}
+
+impl Builders {
+    pub(crate) fn set_own(&mut self, own: OwnBuilder) {
+        self.own = Some(own);
+    }
+
+    pub(crate) fn free_here(&self) -> u32 {
+        self.slots_here().saturating_sub(self.used_here)
+    }
+
+    pub(crate) fn slots_here(&self) -> u32 {
+        self.own.as_ref().map_or(0, |own| own.slots)
+    }
+
+    /// Whether this node could build it, were there room.
+    pub(crate) fn capable_here(&self, requirement: &Requirement) -> bool {
+        let own = self.own.as_ref().filter(|own| own.slots > 0);
+        own.is_some_and(|own| offers(requirement, &own.systems, &own.features))
+    }
+
+    /// Peers that could build it, were there room.
+    pub(crate) fn capable(&mut self, id: RequirementId, requirement: &Requirement) -> &[NodeKey] {
+        let peers = &self.peers;
+        self.capable.entry(id).or_insert_with(|| {
+            let capable = peers.iter().filter(|(_, peer)| {
+                peer.offer.slots > 0
+                    && (peer.offer.fixed_outputs || !requirement.fixed_output)
+                    && offers(requirement, &peer.offer.systems, &peer.offer.features)
+            });
+            capable.map(|(node, _)| *node).collect()
+        })
+    }
+
+    pub(crate) fn peer(&self, node: &NodeKey) -> Option<&Peer> {
+        self.peers.get(node)
+    }
+
+    /// Slots that are free on all peers together.
+    pub(crate) fn free_at_peers(&self) -> u32 {
+        self.peers
+            .values()
+            .map(|peer| peer.free)
+            .fold(0, u32::saturating_add)
+    }
+
+    /// A build was placed at a peer.
+    pub(crate) fn take_slot(&mut self, node: &NodeKey) {
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.free = peer.free.saturating_sub(1);
+        }
+    }
+
+    /// A build at a peer is over.
+    pub(crate) fn give_slot(&mut self, node: &NodeKey) {
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.free = (peer.free + 1).min(peer.offer.slots);
+        }
+    }
+
+    /// A peer said that it has no room although it seemed so.
+    pub(crate) fn is_full(&mut self, node: &NodeKey) {
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.free = 0;
+        }
+    }
+
+    pub(crate) fn name(&self, node: &NodeKey) -> String {
+        match self.peers.get(node) {
+            Some(peer) => peer.offer.name.clone(),
+            None => node.to_string().chars().take(12).collect(),
+        }
+    }
+
+    /// What builders there are, in words.
+    pub(crate) fn describe(&self, own_name: &str) -> String {
+        let mut all = Vec::new();
+        let mut add = |name: &str, slots: u32, systems: &[String], features: &[String]| {
+            let mut text = format!("{name}: {slots} slots, {}", systems.join(" "));
+            if !features.is_empty() {
+                text.push_str(&format!(", features {}", features.join(" ")));
+            }
+            all.push(text);
+        };
+        if let Some(own) = &self.own {
+            add(own_name, own.slots, &own.systems, &own.features);
+        }
+        for peer in self.peers.values().take(8) {
+            add(
+                &peer.offer.name,
+                peer.offer.slots,
+                &peer.offer.systems,
+                &peer.offer.features,
+            );
+        }
+        if self.peers.len() > 8 {
+            all.push(format!("and {} more", self.peers.len() - 8));
+        }
+        if all.is_empty() {
+            "none".to_owned()
+        } else {
+            all.join("; ")
+        }
+    }
+
+    /// Forgets who is capable of what, because requirements get new numbers.
+    pub(crate) fn forget_requirements(&mut self) {
+        self.capable.clear();
+    }
+}
+
+impl Coordinator {
+    pub(crate) fn peer_offers(&mut self, node: NodeKey, offer: PeerOffer) {
+        let builders = &mut self.builders;
+        if !builders.peers.contains_key(&node) && builders.peers.len() >= limits::PEERS {
+            return;
+        }
+        // Requests on their way to it are not counted in what it says.
+        let sent = self
+            .attempts
+            .values()
+            .filter(|attempt| attempt.is_unanswered_by(&node))
+            .count();
+        let free = offer.slots_free.saturating_sub(sent as u32);
+        builders.peers.insert(node, Peer { offer, free });
+        builders.capable.clear();
+    }
+
+    pub(crate) fn peer_gone(&mut self, node: NodeKey) {
+        let name = self.builders.name(&node);
+        self.builders.peers.remove(&node);
+        self.builders.capable.clear();
+        self.lose_builder(node, &name);
+        self.forget_store(node);
+    }
+}

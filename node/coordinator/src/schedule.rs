@@ -1,0 +1,526 @@
+//! Which of the derivations that could be built is placed next.
+//!
+//! Each session has lines of its own, so that a large command does not keep a small one waiting:
+//! among sessions that want something equally badly, the one with the fewest builds goes first.
+//! Within a session, what is farthest from its targets goes first, then what came first.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::action::{Action, Urgency};
+use crate::build::{Placement, Stage};
+use crate::coordinator::Coordinator;
+use crate::graph::{Drv, DrvId, RequirementId, Weighing, Weights};
+use crate::id::{BuildId, Time};
+use crate::limits;
+use crate::placement::{self, Candidate, Circumstances, Job};
+use crate::session_set::{SessionSet, Slot};
+use crate::slab::Slab;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::envelope::NodeKey;
+
+/// Place in a line: the farthest from what is wanted first, then the first to come.
+type Entry = (Reverse<u32>, u64, DrvId);
+
+/// Lines of one session at one urgency, by what a builder must offer.
+type Lines = BTreeMap<RequirementId, BTreeSet<Entry>>;
+
+/// In which lines a derivation stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Queued {
+    pub(crate) requirement: RequirementId,
+    pub(crate) rank: u32,
+    pub(crate) seq: u64,
+    pub(crate) import: SessionSet,
+    pub(crate) demanded: SessionSet,
+    pub(crate) speculative: SessionSet,
+}
+
+impl Queued {
+    fn lines(&self) -> impl Iterator<Item = (Urgency, Slot)> {
+        let of = |urgency, set: SessionSet| set.iter().map(move |slot| (urgency, slot));
+        of(Urgency::Import, self.import)
+            .chain(of(Urgency::Demanded, self.demanded))
+            .chain(of(Urgency::Speculative, self.speculative))
+    }
+}
+
+/// Everything that could be built at once.
+#[derive(Default)]
+pub(crate) struct Queues {
+    lines: BTreeMap<(Urgency, Slot), Lines>,
+    /// Derivations of which it is being found out who has their inputs.
+    pub(crate) weighing: BTreeSet<DrvId>,
+    /// Derivations that some builders do not get again.
+    pub(crate) troubled: BTreeSet<DrvId>,
+    /// Since when there is something demanded that no builder could build.
+    stranded: BTreeMap<(Slot, RequirementId), Time>,
+    /// Since when something demanded waits for a slot that speculation holds.
+    starved: Option<Time>,
+    pub(crate) demanded_since_ranking: usize,
+    pub(crate) demanded_at_ranking: usize,
+}
+
+impl Queues {
+    /// Puts a derivation in its lines, or takes it out.
+    pub(crate) fn set(&mut self, drvs: &mut Slab<DrvId, Drv>, id: DrvId, queued: Option<Queued>) {
+        let Some(drv) = drvs.get_mut(id) else { return };
+        if drv.queued == queued {
+            return;
+        }
+        if let Some(before) = std::mem::replace(&mut drv.queued, queued.clone()) {
+            let entry = (Reverse(before.rank), before.seq, id);
+            for key in before.lines() {
+                let Some(lines) = self.lines.get_mut(&key) else {
+                    continue;
+                };
+                if let Some(line) = lines.get_mut(&before.requirement) {
+                    line.remove(&entry);
+                    if line.is_empty() {
+                        lines.remove(&before.requirement);
+                    }
+                }
+                if lines.is_empty() {
+                    self.lines.remove(&key);
+                }
+            }
+        }
+        if let Some(now) = queued {
+            let entry = (Reverse(now.rank), now.seq, id);
+            for key in now.lines() {
+                self.lines
+                    .entry(key)
+                    .or_default()
+                    .entry(now.requirement)
+                    .or_default()
+                    .insert(entry);
+            }
+        }
+    }
+}
+
+impl Coordinator {
+    pub(crate) fn schedule(&mut self) {
+        self.rank_if_due();
+        self.give_up_stranded();
+        for build in self.to_be_hedged() {
+            self.hedge(build);
+        }
+        while self.place_next(&[Urgency::Import, Urgency::Demanded]) {}
+        // What is being weighed is about to take a slot.
+        if self.queues.weighing.is_empty() {
+            while self.place_next(&[Urgency::Speculative]) {}
+        }
+        self.preempt();
+    }
+
+    /// Places one derivation, or starts to find out who has its inputs. Whether there was one.
+    fn place_next(&mut self, urgencies: &[Urgency]) -> bool {
+        if self.builders.free_here() == 0 && self.builders.free_at_peers() == 0 {
+            return false;
+        }
+        for urgency in urgencies {
+            let mut sessions: Vec<(u32, u64, Slot)> = Vec::new();
+            for (_, slot) in self.queues.lines.keys().filter(|(line, _)| line == urgency) {
+                if let Some(session) = self.sessions.get(*slot) {
+                    sessions.push((session.placed, session.order, *slot));
+                }
+            }
+            sessions.sort_unstable();
+            for (_, _, slot) in sessions {
+                if self.place_for(slot, *urgency) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    fn place_for(&mut self, slot: Slot, urgency: Urgency) -> bool {
+        let Some(lines) = self.queues.lines.get(&(urgency, slot)) else {
+            return false;
+        };
+        let heads = lines
+            .iter()
+            .filter_map(|(requirement, line)| Some((*line.first()?, *requirement)));
+        let mut heads: Vec<(Entry, RequirementId)> = heads.collect();
+        heads.sort_unstable();
+        for (_, requirement) in heads {
+            if !self.has_room(slot, requirement, urgency) {
+                continue;
+            }
+            let lines = self.queues.lines.get(&(urgency, slot));
+            let Some(line) = lines.and_then(|lines| lines.get(&requirement)) else {
+                continue;
+            };
+            let entries: Vec<DrvId> = line
+                .iter()
+                .take(limits::LOOKED_AT)
+                .map(|(_, _, id)| *id)
+                .collect();
+            for id in entries {
+                if self.place_drv(id, slot, urgency) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Whether some builder that could build what requires this has a free slot for the session.
+    fn has_room(&mut self, slot: Slot, requirement: RequirementId, urgency: Urgency) -> bool {
+        let required = self.graph.requirements.get(requirement);
+        if self.session_may_build_here(slot)
+            && self.builders.free_here() > 0
+            && self.builders.capable_here(required)
+        {
+            return true;
+        }
+        if urgency == Urgency::Speculative {
+            return false;
+        }
+        let capable = self.builders.capable(requirement, required).to_vec();
+        capable
+            .iter()
+            .any(|node| self.builders.peer(node).is_some_and(|peer| peer.free > 0))
+    }
+
+    /// Whether the session's own bound on builds here leaves room.
+    fn session_may_build_here(&self, slot: Slot) -> bool {
+        let session = self.sessions.get(slot);
+        session.is_some_and(|session| session.options.jobs.is_none_or(|jobs| session.placed_here < jobs))
+    }
+
+    /// Whether the session lets this node build at all.
+    fn session_builds_here(&self, slot: Slot) -> bool {
+        self.sessions
+            .get(slot)
+            .is_some_and(|session| session.options.jobs != Some(0))
+    }
+
+    fn place_drv(&mut self, id: DrvId, slot: Slot, urgency: Urgency) -> bool {
+        let candidates = self.candidates(id, slot, urgency, &[]);
+        if candidates.is_empty() {
+            return false;
+        }
+        if self.weigh(id, &candidates, urgency) {
+            return true;
+        }
+        let circumstances = self.circumstances(id, urgency);
+        let job = self.job(id, urgency);
+        if let Some((node, reason)) = placement::choose(self.config.cost, &job, &candidates, &circumstances) {
+            self.place(id, slot, Placement { node, reason });
+            return true;
+        }
+        false
+    }
+
+    /// Places where a derivation could be built now: this node first, then peers by their keys.
+    fn candidates(
+        &mut self,
+        id: DrvId,
+        slot: Slot,
+        urgency: Urgency,
+        not: &[Option<NodeKey>],
+    ) -> Vec<Candidate> {
+        let prefer_local = self
+            .graph
+            .requirements
+            .get(self.graph.drvs[id].requirement)
+            .prefer_local;
+        let here = self.may_build_here(id) && self.session_builds_here(slot) && !not.contains(&None);
+        let mut candidates = Vec::new();
+        if here && self.session_may_build_here(slot) && self.builders.free_here() > 0 {
+            candidates.push(Candidate {
+                node: None,
+                name: self.config.name.clone(),
+                slots_free: self.builders.free_here(),
+                slots: self.builders.slots_here(),
+                bytes_there: self.bytes_at(id, None),
+                link: None,
+            });
+        }
+        // Nobody else's machine is asked to work on a guess, nor on what is not worth the way.
+        if urgency == Urgency::Speculative || (here && prefer_local) {
+            return candidates;
+        }
+        for node in self.peers_for(id) {
+            let Some(peer) = self.builders.peer(&node) else {
+                continue;
+            };
+            if peer.free > 0 && !not.contains(&Some(node)) {
+                candidates.push(Candidate {
+                    node: Some(node),
+                    name: peer.offer.name.clone(),
+                    slots_free: peer.free,
+                    slots: peer.offer.slots,
+                    bytes_there: self.bytes_at(id, Some(node)),
+                    link: Some(peer.offer.link),
+                });
+            }
+        }
+        candidates
+    }
+
+    fn weights(&self, id: DrvId) -> Option<&Weights> {
+        match &self.graph.drvs[id].weighing {
+            Weighing::Done(weights) => weights.as_ref(),
+            Weighing::No | Weighing::Asked(_) => None,
+        }
+    }
+
+    fn bytes_at(&self, id: DrvId, node: Option<NodeKey>) -> Option<u64> {
+        let there = &self.weights(id)?.there;
+        there
+            .iter()
+            .find(|(other, _)| *other == node)
+            .map(|(_, bytes)| *bytes)
+    }
+
+    fn job(&self, id: DrvId, urgency: Urgency) -> Job {
+        let requirement = self.graph.requirements.get(self.graph.drvs[id].requirement);
+        let input_bytes = self.weights(id).map(|weights| weights.total);
+        Job {
+            urgency,
+            input_bytes,
+            prefer_local: requirement.prefer_local,
+        }
+    }
+
+    fn circumstances(&mut self, id: DrvId, urgency: Urgency) -> Circumstances {
+        let here = self.may_build_here(id);
+        let capable = self.peers_for(id).len() + usize::from(here);
+        let trouble = self.graph.drvs[id].trouble.as_ref();
+        Circumstances {
+            speculative: urgency == Urgency::Speculative,
+            only_capable: capable == 1,
+            before: trouble.map(|trouble| trouble.story.clone()).unwrap_or_default(),
+            silent: None,
+        }
+    }
+
+    /// Has it found out who has the inputs, where that may decide. Whether the answer is waited for.
+    fn weigh(&mut self, id: DrvId, candidates: &[Candidate], urgency: Urgency) -> bool {
+        let drv = &self.graph.drvs[id];
+        let open = self.queues.weighing.len();
+        let free = self
+            .builders
+            .free_here()
+            .saturating_add(self.builders.free_at_peers());
+        if candidates.len() < 2
+            || urgency == Urgency::Speculative
+            || !matches!(drv.weighing, Weighing::No)
+            || drv.inputs.is_empty()
+            || open >= limits::WEIGHING.min(free as usize)
+        {
+            return false;
+        }
+        let inputs = drv
+            .inputs
+            .iter()
+            .map(|input| self.graph.paths[*input].name.clone())
+            .collect();
+        let nodes = candidates.iter().filter_map(|candidate| candidate.node).collect();
+        self.actions.push(Action::WeighInputs {
+            derivation: drv.name.clone(),
+            inputs,
+            nodes,
+        });
+        self.graph.drvs[id].weighing = Weighing::Asked(self.now);
+        self.queues.weighing.insert(id);
+        self.queues.set(&mut self.graph.drvs, id, None);
+        true
+    }
+
+    pub(crate) fn weighed(&mut self, name: &StorePath, total: u64, there: Vec<(Option<NodeKey>, u64)>) {
+        if let Some(id) = self.graph.drv(name)
+            && self.queues.weighing.remove(&id)
+        {
+            self.graph.drvs[id].weighing = Weighing::Done(Some(Weights { total, there }));
+            self.graph.touch_drv(id);
+        }
+    }
+
+    pub(crate) fn expire_weighing(&mut self) {
+        for id in self.queues.weighing.clone() {
+            let drv = &mut self.graph.drvs[id];
+            if let Weighing::Asked(since) = drv.weighing
+                && since.after(limits::WEIGH_PATIENCE) <= self.now
+            {
+                drv.weighing = Weighing::Done(None);
+                self.queues.weighing.remove(&id);
+                self.graph.touch_drv(id);
+            }
+        }
+    }
+
+    /// Starts a second builder beside one that is silent.
+    fn hedge(&mut self, build: BuildId) {
+        let Some(attempt) = self.attempts.get(&build) else {
+            return;
+        };
+        let (id, silent) = (attempt.drv, attempt.node_name.clone());
+        let running: Vec<Option<NodeKey>> = {
+            let attempts = self.graph.drvs[id]
+                .attempts
+                .iter()
+                .filter_map(|build| self.attempts.get(build));
+            attempts.map(|attempt| attempt.node).collect()
+        };
+        if running.len() > 1 {
+            return;
+        }
+        let participants = self.participants(build);
+        let demanding = self.graph.drvs[id].demanded;
+        let Some(payer) = participants.and(demanding).iter().next() else {
+            return;
+        };
+        let urgency = self.urgency(id, participants);
+        let candidates = self.candidates(id, payer, urgency, &running);
+        let circumstances = Circumstances {
+            silent: Some(silent),
+            ..self.circumstances(id, urgency)
+        };
+        let job = self.job(id, urgency);
+        if let Some((node, reason)) = placement::choose(self.config.cost, &job, &candidates, &circumstances) {
+            if let Some(attempt) = self.attempts.get_mut(&build) {
+                attempt.lease.hedged();
+            }
+            self.place(id, payer, Placement { node, reason });
+        }
+    }
+
+    /// Gives up what is demanded and what nobody could build for too long.
+    fn give_up_stranded(&mut self) {
+        let mut stranded = BTreeMap::new();
+        let mut failed: Vec<(DrvId, SessionSet)> = Vec::new();
+        let demanded = self.queues.lines.range((Urgency::Demanded, Slot::FIRST)..);
+        let lines: Vec<(Slot, RequirementId)> = demanded
+            .flat_map(|((_, slot), lines)| lines.keys().map(|requirement| (*slot, *requirement)))
+            .collect();
+        for (slot, requirement) in lines {
+            let required = self.graph.requirements.get(requirement);
+            let here = self.session_builds_here(slot) && self.builders.capable_here(required);
+            if here || !self.builders.capable(requirement, required).is_empty() {
+                continue;
+            }
+            let since = self
+                .queues
+                .stranded
+                .get(&(slot, requirement))
+                .copied()
+                .unwrap_or(self.now);
+            if since.after(limits::NO_BUILDER_PATIENCE) > self.now {
+                stranded.insert((slot, requirement), since);
+                continue;
+            }
+            for urgency in [Urgency::Import, Urgency::Demanded] {
+                let lines = self.queues.lines.get(&(urgency, slot));
+                let line = lines.and_then(|lines| lines.get(&requirement));
+                let all = line
+                    .into_iter()
+                    .flatten()
+                    .map(|(_, _, id)| (*id, SessionSet::of(slot)));
+                failed.extend(all);
+            }
+        }
+        self.queues.stranded = stranded;
+        for id in self.queues.troubled.clone() {
+            let queued = self.graph.drvs[id].queued.as_ref();
+            let demanded = queued.map_or(SessionSet::EMPTY, |queued| queued.import.or(queued.demanded));
+            if demanded.is_empty() || self.can_be_built(id) {
+                self.graph.drvs[id].stranded_since = None;
+                continue;
+            }
+            let since = *self.graph.drvs[id].stranded_since.get_or_insert(self.now);
+            if since.after(limits::NO_BUILDER_PATIENCE) <= self.now {
+                failed.push((id, demanded));
+            }
+        }
+        for (id, sessions) in failed {
+            self.fail_stranded(id, sessions);
+        }
+        self.settle();
+    }
+
+    /// Stops speculation that has held a slot for too long that something demanded waits for.
+    fn preempt(&mut self) {
+        let mut speculative: Vec<BuildId> = Vec::new();
+        let mut dying = 0;
+        for (build, attempt) in &self.attempts {
+            if attempt.node.is_some() {
+                continue;
+            }
+            if attempt.stage == Stage::Dying {
+                dying += 1;
+            } else if !self.is_demanded(*build) {
+                speculative.push(*build);
+            }
+        }
+        let waiting = self.waiting_for_here().saturating_sub(dying);
+        if speculative.is_empty() || waiting == 0 {
+            self.queues.starved = None;
+            return;
+        }
+        let since = *self.queues.starved.get_or_insert(self.now);
+        if since.after(limits::PREEMPT_AFTER) > self.now {
+            return;
+        }
+        self.queues.starved = None;
+        // The youngest has the least to lose.
+        for build in speculative.into_iter().rev().take(waiting) {
+            self.cancel(build, "something demanded needs its slot");
+        }
+    }
+
+    /// How many demanded derivations would be built here if there were slots.
+    fn waiting_for_here(&self) -> usize {
+        let mut waiting = 0;
+        for ((_, slot), lines) in self.queues.lines.range((Urgency::Demanded, Slot::FIRST)..) {
+            let Some(session) = self.sessions.get(*slot) else {
+                continue;
+            };
+            let mut most = 0;
+            for (requirement, line) in lines {
+                if self
+                    .builders
+                    .capable_here(self.graph.requirements.get(*requirement))
+                {
+                    let may = line
+                        .iter()
+                        .take(limits::LOOKED_AT)
+                        .filter(|(_, _, id)| self.may_build_here(*id));
+                    most += may.count();
+                }
+            }
+            let jobs = session.options.jobs.unwrap_or(u32::MAX);
+            waiting += most.min(jobs.saturating_sub(session.placed_here) as usize);
+        }
+        waiting
+    }
+
+    pub(crate) fn schedule_due(&self) -> Option<Time> {
+        let weighing =
+            self.queues
+                .weighing
+                .iter()
+                .filter_map(|id| match self.graph.drvs.get(*id)?.weighing {
+                    Weighing::Asked(since) => Some(since.after(limits::WEIGH_PATIENCE)),
+                    Weighing::No | Weighing::Done(_) => None,
+                });
+        let stranded = self.queues.stranded.values().copied();
+        let troubled = self
+            .queues
+            .troubled
+            .iter()
+            .filter_map(|id| self.graph.drvs.get(*id)?.stranded_since);
+        let stranded = stranded
+            .chain(troubled)
+            .map(|since| since.after(limits::NO_BUILDER_PATIENCE));
+        let starved = self
+            .queues
+            .starved
+            .map(|since| since.after(limits::PREEMPT_AFTER));
+        weighing.chain(stranded).chain(starved).min()
+    }
+}

@@ -1,0 +1,283 @@
+//! Fetches paths into the own store and pushes them to desired stores.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::control::EventKind;
+
+use crate::action::{Action, Source, Urgency};
+use crate::coordinator::Coordinator;
+use crate::graph::{Desired, DesiredId, Fetching, Own, Path, PathId};
+use crate::id::{FetchId, PushId};
+use crate::limits;
+use crate::session_set::SessionSet;
+
+/// What waits to be moved, and what is on its way.
+#[derive(Default)]
+pub(crate) struct Transfers {
+    waiting_fetches: VecDeque<PathId>,
+    waiting_pushes: VecDeque<(PathId, DesiredId)>,
+    fetches: BTreeMap<FetchId, Fetch>,
+    pushes: BTreeMap<PushId, (PathId, DesiredId)>,
+}
+
+struct Fetch {
+    path: PathId,
+    from: Vec<Source>,
+}
+
+impl Coordinator {
+    /// Has a path fetched that is wanted in the own store, once it can be had.
+    pub(crate) fn queue_fetch(&mut self, id: PathId) {
+        let path = &mut self.graph.paths[id];
+        if path.fetch == Fetching::No && !path.sources.is_empty() {
+            path.fetch = Fetching::Queued;
+            self.transfers.waiting_fetches.push_back(id);
+        }
+    }
+
+    /// Stops fetching a path that nobody wants in the own store.
+    pub(crate) fn unqueue_fetch(&mut self, id: PathId) {
+        let path = &mut self.graph.paths[id];
+        match std::mem::replace(&mut path.fetch, Fetching::No) {
+            Fetching::No | Fetching::Queued => {}
+            Fetching::Running(fetch) => self.cancel_fetch(fetch),
+        }
+    }
+
+    fn cancel_fetch(&mut self, fetch: FetchId) {
+        if self.transfers.fetches.remove(&fetch).is_some() {
+            self.actions.push(Action::CancelFetch { fetch });
+        }
+    }
+
+    /// Stops what moves a path that nobody names any more.
+    pub(crate) fn cancel_transfers(&mut self, path: &Path) {
+        if let Fetching::Running(fetch) = path.fetch {
+            self.cancel_fetch(fetch);
+        }
+        for entry in &path.desired {
+            if let Desired::Pushing(push) = entry.state
+                && self.transfers.pushes.remove(&push).is_some()
+            {
+                self.actions.push(Action::CancelPush { push });
+            }
+        }
+    }
+
+    pub(crate) fn queue_push(&mut self, id: PathId, store: DesiredId) {
+        self.graph.paths[id].desired_mut(store).state = Desired::Queued;
+        self.transfers.waiting_pushes.push_back((id, store));
+    }
+
+    /// Stops pushing a path that nobody wants in a desired store.
+    pub(crate) fn unqueue_pushes(&mut self, id: PathId) {
+        for at in 0..self.graph.paths[id].desired.len() {
+            let path = &self.graph.paths[id];
+            let (store, state) = (path.desired[at].store, path.desired[at].state);
+            let wants = |slot| {
+                self.sessions
+                    .get(slot)
+                    .is_some_and(|session| session.to == Some(store))
+            };
+            if path.goals.iter().any(|(slot, _)| wants(*slot)) {
+                continue;
+            }
+            if let Desired::Pushing(push) = state
+                && self.transfers.pushes.remove(&push).is_some()
+            {
+                self.actions.push(Action::CancelPush { push });
+                self.graph.paths[id].desired[at].state = Desired::Absent;
+            }
+        }
+    }
+
+    /// Starts what may be moved now.
+    pub(crate) fn flush_transfers(&mut self) {
+        let most_urgent = |id: &PathId| {
+            let path = &self.graph.paths.get(*id);
+            std::cmp::Reverse(path.map(|path| (!path.import.is_empty(), !path.demanded.is_empty())))
+        };
+        if self.transfers.fetches.len() < limits::FETCHES {
+            self.transfers
+                .waiting_fetches
+                .make_contiguous()
+                .sort_by_key(most_urgent);
+        }
+        while self.transfers.fetches.len() < limits::FETCHES
+            && let Some(id) = self.transfers.waiting_fetches.pop_front()
+        {
+            self.start_fetch(id);
+        }
+        while self.transfers.pushes.len() < limits::PUSHES
+            && let Some((id, store)) = self.transfers.waiting_pushes.pop_front()
+        {
+            self.start_push(id, store);
+        }
+    }
+
+    fn start_fetch(&mut self, id: PathId) {
+        let Some(path) = self.graph.paths.get(id) else {
+            return;
+        };
+        if path.fetch != Fetching::Queued {
+            return;
+        }
+        let from: Vec<Source> = path
+            .sources
+            .iter()
+            .map(|source| self.graph.sources.get(*source).clone())
+            .collect();
+        if from.is_empty() || path.own == Own::Here {
+            self.graph.paths[id].fetch = Fetching::No;
+            return;
+        }
+        let urgency = if !path.import.is_empty() {
+            Urgency::Import
+        } else if !path.demanded.is_empty() {
+            Urgency::Demanded
+        } else {
+            Urgency::Speculative
+        };
+        let name = path.name.clone();
+        let fetch = FetchId(self.next_number());
+        self.graph.paths[id].fetch = Fetching::Running(fetch);
+        self.transfers.fetches.insert(
+            fetch,
+            Fetch {
+                path: id,
+                from: from.clone(),
+            },
+        );
+        self.actions.push(Action::Fetch {
+            fetch,
+            path: name,
+            from,
+            urgency,
+        });
+    }
+
+    fn start_push(&mut self, id: PathId, store: DesiredId) {
+        let Some(path) = self.graph.paths.get_mut(id) else {
+            return;
+        };
+        let wanted = !path.goals.is_empty() && path.own == Own::Here;
+        let entry = path.desired_mut(store);
+        if entry.state != Desired::Queued {
+            return;
+        }
+        if !wanted {
+            entry.state = Desired::Absent;
+            return;
+        }
+        let push = PushId(self.next_number());
+        let path = &mut self.graph.paths[id];
+        path.desired_mut(store).state = Desired::Pushing(push);
+        let path = path.name.clone();
+        self.transfers.pushes.insert(push, (id, store));
+        let to = self.graph.desired.get(store).clone();
+        self.actions.push(Action::Push { push, path, to });
+    }
+
+    /// Sessions that want a path in the own store, for themselves or for a build.
+    fn fetch_watchers(&self, id: PathId) -> SessionSet {
+        let path = &self.graph.paths[id];
+        let goals: SessionSet = path.goals.iter().map(|(slot, _)| *slot).collect();
+        let builds = path.waiting_builds.iter().map(|build| self.participants(*build));
+        builds.fold(goals, SessionSet::or)
+    }
+
+    pub(crate) fn fetch_started(&mut self, fetch: FetchId, path: StorePath, from: &Source) {
+        let Some(running) = self.transfers.fetches.get(&fetch) else {
+            return;
+        };
+        let from = self.source_name(from);
+        for slot in self.fetch_watchers(running.path).iter() {
+            let (path, from) = (path.clone(), from.clone());
+            self.tell(slot, EventKind::FetchStarted { path, from });
+        }
+    }
+
+    pub(crate) fn fetch_arrived(&mut self, fetch: FetchId, path: StorePath, from: &Source, bytes: u64) {
+        match self.graph.path(&path) {
+            Some(id) => self.path_arrived(id),
+            // It came as part of a closure; the path that was fetched keeps it in the store.
+            None => self.released.push(path.clone()),
+        }
+        let Some(running) = self.transfers.fetches.get(&fetch) else {
+            return;
+        };
+        let from = self.source_name(from);
+        for slot in self.fetch_watchers(running.path).iter() {
+            if let Some(session) = self.sessions.get_mut(slot) {
+                session.fetched += 1;
+            }
+            let (path, from) = (path.clone(), from.clone());
+            self.tell(slot, EventKind::FetchFinished { path, from, bytes });
+        }
+    }
+
+    pub(crate) fn fetch_finished(&mut self, fetch: FetchId) {
+        let Some(done) = self.transfers.fetches.remove(&fetch) else {
+            return;
+        };
+        self.graph.paths[done.path].fetch = Fetching::No;
+        self.path_arrived(done.path);
+    }
+
+    pub(crate) fn fetch_failed(&mut self, fetch: FetchId, error: &str) {
+        let Some(failed) = self.transfers.fetches.remove(&fetch) else {
+            return;
+        };
+        for slot in self.fetch_watchers(failed.path).iter() {
+            let path = &self.graph.paths[failed.path].name;
+            let text = format!("{path} could not be fetched: {error}");
+            self.tell(
+                slot,
+                EventKind::Message {
+                    level: "warning".to_owned(),
+                    text,
+                },
+            );
+        }
+        let path = &mut self.graph.paths[failed.path];
+        path.fetch = Fetching::No;
+        path.fetch_tries = path.fetch_tries.saturating_add(1);
+        self.remove_sources(failed.path, &|source| failed.from.contains(source));
+        self.graph.touch_path(failed.path);
+    }
+
+    pub(crate) fn push_finished(&mut self, push: PushId) {
+        let Some((id, store)) = self.transfers.pushes.remove(&push) else {
+            return;
+        };
+        let path = &mut self.graph.paths[id];
+        path.desired_mut(store).state = Desired::There;
+        let (path, goals) = (path.name.clone(), path.goals.clone());
+        self.graph.touch_path(id);
+        let to = self.desired_name(self.graph.desired.get(store));
+        let slots: SessionSet = goals.iter().map(|(slot, _)| *slot).collect();
+        for slot in slots.iter() {
+            if self
+                .sessions
+                .get(slot)
+                .is_some_and(|session| session.to == Some(store))
+            {
+                let (path, to) = (path.clone(), to.clone());
+                self.tell(slot, EventKind::Pushed { path, to });
+            }
+        }
+    }
+
+    pub(crate) fn push_failed(&mut self, push: PushId, error: String, transient: bool) {
+        let Some((id, store)) = self.transfers.pushes.remove(&push) else {
+            return;
+        };
+        let entry = self.graph.paths[id].desired_mut(store);
+        entry.tries = entry.tries.saturating_add(1);
+        entry.error = error;
+        let again = transient && entry.tries < limits::PUSH_TRIES;
+        entry.state = if again { Desired::Absent } else { Desired::Failed };
+        self.graph.touch_path(id);
+    }
+}
