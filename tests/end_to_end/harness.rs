@@ -30,7 +30,8 @@ pub fn examples() -> PathBuf {
 
 /// Whether builds can run here; says why not, visibly.
 pub fn sandbox_works(test: &str) -> bool {
-    match tvix_node::sandbox_probe() {
+    let scratch = tempfile::tempdir().expect("a temporary folder can be made");
+    match tvix_node::sandbox_probe(Path::new(env!("CARGO_BIN_EXE_tvix-node")), &scratch.path().join("probe")) {
         Ok(()) => true,
         Err(reason) => {
             eprintln!("SKIPPED: {test}, because builds cannot run here: {reason}");

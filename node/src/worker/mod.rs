@@ -1,2 +1,10 @@
-//! w
-pub mod source;
+//! The evaluation as the coordinator's worker: what runs in the process of a command.
+
+mod host;
+mod limits;
+mod link;
+mod source;
+
+pub use host::{Messages, NodeHost, OpenLink};
+pub use link::{ImportSender, Link, LinkError};
+pub use source::{SourceError, SourceTree};

@@ -1,0 +1,80 @@
+//! Why a command did not do what it should.
+
+use std::io;
+use std::path::PathBuf;
+
+use tvix_node_gateway::control::ClientError;
+
+use crate::background::BackgroundError;
+use crate::home::HomeError;
+use crate::namespace::EnterError;
+
+/// Why a command did not do what it should. [`exit_status`](Self::exit_status) is what scripts see.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The command line asks for something that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// The expression's file is not there.
+    #[error("there is no '{}'{}", .path.display(), .hint)]
+    NoFile {
+        /// Which.
+        path: PathBuf,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The evaluation failed; its errors have been shown.
+    #[error("{0} could not be evaluated")]
+    Evaluation(String),
+    /// Builds failed; that has been shown.
+    #[error("{0}")]
+    BuildFailed(String),
+    /// The user interrupted it.
+    #[error("interrupted")]
+    Interrupted,
+    /// The home cannot be used.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// There is no node to talk to.
+    #[error(transparent)]
+    Background(#[from] BackgroundError),
+    /// The node refused something, or went away.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The session with the node broke off.
+    #[error("the node ended the session without saying how; its log is '{}'", .0.display())]
+    Broken(PathBuf),
+    /// A link to a result cannot be made.
+    #[error("the link '{}' cannot be made: {source}", .link.display())]
+    Link {
+        /// Which.
+        link: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The program of a result cannot be found or run.
+    #[error(transparent)]
+    Enter(#[from] EnterError),
+    /// This process lacks something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl CommandError {
+    /// 1 a build failed (or what builds need), 2 bad usage, 3 the evaluation failed, 130
+    /// interrupted.
+    #[must_use]
+    pub const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::NoFile { .. } => 2,
+            Self::Evaluation(_) => 3,
+            Self::Interrupted => 130,
+            _ => 1,
+        }
+    }
+}

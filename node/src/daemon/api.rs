@@ -1,0 +1,410 @@
+//! What the control socket's door asks of the node.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+use tvix_node_coordinator::{Event, SessionId};
+use tvix_node_gateway::control::{ApiError, ControlApi, LogReader, UploadBody};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::BuildRecord;
+use tvix_node_protocol::control::{
+    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event as SessionEvent, FailureKind, OpenSession,
+    Provenance, SessionOpened, SourceAnswer, SourceQuery, Status, WorkerMessage,
+};
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::nix::derivation::read_derivation;
+use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash};
+use tvix_node_protocol::nix::store_path::build_ca_path;
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
+
+use super::depot::{Depot, DepotError, describe};
+use super::engine::{Activity, Message};
+
+/// The node behind its control socket.
+pub struct Api {
+    /// The store.
+    pub depot: Arc<Depot>,
+    /// Where the engine is told things.
+    pub engine: mpsc::Sender<Message>,
+    /// This node.
+    pub node: NodeKey,
+    /// Builds at once.
+    pub slots: u32,
+    /// Whether it stops by itself.
+    pub idle_exit: bool,
+    /// When it began.
+    pub started: Instant,
+    /// The home.
+    pub home: String,
+}
+
+impl Api {
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, ApiError> {
+        let gone = || {
+            ApiError::new(
+                FailureKind::Unavailable,
+                "this node is going down; run the command again",
+            )
+        };
+        let (reply, answer) = oneshot::channel();
+        self.engine.send(message(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+
+    /// What is known of a path that must be valid.
+    async fn valid(&self, path: &StorePath) -> Result<PathInfo, ApiError> {
+        let infos = self.depot.infos(vec![path.clone()]).await.map_err(failed)?;
+        infos.into_iter().next().ok_or_else(|| {
+            ApiError::new(
+                FailureKind::NotFound,
+                format!("{path} is not in the store of this node; 'tvix-node build' would make it"),
+            )
+        })
+    }
+
+    /// The derivation that a path is, or that made it.
+    async fn derivation_of(&self, path: StorePath) -> Result<StorePath, ApiError> {
+        if path.is_derivation() {
+            return Ok(path);
+        }
+        let info = self.valid(&path).await?;
+        info.deriver.ok_or_else(|| {
+            ApiError::new(
+                FailureKind::NotFound,
+                format!("{path} was not built; it is a source, and has no log"),
+            )
+        })
+    }
+}
+
+impl ControlApi for Api {
+    async fn status(&self) -> Result<Status, ApiError> {
+        let Activity { sessions, builds } = self.ask(Message::Status).await?;
+        let paths = self
+            .depot
+            .blocking(|store| Ok(store.count()?))
+            .await
+            .map_err(failed)?;
+        Ok(Status {
+            version: CONTROL_VERSION,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.node,
+            pid: std::process::id(),
+            home: self.home.clone(),
+            uptime: self.started.elapsed().as_secs(),
+            slots: self.slots,
+            idle_exit: self.idle_exit,
+            sessions,
+            builds,
+            paths,
+        })
+    }
+
+    async fn stop(&self) -> Result<(), ApiError> {
+        // A node that has ended meanwhile has done what was asked.
+        drop(self.engine.send(Message::Stop).await);
+        Ok(())
+    }
+
+    async fn open_session(&self, request: OpenSession) -> Result<SessionOpened, ApiError> {
+        let session = self.ask(|reply| Message::Open { request, reply }).await??;
+        Ok(SessionOpened {
+            session,
+            store_root: self.home.clone(),
+        })
+    }
+
+    async fn events(&self, session: u64) -> Result<mpsc::Receiver<SessionEvent>, ApiError> {
+        self.ask(|reply| Message::Watch { session, reply }).await?
+    }
+
+    async fn close_session(&self, session: u64) {
+        // A node that is ending has closed it.
+        drop(self.ask(|reply| Message::Close { session, reply }).await);
+    }
+
+    async fn take_batch(&self, session: u64, batch: Vec<WorkerMessage>) -> Result<(), ApiError> {
+        let (texts, events, derivations) = tokio::task::spawn_blocking(move || read_batch(session, batch))
+            .await
+            .map_err(|error| failed(DepotError::Thread(error.to_string())))?
+            .map_err(failed)?;
+        if !texts.is_empty() {
+            self.depot.add_texts(session, texts).await.map_err(failed)?;
+        }
+        self.ask(|reply| Message::Told {
+            session,
+            events,
+            derivations,
+            reply,
+        })
+        .await?
+    }
+
+    async fn add_source(
+        &self,
+        session: u64,
+        source: AddSource,
+        archive: UploadBody,
+    ) -> Result<PathInfo, ApiError> {
+        let naming = naming(&source)?;
+        let lease = self.depot.lease_of(session);
+        let reader = archive.into_reader();
+        let added = self
+            .depot
+            .blocking(move |store| {
+                let reader = std::io::BufReader::with_capacity(ARCHIVE_BUFFER, reader);
+                let info = store.add_nar(reader, naming, &lease)?;
+                if let Some(fingerprint) = &source.fingerprint {
+                    // Only a later command is the slower for it.
+                    if let Err(error) = store.remember_source(fingerprint, &info.path) {
+                        tracing::warn!(%error, "a source's fingerprint could not be remembered");
+                    }
+                }
+                Ok(info)
+            })
+            .await;
+        added.map_err(failed)
+    }
+
+    async fn find_source(&self, session: u64, query: SourceQuery) -> Result<SourceAnswer, ApiError> {
+        let lease = self.depot.lease_of(session);
+        let info = self
+            .depot
+            .blocking(move |store| Ok(store.source(&query.fingerprint, &lease)?))
+            .await
+            .map_err(failed)?;
+        Ok(SourceAnswer {
+            path: info.map(|info| info.path),
+        })
+    }
+
+    async fn path_infos(&self, paths: Vec<StorePath>) -> Result<Vec<PathInfo>, ApiError> {
+        self.depot.infos(paths).await.map_err(failed)
+    }
+
+    async fn log(&self, path: StorePath) -> Result<LogReader, ApiError> {
+        let derivation = self.derivation_of(path).await?;
+        match self.depot.open_log(&derivation).await.map_err(failed)? {
+            Some(file) => Ok(Box::new(file)),
+            None => Err(ApiError::new(
+                FailureKind::NotFound,
+                format!(
+                    "this node has no log of {derivation}: it has not built it, or the log was too old to be kept"
+                ),
+            )),
+        }
+    }
+
+    async fn why(&self, path: StorePath) -> Result<Provenance, ApiError> {
+        let info = self.valid(&path).await?;
+        let note = match &info.deriver {
+            Some(deriver) => self.depot.note(deriver).await,
+            None => None,
+        };
+        let record = self.depot.record_of(path.clone()).await.map_err(failed)?;
+        let record = record.and_then(|envelope| envelope.open::<BuildRecord>().ok());
+        let node = match &info.origin {
+            Origin::Built => Some("this node".to_owned()),
+            Origin::Record { builder } => Some(builder.to_string()),
+            Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } => None,
+        };
+        let summary = match &info.origin {
+            Origin::Content if path.is_derivation() => {
+                format!("{path} is a derivation that an evaluation here instantiated")
+            }
+            Origin::Content if info.deriver.is_none() => format!("{path} is a source, named by its content"),
+            Origin::Content | Origin::Built => format!("{path} was built by this node"),
+            Origin::Record { builder } => {
+                format!("{path} was built by the node {builder}, whose record was accepted")
+            }
+            Origin::Peer { peer } => format!("{path} was fetched from the store of the node {peer}"),
+            Origin::Cache { url, key } => format!("{path} was fetched from the cache {url}, signed by {key}"),
+        };
+        Ok(Provenance {
+            summary,
+            reason: note
+                .as_ref()
+                .map(|note| note.reason.clone())
+                .filter(|reason| !reason.is_empty()),
+            node,
+            started: record
+                .as_ref()
+                .map(|record| record.started)
+                .or(note.as_ref().map(|note| note.started)),
+            finished: record
+                .as_ref()
+                .map(|record| record.finished)
+                .or(note.as_ref().map(|note| note.finished)),
+            info,
+        })
+    }
+
+    async fn add_root(&self, root: AddRoot) -> Result<(), ApiError> {
+        self.valid(&root.path).await?;
+        self.depot
+            .blocking(move |store| Ok(store.add_root(std::path::Path::new(&root.link), &root.path)?))
+            .await
+            .map_err(failed)
+    }
+}
+
+/// As large as the pieces in which archives cross the socket.
+const ARCHIVE_BUFFER: usize = 256 * 1024;
+
+type ReadBatch = (Vec<Text>, Vec<Event>, u64);
+
+/// Parses a batch: what is to be stored, and what the engine is to be told afterwards.
+fn read_batch(session: u64, batch: Vec<WorkerMessage>) -> Result<ReadBatch, DepotError> {
+    let session = SessionId(session);
+    let (mut texts, mut events, mut count) = (Vec::new(), Vec::new(), 0);
+    for message in batch {
+        let event = match message {
+            WorkerMessage::Text {
+                path,
+                references,
+                text,
+            } => {
+                texts.push(Text {
+                    path,
+                    references: references.into_iter().collect(),
+                    content: text,
+                });
+                continue;
+            }
+            WorkerMessage::Derivation { path, aterm } => {
+                let derivation = read_derivation(&path, &aterm)?;
+                let described = describe(&path, &derivation)?;
+                let references = derivation
+                    .input_derivations()
+                    .keys()
+                    .chain(derivation.input_sources())
+                    .cloned()
+                    .collect();
+                texts.push(Text {
+                    path,
+                    references,
+                    content: aterm,
+                });
+                count += 1;
+                // One event for all derivations in a row.
+                if let Some(Event::Instantiated { derivations, .. }) = events.last_mut() {
+                    derivations.push(described);
+                    continue;
+                }
+                Event::Instantiated {
+                    session,
+                    derivations: vec![described],
+                }
+            }
+            WorkerMessage::Target {
+                target,
+                name,
+                derivation,
+                outputs,
+            } => Event::TargetNamed {
+                session,
+                target,
+                name,
+                derivation,
+                outputs,
+            },
+            WorkerMessage::Import {
+                import,
+                derivation,
+                outputs,
+            } => Event::ImportRequested {
+                session,
+                import,
+                derivation,
+                outputs,
+            },
+            WorkerMessage::Ensure { import, path } => Event::EnsureRequested {
+                session,
+                import,
+                path,
+            },
+            WorkerMessage::TargetFailed { target, name, error } => Event::TargetFailed {
+                session,
+                target,
+                name,
+                error,
+            },
+            WorkerMessage::EvaluationEnded => Event::EvaluationEnded { session },
+        };
+        events.push(event);
+    }
+    Ok((texts, events, count))
+}
+
+fn naming(source: &AddSource) -> Result<Naming, ApiError> {
+    let invalid = |reason: String| ApiError::new(FailureKind::Invalid, reason);
+    let expected = source
+        .expected
+        .as_ref()
+        .map(|text| {
+            NixHash::parse(text)
+                .map_err(|error| invalid(format!("the hash '{text}' cannot be read: {error}")))
+        })
+        .transpose()?;
+    let algorithm = expected
+        .as_ref()
+        .map_or(HashAlgorithm::Sha256, NixHash::algorithm);
+    let method = match source.method {
+        AddedAs::Nar => Method::Recursive(algorithm),
+        AddedAs::Flat => Method::Flat(algorithm),
+    };
+    let mut content = ContentName {
+        method,
+        ..ContentName::source(source.name.clone())
+    };
+    if let Some(hash) = expected {
+        let ca = match source.method {
+            AddedAs::Nar => tvix_node_protocol::nix::hash::CAHash::Nar(hash),
+            AddedAs::Flat => tvix_node_protocol::nix::hash::CAHash::Flat(hash),
+        };
+        let path = build_ca_path(&source.name, &ca, std::iter::empty(), false).map_err(|error| {
+            invalid(format!(
+                "'{}' cannot be a store path's name: {error}",
+                source.name
+            ))
+        })?;
+        content.expected = Some(path);
+    }
+    Ok(Naming::Content(content))
+}
+
+/// An error of the store as the door tells it.
+fn failed(error: DepotError) -> ApiError {
+    let kind = match &error {
+        DepotError::Add(AddError::Naming(_) | AddError::Nar(_) | AddError::Source(_))
+        | DepotError::Derivation(_) => FailureKind::Invalid,
+        DepotError::Read(tvix_node_store::ReadError::NotValid(_)) => FailureKind::NotFound,
+        _ if no_space(&error) => FailureKind::NoSpace,
+        _ => FailureKind::Internal,
+    };
+    let mut message = error.to_string();
+    if kind == FailureKind::NoSpace {
+        message.push_str(
+            ". The disk of the home is full: make room, or set TVIX_NODE_HOME to a folder on another disk",
+        );
+    }
+    ApiError::new(kind, message)
+}
+
+/// Whether somewhere behind an error a disk is full.
+fn no_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(
+            io,
+            Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+        ) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,451 @@
+//! The store, for tasks that must not block: every call runs on a thread for that.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tvix_node_builder::DerivationOptions;
+use tvix_node_coordinator as coordinator;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::envelope::Envelope;
+use tvix_node_protocol::nix::derivation::{
+    Derivation, DrvError, ModuloHash, check_output_paths, read_derivation,
+};
+use tvix_node_protocol::path_info::PathInfo;
+use tvix_node_store::{
+    AddError, IndexError, Lease, LogError, LogWriter, Prepared, ReadError, RecordError, RootError, Store,
+    Text,
+};
+
+use super::job::Plan;
+use super::limits::REMEMBERED_DERIVATIONS;
+
+/// Why the store cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum DepotError {
+    /// Something could not be added.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// Something could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A build's output is not what it must be.
+    #[error("{0}")]
+    Output(AddError),
+    /// A derivation is not valid.
+    #[error(transparent)]
+    Derivation(#[from] DrvError),
+    /// A record could not be stored.
+    #[error(transparent)]
+    Stored(#[from] RecordError),
+    /// A file of the home cannot be used.
+    #[error("'{}' cannot be {action}: {source}", .file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The index cannot be read or written.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A log cannot be written or read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A link cannot be made a root.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// Something that must be there while it is worked with is not: a bug.
+    #[error("{0}")]
+    Bug(String),
+    /// A build record cannot be made.
+    #[error("the build record cannot be made: {0}")]
+    Record(String),
+    /// The thread that did it is gone: a bug.
+    #[error("a thread of the store ended: {0}")]
+    Thread(String),
+}
+
+/// What is kept of a build beside its record, for `why`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildNote {
+    /// Why it was placed where it was.
+    pub reason: String,
+    /// Seconds since 1970.
+    pub started: u64,
+    /// Seconds since 1970.
+    pub finished: u64,
+}
+
+/// The store and what a node keeps beside it.
+pub struct Depot {
+    store: Store,
+    /// One [`BuildNote`] for each derivation built here.
+    notes: PathBuf,
+    /// Identities of derivations whose output paths have been checked.
+    modulo: Mutex<HashMap<StorePath, ModuloHash>>,
+    /// What the open sessions protect.
+    sessions: Mutex<HashMap<u64, Arc<Lease>>>,
+    /// What no session protects: what the coordinator was told is there, and builds.
+    own: Arc<Lease>,
+}
+
+impl Depot {
+    /// The depot of an open store.
+    pub fn new(store: Store) -> Self {
+        let notes = store.home().join("notes");
+        let own = Arc::new(store.lease());
+        Self {
+            store,
+            notes,
+            modulo: Mutex::default(),
+            sessions: Mutex::default(),
+            own,
+        }
+    }
+
+    /// Where a valid path lies.
+    pub fn physical(&self, path: &StorePath) -> PathBuf {
+        self.store.physical(path)
+    }
+
+    /// Runs something with the store on a thread that may block.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, DepotError> + Send + 'static,
+    ) -> Result<T, DepotError> {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(result) => result,
+            Err(error) => Err(DepotError::Thread(error.to_string())),
+        }
+    }
+
+    /// From now on a session protects what it adds and names.
+    pub fn begin_session(&self, session: u64) {
+        lock(&self.sessions).insert(session, Arc::new(self.store.lease()));
+    }
+
+    /// What the session protected may be collected.
+    pub fn end_session(&self, session: u64) {
+        let lease = lock(&self.sessions).remove(&session);
+        drop(lease);
+    }
+
+    /// The lease of a session; the node's own where the session has just ended.
+    pub fn lease_of(&self, session: u64) -> Arc<Lease> {
+        let lease = lock(&self.sessions).get(&session).cloned();
+        lease.unwrap_or_else(|| Arc::clone(&self.own))
+    }
+
+    /// The coordinator needs these paths no more.
+    pub fn release(&self, _paths: &[StorePath]) {
+        // The node's own lease lasts as long as the node: it holds what any session was promised.
+        // Garbage collection runs in the node, too, so nothing is held for longer than that.
+    }
+
+    /// Which of these paths are valid, and the size of their archives. They stay, see
+    /// [`Depot::release`]. Where the index cannot be read, nothing counts as there, and what is then
+    /// added will meet the same error and name it.
+    pub async fn presence(&self, paths: Vec<StorePath>) -> Vec<(StorePath, Option<u64>)> {
+        let (own, asked) = (Arc::clone(&self.own), paths.clone());
+        let answer = self.blocking(move |_| Ok(own.hold(asked.iter())?)).await;
+        match answer {
+            Ok(infos) => paths
+                .into_iter()
+                .zip(infos)
+                .map(|(path, info)| (path, info.map(|info| info.nar_size)))
+                .collect(),
+            Err(error) => {
+                tracing::error!(%error, "the store could not be asked for paths");
+                paths.into_iter().map(|path| (path, None)).collect()
+            }
+        }
+    }
+
+    /// What is known of these paths, without those that are not valid.
+    pub async fn infos(&self, paths: Vec<StorePath>) -> Result<Vec<PathInfo>, DepotError> {
+        self.blocking(move |store| {
+            let infos = store.query_many(paths.iter())?;
+            Ok(infos.into_iter().flatten().collect())
+        })
+        .await
+    }
+
+    /// Adds texts (derivations among them) for a session.
+    pub async fn add_texts(&self, session: u64, texts: Vec<Text>) -> Result<(), DepotError> {
+        let lease = self.lease_of(session);
+        self.blocking(move |store| {
+            store.add_texts(&texts, &lease)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Everything that a build needs to know: reads the derivation and those it needs from the store,
+    /// recomputes every output path, and finds the closure of what it reads.
+    pub async fn plan(self: &Arc<Self>, path: StorePath) -> Result<Plan, DepotError> {
+        let depot = Arc::clone(self);
+        self.blocking(move |store| {
+            let derivation = read_from(store, &path)?;
+            let outputs = depot.checked_outputs(store, &path, &derivation)?;
+            let mut wanted: BTreeSet<StorePath> = derivation.input_sources().clone();
+            for (input, inputs) in derivation.input_derivations() {
+                let resolved = read_from(store, input)?
+                    .resolved_outputs()
+                    .map_err(|source| invalid(input, source))?;
+                for output in inputs.outputs() {
+                    let path = resolved.get(output).and_then(|output| output.path.clone());
+                    wanted.insert(path.ok_or_else(|| DrvError::UnknownOutput {
+                        name: derivation.name().to_owned(),
+                        input: input.clone(),
+                        output: output.clone(),
+                    })?);
+                }
+            }
+            depot.own.hold(wanted.iter())?;
+            let closure = store.closure(wanted.iter())?;
+            Ok(Plan {
+                derivation,
+                outputs,
+                closure,
+            })
+        })
+        .await
+    }
+
+    /// Recomputes the output paths of a derivation and of all it needs, inputs first. What was
+    /// checked before is remembered.
+    fn checked_outputs(
+        &self,
+        store: &Store,
+        path: &StorePath,
+        derivation: &Derivation,
+    ) -> Result<std::collections::BTreeMap<String, StorePath>, DepotError> {
+        let mut known = lock(&self.modulo);
+        if known.len() > REMEMBERED_DERIVATIONS {
+            known.clear();
+        }
+        let mut stack: Vec<(StorePath, Derivation)> = vec![(path.clone(), derivation.clone())];
+        loop {
+            let Some((path, derivation)) = stack.last() else {
+                return Err(DepotError::Bug(
+                    "a derivation vanished while it was checked".to_owned(),
+                ));
+            };
+            let missing = derivation
+                .input_derivations()
+                .keys()
+                .find(|input| !known.contains_key(*input));
+            if let Some(input) = missing {
+                let input = input.clone();
+                let derivation = read_from(store, &input)?;
+                stack.push((input, derivation));
+                continue;
+            }
+            let (outputs, modulo) = check_output_paths(derivation, |input| known.get(input).copied())?;
+            known.insert(path.clone(), modulo);
+            stack.pop();
+            if stack.is_empty() {
+                return Ok(outputs);
+            }
+        }
+    }
+
+    /// Makes the outputs of a build part of the store, with their record and note.
+    pub async fn register(
+        &self,
+        derivation: StorePath,
+        outputs: Vec<Prepared>,
+        record: Envelope,
+        note: BuildNote,
+    ) -> Result<(), DepotError> {
+        let (own, file) = (Arc::clone(&self.own), self.note_file(&derivation));
+        self.blocking(move |store| {
+            store.register_built(outputs, &record, &own)?;
+            // A note is for people: a build does not fail for want of one.
+            if let Err(error) = write_note(&file, &note) {
+                tracing::warn!(%error, "why a build was placed here could not be written down");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn note_file(&self, derivation: &StorePath) -> PathBuf {
+        self.notes.join(derivation.to_basename())
+    }
+
+    /// Begins the log of a build.
+    pub async fn begin_log(&self, derivation: StorePath) -> Result<Log, DepotError> {
+        self.blocking(move |store| {
+            let writer = store.create_log(&derivation, None)?;
+            Ok(Log {
+                writer: std::io::BufWriter::with_capacity(LOG_BUFFER, Lines(writer)),
+                failure: None,
+            })
+        })
+        .await
+    }
+
+    /// Ends a log: it can be read from now on as that of its derivation.
+    pub async fn end_log(&self, log: Log) -> Result<(), DepotError> {
+        self.blocking(move |_| {
+            let Log { mut writer, failure } = log;
+            let flushed = writer.flush();
+            if let Some(error) = failure.or(flushed.err()) {
+                tracing::warn!(%error, "a build log is not complete");
+            }
+            let (Lines(writer), _) = writer.into_parts();
+            Ok(writer.finish()?)
+        })
+        .await
+    }
+
+    /// The log of the last build of a derivation, if there was one here.
+    pub async fn open_log(&self, derivation: &StorePath) -> Result<Option<tokio::fs::File>, DepotError> {
+        let derivation = derivation.clone();
+        self.blocking(move |store| match store.open_log(&derivation) {
+            Ok(file) => Ok(Some(tokio::fs::File::from_std(file))),
+            Err(LogError::None(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        })
+        .await
+    }
+
+    /// The newest record that names a path as an output.
+    pub async fn record_of(&self, path: StorePath) -> Result<Option<Envelope>, DepotError> {
+        self.blocking(move |store| Ok(store.records_of(&path)?.pop()))
+            .await
+    }
+
+    /// The note of the last build of a derivation here.
+    pub async fn note(&self, derivation: &StorePath) -> Option<BuildNote> {
+        let text = tokio::fs::read(self.note_file(derivation)).await.ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+}
+
+/// The log of a build that runs.
+pub struct Log {
+    writer: std::io::BufWriter<Lines>,
+    /// The first line that could not be written. A build does not fail for its log.
+    failure: Option<std::io::Error>,
+}
+
+/// Bytes of log that wait to be written: a loud build must not cost a system call for each line.
+const LOG_BUFFER: usize = 16 * 1024;
+
+struct Lines(LogWriter);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes).map_err(std::io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Adds a line.
+    pub fn line(&mut self, line: &[u8]) {
+        if self.failure.is_none() {
+            self.failure = self
+                .writer
+                .write_all(line)
+                .and_then(|()| self.writer.write_all(b"\n"))
+                .err();
+        }
+    }
+}
+
+fn write_note(file: &Path, note: &BuildNote) -> Result<(), DepotError> {
+    let failed = |source| DepotError::File {
+        file: file.to_owned(),
+        action: "written",
+        source,
+    };
+    let text = serde_json::to_vec(note).map_err(|error| DepotError::Record(error.to_string()))?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let mut aside = tempfile_in(folder).map_err(failed)?;
+    aside.1.write_all(&text).map_err(failed)?;
+    std::fs::rename(&aside.0, file).map_err(failed)
+}
+
+fn tempfile_in(folder: &Path) -> std::io::Result<(PathBuf, std::fs::File)> {
+    static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let path = folder.join(format!(".new-{}-{number}", std::process::id()));
+    let file = std::fs::File::create(&path)?;
+    Ok((path, file))
+}
+
+/// A derivation of the store.
+pub fn read_from(store: &Store, path: &StorePath) -> Result<Derivation, DepotError> {
+    let file = store.physical(path);
+    let text = std::fs::read(&file).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => DepotError::Read(ReadError::NotValid(path.clone())),
+        _ => DepotError::File {
+            file,
+            action: "read",
+            source,
+        },
+    })?;
+    Ok(read_derivation(path, &text)?)
+}
+
+fn invalid(path: &StorePath, source: tvix_node_protocol::nix::derivation::DerivationError) -> DrvError {
+    DrvError::Invalid {
+        name: path.to_string(),
+        source,
+    }
+}
+
+/// A derivation as far as the coordinator cares.
+pub fn describe(path: &StorePath, derivation: &Derivation) -> Result<coordinator::Derivation, DepotError> {
+    let mut outputs = std::collections::BTreeMap::new();
+    for (name, output) in derivation
+        .resolved_outputs()
+        .map_err(|source| invalid(path, source))?
+    {
+        let output = output
+            .path
+            .ok_or_else(|| DrvError::Unsupported(derivation.name().to_owned()))?;
+        outputs.insert(name, output);
+    }
+    // What cannot be understood here is refused by name when it comes to building it; it may well be
+    // present.
+    let options = DerivationOptions::read(derivation).unwrap_or_default();
+    Ok(coordinator::Derivation {
+        path: path.clone(),
+        outputs,
+        inputs: derivation
+            .input_derivations()
+            .iter()
+            .map(|(path, input)| coordinator::InputDerivation {
+                derivation: path.clone(),
+                outputs: input.outputs().iter().cloned().collect(),
+            })
+            .collect(),
+        sources: derivation.input_sources().iter().cloned().collect(),
+        system: derivation.system().to_owned(),
+        required_features: options.required_system_features.into_iter().collect(),
+        prefer_local: options.prefer_local_build,
+        fixed_output: derivation
+            .is_fixed_output()
+            .map_err(|source| invalid(path, source))?,
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is consistent at every instant.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

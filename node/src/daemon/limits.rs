@@ -1,0 +1,31 @@
+//! Bounds of a node, each with its reason.
+
+use std::time::Duration;
+
+/// Messages that wait for the engine. Whoever sends more waits: that is how a fast evaluation or a
+/// loud build is slowed down to what the node can take.
+pub const ENGINE_MESSAGES: usize = 1024;
+
+/// Events that wait for a command which reads slowly. A terminal that is stopped must not fill the
+/// node's memory: past this many, log lines are left out (the log itself has them all).
+pub const SESSION_EVENTS: usize = 16_384;
+
+/// Log lines and the like of one build that wait for the engine.
+pub const BUILD_EVENTS: usize = 256;
+
+/// How long a node that stops by itself waits for the next command. Long enough for a script that
+/// runs one command after the other, short enough that nobody wonders what still runs.
+pub const IDLE: Duration = Duration::from_secs(15);
+
+/// How long a node that goes down waits for its builds to be killed.
+pub const FAREWELL: Duration = Duration::from_secs(10);
+
+/// How often the engine looks after what waits.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// Identities of derivations that are remembered for checking output paths. All of nixpkgs for one
+/// system fits.
+pub const REMEMBERED_DERIVATIONS: usize = 400_000;
+
+/// Longest sleep of an engine that waits for nothing. A clock that jumps is noticed at least so often.
+pub const LONGEST_SLEEP: Duration = Duration::from_secs(60);

@@ -1,0 +1,370 @@
+//! The evaluator's host: this machine's files, and the node's store over a session.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tvix_node_evaluator::{
+    Host, HostError, Ingestion, Instantiated, MessageKind, Realised, Source, Ticket, Wanted,
+};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::control::{AddSource, AddedAs, WorkerMessage};
+use tvix_node_protocol::nix::store_path::STORE_DIR;
+
+use super::limits::SOURCE_TRIES;
+use super::link::{Link, LinkError};
+use super::source::{SourceError, SourceTree};
+
+/// Opens the session when the evaluation first needs the node.
+pub type OpenLink = Box<dyn Fn() -> Result<Link, HostError>>;
+
+/// Where messages of the evaluation go.
+pub type Messages = Box<dyn Fn(MessageKind, &str)>;
+
+/// The evaluator's [`Host`].
+pub struct NodeHost {
+    open: OpenLink,
+    link: RefCell<Option<std::rc::Rc<Link>>>,
+    /// The home's own `nix/store`, where it is known before a session is open.
+    store_folder: PathBuf,
+    messages: Messages,
+    /// Texts and derivations told to the node by this evaluation, with what they refer to.
+    told: RefCell<HashMap<StorePath, BTreeSet<StorePath>>>,
+    /// Paths known to be in the home's store.
+    present: RefCell<HashSet<StorePath>>,
+    /// Sources added already, by what was asked.
+    sources: RefCell<HashMap<SourceKey, StorePath>>,
+    /// Something was told since the last time the node was known to have taken all of it.
+    unsettled: Cell<bool>,
+    next_ticket: Cell<u64>,
+    next_import: Cell<u64>,
+    waiting: RefCell<Waiting>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct SourceKey {
+    name: String,
+    path: PathBuf,
+    flat: bool,
+    only: Option<Vec<PathBuf>>,
+}
+
+/// Imports under way.
+#[derive(Default)]
+struct Waiting {
+    /// Import to its ticket.
+    imports: BTreeMap<u64, Ticket>,
+    /// Ticket to the number of its imports that have not ended, and the first failure.
+    tickets: BTreeMap<Ticket, (usize, Option<String>)>,
+}
+
+impl NodeHost {
+    /// A host whose store paths lie in `store_folder` (`<home>/nix/store`).
+    #[must_use]
+    pub fn new(store_folder: PathBuf, open: OpenLink, messages: Messages) -> Self {
+        Self {
+            open,
+            link: RefCell::default(),
+            store_folder,
+            messages,
+            told: RefCell::default(),
+            present: RefCell::default(),
+            sources: RefCell::default(),
+            unsettled: Cell::new(false),
+            next_ticket: Cell::new(0),
+            next_import: Cell::new(0),
+            waiting: RefCell::default(),
+        }
+    }
+
+    /// The session; opened where it is not yet.
+    ///
+    /// # Errors
+    /// The node cannot be reached or started.
+    pub fn link(&self) -> Result<std::rc::Rc<Link>, HostError> {
+        if let Some(link) = &*self.link.borrow() {
+            return Ok(std::rc::Rc::clone(link));
+        }
+        let link = std::rc::Rc::new((self.open)()?);
+        *self.link.borrow_mut() = Some(std::rc::Rc::clone(&link));
+        Ok(link)
+    }
+
+    /// Whether a session was opened.
+    #[must_use]
+    pub fn is_linked(&self) -> bool {
+        self.link.borrow().is_some()
+    }
+
+    /// Tells the node something, in order with everything else.
+    ///
+    /// # Errors
+    /// The node refused this or something told before.
+    pub fn tell(&self, message: WorkerMessage) -> Result<(), HostError> {
+        self.unsettled.set(true);
+        self.link()?.tell(message).map_err(|error| node_error(&error))
+    }
+
+    /// Waits until the node has taken everything that was told.
+    ///
+    /// # Errors
+    /// The node refused some of it.
+    pub fn settle(&self) -> Result<(), HostError> {
+        if self.unsettled.get() {
+            self.link()?.settle().map_err(|error| node_error(&error))?;
+            self.unsettled.set(false);
+        }
+        Ok(())
+    }
+
+    fn remember(&self, path: &StorePath, references: &BTreeSet<StorePath>) -> bool {
+        self.told
+            .borrow_mut()
+            .insert(path.clone(), references.clone())
+            .is_none()
+    }
+
+    fn upload(&self, source: &Source<'_>, physical: PathBuf) -> Result<StorePath, HostError> {
+        let failed = |error: SourceError| {
+            HostError::caused(
+                format!("'{}' cannot be put into the store", source.path.display()),
+                error,
+            )
+        };
+        let link = self.link()?;
+        let tree = SourceTree::new(physical, source.only);
+        let tag = format!("{}\0{:?}\0{:?}", source.name, source.ingestion, source.expected);
+        for _ in 0..SOURCE_TRIES {
+            let fingerprint = tree.fingerprint(&tag).map_err(failed)?;
+            if let Some(fingerprint) = &fingerprint
+                && let Some(path) = link
+                    .find_source(fingerprint.clone())
+                    .map_err(|error| node_error(&error))?
+            {
+                return Ok(path);
+            }
+            let mut upload = link.add_source(AddSource {
+                name: source.name.to_owned(),
+                method: match source.ingestion {
+                    Ingestion::Nar => AddedAs::Nar,
+                    Ingestion::Flat => AddedAs::Flat,
+                },
+                fingerprint: fingerprint.clone(),
+                expected: source.expected.map(|hash| hash.to_sri_string()),
+            });
+            let written = tree.write_archive(&mut upload);
+            match written {
+                Ok(()) => {}
+                // Where the node takes no more, `finish` below has its reason.
+                Err(SourceError::Archive {
+                    source: tvix_node_protocol::nix::nar::NarError::Io(error),
+                    ..
+                }) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                Err(SourceError::Changed(_)) => continue,
+                Err(error) => return Err(failed(error)),
+            }
+            // What was read must be what was looked at before: a source that changes meanwhile would
+            // be stored half old, half new. Dropping the upload gives it up.
+            if fingerprint.is_some() && tree.fingerprint(&tag).map_err(failed)? != fingerprint {
+                continue;
+            }
+            let info = link.finish_upload(upload).map_err(|error| node_error(&error))?;
+            return Ok(info.path);
+        }
+        Err(failed(SourceError::Changed(source.path.to_owned())))
+    }
+}
+
+fn node_error(error: &LinkError) -> HostError {
+    HostError::new(error.to_string())
+}
+
+/// The store path that a logical path lies in, and the rest of it.
+fn in_store(logical: &Path) -> Option<(StorePath, &Path)> {
+    let rest = logical.strip_prefix(STORE_DIR).ok()?;
+    let mut components = rest.components();
+    let name = components.next()?.as_os_str();
+    let path = StorePath::from_basename(std::os::unix::ffi::OsStrExt::as_bytes(name)).ok()?;
+    Some((path, components.as_path()))
+}
+
+impl Host for NodeHost {
+    fn physical(&self, logical: &Path) -> PathBuf {
+        let Some((path, rest)) = in_store(logical) else {
+            return logical.to_owned();
+        };
+        if self.told.borrow().contains_key(&path) {
+            // It must be there to be read. Where the node refused it, it is not, and the error
+            // comes with the next thing told.
+            drop(self.settle());
+        }
+        let place = self.store_folder.join(path.to_basename());
+        let mut present = self.present.borrow_mut();
+        if !present.contains(&path) {
+            if fs::symlink_metadata(&place).is_err() {
+                return logical.to_owned();
+            }
+            present.insert(path);
+        }
+        if rest.as_os_str().is_empty() {
+            place
+        } else {
+            place.join(rest)
+        }
+    }
+
+    fn add_source(&self, source: &Source<'_>) -> Result<StorePath, HostError> {
+        let key = SourceKey {
+            name: source.name.to_owned(),
+            path: source.path.to_owned(),
+            flat: source.ingestion == Ingestion::Flat,
+            only: source.only.map(<[PathBuf]>::to_vec),
+        };
+        if source.expected.is_none()
+            && let Some(path) = self.sources.borrow().get(&key)
+        {
+            return Ok(path.clone());
+        }
+        let path = self.upload(source, self.physical(source.path))?;
+        self.sources.borrow_mut().insert(key, path.clone());
+        self.present.borrow_mut().insert(path.clone());
+        Ok(path)
+    }
+
+    fn add_text(
+        &self,
+        path: &StorePath,
+        contents: &[u8],
+        references: &BTreeSet<StorePath>,
+    ) -> Result<(), HostError> {
+        if !self.remember(path, references) {
+            return Ok(());
+        }
+        self.tell(WorkerMessage::Text {
+            path: path.clone(),
+            references: references.iter().cloned().collect(),
+            text: contents.to_vec(),
+        })
+    }
+
+    fn instantiate(&self, derivation: &Instantiated<'_>) -> Result<(), HostError> {
+        if !self.remember(derivation.drv_path, derivation.references) {
+            return Ok(());
+        }
+        let (path, aterm) = (derivation.drv_path.clone(), derivation.aterm.to_vec());
+        self.tell(WorkerMessage::Derivation { path, aterm })
+    }
+
+    fn realise(&self, wanted: &[Wanted]) -> Result<Ticket, HostError> {
+        let ticket = Ticket(self.next_ticket.get());
+        self.next_ticket.set(ticket.0 + 1);
+        for wanted in wanted {
+            let import = self.next_import.get();
+            self.next_import.set(import + 1);
+            let mut waiting = self.waiting.borrow_mut();
+            waiting.imports.insert(import, ticket);
+            waiting.tickets.entry(ticket).or_default().0 += 1;
+            drop(waiting);
+            self.tell(match wanted {
+                Wanted::Outputs { drv_path, outputs } => WorkerMessage::Import {
+                    import,
+                    derivation: drv_path.clone(),
+                    outputs: outputs.iter().cloned().collect(),
+                },
+                Wanted::Path(path) => WorkerMessage::Ensure {
+                    import,
+                    path: path.clone(),
+                },
+            })?;
+        }
+        Ok(ticket)
+    }
+
+    fn finished(&self, wait: bool) -> Result<Vec<(Ticket, Realised)>, HostError> {
+        if !self.is_linked() {
+            return Ok(Vec::new());
+        }
+        let link = self.link()?;
+        let mut finished = Vec::new();
+        loop {
+            let ended = link
+                .ended_imports(wait && finished.is_empty())
+                .map_err(|error| node_error(&error))?;
+            let none = ended.is_empty();
+            let mut waiting = self.waiting.borrow_mut();
+            for (import, result) in ended {
+                let Some(ticket) = waiting.imports.remove(&import) else {
+                    continue;
+                };
+                let Some((left, failure)) = waiting.tickets.get_mut(&ticket) else {
+                    continue;
+                };
+                *left -= 1;
+                if let Err(error) = result {
+                    failure.get_or_insert(error);
+                }
+                if *left == 0
+                    && let Some((_, failure)) = waiting.tickets.remove(&ticket)
+                {
+                    finished.push((ticket, failure.map_or(Ok(()), |error| Err(HostError::new(error)))));
+                }
+            }
+            if !wait || !finished.is_empty() || none {
+                return Ok(finished);
+            }
+        }
+    }
+
+    fn is_valid(&self, path: &StorePath) -> Result<bool, HostError> {
+        if self.told.borrow().contains_key(path) || self.present.borrow().contains(path) {
+            return Ok(true);
+        }
+        let info = self.link()?.path_info(path).map_err(|error| node_error(&error))?;
+        if info.is_some() {
+            self.present.borrow_mut().insert(path.clone());
+        }
+        Ok(info.is_some() || Path::new(&path.to_absolute_path()).exists())
+    }
+
+    fn references(&self, path: &StorePath) -> Result<BTreeSet<StorePath>, HostError> {
+        if let Some(references) = self.told.borrow().get(path) {
+            return Ok(references.clone());
+        }
+        match self.link()?.path_info(path).map_err(|error| node_error(&error))? {
+            Some(info) => Ok(info.references),
+            None => Err(HostError::new(format!("{path} is not in the store"))),
+        }
+    }
+
+    fn variable(&self, name: &str) -> Option<OsString> {
+        std::env::var_os(name)
+    }
+
+    fn now(&self) -> i64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
+    }
+
+    fn message(&self, kind: MessageKind, text: &str) {
+        (self.messages)(kind, text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logical_path_is_split_into_store_path_and_rest() {
+        let base = "00000000000000000000000000000000-x";
+        let (path, rest) = in_store(Path::new(&format!("/nix/store/{base}/a/b"))).unwrap();
+        assert_eq!((path.to_basename().as_str(), rest), (base, Path::new("a/b")));
+        assert!(in_store(Path::new("/nix/store")).is_none());
+        assert!(in_store(Path::new("/nix/store/x")).is_none());
+        assert!(in_store(Path::new("/etc")).is_none());
+    }
+}

@@ -1,0 +1,13 @@
+//! Bounds of an evaluation's side of a session.
+
+/// Messages that wait to be sent. An evaluation that instantiates faster than the node stores waits.
+pub const OUTBOX_MESSAGES: usize = 4096;
+
+/// Messages in one batch: enough for one sync of the store to serve many small files.
+pub const BATCH_MESSAGES: usize = 2048;
+
+/// Bytes of texts in one batch, well below what the node takes at once.
+pub const BATCH_TEXT_BYTES: usize = 4 << 20;
+
+/// How often a source that changes while it is read is read again before the command gives up.
+pub const SOURCE_TRIES: usize = 3;

@@ -1,0 +1,223 @@
+//! A session with the node, as the evaluation's thread sees it: blocking calls, messages in order.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc as blocking;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tvix_node_gateway::control::{ClientError, ControlClient, Upload};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::control::{AddSource, SessionOpened, SourceQuery, WorkerMessage};
+use tvix_node_protocol::path_info::PathInfo;
+
+use super::limits::{BATCH_MESSAGES, BATCH_TEXT_BYTES, OUTBOX_MESSAGES};
+
+/// Why the node cannot be told or asked something.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LinkError {
+    /// The node refused or the connection broke.
+    #[error("{0}")]
+    Client(Arc<ClientError>),
+    /// Nobody is left on the other side of this process.
+    #[error("the session with the node is over")]
+    Over,
+}
+
+impl From<ClientError> for LinkError {
+    fn from(error: ClientError) -> Self {
+        Self::Client(Arc::new(error))
+    }
+}
+
+enum Item {
+    Message(WorkerMessage),
+    /// Answered when everything before it has been taken by the node.
+    Barrier(oneshot::Sender<()>),
+}
+
+/// How an import ended: its number, and why it failed.
+pub type ImportResult = (u64, Result<(), String>);
+
+/// The evaluation's side of a session. Its methods block; they must not be called on a thread that
+/// drives async tasks.
+pub struct Link {
+    client: ControlClient,
+    runtime: Handle,
+    session: u64,
+    store_root: PathBuf,
+    outbox: mpsc::Sender<Item>,
+    failure: Arc<Mutex<Option<LinkError>>>,
+    imports: blocking::Receiver<ImportResult>,
+}
+
+/// Where the end of an import is told: given to whoever reads the session's events.
+pub type ImportSender = blocking::Sender<ImportResult>;
+
+impl Link {
+    /// A link over an open session. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn new(client: ControlClient, opened: &SessionOpened) -> (Self, ImportSender) {
+        let (outbox, queue) = mpsc::channel(OUTBOX_MESSAGES);
+        let (import_sender, imports) = blocking::channel();
+        let failure = Arc::default();
+        let session = opened.session;
+        tokio::spawn(send_batches(client.clone(), session, queue, Arc::clone(&failure)));
+        let store_root = PathBuf::from(&opened.store_root);
+        let runtime = Handle::current();
+        (
+            Self {
+                client,
+                runtime,
+                session,
+                store_root,
+                outbox,
+                failure,
+                imports,
+            },
+            import_sender,
+        )
+    }
+
+    /// The folder that holds `nix/store`.
+    #[must_use]
+    pub fn store_root(&self) -> &std::path::Path {
+        &self.store_root
+    }
+
+    /// Tells the node something. Returns before the node has it, but waits where much is under way.
+    ///
+    /// # Errors
+    /// An earlier message was refused; see [`LinkError`].
+    pub fn tell(&self, message: WorkerMessage) -> Result<(), LinkError> {
+        self.put(Item::Message(message))
+    }
+
+    /// Waits until the node has taken everything told before.
+    ///
+    /// # Errors
+    /// Some of it was refused; see [`LinkError`].
+    pub fn settle(&self) -> Result<(), LinkError> {
+        let (done, settled) = oneshot::channel();
+        self.put(Item::Barrier(done))?;
+        settled.blocking_recv().map_err(|_| self.failed())
+    }
+
+    fn put(&self, item: Item) -> Result<(), LinkError> {
+        self.outbox.blocking_send(item).map_err(|_| self.failed())
+    }
+
+    fn failed(&self) -> LinkError {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.clone().unwrap_or(LinkError::Over)
+    }
+
+    /// Whether an unchanged source is in the store.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn find_source(&self, fingerprint: String) -> Result<Option<StorePath>, LinkError> {
+        let query = SourceQuery { fingerprint };
+        Ok(self
+            .runtime
+            .block_on(self.client.find_source(self.session, &query))?
+            .path)
+    }
+
+    /// Begins to add a source; its archive is then written to the upload.
+    #[must_use]
+    pub fn add_source(&self, source: AddSource) -> Upload {
+        self.client.add_source(self.session, source)
+    }
+
+    /// Ends an upload whose archive is complete.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn finish_upload(&self, upload: Upload) -> Result<PathInfo, LinkError> {
+        Ok(self.runtime.block_on(upload.finish())?)
+    }
+
+    /// What is known of a path, if it is valid.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, LinkError> {
+        self.settle()?;
+        let infos = self
+            .runtime
+            .block_on(self.client.path_infos(vec![path.clone()]))?;
+        Ok(infos.into_iter().next())
+    }
+
+    /// Imports that ended; with `wait`, at least one.
+    ///
+    /// # Errors
+    /// [`LinkError::Over`] where no more will end.
+    pub fn ended_imports(&self, wait: bool) -> Result<BTreeMap<u64, Result<(), String>>, LinkError> {
+        let mut ended = BTreeMap::new();
+        if wait {
+            let (import, result) = self.imports.recv().map_err(|_| self.failed())?;
+            ended.insert(import, result);
+        }
+        loop {
+            match self.imports.try_recv() {
+                Ok((import, result)) => drop(ended.insert(import, result)),
+                Err(blocking::TryRecvError::Empty) => return Ok(ended),
+                Err(blocking::TryRecvError::Disconnected) if ended.is_empty() => return Err(self.failed()),
+                Err(blocking::TryRecvError::Disconnected) => return Ok(ended),
+            }
+        }
+    }
+}
+
+/// Sends what is told, in order. While one batch is on its way the next one gathers, so a fast
+/// evaluation makes large batches and a slow one is not held up.
+async fn send_batches(
+    client: ControlClient,
+    session: u64,
+    mut queue: mpsc::Receiver<Item>,
+    failure: Arc<Mutex<Option<LinkError>>>,
+) {
+    let mut batch = Vec::new();
+    while let Some(first) = queue.recv().await {
+        let mut barriers = Vec::new();
+        let mut size = 0;
+        let mut next = Some(first);
+        while let Some(item) = next {
+            match item {
+                Item::Message(message) => {
+                    size += text_size(&message);
+                    batch.push(message);
+                }
+                Item::Barrier(done) => barriers.push(done),
+            }
+            next = if size < BATCH_TEXT_BYTES && batch.len() < BATCH_MESSAGES {
+                queue.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        if !batch.is_empty()
+            && let Err(error) = client.send_batch(session, &batch).await
+        {
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
+            // Dropping the queue and the barriers tells the evaluation.
+            return;
+        }
+        batch.clear();
+        for done in barriers {
+            // The evaluation may have been given up meanwhile.
+            done.send(()).unwrap_or_default();
+        }
+    }
+}
+
+fn text_size(message: &WorkerMessage) -> usize {
+    match message {
+        WorkerMessage::Text { text, .. } => text.len(),
+        WorkerMessage::Derivation { aterm, .. } => aterm.len(),
+        _ => 0,
+    }
+}
