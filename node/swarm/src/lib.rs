@@ -4,4 +4,6 @@ pub mod gate;
 pub mod identity;
 pub mod invitations;
 pub mod limits;
+pub mod presence;
 pub mod roster;
+pub mod standing;

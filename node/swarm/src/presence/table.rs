@@ -1,0 +1,361 @@
+//! What others have left here: signed cells, kept until they expire, within each holder's share.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use tvix_node_protocol::build::SwarmId;
+use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::limits::PRESENCE_BYTES;
+use tvix_node_protocol::messages::{Claim, PresenceRefusal};
+use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, PresenceWithdrawal, Region, pack};
+
+use crate::limits::{
+    CLOCK_SKEW, PRESENCE_CELLS, PRESENCE_CELLS_PER_HOLDER, PRESENCE_KEYS, PRESENCE_KEYS_PER_HOLDER,
+    PRESENCE_LIFETIME, WITHDRAWALS,
+};
+use crate::roster::Members;
+
+/// What comes of a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// The keys are here already; the cell is kept for longer.
+    Kept,
+    /// The keys are needed.
+    KeysWanted,
+}
+
+#[derive(Debug)]
+struct Cell {
+    header: Envelope,
+    epoch: Epoch,
+    root: [u8; 32],
+    serial: u64,
+    not_after: u64,
+    keys: Box<[PresenceKey]>,
+}
+
+/// The cells of one region, all of one depth.
+#[derive(Debug, Default)]
+struct Cells {
+    depth: u8,
+    cells: BTreeMap<u32, Cell>,
+}
+
+#[derive(Debug, Default)]
+struct Holder {
+    regions: BTreeMap<Region, Cells>,
+    keys: usize,
+    cells: usize,
+}
+
+impl Holder {
+    fn insert(&mut self, region: Region, depth: u8, index: u32, cell: Cell) {
+        self.keys += cell.keys.len();
+        self.cells += 1;
+        let cells = self.regions.entry(region).or_default();
+        cells.depth = depth;
+        if let Some(old) = cells.cells.insert(index, cell) {
+            self.keys -= old.keys.len();
+            self.cells -= 1;
+        }
+    }
+
+    fn remove(&mut self, keep: impl Fn(&Cell) -> bool) {
+        for region in self.regions.values_mut() {
+            region.cells.retain(|_, cell| keep(cell));
+        }
+        self.recount();
+    }
+
+    fn recount(&mut self) {
+        self.regions.retain(|_, region| !region.cells.is_empty());
+        let cells = || self.regions.values().flat_map(|region| region.cells.values());
+        let keys = cells().map(|cell| cell.keys.len()).sum();
+        let count = cells().count();
+        (self.keys, self.cells) = (keys, count);
+    }
+}
+
+/// The presence that is kept for others. See the [module](super).
+#[derive(Debug)]
+pub struct PresenceTable {
+    swarm: SwarmId,
+    holders: HashMap<NodeKey, Holder>,
+    /// The serial up to which a holder took everything back, and when that may be forgotten.
+    withdrawn: HashMap<NodeKey, (u64, u64)>,
+}
+
+impl PresenceTable {
+    /// An empty one.
+    #[must_use]
+    pub fn new(swarm: SwarmId) -> Self {
+        Self {
+            swarm,
+            holders: HashMap::new(),
+            withdrawn: HashMap::new(),
+        }
+    }
+
+    /// Checks a header that `sender` brought at the time `now`. A cell whose keys are here is renewed at
+    /// once; else its keys have to come with [`PresenceTable::put`].
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn offer(
+        &mut self,
+        envelope: &Envelope,
+        sender: NodeKey,
+        members: &Members,
+        epoch: Epoch,
+        now: u64,
+    ) -> Result<Offer, PresenceRefusal> {
+        let header = self.check(envelope, sender, members, epoch, now)?;
+        if header.count == 0 {
+            self.drop_cell(&header);
+            return Ok(Offer::Kept);
+        }
+        let cell = self
+            .holders
+            .get_mut(&header.holder)
+            .and_then(|holder| holder.regions.get_mut(&header.region))
+            .filter(|region| region.depth == header.depth)
+            .and_then(|region| region.cells.get_mut(&header.cell));
+        match cell {
+            Some(cell) if cell.root == header.root && cell.keys.len() == header.count as usize => {
+                cell.header = envelope.clone();
+                cell.epoch = header.epoch;
+                cell.serial = header.serial;
+                cell.not_after = header.not_after;
+                Ok(Offer::Kept)
+            }
+            _ => {
+                self.check_quota(&header)?;
+                Ok(Offer::KeysWanted)
+            }
+        }
+    }
+
+    /// Keeps a cell. Everything [`PresenceTable::offer`] checks is checked here again.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn put(
+        &mut self,
+        envelope: &Envelope,
+        keys: Vec<PresenceKey>,
+        sender: NodeKey,
+        members: &Members,
+        epoch: Epoch,
+        now: u64,
+    ) -> Result<(), PresenceRefusal> {
+        let header = self.check(envelope, sender, members, epoch, now)?;
+        header.check_keys(&keys).map_err(|_| PresenceRefusal::Invalid)?;
+        self.check_quota(&header)?;
+        let holder = self.holders.entry(header.holder).or_default();
+        let region = holder.regions.entry(header.region).or_default();
+        if region.depth != header.depth {
+            // The holder cuts the region anew; the old cells say nothing any more.
+            region.cells.clear();
+            region.depth = header.depth;
+            holder.recount();
+        }
+        let cell = Cell {
+            header: envelope.clone(),
+            epoch: header.epoch,
+            root: header.root,
+            serial: header.serial,
+            not_after: header.not_after,
+            keys: keys.into_boxed_slice(),
+        };
+        holder.insert(header.region, header.depth, header.cell, cell);
+        Ok(())
+    }
+
+    /// Forgets what a holder said up to the serial it names, and remembers not to take it again.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn withdraw(
+        &mut self,
+        envelope: &Envelope,
+        sender: NodeKey,
+        members: &Members,
+        now: u64,
+    ) -> Result<(), PresenceRefusal> {
+        let withdrawal: PresenceWithdrawal = envelope.open().map_err(|_| PresenceRefusal::Invalid)?;
+        let holder = withdrawal.holder;
+        if withdrawal.swarm != self.swarm {
+            return Err(PresenceRefusal::OtherSwarm);
+        }
+        if holder != envelope.signer || holder != sender || !members.contains(holder) {
+            return Err(PresenceRefusal::NotTheHolder);
+        }
+        if let Some(held) = self.holders.get_mut(&holder) {
+            held.remove(|cell| cell.serial > withdrawal.serial);
+        }
+        if self.withdrawn.len() >= WITHDRAWALS && !self.withdrawn.contains_key(&holder) {
+            self.withdrawn.retain(|_, (_, until)| *until > now);
+            if self.withdrawn.len() >= WITHDRAWALS {
+                return Err(PresenceRefusal::Quota);
+            }
+        }
+        let until = now + PRESENCE_LIFETIME + 2 * CLOCK_SKEW;
+        let entry = self.withdrawn.entry(holder).or_insert((0, until));
+        *entry = (entry.0.max(withdrawal.serial), until);
+        Ok(())
+    }
+
+    /// What holders said of these keys. Stops before the answer gets larger than a message may be.
+    #[must_use]
+    pub fn query(&self, epoch: Epoch, keys: &[PresenceKey], now: u64) -> Vec<Claim> {
+        // What is around the claims in a message, and around each one.
+        const ROOM: usize = PRESENCE_BYTES - 4096;
+        const AROUND: usize = 1024;
+        let mut claims = Vec::new();
+        let mut size = 0;
+        for holder in self.holders.values() {
+            let mut told = BTreeSet::new();
+            let sizes: BTreeSet<u8> = holder.regions.keys().map(|region| region.bits).collect();
+            for key in keys {
+                for bits in &sizes {
+                    let region = Region::of(*key, *bits);
+                    let Some(cell) = holder
+                        .regions
+                        .get(&region)
+                        .and_then(|cells| cells.covering(region, *key))
+                    else {
+                        continue;
+                    };
+                    let says = cell.epoch == epoch && now <= cell.not_after.saturating_add(CLOCK_SKEW);
+                    if !says || cell.keys.binary_search(key).is_err() || !told.insert((region, cell.root)) {
+                        continue;
+                    }
+                    size += cell.keys.len() * 16 + AROUND;
+                    if size > ROOM {
+                        return claims;
+                    }
+                    claims.push(Claim {
+                        header: cell.header.clone(),
+                        keys: pack(&cell.keys),
+                    });
+                }
+            }
+        }
+        claims
+    }
+
+    /// Drops what has expired, and everything of who is not a member any more.
+    pub fn expire(&mut self, members: &Members, now: u64) {
+        self.holders.retain(|key, holder| {
+            holder.remove(|cell| now <= cell.not_after.saturating_add(CLOCK_SKEW));
+            holder.cells > 0 && members.contains(*key)
+        });
+        self.withdrawn
+            .retain(|key, (_, until)| *until > now && members.contains(*key));
+    }
+
+    /// Cells and keys kept.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        let sum = |of: fn(&Holder) -> usize| self.holders.values().map(of).sum();
+        (sum(|holder| holder.cells), sum(|holder| holder.keys))
+    }
+
+    fn check(
+        &self,
+        envelope: &Envelope,
+        sender: NodeKey,
+        members: &Members,
+        epoch: Epoch,
+        now: u64,
+    ) -> Result<PresenceHeader, PresenceRefusal> {
+        if envelope.signer != sender || !members.contains(sender) {
+            return Err(PresenceRefusal::NotTheHolder);
+        }
+        let header: PresenceHeader = envelope.open().map_err(|_| PresenceRefusal::Invalid)?;
+        header
+            .check_structure(envelope.signer)
+            .map_err(|_| PresenceRefusal::Invalid)?;
+        if header.swarm != self.swarm {
+            return Err(PresenceRefusal::OtherSwarm);
+        }
+        if header.epoch != epoch {
+            return Err(PresenceRefusal::OtherEpoch);
+        }
+        let late = now > header.not_after.saturating_add(CLOCK_SKEW);
+        let early = header.issued_at > now.saturating_add(CLOCK_SKEW);
+        if late || early || header.not_after - header.issued_at > PRESENCE_LIFETIME {
+            return Err(PresenceRefusal::Time);
+        }
+        let newest = self.newest(&header);
+        if header.serial <= newest {
+            return Err(PresenceRefusal::Stale { newest });
+        }
+        Ok(header)
+    }
+
+    /// The highest serial of what is known of this cell, or was taken back.
+    fn newest(&self, header: &PresenceHeader) -> u64 {
+        let withdrawn = self
+            .withdrawn
+            .get(&header.holder)
+            .map_or(0, |(serial, _)| *serial);
+        let region = self
+            .holders
+            .get(&header.holder)
+            .and_then(|holder| holder.regions.get(&header.region));
+        let known = match region {
+            None => 0,
+            Some(cells) if cells.depth == header.depth => {
+                cells.cells.get(&header.cell).map_or(0, |cell| cell.serial)
+            }
+            // A region is cut anew by something later than all of its cells.
+            Some(cells) => cells.cells.values().map(|cell| cell.serial).max().unwrap_or(0),
+        };
+        withdrawn.max(known)
+    }
+
+    fn check_quota(&self, header: &PresenceHeader) -> Result<(), PresenceRefusal> {
+        let (cells, keys) = self.size();
+        let (held_cells, held_keys) = self
+            .holders
+            .get(&header.holder)
+            .map_or((0, 0), |holder| (holder.cells, holder.keys));
+        let new = header.count as usize;
+        // What the cell had before is not taken off: at the limit it is the renewal that matters.
+        if held_keys + new > PRESENCE_KEYS_PER_HOLDER
+            || held_cells + 1 > PRESENCE_CELLS_PER_HOLDER
+            || keys + new > PRESENCE_KEYS
+            || cells + 1 > PRESENCE_CELLS
+        {
+            return Err(PresenceRefusal::Quota);
+        }
+        Ok(())
+    }
+
+    fn drop_cell(&mut self, header: &PresenceHeader) {
+        let Some(holder) = self.holders.get_mut(&header.holder) else {
+            return;
+        };
+        if let Some(region) = holder.regions.get_mut(&header.region) {
+            if region.depth == header.depth {
+                region.cells.remove(&header.cell);
+            } else {
+                region.cells.clear();
+            }
+        }
+        holder.recount();
+    }
+}
+
+impl Cells {
+    /// The cell this key of the region lies in.
+    fn covering(&self, region: Region, key: PresenceKey) -> Option<&Cell> {
+        let index = key.leading(region.bits.saturating_add(self.depth));
+        // The region's own bits lie above.
+        self.cells.get(&(index & ((1 << self.depth) - 1)))
+    }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;
