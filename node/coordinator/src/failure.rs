@@ -10,10 +10,10 @@ use crate::action::Urgency;
 use crate::build::{Attempt, Stage};
 use crate::coordinator::Coordinator;
 use crate::event::{BuildFailure, FailureKind};
+use crate::goal::GoalKind;
 use crate::graph::{DrvId, Failed, GoalId, PathId};
 use crate::id::BuildId;
 use crate::limits;
-use crate::session::GoalKind;
 use crate::session_set::{SessionSet, Slot};
 
 /// Whether any of these limits lets a build go on where the others stop it.

@@ -14,7 +14,7 @@ use crate::event::{BuildFailure, Derivation};
 use crate::id::{BuildId, FetchId, PushId, QuestionId, Time};
 use crate::intern::{Interner, key as intern_key};
 use crate::limits;
-use crate::schedule::Queued;
+use crate::line::Queued;
 use crate::session_set::{SessionSet, Slot};
 use crate::slab::{Slab, key};
 

@@ -82,10 +82,7 @@ impl Coordinator {
     /// Puts the questions that may be put now.
     pub(crate) fn flush_questions(&mut self) {
         for store in self.asking.queues.keys().copied().collect::<Vec<_>>() {
-            loop {
-                let Some(queue) = self.asking.queues.get_mut(&store) else {
-                    break;
-                };
+            while let Some(queue) = self.asking.queues.get(&store) {
                 let open = self.asking.open.len();
                 // Half of the questions are kept for what is demanded.
                 let urgent = open < limits::QUESTIONS && !queue.demanded.is_empty();

@@ -1,103 +1,18 @@
-//! Which of the derivations that could be built is placed next.
-//!
-//! Each session has lines of its own, so that a large command does not keep a small one waiting:
-//! among sessions that want something equally badly, the one with the fewest builds goes first.
-//! Within a session, what is farthest from its targets goes first, then what came first.
+//! Which of the derivations that could be built is placed next, and what gives way to it.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::action::{Action, Urgency};
 use crate::build::{Placement, Stage};
 use crate::coordinator::Coordinator;
-use crate::graph::{Drv, DrvId, RequirementId, Weighing, Weights};
+use crate::graph::{DrvId, RequirementId, Weighing, Weights};
 use crate::id::{BuildId, Time};
 use crate::limits;
+use crate::line::Entry;
 use crate::placement::{self, Candidate, Circumstances, Job};
 use crate::session_set::{SessionSet, Slot};
-use crate::slab::Slab;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeKey;
-
-/// Place in a line: the farthest from what is wanted first, then the first to come.
-type Entry = (Reverse<u32>, u64, DrvId);
-
-/// Lines of one session at one urgency, by what a builder must offer.
-type Lines = BTreeMap<RequirementId, BTreeSet<Entry>>;
-
-/// In which lines a derivation stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Queued {
-    pub(crate) requirement: RequirementId,
-    pub(crate) rank: u32,
-    pub(crate) seq: u64,
-    pub(crate) import: SessionSet,
-    pub(crate) demanded: SessionSet,
-    pub(crate) speculative: SessionSet,
-}
-
-impl Queued {
-    fn lines(&self) -> impl Iterator<Item = (Urgency, Slot)> {
-        let of = |urgency, set: SessionSet| set.iter().map(move |slot| (urgency, slot));
-        of(Urgency::Import, self.import)
-            .chain(of(Urgency::Demanded, self.demanded))
-            .chain(of(Urgency::Speculative, self.speculative))
-    }
-}
-
-/// Everything that could be built at once.
-#[derive(Default)]
-pub(crate) struct Queues {
-    lines: BTreeMap<(Urgency, Slot), Lines>,
-    /// Derivations of which it is being found out who has their inputs.
-    pub(crate) weighing: BTreeSet<DrvId>,
-    /// Derivations that some builders do not get again.
-    pub(crate) troubled: BTreeSet<DrvId>,
-    /// Since when there is something demanded that no builder could build.
-    stranded: BTreeMap<(Slot, RequirementId), Time>,
-    /// Since when something demanded waits for a slot that speculation holds.
-    starved: Option<Time>,
-    pub(crate) demanded_since_ranking: usize,
-    pub(crate) demanded_at_ranking: usize,
-}
-
-impl Queues {
-    /// Puts a derivation in its lines, or takes it out.
-    pub(crate) fn set(&mut self, drvs: &mut Slab<DrvId, Drv>, id: DrvId, queued: Option<Queued>) {
-        let Some(drv) = drvs.get_mut(id) else { return };
-        if drv.queued == queued {
-            return;
-        }
-        if let Some(before) = std::mem::replace(&mut drv.queued, queued.clone()) {
-            let entry = (Reverse(before.rank), before.seq, id);
-            for key in before.lines() {
-                let Some(lines) = self.lines.get_mut(&key) else {
-                    continue;
-                };
-                if let Some(line) = lines.get_mut(&before.requirement) {
-                    line.remove(&entry);
-                    if line.is_empty() {
-                        lines.remove(&before.requirement);
-                    }
-                }
-                if lines.is_empty() {
-                    self.lines.remove(&key);
-                }
-            }
-        }
-        if let Some(now) = queued {
-            let entry = (Reverse(now.rank), now.seq, id);
-            for key in now.lines() {
-                self.lines
-                    .entry(key)
-                    .or_default()
-                    .entry(now.requirement)
-                    .or_default()
-                    .insert(entry);
-            }
-        }
-    }
-}
 
 impl Coordinator {
     pub(crate) fn schedule(&mut self) {
@@ -445,7 +360,7 @@ impl Coordinator {
 
     /// Stops speculation that has held a slot for too long that something demanded waits for.
     fn preempt(&mut self) {
-        let mut speculative: Vec<BuildId> = Vec::new();
+        let (mut speculative, mut preparing) = (Vec::new(), Vec::new());
         let mut dying = 0;
         for (build, attempt) in &self.attempts {
             if attempt.node.is_some() {
@@ -454,10 +369,18 @@ impl Coordinator {
             if attempt.stage == Stage::Dying {
                 dying += 1;
             } else if !self.is_demanded(*build) {
-                speculative.push(*build);
+                match attempt.stage {
+                    Stage::Preparing { .. } => preparing.push(*build),
+                    _ => speculative.push(*build),
+                }
             }
         }
-        let waiting = self.waiting_for_here().saturating_sub(dying);
+        let mut waiting = self.waiting_for_here().saturating_sub(dying);
+        // What has not started yet loses nothing.
+        for build in preparing.into_iter().take(waiting) {
+            self.unplace(build, "something demanded needs its slot");
+            waiting -= 1;
+        }
         if speculative.is_empty() || waiting == 0 {
             self.queues.starved = None;
             return;

@@ -12,7 +12,7 @@ use crate::coordinator::Coordinator;
 use crate::graph::{DrvId, Own, Path, PathId, Weighing};
 use crate::id::BuildId;
 use crate::limits;
-use crate::schedule::Queued;
+use crate::line::Queued;
 use crate::session_set::{SessionSet, Slot};
 
 /// Which outputs decide whether a derivation is present.

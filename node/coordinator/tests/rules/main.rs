@@ -1,0 +1,15 @@
+//! The coordinator's rules, one by one, by example.
+
+mod desired_store;
+mod desk;
+mod dry_run;
+mod failures;
+mod fetching;
+mod leases;
+mod order;
+mod placement;
+mod presence;
+mod refusals;
+mod sessions;
+mod sharing;
+mod speculation;
