@@ -1,0 +1,55 @@
+//! How to build.
+
+use clap::Args;
+use tvix_node::command::Building;
+use tvix_node_protocol::build::BuildLimits;
+
+use super::numbers::{Jobs, Limit, cores, jobs, limit};
+
+/// How to build.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Building")]
+pub struct BuildingArguments {
+    /// Go on after a failure with everything that does not depend on it
+    #[arg(short = 'k', long)]
+    keep_going: bool,
+    /// Builds at once, or 'auto' for as many as the node has slots
+    #[arg(short = 'j', long = "max-jobs", value_name = "N", value_parser = jobs, default_value = "auto", hide_default_value = true)]
+    jobs: Jobs,
+    /// Value of NIX_BUILD_CORES in each build; 0 for all cores
+    #[arg(long, value_name = "N", value_parser = cores, default_value_t = 0, hide_default_value = true)]
+    cores: u32,
+    /// Seconds after which a build is stopped; 0 for none
+    #[arg(long, value_name = "SECONDS", value_parser = limit)]
+    timeout: Option<Limit>,
+    /// Seconds without a line of log after which a build is stopped; 0 for none
+    #[arg(long, value_name = "SECONDS", value_parser = limit)]
+    max_silent_time: Option<Limit>,
+    /// Bytes of log after which a build is stopped; 0 for none
+    #[arg(long, value_name = "BYTES", value_parser = limit)]
+    max_build_log_size: Option<Limit>,
+}
+
+impl BuildingArguments {
+    /// What the node is asked for. Links and dry runs are a matter of `build` alone.
+    pub fn to_building(&self) -> Building {
+        let bound = |limit: Option<Limit>| limit.unwrap_or_default().0;
+        Building {
+            keep_going: self.keep_going,
+            jobs: match self.jobs {
+                Jobs::Auto => None,
+                Jobs::Most(most) => Some(most),
+            },
+            cores: self.cores,
+            limits: BuildLimits {
+                time: bound(self.timeout),
+                silence: bound(self.max_silent_time),
+                log: bound(self.max_build_log_size),
+                disk: None,
+            },
+            dry_run: false,
+            out_link: None,
+            to: None,
+        }
+    }
+}

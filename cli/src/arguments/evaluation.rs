@@ -1,0 +1,118 @@
+//! Which expression, and with which arguments.
+
+use clap::{ArgAction, ArgMatches, Args};
+use tvix_node::command::{Argument, Evaluation, Expression};
+
+use super::flake::flake_advice;
+use super::parse::UsageError;
+
+/// Which expression is evaluated, and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Evaluation")]
+pub struct EvaluationArguments {
+    /// The file or folder that holds the expression; the same as -f FILE
+    #[arg(value_name = "FILE")]
+    files: Vec<String>,
+    /// The file or folder that holds the expression, or '<name>' to look it up with -I and NIX_PATH
+    /// [default: ./default.nix]
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    file: Option<String>,
+    /// The expression itself
+    #[arg(
+        short = 'E',
+        long = "expr",
+        value_name = "EXPRESSION",
+        allow_hyphen_values = true,
+        conflicts_with = "file"
+    )]
+    expression: Option<String>,
+    /// An attribute of the expression; may be given several times [default: the whole expression]
+    #[arg(short = 'A', long = "attr", value_name = "ATTRIBUTE")]
+    attributes: Vec<String>,
+    /// A place to look up <...>: 'FOLDER', or 'NAME=PATH'; goes before NIX_PATH
+    #[arg(short = 'I', long = "include", value_name = "PATH")]
+    search_path: Vec<String>,
+    /// Give the functions of the expression an argument: the value of an expression
+    #[arg(long = "arg", value_names = ["NAME", "EXPRESSION"], num_args = 2, action = ArgAction::Append, allow_hyphen_values = true)]
+    arg: Vec<String>,
+    /// Give the functions of the expression an argument: a string
+    #[arg(long = "argstr", value_names = ["NAME", "STRING"], num_args = 2, action = ArgAction::Append, allow_hyphen_values = true)]
+    argstr: Vec<String>,
+    /// Value of builtins.currentSystem [default: this machine's]
+    #[arg(long, value_name = "SYSTEM")]
+    eval_system: Option<String>,
+    /// Show where an error comes from, call by call
+    #[arg(long)]
+    show_trace: bool,
+}
+
+impl EvaluationArguments {
+    /// What is to be evaluated. `matches` are those of the command, because the last `--arg` or
+    /// `--argstr` of a name counts.
+    ///
+    /// # Errors
+    /// Several expressions, flake references, and what else cannot be meant.
+    pub fn to_evaluation(&self, matches: &ArgMatches) -> Result<Evaluation, UsageError> {
+        Ok(Evaluation {
+            expression: self.expression()?,
+            attributes: self.attributes.clone(),
+            search_path: self.search_path.clone(),
+            arguments: self.arguments(matches),
+            system: self.eval_system.clone(),
+            show_trace: self.show_trace,
+        })
+    }
+
+    fn expression(&self) -> Result<Expression, UsageError> {
+        for file in self.files.iter().chain(&self.file) {
+            if let Some(advice) = flake_advice(file, &self.attributes) {
+                return Err(UsageError::new(advice));
+            }
+            if file == "-" {
+                return Err(UsageError::new(
+                    "'-' (an expression on standard input) is not supported: use -E \"$(cat)\"",
+                ));
+            }
+            if file.starts_with("/nix/store/") && file.ends_with(".drv") {
+                return Err(UsageError::new(format!(
+                    "'{file}' is a derivation, and only expressions are built: name the expression it came from, with \
+                     -f FILE -A ATTRIBUTE"
+                )));
+            }
+        }
+        match (self.files.as_slice(), &self.file, &self.expression) {
+            ([], None, None) => Ok(Expression::Default),
+            ([], Some(file), _) | ([file], None, None) => Ok(Expression::File(file.clone())),
+            ([], None, Some(text)) => Ok(Expression::Text(text.clone())),
+            ([file, ..], None, Some(_)) => Err(UsageError::new(format!(
+                "'{file}' cannot be evaluated besides the expression of -E: name one expression, and its attributes with -A"
+            ))),
+            ([file, ..], Some(_), _) | ([_, file, ..], None, _) => Err(UsageError::new(format!(
+                "'{file}' would be a second file to evaluate: name one, and its attributes with -A"
+            ))),
+        }
+    }
+
+    /// Arguments by name; of several with one name the last counts, as in Nix.
+    fn arguments(&self, matches: &ArgMatches) -> Vec<(String, Argument)> {
+        let mut given: Vec<(usize, String, Argument)> = Vec::new();
+        type Make = fn(String) -> Argument;
+        let kinds: [(&str, &[String], Make); 2] = [
+            ("arg", &self.arg, Argument::Expression),
+            ("argstr", &self.argstr, Argument::Text),
+        ];
+        for (id, values, make) in kinds {
+            let places = matches.indices_of(id).into_iter().flatten();
+            for (pair, place) in values.chunks_exact(2).zip(places.step_by(2)) {
+                given.push((place, pair[0].clone(), make(pair[1].clone())));
+            }
+        }
+        given.sort_by_key(|(place, _, _)| *place);
+        let mut arguments: Vec<(String, Argument)> = Vec::new();
+        for (_, name, argument) in given {
+            arguments.retain(|(other, _)| *other != name);
+            arguments.push((name, argument));
+        }
+        arguments
+    }
+}

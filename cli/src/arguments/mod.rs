@@ -1,0 +1,206 @@
+//! The command line: what may be said, and what a user of Nix is told who says something else.
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `evaluation` | which expression, and with which arguments |
+//! | `building` | how to build |
+//! | `numbers` | counts, sizes and times |
+//! | `flake` | flake references, which are refused with a way out |
+//! | `nix_flags` | the flags of Nix's own commands that are refused by name |
+//! | `parse` | from the command line to [`Invocation`] |
+
+mod building;
+mod evaluation;
+mod flake;
+mod nix_flags;
+mod numbers;
+mod parse;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use building::BuildingArguments;
+pub use evaluation::EvaluationArguments;
+pub use parse::{Parsed, UsageError, parse};
+
+use crate::progress::LogFormat;
+
+/// A peer-to-peer build network for Nix
+#[derive(Debug, Parser)]
+#[command(
+    name = "tvix-node",
+    version,
+    disable_help_subcommand = true,
+    after_help = "The home (store, identity, control socket) is where TVIX_NODE_HOME says, by default in your data \
+                  directory. A node is started in the background where none is up.\n\n\
+                  Exit status: 0 success, 1 a build or something else failed, 2 wrong usage, 3 the evaluation failed, \
+                  130 interrupted."
+)]
+pub struct Invocation {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build derivations, print their outputs and link to them
+    Build {
+        #[command(flatten)]
+        evaluation: EvaluationArguments,
+        #[command(flatten)]
+        building: BuildingArguments,
+        #[command(flatten)]
+        links: LinkArguments,
+        /// Say what would be built or fetched, and do only what the evaluation itself needs
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// Write derivations to the store and print their paths
+    Instantiate {
+        #[command(flatten)]
+        evaluation: EvaluationArguments,
+        #[command(flatten)]
+        building: BuildingArguments,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// Print the value of an expression
+    Eval {
+        #[command(flatten)]
+        evaluation: EvaluationArguments,
+        #[command(flatten)]
+        format: ValueArguments,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// Build one derivation and run a program of it
+    Run {
+        #[command(flatten)]
+        evaluation: EvaluationArguments,
+        #[command(flatten)]
+        building: BuildingArguments,
+        #[command(flatten)]
+        output: OutputArguments,
+        /// Which program; by default the only one, or the one called like the package
+        #[arg(long, value_name = "NAME")]
+        program: Option<OsString>,
+        /// Arguments of the program, after `--`
+        #[arg(last = true, value_name = "ARGUMENT")]
+        arguments: Vec<OsString>,
+    },
+    /// Build derivations and run a shell with their programs in PATH
+    Shell {
+        #[command(flatten)]
+        evaluation: EvaluationArguments,
+        #[command(flatten)]
+        building: BuildingArguments,
+        #[command(flatten)]
+        output: OutputArguments,
+        /// A command to run instead of $SHELL, after `--`
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+    /// Look into the store
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
+    /// Print the log of the build that made a path
+    Log {
+        /// A store path, a derivation, or a link to one
+        #[arg(value_name = "PATH")]
+        path: String,
+    },
+    /// Say whether a path was built, fetched or present, where, and why
+    Why {
+        /// A store path, or a link to one
+        #[arg(value_name = "PATH")]
+        path: String,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what the node is doing
+    Status {
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run the node of this home
+    Up {
+        #[command(flatten)]
+        up: UpArguments,
+    },
+    /// Stop the node of this home
+    Down,
+}
+
+/// What can be asked of the store.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Say what is known of a path
+    Info {
+        /// A store path, or a link to one
+        #[arg(value_name = "PATH")]
+        path: String,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Where to link to results.
+#[derive(Debug, Args)]
+pub struct LinkArguments {
+    /// Name of the link to the result, which keeps it from being collected
+    #[arg(short = 'o', long = "out-link", value_name = "LINK", default_value = "result")]
+    pub out_link: PathBuf,
+    /// Make no link
+    #[arg(long = "no-out-link", visible_alias = "no-link", conflicts_with = "out_link")]
+    pub no_out_link: bool,
+}
+
+/// How progress is shown.
+#[derive(Debug, Args)]
+pub struct OutputArguments {
+    /// How progress is shown on standard error [default: bar on a terminal, else raw]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// How values are printed.
+#[derive(Debug, Args)]
+pub struct ValueArguments {
+    /// Evaluate everything in the value, not only what is needed
+    #[arg(long)]
+    pub strict: bool,
+    /// Print the value as JSON (implies --strict)
+    #[arg(long, conflicts_with_all = ["xml", "raw"])]
+    pub json: bool,
+    /// Print the value as XML
+    #[arg(long, conflicts_with = "raw")]
+    pub xml: bool,
+    /// Print a string as it is, without quotes
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// How a node runs.
+#[derive(Debug, Args)]
+pub struct UpArguments {
+    /// Builds at once [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub slots: Option<u32>,
+    /// End when nobody has used it for a while
+    #[arg(long)]
+    pub idle_exit: bool,
+    /// Leave the terminal, and say on standard output when commands can connect
+    #[arg(long, hide = true)]
+    pub background: bool,
+}

@@ -1,0 +1,156 @@
+//! What each command does with its arguments, and what it prints.
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `evaluate` | `instantiate` and `eval` |
+//! | `build` | `build`, `run` and `shell` |
+//! | `store` | `store info`, `log` and `why` |
+//! | `node` | `up`, `down` and `status` |
+//! | `path` | store paths, as users name them |
+//! | `failure` | why a command failed, and its exit status |
+
+mod build;
+mod evaluate;
+mod failure;
+mod node;
+mod path;
+mod store;
+
+use std::io::{self, Write as _};
+
+use clap::ArgMatches;
+use tvix_node::command::{CommandError, Notice};
+use tvix_node::home::Home;
+
+pub use failure::Failure;
+
+use crate::arguments::{Command, Invocation, OutputArguments, StoreCommand};
+use crate::progress::Progress;
+
+/// Threads of the runtime for commands that are clients: one waits for the node, one feeds it. The
+/// evaluation has a thread of its own.
+const CLIENT_THREADS: usize = 2;
+
+/// Does what the command line says. The answer is the exit status.
+///
+/// # Errors
+/// See [`Failure`]; one that is [`Failure::Told`] has been shown already.
+pub fn perform(invocation: Invocation, matches: &ArgMatches) -> Result<u8, Failure> {
+    let home = Home::locate()?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if !matches!(invocation.command, Command::Up { .. }) {
+        builder.worker_threads(CLIENT_THREADS);
+    }
+    let runtime = builder.enable_all().build().map_err(|source| Failure::Process {
+        what: "start its threads",
+        source,
+    })?;
+    let result = runtime.block_on(dispatch(&home, invocation.command, matches));
+    // An evaluation that was interrupted is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result<u8, Failure> {
+    match command {
+        Command::Build {
+            evaluation,
+            building,
+            links,
+            dry_run,
+            output,
+        } => {
+            let evaluation = evaluation.to_evaluation(matches)?;
+            let mut building = building.to_building();
+            building.dry_run = dry_run;
+            building.out_link = (!links.no_out_link).then_some(links.out_link);
+            build::build(home, &evaluation, &building, &output).await
+        }
+        Command::Instantiate {
+            evaluation,
+            building,
+            output,
+        } => {
+            let evaluation = evaluation.to_evaluation(matches)?;
+            evaluate::instantiate(home, &evaluation, &building.to_building(), &output).await
+        }
+        Command::Eval {
+            evaluation,
+            format,
+            output,
+        } => evaluate::eval(home, &evaluation.to_evaluation(matches)?, &format, &output).await,
+        Command::Run {
+            evaluation,
+            building,
+            output,
+            program,
+            arguments,
+        } => {
+            let evaluation = evaluation.to_evaluation(matches)?;
+            let building = building.to_building();
+            build::run(
+                home,
+                &evaluation,
+                &building,
+                &output,
+                program.as_deref(),
+                &arguments,
+            )
+            .await
+        }
+        Command::Shell {
+            evaluation,
+            building,
+            output,
+            command,
+        } => {
+            let evaluation = evaluation.to_evaluation(matches)?;
+            build::shell(home, &evaluation, &building.to_building(), &output, &command).await
+        }
+        Command::Store {
+            command: StoreCommand::Info { path, json },
+        } => store::info(home, &path, json).await,
+        Command::Log { path } => store::log(home, &path).await,
+        Command::Why { path, json } => store::why(home, &path, json).await,
+        Command::Status { json } => node::status(home, json).await,
+        Command::Up { up } => node::up(home, &up).await,
+        Command::Down => node::down(home).await,
+    }
+}
+
+/// Runs a command's work while its progress is shown. An error is shown with it.
+async fn with_progress<T>(
+    output: &OutputArguments,
+    builds: bool,
+    work: impl AsyncFnOnce(&mut dyn FnMut(Notice)) -> Result<T, CommandError>,
+) -> Result<T, Failure> {
+    let mut progress = Progress::start(output.log_format, builds);
+    let result = work(&mut |notice| progress.notice(&notice)).await;
+    progress.finish(result.as_ref().err().map(|error| error as _));
+    result.map_err(|error| Failure::Told(error.exit_status()))
+}
+
+/// Writes results to standard output. That nobody reads them any more is no error.
+///
+/// # Errors
+/// [`Failure::Process`] where they cannot be written, on a full disk for example.
+pub fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Process {
+            what: "write to standard output",
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a value as JSON to standard output.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string_pretty(value).map_err(|source| Failure::Process {
+        what: "write its answer as JSON",
+        source: source.into(),
+    })?;
+    text.push('\n');
+    print(text.as_bytes())
+}

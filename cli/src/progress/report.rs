@@ -1,0 +1,228 @@
+//! The lines that stay: what each event has to say for good, and the summary at the end.
+
+use tvix_node::command::MessageKind;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::BuildKind;
+use tvix_node_protocol::control::{Event, EventKind, Outcome};
+
+use super::line::{Line, Tint};
+use super::state::{State, called};
+use super::time::{count, took};
+
+/// How much is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Detail {
+    /// What begins is told too: nothing else shows it.
+    pub beginnings: bool,
+    /// Every line of every build log is told.
+    pub logs: bool,
+}
+
+/// What of an event stays. `state` does not know the event yet.
+pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
+    match &event.kind {
+        EventKind::BuildStarted { derivation, node } if detail.beginnings => {
+            vec![
+                Line::default()
+                    .add(Tint::Live, "building ")
+                    .add(Tint::Bold, called(derivation))
+                    .add(Tint::Plain, on(node)),
+            ]
+        }
+        EventKind::Placed {
+            derivation,
+            node,
+            reason,
+            kind,
+            ..
+        } if detail.beginnings && node != super::THIS_NODE => {
+            let what = match kind {
+                BuildKind::Regular => "",
+                BuildKind::Ifd => " (the evaluation waits for it)",
+            };
+            vec![Line::plain(format!(
+                "placed {}{what}{}: {reason}",
+                called(derivation),
+                on(node)
+            ))]
+        }
+        EventKind::Log { derivation, line } if detail.logs => {
+            vec![
+                Line::default()
+                    .add(Tint::Dim, format!("{}> ", called(derivation)))
+                    .add(Tint::Plain, line),
+            ]
+        }
+        EventKind::BuildFinished {
+            derivation,
+            node,
+            duration,
+            ..
+        } => vec![
+            Line::default()
+                .add(Tint::Good, "built ")
+                .add(Tint::Bold, called(derivation))
+                .add(Tint::Plain, format!(" in {}{}", took(*duration), on(node))),
+        ],
+        EventKind::BuildFailed {
+            derivation,
+            node,
+            error,
+            log_tail,
+            demanded: true,
+        } => failure(derivation, node, error, log_tail),
+        EventKind::BuildFailed { derivation, .. } if detail.beginnings => {
+            vec![Line::plain(format!(
+                "{} failed, and nothing is known to need it",
+                called(derivation)
+            ))]
+        }
+        EventKind::DependencyFailed { derivation, because } if detail.beginnings => {
+            vec![Line::plain(format!(
+                "{} cannot be built: {} failed",
+                called(derivation),
+                called(because)
+            ))]
+        }
+        EventKind::FetchStarted { path, from } if detail.beginnings => {
+            vec![Line::plain(format!("fetching {} from {from}", called(path)))]
+        }
+        EventKind::Pushed { path, to } => {
+            vec![
+                Line::default()
+                    .add(Tint::Good, "pushed ")
+                    .add(Tint::Bold, called(path))
+                    .add(Tint::Plain, format!(" to {to}")),
+            ]
+        }
+        EventKind::TargetFailed { name, error, .. } if state.ended.is_none() => {
+            vec![
+                Line::default()
+                    .add(Tint::Bad, "error:")
+                    .add(Tint::Plain, format!(" {name} cannot be had: {error}")),
+            ]
+        }
+        EventKind::Message { level, text } => message(level, text),
+        _ => Vec::new(),
+    }
+}
+
+fn on(node: &str) -> String {
+    if node == super::THIS_NODE {
+        String::new()
+    } else {
+        format!(" on {node}")
+    }
+}
+
+fn failure(derivation: &StorePath, node: &str, error: &str, log_tail: &[String]) -> Vec<Line> {
+    let mut lines = vec![
+        Line::default()
+            .add(Tint::Bad, "error:")
+            .add(Tint::Plain, " the build of ")
+            .add(Tint::Bold, called(derivation))
+            .add(Tint::Plain, format!(" failed{}: {error}", on(node))),
+    ];
+    if log_tail.is_empty() {
+        lines.push(Line::plain("       Its log is empty."));
+    } else {
+        let last = count(log_tail.len() as u64, "line");
+        lines.push(Line::plain(format!("       The last {last} of its log:")));
+        lines.extend(
+            log_tail
+                .iter()
+                .map(|line| Line::default().add(Tint::Dim, "       > ").add(Tint::Plain, line)),
+        );
+    }
+    lines.push(Line::plain("       All of it: ").add(Tint::Bold, format!("tvix-node log {derivation}")));
+    lines
+}
+
+/// A message of the node, whose text may have several lines.
+pub fn message(level: &str, text: &str) -> Vec<Line> {
+    let tint = match level {
+        "error" => Tint::Bad,
+        "warning" => Tint::Warning,
+        _ => return text.lines().map(Line::plain).collect(),
+    };
+    let mut rest = text.lines();
+    let first = Line::default()
+        .add(tint, format!("{level}:"))
+        .add(Tint::Plain, format!(" {}", rest.next().unwrap_or_default()));
+    std::iter::once(first).chain(rest.map(Line::plain)).collect()
+}
+
+/// A trace or warning of an evaluation, as Nix prints them.
+pub fn evaluation_message(kind: MessageKind, text: &str) -> Vec<Line> {
+    match kind {
+        MessageKind::Trace => message("info", &format!("trace: {text}")),
+        MessageKind::Warning => message("warning", text),
+    }
+}
+
+/// An error that the evaluator rendered, `error:` included.
+pub fn evaluation_error(text: &str) -> Vec<Line> {
+    text.lines()
+        .map(|line| match line.find("error:") {
+            Some(at) if line[..at].trim().is_empty() => Line::plain(&line[..at])
+                .add(Tint::Bad, "error:")
+                .add(Tint::Plain, &line[at + "error:".len()..]),
+            _ => Line::plain(line),
+        })
+        .collect()
+}
+
+/// What a session came to. None where there is nothing to say.
+pub fn summary(state: &State, now: u64) -> Vec<Line> {
+    let mut lines = planned("derivation", "would be built", &state.would_build);
+    lines.extend(planned("path", "would be fetched", &state.would_fetch));
+    let Some(outcome) = state.ended else { return lines };
+    let counts = state.counts;
+    let mut parts = Vec::new();
+    for (number, word) in [
+        (counts.built, "built"),
+        (counts.fetched, "fetched"),
+        (counts.pushed, "pushed"),
+        (counts.failed, "failed"),
+    ] {
+        if number > 0 {
+            parts.push(format!("{number} {word}"));
+        }
+    }
+    if parts.is_empty() && outcome == Outcome::Success {
+        // A run that had nothing to do is quiet, and so is one that only planned.
+        return lines;
+    }
+    if counts.present > 0 {
+        parts.push(format!("{} present", counts.present));
+    }
+    let (tint, word) = match outcome {
+        Outcome::Success => (Tint::Good, "done"),
+        Outcome::BuildFailed | Outcome::EvaluationFailed => (Tint::Bad, "failed"),
+        Outcome::Interrupted => (Tint::Warning, "interrupted"),
+    };
+    let mut line = Line::default()
+        .add(tint, word)
+        .add(Tint::Plain, format!(" after {}", took(now)));
+    if !parts.is_empty() {
+        line = line.add(Tint::Plain, format!(": {}", parts.join(", ")));
+    }
+    lines.push(line);
+    lines
+}
+
+fn planned(thing: &str, fate: &str, paths: &[StorePath]) -> Vec<Line> {
+    if paths.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = vec![Line::plain(format!(
+        "{} {fate}:",
+        count(paths.len() as u64, thing)
+    ))];
+    lines.extend(paths.iter().map(|path| Line::plain(format!("  {path}"))));
+    lines
+}
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

@@ -1,0 +1,142 @@
+use super::super::testing::{drv, event, finished, logged, placed, started};
+use super::*;
+
+const LIVE: Detail = Detail {
+    beginnings: false,
+    logs: false,
+};
+const RAW: Detail = Detail {
+    beginnings: true,
+    logs: true,
+};
+
+fn texts(event: &Event, detail: Detail) -> Vec<String> {
+    lines(&State::default(), event, detail)
+        .iter()
+        .map(Line::text)
+        .collect()
+}
+
+fn failed(demanded: bool) -> Event {
+    event(EventKind::BuildFailed {
+        derivation: drv("hello-2.10"),
+        node: "this node".to_owned(),
+        error: "the builder failed with exit code 2".to_owned(),
+        log_tail: vec![
+            "gcc: no such file".to_owned(),
+            "make: *** \x1b[31m[all]\x1b[0m".to_owned(),
+        ],
+        demanded,
+    })
+}
+
+fn ended(outcome: Outcome, built: u64, present: u64, failed: u64) -> State {
+    let mut state = State::default();
+    let fetched = 0;
+    state.step(
+        &event(EventKind::Ended {
+            outcome,
+            built,
+            fetched,
+            present,
+            failed,
+        }),
+        0,
+    );
+    state
+}
+
+#[test]
+fn a_failed_build_has_its_name_its_last_lines_and_the_way_to_all_of_them() {
+    let drv = drv("hello-2.10");
+    let expected = [
+        "error: the build of hello-2.10 failed: the builder failed with exit code 2".to_owned(),
+        "       The last 2 lines of its log:".to_owned(),
+        "       > gcc: no such file".to_owned(),
+        "       > make: *** [all]".to_owned(),
+        format!("       All of it: tvix-node log {drv}"),
+    ];
+    assert_eq!(texts(&failed(true), LIVE), expected);
+    assert_eq!(texts(&failed(true), RAW), expected);
+}
+
+#[test]
+fn a_failure_that_nobody_needs_is_no_error() {
+    assert!(texts(&failed(false), LIVE).is_empty());
+    assert_eq!(
+        texts(&failed(false), RAW),
+        ["hello-2.10 failed, and nothing is known to need it"]
+    );
+}
+
+#[test]
+fn off_a_terminal_every_step_has_a_line() {
+    assert_eq!(texts(&started("a", "this node"), RAW), ["building a"]);
+    assert_eq!(texts(&started("a", "tower"), RAW), ["building a on tower"]);
+    assert_eq!(texts(&logged("a", "checking\tx"), RAW), ["a> checking x"]);
+    assert_eq!(texts(&finished("a", 1_234), RAW), ["built a in 1.2s"]);
+    for step in [started("a", "x"), logged("a", "x"), placed("a", BuildKind::Ifd)] {
+        assert!(texts(&step, LIVE).is_empty(), "the live lines show it");
+    }
+}
+
+#[test]
+fn messages_keep_their_lines_and_level() {
+    let text = "first\nsecond".to_owned();
+    let message = |level: &str| EventKind::Message {
+        level: level.to_owned(),
+        text: text.clone(),
+    };
+    assert_eq!(
+        texts(&event(message("warning")), LIVE),
+        ["warning: first", "second"]
+    );
+    assert_eq!(texts(&event(message("info")), LIVE), ["first", "second"]);
+    let trace = evaluation_message(MessageKind::Trace, "x");
+    assert_eq!(trace[0].text(), "trace: x");
+}
+
+#[test]
+fn errors_of_an_evaluation_are_shown_as_they_are() {
+    let text = "error:\n       … while calling f\n\n       error: no x\n       at /a.nix:1:1:";
+    let shown: Vec<String> = evaluation_error(text).iter().map(Line::text).collect();
+    assert_eq!(shown.join("\n"), text);
+}
+
+#[test]
+fn the_summary_says_how_it_ended_and_is_quiet_where_nothing_was_done() {
+    let texts = |state: &State| summary(state, 67_000).iter().map(Line::text).collect::<Vec<_>>();
+    assert!(texts(&ended(Outcome::Success, 0, 5, 0)).is_empty());
+    assert_eq!(
+        texts(&ended(Outcome::Success, 3, 5, 0)),
+        ["done after 1m07s: 3 built, 5 present"]
+    );
+    assert_eq!(
+        texts(&ended(Outcome::BuildFailed, 3, 0, 1)),
+        ["failed after 1m07s: 3 built, 1 failed"]
+    );
+    assert_eq!(
+        texts(&ended(Outcome::Interrupted, 0, 0, 0)),
+        ["interrupted after 1m07s"]
+    );
+    assert!(texts(&State::default()).is_empty(), "no session, no summary");
+}
+
+#[test]
+fn a_dry_run_lists_what_would_be_done() {
+    let mut state = State::default();
+    state.step(&event(EventKind::WouldBuild { derivation: drv("a") }), 0);
+    state.step(&event(EventKind::WouldBuild { derivation: drv("b") }), 0);
+    state.step(&event(EventKind::WouldFetch { path: drv("c") }), 0);
+    let shown: Vec<String> = summary(&state, 0).iter().map(Line::text).collect();
+    assert_eq!(
+        shown,
+        [
+            "2 derivations would be built:".to_owned(),
+            format!("  {}", drv("a")),
+            format!("  {}", drv("b")),
+            "1 path would be fetched:".to_owned(),
+            format!("  {}", drv("c")),
+        ]
+    );
+}

@@ -1,0 +1,217 @@
+//! What is known of a session, gathered from its events.
+
+use std::collections::HashMap;
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::BuildKind;
+use tvix_node_protocol::control::{Event, EventKind, Outcome};
+
+/// What is known of a session. Times are milliseconds of the command's own clock, so that what runs
+/// can be shown with its age between two events.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Whether what is instantiated is going to be built where it is needed.
+    builds: bool,
+    /// Whether the evaluation still goes on.
+    pub evaluation_ended: bool,
+    /// Derivations instantiated.
+    pub instantiated: u64,
+    /// What runs now, the oldest first.
+    pub running: Vec<Running>,
+    /// What the counts are at present.
+    pub counts: Counts,
+    /// How it ended, once it has.
+    pub ended: Option<Outcome>,
+    /// Derivations of which something is known, and what.
+    derivations: HashMap<StorePath, Standing>,
+    /// Why and for whom builds were placed that have not started.
+    placed: HashMap<StorePath, BuildKind>,
+    /// Derivations that would be built.
+    pub would_build: Vec<StorePath>,
+    /// Paths that would be fetched.
+    pub would_fetch: Vec<StorePath>,
+}
+
+/// Something that takes time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// The derivation that is built, or the path that is fetched.
+    pub path: StorePath,
+    /// What is done.
+    pub work: Work,
+    /// Name of the node that does it or gives it.
+    pub node: String,
+    /// When it began.
+    pub since: u64,
+    /// The last line of its log.
+    pub last_line: String,
+}
+
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A build; whether an evaluation waits for it.
+    Build(BuildKind),
+    /// A fetch.
+    Fetch,
+}
+
+/// Counts of what is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Builds that succeeded.
+    pub built: u64,
+    /// Paths fetched.
+    pub fetched: u64,
+    /// Derivations found present.
+    pub present: u64,
+    /// Builds that failed and count.
+    pub failed: u64,
+    /// Paths pushed.
+    pub pushed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Instantiated; nothing has been begun.
+    Known,
+    Begun,
+    Over,
+}
+
+impl State {
+    /// Nothing has happened yet. `builds`: whether what is instantiated is going to be built where it is
+    /// needed.
+    pub fn new(builds: bool) -> Self {
+        Self {
+            builds,
+            ..Self::default()
+        }
+    }
+
+    /// Derivations that may still have to be built: neither begun nor found present nor given up.
+    pub fn waiting(&self) -> u64 {
+        if !self.builds {
+            return 0;
+        }
+        let count = self
+            .derivations
+            .values()
+            .filter(|standing| **standing == Standing::Known)
+            .count();
+        count as u64
+    }
+
+    /// Takes in what happened, at `now`.
+    pub fn step(&mut self, event: &Event, now: u64) {
+        match &event.kind {
+            EventKind::Instantiated { derivations } => {
+                self.instantiated += derivations.len() as u64;
+                for derivation in derivations {
+                    self.derivations
+                        .entry(derivation.clone())
+                        .or_insert(Standing::Known);
+                }
+            }
+            EventKind::EvaluationEnded => self.evaluation_ended = true,
+            EventKind::Present { derivation } => {
+                self.counts.present += 1;
+                self.set(derivation, Standing::Over);
+            }
+            EventKind::WouldBuild { derivation } => {
+                self.would_build.push(derivation.clone());
+                self.set(derivation, Standing::Over);
+            }
+            EventKind::WouldFetch { path } => self.would_fetch.push(path.clone()),
+            EventKind::Placed { derivation, kind, .. } => {
+                self.placed.insert(derivation.clone(), *kind);
+            }
+            EventKind::BuildStarted { derivation, node } => {
+                self.set(derivation, Standing::Begun);
+                let kind = self.placed.remove(derivation).unwrap_or(BuildKind::Regular);
+                self.begin(derivation, Work::Build(kind), node, now);
+            }
+            EventKind::Log { derivation, line } => {
+                let of_it = |running: &&mut Running| running.is_build_of(derivation);
+                if let Some(running) = self.running.iter_mut().find(of_it) {
+                    running.last_line.clone_from(line);
+                }
+            }
+            EventKind::BuildFinished { derivation, .. } => {
+                self.counts.built += 1;
+                self.end_build(derivation);
+            }
+            EventKind::BuildFailed {
+                derivation, demanded, ..
+            } => {
+                self.counts.failed += u64::from(*demanded);
+                self.end_build(derivation);
+            }
+            EventKind::DependencyFailed { derivation, .. } | EventKind::Cancelled { derivation, .. } => {
+                self.end_build(derivation);
+            }
+            EventKind::FetchStarted { path, from } => self.begin(path, Work::Fetch, from, now),
+            EventKind::FetchFinished { path, .. } => {
+                self.counts.fetched += 1;
+                self.running
+                    .retain(|running| running.work != Work::Fetch || running.path != *path);
+            }
+            EventKind::Pushed { .. } => self.counts.pushed += 1,
+            EventKind::Ended {
+                outcome,
+                built,
+                fetched,
+                present,
+                failed,
+            } => {
+                self.running.clear();
+                self.ended = Some(*outcome);
+                self.counts = Counts {
+                    built: *built,
+                    fetched: *fetched,
+                    present: *present,
+                    failed: *failed,
+                    pushed: self.counts.pushed,
+                };
+            }
+            EventKind::TargetNamed { .. }
+            | EventKind::ImportDone { .. }
+            | EventKind::ImportFailed { .. }
+            | EventKind::TargetDone { .. }
+            | EventKind::TargetFailed { .. }
+            | EventKind::Message { .. } => {}
+        }
+    }
+
+    fn set(&mut self, derivation: &StorePath, standing: Standing) {
+        self.derivations.insert(derivation.clone(), standing);
+    }
+
+    fn begin(&mut self, path: &StorePath, work: Work, node: &str, now: u64) {
+        self.running.push(Running {
+            path: path.clone(),
+            work,
+            node: node.to_owned(),
+            since: now,
+            last_line: String::new(),
+        });
+    }
+
+    fn end_build(&mut self, derivation: &StorePath) {
+        self.set(derivation, Standing::Over);
+        self.placed.remove(derivation);
+        self.running.retain(|running| !running.is_build_of(derivation));
+    }
+}
+
+impl Running {
+    fn is_build_of(&self, derivation: &StorePath) -> bool {
+        self.work != Work::Fetch && self.path == *derivation
+    }
+}
+
+/// What a derivation or path is called in a sentence: its name, without `.drv`.
+pub fn called(path: &StorePath) -> &str {
+    let name = path.name();
+    name.strip_suffix(".drv").unwrap_or(name)
+}
