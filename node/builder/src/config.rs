@@ -108,12 +108,21 @@ fn default_systems() -> BTreeSet<String> {
 
 /// As Nix's `system-features` has it.
 fn default_features() -> BTreeSet<String> {
-    use rustix::fs::{Access, access};
     let mut features = vec!["benchmark", "big-parallel", "nixos-test"];
-    if access("/dev/kvm", Access::READ_OK | Access::WRITE_OK).is_ok() {
+    if can_use_kvm() {
         features.push("kvm");
     }
     features.into_iter().map(str::to_owned).collect()
+}
+
+/// Whether builds can. They have no groups, and are somebody else where the node is root.
+fn can_use_kvm() -> bool {
+    use rustix::fs::{Access, Mode, access, stat};
+    let others = Mode::ROTH | Mode::WOTH;
+    if rustix::process::geteuid().is_root() {
+        return stat("/dev/kvm").is_ok_and(|device| Mode::from_raw_mode(device.st_mode).contains(others));
+    }
+    access("/dev/kvm", Access::READ_OK | Access::WRITE_OK).is_ok()
 }
 
 /// Where distributions keep the certificates that they trust.

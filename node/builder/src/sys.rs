@@ -161,12 +161,22 @@ pub(crate) fn install_filter(program: &[Instruction]) -> io::Result<()> {
 
 /// Every signal to its default, none blocked, as a program expects to start.
 pub(crate) fn reset_signals() -> io::Result<()> {
-    // SAFETY: sigaction and sigset_t are plain data; zeroes are SIG_DFL without flags.
-    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    // The kernel's own sigaction structure, which is smaller than this on every architecture: all
+    // zeroes are SIG_DFL without flags. Not through the C library, which keeps two signals to itself,
+    // and these may have been inherited as ignored.
+    let default = [0u64; 8];
     for signal in 1..=64 {
-        // SAFETY: reads one sigaction. Fails for KILL, STOP and those that the C library keeps for
-        // itself; they have their defaults.
-        unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+        // SAFETY: reads one structure; a signal set has 8 bytes. Fails for KILL and STOP, which cannot
+        // be anything but default.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u64>(),
+                8usize,
+            )
+        };
     }
     set_signal_mask(|_| {})
 }

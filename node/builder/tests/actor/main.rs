@@ -1,27 +1,47 @@
 //! The program that the tests of the builder run: as the sandbox helper, and as the builder program,
 //! well-behaved or not. Its first argument names the act.
+//!
+//! What an act finds out it prints, for the test to judge; its exit status says that it got so far.
+
+mod attack;
+mod look;
+mod node;
+mod raw;
 
 use std::error::Error;
-use std::fs;
 
-fn main() -> Result<(), Box<dyn Error>> {
+/// What an act comes to.
+type Done = Result<(), Box<dyn Error>>;
+
+fn main() -> Done {
     tvix_node_builder::run_if_sandbox();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        // Which files the dynamic linker has mapped: what a sandbox needs to run this program.
-        ["libraries"] => {
-            let maps = fs::read_to_string("/proc/self/maps")?;
-            let mut files: Vec<&str> = maps
-                .lines()
-                .filter_map(|line| Some(&line[line.find('/')?..]))
-                .collect();
-            files.sort_unstable();
-            files.dedup();
-            println!("{}", files.join("\n"));
-        }
-        ["write", path, text] => fs::write(path, text)?,
-        other => return Err(format!("no act {other:?}").into()),
+        ["libraries"] => look::libraries(),
+        ["environment"] => look::environment(),
+        ["place"] => look::place(),
+        ["read", path] => look::read(path),
+        ["list", path] => look::list(path),
+        ["write", path, text] => Ok(std::fs::write(path, text)?),
+        ["say", text, count] => look::say(text, count.parse()?),
+        ["exit", code] => std::process::exit(code.parse()?),
+        ["die", signal] => raw::die(signal.parse()?),
+        ["wait"] => look::wait_forever(),
+        ["node", scratch, token] => node::build_and_wait(scratch, token),
+        ["try-writing", paths @ ..] => attack::try_writing(paths),
+        ["connect", port, name] => attack::connect(port.parse()?, name),
+        ["listen", name] => attack::listen(name),
+        ["bits", folder] => attack::set_bits(folder),
+        ["make", kind, path] => attack::make(kind, path),
+        ["namespaces", input] => attack::namespaces(input),
+        ["fork-bomb"] => attack::fork_bomb(),
+        ["linger", how, token] => attack::linger(how, token),
+        ["kill-init", path] => attack::kill_init(path),
+        ["close-log", path] => attack::close_log(path),
+        ["fill", what, path] => attack::fill(what, path),
+        ["mess", path] => attack::mess(path),
+        ["trace"] => attack::trace(),
+        other => Err(format!("no act {other:?}").into()),
     }
-    Ok(())
 }

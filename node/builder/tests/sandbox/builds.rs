@@ -1,15 +1,20 @@
-//! What a build does when nobody means harm.
+//! What builds are given, and what comes out of them.
 
-use crate::stage::Stage;
-use tvix_node_builder::Cause;
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
 
-/// Stands for the path of the output `out`, as `builtins.placeholder "out"`.
-pub const OUT: &str = "/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9";
+use tvix_node_builder::{BuildInput, Cause, StorePath};
+use tvix_node_protocol::nix::derivation::OutputKind;
+use tvix_node_protocol::nix::hash::{CAHash, NixHash};
+
+use crate::stage::{ACTOR, OUT, Stage, fields, spec};
 
 #[tokio::test]
 async fn an_output_comes_out_and_nothing_stays() {
     let Some(stage) = Stage::new().await else { return };
-    let built = stage.act(&["write", OUT, "hello"]).await.unwrap();
+    let played = stage.act(&["write", OUT, "hello"]).await;
+    assert!(played.started);
+    let built = played.built();
     assert_eq!(std::fs::read(&built.outputs["out"]).unwrap(), b"hello");
     assert_eq!(stage.leftovers().len(), 1);
     built.discard().await;
@@ -17,13 +22,193 @@ async fn an_output_comes_out_and_nothing_stays() {
 }
 
 #[tokio::test]
-async fn a_builder_that_fails_is_told_apart_and_leaves_nothing() {
+async fn a_built_that_is_dropped_is_removed_as_well() {
     let Some(stage) = Stage::new().await else { return };
-    let error = stage.act(&["no such act"]).await.unwrap_err();
-    assert!(matches!(*error.cause, Cause::Exit(1)), "{error}");
-    assert!(
-        error.log_tail.iter().any(|line| line.contains("no such act")),
-        "{error:?}"
-    );
+    drop(stage.act(&["write", OUT, "hello"]).await);
     assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn inputs_of_every_kind_are_there_and_nothing_else() {
+    let Some(stage) = Stage::new().await else { return };
+    let things = stage.folder.path().join("things");
+    std::fs::create_dir_all(things.join("folder/deep")).unwrap();
+    std::fs::write(things.join("folder/deep/file"), "in a folder").unwrap();
+    std::fs::write(things.join("file"), "a file").unwrap();
+    symlink("/nix/store/somewhere", things.join("link")).unwrap();
+    symlink("file", things.join("undeclared")).unwrap();
+
+    let path = |number, name: &str| StorePath::from_parts([number; 20], name).unwrap();
+    let mut asked = spec(fields(&["list", "/nix/store"]));
+    for (number, name) in [(1, "folder"), (2, "file"), (3, "link")] {
+        asked.inputs.push(BuildInput {
+            path: path(number, name),
+            physical: things.join(name),
+        });
+    }
+    let listed = stage.play(asked.clone()).await.log;
+    let names: Vec<String> = listed
+        .iter()
+        .map(|line| line[33..].split(' ').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["folder", "file", "link", "actor"], "{listed:?}");
+
+    for (act, expected) in [
+        (
+            ["read", &format!("{}/deep/file", path(1, "folder"))],
+            "in a folder",
+        ),
+        (["read", &path(2, "file").to_string()], "a file"),
+    ] {
+        let mut asked = asked.clone();
+        asked.derivation = spec(fields(&act)).derivation;
+        assert_eq!(stage.play(asked).await.log, [expected]);
+    }
+}
+
+#[tokio::test]
+async fn an_input_that_is_not_there_is_named() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["write", OUT, "x"]));
+    let missing = StorePath::from_parts([1; 20], "missing").unwrap();
+    asked.inputs.push(BuildInput {
+        path: missing.clone(),
+        physical: stage.folder.path().join("missing"),
+    });
+    let played = stage.play(asked).await;
+    assert!(!played.started);
+    assert!(matches!(played.cause(), Cause::Input { path, .. } if path == missing));
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn an_input_that_is_to_be_built_now_is_not_in_the_way() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["write", OUT, "new"]));
+    let out = asked.derivation.outputs()["out"]
+        .path("play", "out")
+        .unwrap()
+        .unwrap();
+    asked.inputs.push(BuildInput {
+        path: out,
+        physical: ACTOR.into(),
+    });
+    let built = stage.play(asked).await.built();
+    assert_eq!(std::fs::read(&built.outputs["out"]).unwrap(), b"new");
+}
+
+#[tokio::test]
+async fn the_environment_is_that_of_nix() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = fields(&["environment"]);
+    for (name, value) in [
+        ("name", "play"),
+        ("HOME", "/mine"),
+        ("TMPDIR", "/mine"),
+        ("passAsFile", "text"),
+        ("text", "long"),
+    ] {
+        asked.environment.insert(name.into(), value.into());
+    }
+    asked.outputs.insert("dev".to_owned(), OutputKind::InputAddressed);
+    let mut asked = spec(asked);
+    asked.cores = 3;
+    let paths: BTreeMap<_, _> = asked
+        .derivation
+        .outputs()
+        .iter()
+        .map(|(name, output)| (name.clone(), output.path("play", name).unwrap().unwrap()))
+        .collect();
+    let log = stage.play(asked).await.log;
+    let expected = [
+        "HOME=/mine".to_owned(),
+        "NIX_BUILD_CORES=3".to_owned(),
+        "NIX_BUILD_TOP=/build".to_owned(),
+        "NIX_LOG_FD=2".to_owned(),
+        "NIX_STORE=/nix/store".to_owned(),
+        "PATH=/path-not-set".to_owned(),
+        "PWD=/build".to_owned(),
+        "TEMP=/build".to_owned(),
+        "TEMPDIR=/build".to_owned(),
+        "TERM=xterm-256color".to_owned(),
+        "TMP=/build".to_owned(),
+        "TMPDIR=/build".to_owned(),
+        format!("dev={}", paths["dev"]),
+        "name=play".to_owned(),
+        format!("out={}", paths["out"]),
+        "passAsFile=text".to_owned(),
+        // SHA-256 of "text" in base 32.
+        "textPath=/build/.attr-1lf969yddshzhld7sr1vbagr07bnygg99lgl6gk5kxcnp4z9wbcq".to_owned(),
+    ];
+    assert_eq!(log, expected);
+}
+
+#[tokio::test]
+async fn a_fixed_output_build_gets_the_variables_it_names() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = fields(&["environment"]);
+    asked.outputs.insert(
+        "out".to_owned(),
+        OutputKind::Fixed(CAHash::Flat(NixHash::Sha256([9; 32]))),
+    );
+    asked
+        .environment
+        .insert(b"impureEnvVars".to_vec(), b"ONE TWO".to_vec());
+    let mut asked = spec(asked);
+    asked.impure_environment.insert("ONE".to_owned(), b"1".to_vec());
+    asked
+        .impure_environment
+        .insert("OTHER".to_owned(), b"not named".to_vec());
+    let log = stage.play(asked).await.log;
+    for line in ["NIX_OUTPUT_CHECKED=1", "ONE=1", "TWO="] {
+        assert!(log.iter().any(|found| found == line), "{line} in {log:?}");
+    }
+    assert!(!log.iter().any(|line| line.starts_with("OTHER")));
+}
+
+#[tokio::test]
+async fn files_and_structured_attributes_are_in_the_build_folder() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = fields(&["read", ".attrs.sh"]);
+    asked.environment.insert(
+        b"__json".to_vec(),
+        br#"{"name":"play","list":[1,"two"]}"#.to_vec(),
+    );
+    let log = stage.play(spec(asked)).await.log;
+    assert_eq!(log[0], "declare -a list=(1 'two' )");
+    assert_eq!(log[1], "declare name='play'");
+    assert!(
+        log[2].starts_with("declare -A outputs=(['out']='/nix/store/"),
+        "{log:?}"
+    );
+}
+
+#[tokio::test]
+async fn several_outputs_come_out_by_name() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = fields(&["write", OUT, "one"]);
+    asked.outputs.insert("dev".to_owned(), OutputKind::InputAddressed);
+    let played = stage.play(spec(asked)).await;
+    assert!(matches!(played.cause(), Cause::OutputMissing { output, .. } if output == "dev"));
+}
+
+#[tokio::test]
+async fn builds_run_side_by_side() {
+    let Some(stage) = Stage::new().await else { return };
+    let specs = (0..4).map(|slot| {
+        let mut asked = spec(fields(&["write", OUT, "x"]));
+        asked.slot = slot;
+        stage.play(asked)
+    });
+    let mut specs: Vec<_> = specs.collect();
+    let (d, c, b, a) = (
+        specs.pop().unwrap(),
+        specs.pop().unwrap(),
+        specs.pop().unwrap(),
+        specs.pop().unwrap(),
+    );
+    let (a, b, c, d) = tokio::join!(a, b, c, d);
+    for played in [a, b, c, d] {
+        drop(played.built());
+    }
 }

@@ -4,17 +4,60 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tvix_node_builder::{
-    BuildError, BuildEvent, BuildInput, BuildSpec, Builder, Built, Config, Helper, SandboxPath, StorePath,
+    BuildError, BuildEvent, BuildInput, BuildSpec, Builder, Built, Cause, Config, Helper, SandboxPath,
+    StorePath,
 };
 use tvix_node_protocol::nix::derivation::{DerivationFields, OutputKind, read_derivation};
 
+/// Stands for the path of the output `out`, as `builtins.placeholder "out"`.
+pub const OUT: &str = "/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9";
+
 /// The tests' own program.
 pub const ACTOR: &str = env!("CARGO_BIN_EXE_sandbox-actor");
+
+/// What came of a build.
+pub struct Played {
+    pub result: Result<Built, BuildError>,
+    pub log: Vec<String>,
+    pub started: bool,
+}
+
+impl Played {
+    /// The cause of a failure.
+    pub fn cause(self) -> Cause {
+        match self.result {
+            Ok(built) => panic!("it succeeded: {built:?}, {:?}", self.log),
+            Err(error) => *error.cause,
+        }
+    }
+
+    /// The outputs of a success.
+    pub fn built(self) -> Built {
+        self.result
+            .unwrap_or_else(|error| panic!("{error}, {:?}", self.log))
+    }
+}
+
+/// Whether any process of the machine has this in its command line.
+pub fn is_running(token: &str) -> bool {
+    std::fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok())
+        .any(|line| line.windows(token.len()).any(|part| part == token.as_bytes()))
+}
+
+/// A word that no other process has in its command line.
+pub fn token() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("token-{}-{number}-end", std::process::id())
+}
 
 /// A builder with a folder of its own.
 pub struct Stage {
@@ -44,23 +87,51 @@ impl Stage {
     }
 
     /// Runs one act of the actor as a build.
-    pub async fn act(&self, arguments: &[&str]) -> Result<Built, BuildError> {
-        self.build(spec(fields(arguments))).await
+    pub async fn act(&self, arguments: &[&str]) -> Played {
+        self.play(spec(fields(arguments))).await
     }
 
-    /// Builds, and shows the log.
-    pub async fn build(&self, spec: BuildSpec) -> Result<Built, BuildError> {
+    /// Runs one act that has no output worth a look, and gives its log.
+    pub async fn look(&self, arguments: &[&str]) -> Vec<String> {
+        let played = self.act(arguments).await;
+        let cause = *played.result.expect_err("it makes no output").cause;
+        assert!(
+            matches!(cause, Cause::OutputMissing { .. }),
+            "{cause}, {:?}",
+            played.log
+        );
+        played.log
+    }
+
+    /// Builds to the end.
+    pub async fn play(&self, spec: BuildSpec) -> Played {
+        self.play_until(spec, |_| false).await
+    }
+
+    /// Builds, and cancels after the first line of log for which `enough` holds.
+    pub async fn play_until(&self, spec: BuildSpec, enough: impl Fn(&str) -> bool) -> Played {
         let (events, mut heard) = mpsc::channel(16);
+        let cancel = CancellationToken::new();
+        let mut log = Vec::new();
+        let mut started = false;
         let listen = async {
             while let Some(event) = heard.recv().await {
-                if let BuildEvent::Log(line) = event {
-                    println!("log: {}", String::from_utf8_lossy(&line));
+                match event {
+                    BuildEvent::Started => started = true,
+                    BuildEvent::Log(line) => {
+                        let line = String::from_utf8_lossy(&line).into_owned();
+                        if enough(&line) {
+                            cancel.cancel();
+                        }
+                        log.push(line);
+                    }
+                    _ => {}
                 }
             }
         };
-        let build = self.builder.build(spec, events, CancellationToken::new());
+        let build = self.builder.build(spec, events, cancel.clone());
         let (result, ()) = tokio::join!(build, listen);
-        result
+        Played { result, log, started }
     }
 
     /// What is left in the folder for builds.
@@ -73,7 +144,7 @@ impl Stage {
 }
 
 /// What the dynamic linker needs to run the actor, wherever this machine has it.
-fn libraries() -> BTreeMap<PathBuf, SandboxPath> {
+pub fn libraries() -> BTreeMap<PathBuf, SandboxPath> {
     static LIBRARIES: OnceLock<Vec<PathBuf>> = OnceLock::new();
     let files = LIBRARIES.get_or_init(|| {
         let output = Command::new(ACTOR)

@@ -1,0 +1,144 @@
+//! System calls that no safe wrapper offers.
+//!
+//! Invariant: every pointer is to a C string or buffer that outlives the call.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+
+use crate::Done;
+
+fn result(value: i64) -> io::Result<i64> {
+    if value == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(value)
+    }
+}
+
+/// Sends itself a signal.
+pub fn die(signal: i32) -> Done {
+    // SAFETY: no pointers.
+    result(unsafe { libc::kill(libc::getpid(), signal) }.into())?;
+    Ok(())
+}
+
+/// `fchmodat2`, which the C library does not offer everywhere.
+pub fn fchmodat2(path: &str, mode: u32) -> io::Result<()> {
+    let path = CString::new(path)?;
+    // SAFETY: a C string.
+    result(unsafe { libc::syscall(452, libc::AT_FDCWD, path.as_ptr(), mode, 0) }).map(drop)
+}
+
+/// `chmod` the way a 32-bit program does it; none where the machine has no such way.
+#[cfg(target_arch = "x86_64")]
+pub fn chmod_32_bit(path: &str, mode: u32) -> Option<i32> {
+    let path = CString::new(path).ok()?;
+    let bytes = path.as_bytes_with_nul();
+    // SAFETY: a new page below 4 GiB, large enough for the path, which is copied into it. `int 0x80` runs
+    // chmod of the 32-bit table, and changes rax and the registers named.
+    unsafe {
+        let page = libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT,
+            -1,
+            0,
+        );
+        if page == libc::MAP_FAILED || bytes.len() > 4096 {
+            return None;
+        }
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), page.cast(), bytes.len());
+        let mut answer: i64 = 15;
+        std::arch::asm!(
+            "xchg rbx, {path}",
+            "int 0x80",
+            "xchg rbx, {path}",
+            path = inout(reg) page as i64 => _,
+            inout("rax") answer,
+            in("rcx") i64::from(mode),
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+        libc::munmap(page, 4096);
+        let answer = answer as i32;
+        (answer != -libc::ENOSYS).then_some(-answer)
+    }
+}
+
+/// No 32-bit way.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn chmod_32_bit(_path: &str, _mode: u32) -> Option<i32> {
+    None
+}
+
+/// Sets an extended attribute.
+pub fn set_attribute(path: &str) -> io::Result<()> {
+    let path = CString::new(path)?;
+    // SAFETY: C strings and one byte of value.
+    result(i64::from(unsafe {
+        libc::setxattr(path.as_ptr(), c"user.test".as_ptr(), b"x".as_ptr().cast(), 1, 0)
+    }))
+    .map(drop)
+}
+
+/// `mknod`.
+pub fn make_node(path: &str, mode: u32, device: u64) -> io::Result<()> {
+    let path = CString::new(path)?;
+    // SAFETY: a C string.
+    result(unsafe { libc::mknod(path.as_ptr(), mode, device) }.into()).map(drop)
+}
+
+/// New namespaces for this process.
+pub fn unshare(namespaces: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    result(unsafe { libc::unshare(namespaces) }.into()).map(drop)
+}
+
+/// Copies the process; 0 in the copy.
+pub fn fork() -> io::Result<i32> {
+    // SAFETY: this program has one thread.
+    let pid = unsafe { libc::fork() };
+    result(pid.into()).map(|_| pid)
+}
+
+/// Ignores what can be ignored.
+pub fn ignore_signals() {
+    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: no pointers.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// Sends a signal.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    result(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// A session of its own.
+pub fn setsid() {
+    // SAFETY: no pointers.
+    unsafe { libc::setsid() };
+}
+
+/// Closes standard output and error.
+pub fn close_output() {
+    // SAFETY: nothing of this program uses them afterwards.
+    unsafe {
+        libc::close(1);
+        libc::close(2);
+    }
+}
+
+/// Attaches to a process as a debugger does, and lets it go.
+pub fn trace(pid: i32) -> io::Result<()> {
+    // SAFETY: no pointers are followed for these requests.
+    unsafe {
+        result(libc::ptrace(libc::PTRACE_ATTACH, pid, 0, 0))?;
+        let mut status = 0;
+        libc::waitpid(pid, &raw mut status, 0);
+        result(libc::ptrace(libc::PTRACE_DETACH, pid, 0, 0))?;
+    }
+    Ok(())
+}

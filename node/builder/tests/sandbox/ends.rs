@@ -1,0 +1,192 @@
+//! How builds end.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use tvix_node_builder::{Builder, Cause, Config, Helper};
+
+use crate::stage::{ACTOR, OUT, Stage, fields, is_running, libraries, spec, token};
+
+#[tokio::test]
+async fn an_exit_code_is_reported_with_the_end_of_the_log() {
+    let Some(stage) = Stage::new().await else { return };
+    let played = stage.act(&["no such act"]).await;
+    let error = played.result.unwrap_err();
+    assert!(matches!(*error.cause, Cause::Exit(1)), "{error}");
+    assert!(
+        error.log_tail.iter().any(|line| line.contains("no such act")),
+        "{error:?}"
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("-play.drv' failed: the builder failed with exit code 1"),
+        "{error}"
+    );
+    assert!(matches!(
+        stage.act(&["exit", "77"]).await.cause(),
+        Cause::Exit(77)
+    ));
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_signal_is_reported_as_one() {
+    let Some(stage) = Stage::new().await else { return };
+    let cause = stage.act(&["die", "11"]).await.cause();
+    // Process 1 of a namespace cannot be killed from inside, not even by itself, as in Nix.
+    assert!(matches!(cause, Cause::OutputMissing { .. }), "{cause}");
+}
+
+#[tokio::test]
+async fn a_builder_that_is_not_there_is_named() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = fields(&[]);
+    asked.builder = b"/bin/sh".to_vec();
+    let played = stage.play(spec(asked)).await;
+    let cause = played.cause();
+    assert!(
+        matches!(&cause, Cause::Execute { builder, .. } if builder == "/bin/sh"),
+        "{cause}"
+    );
+    assert!(cause.to_string().contains("no program of the machine"), "{cause}");
+}
+
+#[tokio::test]
+async fn a_build_that_takes_too_long_is_ended() {
+    let Some(stage) = Stage::new().await else { return };
+    let token = token();
+    let mut asked = spec(fields(&["linger", "all", &token]));
+    asked.limits.time = Some(1);
+    let played = stage.play(asked).await;
+    assert!(played.log.iter().any(|line| line.contains("lingering")));
+    assert!(matches!(played.cause(), Cause::TimedOut(1)));
+    assert!(!is_running(&token));
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_build_that_says_nothing_for_too_long_is_ended() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["wait"]));
+    asked.limits.silence = Some(1);
+    assert!(matches!(stage.play(asked).await.cause(), Cause::Silent(1)));
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_flood_of_log_is_ended() {
+    let Some(stage) = Stage::new().await else { return };
+    for what in ["log", "lines"] {
+        let mut asked = spec(fields(&["fill", what, "-"]));
+        asked.limits.log = Some(1_000_000);
+        let played = stage.play(asked).await;
+        let heard: usize = played.log.iter().map(String::len).sum();
+        assert!(heard < 1_200_000, "{heard}");
+        assert!(matches!(played.cause(), Cause::LogTooLarge(1_000_000)));
+    }
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_log_within_the_limit_arrives_whole() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["say", "some line of text", "10000"]));
+    asked.limits.log = Some(180_000);
+    let played = stage.play(asked).await;
+    assert_eq!(played.log.len(), 10_000);
+    assert!(played.log.iter().all(|line| line == "some line of text"));
+}
+
+#[tokio::test]
+async fn a_cancelled_build_is_gone() {
+    let Some(stage) = Stage::new().await else { return };
+    let token = token();
+    let asked = spec(fields(&["linger", "all", &token]));
+    let played = stage.play_until(asked, |line| line.contains("lingering")).await;
+    assert!(matches!(played.cause(), Cause::Cancelled));
+    assert!(!is_running(&token));
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_build_whose_future_is_dropped_is_gone_in_the_end() {
+    let Some(stage) = Stage::new().await else { return };
+    let token = token();
+    let (events, mut heard) = tokio::sync::mpsc::channel(16);
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let asked = spec(fields(&["linger", "all", &token]));
+    {
+        let build = stage.builder.build(asked, events, cancel);
+        tokio::select! {
+            result = build => panic!("{result:?}"),
+            () = async {
+                while !matches!(heard.recv().await, Some(tvix_node_builder::BuildEvent::Log(_))) {}
+            } => {}
+        }
+    }
+    // The channel closes when the build's own task has ended.
+    while heard.recv().await.is_some() {}
+    assert!(!is_running(&token));
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn the_folder_of_a_failed_build_is_kept_when_asked_for() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["write", "/build/evidence", "x"]));
+    asked.keep_failed = true;
+    let error = stage.play(asked).await.result.unwrap_err();
+    let kept = error.kept.unwrap();
+    assert_eq!(std::fs::read(kept.join("evidence")).unwrap(), b"x");
+    assert!(stage.leftovers().is_empty());
+}
+
+/// A node that is killed takes its builds with it, and the next one removes what they left.
+#[test]
+fn builds_end_with_the_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let scratch = folder.path().join("builds");
+    let token = token();
+    let libraries: Vec<String> = libraries()
+        .keys()
+        .map(|path| path.display().to_string())
+        .collect();
+    let mut node = Command::new(ACTOR)
+        .args(["node", &scratch.display().to_string(), &token])
+        .env("ACTOR_LIBRARIES", libraries.join(":"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(node.stdout.take().unwrap());
+    let begun = output
+        .lines()
+        .map_while(Result::ok)
+        .any(|line| line.contains("lingering"));
+    node.kill().unwrap();
+    node.wait().unwrap();
+    if !begun {
+        println!("SKIPPED: killing a node, because builds do not run here");
+        return;
+    }
+    // Waits for the helper, which sees its node's end.
+    Builder::new(Config::new(&scratch, Helper::program(ACTOR))).unwrap();
+    assert!(!is_running(&token));
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn placeholders_are_replaced_everywhere() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = fields(&["environment"]);
+    asked
+        .environment
+        .insert(b"where".to_vec(), format!("<{OUT}>").into_bytes());
+    let asked = spec(asked);
+    let out = asked.derivation.outputs()["out"]
+        .path("play", "out")
+        .unwrap()
+        .unwrap();
+    let log = stage.play(asked).await.log;
+    assert!(log.contains(&format!("where=<{out}>")), "{log:?}");
+}

@@ -1,0 +1,235 @@
+//! Builders that mean harm. Each ends as in stock Nix or safer, and nothing of it is left.
+
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+
+use tvix_node_builder::Cause;
+
+use crate::stage::{OUT, Stage, actor_path, fields, is_running, spec, token};
+
+/// No line of a log says that something worked.
+fn nothing_worked(log: &[String]) {
+    let worked: Vec<_> = log.iter().filter(|line| line.contains("DONE")).collect();
+    assert!(worked.is_empty(), "{worked:?} in {log:?}");
+}
+
+#[tokio::test]
+async fn the_machine_and_other_builds_cannot_be_read() {
+    let Some(stage) = Stage::new().await else { return };
+    let secret = stage.folder.path().join("secret");
+    std::fs::write(&secret, "s3cret").unwrap();
+    let other = stage.builder.config().scratch.clone();
+    for path in [
+        secret.as_path(),
+        other.as_path(),
+        "/etc/hostname".as_ref(),
+        "/etc/shadow".as_ref(),
+        "/sys".as_ref(),
+    ] {
+        let played = stage.act(&["read", &path.display().to_string()]).await;
+        assert!(
+            played.log.iter().any(|line| line.contains("NotFound")),
+            "{path:?}: {:?}",
+            played.log
+        );
+    }
+    // Nor through what processes leave open: there is none but its own.
+    let played = stage.act(&["read", "/proc/1/root/etc/hostname"]).await;
+    assert!(
+        played.log.iter().any(|line| line.contains("NotFound")),
+        "{:?}",
+        played.log
+    );
+}
+
+#[tokio::test]
+async fn store_paths_that_are_not_inputs_cannot_be_read() {
+    let Some(stage) = Stage::new().await else { return };
+    let listed = stage.look(&["list", "/nix/store"]).await;
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert!(listed[0].contains("-actor"));
+}
+
+#[tokio::test]
+async fn listeners_of_the_machine_cannot_be_reached() {
+    let Some(stage) = Stage::new().await else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = token();
+    let _abstract = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let log = stage.look(&["connect", &port, &name]).await;
+    assert_eq!(log.len(), 3);
+    nothing_worked(&log);
+}
+
+#[tokio::test]
+async fn builds_cannot_reach_each_other() {
+    let Some(stage) = Stage::new().await else { return };
+    let name = token();
+    let mut first = spec(fields(&["listen", &name]));
+    first.slot = 1;
+    let (ready, mut when_ready) = tokio::sync::mpsc::unbounded_channel();
+    let (done, when_done) = tokio::sync::oneshot::channel::<()>();
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let (events, mut heard) = tokio::sync::mpsc::channel(16);
+    let listen = async {
+        let mut log = Vec::new();
+        while let Some(event) = heard.recv().await {
+            if let tvix_node_builder::BuildEvent::Log(line) = event {
+                let line = String::from_utf8(line).unwrap();
+                ready.send(line.clone()).unwrap();
+                log.push(line);
+            }
+        }
+        log
+    };
+    let connect = async {
+        let port = when_ready.recv().await.unwrap();
+        let log = stage
+            .look(&["connect", port.strip_prefix("port ").unwrap(), &name])
+            .await;
+        done.send(()).unwrap();
+        log
+    };
+    let stop = async {
+        when_done.await.unwrap();
+        cancel.cancel();
+    };
+    let build = stage.builder.build(first, events, cancel.clone());
+    let (heard, log, (), result) = tokio::join!(listen, connect, stop, build);
+    assert!(matches!(*result.unwrap_err().cause, Cause::Cancelled));
+    nothing_worked(&log);
+    assert!(!heard.iter().any(|line| line.contains("ACCEPTED")));
+}
+
+#[tokio::test]
+async fn nothing_but_its_own_places_can_be_written() {
+    let Some(stage) = Stage::new().await else { return };
+    let actor = actor_path().to_string();
+    let log = stage
+        .look(&[
+            "try-writing",
+            "/",
+            "/etc",
+            "/etc/passwd",
+            "/dev",
+            "/nix",
+            &actor,
+            "/proc",
+            "/proc/sys/kernel/core_pattern",
+            "/proc/sys/kernel/hostname",
+            "/proc/sys/vm/drop_caches",
+            "/proc/sysrq-trigger",
+        ])
+        .await;
+    // Opening a file for writing, removing and renaming it; a folder the same.
+    assert!(log.len() >= 33, "{log:?}");
+    nothing_worked(&log);
+}
+
+#[tokio::test]
+async fn set_id_bits_and_attributes_are_refused() {
+    let Some(stage) = Stage::new().await else { return };
+    let log = stage.look(&["bits", "/build"]).await;
+    nothing_worked(&log);
+    for line in log
+        .iter()
+        .filter(|line| !line.contains("not there") && !line.contains("attribute"))
+    {
+        assert!(
+            line.ends_with("permission denied") || line.starts_with("fchmodat2: unsupported"),
+            "{line}"
+        );
+    }
+    assert_eq!(log.last().unwrap(), "attribute: true");
+}
+
+#[tokio::test]
+async fn outputs_of_other_kinds_are_rejected() {
+    let Some(stage) = Stage::new().await else { return };
+    for kind in ["fifo", "socket", "world-writable", "group-writable-file"] {
+        let cause = stage.act(&["make", kind, OUT]).await.cause();
+        assert!(matches!(cause, Cause::OutputRejected { .. }), "{kind}: {cause}");
+    }
+    for kind in ["device", "block", "hard-link"] {
+        let played = stage.act(&["make", kind, OUT]).await;
+        nothing_worked(&played.log);
+        assert!(matches!(played.cause(), Cause::OutputMissing { .. }), "{kind}");
+    }
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_link_as_output_stays_a_link() {
+    let Some(stage) = Stage::new().await else { return };
+    let built = stage.act(&["make", "link", OUT]).await.built();
+    let target = std::fs::read_link(&built.outputs["out"]).unwrap();
+    assert_eq!(target, std::path::Path::new("/etc/passwd"));
+}
+
+#[tokio::test]
+async fn namespaces_of_its_own_do_not_lead_out() {
+    let Some(stage) = Stage::new().await else { return };
+    let log = stage.look(&["namespaces", &actor_path().to_string()]).await;
+    nothing_worked(&log);
+}
+
+#[tokio::test]
+async fn a_fork_bomb_ends_in_its_sandbox() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["fork-bomb"]));
+    asked.processes = 50;
+    let played = stage.play(asked).await;
+    if played.log.iter().any(|line| line.contains("DONE")) {
+        let release = rustix::system::uname();
+        println!(
+            "SKIPPED: a limit on processes, because kernel {:?} counts them per user",
+            release.release()
+        );
+        return;
+    }
+    assert_eq!(played.log, ["processes 50: operation would block"]);
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn processes_left_behind_are_dead_when_the_build_is() {
+    let Some(stage) = Stage::new().await else { return };
+    for how in ["loudly", "quietly"] {
+        let token = token();
+        let log = stage.look(&["linger", how, &token]).await;
+        assert_eq!(log, [format!("lingering {token}")]);
+        assert!(!is_running(&token));
+    }
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn killing_everything_kills_only_its_own() {
+    let Some(stage) = Stage::new().await else { return };
+    let built = stage.act(&["kill-init", OUT]).await.built();
+    assert_eq!(std::fs::read(&built.outputs["out"]).unwrap(), b"alive");
+}
+
+#[tokio::test]
+async fn closing_the_log_does_not_end_the_build() {
+    let Some(stage) = Stage::new().await else { return };
+    let built = stage.act(&["close-log", OUT]).await.built();
+    assert_eq!(std::fs::read(&built.outputs["out"]).unwrap(), b"quiet");
+}
+
+#[tokio::test]
+async fn a_mess_is_removed() {
+    let Some(stage) = Stage::new().await else { return };
+    let played = stage.act(&["mess", OUT]).await;
+    drop(played.built());
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn only_its_own_processes_can_be_traced() {
+    let Some(stage) = Stage::new().await else { return };
+    let log = stage.look(&["trace"]).await;
+    assert_eq!(log, ["child: DONE"]);
+}
