@@ -227,7 +227,10 @@ pub fn release(marker: &str) {
     for pid in processes_with(marker) {
         if let Some(pid) = rustix::process::Pid::from_raw(pid) {
             // Another process of the sandbox may be gone by now.
-            drop(rustix::process::kill_process(pid, rustix::process::Signal::USR1));
+            match rustix::process::kill_process(pid, rustix::process::Signal::USR1) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => panic!("process {pid:?} cannot be signalled: {error}"),
+            }
         }
     }
 }

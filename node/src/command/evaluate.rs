@@ -1,7 +1,7 @@
 //! `instantiate` and `eval`.
 
 use tvix_node_evaluator::{Action, Format};
-use tvix_node_protocol::control::SessionMode;
+use tvix_node_protocol::control::{Outcome, SessionMode};
 
 use super::Notice;
 use super::error::CommandError;
@@ -70,6 +70,11 @@ pub async fn run_eval(
 
 /// Ends in an error where a target could not be evaluated.
 pub(super) fn evaluated(ended: Ended, evaluation: &Evaluation) -> Result<(), CommandError> {
+    if ended.outcome == Some(Outcome::BuildFailed) {
+        return Err(CommandError::BuildFailed(
+            "the evaluation needs something that could not be built".to_owned(),
+        ));
+    }
     match ended.failures {
         0 => Ok(()),
         1 if evaluation.attributes.len() == 1 => {

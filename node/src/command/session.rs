@@ -115,7 +115,6 @@ pub async fn run(
     let runtime = tokio::runtime::Handle::current();
     let eager = (opening == Opening::Now).then(|| runtime.spawn(starter.clone().open()));
     let store_folder = home.store_folder();
-    let count = targets.len();
     let evaluation = Evaluating {
         runtime,
         starter,
@@ -133,7 +132,7 @@ pub async fn run(
             source,
         })?;
 
-    let mut progress = Progress::new(count);
+    let mut progress = Progress::new(mode);
     let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     while !progress.complete(opened_any(&opened)) {
         let step = tokio::select! {
@@ -377,18 +376,18 @@ struct Progress {
     outputs:
         std::collections::BTreeMap<usize, std::collections::BTreeMap<String, tvix_node_protocol::StorePath>>,
     failures: usize,
-    unfinished: usize,
+    mode: SessionMode,
     evaluated: bool,
     outcome: Option<Outcome>,
 }
 
 impl Progress {
-    fn new(targets: usize) -> Self {
+    fn new(mode: SessionMode) -> Self {
         Self {
             named: Vec::new(),
             outputs: std::collections::BTreeMap::new(),
             failures: 0,
-            unfinished: targets,
+            mode,
             evaluated: false,
             outcome: None,
         }
@@ -396,8 +395,12 @@ impl Progress {
 
     /// Whether everything has ended.
     fn complete(&self, session: bool) -> bool {
-        let stopped = matches!(self.outcome, Some(outcome) if outcome != Outcome::Success);
-        stopped && !self.evaluated || self.evaluated && (!session || self.outcome.is_some())
+        if self.evaluated {
+            return !session || self.outcome.is_some();
+        }
+        // A build that failed ends the command though the evaluation still runs; where the value is
+        // what counts, the evaluation has the last word.
+        self.mode == SessionMode::Build && self.outcome.is_some_and(|outcome| outcome != Outcome::Success)
     }
 
     fn take(&mut self, step: Step, home: &Home, notice: &mut dyn FnMut(Notice)) -> Result<(), CommandError> {
@@ -412,9 +415,7 @@ impl Progress {
                     error,
                 });
             }
-            Step::Evaluator(EvaluatorEvent::Finished { .. }) => {
-                self.unfinished = self.unfinished.saturating_sub(1)
-            }
+            Step::Evaluator(EvaluatorEvent::Finished { .. }) => {}
             Step::Evaluated(result) => {
                 self.evaluated = true;
                 if let Err(error) = result

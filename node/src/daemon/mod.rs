@@ -68,7 +68,12 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         match rustix::process::setsid() {
             // This process leads a session already, which is what is wanted.
             Ok(_) | Err(rustix::io::Errno::PERM) => {}
-            Err(error) => return Err(UpError::Process { what: "leave the terminal", source: error.into() }),
+            Err(error) => {
+                return Err(UpError::Process {
+                    what: "leave the terminal",
+                    source: error.into(),
+                });
+            }
         }
     }
     let home = home.prepare()?;
