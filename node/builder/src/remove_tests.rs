@@ -10,7 +10,7 @@ fn folders_without_permissions_go() {
     fs::create_dir_all(victim.join("a/b/c")).unwrap();
     fs::write(victim.join("a/b/c/file"), b"x").unwrap();
     for folder in ["a/b/c", "a/b", "a", ""] {
-        fs::set_permissions(victim.join(folder), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(victim.join(folder), fs::Permissions::from_mode(0o000)).unwrap();
     }
     remove_tree(&victim).unwrap();
     assert!(!victim.exists());

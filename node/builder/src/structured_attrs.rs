@@ -157,11 +157,8 @@ fn shell_value(value: &Value) -> Option<String> {
     }
 }
 
-/// Nix looks at the number in single precision to see whether it is whole, and prints it as a C `int`.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "what Nix prints for numbers that an int cannot hold is what its compiler makes of them"
-)]
+/// Nix looks at the number in single precision to see whether it is whole, and prints it as a C `int`:
+/// of numbers that an `int` cannot hold, whatever its compiler makes of them on x86.
 fn shell_number(number: &Number) -> Option<String> {
     let value = number.as_f64()?;
     let single = value as f32;
@@ -171,9 +168,8 @@ fn shell_number(number: &Number) -> Option<String> {
     let int = match (number.as_i64(), number.as_u64()) {
         (Some(value), _) => value as i32,
         (None, Some(value)) => value as i32,
-        // What x86 gives for a number out of range.
-        (None, None) if value >= 2_147_483_648.0 || value < -2_147_483_648.0 => i32::MIN,
-        (None, None) => value as i32,
+        (None, None) if (-2_147_483_648.0..2_147_483_648.0).contains(&value) => value as i32,
+        (None, None) => i32::MIN,
     };
     Some(int.to_string())
 }

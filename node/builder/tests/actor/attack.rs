@@ -242,7 +242,7 @@ pub fn fill(what: &str, path: &str) -> Done {
             // Where only a look from outside finds them.
             fs::DirBuilder::new().mode(0o700).create(path)?;
             let mut file = fs::File::create(Path::new(path).join("file"))?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o000))?;
             loop {
                 file.write_all(&[b'x'; 1 << 20])?;
             }
@@ -276,7 +276,7 @@ pub fn mess(path: &str) -> Done {
         symlink("../../../..", top.join("up"))?;
         raw::make_node(&top.join("fifo").to_string_lossy(), libc::S_IFIFO | 0o644, 0)?;
         for folder in here.ancestors().take_while(|folder| *folder != top) {
-            fs::set_permissions(folder, fs::Permissions::from_mode(0))?;
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o000))?;
         }
     }
     Ok(())

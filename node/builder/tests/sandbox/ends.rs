@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use tvix_node_builder::{Builder, Cause, Config, Helper};
 
-use crate::stage::{ACTOR, OUT, Stage, fields, is_running, libraries, spec, token};
+use crate::stage::{ACTOR, OUT, Stage, fields, is_running, libraries, processes_with, spec, token};
 
 #[tokio::test]
 async fn an_exit_code_is_reported_with_the_end_of_the_log() {
@@ -139,6 +139,35 @@ async fn the_folder_of_a_failed_build_is_kept_when_asked_for() {
     let error = stage.play(asked).await.result.unwrap_err();
     let kept = error.kept.unwrap();
     assert_eq!(std::fs::read(kept.join("evidence")).unwrap(), b"x");
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_build_dies_with_its_helper() {
+    let Some(stage) = Stage::new().await else { return };
+    let token = token();
+    let asked = spec(fields(&["linger", "all", &token]));
+    let (events, mut heard) = tokio::sync::mpsc::channel(16);
+    let kill = async {
+        while let Some(event) = heard.recv().await {
+            if matches!(event, tvix_node_builder::BuildEvent::Log(_)) {
+                let first = processes_with(&token).min().unwrap();
+                let status = std::fs::read_to_string(format!("/proc/{first}/status")).unwrap();
+                let helper = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("PPid:"))
+                    .unwrap();
+                let helper = rustix::process::Pid::from_raw(helper.trim().parse().unwrap()).unwrap();
+                rustix::process::kill_process(helper, rustix::process::Signal::KILL).unwrap();
+            }
+        }
+    };
+    let build = stage
+        .builder
+        .build(asked, events, tokio_util::sync::CancellationToken::new());
+    let (result, ()) = tokio::join!(build, kill);
+    assert!(matches!(*result.unwrap_err().cause, Cause::HelperDied(_)));
+    assert!(!is_running(&token));
     assert!(stage.leftovers().is_empty());
 }
 

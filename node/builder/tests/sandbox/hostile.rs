@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-use tvix_node_builder::Cause;
+use tvix_node_builder::{BuildInput, Cause, StorePath};
 
 use crate::stage::{OUT, Stage, actor_path, fields, is_running, spec, token};
 
@@ -126,6 +126,29 @@ async fn nothing_but_its_own_places_can_be_written() {
     // Opening a file for writing, removing and renaming it; a folder the same.
     assert!(log.len() >= 33, "{log:?}");
     nothing_worked(&log);
+}
+
+/// Even where modes would allow it: a store that somebody else manages may have such modes.
+#[tokio::test]
+async fn inputs_cannot_be_written() {
+    let Some(stage) = Stage::new().await else { return };
+    let folder = stage.folder.path().join("input");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("file"), "original").unwrap();
+    for path in [&folder, &folder.join("file")] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    let path = StorePath::from_parts([1; 20], "input").unwrap();
+    let file = format!("{path}/file");
+    let mut asked = spec(fields(&["try-writing", &path.to_string(), &file]));
+    asked.inputs.push(BuildInput {
+        path,
+        physical: folder.clone(),
+    });
+    let log = stage.play(asked).await.log;
+    assert_eq!(log.len(), 6, "{log:?}");
+    nothing_worked(&log);
+    assert_eq!(std::fs::read(folder.join("file")).unwrap(), b"original");
 }
 
 #[tokio::test]

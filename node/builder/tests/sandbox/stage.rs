@@ -44,12 +44,21 @@ impl Played {
     }
 }
 
-/// Whether any process of the machine has this in its command line.
-pub fn is_running(token: &str) -> bool {
+/// Processes of the machine that have this in their command line.
+pub fn processes_with(token: &str) -> impl Iterator<Item = u32> {
     std::fs::read_dir("/proc")
         .expect("/proc")
-        .filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok())
-        .any(|line| line.windows(token.len()).any(|part| part == token.as_bytes()))
+        .filter_map(move |entry| {
+            let path = entry.ok()?.path();
+            let line = std::fs::read(path.join("cmdline")).ok()?;
+            let found = line.windows(token.len()).any(|part| part == token.as_bytes());
+            found.then(|| path.file_name()?.to_str()?.parse().ok())?
+        })
+}
+
+/// Whether there is any such process.
+pub fn is_running(token: &str) -> bool {
+    processes_with(token).next().is_some()
 }
 
 /// A word that no other process has in its command line.
