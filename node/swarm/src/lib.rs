@@ -4,6 +4,7 @@ pub mod gate;
 pub mod identity;
 pub mod invitations;
 pub mod limits;
+mod net;
 pub mod presence;
 pub mod roster;
 pub mod standing;

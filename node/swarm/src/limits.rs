@@ -85,3 +85,72 @@ pub const WITHDRAWALS: usize = 16_384;
 /// Keys one peer may ask about in a minute, on average; the first minute's are there at once. A closure
 /// of 60,000 paths can be asked about in one go, a list of all names of a package set cannot.
 pub const PRESENCE_QUESTIONS_PER_MINUTE: u32 = 131_072;
+
+/// Addresses remembered of one member: a machine with a few networks, over two transports.
+pub const ADDRESSES_PER_MEMBER: usize = 8;
+
+/// Connections in all. A connection costs some 100 KiB with its buffers.
+pub const CONNECTIONS: u32 = 512;
+
+/// Of those, made by others: what is left is ours to make.
+pub const CONNECTIONS_INCOMING: u32 = 384;
+
+/// Connections of one peer: both sides may dial at once, over two transports.
+pub const CONNECTIONS_PER_PEER: u32 = 4;
+
+/// Connections that are being made, in each direction.
+pub const CONNECTIONS_PENDING: u32 = 64;
+
+/// Share of the machine's memory this process may use before it takes no more connections.
+pub const MEMORY_SHARE: f64 = 0.5;
+
+/// A connection nobody uses and nobody wants kept is closed after this time.
+pub const IDLE_CONNECTION: Duration = Duration::from_secs(30);
+
+/// A stranger has this long to become a member.
+pub const STRANGER_TIME: Duration = Duration::from_secs(30);
+
+/// Strangers connected at once. They cannot keep members out: those have the rest.
+pub const STRANGERS: usize = 32;
+
+/// Streams served at once, for all peers.
+pub const STREAMS: usize = 2048;
+
+/// Streams served at once on one connection: two hundred builds and what belongs to them.
+pub const STREAMS_PER_CONNECTION: usize = 512;
+
+/// Streams a stranger may have: it has one thing to say.
+pub const STREAMS_PER_STRANGER: usize = 1;
+
+/// Streams of a connection whose protocol is not settled yet.
+pub const NEGOTIATING_STREAMS: usize = 256;
+
+/// Commands waiting for the network: each is small and taken within microseconds.
+pub const COMMANDS: usize = 1024;
+
+/// Events of the network waiting to be attended to.
+pub const NETWORK_EVENTS: usize = 1024;
+
+/// Bytes buffered on each side of a stream: one write to the transport carries at most this.
+pub const STREAM_BUFFER: usize = 64 << 10;
+
+/// How long a peer may take for an answer, or for taking what it is sent.
+pub const ANSWER_TIME: Duration = Duration::from_secs(30);
+
+/// How long making a connection may take.
+pub const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// How long a walk through the routing tables may take before what is known so far has to do.
+pub const WALK_TIME: Duration = Duration::from_secs(5);
+
+/// How often the routing table is refreshed by a walk.
+pub const ROUTING_REFRESH: Duration = Duration::from_secs(300);
+
+/// Walks at once: each asks a few dozen peers.
+pub const WALKS: usize = 64;
+
+/// First pause before a member that could not be reached is dialled again; it doubles each time.
+pub const REDIAL_FIRST: Duration = Duration::from_secs(2);
+
+/// Longest pause.
+pub const REDIAL_LAST: Duration = Duration::from_secs(300);

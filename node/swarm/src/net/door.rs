@@ -1,0 +1,133 @@
+//! The names of the doors on the wire.
+
+use libp2p::StreamProtocol;
+use tvix_node_protocol::build::SwarmId;
+
+/// One protocol of a node. See [`tvix_node_protocol::messages`] for what is said there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Door {
+    /// Becoming a member.
+    Join,
+    /// Facts, and whether the rosters differ.
+    Hello,
+    /// Roster statements.
+    Roster,
+    /// Who has which path.
+    Presence,
+    /// Path infos.
+    Paths,
+    /// Directories of a tree.
+    Tree,
+    /// Small files of a tree.
+    Blobs,
+    /// One large file, or a part of it.
+    Blob,
+    /// Builds.
+    Build,
+    /// Paths for a desired store.
+    Push,
+}
+
+impl Door {
+    /// Every door.
+    pub const ALL: [Self; 10] = [
+        Self::Join,
+        Self::Hello,
+        Self::Roster,
+        Self::Presence,
+        Self::Paths,
+        Self::Tree,
+        Self::Blobs,
+        Self::Blob,
+        Self::Build,
+        Self::Push,
+    ];
+
+    /// Its word in the protocol's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::Hello => "hello",
+            Self::Roster => "roster",
+            Self::Presence => "presence",
+            Self::Paths => "paths",
+            Self::Tree => "tree",
+            Self::Blobs => "blobs",
+            Self::Blob => "blob",
+            Self::Build => "build",
+            Self::Push => "push",
+        }
+    }
+
+    /// Whether what goes through this door is the content of store paths.
+    #[must_use]
+    pub fn carries_content(self) -> bool {
+        matches!(self, Self::Tree | Self::Blobs | Self::Blob)
+    }
+}
+
+/// The names of one team's protocols. All but `join` contain the team, so two teams do not even speak
+/// the same language.
+#[derive(Debug, Clone)]
+pub(crate) struct Names(Vec<(StreamProtocol, Door)>);
+
+impl Names {
+    pub(crate) fn of(swarm: SwarmId) -> Self {
+        let names = Door::ALL.into_iter().filter_map(|door| {
+            let name = match door {
+                Door::Join => "/tvix-node/join/1".to_owned(),
+                _ => format!("/tvix-node/{swarm}/{}/1", door.name()),
+            };
+            // A name is refused only where it does not begin with a slash.
+            Some((StreamProtocol::try_from_owned(name).ok()?, door))
+        });
+        Self(names.collect())
+    }
+
+    /// The only name there is where one is not a member yet.
+    pub(crate) fn join_only() -> Self {
+        Self(vec![(StreamProtocol::new("/tvix-node/join/1"), Door::Join)])
+    }
+
+    pub(crate) fn get(&self, door: Door) -> Option<&StreamProtocol> {
+        self.0
+            .iter()
+            .find(|(_, other)| *other == door)
+            .map(|(name, _)| name)
+    }
+
+    /// What a peer may open: everything, or `join` alone.
+    pub(crate) fn open_to(&self, member: bool) -> Vec<(StreamProtocol, Door)> {
+        let open = |(_, door): &&(StreamProtocol, Door)| member || *door == Door::Join;
+        self.0.iter().filter(open).cloned().collect()
+    }
+}
+
+/// The name of a team's routing protocol.
+pub(crate) fn kad_name(swarm: SwarmId) -> Option<StreamProtocol> {
+    StreamProtocol::try_from_owned(format!("/tvix-node/{swarm}/kad/1")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_may_open_join_and_nothing_else() {
+        let names = Names::of(SwarmId([1; 32]));
+        assert_eq!(names.open_to(true).len(), Door::ALL.len());
+        let open = names.open_to(false);
+        assert_eq!(open.len(), 1);
+        assert_eq!(open[0].1, Door::Join);
+        assert_eq!(Names::join_only().open_to(true), open);
+    }
+
+    #[test]
+    fn teams_do_not_share_names_but_for_join() {
+        let (one, other) = (Names::of(SwarmId([1; 32])), Names::of(SwarmId([2; 32])));
+        for door in Door::ALL {
+            assert_eq!(one.get(door) == other.get(door), door == Door::Join, "{door:?}");
+        }
+    }
+}

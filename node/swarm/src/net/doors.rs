@@ -1,0 +1,279 @@
+//! The behaviour that opens and accepts streams for our own protocols.
+//!
+//! A stranger's connection offers `join` and nothing else. Streams that come in are counted before they
+//! are handed on; one too many is closed unread. Streams that go out are opened many at a time, so two
+//! hundred requests to one peer cost one round trip and not two hundred.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use libp2p::core::transport::PortUse;
+use libp2p::core::{Endpoint, Multiaddr};
+use libp2p::swarm::behaviour::FromSwarm;
+use libp2p::swarm::{
+    ConnectionDenied, ConnectionId, NetworkBehaviour, NotifyHandler, Stream, THandler, THandlerInEvent,
+    THandlerOutEvent, ToSwarm,
+};
+use libp2p::{PeerId, StreamProtocol};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tvix_node_protocol::envelope::NodeKey;
+
+use super::contacts::SharedContacts;
+use super::door::{Door, Names};
+use super::gatekeeper::Gatekeeper;
+use super::handler::Handler;
+use crate::identity::key_of;
+use crate::limits::{STREAMS, STREAMS_PER_CONNECTION, STREAMS_PER_STRANGER};
+
+/// Why a stream could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// There is no connection.
+    #[error("not connected")]
+    NotConnected,
+    /// The peer does not offer the door: it speaks another version, or does not take us for a member.
+    #[error("the peer does not offer '{}': it has another version, or does not know us as a member", .0.name())]
+    NotOffered(Door),
+    /// The connection broke, or took too long.
+    #[error("the connection failed: {0}")]
+    Failed(String),
+    /// Too many are being opened.
+    #[error("too many streams are being opened at once")]
+    TooMany,
+    /// The node is shutting down.
+    #[error("this node is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a dial is not made.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not a member of the team")]
+struct NotAMember(NodeKey);
+
+/// A stream that came in.
+pub(crate) struct Inbound {
+    pub(crate) peer: NodeKey,
+    pub(crate) door: Door,
+    pub(crate) stream: Stream,
+    /// Given back when the stream has been served.
+    pub(crate) permits: Permits,
+}
+
+/// The stream's place among those of its connection, and among all.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    _connection: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+}
+
+/// Asks a handler to open a stream.
+#[derive(Debug)]
+pub(crate) struct OpenStream {
+    pub(crate) name: StreamProtocol,
+    pub(crate) door: Door,
+    pub(crate) reply: oneshot::Sender<Result<Stream, OpenError>>,
+}
+
+/// What all handlers share.
+#[derive(Clone)]
+pub(crate) struct Reception {
+    pub(crate) names: Arc<Names>,
+    pub(crate) gatekeeper: Gatekeeper,
+    streams: Arc<Semaphore>,
+    inbound: mpsc::Sender<Inbound>,
+}
+
+impl Reception {
+    /// Hands a stream on, or drops it where there are too many.
+    pub(crate) fn receive(&self, peer: NodeKey, door: Door, stream: Stream, of_connection: &Arc<Semaphore>) {
+        let permits = of_connection
+            .clone()
+            .try_acquire_owned()
+            .ok()
+            .zip(self.streams.clone().try_acquire_owned().ok());
+        let Some((connection, all)) = permits else {
+            tracing::debug!(%peer, ?door, "too many streams at once; one is closed unread");
+            return;
+        };
+        let permits = Permits {
+            _connection: connection,
+            _all: all,
+        };
+        let inbound = Inbound {
+            peer,
+            door,
+            stream,
+            permits,
+        };
+        if self.inbound.try_send(inbound).is_err() {
+            tracing::debug!(%peer, ?door, "nobody is there to serve a stream; it is closed unread");
+        }
+    }
+}
+
+/// See the [module](self).
+pub(crate) struct Doors {
+    reception: Reception,
+    contacts: SharedContacts,
+    keep_alive: bool,
+    dial_strangers: bool,
+    connections: HashMap<PeerId, Vec<ConnectionId>>,
+    waiting: VecDeque<(PeerId, OpenStream)>,
+    waker: Option<Waker>,
+}
+
+impl Doors {
+    /// `keep_alive`: connections to members stay open although nothing is said. `dial_strangers`: this
+    /// node is not a member yet, so everyone is a stranger.
+    pub(crate) fn new(
+        names: Names,
+        gatekeeper: Gatekeeper,
+        contacts: SharedContacts,
+        keep_alive: bool,
+        dial_strangers: bool,
+    ) -> (Self, mpsc::Receiver<Inbound>) {
+        let (inbound, receiver) = mpsc::channel(STREAMS);
+        let reception = Reception {
+            names: Arc::new(names),
+            gatekeeper,
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            inbound,
+        };
+        let doors = Self {
+            reception,
+            contacts,
+            keep_alive,
+            dial_strangers,
+            connections: HashMap::new(),
+            waiting: VecDeque::new(),
+            waker: None,
+        };
+        (doors, receiver)
+    }
+
+    /// Opens a stream to a connected peer.
+    pub(crate) fn open(
+        &mut self,
+        peer: PeerId,
+        door: Door,
+        reply: oneshot::Sender<Result<Stream, OpenError>>,
+    ) {
+        let refused = if !self.connections.contains_key(&peer) {
+            OpenError::NotConnected
+        } else if self.waiting.len() >= STREAMS {
+            OpenError::TooMany
+        } else if let Some(name) = self.reception.names.get(door).cloned() {
+            self.waiting.push_back((peer, OpenStream { name, door, reply }));
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+            return;
+        } else {
+            OpenError::NotOffered(door)
+        };
+        // Who asked may have gone away; that is its affair.
+        reply.send(Err(refused)).ok();
+    }
+
+    fn handler(&self, peer: PeerId) -> Result<Handler, ConnectionDenied> {
+        let key = key_of(&peer).map_err(ConnectionDenied::new)?;
+        let member = self.reception.gatekeeper.is_member(&peer);
+        let streams = if member {
+            STREAMS_PER_CONNECTION
+        } else {
+            STREAMS_PER_STRANGER
+        };
+        Ok(Handler::new(
+            self.reception.clone(),
+            (peer, key),
+            member,
+            self.keep_alive && member,
+            Arc::new(Semaphore::new(streams)),
+        ))
+    }
+}
+
+impl NetworkBehaviour for Doors {
+    type ConnectionHandler = Handler;
+    type ToSwarm = std::convert::Infallible;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.handler(peer)
+    }
+
+    fn handle_pending_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: Option<PeerId>,
+        _: &[Multiaddr],
+        _: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        let Some(peer) = peer else {
+            return Ok(vec![]);
+        };
+        let key = key_of(&peer).map_err(ConnectionDenied::new)?;
+        if !self.dial_strangers && !self.reception.gatekeeper.is_member(&peer) {
+            return Err(ConnectionDenied::new(NotAMember(key)));
+        }
+        Ok(self.contacts.addresses(key))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.handler(peer)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm) {
+        match event {
+            FromSwarm::ConnectionEstablished(event) => {
+                self.connections
+                    .entry(event.peer_id)
+                    .or_default()
+                    .push(event.connection_id);
+            }
+            FromSwarm::ConnectionClosed(event) => {
+                if let Some(connections) = self.connections.get_mut(&event.peer_id) {
+                    connections.retain(|connection| *connection != event.connection_id);
+                    if connections.is_empty() {
+                        self.connections.remove(&event.peer_id);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {}
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        while let Some((peer_id, open)) = self.waiting.pop_front() {
+            // The oldest: both sides then use the same one, and a second is there for when it breaks.
+            let Some(connection) = self.connections.get(&peer_id).and_then(|all| all.first()) else {
+                open.reply.send(Err(OpenError::NotConnected)).ok();
+                continue;
+            };
+            return Poll::Ready(ToSwarm::NotifyHandler {
+                peer_id,
+                handler: NotifyHandler::One(*connection),
+                event: open,
+            });
+        }
+        self.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+}

@@ -1,0 +1,495 @@
+//! The task that owns libp2p: commands in, events out.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use libp2p::core::ConnectedPoint;
+use libp2p::kad::{self, KBucketKey, QueryId};
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, Stream, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
+use tokio::sync::{mpsc, oneshot, watch};
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::limits::TICKET_ADDRESSES;
+
+use super::contacts::SharedContacts;
+use super::door::Door;
+use super::doors::OpenError;
+use super::gatekeeper::Gatekeeper;
+use super::redial::Redial;
+use super::transport::{Behaviour, BehaviourEvent, CLOSEST};
+use crate::identity::{key_of, peer_of};
+use crate::limits::{COMMANDS, CONNECT_TIME, NETWORK_EVENTS, STRANGER_TIME, STRANGERS, WALKS};
+
+/// Why a peer could not be reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// The key is not one.
+    #[error("{0} is not the key of a node")]
+    NotAKey(NodeKey),
+    /// No address is known, or none works.
+    #[error("cannot reach {peer}: {reason}")]
+    Unreachable {
+        /// Who.
+        peer: NodeKey,
+        /// What was tried, and what came of it.
+        reason: String,
+    },
+    /// The node is shutting down.
+    #[error("this node is shutting down")]
+    ShuttingDown,
+}
+
+pub(crate) enum Command {
+    /// Makes a connection, or finds that there is one.
+    Connect {
+        peer: NodeKey,
+        reply: oneshot::Sender<Result<(), ConnectError>>,
+    },
+    /// Opens a stream to a connected peer.
+    Open {
+        peer: NodeKey,
+        door: Door,
+        reply: oneshot::Sender<Result<Stream, OpenError>>,
+    },
+    /// The members closest to a label, the closest first, this node left out.
+    Closest {
+        label: Vec<u8>,
+        walk: bool,
+        reply: oneshot::Sender<Vec<NodeKey>>,
+    },
+    /// The roster has changed.
+    MembersChanged,
+    /// Closes all connections to a peer and makes a new one.
+    Reconnect {
+        peer: NodeKey,
+    },
+    /// Closes all connections to a peer.
+    Disconnect {
+        peer: NodeKey,
+    },
+    Shutdown,
+}
+
+/// What the network reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NetEvent {
+    /// This node made a connection to a member.
+    Dialled(NodeKey),
+    /// The last connection to a member is gone.
+    Gone(NodeKey),
+}
+
+/// Speaks to the driver.
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    commands: mpsc::Sender<Command>,
+    addresses: watch::Receiver<Vec<Multiaddr>>,
+    connected: watch::Receiver<BTreeSet<NodeKey>>,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Command")
+    }
+}
+
+impl Network {
+    pub(crate) async fn send(&self, command: Command) -> bool {
+        self.commands.send(command).await.is_ok()
+    }
+
+    pub(crate) async fn connect(&self, peer: NodeKey) -> Result<(), ConnectError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Connect { peer, reply }).await;
+        match tokio::time::timeout(CONNECT_TIME, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ConnectError::ShuttingDown),
+            Err(_) => Err(ConnectError::Unreachable {
+                peer,
+                reason: format!("no answer within {} s", CONNECT_TIME.as_secs()),
+            }),
+        }
+    }
+
+    pub(crate) async fn open(&self, peer: NodeKey, door: Door) -> Result<Stream, OpenError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Open { peer, door, reply }).await;
+        answer.await.unwrap_or(Err(OpenError::ShuttingDown))
+    }
+
+    pub(crate) async fn closest(&self, label: Vec<u8>, walk: bool) -> Vec<NodeKey> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Closest { label, walk, reply }).await;
+        answer.await.unwrap_or_default()
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<Multiaddr> {
+        self.addresses.borrow().clone()
+    }
+
+    pub(crate) fn connected(&self) -> BTreeSet<NodeKey> {
+        self.connected.borrow().clone()
+    }
+
+    pub(crate) fn watch_addresses(&self) -> watch::Receiver<Vec<Multiaddr>> {
+        self.addresses.clone()
+    }
+
+    pub(crate) fn watch_connected(&self) -> watch::Receiver<BTreeSet<NodeKey>> {
+        self.connected.clone()
+    }
+}
+
+pub(crate) struct Driver {
+    swarm: Swarm<Behaviour>,
+    gatekeeper: Gatekeeper,
+    contacts: SharedContacts,
+    /// Members to stay connected with, where they can be reached.
+    keep: usize,
+    redial: Redial,
+    strangers: HashMap<ConnectionId, (PeerId, Instant)>,
+    connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), ConnectError>>>>,
+    walks: HashMap<QueryId, Walk>,
+    commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<NetEvent>,
+    addresses: watch::Sender<Vec<Multiaddr>>,
+    connected: watch::Sender<BTreeSet<NodeKey>>,
+}
+
+struct Walk {
+    label: Vec<u8>,
+    reply: oneshot::Sender<Vec<NodeKey>>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        swarm: Swarm<Behaviour>,
+        gatekeeper: Gatekeeper,
+        contacts: SharedContacts,
+        keep: usize,
+    ) -> (Self, Network, mpsc::Receiver<NetEvent>) {
+        let (command_sender, commands) = mpsc::channel(COMMANDS);
+        let (events, event_receiver) = mpsc::channel(NETWORK_EVENTS);
+        let (addresses, address_receiver) = watch::channel(vec![]);
+        let (connected, connected_receiver) = watch::channel(BTreeSet::new());
+        let driver = Self {
+            swarm,
+            gatekeeper,
+            contacts,
+            keep,
+            redial: Redial::default(),
+            strangers: HashMap::new(),
+            connecting: HashMap::new(),
+            walks: HashMap::new(),
+            commands,
+            events,
+            addresses,
+            connected,
+        };
+        let network = Network {
+            commands: command_sender,
+            addresses: address_receiver,
+            connected: connected_receiver,
+        };
+        (driver, network, event_receiver)
+    }
+
+    /// Runs until it is told to stop, or nobody is there to tell it anything.
+    pub(crate) async fn run(mut self) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.on_event(event),
+                command = self.commands.recv() => match command {
+                    None | Some(Command::Shutdown) => return,
+                    Some(command) => self.on_command(command),
+                },
+                _ = tick.tick() => self.on_tick(),
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Connect { peer, reply } => self.connect(peer, reply),
+            Command::Open { peer, door, reply } => match peer_of(peer) {
+                Some(peer) => self.swarm.behaviour_mut().doors.open(peer, door, reply),
+                None => drop(reply.send(Err(OpenError::NotConnected))),
+            },
+            Command::Closest { label, walk, reply } => {
+                if walk && self.walks.len() < WALKS {
+                    let id = self
+                        .swarm
+                        .behaviour_mut()
+                        .kad
+                        .inner
+                        .get_closest_peers(label.clone());
+                    self.walks.insert(id, Walk { label, reply });
+                } else {
+                    drop(reply.send(self.closest(&label, [])));
+                }
+            }
+            Command::MembersChanged => self.members_changed(),
+            Command::Reconnect { peer } => {
+                if let Some(peer) = peer_of(peer) {
+                    // An error says that there was no connection.
+                    self.swarm.disconnect_peer_id(peer).ok();
+                    self.dial(peer);
+                }
+            }
+            Command::Disconnect { peer } => {
+                if let Some(peer) = peer_of(peer) {
+                    self.swarm.disconnect_peer_id(peer).ok();
+                }
+            }
+            Command::Shutdown => {}
+        }
+    }
+
+    fn connect(&mut self, key: NodeKey, reply: oneshot::Sender<Result<(), ConnectError>>) {
+        let Some(peer) = peer_of(key) else {
+            drop(reply.send(Err(ConnectError::NotAKey(key))));
+            return;
+        };
+        if self.swarm.is_connected(&peer) {
+            drop(reply.send(Ok(())));
+            return;
+        }
+        self.connecting.entry(peer).or_default().push(reply);
+        self.dial(peer);
+    }
+
+    fn dial(&mut self, peer: PeerId) {
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .build();
+        if let Err(error) = self.swarm.dial(options) {
+            match error {
+                // It is being dialled already; the outcome is reported like any other.
+                libp2p::swarm::DialError::DialPeerConditionFalse(_) => {}
+                error => self.dial_failed(peer, error.to_string()),
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, peer: PeerId, reason: String) {
+        let Ok(key) = key_of(&peer) else { return };
+        for reply in self.connecting.remove(&peer).unwrap_or_default() {
+            let reason = reason.clone();
+            drop(reply.send(Err(ConnectError::Unreachable { peer: key, reason })));
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let now = Instant::now();
+        let late: Vec<ConnectionId> = self
+            .strangers
+            .iter()
+            .filter(|(_, (_, since))| now.duration_since(*since) >= STRANGER_TIME)
+            .map(|(connection, _)| *connection)
+            .collect();
+        for connection in late {
+            self.strangers.remove(&connection);
+            self.swarm.close_connection(connection);
+        }
+        // Nobody waits for these any more.
+        self.connecting.retain(|_, replies| {
+            replies.retain(|reply| !reply.is_closed());
+            !replies.is_empty()
+        });
+        self.keep_connected(now);
+    }
+
+    fn keep_connected(&mut self, now: Instant) {
+        let connected = self.connected.borrow().len();
+        let wanted = self.keep.saturating_sub(connected);
+        let known: Vec<NodeKey> = self.contacts.with(|contacts| contacts.keys().collect());
+        let due: Vec<(NodeKey, PeerId)> = known
+            .into_iter()
+            .filter(|key| self.redial.is_due(*key, now))
+            .filter_map(|key| Some((key, peer_of(key)?)))
+            .filter(|(_, peer)| self.gatekeeper.is_member(peer) && !self.swarm.is_connected(peer))
+            .take(wanted)
+            .collect();
+        for (key, peer) in due {
+            self.redial.dialled(key, now);
+            self.dial(peer);
+        }
+    }
+
+    /// Cuts off who is no member any more, and lets those who have become one come again, so that their
+    /// connections are members'.
+    fn members_changed(&mut self) {
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        let strange: BTreeSet<PeerId> = self.strangers.values().map(|(peer, _)| *peer).collect();
+        for peer in peers {
+            if self.gatekeeper.is_member(&peer) == strange.contains(&peer) {
+                self.swarm.disconnect_peer_id(peer).ok();
+            }
+        }
+        let gatekeeper = self.gatekeeper.clone();
+        let is_member = |key: NodeKey| peer_of(key).is_some_and(|peer| gatekeeper.is_member(&peer));
+        self.contacts.with(|contacts| contacts.retain(is_member));
+        self.redial.retain(is_member);
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<super::transport::BehaviourEvent>) {
+        match event {
+            SwarmEvent::NewListenAddr { address, .. } => {
+                self.addresses.send_modify(|addresses| {
+                    if !addresses.contains(&address) {
+                        addresses.push(address);
+                    }
+                });
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.addresses
+                    .send_modify(|addresses| addresses.retain(|other| *other != address));
+            }
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => self.on_connected(peer_id, connection_id, &endpoint),
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                connection_id,
+                num_established,
+                ..
+            } => {
+                self.strangers.remove(&connection_id);
+                if num_established == 0 {
+                    self.on_gone(peer_id);
+                }
+            }
+            SwarmEvent::OutgoingConnectionError {
+                peer_id: Some(peer),
+                error,
+                ..
+            } => self.dial_failed(peer, error.to_string()),
+            SwarmEvent::Behaviour(event) => self.on_behaviour(event),
+            _ => {}
+        }
+    }
+
+    fn on_connected(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
+        let Ok(key) = key_of(&peer) else {
+            self.swarm.close_connection(connection);
+            return;
+        };
+        for reply in self.connecting.remove(&peer).unwrap_or_default() {
+            drop(reply.send(Ok(())));
+        }
+        if !self.gatekeeper.is_member(&peer) {
+            // Who dials a stranger wants to join; only those who dial us are counted.
+            if endpoint.is_listener() {
+                if self.strangers.len() >= STRANGERS {
+                    self.swarm.close_connection(connection);
+                    return;
+                }
+                self.strangers.insert(connection, (peer, Instant::now()));
+            }
+            return;
+        }
+        self.redial.connected(key);
+        self.connected.send_if_modified(|connected| connected.insert(key));
+        if let ConnectedPoint::Dialer { address, .. } = endpoint {
+            self.contacts.with(|contacts| contacts.add(key, address.clone()));
+            self.report(NetEvent::Dialled(key));
+        }
+    }
+
+    fn on_gone(&mut self, peer: PeerId) {
+        let Ok(key) = key_of(&peer) else { return };
+        if self
+            .connected
+            .send_if_modified(|connected| connected.remove(&key))
+        {
+            self.report(NetEvent::Gone(key));
+        }
+    }
+
+    fn report(&self, event: NetEvent) {
+        // Full: a thousand changes nobody has attended to. Who is connected can be read at any time.
+        if self.events.try_send(event).is_err() {
+            tracing::warn!("the network reports faster than it is attended to");
+        }
+    }
+
+    fn on_behaviour(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                let addresses = info.listen_addrs.into_iter().take(TICKET_ADDRESSES);
+                self.learn(peer_id, addresses);
+            }
+            BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed {
+                id,
+                result: kad::QueryResult::GetClosestPeers(result),
+                step,
+                ..
+            }) => {
+                let found = match result {
+                    Ok(found) => found.peers,
+                    Err(kad::GetClosestPeersError::Timeout { peers, .. }) => peers,
+                };
+                let mut keys = vec![];
+                for peer in found {
+                    keys.extend(key_of(&peer.peer_id));
+                    self.learn(peer.peer_id, peer.addrs.into_iter().take(TICKET_ADDRESSES));
+                }
+                if step.last
+                    && let Some(walk) = self.walks.remove(&id)
+                {
+                    let closest = self.closest(&walk.label, keys);
+                    drop(walk.reply.send(closest));
+                }
+            }
+            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
+                for (peer, address) in found {
+                    self.learn(peer, [address]);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes where a member can be reached. Nothing is noted of others.
+    fn learn(&mut self, peer: PeerId, addresses: impl IntoIterator<Item = Multiaddr>) {
+        let Ok(key) = key_of(&peer) else { return };
+        if peer == *self.swarm.local_peer_id() || !self.gatekeeper.is_member(&peer) {
+            return;
+        }
+        for address in addresses {
+            self.contacts
+                .with(|contacts| contacts.add_last(key, address.clone()));
+            self.swarm.behaviour_mut().kad.inner.add_address(&peer, address);
+        }
+    }
+
+    fn closest(&mut self, label: &[u8], found: impl IntoIterator<Item = NodeKey>) -> Vec<NodeKey> {
+        let target = KBucketKey::new(label.to_vec());
+        let local = self
+            .swarm
+            .behaviour_mut()
+            .kad
+            .inner
+            .get_closest_local_peers(&target);
+        let local: Vec<PeerId> = local.map(|key| *key.preimage()).collect();
+        let mut peers: BTreeSet<PeerId> = local.into_iter().collect();
+        peers.extend(self.connected.borrow().iter().filter_map(|key| peer_of(*key)));
+        peers.extend(found.into_iter().filter_map(peer_of));
+        peers.remove(self.swarm.local_peer_id());
+        let mut sorted: Vec<_> = peers
+            .into_iter()
+            .filter(|peer| self.gatekeeper.is_member(peer))
+            .map(|peer| (KBucketKey::from(peer).distance(&target), peer))
+            .collect();
+        sorted.sort();
+        let keys = sorted.iter().filter_map(|(_, peer)| key_of(peer).ok());
+        keys.take(CLOSEST.get()).collect()
+    }
+}

@@ -1,0 +1,19 @@
+//! The network: libp2p, and the doors our own protocols go through.
+
+pub(crate) mod contacts;
+mod counters;
+mod door;
+pub(crate) mod doors;
+pub(crate) mod driver;
+pub(crate) mod gatekeeper;
+mod handler;
+mod members_only;
+mod redial;
+pub(crate) mod transport;
+pub(crate) mod wire;
+
+pub use counters::{PeerTraffic, Traffic};
+pub use door::Door;
+pub use doors::OpenError;
+pub use driver::ConnectError;
+pub use transport::TransportError;

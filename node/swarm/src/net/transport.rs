@@ -1,0 +1,168 @@
+//! libp2p, put together: TCP with Noise and Yamux, QUIC, and the behaviours.
+
+use std::num::NonZeroUsize;
+
+use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{
+    PeerId, Swarm, SwarmBuilder, connection_limits, identify, kad, mdns, memory_connection_limits, noise,
+    ping, tcp, yamux,
+};
+use tokio::sync::mpsc;
+use tvix_node_protocol::build::SwarmId;
+use tvix_node_protocol::envelope::NodeSecret;
+
+use super::contacts::SharedContacts;
+use super::door::{Names, kad_name};
+use super::doors::{Doors, Inbound};
+use super::gatekeeper::Gatekeeper;
+use super::members_only::MembersOnly;
+use crate::identity::{BadSecret, keypair};
+use crate::limits::{
+    CONNECTIONS, CONNECTIONS_INCOMING, CONNECTIONS_PENDING, CONNECTIONS_PER_PEER, IDLE_CONNECTION,
+    MEMORY_SHARE, NEGOTIATING_STREAMS, ROUTING_REFRESH, STREAMS_PER_CONNECTION, WALK_TIME,
+};
+
+/// Why the network could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The secret.
+    #[error(transparent)]
+    Secret(#[from] BadSecret),
+    /// Encryption could not be set up.
+    #[error("encryption cannot be set up: {0}")]
+    Noise(#[from] noise::Error),
+    /// The part that finds nodes on the local network.
+    #[error("cannot look for nodes on the local network: {0}; it can be switched off")]
+    Mdns(std::io::Error),
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {address}: {reason}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What libp2p does for us.
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    limits: connection_limits::Behaviour,
+    memory: memory_connection_limits::Behaviour,
+    pub(crate) doors: Doors,
+    pub(crate) identify: MembersOnly<identify::Behaviour>,
+    pub(crate) kad: MembersOnly<kad::Behaviour<MemoryStore>>,
+    pub(crate) ping: MembersOnly<ping::Behaviour>,
+    pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
+}
+
+/// How the network is set up.
+pub(crate) struct Setup<'a> {
+    pub(crate) secret: &'a NodeSecret,
+    /// None: not a member of anything yet, so `join` is the only word.
+    pub(crate) swarm: Option<SwarmId>,
+    pub(crate) gatekeeper: Gatekeeper,
+    pub(crate) contacts: SharedContacts,
+    pub(crate) mdns: bool,
+    pub(crate) keep_alive: bool,
+}
+
+pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receiver<Inbound>), TransportError> {
+    let keypair = keypair(setup.secret)?;
+    let peer = keypair.public().to_peer_id();
+    let names = setup.swarm.map_or_else(Names::join_only, Names::of);
+    let (doors, inbound) = Doors::new(
+        names,
+        setup.gatekeeper.clone(),
+        setup.contacts,
+        setup.keep_alive,
+        setup.swarm.is_none(),
+    );
+    let mdns = if setup.mdns {
+        Some(mdns::tokio::Behaviour::new(mdns::Config::default(), peer).map_err(TransportError::Mdns)?)
+    } else {
+        None
+    };
+    let identify = identify::Config::new("tvix-node/1".to_owned(), keypair.public())
+        .with_agent_version(format!("tvix-node/{}", env!("CARGO_PKG_VERSION")))
+        .with_push_listen_addr_updates(true)
+        .with_cache_size(0);
+    let behaviour = Behaviour {
+        limits: connection_limits::Behaviour::new(
+            connection_limits::ConnectionLimits::default()
+                .with_max_pending_incoming(Some(CONNECTIONS_PENDING))
+                .with_max_pending_outgoing(Some(CONNECTIONS_PENDING))
+                .with_max_established_incoming(Some(CONNECTIONS_INCOMING))
+                .with_max_established(Some(CONNECTIONS))
+                .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER)),
+        ),
+        memory: memory_connection_limits::Behaviour::with_max_percentage(MEMORY_SHARE),
+        doors,
+        identify: MembersOnly::new(identify::Behaviour::new(identify), setup.gatekeeper.clone()),
+        kad: MembersOnly::new(routing(peer, setup.swarm), setup.gatekeeper.clone()),
+        ping: MembersOnly::new(ping::Behaviour::new(ping::Config::new()), setup.gatekeeper),
+        mdns: mdns.into(),
+    };
+    let swarm = SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_tcp(
+            tcp::Config::default().nodelay(true),
+            noise::Config::new,
+            yamux_config,
+        )?
+        .with_quic_config(|mut config| {
+            config.max_concurrent_stream_limit = u32::try_from(STREAMS_PER_CONNECTION).unwrap_or(u32::MAX);
+            config
+        })
+        // The behaviour is there already; nothing can fail.
+        .with_behaviour(|_| behaviour)
+        .unwrap_or_else(|never| match never {})
+        .with_swarm_config(|config| {
+            config
+                .with_idle_connection_timeout(IDLE_CONNECTION)
+                .with_max_negotiating_inbound_streams(NEGOTIATING_STREAMS)
+        })
+        .build();
+    Ok((swarm, inbound))
+}
+
+fn yamux_config() -> yamux::Config {
+    let mut config = yamux::Config::default();
+    config.set_max_num_streams(STREAMS_PER_CONNECTION * 2);
+    config
+}
+
+/// Kademlia, for finding nodes alone: it neither keeps nor passes on records.
+fn routing(peer: PeerId, swarm: Option<SwarmId>) -> kad::Behaviour<MemoryStore> {
+    let name = swarm
+        .and_then(kad_name)
+        .unwrap_or(libp2p::StreamProtocol::new("/tvix-node/none/kad/1"));
+    let mut config = kad::Config::new(name);
+    config
+        .set_record_filtering(kad::StoreInserts::FilterBoth)
+        .set_replication_interval(None)
+        .set_publication_interval(None)
+        .set_provider_publication_interval(None)
+        .set_record_ttl(None)
+        .set_provider_record_ttl(None)
+        .set_kbucket_inserts(kad::BucketInserts::Manual)
+        .set_query_timeout(WALK_TIME)
+        .set_periodic_bootstrap_interval(Some(ROUTING_REFRESH))
+        .set_caching(kad::Caching::Disabled);
+    let store = MemoryStore::with_config(
+        peer,
+        MemoryStoreConfig {
+            max_records: 0,
+            max_provided_keys: 0,
+            ..MemoryStoreConfig::default()
+        },
+    );
+    let mut kad = kad::Behaviour::with_config(peer, store, config);
+    kad.set_mode(Some(kad::Mode::Server));
+    kad
+}
+
+/// How many of the closest nodes a walk brings.
+pub(crate) const CLOSEST: NonZeroUsize = kad::K_VALUE;

@@ -1,0 +1,239 @@
+//! Messages on a stream: a length in four bytes, least significant first, then so many bytes.
+
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::io::{BufReader, BufWriter};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tvix_node_protocol::cbor::{self, CborError};
+use tvix_node_protocol::messages::Message;
+
+use super::counters::Counted;
+use crate::limits::{ANSWER_TIME, STREAM_BUFFER};
+
+/// Why a message could not be sent or received.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The stream broke.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// Larger than the message may be.
+    #[error("a message of {size} bytes, more than the {limit} allowed")]
+    TooLarge {
+        /// Its size.
+        size: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// Not what was expected.
+    #[error("not the message expected: {0}")]
+    Encoding(#[from] CborError),
+    /// Nothing came for too long.
+    #[error("no answer for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The peer closed the stream where an answer was due.
+    #[error("the peer closed the stream instead of answering")]
+    Closed,
+}
+
+type BoxedRead = Pin<Box<dyn AsyncRead + Send>>;
+type BoxedWrite = Pin<Box<dyn AsyncWrite + Send>>;
+
+/// The side one reads from.
+pub(crate) struct WireReader(BufReader<BoxedRead>);
+
+/// The side one writes to. Nothing leaves before [`WireWriter::flush`].
+pub(crate) struct WireWriter(BufWriter<BoxedWrite>);
+
+/// Both sides of a stream.
+pub(crate) struct Wire {
+    pub(crate) reader: WireReader,
+    pub(crate) writer: WireWriter,
+}
+
+impl Wire {
+    pub(crate) fn new<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: Counted<S>) -> Self {
+        let (reader, writer) = stream.split();
+        Self {
+            reader: WireReader(BufReader::with_capacity(STREAM_BUFFER, Box::pin(reader))),
+            writer: WireWriter(BufWriter::with_capacity(STREAM_BUFFER, Box::pin(writer))),
+        }
+    }
+
+    /// Sends a question and waits for the answer.
+    pub(crate) async fn ask<Q: Message, A: Message>(&mut self, question: &Q) -> Result<A, WireError> {
+        self.writer.send(question).await?;
+        self.writer.flush().await?;
+        self.reader.receive().await
+    }
+
+    /// Sends an answer and ends the stream.
+    pub(crate) async fn answer<A: Message>(mut self, answer: &A) -> Result<(), WireError> {
+        self.writer.send(answer).await?;
+        self.writer.close().await
+    }
+}
+
+impl WireReader {
+    /// The next message; an end of the stream is an error.
+    pub(crate) async fn receive<M: Message>(&mut self) -> Result<M, WireError> {
+        self.receive_or_end().await?.ok_or(WireError::Closed)
+    }
+
+    /// The next message, or none where the stream ends before it.
+    pub(crate) async fn receive_or_end<M: Message>(&mut self) -> Result<Option<M>, WireError> {
+        self.receive_within(ANSWER_TIME).await
+    }
+
+    /// As [`WireReader::receive_or_end`], with another patience.
+    pub(crate) async fn receive_within<M: Message>(
+        &mut self,
+        time: Duration,
+    ) -> Result<Option<M>, WireError> {
+        let Some(bytes) = self.receive_raw_within(M::LIMIT, time).await? else {
+            return Ok(None);
+        };
+        Ok(Some(cbor::from_slice(&bytes, M::LIMIT)?))
+    }
+
+    /// The next frame of at most `limit` bytes, as bytes, or none where the stream ends before it.
+    pub(crate) async fn receive_raw(&mut self, limit: usize) -> Result<Option<Vec<u8>>, WireError> {
+        self.receive_raw_within(limit, ANSWER_TIME).await
+    }
+
+    async fn receive_raw_within(
+        &mut self,
+        limit: usize,
+        time: Duration,
+    ) -> Result<Option<Vec<u8>>, WireError> {
+        let silent = |_| WireError::Silent(time);
+        let mut length = [0; 4];
+        // The first byte decides between an end and a message cut short.
+        if tokio::time::timeout(time, self.0.read(&mut length[..1]))
+            .await
+            .map_err(silent)??
+            == 0
+        {
+            return Ok(None);
+        }
+        tokio::time::timeout(time, self.0.read_exact(&mut length[1..]))
+            .await
+            .map_err(silent)??;
+        let size = u32::from_le_bytes(length) as usize;
+        if size > limit {
+            return Err(WireError::TooLarge { size, limit });
+        }
+        // As much memory as has really come, whatever was announced.
+        let mut bytes = Vec::with_capacity(size.min(STREAM_BUFFER));
+        while bytes.len() < size {
+            let start = bytes.len();
+            let part = (size - start).min(STREAM_BUFFER.max(start));
+            bytes.resize(start + part, 0);
+            tokio::time::timeout(time, self.0.read_exact(&mut bytes[start..]))
+                .await
+                .map_err(silent)??;
+        }
+        Ok(Some(bytes))
+    }
+
+    /// What follows the messages, as bytes.
+    pub(crate) fn bytes(&mut self) -> &mut BufReader<BoxedRead> {
+        &mut self.0
+    }
+}
+
+impl WireWriter {
+    pub(crate) async fn send<M: Message>(&mut self, message: &M) -> Result<(), WireError> {
+        let bytes = cbor::to_vec(message)?;
+        if bytes.len() > M::LIMIT {
+            let (size, limit) = (bytes.len(), M::LIMIT);
+            return Err(WireError::TooLarge { size, limit });
+        }
+        self.send_raw(&bytes).await
+    }
+
+    /// Sends bytes as one frame.
+    pub(crate) async fn send_raw(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        let length = u32::try_from(bytes.len()).map_err(|_| WireError::TooLarge {
+            size: bytes.len(),
+            limit: u32::MAX as usize,
+        })?;
+        patiently(self.0.write_all(&length.to_le_bytes())).await?;
+        patiently(self.0.write_all(bytes)).await
+    }
+
+    /// Sends bytes as they are.
+    pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        patiently(self.0.write_all(bytes)).await
+    }
+
+    pub(crate) async fn flush(&mut self) -> Result<(), WireError> {
+        patiently(self.0.flush()).await
+    }
+
+    /// Says that nothing more comes.
+    pub(crate) async fn close(&mut self) -> Result<(), WireError> {
+        patiently(self.0.close()).await
+    }
+}
+
+/// A peer that takes nothing must not hold on to what serves it.
+async fn patiently<T>(action: impl Future<Output = io::Result<T>>) -> Result<T, WireError> {
+    let result = tokio::time::timeout(ANSWER_TIME, action).await;
+    Ok(result.map_err(|_| WireError::Silent(ANSWER_TIME))??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Door, Traffic};
+    use futures::io::Cursor;
+    use tvix_node_protocol::envelope::NodeKey;
+    use tvix_node_protocol::messages::{BuildFrame, RosterDone};
+
+    fn reader(bytes: Vec<u8>) -> WireReader {
+        let stream = Traffic::default().counted(Cursor::new(bytes), NodeKey([1; 32]), Door::Hello);
+        Wire::new(stream).reader
+    }
+
+    fn framed(bytes: &[u8]) -> Vec<u8> {
+        [&(bytes.len() as u32).to_le_bytes()[..], bytes].concat()
+    }
+
+    #[tokio::test]
+    async fn a_message_comes_back_and_then_the_end() {
+        let message = RosterDone { roster: [7; 32] };
+        let mut reader = reader(framed(&cbor::to_vec(&message).unwrap()));
+        assert_eq!(reader.receive::<RosterDone>().await.unwrap(), message);
+        assert_eq!(reader.receive_or_end::<RosterDone>().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_message_too_large_is_refused_before_it_is_read() {
+        let mut reader = reader(u32::MAX.to_le_bytes().to_vec());
+        let error = reader.receive::<BuildFrame>().await.unwrap_err();
+        assert!(matches!(error, WireError::TooLarge { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_message_cut_short_is_no_end() {
+        let whole = framed(&cbor::to_vec(&RosterDone { roster: [7; 32] }).unwrap());
+        for length in 1..whole.len() {
+            let mut reader = reader(whole[..length].to_vec());
+            let error = reader.receive_or_end::<RosterDone>().await.unwrap_err();
+            assert!(matches!(error, WireError::Io(_)), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_deterministic_is_refused() {
+        // The array [1] with a length in a needlessly long form.
+        let mut reader = reader(framed(&[0x98, 0x01, 0x01]));
+        let error = reader.receive::<RosterDone>().await.unwrap_err();
+        assert!(
+            matches!(error, WireError::Encoding(CborError::NotDeterministic)),
+            "{error}"
+        );
+    }
+}
