@@ -158,6 +158,9 @@ fn indent(text: &str, by: usize) -> String {
     text.replace('\n', &format!("\n{:by$}", ""))
 }
 
+/// Longest piece of a source line that errors show.
+const SHOWN_LINE: usize = 400;
+
 /// Writes where a position is, with the source line, those around it, and a caret.
 fn excerpt(text: &mut String, sources: &SourceMap, pos: Pos, by: usize) {
     let Some(location) = sources.resolve(pos) else {
@@ -167,24 +170,32 @@ fn excerpt(text: &mut String, sources: &SourceMap, pos: Pos, by: usize) {
     let Some(line) = location.file.line(location.line) else {
         return;
     };
-    let show = |line: &[u8]| String::from_utf8_lossy(line).replace('\t', " ");
-    let mut row = |number: u32, line: &[u8]| {
-        let _ = write!(text, "\n{:by$}{number:>6}| {}", "", show(line));
+    // Of very long lines (generated code) only the surroundings of the place are shown.
+    let column = (location.column as usize - 1).min(line.len());
+    let from = match line.len() > SHOWN_LINE {
+        true => column.saturating_sub(SHOWN_LINE / 2),
+        false => 0,
+    };
+    let show = |line: &[u8], from: usize| {
+        let part = &line[from.min(line.len())..line.len().min(from + SHOWN_LINE)];
+        String::from_utf8_lossy(part).replace('\t', " ")
+    };
+    let mut row = |number: u32, line: &[u8], from: usize| {
+        let _ = write!(text, "\n{:by$}{number:>6}| {}", "", show(line, from));
     };
     if let Some(before) = location
         .line
         .checked_sub(1)
         .and_then(|number| location.file.line(number))
     {
-        row(location.line - 1, before);
+        row(location.line - 1, before, 0);
     }
-    row(location.line, line);
-    let until = (location.column as usize - 1).min(line.len());
-    let column = String::from_utf8_lossy(&line[..until]).chars().count();
+    row(location.line, line, from);
+    let column = String::from_utf8_lossy(&line[from..column]).chars().count();
     let _ = write!(text, "\n{:by$}      | {:column$}^", "", "");
     if let Some(after) = location.file.line(location.line + 1)
         && !(after.is_empty() && location.file.line(location.line + 2).is_none())
     {
-        let _ = write!(text, "\n{:by$}{:>6}| {}", "", location.line + 1, show(after));
+        let _ = write!(text, "\n{:by$}{:>6}| {}", "", location.line + 1, show(after, 0));
     }
 }

@@ -3,6 +3,7 @@
 use tvix_node_protocol::nix::store_path::{StorePath, hash_placeholder};
 
 use super::PrimOp;
+use crate::derivation::{COREPKGS, corepkgs_file};
 use crate::error::{ErrorKind, EvalError, Result};
 use crate::evaluation::{Coerce, ContextBuilder, Evaluation, files};
 use crate::heap::{AttrsBuilder, ContextElement, List, Str, Value, View};
@@ -235,6 +236,12 @@ impl<'h> Evaluation<'h> {
             let resolved = self.resolve(&files::canonical(&candidate), pos)?;
             if self.lstat(&resolved, pos)?.is_some() {
                 return Ok(resolved);
+            }
+        }
+        if let Some(rest) = name.strip_prefix(b"nix/") {
+            let path = files::join(COREPKGS, rest);
+            if corepkgs_file(&path).is_some() {
+                return Ok(path);
             }
         }
         let name = String::from_utf8_lossy(name);

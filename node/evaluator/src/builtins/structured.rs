@@ -6,7 +6,11 @@ use crate::evaluation::{ContextBuilder, Evaluation};
 use crate::heap::{Str, Value};
 use crate::syntax::position::Pos;
 
-pub(super) const TABLE: &[PrimOp] = &[PrimOp::new("toJSON", 1, to_json), PrimOp::new("toXML", 1, to_xml)];
+pub(super) const TABLE: &[PrimOp] = &[
+    PrimOp::new("toJSON", 1, to_json),
+    PrimOp::new("fromJSON", 1, from_json),
+    PrimOp::new("toXML", 1, to_xml),
+];
 
 fn to_json<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -> Result<Value<'h>> {
     let mut context = ContextBuilder::default();
@@ -20,4 +24,12 @@ fn to_xml<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) ->
     let text = evaluation.to_xml(arguments[0], true, false, &mut context, pos)?;
     let context = context.finish(evaluation.heap);
     Ok(Value::str(Str::with_context(evaluation.heap, &text, context)))
+}
+
+fn from_json<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -> Result<Value<'h>> {
+    let trace = "while evaluating the first argument passed to builtins.fromJSON";
+    let text = evaluation.string_no_context(arguments[0], pos, trace)?;
+    evaluation
+        .parse_json(text.bytes(), pos)
+        .map_err(|error| error.frame(pos, "while decoding a JSON string"))
 }

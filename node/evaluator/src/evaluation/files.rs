@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::Evaluation;
+use crate::derivation::{COREPKGS, corepkgs_file};
 use crate::error::{Error, ErrorKind, EvalError, Result};
 use crate::host::{FileKind, HostError};
 use crate::limits::MAX_LINKS;
@@ -81,6 +82,9 @@ impl<'h> Evaluation<'h> {
 
     /// Kind of what a path names, links not followed; the folders above it must not be links.
     pub(crate) fn lstat(&self, path: &[u8], pos: Pos) -> Result<Option<FileKind>> {
+        if path.starts_with(COREPKGS) {
+            return Ok(corepkgs_file(path).map(|_| FileKind::Regular { executable: false }));
+        }
         self.host
             .lstat(Path::new(os(path)))
             .map_err(|error| self.file_error(pos, "cannot look at", path, &error))
@@ -181,6 +185,9 @@ impl<'h> Evaluation<'h> {
 
     /// Contents of a file whose path has no links left.
     pub(crate) fn read_file(&self, path: &[u8], pos: Pos) -> Result<Vec<u8>> {
+        if let Some(text) = corepkgs_file(path) {
+            return Ok(text.as_bytes().to_vec());
+        }
         self.check_reading(path, pos)?;
         self.host
             .read_file(Path::new(os(path)))

@@ -31,6 +31,7 @@ use crate::error::{Error, ErrorKind, EvalError};
 use crate::heap::{Env, Heap, List, Thunk, Value};
 use crate::host::Host;
 use crate::options::Options;
+use crate::pure::regex::RegexCache;
 use crate::syntax::position::{Pos, SourceMap};
 use crate::syntax::symbol::SymbolTable;
 
@@ -78,6 +79,8 @@ pub(crate) struct Evaluation<'h> {
     pub(crate) empty_attrs: Value<'h>,
     /// The function behind `import` of `.drv` files, once it was needed.
     imported: OnceCell<Value<'h>>,
+    /// Regular expressions, compiled once.
+    pub(crate) regexes: RefCell<RegexCache>,
 }
 
 impl<'h> Evaluation<'h> {
@@ -109,6 +112,7 @@ impl<'h> Evaluation<'h> {
             empty_list: Value::list(List::from_slice(heap, &[])),
             empty_attrs: Value::attrs(crate::heap::Attrs::from_sorted(heap, &[])),
             imported: OnceCell::new(),
+            regexes: RefCell::default(),
         };
         let globals = crate::builtins::globals(&evaluation)?;
         let _ = evaluation.globals.set(globals);

@@ -1,4 +1,6 @@
-//! Values as JSON.
+//! Values as JSON, and back (`read`).
+
+mod read;
 
 use crate::error::Result;
 use crate::evaluation::{ContextBuilder, Evaluation};
