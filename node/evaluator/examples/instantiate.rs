@@ -58,7 +58,10 @@ fn run() -> Result<bool, String> {
             }
             "--eval" => action = Action::Print(Format::Lazy),
             "--json" => action = Action::Print(Format::Json),
-            "--xml" => action = Action::Print(Format::Xml { strict: false }),
+            "--xml" => action = Action::Print(Format::Xml {
+                    strict: false,
+                    locations: true,
+                }),
             "--raw" => action = Action::Print(Format::Raw),
             "--strict" => strict = true,
             "--show-trace" => options.show_trace = true,
@@ -76,7 +79,7 @@ fn run() -> Result<bool, String> {
     if strict {
         action = match action {
             Action::Print(Format::Lazy) => Action::Print(Format::Strict),
-            Action::Print(Format::Xml { .. }) => Action::Print(Format::Xml { strict: true }),
+            Action::Print(Format::Xml { locations, .. }) => Action::Print(Format::Xml { strict: true, locations }),
             action => action,
         };
     }

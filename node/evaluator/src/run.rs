@@ -240,9 +240,9 @@ impl<'h> Run<'_, 'h> {
             Format::Json => {
                 text = evaluation.to_json(value, Pos::NONE, &mut ContextBuilder::default(), true)?;
             }
-            Format::Xml { strict } => {
+            Format::Xml { strict, locations } => {
                 let mut context = ContextBuilder::default();
-                text = evaluation.to_xml(value, strict, true, &mut context, Pos::NONE)?;
+                text = evaluation.to_xml(value, strict, locations, &mut context, Pos::NONE)?;
             }
             Format::Raw => {
                 let mut context = ContextBuilder::default();

@@ -33,6 +33,8 @@ pub enum Format {
     Xml {
         /// Whether everything is forced; what is not prints as `<unevaluated />`.
         strict: bool,
+        /// Whether attributes and functions say where they are defined.
+        locations: bool,
     },
     /// A string as it is, without quotes (`--raw`).
     Raw,

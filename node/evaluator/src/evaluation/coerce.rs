@@ -182,24 +182,31 @@ impl<'h> Evaluation<'h> {
 
     /// Follows `__toString` and `outPath` to what is not a set, or to a set that has neither.
     pub(crate) fn peel(&self, value: Value<'h>, pos: Pos) -> Result<Value<'h>> {
+        self.peel_through(value, pos).map(|(value, _)| value)
+    }
+
+    /// As [`Self::peel`]; says too whether a `__toString` was called on the way.
+    pub(crate) fn peel_through(&self, value: Value<'h>, pos: Pos) -> Result<(Value<'h>, bool)> {
+        let mut called = false;
         let mut value = value;
         let mut pos = pos;
         for _ in 0..self.options.max_call_depth {
             let Some(attrs) = value.as_attrs() else {
-                return Ok(value);
+                return Ok((value, called));
             };
             if let Some(attr) = attrs.get(known::TO_STRING) {
                 value = self
                     .call(attr.value(), &[value], attr.pos)
                     .map_err(|error| error.frame(attr.pos, "while calling the `__toString` attribute"))?;
                 pos = attr.pos;
+                called = true;
             } else if let Some(attr) = attrs.get(known::OUT_PATH) {
                 value = self
                     .force_at(attr.value(), attr.pos)
                     .map_err(|error| error.frame(attr.pos, "while evaluating the `outPath` attribute"))?;
                 pos = attr.pos;
             } else {
-                return Ok(value);
+                return Ok((value, called));
             }
         }
         Err(crate::error::EvalError::new(

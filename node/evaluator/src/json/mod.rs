@@ -4,9 +4,8 @@ mod read;
 
 use crate::error::Result;
 use crate::evaluation::{ContextBuilder, Evaluation};
-use crate::heap::{Attr, Value, View};
+use crate::heap::{Attr, Kind, Value, View};
 use crate::syntax::position::Pos;
-use crate::syntax::symbol::known;
 
 impl<'h> Evaluation<'h> {
     /// The JSON text of a value, as `builtins.toJSON` makes it. What its strings refer to goes to `context`; with
@@ -65,9 +64,15 @@ impl<'h> Evaluation<'h> {
                 })?;
                 out.push(b']');
             }
-            View::Attrs(attrs) => {
-                let called = attrs.get(known::TO_STRING).is_some();
-                let peeled = self.peel(value, pos)?;
+            View::Attrs(_) => {
+                let (peeled, called) = self.peel_through(value, pos)?;
+                if called && !matches!(peeled.kind(), Kind::Str | Kind::Path) {
+                    let (found, shown) = (self.describe(peeled), self.show(peeled));
+                    return Err(self.error(
+                        pos,
+                        format!("`__toString` should return a string, but got {found}: {shown}"),
+                    ));
+                }
                 let Some(attrs) = peeled.as_attrs() else {
                     // As in Nix, a path that `__toString` returned is not copied.
                     return self.deeper(pos, || {
