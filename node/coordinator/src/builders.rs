@@ -7,6 +7,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use crate::coordinator::Coordinator;
 use crate::event::{OwnBuilder, PeerOffer};
 use crate::graph::{Requirement, RequirementId};
+use crate::id::Time;
 use crate::limits;
 
 /// This node and its peers, as builders.
@@ -24,7 +25,16 @@ pub(crate) struct Builders {
 pub(crate) struct Peer {
     pub(crate) offer: PeerOffer,
     /// Slots that are free by what it said and what it was sent since.
-    pub(crate) free: u32,
+    free: u32,
+    /// It has refused something: nothing is asked of it until then, or until it offers anew.
+    paused: Option<Time>,
+}
+
+impl Peer {
+    /// Slots that may be used now.
+    pub(crate) fn free(&self) -> u32 {
+        if self.paused.is_some() { 0 } else { self.free }
+    }
 }
 
 fn offers(requirement: &Requirement, systems: &[String], features: &[String]) -> bool {
@@ -93,11 +103,21 @@ impl Builders {
         }
     }
 
-    /// A peer said that it has no room although it seemed so.
-    pub(crate) fn is_full(&mut self, node: &NodeKey) {
+    /// A peer has refused something; it may well refuse the next thing.
+    pub(crate) fn pause(&mut self, node: &NodeKey, until: Time) {
         if let Some(peer) = self.peers.get_mut(node) {
-            peer.free = 0;
+            peer.paused = Some(until);
         }
+    }
+
+    pub(crate) fn end_pauses(&mut self, now: Time) {
+        for peer in self.peers.values_mut() {
+            peer.paused = peer.paused.filter(|until| *until > now);
+        }
+    }
+
+    pub(crate) fn pauses_due(&self) -> Option<Time> {
+        self.peers.values().filter_map(|peer| peer.paused).min()
     }
 
     pub(crate) fn name(&self, node: &NodeKey) -> String {
@@ -157,7 +177,14 @@ impl Coordinator {
             .filter(|attempt| attempt.is_unanswered_by(&node))
             .count();
         let free = offer.slots_free.saturating_sub(sent as u32);
-        builders.peers.insert(node, Peer { offer, free });
+        builders.peers.insert(
+            node,
+            Peer {
+                offer,
+                free,
+                paused: None,
+            },
+        );
         builders.capable.clear();
     }
 

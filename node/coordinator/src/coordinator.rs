@@ -194,6 +194,7 @@ impl Coordinator {
             } => self.push_failed(push, error, transient),
             Event::BuildStarted { build } => self.build_started(build),
             Event::Heartbeat { build } => self.heartbeat(build),
+            Event::InputsMissing { build, paths } => self.inputs_missing(build, &paths),
             Event::BuildFinished {
                 build,
                 outputs,

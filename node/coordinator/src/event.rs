@@ -142,7 +142,8 @@ pub enum Event {
         /// Bytes of its archive.
         bytes: u64,
     },
-    /// The path of the fetch and its closure are in the own store.
+    /// The path of the fetch and its closure are in the own store. The path itself has been reported
+    /// as [`Event::FetchArrived`] before, even if it was there already.
     FetchFinished {
         /// The fetch.
         fetch: FetchId,
@@ -178,6 +179,14 @@ pub enum Event {
     Heartbeat {
         /// The build.
         build: BuildId,
+    },
+    /// A builder could not get some inputs of a build from where they were said to be. They are
+    /// looked for anew. The build's own failure is reported apart from it.
+    InputsMissing {
+        /// The build.
+        build: BuildId,
+        /// Which inputs.
+        paths: Vec<StorePath>,
     },
     /// A build succeeded.
     BuildFinished {

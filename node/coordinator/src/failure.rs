@@ -87,18 +87,21 @@ impl Coordinator {
             .push(format!("{}: {}", attempt.node_name, failure.error));
         self.queues.troubled.insert(attempt.drv);
         if let Some(node) = attempt.node.filter(|_| refused) {
-            self.builders.is_full(&node);
+            self.builders.pause(&node, self.now.after(limits::REFUSAL_PAUSE));
         }
-        if self.can_be_built(attempt.drv) || !self.graph.drvs[attempt.drv].attempts.is_empty() {
-            let derivation = &attempt.derivation;
+        let beside = !self.graph.drvs[attempt.drv].attempts.is_empty();
+        let (again, stuck): (Vec<Slot>, Vec<Slot>) = participants
+            .iter()
+            .partition(|slot| beside || self.can_be_built(attempt.drv, *slot));
+        for slot in again {
+            let (level, derivation) = ("warning".to_owned(), &attempt.derivation);
             let text = format!(
                 "{derivation} is placed again: {}: {}",
                 attempt.node_name, failure.error
             );
-            for slot in participants.iter() {
-                let (level, text) = ("warning".to_owned(), text.clone());
-                self.tell(slot, EventKind::Message { level, text });
-            }
+            self.tell(slot, EventKind::Message { level, text });
+        }
+        if stuck.is_empty() {
             return;
         }
         let story = self.story(attempt.drv);
@@ -107,11 +110,12 @@ impl Coordinator {
         } else {
             failure.error
         };
+        let failure = BuildFailure { error, ..failure };
         self.fail(
             attempt.drv,
-            participants,
+            stuck.into_iter().collect(),
             attempt.node_name.clone(),
-            BuildFailure { error, ..failure },
+            failure,
         );
     }
 
@@ -123,9 +127,9 @@ impl Coordinator {
             .unwrap_or_default()
     }
 
-    /// Whether there is anybody who might build a derivation, with room or without.
-    pub(crate) fn can_be_built(&mut self, id: DrvId) -> bool {
-        self.may_build_here(id) || !self.peers_for(id).is_empty()
+    /// Whether there is anybody who might build a derivation for a session, with room or without.
+    pub(crate) fn can_be_built(&mut self, id: DrvId, slot: Slot) -> bool {
+        (self.may_build_here(id) && self.session_builds_here(slot)) || !self.peers_for(id).is_empty()
     }
 
     /// Whether this node may build a derivation.
@@ -298,14 +302,43 @@ impl Coordinator {
 
     fn fail_goals(&mut self, slot: Slot, path: PathId, because: DrvId) {
         let goals = self.graph.paths[path].goals.clone();
-        for (other, goal) in goals {
-            if other == slot {
-                let drv = &self.graph.drvs[because];
-                let error = drv.failure.as_ref().map_or("", |failed| &failed.failure.error);
-                let error = format!("{} could not be built: {error}", drv.name);
-                self.fail_goal(slot, goal, error);
+        for (_, goal) in goals.into_iter().filter(|(other, _)| *other == slot) {
+            let error = self.failure_of(because);
+            self.fail_goal(slot, goal, error);
+        }
+    }
+
+    fn failure_of(&self, id: DrvId) -> String {
+        let drv = &self.graph.drvs[id];
+        let error = drv.failure.as_ref().map_or("", |failed| &failed.failure.error);
+        format!("{} could not be built: {error}", drv.name)
+    }
+
+    /// Fails a goal some of whose paths are known to be beyond reach.
+    pub(crate) fn fail_hopeless_goal(&mut self, slot: Slot, number: GoalId, missing: &[PathId]) {
+        for id in missing {
+            let path = &self.graph.paths[*id];
+            let Some(producer) = path.producer.filter(|_| !path.available()) else {
+                continue;
+            };
+            if let Some(cause) = self.cause_of_failure(slot, producer) {
+                let error = self.failure_of(cause);
+                self.fail_goal(slot, number, error);
+                return;
             }
         }
+    }
+
+    /// What failed, if that keeps a derivation from being built for a session.
+    fn cause_of_failure(&self, slot: Slot, id: DrvId) -> Option<DrvId> {
+        let drv = &self.graph.drvs[id];
+        if drv.failed.and(drv.demanded).contains(slot) {
+            return Some(id);
+        }
+        drv.causes
+            .iter()
+            .find(|(other, _)| *other == slot)
+            .map(|(_, cause)| *cause)
     }
 
     fn fail_goal(&mut self, slot: Slot, number: GoalId, error: String) {
@@ -353,16 +386,9 @@ impl Coordinator {
                 self.graph.touch_path(input);
                 continue;
             };
-            let producer_drv = &self.graph.drvs[producer];
-            let counted = producer_drv
-                .failed
-                .and(producer_drv.demanded)
-                .or(producer_drv.blocked);
-            if !counted.contains(slot) {
+            let Some(cause) = self.cause_of_failure(slot, producer) else {
                 continue;
-            }
-            let cause = producer_drv.causes.iter().find(|(other, _)| *other == slot);
-            let cause = cause.map_or(producer, |(_, cause)| *cause);
+            };
             if self.block(slot, id, cause) {
                 self.spread_failure(slot, id, cause);
             }

@@ -277,7 +277,14 @@ impl Coordinator {
                     .is_some_and(|entry| matches!(entry.state, Desired::There)),
             }
         };
-        if !goal.outputs.iter().all(there) {
+        let missing: Vec<PathId> = goal
+            .outputs
+            .iter()
+            .filter(|output| !there(output))
+            .map(|(_, path)| *path)
+            .collect();
+        if !missing.is_empty() {
+            self.fail_hopeless_goal(slot, number, &missing);
             return;
         }
         let Some(goal) = self.take_goal(slot, number) else {

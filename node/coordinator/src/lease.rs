@@ -69,6 +69,7 @@ impl Coordinator {
     pub(crate) fn tick(&mut self) {
         self.expire_questions();
         self.expire_weighing();
+        self.builders.end_pauses(self.now);
         self.watch_leases();
     }
 

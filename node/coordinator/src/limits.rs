@@ -66,6 +66,10 @@ pub const PEERS: usize = 1024;
 /// before no further peer is asked: it may be the derivation that kills them.
 pub const BUILDERS_LOST: u8 = 3;
 
+/// How long a peer that has refused something is left alone, unless it offers anew: so that a peer
+/// that refuses everything costs a message now and then, and not one for each derivation.
+pub const REFUSAL_PAUSE: Duration = Duration::from_secs(5);
+
 /// Tries of one derivation on this node that may end without being the derivation's fault.
 pub const TRIES_HERE: u8 = 2;
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::EventKind;
 use tvix_node_protocol::envelope::NodeKey;
 
@@ -9,7 +10,7 @@ use crate::action::{Action, Source};
 use crate::coordinator::Coordinator;
 use crate::event::PathPresence;
 use crate::graph::{Asked, Desired, DesiredId, Own, Path, PathId};
-use crate::id::{QuestionId, Time};
+use crate::id::{BuildId, QuestionId, Time};
 use crate::limits;
 use crate::session_set::{SessionSet, Slot};
 
@@ -231,6 +232,21 @@ impl Coordinator {
             }
         }
         self.graph.touch_path(id);
+    }
+
+    /// A builder did not find inputs of a build where they were said to be. As with a fetch that
+    /// fails, this is believed a bounded number of times.
+    pub(crate) fn inputs_missing(&mut self, build: BuildId, paths: &[StorePath]) {
+        let Some(attempt) = self.attempts.get(&build) else {
+            return;
+        };
+        for id in self.graph.drvs[attempt.drv].inputs.clone() {
+            let path = &mut self.graph.paths[id];
+            if paths.contains(&path.name) && path.own != Own::Here {
+                path.fetch_tries = path.fetch_tries.saturating_add(1);
+                self.remove_sources(id, &|_| true);
+            }
+        }
     }
 
     /// Forgets everything that a peer's store had.

@@ -97,7 +97,7 @@ impl Coordinator {
         let capable = self.builders.capable(requirement, required).to_vec();
         capable
             .iter()
-            .any(|node| self.builders.peer(node).is_some_and(|peer| peer.free > 0))
+            .any(|node| self.builders.peer(node).is_some_and(|peer| peer.free() > 0))
     }
 
     /// Whether the session's own bound on builds here leaves room.
@@ -107,7 +107,7 @@ impl Coordinator {
     }
 
     /// Whether the session lets this node build at all.
-    fn session_builds_here(&self, slot: Slot) -> bool {
+    pub(crate) fn session_builds_here(&self, slot: Slot) -> bool {
         self.sessions
             .get(slot)
             .is_some_and(|session| session.options.jobs != Some(0))
@@ -163,11 +163,11 @@ impl Coordinator {
             let Some(peer) = self.builders.peer(&node) else {
                 continue;
             };
-            if peer.free > 0 && !not.contains(&Some(node)) {
+            if peer.free() > 0 && !not.contains(&Some(node)) {
                 candidates.push(Candidate {
                     node: Some(node),
                     name: peer.offer.name.clone(),
-                    slots_free: peer.free,
+                    slots_free: peer.free(),
                     slots: peer.offer.slots,
                     bytes_there: self.bytes_at(id, Some(node)),
                     link: Some(peer.offer.link),
@@ -343,13 +343,17 @@ impl Coordinator {
         for id in self.queues.troubled.clone() {
             let queued = self.graph.drvs[id].queued.as_ref();
             let demanded = queued.map_or(SessionSet::EMPTY, |queued| queued.import.or(queued.demanded));
-            if demanded.is_empty() || self.can_be_built(id) {
+            let stuck: SessionSet = demanded
+                .iter()
+                .filter(|slot| !self.can_be_built(id, *slot))
+                .collect();
+            if stuck.is_empty() {
                 self.graph.drvs[id].stranded_since = None;
                 continue;
             }
             let since = *self.graph.drvs[id].stranded_since.get_or_insert(self.now);
             if since.after(limits::NO_BUILDER_PATIENCE) <= self.now {
-                failed.push((id, demanded));
+                failed.push((id, stuck));
             }
         }
         for (id, sessions) in failed {
@@ -444,6 +448,10 @@ impl Coordinator {
             .queues
             .starved
             .map(|since| since.after(limits::PREEMPT_AFTER));
-        weighing.chain(stranded).chain(starved).min()
+        weighing
+            .chain(stranded)
+            .chain(starved)
+            .chain(self.builders.pauses_due())
+            .min()
     }
 }
