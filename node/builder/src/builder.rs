@@ -1,6 +1,7 @@
 //! The builder.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -12,10 +13,40 @@ use crate::diagnosis::SandboxError;
 use crate::error::{BuildError, Cause, Refused, StartError};
 use crate::{probe, refusal, run, scratch};
 
+/// Which slots are in use.
+#[derive(Debug, Clone, Default)]
+struct Slots(Arc<Mutex<BTreeSet<u32>>>);
+
+/// A slot in use, until dropped.
+struct TakenSlot {
+    slots: Slots,
+    number: u32,
+}
+
+impl Slots {
+    fn take(&self, number: u32) -> Option<TakenSlot> {
+        let new = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number);
+        let slots = self.clone();
+        new.then_some(TakenSlot { slots, number })
+    }
+}
+
+impl Drop for TakenSlot {
+    fn drop(&mut self) {
+        let mut slots = self.slots.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.remove(&self.number);
+    }
+}
+
 /// Runs builds. Cheap to clone; builds run at once as long as their slots differ.
 #[derive(Debug, Clone)]
 pub struct Builder {
     config: Arc<Config>,
+    slots: Slots,
 }
 
 impl Builder {
@@ -27,6 +58,7 @@ impl Builder {
         scratch::prepare(&config.scratch)?;
         Ok(Self {
             config: Arc::new(config),
+            slots: Slots::default(),
         })
     }
 
@@ -61,20 +93,22 @@ impl Builder {
         let drv_path = spec.drv_path.clone();
         let cancel = cancel.child_token();
         // A task of its own, because killing and removing must go on where this future is dropped.
-        let build = tokio::spawn(run::build(self.config.clone(), spec, events, cancel.clone()));
+        let Some(slot) = self.slots.take(spec.slot) else {
+            return Err(run::not_begun(drv_path, Cause::SlotTaken(spec.slot)));
+        };
+        let build = run::build(self.config.clone(), spec, events, cancel.clone());
+        let build = tokio::spawn(async move {
+            let result = build.await;
+            drop(slot);
+            result
+        });
         let _cancel_when_dropped = cancel.drop_guard();
         match build.await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 // The runtime ends.
-                Err(_) => Err(BuildError {
-                    drv_path,
-                    cause: Box::new(Cause::Cancelled),
-                    log_tail: Vec::new(),
-                    disk_full: false,
-                    kept: None,
-                }),
+                Err(_) => Err(run::not_begun(drv_path, Cause::Cancelled)),
             },
         }
     }

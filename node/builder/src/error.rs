@@ -128,6 +128,9 @@ pub enum Cause {
     /// It cannot be built here; nothing was started.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Two builds may not have the same slot at once: they would be the same user.
+    #[error("build slot {0} is in use by another build")]
+    SlotTaken(u32),
     /// The sandbox could not be set up: the machine's fault, not the derivation's.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -214,7 +217,8 @@ impl Cause {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Sandbox(_)
+            Self::SlotTaken(_)
+            | Self::Sandbox(_)
             | Self::Input { .. }
             | Self::Scratch { .. }
             | Self::HelperDied(_)

@@ -36,3 +36,7 @@ pub const SHARED_MEMORY: &str = "50%";
 /// Added to a build's badness for the kernel's out-of-memory killer (of 1000), so that it takes the
 /// build and not the node.
 pub const OUT_OF_MEMORY_BADNESS: i32 = 500;
+
+/// Empty folders kept per build slot to mount inputs on. More inputs than this are rare, and then only
+/// take a little longer.
+pub const SPARE_FOLDERS: usize = 2048;

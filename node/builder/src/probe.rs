@@ -22,6 +22,7 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         .map_err(|cause| other("making a folder", cause.to_string()))?;
     let order = Order {
         scratch: Bytes::path(scratch.path()),
+        slot: Bytes::path(&scratch.path().join("slot")),
         host_id: rustix::process::geteuid()
             .is_root()
             .then_some(config.first_build_user),

@@ -23,9 +23,20 @@ use crate::limits::LOG_READ_BYTES;
 use crate::log::Log;
 use crate::outputs;
 use crate::refusal;
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, slot_folder};
 use crate::terminal::LogReader;
 use crate::wire::{Bytes, Exit, HostPath, Order, Program, Report, Usage};
+
+/// A build that was not even tried.
+pub(crate) fn not_begun(drv_path: StorePath, cause: Cause) -> BuildError {
+    BuildError {
+        drv_path,
+        cause: Box::new(cause),
+        log_tail: Vec::new(),
+        disk_full: false,
+        kept: None,
+    }
+}
 
 /// Builds, and removes what is left of a build that failed.
 pub(crate) async fn build(
@@ -351,6 +362,7 @@ fn order(
     });
     Ok(Order {
         scratch: Bytes::path(scratch.path()),
+        slot: Bytes::path(&slot_folder(&config.scratch, spec.slot)),
         host_id: order_host_id(config, spec),
         program: Some(Program {
             path: Bytes(derivation.builder().into()),

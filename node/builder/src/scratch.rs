@@ -1,7 +1,8 @@
 //! The folder of one build, and its end.
 //!
-//! `<scratch>/<hash of the derivation>-<number>/` with mode 0700 contains `root` (the build's `/`),
-//! `build` (its build folder) and `lock`, which the sandbox helper holds as long as it lives.
+//! `<scratch>/<hash of the derivation>-<number>/` with mode 0700 contains `store` (the build's
+//! `/nix/store`), `build` (its build folder), `tmp`, and `lock`, which the sandbox helper holds as long as
+//! it lives.
 
 use std::fs::{self, File};
 use std::io;
@@ -46,7 +47,7 @@ impl Scratch {
 
     /// Where the build left something of the store.
     pub(crate) fn output(&self, path: &StorePath) -> PathBuf {
-        self.path.join("root/nix/store").join(path.to_basename())
+        self.path.join("store").join(path.to_basename())
     }
 
     /// Moves the build folder to a place where it stays.
@@ -97,9 +98,11 @@ pub(crate) fn prepare(parent: &Path) -> Result<(), StartError> {
     };
     fs::create_dir_all(parent).map_err(failed(parent, "created"))?;
     fs::set_permissions(parent, fs::Permissions::from_mode(0o700)).map_err(failed(parent, "made private"))?;
-    for entry in fs::read_dir(parent).map_err(failed(parent, "read"))? {
-        let path = entry.map_err(failed(parent, "read"))?.path();
-        wait_for_helper(&path);
+    let left: io::Result<Vec<PathBuf>> =
+        fs::read_dir(parent).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let left = left.map_err(failed(parent, "read"))?;
+    left.iter().for_each(|path| wait_for_helper(path));
+    for path in left {
         remove_tree(&path).map_err(failed(&path, "removed"))?;
     }
     Ok(())
@@ -111,6 +114,11 @@ fn wait_for_helper(build: &Path) {
         // Where locks do not work, the removal itself tries for a while.
         let _unsupported = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
     }
+}
+
+/// The folder that the builds of one slot use one after another.
+pub(crate) fn slot_folder(parent: &Path, slot: u32) -> PathBuf {
+    parent.join(format!("slot-{slot}"))
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ impl Bytes {
 pub(crate) struct Order {
     /// The build's folder: absolute, empty, mode 0700.
     pub(crate) scratch: Bytes,
+    /// The folder that the builds of one slot use one after another; need not be there.
+    pub(crate) slot: Bytes,
     /// Host uid and gid of the build; none: the helper's own. Only root can use another.
     pub(crate) host_id: Option<u32>,
     /// What runs in the sandbox; none: only set it up.

@@ -2,7 +2,7 @@
 
 /// Bytes of one buffer of archive bytes on their way to the hashes. Large enough that handing one to
 /// the hashing thread costs nothing beside hashing it, small enough to stay in a second-level cache.
-pub const NAR_BUFFER: usize = 1 << 20;
+pub const NAR_BUFFER: usize = 256 << 10;
 
 /// Buffers of one archive in flight between the copying and the hashing thread. One is filled, one is
 /// hashed, one waits.
@@ -10,7 +10,7 @@ pub const NAR_BUFFERS: usize = 3;
 
 /// Files of up to so many bytes are looked up among the stored ones *before* they are written, so an
 /// equal file costs a link and no write. Must fit into a [`NAR_BUFFER`].
-pub const SMALL_FILE: usize = 256 << 10;
+pub const SMALL_FILE: usize = 64 << 10;
 
 /// Files, directories and symlinks of one tree. Some 100 bytes of memory each are held until the
 /// tree is registered; the largest source trees (browsers, kernels) have half a million.

@@ -154,3 +154,49 @@ pub const REDIAL_FIRST: Duration = Duration::from_secs(2);
 
 /// Longest pause.
 pub const REDIAL_LAST: Duration = Duration::from_secs(300);
+
+/// Members a node stays connected with. Presence is asked of all of them at once, so in a team of this
+/// size every question takes one round trip.
+pub const KEPT_PEERS: usize = 64;
+
+/// Roster statements in one message: some 500 bytes each, at most 4 KiB.
+pub const ROSTER_ROUND: usize = 2048;
+
+/// Notices, builds and pushes waiting for the node, each.
+pub const EVENTS: usize = 1024;
+
+/// How long one member may take to say what it has before the others' answers have to do.
+pub const FIND_TIME: Duration = Duration::from_secs(3);
+
+/// Answers of one keeper to one question: each brings up to 2 MiB.
+pub const PRESENCE_ROUNDS: usize = 32;
+
+/// How often presence is looked through for what has to be renewed.
+pub const PRESENCE_CHECK: Duration = Duration::from_secs(30);
+
+/// Pause before what is new is published, so that paths that come together travel together.
+pub const PRESENCE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Members told at once.
+pub const PUBLISHED_AT_ONCE: usize = 8;
+
+/// How long a shutdown waits for records to be taken back.
+pub const WITHDRAW_TIME: Duration = Duration::from_secs(2);
+
+/// Streams that carry content out, at once; others wait. Each has a thread that reads ahead.
+pub const CONTENT_STREAMS: usize = 64;
+
+/// Bytes of content handed from the reading thread to the stream at once.
+pub const CONTENT_PIECE: usize = 256 << 10;
+
+/// Such pieces on their way. With [`CONTENT_STREAMS`]: 64 MiB.
+pub const CONTENT_QUEUE: usize = 4;
+
+/// Bytes of a file that travels together with others. Larger ones are worth a stream of their own.
+pub const PACKED_BLOB: u64 = 64 << 10;
+
+/// Files of served trees that are remembered: 32 bytes each and as much again, 64 MiB.
+pub const SERVED_BLOBS: usize = 1 << 20;
+
+/// Bytes of hashes inside served files that are remembered: those of 16 GiB of files.
+pub const OUTBOARD_BYTES: usize = 64 << 20;

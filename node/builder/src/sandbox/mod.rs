@@ -87,7 +87,7 @@ fn supervise(order: &Order, control: &UnixStream) -> Result<(), Fault> {
         .step(|| "creating the lock of the build folder")?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
         .step(|| "locking the build folder")?;
-    tree::make(order)?;
+    let mount_points = tree::make(order)?;
     drop_groups()?;
     let children = sys::child_signals().step(|| "watching for children")?;
     // The build waits on this pipe until its ids are mapped, and learns from it that the helper died.
@@ -120,6 +120,7 @@ fn supervise(order: &Order, control: &UnixStream) -> Result<(), Fault> {
     }
     let (exit, usage) = watch(pid, &children, control)?;
     drop(held);
+    tree::take_back(order, &mount_points)?;
     wire::write(control, &Report::Ended { exit, usage }).step(|| "reporting to the node")
 }
 

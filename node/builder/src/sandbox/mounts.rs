@@ -11,8 +11,10 @@ use rustix::mount::{
     mount_remount, unmount,
 };
 
+use tvix_node_protocol::nix::store_path::STORE_DIR;
+
 use super::fault::{Fault, Step};
-use super::tree::{self, BUILD_FOLDER, DEVICES, FIXED_OUTPUT_FILES};
+use super::tree::{BUILD_FOLDER, DEVICES, FIXED_OUTPUT_FILES, Places, TEMPORARY_FOLDER};
 use crate::limits::SHARED_MEMORY;
 use crate::sys;
 use crate::wire::Order;
@@ -23,32 +25,33 @@ const NO_PRIVILEGES: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 /// Mounts everything and makes the build's folder the root of the file system. Nothing of the machine
 /// is reachable afterwards except what was mounted.
 pub(super) fn enter(order: &Order) -> Result<(), Fault> {
-    let root = tree::root(order);
+    let places = Places::of(order);
+    let root = &places.root;
     // Nothing mounted here may show up on the machine.
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .step(|| "making all mounts private")?;
     // A mount of its own, because pivot_root wants one.
-    bind(&root, &root)?;
-    let build = tree::outside(&root, Path::new(BUILD_FOLDER));
-    bind(&tree::build_folder(order), &build)?;
-    let temporary = root.join("tmp");
-    bind(&temporary, &temporary)?;
-    for writable in [&build, &temporary] {
-        restrict(writable, NO_PRIVILEGES)?;
+    bind(root, root)?;
+    for (outside, inside) in [
+        (&places.build, BUILD_FOLDER),
+        (&places.temporary, TEMPORARY_FOLDER),
+    ] {
+        let target = places.mount_point(Path::new(inside));
+        bind(outside, &target)?;
+        restrict(&target, NO_PRIVILEGES)?;
     }
-    mount_store(order, &root)?;
-    mount_dev(order, &root)?;
-    let proc = root.join("proc");
+    mount_store(order, &places)?;
+    mount_dev(order, root)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("none", &proc, "proc", flags, None).step(|| "mounting /proc")?;
-    mount_host_paths(order, &root)?;
-    change_root(&root)
+    mount("none", root.join("proc"), "proc", flags, None).step(|| "mounting /proc")?;
+    mount_host_paths(order, &places)?;
+    change_root(root)
 }
 
 /// The inputs, and a place for the outputs between them.
-fn mount_store(order: &Order, root: &Path) -> Result<(), Fault> {
-    let store = root.join("nix/store");
-    bind(&store, &store)?;
+fn mount_store(order: &Order, places: &Places) -> Result<(), Fault> {
+    let store = places.mount_point(Path::new(STORE_DIR));
+    bind(&places.store, &store)?;
     let mut mounted = Vec::with_capacity(order.inputs.len());
     for (base, physical) in &order.inputs {
         let target = store.join(base);
@@ -86,9 +89,9 @@ fn mount_dev(order: &Order, root: &Path) -> Result<(), Fault> {
     mount("none", dev.join("pts"), "devpts", flags, terminals.as_c_str()).step(|| "mounting /dev/pts")
 }
 
-fn mount_host_paths(order: &Order, root: &Path) -> Result<(), Fault> {
+fn mount_host_paths(order: &Order, places: &Places) -> Result<(), Fault> {
     for path in &order.paths {
-        let target = tree::outside(root, path.inside.as_path());
+        let target = places.mount_point(path.inside.as_path());
         mount_bind_recursive(path.outside.as_path(), &target)
             .step(|| showing(path.outside.as_path(), &target))?;
         let read_only = if path.writable { 0 } else { READ_ONLY };
@@ -100,7 +103,7 @@ fn mount_host_paths(order: &Order, root: &Path) -> Result<(), Fault> {
             .map(Path::new)
             .filter(|file| file.exists())
         {
-            let target = tree::outside(root, file);
+            let target = places.mount_point(file);
             bind(file, &target)?;
             restrict(&target, READ_ONLY | NO_PRIVILEGES)?;
         }

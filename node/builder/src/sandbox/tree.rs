@@ -1,20 +1,31 @@
-//! The folder that becomes a build's `/`: what is in it before anything is mounted.
+//! The folders that become a build's `/`, `/nix/store`, `/build` and `/tmp`: what is in them before
+//! anything is mounted.
+//!
+//! `<scratch>/<build>/` has what the build writes (`store`, `build`, `tmp`) and goes with it.
+//! `<scratch>/slot-<number>/` is used by one build after another: `root` and `root-fixed-output` become
+//! `/`, which builds see read-only; `spare` and `empty` are what inputs are mounted on.
 //!
 //! Contents as Nix 2.34 writes them (`chroot-derivation-builder.cc`, `linux-derivation-builder.cc`).
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
+use tvix_node_protocol::nix::store_path::STORE_DIR;
 
 use super::fault::{Fault, Step};
 use super::{INSIDE_GID, INSIDE_UID};
+use crate::limits::SPARE_FOLDERS;
 use crate::wire::Order;
 
 /// Where the build folder is inside.
 pub(crate) const BUILD_FOLDER: &str = "/build";
+
+/// Another place for temporary files, for programs that do not respect `TMPDIR`.
+pub(super) const TEMPORARY_FOLDER: &str = "/tmp";
 
 /// Devices that every build sees, by name in `/dev`.
 pub(super) const DEVICES: &[&str] = &["full", "null", "random", "tty", "urandom", "zero"];
@@ -26,43 +37,128 @@ pub(super) const FIXED_OUTPUT_FILES: &[&str] = &["/etc/services"];
 /// Where fixed-output builds find certificates, as in Nix 2.34.
 pub(crate) const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// The folder that becomes `/`.
-pub(super) fn root(order: &Order) -> PathBuf {
-    order.scratch.as_path().join("root")
+/// The places on the machine that a build is made of.
+pub(super) struct Places {
+    /// What becomes `/`.
+    pub(super) root: PathBuf,
+    /// What becomes `/nix/store`, for outputs and mount points of inputs.
+    pub(super) store: PathBuf,
+    /// What becomes [`BUILD_FOLDER`].
+    pub(super) build: PathBuf,
+    /// What becomes `/tmp`.
+    pub(super) temporary: PathBuf,
+    slot: PathBuf,
 }
 
-/// The folder that becomes [`BUILD_FOLDER`].
-pub(super) fn build_folder(order: &Order) -> PathBuf {
-    order.scratch.as_path().join("build")
+impl Places {
+    pub(super) fn of(order: &Order) -> Self {
+        let (slot, scratch) = (order.slot.as_path(), order.scratch.as_path());
+        let root = if order.fixed_output {
+            "root-fixed-output"
+        } else {
+            "root"
+        };
+        Self {
+            root: slot.join(root),
+            store: scratch.join("store"),
+            build: scratch.join("build"),
+            temporary: scratch.join("tmp"),
+            slot: slot.to_path_buf(),
+        }
+    }
+
+    /// Where something that the build sees at `inside` is mounted, before the root is changed.
+    pub(super) fn mount_point(&self, inside: &Path) -> PathBuf {
+        self.root.join(inside.strip_prefix("/").unwrap_or(inside))
+    }
+
+    /// Where such a mount point is to be made, if that is a place of the one build.
+    fn in_build(&self, inside: &Path) -> Option<PathBuf> {
+        let places = [
+            (STORE_DIR, &self.store),
+            (BUILD_FOLDER, &self.build),
+            (TEMPORARY_FOLDER, &self.temporary),
+        ];
+        places
+            .into_iter()
+            .find_map(|(top, outside)| Some(outside.join(inside.strip_prefix(top).ok()?)))
+    }
+
+    /// A file of no content, on which files are mounted.
+    fn empty_file(&self) -> PathBuf {
+        self.slot.join("empty")
+    }
+
+    /// Empty folders on which folders were mounted before and can be again.
+    fn spare_folders(&self) -> PathBuf {
+        self.slot.join("spare")
+    }
 }
 
-/// The sandbox's path of something in the root folder, on the machine.
-pub(super) fn outside(root: &Path, inside: &Path) -> PathBuf {
-    root.join(inside.strip_prefix("/").unwrap_or(inside))
-}
-
-/// Makes all of it.
-pub(super) fn make(order: &Order) -> Result<(), Fault> {
+/// Makes all of it, and gives the mount points of the inputs, by base name.
+pub(super) fn make(order: &Order) -> Result<Vec<&str>, Fault> {
     // Modes below are meant as written.
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let root = root(order);
+    let places = Places::of(order);
+    fs::create_dir_all(places.spare_folders()).step(|| "creating the folder of the build slot")?;
+    if !places.root.exists() {
+        make_root(order, &places)?;
+    }
+    folder(&places.store, 0o1775)?;
+    give(&places.store, Some(0), order)?;
+    folder(&places.temporary, 0o1777)?;
+    make_build_folder(order, &places.build)?;
+    let mut mount_points = MountPoints::of(&places)?;
+    let mut made = Vec::with_capacity(order.inputs.len());
+    for (base, physical) in &order.inputs {
+        let target = places.store.join(base);
+        let is_mount_point = make_input(&mut mount_points, &target, physical.as_path())
+            .map_err(|fault| fault.about_input(base))?;
+        if is_mount_point {
+            made.push(base.as_str());
+        }
+    }
+    for path in &order.paths {
+        if let Some(target) = places.in_build(path.inside.as_path()) {
+            make_mount_point(&target, path.outside.as_path())?;
+        }
+    }
+    Ok(made)
+}
+
+/// Takes the mount points of inputs out of the store again, for the next build of the slot. Nobody
+/// could reach them while something was mounted on them, so they are as they were.
+pub(super) fn take_back(order: &Order, made: &[&str]) -> Result<(), Fault> {
+    let places = Places::of(order);
+    let mut mount_points = MountPoints::of(&places)?;
+    for base in made {
+        mount_points
+            .take_back(&places.store.join(base))
+            .map_err(|fault| fault.about_input(base))?;
+    }
+    Ok(())
+}
+
+/// What the builds of a slot share: they see it read-only.
+fn make_root(order: &Order, places: &Places) -> Result<(), Fault> {
+    // Made aside, so that what is there is complete.
+    let root = places.slot.join("new-root");
+    crate::remove::remove_tree(&root).step(|| format!("removing '{}'", root.display()))?;
     folder(&root, 0o750)?;
     give(&root, Some(0), order)?;
     make_etc(order, &root)?;
     make_dev(order, &root)?;
-    folder(&root.join("tmp"), 0o1777)?;
+    folder(&root.join("tmp"), 0o755)?;
     folder(&root.join("proc"), 0o755)?;
-    folder(&outside(&root, Path::new(BUILD_FOLDER)), 0o755)?;
     folder(&root.join("nix"), 0o755)?;
-    let store = root.join("nix/store");
-    folder(&store, 0o1775)?;
-    give(&store, Some(0), order)?;
-    make_build_folder(order)?;
-    for (base, physical) in &order.inputs {
-        make_input(&store.join(base), physical.as_path()).map_err(|fault| fault.about_input(base))?;
-    }
+    folder(&root.join("nix/store"), 0o755)?;
+    folder(&root.join("build"), 0o755)?;
+    let in_root = |inside: &Path| root.join(inside.strip_prefix("/").unwrap_or(inside));
     for path in &order.paths {
-        make_mount_point(&root, path.inside.as_path(), path.outside.as_path())?;
+        let inside = path.inside.as_path();
+        if places.in_build(inside).is_none() {
+            make_mount_point(&in_root(inside), path.outside.as_path())?;
+        }
     }
     if order.fixed_output {
         for file in FIXED_OUTPUT_FILES
@@ -70,11 +166,13 @@ pub(super) fn make(order: &Order) -> Result<(), Fault> {
             .map(Path::new)
             .filter(|file| file.exists())
         {
-            make_mount_point(&root, file, file)?;
+            make_mount_point(&in_root(file), file)?;
         }
     }
     // Last, because what is above may put something into it.
-    mode(&root.join("etc"), 0o555)
+    mode(&root.join("etc"), 0o555)?;
+    file(&places.empty_file(), b"")?;
+    fs::rename(&root, &places.root).step(|| format!("renaming '{}'", root.display()))
 }
 
 fn make_etc(order: &Order, root: &Path) -> Result<(), Fault> {
@@ -116,28 +214,27 @@ fn make_dev(order: &Order, root: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-fn make_build_folder(order: &Order) -> Result<(), Fault> {
-    let build = build_folder(order);
-    folder(&build, 0o700)?;
+fn make_build_folder(order: &Order, build: &Path) -> Result<(), Fault> {
+    folder(build, 0o700)?;
     for (name, content) in &order.files {
         let path = build.join(name);
         file(&path, &content.0)?;
         give(&path, order.host_id, order)?;
     }
-    give(&build, order.host_id, order)
+    give(build, order.host_id, order)
 }
 
-/// An empty thing to mount an input over; links cannot be mounted and are made anew.
-fn make_input(target: &Path, physical: &Path) -> Result<(), Fault> {
+/// An empty thing to mount an input over. Links cannot be mounted and are made anew: false.
+fn make_input(mount_points: &mut MountPoints, target: &Path, physical: &Path) -> Result<bool, Fault> {
     let doing = || format!("looking at '{}'", physical.display());
     let kind = fs::symlink_metadata(physical).step(doing)?.file_type();
     if kind.is_dir() {
-        folder(target, 0o555)
+        mount_points.folder(target).map(|()| true)
     } else if kind.is_symlink() {
         let destination = fs::read_link(physical).step(doing)?;
-        link(destination, target)
+        link(destination, target).map(|()| false)
     } else if kind.is_file() {
-        file(target, b"")
+        mount_points.file(target).map(|()| true)
     } else {
         Err(Fault::own(
             doing(),
@@ -146,20 +243,79 @@ fn make_input(target: &Path, physical: &Path) -> Result<(), Fault> {
     }
 }
 
-fn make_mount_point(root: &Path, inside: &Path, source: &Path) -> Result<(), Fault> {
-    let target = outside(root, inside);
-    let doing = || format!("showing '{}' as '{}'", source.display(), inside.display());
-    let is_folder = fs::metadata(source).step(doing)?.is_dir();
-    let folders = if is_folder {
-        Some(target.as_path())
-    } else {
-        target.parent()
+/// Hands out empty files and folders. Making and removing hundreds of them for each build costs some
+/// file systems tens of milliseconds, moving and linking them next to nothing.
+struct MountPoints {
+    spare: PathBuf,
+    empty_file: PathBuf,
+    names: Vec<OsString>,
+    returned: usize,
+}
+
+impl MountPoints {
+    fn of(places: &Places) -> Result<Self, Fault> {
+        let spare = places.spare_folders();
+        let names: io::Result<Vec<OsString>> =
+            fs::read_dir(&spare).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
+        Ok(Self {
+            names: names.step(|| format!("reading '{}'", spare.display()))?,
+            spare,
+            empty_file: places.empty_file(),
+            returned: 0,
+        })
+    }
+
+    fn folder(&mut self, target: &Path) -> Result<(), Fault> {
+        match self.names.pop() {
+            Some(name) => {
+                fs::rename(self.spare.join(name), target).step(|| format!("placing '{}'", target.display()))
+            }
+            None => folder(target, 0o755),
+        }
+    }
+
+    fn file(&self, target: &Path) -> Result<(), Fault> {
+        // Where there are too many links, a file of its own.
+        match fs::hard_link(&self.empty_file, target) {
+            Ok(()) => Ok(()),
+            Err(_) => file(target, b""),
+        }
+    }
+
+    fn take_back(&mut self, target: &Path) -> Result<(), Fault> {
+        let doing = || format!("taking back '{}'", target.display());
+        let kind = fs::symlink_metadata(target).step(doing)?.file_type();
+        if !kind.is_dir() {
+            return fs::remove_file(target).step(doing);
+        }
+        if self.names.len() + self.returned >= SPARE_FOLDERS {
+            return fs::remove_dir(target).step(doing);
+        }
+        loop {
+            self.returned += 1;
+            let place = self.spare.join(self.returned.to_string());
+            if !place.exists() {
+                return fs::rename(target, place).step(doing);
+            }
+        }
+    }
+}
+
+fn make_mount_point(target: &Path, source: &Path) -> Result<(), Fault> {
+    let doing = || {
+        format!(
+            "making a place for '{}' at '{}'",
+            source.display(),
+            target.display()
+        )
     };
+    let is_folder = fs::metadata(source).step(doing)?.is_dir();
+    let folders = if is_folder { Some(target) } else { target.parent() };
     if let Some(folders) = folders {
         fs::create_dir_all(folders).step(doing)?;
     }
     if !is_folder && !target.exists() {
-        fs::write(&target, b"").step(doing)?;
+        fs::write(target, b"").step(doing)?;
     }
     Ok(())
 }

@@ -27,12 +27,6 @@ pub fn build_and_wait(scratch: &str, token: &str) -> Done {
     let derivation = read_derivation(&made.drv_path, &made.aterm)?;
     let physical = std::env::current_exe()?;
     let mut config = Config::new(scratch, Helper::this_program());
-    for path in std::fs::read_to_string("/proc/self/maps")?
-        .lines()
-        .filter_map(|line| Some(&line[line.find('/')?..]))
-    {
-        show(&mut config, path);
-    }
     for path in std::env::var("ACTOR_LIBRARIES")?.split(':') {
         show(&mut config, path);
     }

@@ -212,3 +212,45 @@ async fn builds_run_side_by_side() {
         drop(played.built());
     }
 }
+
+#[tokio::test]
+async fn a_slot_in_use_is_refused() {
+    let Some(stage) = Stage::new().await else { return };
+    let endless = stage.play_until(spec(fields(&["wait"])), |line| line == "waiting");
+    let other = async {
+        // The first one is polled first, and takes the slot with its first step.
+        stage.play(spec(fields(&["write", OUT, "x"]))).await
+    };
+    let (first, second) = tokio::join!(endless, other);
+    assert!(matches!(second.cause(), Cause::SlotTaken(0)));
+    assert!(matches!(first.cause(), Cause::Cancelled));
+    // And is free again afterwards.
+    drop(stage.act(&["write", OUT, "x"]).await.built());
+}
+
+/// What builds of a slot share is used again, and no build leaves anything in it for the next.
+#[tokio::test]
+async fn one_build_after_another_sees_the_same() {
+    let Some(stage) = Stage::new().await else { return };
+    let folder = stage.folder.path().join("input");
+    std::fs::create_dir(&folder).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        drop(stage.act(&["mess", OUT]).await.built());
+        let mut asked = spec(fields(&["list", "/nix/store"]));
+        for number in 1..20 {
+            asked.inputs.push(BuildInput {
+                path: StorePath::from_parts([number; 20], "input").unwrap(),
+                physical: folder.clone(),
+            });
+        }
+        let mut log = stage.play(asked).await.log;
+        for place in ["/", "/etc", "/dev", "/build", "/tmp"] {
+            log.extend(stage.look(&["list", place]).await);
+        }
+        seen.push(log);
+    }
+    assert_eq!(seen[0], seen[1]);
+    assert_eq!(seen[0], seen[2]);
+    assert_eq!(stage.leftovers(), Vec::<std::path::PathBuf>::new());
+}

@@ -131,19 +131,31 @@ async fn a_sandbox_path_is_shown_read_only_unless_asked_otherwise() {
     std::fs::write(host.path().join("file"), "of the host").unwrap();
     // The build's user is another one where the tests run as root.
     std::fs::set_permissions(host.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    for writable in [false, true] {
+    for (writable, inside) in [
+        (false, "/some/where"),
+        (true, "/some/where"),
+        (false, "/tmp/a/b"),
+        (false, "/build/a"),
+    ] {
         let path = tvix_node_builder::SandboxPath {
             outside: host.path().to_path_buf(),
             writable,
         };
         let show = |config: &mut tvix_node_builder::Config| {
-            config.sandbox_paths.insert("/some/where".into(), path);
+            config.sandbox_paths.insert(inside.into(), path);
         };
         let Some(stage) = Stage::with(show).await else {
             return;
         };
-        assert_eq!(stage.look(&["read", "/some/where/file"]).await, ["of the host"]);
-        stage.act(&["write", "/some/where/new", "x"]).await;
-        assert_eq!(host.path().join("new").exists(), writable);
+        assert_eq!(
+            stage.look(&["read", &format!("{inside}/file")]).await,
+            ["of the host"]
+        );
+        stage.act(&["write", &format!("{inside}/new"), "x"]).await;
+        let new = host.path().join("new");
+        assert_eq!(new.exists(), writable);
+        if writable {
+            std::fs::remove_file(new).unwrap();
+        }
     }
 }

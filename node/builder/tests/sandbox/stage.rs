@@ -143,11 +143,12 @@ impl Stage {
         Played { result, log, started }
     }
 
-    /// What is left in the folder for builds.
+    /// What is left in the folder for builds, except what the builds of a slot share.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         std::fs::read_dir(&self.builder.config().scratch)
             .expect("the folder for builds")
             .map(|entry| entry.expect("an entry").path())
+            .filter(|path| !path.to_string_lossy().contains("/slot-"))
             .collect()
     }
 }

@@ -4,3 +4,7 @@
 
 pub mod escape;
 pub mod float_format;
+pub mod json_parse;
+pub mod limits;
+pub mod regex;
+pub mod version;

@@ -318,6 +318,20 @@ impl Roster {
         }
     }
 
+    /// Whether somebody has ever vouched for this key, or it is a founder's.
+    #[must_use]
+    pub fn knows(&self, key: NodeKey) -> bool {
+        self.known_keys.contains(&key)
+    }
+
+    /// The youngest statement about a key, whoever made it, whether it counts or not.
+    #[must_use]
+    pub fn latest(&self, key: NodeKey) -> Option<&Member> {
+        let about = self.memberships.values().filter(|kept| kept.says.key == key);
+        let latest = about.max_by_key(|kept| (kept.says.issued_at, kept.says.serial, kept.id));
+        latest.map(|kept| &kept.says)
+    }
+
     /// Ids of all statements, sorted.
     #[must_use]
     pub fn ids(&self) -> BTreeSet<StatementId> {

@@ -1,0 +1,70 @@
+//! Opening a door at a peer.
+
+use tvix_node_protocol::envelope::NodeKey;
+
+use crate::net::driver::Network;
+use crate::net::wire::{Wire, WireError};
+use crate::net::{ConnectError, Door, OpenError, Traffic};
+
+/// Why a peer could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// It cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// It does not open the door.
+    #[error("{peer}: {source}")]
+    Open {
+        /// Who.
+        peer: NodeKey,
+        /// Why.
+        source: OpenError,
+    },
+    /// The talk broke off.
+    #[error("{peer}, asked for '{}': {source}", .door.name())]
+    Wire {
+        /// Who.
+        peer: NodeKey,
+        /// What for.
+        door: Door,
+        /// Why.
+        source: WireError,
+    },
+}
+
+impl CallError {
+    /// Whether the peer broke a rule, other than being away or slow.
+    #[must_use]
+    pub fn is_breach(&self) -> bool {
+        matches!(
+            self,
+            Self::Wire {
+                source: WireError::TooLarge { .. } | WireError::Encoding(_),
+                ..
+            }
+        )
+    }
+}
+
+/// Attaches the peer and the door to what went wrong.
+pub(crate) fn at(peer: NodeKey, door: Door) -> impl Fn(WireError) -> CallError + Copy {
+    move |source| CallError::Wire { peer, door, source }
+}
+
+/// Connects where there is no connection, and opens a door.
+pub(crate) async fn open(
+    network: &Network,
+    traffic: &Traffic,
+    peer: NodeKey,
+    door: Door,
+) -> Result<Wire, CallError> {
+    network.connect(peer).await?;
+    let mut opened = network.open(peer, door).await;
+    if opened.as_ref().err() == Some(&OpenError::NotConnected) {
+        // The connection was closed in this very moment.
+        network.connect(peer).await?;
+        opened = network.open(peer, door).await;
+    }
+    let stream = opened.map_err(|source| CallError::Open { peer, source })?;
+    Ok(Wire::new(traffic.counted(stream, peer, door)))
+}

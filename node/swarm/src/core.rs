@@ -1,0 +1,121 @@
+//! What all doors share.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{mpsc, watch};
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::Facts;
+
+use crate::call::{self, CallError};
+use crate::events::{IncomingBuild, IncomingPush, Notice};
+use crate::fetch::Fetching;
+use crate::gate::RequestGate;
+use crate::net::contacts::SharedContacts;
+use crate::net::driver::Network;
+use crate::net::wire::Wire;
+use crate::net::{Door, Traffic};
+use crate::presence::{Advertisement, Allowance, PresenceTable};
+use crate::protocols::serving::Serving;
+use crate::shelf::{Shelf, ShelfError};
+use crate::standing::Standing;
+use crate::team::TeamState;
+
+/// What is known of a connected member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// What it offers.
+    pub facts: Facts,
+    /// Seconds its clock is ahead of this node's.
+    pub clock_ahead: i64,
+}
+
+pub(crate) struct Core {
+    pub(crate) team: Arc<TeamState>,
+    pub(crate) network: Network,
+    pub(crate) contacts: SharedContacts,
+    pub(crate) traffic: Traffic,
+    pub(crate) shelf: Arc<dyn Shelf>,
+    pub(crate) own: Mutex<Advertisement>,
+    pub(crate) table: Mutex<PresenceTable>,
+    pub(crate) allowance: Mutex<Allowance>,
+    pub(crate) standing: Mutex<Standing>,
+    pub(crate) gate: Mutex<RequestGate>,
+    pub(crate) serving: Serving,
+    pub(crate) fetching: Fetching,
+    pub(crate) peers: Mutex<BTreeMap<NodeKey, PeerStatus>>,
+    pub(crate) facts: watch::Sender<Facts>,
+    pub(crate) notices: mpsc::Sender<Notice>,
+    pub(crate) builds: mpsc::Sender<IncomingBuild>,
+    pub(crate) pushes: mpsc::Sender<IncomingPush>,
+    /// Something has to be told to the members closest to a region.
+    pub(crate) publish: tokio::sync::Notify,
+    /// True once the node is shutting down.
+    pub(crate) stopping: watch::Sender<bool>,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is inside is whole between two statements; a panic elsewhere does not change that.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    pub(crate) async fn open(&self, peer: NodeKey, door: Door) -> Result<Wire, CallError> {
+        call::open(&self.network, &self.traffic, peer, door).await
+    }
+
+    /// Tells the node, which may be busy; what it misses it can read with `peers`.
+    pub(crate) fn notify(&self, notice: Notice) {
+        if self.notices.try_send(notice).is_err() {
+            tracing::debug!("the node does not attend to notices; one is dropped");
+        }
+    }
+
+    /// Notes what a peer says of itself; tells the node where that is new.
+    pub(crate) fn met(&self, peer: NodeKey, facts: Facts, its_time: u64) {
+        let ahead = i64::try_from(i128::from(its_time) - i128::from(self.team.now())).unwrap_or(i64::MAX);
+        let status = PeerStatus {
+            facts,
+            clock_ahead: ahead,
+        };
+        let old = {
+            let mut peers = lock(&self.peers);
+            if let Some(old) = peers.get(&peer)
+                && old.facts.serial > status.facts.serial
+            {
+                return;
+            }
+            peers.insert(peer, status.clone())
+        };
+        match old {
+            None => self.notify(Notice::PeerUp { peer, status }),
+            Some(old) if old.facts != status.facts => self.notify(Notice::PeerChanged { peer, status }),
+            Some(_) => {}
+        }
+    }
+
+    pub(crate) fn gone(&self, peer: NodeKey) {
+        if lock(&self.peers).remove(&peer).is_some() {
+            self.notify(Notice::PeerDown { peer });
+        }
+    }
+
+    /// Asks the shelf, on a thread that may block.
+    pub(crate) async fn ask_shelf<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&dyn Shelf) -> Result<T, ShelfError> + Send + 'static,
+    ) -> Result<T, ShelfError> {
+        let shelf = self.shelf.clone();
+        blocking(move || ask(&*shelf)).await.map_err(ShelfError::new)?
+    }
+}
+
+/// A thread that was to do something ended without doing it: it panicked, or the runtime is shut down.
+#[derive(Debug, thiserror::Error)]
+#[error("a task of the node was lost: {0}")]
+pub struct Lost(#[from] tokio::task::JoinError);
+
+/// Does something that blocks.
+pub(crate) async fn blocking<T: Send + 'static>(action: impl FnOnce() -> T + Send + 'static) -> Result<T, Lost> {
+    Ok(tokio::task::spawn_blocking(action).await?)
+}

@@ -1,0 +1,199 @@
+//! One large file, or parts of it: the iroh-blobs protocol on a stream of ours.
+//!
+//! After [`ServeAnswer::Coming`] the asker sends a `Get` request of that protocol and closes its side; the
+//! answer is the file's size and the ranges asked for, with the hashes that prove each group of 16 KiB.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use bao_tree::ChunkRanges;
+use bao_tree::io::sync::encode_ranges_validated;
+use bytes::Bytes;
+use futures::{AsyncReadExt, AsyncWriteExt};
+use iroh::endpoint::VarInt;
+use iroh_blobs::protocol::{GetRequest, Request};
+use iroh_blobs::util::{RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::{BlobQuestion, ServeAnswer};
+use tvix_node_protocol::tree::BlobDigest;
+
+use super::serving::{Serving, files_for};
+use crate::core::{Core, blocking};
+use crate::limits::{ANSWER_TIME, CONTENT_PIECE, CONTENT_QUEUE};
+use crate::net::wire::{Wire, WireError, WireReader, WireWriter};
+use crate::shelf::{Shelf, ShelfError};
+
+/// Our reading side, as iroh-blobs wants it.
+pub(crate) struct BlobReader(pub(crate) WireReader);
+
+/// Our writing side, as iroh-blobs wants it.
+pub(crate) struct BlobWriter(pub(crate) WireWriter);
+
+fn slow(_: tokio::time::error::Elapsed) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the peer is silent")
+}
+
+impl RecvStream for BlobReader {
+    /// Reads to the end, or `len` bytes.
+    async fn recv_bytes(&mut self, len: usize) -> io::Result<Bytes> {
+        let mut bytes = Vec::new();
+        let read = self.0.bytes().take(len as u64).read_to_end(&mut bytes);
+        timeout(ANSWER_TIME, read).await.map_err(slow)??;
+        Ok(bytes.into())
+    }
+
+    async fn recv_bytes_exact(&mut self, len: usize) -> io::Result<Bytes> {
+        let mut bytes = vec![0; len];
+        self.recv_exact(&mut bytes).await?;
+        Ok(bytes.into())
+    }
+
+    async fn recv_exact(&mut self, target: &mut [u8]) -> io::Result<()> {
+        timeout(ANSWER_TIME, self.0.bytes().read_exact(target)).await.map_err(slow)?
+    }
+
+    fn stop(&mut self, _: VarInt) -> io::Result<()> {
+        // Our streams have no codes; dropping the stream says the same.
+        Ok(())
+    }
+
+    fn id(&self) -> u64 {
+        0
+    }
+}
+
+impl SendStream for BlobWriter {
+    async fn send_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.send(&bytes).await
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        timeout(ANSWER_TIME, self.0.bytes().write_all(bytes)).await.map_err(slow)?
+    }
+
+    /// Closes: the other side reads a request to its end.
+    async fn sync(&mut self) -> io::Result<()> {
+        timeout(ANSWER_TIME, self.0.bytes().close()).await.map_err(slow)?
+    }
+
+    fn reset(&mut self, _: VarInt) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
+        Ok(None)
+    }
+
+    fn id(&self) -> u64 {
+        0
+    }
+}
+
+pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
+    let BlobQuestion { root, blob } = wire.reader.receive().await?;
+    match files_for(core, peer, root).await {
+        Ok(Some(files)) if files.contains(&blob) => {}
+        Ok(_) => return wire.answer(&ServeAnswer::NotHere).await,
+        Err(error) => {
+            tracing::error!(%root, %error, "a tree could not be read for a peer");
+            return wire.answer(&ServeAnswer::Broken).await;
+        }
+    }
+    let Ok(_permit) = core.serving.streams.clone().acquire_owned().await else {
+        return wire.answer(&ServeAnswer::Busy).await;
+    };
+    wire.writer.send(&ServeAnswer::Coming).await?;
+    wire.writer.flush().await?;
+    let mut reader = BlobReader(wire.reader);
+    let (request, _) = Request::read_async(&mut reader).await?;
+    let Some(ranges) = ranges_of(&request, blob) else {
+        tracing::debug!(%peer, "a request of another kind than is served here");
+        return Ok(());
+    };
+    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(CONTENT_QUEUE);
+    let encoder = {
+        let core = core.clone();
+        blocking(move || encode(&*core.shelf, &core.serving, blob, &ranges, sender))
+    };
+    let mut writer = wire.writer;
+    let writing = async {
+        while let Some(piece) = receiver.recv().await {
+            writer.send_bytes(&piece).await?;
+        }
+        writer.close().await
+    };
+    let (encoded, written) = tokio::join!(encoder, writing);
+    match encoded {
+        Ok(Ok(())) => {}
+        // The stream has ended before its end: the peer sees that something is missing.
+        Ok(Err(error)) => tracing::error!(%blob, %error, "a file could not be read for a peer"),
+        Err(error) => tracing::error!(%blob, %error, "a file could not be read for a peer"),
+    }
+    written
+}
+
+/// The ranges wanted of this file; none where the request is another one.
+fn ranges_of(request: &Request, blob: BlobDigest) -> Option<ChunkRanges> {
+    let Request::Get(GetRequest { hash, ranges }) = request else {
+        return None;
+    };
+    let (0, ranges) = ranges.as_single()? else {
+        return None;
+    };
+    (*hash.as_bytes() == blob.0).then(|| ranges.clone())
+}
+
+/// Reads, proves and sends. Blocks.
+fn encode(
+    shelf: &dyn Shelf,
+    serving: &Serving,
+    blob: BlobDigest,
+    ranges: &ChunkRanges,
+    sender: mpsc::Sender<Vec<u8>>,
+) -> Result<(), ShelfError> {
+    let Some(file) = shelf.blob(blob)? else {
+        return Ok(());
+    };
+    let size = file.metadata().map_err(ShelfError::new)?.len();
+    let Some(outboard) = serving.outboard(blob, size, &file).map_err(ShelfError::new)? else {
+        return Err(ShelfError::new(format!("the file of blob {blob} has other content")));
+    };
+    let mut pieces = Pieces {
+        piece: Vec::with_capacity(CONTENT_PIECE),
+        sender,
+    };
+    let sent = pieces
+        .write_all(&size.to_le_bytes())
+        .and_then(|()| encode_ranges_validated(&file, &*outboard, ranges, &mut pieces).map_err(io::Error::other))
+        .and_then(|()| pieces.flush());
+    match sent {
+        // Nobody reads any more.
+        Err(_) if pieces.sender.is_closed() => Ok(()),
+        sent => sent.map_err(ShelfError::new),
+    }
+}
+
+/// Collects small writes and sends them from a thread that may block.
+struct Pieces {
+    piece: Vec<u8>,
+    sender: mpsc::Sender<Vec<u8>>,
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.piece.extend_from_slice(bytes);
+        if self.piece.len() >= CONTENT_PIECE {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let next = Vec::with_capacity(CONTENT_PIECE + (64 << 10));
+        let piece = std::mem::replace(&mut self.piece, next);
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        self.sender.blocking_send(piece).map_err(gone)
+    }
+}

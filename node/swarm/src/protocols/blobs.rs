@@ -1,0 +1,123 @@
+//! Small files of a tree, many in one answer.
+//!
+//! After [`ServeAnswer::Coming`] each file that was asked for comes in order: one byte that says whether
+//! it follows, then its bytes. A file of more than 16 KiB comes with the hashes above its groups of
+//! 16 KiB in between, in the order of the iroh-blobs protocol (a "combined" BLAKE3 encoding without the
+//! size, which the asker knows from the tree), so that a wrong byte is found within its group.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bao_tree::ChunkRanges;
+use bao_tree::io::outboard::PreOrderMemOutboard;
+use bao_tree::io::sync::encode_ranges_validated;
+use tokio::sync::mpsc;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::limits::BLOBS_BATCH;
+use tvix_node_protocol::messages::{BlobsQuestion, ServeAnswer};
+use tvix_node_protocol::tree::BlobDigest;
+
+use super::serving::{BLOCK, files_for};
+use crate::core::Core;
+use crate::limits::{CONTENT_PIECE, CONTENT_QUEUE, PACKED_BLOB};
+use crate::net::wire::{Wire, WireError};
+use crate::shelf::{Shelf, ShelfError};
+
+/// The file follows.
+pub(crate) const FOLLOWS: u8 = 0;
+/// The file is not here, or too large to come this way.
+pub(crate) const MISSING: u8 = 1;
+
+/// Digests one after the other, as they travelled.
+pub(crate) fn unpack(bytes: &[u8]) -> Option<Vec<BlobDigest>> {
+    let (digests, rest) = bytes.as_chunks::<32>();
+    let sound = rest.is_empty() && digests.len() <= BLOBS_BATCH;
+    sound.then(|| digests.iter().map(|digest| BlobDigest(*digest)).collect())
+}
+
+pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
+    let question: BlobsQuestion = wire.reader.receive().await?;
+    let Some(wanted) = unpack(&question.blobs) else {
+        return wire.answer(&ServeAnswer::NotHere).await;
+    };
+    let root = question.root;
+    let files = match files_for(core, peer, root).await {
+        Ok(Some(files)) => files,
+        Ok(None) => return wire.answer(&ServeAnswer::NotHere).await,
+        Err(error) => {
+            tracing::error!(%root, %error, "a tree could not be read for a peer");
+            return wire.answer(&ServeAnswer::Broken).await;
+        }
+    };
+    let Ok(_permit) = core.serving.streams.clone().acquire_owned().await else {
+        return wire.answer(&ServeAnswer::Busy).await;
+    };
+    wire.writer.send(&ServeAnswer::Coming).await?;
+    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(CONTENT_QUEUE);
+    let reader = {
+        let core = core.clone();
+        async move {
+            core.ask_shelf(move |shelf| {
+                let mut piece = Vec::with_capacity(CONTENT_PIECE);
+                for blob in wanted {
+                    let here = files.contains(&blob) && append(shelf, blob, &mut piece)?;
+                    if !here {
+                        piece.push(MISSING);
+                    }
+                    let full = piece.len() >= CONTENT_PIECE;
+                    if full && sender.blocking_send(std::mem::take(&mut piece)).is_err() {
+                        return Ok(());
+                    }
+                }
+                // Nobody reads any more: there is nothing left to do.
+                sender.blocking_send(piece).ok();
+                Ok(())
+            })
+            .await
+        }
+    };
+    let writing = async {
+        while let Some(piece) = receiver.recv().await {
+            wire.writer.send_bytes(&piece).await?;
+        }
+        Ok::<_, WireError>(wire)
+    };
+    let (read, wire) = tokio::join!(reader, writing);
+    if let Err(error) = read {
+        // The stream ends before its end: the peer sees that something is missing.
+        tracing::error!(%root, %error, "files could not be read for a peer");
+        return Ok(());
+    }
+    wire?.writer.close().await
+}
+
+/// Appends one file as it travels; false where it cannot come this way.
+fn append(shelf: &dyn Shelf, blob: BlobDigest, to: &mut Vec<u8>) -> Result<bool, ShelfError> {
+    let Some(file) = shelf.blob(blob)? else {
+        return Ok(false);
+    };
+    let bytes = read_small(file).map_err(ShelfError::new)?;
+    let Some(bytes) = bytes.filter(|bytes| BlobDigest::of(bytes) == blob) else {
+        return Ok(false);
+    };
+    to.push(FOLLOWS);
+    encode(&bytes, to).map_err(ShelfError::new)?;
+    Ok(true)
+}
+
+fn read_small(file: File) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    file.take(PACKED_BLOB + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= PACKED_BLOB).then_some(bytes))
+}
+
+/// Bytes with the hashes above their groups; a single group has none.
+fn encode(bytes: &[u8], to: &mut Vec<u8>) -> io::Result<()> {
+    if bytes.len() <= BLOCK.bytes() {
+        to.extend_from_slice(bytes);
+        return Ok(());
+    }
+    let outboard = PreOrderMemOutboard::create(bytes, BLOCK);
+    encode_ranges_validated(bytes, &outboard, &ChunkRanges::all(), to).map_err(io::Error::other)
+}

@@ -1,0 +1,298 @@
+//! Finding who has a path: connected members first, all at once; then those who keep the records.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::limits::PRESENCE_QUESTION_KEYS;
+use tvix_node_protocol::messages::{Claim, PresenceAnswer, PresenceQuestion, PresenceRefusal};
+use tvix_node_protocol::nix::store_path::StorePath;
+use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, Region, pack, unpack};
+
+use super::roster;
+use crate::call::{self, CallError};
+use crate::core::{Core, lock};
+use crate::limits::{CLOCK_SKEW, FIND_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
+use crate::net::Door;
+
+/// How it is known that a member has a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Through {
+    /// It was asked itself.
+    Asked,
+    /// It signed a record that others keep. It may have lost the path since.
+    Records,
+}
+
+/// Whom to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FindScope {
+    /// Members this node is connected with: one round trip.
+    Connected,
+    /// Also the records, for what no connected member has.
+    All,
+    /// The records alone.
+    Records,
+}
+
+/// Who has which of the paths asked for. Paths nobody has are not in it.
+pub type Holders = BTreeMap<StorePath, BTreeMap<NodeKey, Through>>;
+
+/// What is still looked for, and what has been found.
+struct Search {
+    wanted: BTreeMap<PresenceKey, StorePath>,
+    found: Holders,
+}
+
+impl Search {
+    fn add(&mut self, key: PresenceKey, holder: NodeKey, through: Through) {
+        if let Some(path) = self.wanted.get(&key) {
+            let holders = self.found.entry(path.clone()).or_default();
+            let known = holders.entry(holder).or_insert(through);
+            *known = (*known).min(through);
+        }
+    }
+
+    fn missing(&self) -> Vec<PresenceKey> {
+        let missing = |(_, path): &(&PresenceKey, &StorePath)| !self.found.contains_key(*path);
+        self.wanted.iter().filter(missing).map(|(key, _)| *key).collect()
+    }
+}
+
+pub(crate) async fn find(core: &Arc<Core>, paths: &[StorePath], scope: FindScope) -> Holders {
+    let secret = core.team.presence_secret();
+    let mut search = Search {
+        wanted: paths.iter().map(|path| (secret.key(path), path.clone())).collect(),
+        found: Holders::new(),
+    };
+    if scope != FindScope::Records {
+        ask_connected(core, secret.epoch(), &mut search).await;
+    }
+    if scope != FindScope::Connected {
+        for walk in [false, true] {
+            ask_keepers(core, secret.epoch(), &mut search, walk).await;
+        }
+    }
+    search.found
+}
+
+/// Which of these paths the peer has.
+pub(crate) async fn have(core: &Arc<Core>, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<bool>, CallError> {
+    let secret = core.team.presence_secret();
+    let keys: Vec<PresenceKey> = paths.iter().map(|path| secret.key(path)).collect();
+    ask(core, peer, secret.epoch(), &keys).await
+}
+
+async fn ask_connected(core: &Arc<Core>, epoch: Epoch, search: &mut Search) {
+    let keys: Vec<PresenceKey> = search.wanted.keys().copied().collect();
+    let mut questions = JoinSet::new();
+    for peer in core.network.connected() {
+        let (core, keys) = (core.clone(), keys.clone());
+        questions.spawn(async move {
+            let answer = tokio::time::timeout(FIND_TIME, ask(&core, peer, epoch, &keys)).await;
+            (peer, answer)
+        });
+    }
+    while let Some(answer) = questions.join_next().await {
+        match answer {
+            Ok((peer, Ok(Ok(held)))) => {
+                for (key, held) in keys.iter().zip(held) {
+                    if held {
+                        search.add(*key, peer, Through::Asked);
+                    }
+                }
+            }
+            Ok((peer, Ok(Err(error)))) => tracing::debug!(%peer, %error, "a member did not say what it has"),
+            Ok((peer, Err(_))) => tracing::debug!(%peer, "a member did not say in time what it has"),
+            Err(error) => tracing::error!(%error, "a question was lost"),
+        }
+    }
+}
+
+async fn ask(
+    core: &Arc<Core>,
+    peer: NodeKey,
+    epoch: Epoch,
+    keys: &[PresenceKey],
+) -> Result<Vec<bool>, CallError> {
+    let at = call::at(peer, Door::Presence);
+    let mut wire = core.open(peer, Door::Presence).await?;
+    let mut held = Vec::with_capacity(keys.len());
+    for part in keys.chunks(PRESENCE_QUESTION_KEYS) {
+        let question = PresenceQuestion::Have {
+            epoch,
+            keys: pack(part),
+        };
+        let bits = match wire.ask(&question).await.map_err(at)? {
+            PresenceAnswer::Held { bits } => bits,
+            PresenceAnswer::Refused { reason } => {
+                refused(core, peer, reason);
+                vec![]
+            }
+            _ => vec![],
+        };
+        let bit = |index: usize| bits.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
+        held.extend((0..part.len()).map(bit));
+    }
+    Ok(held)
+}
+
+/// One of the two has not heard of a revocation: they tell each other. The answer is better next time.
+fn refused(core: &Arc<Core>, peer: NodeKey, reason: PresenceRefusal) {
+    tracing::debug!(%peer, %reason, "a question about presence is refused");
+    if reason == PresenceRefusal::OtherEpoch {
+        let core = core.clone();
+        tokio::spawn(async move {
+            if let Err(error) = roster::synchronise(&core, peer).await {
+                tracing::debug!(%peer, %error, "the rosters could not be made equal");
+            }
+        });
+    }
+}
+
+async fn ask_keepers(core: &Arc<Core>, epoch: Epoch, search: &mut Search, walk: bool) {
+    let bits = Region::bits_for(core.team.members().len());
+    let mut regions: BTreeMap<Region, Vec<PresenceKey>> = BTreeMap::new();
+    for key in search.missing() {
+        regions.entry(Region::of(key, bits)).or_default().push(key);
+    }
+    if regions.is_empty() {
+        return;
+    }
+    let mut searches = JoinSet::new();
+    for (region, keys) in regions {
+        let core = core.clone();
+        searches.spawn(async move { ask_keepers_of(&core, epoch, region, keys, walk).await });
+    }
+    for found in searches.join_all().await {
+        for (key, holder) in found {
+            search.add(key, holder, Through::Records);
+        }
+    }
+}
+
+async fn ask_keepers_of(
+    core: &Arc<Core>,
+    epoch: Epoch,
+    region: Region,
+    keys: Vec<PresenceKey>,
+    walk: bool,
+) -> BTreeSet<(PresenceKey, NodeKey)> {
+    let mut missing: BTreeSet<PresenceKey> = keys.into_iter().collect();
+    let mut found = BTreeSet::new();
+    let asked: Vec<PresenceKey> = missing.iter().copied().collect();
+    let here = lock(&core.table).query(epoch, &asked, core.team.now());
+    take_claims(core, core.team.me(), here, epoch, &mut missing, &mut found);
+    let mut keepers = core.network.closest(region.label(), walk).await;
+    keepers.truncate(PRESENCE_ASKED);
+    lock(&core.standing).sort(&mut keepers, core.team.now());
+    for group in keepers.chunks(PRESENCE_COPIES) {
+        if missing.is_empty() {
+            break;
+        }
+        let mut questions = JoinSet::new();
+        for keeper in group {
+            let (core, keeper, missing) = (core.clone(), *keeper, missing.clone());
+            questions.spawn(async move {
+                let answer = tokio::time::timeout(FIND_TIME, query(&core, keeper, epoch, missing)).await;
+                (keeper, answer)
+            });
+        }
+        for (keeper, answer) in questions.join_all().await {
+            match answer {
+                Ok(Ok(claims)) => take_claims(core, keeper, claims, epoch, &mut missing, &mut found),
+                Ok(Err(error)) => tracing::debug!(%keeper, %error, "a keeper of records did not answer"),
+                Err(_) => tracing::debug!(%keeper, "a keeper of records did not answer in time"),
+            }
+        }
+    }
+    found
+}
+
+/// Asks one keeper, again and again while its answers, which are bounded, bring something new.
+async fn query(
+    core: &Arc<Core>,
+    keeper: NodeKey,
+    epoch: Epoch,
+    mut keys: BTreeSet<PresenceKey>,
+) -> Result<Vec<Claim>, CallError> {
+    let at = call::at(keeper, Door::Presence);
+    let mut wire = core.open(keeper, Door::Presence).await?;
+    let mut claims = vec![];
+    for _ in 0..PRESENCE_ROUNDS {
+        let asked: Vec<PresenceKey> = keys.iter().copied().take(PRESENCE_QUESTION_KEYS).collect();
+        let question = PresenceQuestion::Query {
+            epoch,
+            keys: pack(&asked),
+        };
+        let new = match wire.ask(&question).await.map_err(at)? {
+            PresenceAnswer::Claims { claims } => claims,
+            PresenceAnswer::Refused { reason } => {
+                refused(core, keeper, reason);
+                vec![]
+            }
+            _ => vec![],
+        };
+        let before = keys.len();
+        for claim in &new {
+            for key in unpack(&claim.keys).unwrap_or_default() {
+                keys.remove(&key);
+            }
+        }
+        claims.extend(new);
+        if keys.is_empty() || keys.len() == before {
+            break;
+        }
+    }
+    Ok(claims)
+}
+
+/// Checks what a keeper handed on, as if the holder had said it here.
+fn take_claims(
+    core: &Core,
+    keeper: NodeKey,
+    claims: Vec<Claim>,
+    epoch: Epoch,
+    missing: &mut BTreeSet<PresenceKey>,
+    found: &mut BTreeSet<(PresenceKey, NodeKey)>,
+) {
+    let mut holds = BTreeSet::new();
+    for claim in claims {
+        let Some((holder, keys)) = check_claim(core, &claim, epoch) else {
+            tracing::warn!(%keeper, "a keeper of records hands on one that does not verify");
+            lock(&core.standing).lied(keeper, core.team.now());
+            continue;
+        };
+        if holder == core.team.me() {
+            continue;
+        }
+        for key in keys.into_iter().filter(|key| missing.contains(key)) {
+            holds.insert(key);
+            found.insert((key, holder));
+        }
+    }
+    missing.retain(|key| !holds.contains(key));
+}
+
+fn check_claim(core: &Core, claim: &Claim, epoch: Epoch) -> Option<(NodeKey, Vec<PresenceKey>)> {
+    let header: PresenceHeader = claim.header.open().ok()?;
+    let keys = unpack(&claim.keys)?;
+    header.check_structure(claim.header.signer).ok()?;
+    header.check_keys(&keys).ok()?;
+    let now = core.team.now();
+    let holds = header.swarm == core.team.swarm()
+        && header.epoch == epoch
+        && now <= header.not_after.saturating_add(2 * CLOCK_SKEW);
+    holds.then_some((header.holder, keys))
+}
+
+/// Of those found, members who can be asked for the path: the best first.
+pub(crate) fn providers(core: &Core, holders: &BTreeMap<NodeKey, Through>) -> Vec<NodeKey> {
+    let members = core.team.members();
+    let connected = core.network.connected();
+    let mut providers: Vec<NodeKey> = holders.keys().copied().filter(|key| members.contains(*key)).collect();
+    providers.sort_by_key(|key| (!connected.contains(key), holders.get(key).copied()));
+    lock(&core.standing).sort(&mut providers, core.team.now());
+    providers
+}

@@ -1,0 +1,71 @@
+//! What members tell each other first, and when something has changed.
+
+use std::sync::Arc;
+
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::Hello;
+
+use super::{join, roster};
+use crate::call::{self, CallError};
+use crate::core::Core;
+use crate::net::driver::Command;
+use crate::net::wire::{Wire, WireError};
+use crate::net::{Door, OpenError};
+
+fn hello(core: &Core) -> Hello {
+    Hello {
+        swarm: core.team.swarm(),
+        epoch: core.team.presence_secret().epoch(),
+        roster: core.team.digest(),
+        now: core.team.now(),
+        facts: core.facts.borrow().clone(),
+    }
+}
+
+pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
+    let theirs: Hello = wire.reader.receive().await?;
+    wire.answer(&hello(core)).await?;
+    core.met(peer, theirs.facts, theirs.now);
+    Ok(())
+}
+
+/// Says hello, and makes the rosters equal where they are not.
+pub(crate) async fn greet(core: &Arc<Core>, peer: NodeKey) -> Result<(), CallError> {
+    let mut wire = match core.open(peer, Door::Hello).await {
+        Ok(wire) => wire,
+        Err(CallError::Open {
+            source: OpenError::NotOffered(_),
+            ..
+        }) => return introduce_and_return(core, peer).await,
+        Err(error) => return Err(error),
+    };
+    let theirs: Hello = wire.ask(&hello(core)).await.map_err(call::at(peer, Door::Hello))?;
+    core.met(peer, theirs.facts, theirs.now);
+    if theirs.roster != core.team.digest() {
+        roster::synchronise(core, peer).await?;
+    }
+    Ok(())
+}
+
+/// The peer takes this node for a stranger. Once it is convinced, the connection is made anew, for what
+/// is open on a connection is settled when it is made.
+async fn introduce_and_return(core: &Arc<Core>, peer: NodeKey) -> Result<(), CallError> {
+    if join::introduce(core, peer).await? {
+        core.network.send(Command::Reconnect { peer }).await;
+    }
+    Ok(())
+}
+
+/// Says hello to all who are connected: something has changed here.
+pub(crate) async fn greet_all(core: &Arc<Core>) {
+    let mut greetings = tokio::task::JoinSet::new();
+    for peer in core.network.connected() {
+        let core = core.clone();
+        greetings.spawn(async move {
+            if let Err(error) = greet(&core, peer).await {
+                tracing::debug!(%peer, %error, "a member could not be greeted");
+            }
+        });
+    }
+    greetings.join_all().await;
+}

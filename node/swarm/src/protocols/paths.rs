@@ -1,0 +1,76 @@
+//! Path infos: what is known of a path, and the record that speaks for it.
+
+use std::sync::Arc;
+
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::limits::PATHS_QUESTION;
+use tvix_node_protocol::messages::{PathAnswer, PathsQuestion, Shown};
+use tvix_node_protocol::nix::store_path::StorePath;
+
+use crate::call::{self, CallError};
+use crate::core::{Core, lock};
+use crate::net::Door;
+use crate::net::wire::{Wire, WireError};
+
+/// Why a peer's path infos are not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PathsError {
+    /// It could not be asked.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// It answered for another path.
+    #[error("{peer}, asked about {wanted}, spoke of {got}")]
+    OtherPath {
+        /// Who.
+        peer: NodeKey,
+        /// What was asked.
+        wanted: StorePath,
+        /// What came.
+        got: StorePath,
+    },
+}
+
+pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
+    let question: PathsQuestion = wire.reader.receive().await?;
+    let amount = u32::try_from(question.paths.len()).unwrap_or(u32::MAX);
+    if question.paths.len() > PATHS_QUESTION || !lock(&core.allowance).take(peer, amount, core.team.now()) {
+        tracing::debug!(%peer, amount, "too many questions about paths; the stream is closed");
+        return Ok(());
+    }
+    for path in question.paths {
+        let shown = core.ask_shelf(move |shelf| shelf.path_info(peer, &path)).await;
+        let shown = shown.unwrap_or_else(|error| {
+            tracing::error!(%error, "a path could not be looked up for a peer");
+            None
+        });
+        wire.writer.send(&PathAnswer { shown }).await?;
+    }
+    wire.writer.close().await
+}
+
+/// What a peer knows of these paths, in their order; none: it does not have the path, or not for us.
+pub(crate) async fn ask(core: &Core, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<Option<Shown>>, PathsError> {
+    let at = call::at(peer, Door::Paths);
+    let mut answers = Vec::with_capacity(paths.len());
+    for part in paths.chunks(PATHS_QUESTION) {
+        let mut wire = core.open(peer, Door::Paths).await?;
+        let question = PathsQuestion { paths: part.to_vec() };
+        wire.writer.send(&question).await.map_err(at)?;
+        wire.writer.close().await.map_err(at)?;
+        for path in part {
+            let answer: PathAnswer = wire.reader.receive().await.map_err(at)?;
+            if let Some(shown) = &answer.shown
+                && shown.info.path != *path
+            {
+                lock(&core.standing).lied(peer, core.team.now());
+                return Err(PathsError::OtherPath {
+                    peer,
+                    wanted: path.clone(),
+                    got: shown.info.path.clone(),
+                });
+            }
+            answers.push(answer.shown);
+        }
+    }
+    Ok(answers)
+}

@@ -1,0 +1,126 @@
+//! Presence on the wire: keeping what others say, and answering who has what.
+
+use std::sync::Arc;
+
+use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::limits::PRESENCE_QUESTION_KEYS;
+use tvix_node_protocol::messages::{PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal};
+use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, unpack};
+
+use crate::core::{Core, lock};
+use crate::limits::PRESENCE_CELLS_PER_PUT;
+use crate::net::wire::{Wire, WireError};
+use crate::presence::Offer;
+
+pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
+    // A holder puts many cells over one stream.
+    while let Some(question) = wire.reader.receive_or_end::<PresenceQuestion>().await? {
+        let answer = match question {
+            PresenceQuestion::Put { headers } => keep(core, peer, &mut wire, headers).await?,
+            PresenceQuestion::Withdraw { statement } => withdraw(core, peer, &statement),
+            PresenceQuestion::Query { epoch, keys } => query(core, peer, epoch, &keys),
+            PresenceQuestion::Have { epoch, keys } => have(core, peer, epoch, &keys),
+        };
+        wire.writer.send(&answer).await?;
+        wire.writer.flush().await?;
+    }
+    Ok(())
+}
+
+async fn keep(
+    core: &Core,
+    peer: NodeKey,
+    wire: &mut Wire,
+    headers: Vec<Envelope>,
+) -> Result<PresenceAnswer, WireError> {
+    if headers.len() > PRESENCE_CELLS_PER_PUT {
+        let reason = PresenceRefusal::TooMany;
+        return Ok(PresenceAnswer::Refused { reason });
+    }
+    let (members, epoch) = (core.team.members(), core.team.presence_secret().epoch());
+    let (mut wanted, mut refused) = (vec![], vec![]);
+    {
+        let mut table = lock(&core.table);
+        for (number, header) in (0..).zip(&headers) {
+            match table.offer(header, peer, &members, epoch, core.team.now()) {
+                Ok(Offer::Kept) => {}
+                Ok(Offer::KeysWanted) => wanted.push(number),
+                Err(reason) => refused.push((number, reason)),
+            }
+        }
+    }
+    let mut failed = refused.len();
+    let answer = PresenceAnswer::Wanted {
+        cells: wanted.clone(),
+        refused,
+    };
+    wire.writer.send(&answer).await?;
+    wire.writer.flush().await?;
+    let cells: PresenceCells = wire.reader.receive().await?;
+    let mut keys = unpack(&cells.keys).unwrap_or_default();
+    let mut table = lock(&core.table);
+    for number in wanted {
+        let header = &headers[number as usize];
+        // Checked when it was offered; the signature is checked again together with the keys.
+        let count = header.open::<PresenceHeader>().map_or(0, |header| header.count as usize);
+        let rest = keys.split_off(count.min(keys.len()));
+        let of_cell = std::mem::replace(&mut keys, rest);
+        if let Err(error) = table.put(header, of_cell, peer, &members, epoch, core.team.now()) {
+            tracing::debug!(%peer, %error, "a cell is not kept");
+            failed += 1;
+        }
+    }
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    Ok(PresenceAnswer::Kept {
+        cells: count(headers.len() - failed.min(headers.len())),
+        refused: count(failed),
+    })
+}
+
+fn withdraw(core: &Core, peer: NodeKey, statement: &Envelope) -> PresenceAnswer {
+    let members = core.team.members();
+    match lock(&core.table).withdraw(statement, peer, &members, core.team.now()) {
+        Ok(()) => PresenceAnswer::Kept { cells: 0, refused: 0 },
+        Err(reason) => PresenceAnswer::Refused { reason },
+    }
+}
+
+/// The keys asked about, where the peer may ask.
+fn asked(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> Result<Vec<PresenceKey>, PresenceRefusal> {
+    let keys = unpack(keys).ok_or(PresenceRefusal::Invalid)?;
+    if keys.len() > PRESENCE_QUESTION_KEYS {
+        return Err(PresenceRefusal::TooMany);
+    }
+    if epoch != core.team.presence_secret().epoch() {
+        return Err(PresenceRefusal::OtherEpoch);
+    }
+    let amount = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+    if !lock(&core.allowance).take(peer, amount, core.team.now()) {
+        return Err(PresenceRefusal::Busy);
+    }
+    Ok(keys)
+}
+
+fn query(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> PresenceAnswer {
+    match asked(core, peer, epoch, keys) {
+        Ok(keys) => PresenceAnswer::Claims {
+            claims: lock(&core.table).query(epoch, &keys, core.team.now()),
+        },
+        Err(reason) => PresenceAnswer::Refused { reason },
+    }
+}
+
+fn have(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> PresenceAnswer {
+    let keys = match asked(core, peer, epoch, keys) {
+        Ok(keys) => keys,
+        Err(reason) => return PresenceAnswer::Refused { reason },
+    };
+    let own = lock(&core.own);
+    let mut bits = vec![0; keys.len().div_ceil(8)];
+    for (index, key) in keys.iter().enumerate() {
+        if own.has(*key) {
+            bits[index / 8] |= 1 << (index % 8);
+        }
+    }
+    PresenceAnswer::Held { bits }
+}

@@ -1,0 +1,189 @@
+//! What is served at the moment: the files of each tree, and the hashes inside large files.
+//!
+//! A file is served as a part of a tree the asker may have. Which files are in a tree is found by walking
+//! it once, and remembered for a while.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::{BufReader, Read};
+use std::sync::{Arc, Mutex};
+
+use bao_tree::BlockSize;
+use bao_tree::io::outboard::PreOrderOutboard;
+use bao_tree::io::sync::CreateOutboard;
+use tokio::sync::Semaphore;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
+
+use crate::core::{Core, lock};
+use crate::limits::{CONTENT_STREAMS, OUTBOARD_BYTES, SERVED_BLOBS};
+use crate::shelf::{Shelf, ShelfError};
+
+/// Groups of 16 chunks of 1 KiB, as iroh-blobs has them: what is verified at once.
+pub(crate) const BLOCK: BlockSize = iroh_blobs::store::IROH_BLOCK_SIZE;
+
+/// The hashes inside a file above its groups of 16 KiB: 64 bytes each, 1/256 of the file.
+pub(crate) type Outboard = PreOrderOutboard<Vec<u8>>;
+
+/// Values that were used lately, bounded by their weight.
+#[derive(Debug)]
+struct Recent<K, V> {
+    values: HashMap<K, (Arc<V>, usize)>,
+    order: VecDeque<K>,
+    weight: usize,
+    limit: usize,
+}
+
+impl<K: Copy + Eq + std::hash::Hash, V> Recent<K, V> {
+    fn new(limit: usize) -> Self {
+        Self {
+            values: HashMap::new(),
+            order: VecDeque::new(),
+            weight: 0,
+            limit,
+        }
+    }
+
+    fn get(&mut self, key: K) -> Option<Arc<V>> {
+        let (value, _) = self.values.get(&key)?;
+        let value = value.clone();
+        self.order.retain(|other| *other != key);
+        self.order.push_back(key);
+        Some(value)
+    }
+
+    /// The oldest go until it fits; what does not fit alone is not kept.
+    fn insert(&mut self, key: K, value: Arc<V>, weight: usize) {
+        if weight > self.limit || self.values.contains_key(&key) {
+            return;
+        }
+        while self.weight + weight > self.limit {
+            let Some(oldest) = self.order.pop_front() else { break };
+            if let Some((_, freed)) = self.values.remove(&oldest) {
+                self.weight -= freed;
+            }
+        }
+        self.values.insert(key, (value, weight));
+        self.order.push_back(key);
+        self.weight += weight;
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Serving {
+    trees: Mutex<Recent<TreeDigest, HashSet<BlobDigest>>>,
+    outboards: Mutex<Recent<BlobDigest, Outboard>>,
+    /// Streams that carry content, at once.
+    pub(crate) streams: Arc<Semaphore>,
+}
+
+impl Serving {
+    pub(crate) fn new() -> Self {
+        Self {
+            trees: Mutex::new(Recent::new(SERVED_BLOBS)),
+            outboards: Mutex::new(Recent::new(OUTBOARD_BYTES)),
+            streams: Arc::new(Semaphore::new(CONTENT_STREAMS)),
+        }
+    }
+
+    pub(crate) fn remember(&self, root: TreeDigest, blobs: HashSet<BlobDigest>) -> Arc<HashSet<BlobDigest>> {
+        let weight = blobs.len();
+        let blobs = Arc::new(blobs);
+        lock(&self.trees).insert(root, blobs.clone(), weight);
+        blobs
+    }
+
+    /// The hashes inside a file, which is read for them where they are not remembered. Blocks. None where
+    /// the file does not have the digest it should.
+    pub(crate) fn outboard(
+        &self,
+        blob: BlobDigest,
+        size: u64,
+        file: impl Read,
+    ) -> std::io::Result<Option<Arc<Outboard>>> {
+        if let Some(outboard) = lock(&self.outboards).get(blob) {
+            return Ok(Some(outboard));
+        }
+        let outboard = Outboard::create_sized(BufReader::with_capacity(1 << 20, file), size, BLOCK)?;
+        if *outboard.root.as_bytes() != blob.0 {
+            return Ok(None);
+        }
+        let weight = outboard.data.len() + 128;
+        let outboard = Arc::new(outboard);
+        lock(&self.outboards).insert(blob, outboard.clone(), weight);
+        Ok(Some(outboard))
+    }
+}
+
+/// Walks a tree: its directories breadth first, each once. `each` gets every encoding and may stop the
+/// walk by answering false. The files come back; none where a part of the tree is not here. Blocks.
+pub(crate) fn walk(
+    shelf: &dyn Shelf,
+    root: TreeDigest,
+    mut each: impl FnMut(Vec<u8>) -> bool,
+) -> Result<Option<HashSet<BlobDigest>>, ShelfError> {
+    let mut blobs = HashSet::new();
+    let mut seen = HashSet::from([root]);
+    let mut queue = VecDeque::from([root]);
+    while let Some(digest) = queue.pop_front() {
+        let Some(tree) = shelf.tree(digest)? else {
+            return Ok(None);
+        };
+        if !each(tree.to_bytes()) {
+            return Ok(None);
+        }
+        match tree {
+            Tree::Leaf(Leaf::File { blob, .. }) => {
+                blobs.insert(blob);
+            }
+            Tree::Leaf(Leaf::Symlink(_)) => {}
+            Tree::Directory(directory) => {
+                for (_, node) in directory.entries() {
+                    match node {
+                        Node::Directory(digest) if seen.insert(*digest) => queue.push_back(*digest),
+                        Node::Directory(_) | Node::Symlink(_) => {}
+                        Node::File { blob, .. } => {
+                            blobs.insert(*blob);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(Some(blobs))
+}
+
+/// The files of a tree, where the peer may have it and it is here.
+pub(crate) async fn files_for(
+    core: &Core,
+    peer: NodeKey,
+    root: TreeDigest,
+) -> Result<Option<Arc<HashSet<BlobDigest>>>, ShelfError> {
+    if !core.ask_shelf(move |shelf| shelf.may_serve(peer, root)).await? {
+        return Ok(None);
+    }
+    if let Some(blobs) = lock(&core.serving.trees).get(root) {
+        return Ok(Some(blobs));
+    }
+    let blobs = core.ask_shelf(move |shelf| walk(shelf, root, |_| true)).await?;
+    Ok(blobs.map(|blobs| core.serving.remember(root, blobs)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_lately_is_kept_within_its_bound() {
+        let mut recent = Recent::new(10);
+        recent.insert(1, Arc::new("one"), 4);
+        recent.insert(2, Arc::new("two"), 4);
+        assert_eq!(recent.get(1).as_deref(), Some(&"one"));
+        recent.insert(3, Arc::new("three"), 4);
+        assert_eq!(recent.get(2), None, "the one not used for longest goes");
+        assert!(recent.get(1).is_some() && recent.get(3).is_some());
+        recent.insert(4, Arc::new("too heavy"), 11);
+        assert_eq!(recent.get(4), None);
+        assert_eq!(recent.weight, 8);
+    }
+}

@@ -1,0 +1,59 @@
+//! What the swarm needs of the node's store.
+
+use std::fs::File;
+
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::Shown;
+use tvix_node_protocol::nix::store_path::StorePath;
+use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
+
+/// The store failed. The peer is told no more than that.
+#[derive(Debug, thiserror::Error)]
+#[error("the store failed: {0}")]
+pub struct ShelfError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+impl ShelfError {
+    /// From whatever the store says.
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+/// The node's store, as far as members may see it. Methods block; they are called where that is allowed.
+///
+/// What a peer may have is decided here, by path and by tree: a file or directory is never served for
+/// its own digest, only as a part of a tree the peer may have. So a private path stays private although
+/// somebody knows, or guesses, the digest of a file in it.
+pub trait Shelf: Send + Sync + 'static {
+    /// Paths that all members may know of, in order, from after `after` on, at most `limit`. Private
+    /// paths are not among them.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn advertised(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, ShelfError>;
+
+    /// What is known of a path, where it is here and this peer may have it.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn path_info(&self, peer: NodeKey, path: &StorePath) -> Result<Option<Shown>, ShelfError>;
+
+    /// Whether this peer may have a tree: the content of a path it may have, or something that was made
+    /// for it alone.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn may_serve(&self, peer: NodeKey, root: TreeDigest) -> Result<bool, ShelfError>;
+
+    /// A tree that is here, or a directory in one.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError>;
+
+    /// The bytes of a file that is here.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn blob(&self, digest: BlobDigest) -> Result<Option<File>, ShelfError>;
+}

@@ -1,0 +1,442 @@
+//! The team while the node runs: one place that knows who is a member now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use tvix_node_protocol::build::SwarmId;
+use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, NodeSecret, seal};
+use tvix_node_protocol::messages::JoinRefusal;
+use tvix_node_protocol::presence::PresenceSecret;
+use tvix_node_protocol::roster::{Genesis, Member, Revoked, Role, Roles, RosterError, check_name};
+use tvix_node_protocol::ticket::Ticket;
+
+use super::Team;
+use crate::clock::Clock;
+use crate::disk::DiskError;
+use crate::invitations::{InviteError, Invitations};
+use crate::limits::ROSTER_ROUND;
+use crate::net::gatekeeper::Gatekeeper;
+use crate::roster::{Members, MergeError, Roster, RosterFile, RosterFileError};
+
+/// Why the team could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// This node may not do that.
+    #[error("this node does not have the role '{0}' in the team")]
+    RoleMissing(Role),
+    /// More than this node has.
+    #[error("this node has the roles {mine} and cannot give {wanted}")]
+    TooMuch {
+        /// Its roles.
+        mine: Roles,
+        /// What should be given.
+        wanted: Roles,
+    },
+    /// Only founders put others out.
+    #[error("only a founder of the team can put {0} out, and a node itself can leave")]
+    NotAFounder(NodeKey),
+    /// Not somebody the roster knows.
+    #[error("{0} is not in the roster")]
+    Unknown(NodeKey),
+    /// A name that is none.
+    #[error(transparent)]
+    Name(#[from] RosterError),
+    /// The ticket could not be remembered.
+    #[error(transparent)]
+    Invite(#[from] InviteError),
+    /// The statement could not be signed.
+    #[error(transparent)]
+    Seal(#[from] EnvelopeError),
+    /// The roster does not take the statement.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// The roster could not be saved.
+    #[error(transparent)]
+    Save(#[from] RosterFileError),
+    /// No random numbers.
+    #[error("the machine gives no random numbers: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// Who is a member at the moment, and what follows from it.
+#[derive(Debug)]
+struct View {
+    members: Arc<Members>,
+    presence: PresenceSecret,
+    digest: [u8; 32],
+}
+
+/// A team this node belongs to, while it runs. Methods that change it write files and block.
+#[derive(Debug)]
+pub struct TeamState {
+    me: NodeKey,
+    secret: Arc<NodeSecretBox>,
+    clock: Clock,
+    swarm: SwarmId,
+    genesis: Genesis,
+    file: RosterFile,
+    roster: Mutex<Roster>,
+    invitations: Mutex<Invitations>,
+    distrusted: BTreeMap<NodeKey, Roles>,
+    view: RwLock<View>,
+    gatekeeper: Gatekeeper,
+    /// Counts changes of the roster.
+    changes: watch::Sender<u64>,
+}
+
+/// A secret that is not printed.
+struct NodeSecretBox(NodeSecret);
+
+impl std::fmt::Debug for NodeSecretBox {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "NodeSecret({})", self.0.key())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl TeamState {
+    /// `distrusted`: roles this node does not grant, whatever the roster says.
+    ///
+    /// # Errors
+    /// [`DiskError`] where the tickets cannot be read.
+    pub fn new(
+        team: Team,
+        secret: NodeSecret,
+        clock: Clock,
+        distrusted: BTreeMap<NodeKey, Roles>,
+    ) -> Result<Self, DiskError> {
+        let (folder, roster) = team.into_parts();
+        let invitations = Invitations::open(&folder, roster.swarm())?;
+        let view = view_of(&roster, &clock, &distrusted);
+        let gatekeeper = Gatekeeper::default();
+        gatekeeper.set(&view.members);
+        Ok(Self {
+            me: secret.key(),
+            secret: Arc::new(NodeSecretBox(secret)),
+            swarm: roster.swarm(),
+            genesis: roster.genesis().clone(),
+            file: RosterFile::in_folder(&folder),
+            roster: Mutex::new(roster),
+            invitations: Mutex::new(invitations),
+            distrusted,
+            view: RwLock::new(view),
+            gatekeeper,
+            clock,
+            changes: watch::channel(0).0,
+        })
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn me(&self) -> NodeKey {
+        self.me
+    }
+
+    /// The team.
+    #[must_use]
+    pub fn swarm(&self) -> SwarmId {
+        self.swarm
+    }
+
+    /// How the team began.
+    #[must_use]
+    pub fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// The node's secret.
+    #[must_use]
+    pub fn secret(&self) -> &NodeSecret {
+        &self.secret.0
+    }
+
+    pub(crate) fn gatekeeper(&self) -> Gatekeeper {
+        self.gatekeeper.clone()
+    }
+
+    /// Who is a member, and may do what.
+    #[must_use]
+    pub fn members(&self) -> Arc<Members> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).members.clone()
+    }
+
+    /// The secret that presence keys are made with.
+    #[must_use]
+    pub fn presence_secret(&self) -> PresenceSecret {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).presence.clone()
+    }
+
+    /// Equal for equal rosters.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).digest
+    }
+
+    /// A look at the roster itself.
+    pub fn with_roster<T>(&self, look: impl FnOnce(&Roster) -> T) -> T {
+        look(&lock(&self.roster))
+    }
+
+    /// Changes with every change of the roster, and when somebody's time is over.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Decides anew who is a member: time has passed. True where something has changed.
+    pub fn refresh(&self) -> bool {
+        let roster = lock(&self.roster);
+        let view = view_of(&roster, &self.clock, &self.distrusted);
+        drop(roster);
+        let changed = {
+            let mut current = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            let changed = current.members != view.members || current.digest != view.digest;
+            *current = view;
+            changed
+        };
+        if changed {
+            self.gatekeeper.set(&self.members());
+            self.changes.send_modify(|count| *count += 1);
+        }
+        changed
+    }
+
+    /// Takes statements in that came from somebody. True where the roster has changed. Blocks.
+    ///
+    /// # Errors
+    /// [`StateError::Save`]; what came is known until the node ends.
+    pub fn merge(&self, statements: Vec<Envelope>) -> Result<bool, StateError> {
+        let mut roster = lock(&self.roster);
+        let changed = roster.merge_all(statements);
+        if !changed {
+            return Ok(false);
+        }
+        let saved = self.file.save(&roster);
+        drop(roster);
+        self.refresh();
+        saved?;
+        Ok(true)
+    }
+
+    /// Signs a statement of this node and takes it in.
+    fn say<T: tvix_node_protocol::envelope::Statement>(&self, statement: &T) -> Result<(), StateError> {
+        let envelope = seal(statement, self.secret())?;
+        let mut roster = lock(&self.roster);
+        roster.merge(envelope)?;
+        let saved = self.file.save(&roster);
+        drop(roster);
+        self.refresh();
+        Ok(saved?)
+    }
+
+    /// Makes a ticket for one new member with these roles; it is good until `not_after`, and the
+    /// membership lasts for `lasts` seconds from when it is redeemed. Blocks.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn invite(
+        &self,
+        roles: Roles,
+        not_after: u64,
+        lasts: u64,
+        addresses: Vec<String>,
+    ) -> Result<Ticket, StateError> {
+        self.may_give(&roles)?;
+        let mut secret = [0; 16];
+        getrandom::fill(&mut secret)?;
+        let ticket = Ticket {
+            swarm: self.swarm,
+            inviter: self.me,
+            addresses,
+            not_after,
+            secret,
+        };
+        lock(&self.invitations).add(&ticket, roles, lasts, self.now())?;
+        Ok(ticket)
+    }
+
+    fn may_give(&self, roles: &Roles) -> Result<(), StateError> {
+        let members = self.members();
+        let mine = members.get(self.me).map(|member| member.roles.clone()).unwrap_or_default();
+        if !mine.has(Role::Invite) {
+            return Err(StateError::RoleMissing(Role::Invite));
+        }
+        if !roles.within(&mine) {
+            let wanted = roles.clone();
+            return Err(StateError::TooMuch { mine, wanted });
+        }
+        Ok(())
+    }
+
+    /// Makes the holder of a ticket a member. Blocks.
+    ///
+    /// # Errors
+    /// Why not; the message is for the holder.
+    pub fn redeem(
+        &self,
+        swarm: SwarmId,
+        secret: &[u8; 16],
+        key: NodeKey,
+        name: &str,
+    ) -> Result<(), (JoinRefusal, String)> {
+        let now = self.now();
+        check_name(name).map_err(|error| (JoinRefusal::Name, error.to_string()))?;
+        if self.with_roster(|roster| roster.is_revoked(key)) {
+            let message = "this node's key was put out of the team; it takes a new key to join again";
+            return Err((JoinRefusal::NotAMember, message.to_owned()));
+        }
+        if !self.members().may(self.me, Role::Invite) {
+            let message = "the inviter does not have the role 'invite' any more";
+            return Err((JoinRefusal::MayNotInvite, message.to_owned()));
+        }
+        let (ticket, invitation) = lock(&self.invitations)
+            .redeem(swarm, secret, key, now)
+            .map_err(|reason| (reason, refusal_message(reason, now)))?;
+        if self.members().contains(key) {
+            return Ok(());
+        }
+        let member = Member {
+            swarm: self.swarm,
+            key,
+            name: name.to_owned(),
+            roles: invitation.roles,
+            issued_by: self.me,
+            serial: 0,
+            issued_at: now,
+            not_after: now.saturating_add(invitation.lasts),
+            ticket: Some(ticket),
+        };
+        self.say(&member).map_err(|error| {
+            tracing::error!(%error, "a ticket was redeemed, but the roster does not take the new member");
+            (JoinRefusal::Busy, format!("the inviter cannot write this down: {error}"))
+        })
+    }
+
+    /// Vouches for a member anew, from now on, with these roles. Blocks.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn renew(&self, key: NodeKey, roles: Roles, lasts: u64) -> Result<(), StateError> {
+        self.may_give(&roles)?;
+        let now = self.now();
+        let old = self.with_roster(|roster| roster.latest(key).cloned());
+        let old = old.ok_or(StateError::Unknown(key))?;
+        self.say(&Member {
+            swarm: self.swarm,
+            key,
+            name: old.name,
+            roles,
+            issued_by: self.me,
+            serial: old.serial + 1,
+            issued_at: now,
+            not_after: now.saturating_add(lasts),
+            ticket: None,
+        })
+    }
+
+    /// Puts a key out of the team for ever; or leaves it, with its own key. Blocks.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn revoke(&self, key: NodeKey) -> Result<(), StateError> {
+        let (founder, known) = self.with_roster(|roster| (roster.is_founder(self.me), roster.knows(key)));
+        if !founder && key != self.me {
+            return Err(StateError::NotAFounder(key));
+        }
+        if !known {
+            return Err(StateError::Unknown(key));
+        }
+        let mut fresh = [0; 32];
+        getrandom::fill(&mut fresh)?;
+        self.say(&Revoked {
+            swarm: self.swarm,
+            key,
+            revoked_by: self.me,
+            serial: 0,
+            issued_at: self.now(),
+            fresh,
+        })
+    }
+
+    /// Statements for a new member: all, or in a large team those that make it one. The rest it gets
+    /// like every other member.
+    #[must_use]
+    pub fn welcome(&self, key: NodeKey) -> Vec<Envelope> {
+        self.with_roster(|roster| {
+            if roster.ids().len() > ROSTER_ROUND {
+                return roster.introduction(key, self.now());
+            }
+            roster.statements().map(|(_, envelope)| envelope.clone()).collect()
+        })
+    }
+
+    /// What shows that this node is a member.
+    #[must_use]
+    pub fn introduction(&self) -> Vec<Envelope> {
+        self.with_roster(|roster| roster.introduction(self.me, self.now()))
+    }
+
+    /// A stranger shows statements that should make it a member. They are taken in only if they do, and
+    /// alone. Blocks.
+    ///
+    /// # Errors
+    /// Why it stays a stranger.
+    pub fn introduced(&self, key: NodeKey, statements: Vec<Envelope>) -> Result<(), (JoinRefusal, String)> {
+        let now = self.now();
+        let convincing = self.with_roster(|roster| {
+            let mut trial = roster.clone();
+            trial.merge_all(statements.clone());
+            trial.members(now).contains(key)
+        });
+        if !convincing {
+            let message = "the statements do not make this key a member: it was never vouched for, its time is \
+                           over, or it or who vouched for it is out"
+                .to_owned();
+            return Err((JoinRefusal::NotAMember, message));
+        }
+        self.merge(statements).map_err(|error| {
+            tracing::error!(%error, "a member introduced itself, but the roster cannot be saved");
+            (JoinRefusal::Busy, "the roster cannot be saved here".to_owned())
+        })?;
+        Ok(())
+    }
+
+    /// Keys somebody has vouched for that need a new statement.
+    #[must_use]
+    pub fn to_renew(&self) -> BTreeSet<NodeKey> {
+        self.with_roster(|roster| roster.to_renew(self.now()))
+    }
+}
+
+fn view_of(roster: &Roster, clock: &Clock, distrusted: &BTreeMap<NodeKey, Roles>) -> View {
+    View {
+        members: Arc::new(roster.members(clock.now()).without(distrusted)),
+        presence: roster.presence_secret(),
+        digest: roster.digest(),
+    }
+}
+
+fn refusal_message(reason: JoinRefusal, now: u64) -> String {
+    match reason {
+        JoinRefusal::UnknownTicket => "the inviter did not make this ticket, or has lost it; ask for a new one".to_owned(),
+        JoinRefusal::Expired => {
+            format!("the ticket has expired (the inviter's clock says {now} s since 1970); ask for a new one")
+        }
+        JoinRefusal::Used => "somebody else has used this ticket; ask for a new one".to_owned(),
+        JoinRefusal::OtherSwarm => "the ticket is for another team than the inviter's".to_owned(),
+        JoinRefusal::Name => "the name cannot be one".to_owned(),
+        JoinRefusal::NotAMember => "this key is not a member's".to_owned(),
+        JoinRefusal::MayNotInvite => "the inviter may not invite any more".to_owned(),
+        JoinRefusal::Busy => "the inviter cannot write this down at the moment; try again".to_owned(),
+    }
+}
