@@ -80,10 +80,17 @@ pub enum JsonErrorKind {
 ///
 /// The first thing that is wrong. Values that were made by then are dropped.
 pub fn parse<B: Builder>(text: &[u8], builder: &mut B) -> Result<B::Value, JsonError> {
-    let mut parser = Parser { text, at: 0, scratch: String::new() };
+    let mut parser = Parser {
+        text,
+        at: 0,
+        scratch: String::new(),
+    };
     parser.value(builder).map_err(|kind| {
         let before = &text[..parser.at.min(text.len())];
-        let line_start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        let line_start = before
+            .iter()
+            .rposition(|&byte| byte == b'\n')
+            .map_or(0, |at| at + 1);
         JsonError {
             line: 1 + before.iter().filter(|&&byte| byte == b'\n').count(),
             column: 1 + before.len() - line_start,
@@ -314,7 +321,10 @@ impl<'t> Parser<'t> {
     fn plain(&mut self) -> Step<&'t str> {
         let start = self.at;
         let rest = &self.text[start..];
-        let length = rest.iter().position(|&byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)).unwrap_or(rest.len());
+        let length = rest
+            .iter()
+            .position(|&byte| matches!(byte, b'"' | b'\\' | 0..=0x1f))
+            .unwrap_or(rest.len());
         match std::str::from_utf8(&rest[..length]) {
             Ok(plain) => {
                 self.at += length;
@@ -372,7 +382,8 @@ impl<'t> Parser<'t> {
         let mut code = 0;
         for _ in 0..4 {
             let digit = self.peek().and_then(|byte| char::from(byte).to_digit(16));
-            code = code * 16 + digit.ok_or(JsonErrorKind::Expected("four hexadecimal digits behind '\\u'"))?;
+            code =
+                code * 16 + digit.ok_or(JsonErrorKind::Expected("four hexadecimal digits behind '\\u'"))?;
             self.at += 1;
         }
         Ok(code)
@@ -412,7 +423,13 @@ mod tests {
             format!("[{}]", items.collect::<Vec<_>>().join(" "))
         }
         fn object(&mut self, members: std::vec::Drain<'_, (String, String)>) -> String {
-            format!("{{{}}}", members.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "))
+            format!(
+                "{{{}}}",
+                members
+                    .map(|(key, value)| format!("{key}={value}"))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            )
         }
     }
 
@@ -459,8 +476,14 @@ mod tests {
             assert_eq!(read(text.as_bytes()).as_deref(), Ok(value), "{text}");
         }
         for (text, error) in [
-            ("9223372036854775808", "unsigned json number 9223372036854775808 outside of Nix integer range"),
-            ("18446744073709551615", "unsigned json number 18446744073709551615 outside of Nix integer range"),
+            (
+                "9223372036854775808",
+                "unsigned json number 9223372036854775808 outside of Nix integer range",
+            ),
+            (
+                "18446744073709551615",
+                "unsigned json number 18446744073709551615 outside of Nix integer range",
+            ),
             ("1e400", "number overflow parsing '1e400'"),
             ("-", "expected a digit"),
             ("1.", "expected a digit"),
@@ -490,18 +513,50 @@ mod tests {
             assert_eq!(read(text.as_bytes()).as_deref(), Ok(value), "{text}");
         }
         for (text, error) in [
-            (&b"\"a"[..], "at line 1, column 3: expected '\"' at the end of a string"),
-            (b"\"a\nb\"", "at line 1, column 3: control character U+000A in a string must be escaped"),
+            (
+                &b"\"a"[..],
+                "at line 1, column 3: expected '\"' at the end of a string",
+            ),
+            (
+                b"\"a\nb\"",
+                "at line 1, column 3: control character U+000A in a string must be escaped",
+            ),
             (b"\"\\x\"", "at line 1, column 3: unknown escape in a string"),
-            (b"\"\\u12\"", "at line 1, column 6: expected four hexadecimal digits behind '\\u'"),
-            (b"\"\\ud800\"", "at line 1, column 8: half a surrogate pair in a string"),
-            (b"\"\\ud800\\u0041\"", "at line 1, column 14: half a surrogate pair in a string"),
-            (b"\"\\udc00\"", "at line 1, column 8: half a surrogate pair in a string"),
-            (b"\"\\u0000\"", "at line 1, column 8: a string contains a null byte; Nix strings cannot"),
-            (b"\"a\xffb\"", "at line 1, column 3: a string contains invalid UTF-8"),
-            (b"\"\xed\xa0\x80\"", "at line 1, column 2: a string contains invalid UTF-8"),
+            (
+                b"\"\\u12\"",
+                "at line 1, column 6: expected four hexadecimal digits behind '\\u'",
+            ),
+            (
+                b"\"\\ud800\"",
+                "at line 1, column 8: half a surrogate pair in a string",
+            ),
+            (
+                b"\"\\ud800\\u0041\"",
+                "at line 1, column 14: half a surrogate pair in a string",
+            ),
+            (
+                b"\"\\udc00\"",
+                "at line 1, column 8: half a surrogate pair in a string",
+            ),
+            (
+                b"\"\\u0000\"",
+                "at line 1, column 8: a string contains a null byte; Nix strings cannot",
+            ),
+            (
+                b"\"a\xffb\"",
+                "at line 1, column 3: a string contains invalid UTF-8",
+            ),
+            (
+                b"\"\xed\xa0\x80\"",
+                "at line 1, column 2: a string contains invalid UTF-8",
+            ),
         ] {
-            assert_eq!(read(text), Err(error.to_owned()), "{}", String::from_utf8_lossy(text));
+            assert_eq!(
+                read(text),
+                Err(error.to_owned()),
+                "{}",
+                String::from_utf8_lossy(text)
+            );
         }
     }
 
@@ -512,8 +567,14 @@ mod tests {
             ("[1,]", "at line 1, column 4: expected a value"),
             ("[1 2]", "at line 1, column 4: expected ',' or ']'"),
             ("[1", "at line 1, column 3: expected ',' or ']'"),
-            ("{\"a\":1,}", "at line 1, column 8: expected a string as the name of a member"),
-            ("{a:1}", "at line 1, column 2: expected a string as the name of a member"),
+            (
+                "{\"a\":1,}",
+                "at line 1, column 8: expected a string as the name of a member",
+            ),
+            (
+                "{a:1}",
+                "at line 1, column 2: expected a string as the name of a member",
+            ),
             ("{\"a\" 1}", "at line 1, column 6: expected ':'"),
             ("{\"a\":1\n\"b\"", "at line 2, column 1: expected ',' or '}'"),
             ("1 2", "at line 1, column 3: expected end of text"),
@@ -529,7 +590,11 @@ mod tests {
     fn depth_is_bounded() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(read(nested(JSON_DEPTH).as_bytes()).is_ok());
-        for text in [nested(JSON_DEPTH + 2), "[".repeat(1_000_000), "{\"a\":".repeat(1_000_000)] {
+        for text in [
+            nested(JSON_DEPTH + 2),
+            "[".repeat(1_000_000),
+            "{\"a\":".repeat(1_000_000),
+        ] {
             assert!(read(text.as_bytes()).unwrap_err().contains("nested too deeply"));
         }
     }

@@ -10,9 +10,9 @@ pub const REGEX_DEPTH: u32 = 250;
 /// How many repetitions may follow one atom (`a**`). One is useful, two are seen.
 pub const REGEX_REPETITIONS: u32 = 8;
 
-/// How many steps one match may take, some seconds of work. With back-tracking, a bad expression can need more
+/// How many steps one match may take, a second or two of work. With back-tracking, a bad expression can need more
 /// steps than there are atoms; stock Nix then runs forever or overflows its stack.
-pub const REGEX_STEPS: u64 = 1 << 30;
+pub const REGEX_STEPS: u64 = 1 << 28;
 
 /// How many alternatives one match may have open, 32 bytes each. A megabyte of text has about a million open
 /// alternatives in `(a|b)*`.

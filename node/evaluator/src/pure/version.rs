@@ -7,11 +7,19 @@ use std::cmp::Ordering;
 /// dashes. Dots and dashes in front are skipped. Empty when nothing is left.
 fn next_component(version: &[u8]) -> (&[u8], &[u8]) {
     let is_separator = |byte: &u8| matches!(byte, b'.' | b'-');
-    let start = version.iter().position(|byte| !is_separator(byte)).unwrap_or(version.len());
+    let start = version
+        .iter()
+        .position(|byte| !is_separator(byte))
+        .unwrap_or(version.len());
     let version = &version[start..];
     let length = match version.first() {
-        Some(first) if first.is_ascii_digit() => version.iter().take_while(|byte| byte.is_ascii_digit()).count(),
-        _ => version.iter().take_while(|byte| !byte.is_ascii_digit() && !is_separator(byte)).count(),
+        Some(first) if first.is_ascii_digit() => {
+            version.iter().take_while(|byte| byte.is_ascii_digit()).count()
+        }
+        _ => version
+            .iter()
+            .take_while(|byte| !byte.is_ascii_digit() && !is_separator(byte))
+            .count(),
     };
     version.split_at(length)
 }
@@ -85,7 +93,9 @@ pub fn compare(a: &[u8], b: &[u8]) -> Ordering {
 /// assert_eq!(split_name(b"apache-httpd-2.0.48"), (&b"apache-httpd"[..], &b"2.0.48"[..]));
 /// ```
 pub fn split_name(name: &[u8]) -> (&[u8], &[u8]) {
-    let dash = name.windows(2).position(|pair| pair[0] == b'-' && !pair[1].is_ascii_alphabetic());
+    let dash = name
+        .windows(2)
+        .position(|pair| pair[0] == b'-' && !pair[1].is_ascii_alphabetic());
     match dash {
         Some(dash) => (&name[..dash], &name[dash + 1..]),
         None => (name, b""),
@@ -154,7 +164,9 @@ mod tests {
     #[test]
     fn components_are_runs_of_digits_or_of_others() {
         let split = |version: &str| {
-            components(version.as_bytes()).map(|part| String::from_utf8_lossy(part).into_owned()).collect::<Vec<_>>()
+            components(version.as_bytes())
+                .map(|part| String::from_utf8_lossy(part).into_owned())
+                .collect::<Vec<_>>()
         };
         assert_eq!(split("1.2.3"), ["1", "2", "3"]);
         assert_eq!(split("-1--a_b2."), ["1", "a_b", "2"]);
@@ -174,7 +186,11 @@ mod tests {
             ("a-_b", "a", "_b"),
             ("", "", ""),
         ] {
-            assert_eq!(split_name(name.as_bytes()), (package.as_bytes(), version.as_bytes()), "{name}");
+            assert_eq!(
+                split_name(name.as_bytes()),
+                (package.as_bytes(), version.as_bytes()),
+                "{name}"
+            );
         }
     }
 }

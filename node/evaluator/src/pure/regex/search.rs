@@ -25,8 +25,8 @@ enum Job {
     Reclose { group: u32, end: Option<usize> },
     /// What a counter had before.
     Recount { counter: u32, before: Rounds },
-    /// Note the result of exploring a node.
-    Remember { node: NodeId, at: usize },
+    /// Note the result of an exploration.
+    Remember { exploration: usize },
 }
 
 /// How many rounds a repetition began at one place.
@@ -62,6 +62,7 @@ pub(super) struct Search<'s> {
     rounds: Vec<Rounds>,
     jobs: Vec<Job>,
     steps: u64,
+    max_steps: u64,
     /// At how many steps to begin to remember.
     remember_at: u64,
     memory: Option<Memory>,
@@ -78,6 +79,7 @@ impl<'s> Search<'s> {
             rounds: vec![Rounds::default(); program.counters],
             jobs: Vec::new(),
             steps: 0,
+            max_steps: REGEX_STEPS,
             remember_at: REGEX_STEPS_BEFORE_MEMORY,
             memory: None,
             best: None,
@@ -168,9 +170,9 @@ impl<'s> Search<'s> {
                     self.rounds[counter as usize] = before;
                     continue;
                 }
-                Job::Remember { node, at } => {
+                Job::Remember { exploration } => {
                     if let Some(memory) = &mut self.memory {
-                        memory.insert(node, at, found);
+                        memory.insert(exploration, found);
                     }
                     continue;
                 }
@@ -195,10 +197,10 @@ impl<'s> Search<'s> {
         loop {
             self.steps += 1;
             if self.steps >= self.remember_at {
-                if self.steps > REGEX_STEPS {
+                if self.steps > self.max_steps {
                     return Err(TooComplex);
                 }
-                self.remember_at = REGEX_STEPS;
+                self.remember_at = self.max_steps;
                 if self.memory.is_none() {
                     self.memory = Memory::new(program, start, text.len());
                 }
@@ -291,8 +293,9 @@ impl<'s> Search<'s> {
                     if let (Some(false), true) = (known, end == at) {
                         return Ok(false);
                     }
-                    if self.memory.is_some() {
-                        self.push(Job::Remember { node: id, at })?;
+                    if let Some(memory) = &self.memory {
+                        let exploration = memory.exploration(id, at, &self.rounds);
+                        self.push(Job::Remember { exploration })?;
                     }
                     // Where the rest of the run is known to fail, leaving it later does too.
                     let last = if known == Some(false) { end - 1 } else { end };
@@ -315,7 +318,7 @@ impl<'s> Search<'s> {
         let mut at = from;
         loop {
             if let Some(memory) = &self.memory
-                && let Some(known) = memory.get(id, at)
+                && let Some(known) = memory.get(memory.exploration(id, at, &self.rounds))
             {
                 return (at, Some(known));
             }
@@ -332,10 +335,11 @@ impl<'s> Search<'s> {
         let Some(memory) = &self.memory else {
             return Ok(None);
         };
-        if let Some(known) = memory.get(id, at) {
+        let exploration = memory.exploration(id, at, &self.rounds);
+        if let Some(known) = memory.get(exploration) {
             return Ok(Some(known));
         }
-        self.push(Job::Remember { node: id, at })?;
+        self.push(Job::Remember { exploration })?;
         Ok(None)
     }
 
@@ -360,47 +364,79 @@ impl<'s> Search<'s> {
     }
 }
 
-/// Which nodes were explored at which places, and whether a match followed. Not to be had where a result depends on
-/// how many rounds came before.
+/// Which nodes were explored at which places, and whether a match followed.
+///
+/// What follows from a node depends on the text from there on and on how many rounds of each repetition that can be
+/// empty began at this very place (none, one, two), and on nothing else.
 struct Memory {
     /// The first place.
     from: usize,
-    places: usize,
+    /// How many explorations of a node there can be.
+    per_node: usize,
     explored: Vec<u64>,
     found: Vec<u64>,
 }
 
+/// How many rounds can have begun at one place: 0, 1, 2.
+const ROUNDS: usize = 3;
+
 impl Memory {
     fn new(program: &Program, from: usize, to: usize) -> Option<Memory> {
-        let places = to - from + 1;
-        let bits = program.nodes.len().checked_mul(places)?;
-        if program.counters > 0 || bits > REGEX_MEMORY_BITS {
+        let states = ROUNDS.checked_pow(u32::try_from(program.counters).ok()?)?;
+        let per_node = (to - from + 1).checked_mul(states)?;
+        let bits = program.nodes.len().checked_mul(per_node)?;
+        if bits > REGEX_MEMORY_BITS {
             return None;
         }
         let words = bits.div_ceil(64);
         Some(Memory {
             from,
-            places,
+            per_node,
             explored: vec![0; words],
             found: vec![0; words],
         })
     }
 
-    fn bit(&self, node: NodeId, at: usize) -> (usize, u64) {
-        let bit = node as usize * self.places + (at - self.from);
-        (bit / 64, 1 << (bit % 64))
+    /// The number of an exploration.
+    fn exploration(&self, node: NodeId, at: usize, rounds: &[Rounds]) -> usize {
+        let mut number = at - self.from;
+        for round in rounds {
+            let count = if round.at == at {
+                usize::from(round.count)
+            } else {
+                0
+            };
+            number = number * ROUNDS + count;
+        }
+        node as usize * self.per_node + number
     }
 
-    fn get(&self, node: NodeId, at: usize) -> Option<bool> {
-        let (word, mask) = self.bit(node, at);
+    fn get(&self, exploration: usize) -> Option<bool> {
+        let (word, mask) = (exploration / 64, 1 << (exploration % 64));
         (self.explored[word] & mask != 0).then(|| self.found[word] & mask != 0)
     }
 
-    fn insert(&mut self, node: NodeId, at: usize, found: bool) {
-        let (word, mask) = self.bit(node, at);
+    fn insert(&mut self, exploration: usize, found: bool) {
+        let (word, mask) = (exploration / 64, 1 << (exploration % 64));
         self.explored[word] |= mask;
         if found {
             self.found[word] |= mask;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pure::regex::Regex;
+
+    #[test]
+    fn too_many_steps_are_given_up() {
+        let regex = Regex::new(b"(a|b|c)*d").unwrap();
+        let text = b"abc".repeat(100_000);
+        let mut search = Search::new(&regex.program, &text);
+        search.max_steps = 20_000;
+        assert_eq!(search.whole(), Err(TooComplex));
+        assert_eq!(Search::new(&regex.program, &text).whole(), Ok(None));
     }
 }
