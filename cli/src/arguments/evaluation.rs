@@ -12,7 +12,7 @@ use super::parse::UsageError;
 pub struct EvaluationArguments {
     /// The file or folder that holds the expression; the same as -f FILE
     #[arg(value_name = "FILE")]
-    files: Vec<String>,
+    position: Option<String>,
     /// The file or folder that holds the expression, or '<name>' to look it up with -I and NIX_PATH
     /// [default: ./default.nix]
     #[arg(short = 'f', long = "file", value_name = "FILE")]
@@ -64,7 +64,7 @@ impl EvaluationArguments {
     }
 
     fn expression(&self) -> Result<Expression, UsageError> {
-        for file in self.files.iter().chain(&self.file) {
+        for file in self.position.iter().chain(&self.file) {
             if let Some(advice) = flake_advice(file, &self.attributes) {
                 return Err(UsageError::new(advice));
             }
@@ -80,16 +80,11 @@ impl EvaluationArguments {
                 )));
             }
         }
-        match (self.files.as_slice(), &self.file, &self.expression) {
-            ([], None, None) => Ok(Expression::Default),
-            ([], Some(file), _) | ([file], None, None) => Ok(Expression::File(file.clone())),
-            ([], None, Some(text)) => Ok(Expression::Text(text.clone())),
-            ([file, ..], None, Some(_)) => Err(UsageError::new(format!(
-                "'{file}' cannot be evaluated besides the expression of -E: name one expression, and its attributes with -A"
-            ))),
-            ([file, ..], Some(_), _) | ([_, file, ..], None, _) => Err(UsageError::new(format!(
-                "'{file}' would be a second file to evaluate: name one, and its attributes with -A"
-            ))),
+        match (&self.position, &self.file, &self.expression) {
+            (None, None, None) => Ok(Expression::Default),
+            (None, Some(file), _) | (Some(file), None, None) => Ok(Expression::File(file.clone())),
+            (None, None, Some(text)) => Ok(Expression::Text(text.clone())),
+            (Some(file), _, _) => Err(UsageError::new(second_file(file))),
         }
     }
 
@@ -115,4 +110,9 @@ impl EvaluationArguments {
         }
         arguments
     }
+}
+
+/// What is said where something to evaluate is named besides another.
+pub fn second_file(file: &str) -> String {
+    format!("'{file}' would be a second expression to evaluate: name one, and its attributes with -A")
 }

@@ -6,6 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 
 use super::Invocation;
+use super::evaluation::second_file;
 use super::nix_flags::refusal;
 
 /// The command line asks for something that cannot be. The message says what and what to do.
@@ -61,14 +62,33 @@ fn explain(error: &clap::Error, arguments: &[OsString]) -> UsageError {
         _ => "tvix-node".to_owned(),
     };
     if error.kind() == ErrorKind::UnknownArgument
-        && let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
-        && let Some(message) = refusal(&command, flag, following(flag, arguments))
+        && let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg)
     {
-        return UsageError::new(message);
+        return UsageError::new(unknown(&command, argument, error, arguments));
     }
     // The text begins with "error: ", which is written by whoever shows it.
     let text = error.to_string();
     UsageError::new(text.strip_prefix("error: ").unwrap_or(&text).trim_end())
+}
+
+fn unknown(command: &str, argument: &str, error: &clap::Error, arguments: &[OsString]) -> String {
+    if !argument.starts_with('-') {
+        let evaluates =
+            ["build", "instantiate", "eval", "run", "shell"].map(|name| format!("tvix-node {name}"));
+        return if evaluates.iter().any(|name| name == command) {
+            second_file(argument)
+        } else {
+            format!("'{command}' does not take '{argument}'; '{command} --help' says what it takes")
+        };
+    }
+    if let Some(message) = refusal(command, argument, following(argument, arguments)) {
+        return message;
+    }
+    let similar = match error.get(ContextKind::SuggestedArg) {
+        Some(ContextValue::String(flag)) => format!("did you mean '{flag}'? "),
+        _ => String::new(),
+    };
+    format!("'{command}' has no option '{argument}': {similar}'{command} --help' lists those it has")
 }
 
 /// What stands behind a flag on the command line.

@@ -136,9 +136,9 @@ fn a_file_may_be_named_as_for_nix_build() {
 
 #[test]
 fn one_expression_is_evaluated() {
-    assert!(refused(&["a.nix", "b.nix"]).contains("'b.nix' would be a second file"));
-    assert!(refused(&["-f", "a.nix", "b.nix"]).contains("'b.nix' would be a second file"));
-    assert!(refused(&["-E", "1", "b.nix"]).contains("besides the expression of -E"));
+    assert!(refused(&["a.nix", "b.nix"]).contains("'b.nix' would be a second expression"));
+    assert!(refused(&["-f", "a.nix", "b.nix"]).contains("'b.nix' would be a second expression"));
+    assert!(refused(&["-E", "1", "b.nix"]).contains("'b.nix' would be a second expression"));
     assert!(refused(&["-E", "1", "-f", "b.nix"]).contains("cannot be used with"));
 }
 

@@ -58,7 +58,10 @@ impl ValueArguments {
         if self.json {
             Format::Json
         } else if self.xml {
-            Format::Xml { strict: self.strict, locations: true }
+            Format::Xml {
+                strict: self.strict,
+                locations: true,
+            }
         } else if self.raw {
             Format::Raw
         } else if self.strict {

@@ -126,7 +126,7 @@ async fn with_progress<T>(
 ) -> Result<T, Failure> {
     let mut progress = Progress::start(output.log_format, builds);
     let result = work(&mut |notice| progress.notice(&notice)).await;
-    progress.finish(result.as_ref().err().map(|error| error as _));
+    progress.finish(result.as_ref().err());
     result.map_err(|error| Failure::Told(error.exit_status()))
 }
 

@@ -25,12 +25,11 @@ mod view;
 use std::error::Error;
 
 use clap::ValueEnum;
-use tvix_node::command::Notice;
+use tvix_node::command::{CommandError, Notice};
 
 use crate::errors;
 use json::JsonLines;
 pub use line::clean;
-use line::{Line, Tint};
 use report::Detail;
 pub use state::called;
 use state::{Running, State, Work};
@@ -93,9 +92,9 @@ impl Progress {
     }
 
     /// Ends, with the error that the command ended in.
-    pub fn finish(self, error: Option<&dyn Error>) {
+    pub fn finish(self, error: Option<&CommandError>) {
         match self {
-            Self::Lines(view) => view.finish(error.map(error_lines).unwrap_or_default()),
+            Self::Lines(view) => view.finish(error),
             Self::Json(lines) => {
                 if let Some(error) = error {
                     lines.message("error", errors::chain(error).join(": "));
@@ -105,31 +104,12 @@ impl Progress {
     }
 }
 
-/// An error with its causes, for standard error.
+/// Shows an error with its causes on standard error.
 pub fn show_error(error: &dyn Error) {
     let colours = Terminal::of_stderr().colours;
-    for line in error_lines(error) {
+    for line in report::error(error) {
         terminal::write((line.render(colours) + "\n").as_bytes());
     }
-}
-
-fn error_lines(error: &dyn Error) -> Vec<Line> {
-    let chain = errors::chain(error);
-    let mut lines = Vec::new();
-    for (index, message) in chain.iter().enumerate() {
-        let mut texts = message.lines();
-        let first = texts.next().unwrap_or_default();
-        lines.push(match index {
-            0 => Line::default()
-                .add(Tint::Bad, "error:")
-                .add(Tint::Plain, format!(" {first}")),
-            _ => Line::default()
-                .add(Tint::Dim, "  caused by: ")
-                .add(Tint::Plain, first),
-        });
-        lines.extend(texts.map(|text| Line::plain(format!("  {text}"))));
-    }
-    lines
 }
 
 /// Where something happens, unless it is a build on this node.

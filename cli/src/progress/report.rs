@@ -1,9 +1,13 @@
 //! The lines that stay: what each event has to say for good, and the summary at the end.
 
+use std::error::Error;
+
 use tvix_node::command::MessageKind;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildKind;
 use tvix_node_protocol::control::{Event, EventKind, Outcome};
+
+use crate::errors;
 
 use super::line::{Line, Tint};
 use super::state::{State, called};
@@ -170,6 +174,25 @@ pub fn evaluation_error(text: &str) -> Vec<Line> {
             _ => Line::plain(line),
         })
         .collect()
+}
+
+/// An error with its causes.
+pub fn error(error: &dyn Error) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for (index, message) in errors::chain(error).iter().enumerate() {
+        let mut texts = message.lines();
+        let first = texts.next().unwrap_or_default();
+        lines.push(match index {
+            0 => Line::default()
+                .add(Tint::Bad, "error:")
+                .add(Tint::Plain, format!(" {first}")),
+            _ => Line::default()
+                .add(Tint::Dim, "  caused by: ")
+                .add(Tint::Plain, first),
+        });
+        lines.extend(texts.map(|text| Line::plain(format!("  {text}"))));
+    }
+    lines
 }
 
 /// What a session came to. None where there is nothing to say.

@@ -4,7 +4,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tvix_node::command::Notice;
+use tvix_node::command::{CommandError, Notice};
+use tvix_node_protocol::control::{Event, EventKind};
 
 use super::frame::frame;
 use super::line::Line;
@@ -19,6 +20,10 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// A pause after which the terminal was probably somebody else's: the process was stopped (Ctrl-Z) and
 /// continued.
 const STOPPED: Duration = Duration::from_secs(2);
+
+/// How long the size of the terminal must have been the same before it is drawn on again: while it
+/// changes, what is on it moves around.
+const STEADY: Duration = Duration::from_millis(300);
 
 /// Lines that stay, and on a terminal live lines below them, drawn by a thread of their own so that
 /// ages go on between two events.
@@ -39,6 +44,8 @@ struct Shared {
     screen: Option<Screen>,
     colours: bool,
     over: bool,
+    /// What could not be evaluated, and has been told so.
+    unevaluated: Vec<String>,
 }
 
 impl Shared {
@@ -85,6 +92,7 @@ impl View {
                 screen: live.then(Screen::default),
                 colours,
                 over: false,
+                unevaluated: Vec::new(),
             }),
             Condvar::new(),
         ));
@@ -109,6 +117,10 @@ impl View {
     pub fn notice(&self, notice: &Notice) {
         let mut shared = lock(&self.shared.0);
         let lines = match notice {
+            Notice::Step(Event {
+                kind: EventKind::TargetFailed { name, .. },
+                ..
+            }) if shared.unevaluated.contains(name) => Vec::new(),
             Notice::Step(event) => {
                 let lines = report::lines(&shared.state, event, self.detail);
                 let now = shared.now();
@@ -116,7 +128,10 @@ impl View {
                 lines
             }
             Notice::Message(kind, text) => report::evaluation_message(*kind, text),
-            Notice::EvaluationFailed { error, .. } => report::evaluation_error(&error.text),
+            Notice::EvaluationFailed { name, error } => {
+                shared.unevaluated.push(name.clone());
+                report::evaluation_error(&error.text)
+            }
             Notice::Value { .. } => Vec::new(),
         };
         shared.stay.extend(lines);
@@ -128,13 +143,16 @@ impl View {
         }
     }
 
-    /// Ends, and says these lines last.
-    pub fn finish(mut self, last: Vec<Line>) {
+    /// Ends, with the error that the command ended in.
+    pub fn finish(mut self, error: Option<&CommandError>) {
         {
             let mut shared = lock(&self.shared.0);
             shared.end();
-            shared.stay = last;
-            shared.draw();
+            let told = matches!(error, Some(CommandError::Evaluation(_))) && !shared.unevaluated.is_empty();
+            if let Some(error) = error.filter(|_| !told) {
+                shared.stay = report::error(error);
+                shared.draw();
+            }
         }
         self.shared.1.notify_all();
         if let Some(thread) = self.thread.take() {
@@ -145,20 +163,27 @@ impl View {
 }
 
 fn draw_periodically((shared, wake): &(Mutex<Shared>, Condvar)) {
-    let mut drawn = Instant::now();
+    let (mut drawn, mut awake) = (Instant::now(), Instant::now());
+    let (mut size, mut resized) = (terminal::size(), None);
     let mut shared = lock(shared);
     while !shared.over {
         shared = wake
             .wait_timeout(shared, PERIOD)
             .unwrap_or_else(PoisonError::into_inner)
             .0;
-        if shared.over || drawn.elapsed() < PERIOD {
-            continue;
-        }
-        if drawn.elapsed() > STOPPED
+        if awake.elapsed() > STOPPED
             && let Some(screen) = &mut shared.screen
         {
             screen.forget();
+        }
+        awake = Instant::now();
+        let now = terminal::size();
+        if now != size {
+            (size, resized) = (now, Some(awake));
+        }
+        let moving = resized.is_some_and(|resized| resized.elapsed() < STEADY);
+        if shared.over || moving || drawn.elapsed() < PERIOD {
+            continue;
         }
         shared.draw();
         drawn = Instant::now();
