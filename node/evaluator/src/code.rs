@@ -237,6 +237,8 @@ pub(crate) struct Binary<'h> {
     pub(crate) left: Expr<'h>,
     pub(crate) right: Expr<'h>,
     pub(crate) pos: Pos,
+    /// Where the operands are.
+    pub(crate) operand_positions: [Pos; 2],
 }
 
 /// Operators that evaluate both operands.
@@ -273,6 +275,8 @@ pub(crate) enum LogicOperator {
 pub(crate) struct Operands<'h> {
     pub(crate) operands: &'h [Expr<'h>],
     pub(crate) pos: Pos,
+    /// Where each operand is.
+    pub(crate) positions: &'h [Pos],
 }
 
 /// A string or path with interpolated parts.

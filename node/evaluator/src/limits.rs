@@ -24,8 +24,9 @@ pub const MAX_LAYERS: u32 = 8;
 /// lookups in two layers then cost more than the copy saves.
 pub const MAX_LAYER_LEN: usize = 16;
 
-/// How many lines of a trace are kept: a runaway recursion would otherwise keep thousands.
-pub const MAX_TRACE_FRAMES: usize = 500;
+/// How many lines of a trace are kept: what the deepest nesting of calls leaves behind, and no more, where errors
+/// are made and caught again and again.
+pub const MAX_TRACE_FRAMES: usize = 50_000;
 
 /// How many links are followed in one path before it counts as a cycle, as in Nix.
 pub const MAX_LINKS: usize = 1024;

@@ -28,7 +28,10 @@ fn files(test: &str, prefix: &str) -> Vec<PathBuf> {
     let mut files: Vec<_> = entries
         .map(|entry| entry.expect("the folder can be read").path())
         .filter(|path| path.extension() == Some(OsStr::new("nix")))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        })
         .collect();
     files.sort();
     assert!(!files.is_empty(), "{} has no {prefix}*.nix", folder.display());
@@ -51,7 +54,10 @@ fn left_out(file: &Path, flags: &str) -> Option<String> {
 fn outcome(file: &Path, flags: &str, xml: bool) -> Result<String, String> {
     let folder = file.parent().expect("the file is in a folder");
     let root = folder.parent().expect("the folder is in a folder");
-    let mut options = Options { base: root.to_owned(), ..Options::default() };
+    let mut options = Options {
+        base: root.to_owned(),
+        ..Options::default()
+    };
     let mut attribute = String::new();
     let mut words = flags.split_whitespace();
     while let Some(word) = words.next() {
@@ -64,19 +70,33 @@ fn outcome(file: &Path, flags: &str, xml: bool) -> Result<String, String> {
             _ => {}
         }
     }
-    options.search_path.extend(SearchPathEntry::parse_list("lang/dir3:lang/dir4"));
-    let format = if xml { Format::Xml { strict: true, locations: false } } else { Format::Strict };
+    options
+        .search_path
+        .extend(SearchPathEntry::parse_list("lang/dir3:lang/dir4"));
+    let format = if xml {
+        Format::Xml {
+            strict: true,
+            locations: false,
+        }
+    } else {
+        Format::Strict
+    };
     let target = Target {
         source: ExpressionSource::File(file.to_owned()),
         attribute,
         action: Action::Print(format),
     };
     let mut result = Err("no outcome".to_owned());
-    evaluate(&options, &[target], &Host(DryRun::default()), &mut |event| match event {
-        Event::Value { text, .. } => result = Ok(String::from_utf8_lossy(&text).into_owned()),
-        Event::Failed { error, .. } => result = Err(error.text),
-        Event::Finished { .. } | Event::Derivation(_) => {}
-    })
+    evaluate(
+        &options,
+        &[target],
+        &Host(DryRun::default()),
+        &mut |event| match event {
+            Event::Value { text, .. } => result = Ok(String::from_utf8_lossy(&text).into_owned()),
+            Event::Failed { error, .. } => result = Err(error.text),
+            Event::Finished { .. } | Event::Derivation(_) => {}
+        },
+    )
     .map_err(|error| error.text)?;
     result
 }
@@ -98,17 +118,26 @@ fn eval_okay() {
         let xml = file.with_extension("exp.xml").exists();
         let expected = file.with_extension(if xml { "exp.xml" } else { "exp" });
         let Ok(expected) = fs::read_to_string(&expected) else {
-            println!("left out: {} because nothing says what it should print", file.display());
+            println!(
+                "left out: {} because nothing says what it should print",
+                file.display()
+            );
             continue;
         };
-        let root = file.parent().and_then(Path::parent).expect("the folder is in a folder");
+        let root = file
+            .parent()
+            .and_then(Path::parent)
+            .expect("the folder is in a folder");
         match outcome(&file, &flags, xml) {
             Ok(text) => {
                 let text = text.replace(&*root.to_string_lossy(), "/pwd");
                 if text.trim_end() == expected.trim_end() {
                     passed += 1;
                 } else {
-                    wrong.push(format!("{}:\n  expected {expected}\n  found    {text}", file.display()));
+                    wrong.push(format!(
+                        "{}:\n  expected {expected}\n  found    {text}",
+                        file.display()
+                    ));
                 }
             }
             Err(error) => wrong.push(format!("{}: {error}", file.display())),
@@ -134,7 +163,12 @@ fn eval_fail() {
         }
     }
     println!("{refused} refused");
-    assert!(wrong.is_empty(), "{} not refused:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} not refused:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 /// A dry run with the environment that the tests expect.

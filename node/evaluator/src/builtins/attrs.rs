@@ -153,11 +153,7 @@ fn list_to_attrs<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: 
             pos,
             "while evaluating an element of the list passed to builtins.listToAttrs",
         )?;
-        let name = evaluation.attribute(
-            item,
-            known::NAME,
-            "in a {name=...; value=...;} pair passed to builtins.listToAttrs",
-        )?;
+        let name = evaluation.attribute(item, known::NAME, "in a {name=...; value=...;} pair")?;
         let text = evaluation.string_no_context(
             name.value(),
             name.pos,
@@ -165,11 +161,7 @@ fn list_to_attrs<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: 
         )?;
         let symbol = evaluation.symbol(text.bytes());
         if seen.insert(symbol) {
-            let value = evaluation.attribute(
-                item,
-                known::VALUE,
-                "in a {name=...; value=...;} pair passed to builtins.listToAttrs",
-            )?;
+            let value = evaluation.attribute(item, known::VALUE, "in a {name=...; value=...;} pair")?;
             attrs.insert_at(symbol, value.pos, value.value());
         }
     }
@@ -240,7 +232,7 @@ fn map_attrs<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos)
             Some(attr) => {
                 let name = evaluation.name_value(attr.name);
                 let thunk = Thunk::application2(heap, arguments[0], [name, attr.value()]);
-                Attr::new(attr.name, attr.pos, Value::thunk(thunk))
+                Attr::new(attr.name, Pos::NONE, Value::thunk(thunk))
             }
             None => unreachable!("a set has as many attributes as it says"),
         }

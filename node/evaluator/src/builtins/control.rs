@@ -78,7 +78,7 @@ fn add_error_context<'h>(
             )?;
             let mut error = error.frame(Pos::NONE, String::from_utf8_lossy(text).into_owned());
             if let Some(frame) = error.frames.last_mut() {
-                frame.always = true;
+                frame.shown = crate::error::Shown::Always;
             }
             Err(error)
         }
@@ -191,10 +191,16 @@ fn generic_closure<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos
         let new = match (key.view(), kind) {
             (View::Str(text), Kind::Str) => texts.insert(text.bytes()),
             (View::Int(int), Kind::Int) => ints.insert(int),
-            _ => insert_key(evaluation, &mut keys, key, &texts, &ints, pos).map_err(|error| {
+            _ => {
                 let shown = evaluation.show(element);
-                error.frame(Pos::NONE, format!("while checking key of element {shown}"))
-            })?,
+                let other = result.first().map(|first| evaluation.show(*first));
+                insert_key(evaluation, &mut keys, key, &texts, &ints, pos).map_err(|error| match other {
+                    Some(other) => error
+                        .frame(Pos::NONE, format!("with element {other}"))
+                        .frame(Pos::NONE, format!("while comparing element {shown}")),
+                    None => error.frame(Pos::NONE, format!("while checking key of element {shown}")),
+                })?
+            }
         };
         if !new {
             continue;

@@ -24,8 +24,12 @@ fn algorithm<'h>(
 ) -> Result<HashAlgorithm> {
     let name = evaluation.string_no_context(value, pos, trace)?;
     let name = String::from_utf8_lossy(name.bytes());
-    name.parse()
-        .map_err(|_| evaluation.error(pos, format!("unknown hash algorithm '{name}'")))
+    name.parse().map_err(|_| {
+        evaluation.error(
+            pos,
+            format!("unknown hash algorithm '{name}', expect 'blake3', 'md5', 'sha1', 'sha256', or 'sha512'"),
+        )
+    })
 }
 
 fn base16(hash: &NixHash) -> String {

@@ -113,11 +113,11 @@ impl<'h, 't> Compiler<'h, 't> {
                 path: self.path(inner.path, scope)?,
                 pos,
             })),
-            ast::Expr::Not { pos, operand } => self.not(self.expr(operand, scope)?, pos),
+            ast::Expr::Not { operand, .. } => self.not(self.expr(operand, scope)?, operand.pos()),
             ast::Expr::Negate { pos, operand } => {
                 let zero = Expr::Value(Value::small_int(0));
-                let operand = self.expr(operand, scope)?;
-                self.operator(ast::BinaryOp::Subtract, zero, operand, pos, scope)?
+                let operand = (self.expr(operand, scope)?, operand.pos());
+                self.operator(ast::BinaryOp::Subtract, (zero, pos), operand, pos, scope)?
             }
             ast::Expr::Binary { op, pos, operands } => self.binary(op, pos, operands, scope)?,
             ast::Expr::Chain { pos, inner } => self.chain(pos, inner, scope)?,
@@ -213,7 +213,7 @@ impl<'h, 't> Compiler<'h, 't> {
     ) -> Result<Expr<'h>> {
         let parts = parts
             .iter()
-            .map(|part| Ok((self.expr(part, scope)?, part.pos())))
+            .map(|part| Ok((self.expr(part, scope)?, interpolation_pos(part))))
             .collect::<Result<Vec<_>>>()?;
         let parts = self.slice(&parts);
         Ok(Expr::Interpolate(self.heap.alloc(Interpolate {
@@ -236,5 +236,18 @@ impl<'h, 't> Compiler<'h, 't> {
             arguments,
             pos,
         }))
+    }
+}
+
+/// Where the `${` of an interpolated part is: Nix reports that. The tree knows where the expression in it begins,
+/// except for operators.
+fn interpolation_pos(part: &ast::Expr<'_>) -> Pos {
+    match part {
+        ast::Expr::Str { pos, .. } | ast::Expr::Path { pos, .. } => *pos,
+        ast::Expr::Binary { .. } | ast::Expr::Chain { .. } | ast::Expr::HasAttr { .. } => part.pos(),
+        _ => match part.pos().to_u32().checked_sub(2) {
+            Some(before) => Pos::from_u32(before),
+            None => part.pos(),
+        },
     }
 }

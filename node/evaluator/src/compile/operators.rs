@@ -28,19 +28,20 @@ impl<'h> Compiler<'h, '_> {
         operands: &[ast::Expr<'_>; 2],
         scope: &Scope<'_>,
     ) -> Result<Expr<'h>> {
-        let left = self.expr(&operands[0], scope)?;
-        let right = self.expr(&operands[1], scope)?;
+        let left = (self.expr(&operands[0], scope)?, operands[0].pos());
+        let right = (self.expr(&operands[1], scope)?, operands[1].pos());
         self.operator(op, left, right, pos, scope)
     }
 
     pub(super) fn operator(
         &self,
         op: BinaryOp,
-        left: Expr<'h>,
-        right: Expr<'h>,
+        (left, left_pos): (Expr<'h>, Pos),
+        (right, right_pos): (Expr<'h>, Pos),
         pos: Pos,
         scope: &Scope<'_>,
     ) -> Result<Expr<'h>> {
+        let both = [left_pos, right_pos];
         if let Some(name) = op.shadowing_name()
             && scope.binds(name)
         {
@@ -56,11 +57,11 @@ impl<'h> Compiler<'h, '_> {
             });
         }
         let operator = match op {
-            BinaryOp::And => return Ok(self.logic(LogicOperator::And, &[left, right], &[pos])),
-            BinaryOp::Or => return Ok(self.logic(LogicOperator::Or, &[left, right], &[pos])),
-            BinaryOp::Implies => return Ok(self.logic(LogicOperator::Implies, &[left, right], &[pos])),
-            BinaryOp::Update => return Ok(Expr::Update(self.operands(&[left, right], pos))),
-            BinaryOp::Concat => return Ok(Expr::ConcatLists(self.operands(&[left, right], pos))),
+            BinaryOp::And => return Ok(self.logic(LogicOperator::And, &[left, right], &both)),
+            BinaryOp::Or => return Ok(self.logic(LogicOperator::Or, &[left, right], &both)),
+            BinaryOp::Implies => return Ok(self.logic(LogicOperator::Implies, &[left, right], &both)),
+            BinaryOp::Update => return Ok(Expr::Update(self.operands(&[left, right], pos, &both))),
+            BinaryOp::Concat => return Ok(Expr::ConcatLists(self.operands(&[left, right], pos, &both))),
             BinaryOp::Equal => Operator::Equal,
             BinaryOp::NotEqual => Operator::NotEqual,
             BinaryOp::Less => Operator::Less,
@@ -77,6 +78,7 @@ impl<'h> Compiler<'h, '_> {
             left,
             right,
             pos,
+            operand_positions: both,
         })))
     }
 
@@ -90,23 +92,29 @@ impl<'h> Compiler<'h, '_> {
             }
             Ok(operands)
         };
-        let positions: Vec<Pos> = chain.rest.iter().map(|link| link.pos).collect();
+        let positions: Vec<Pos> = std::iter::once(chain.first.pos())
+            .chain(chain.rest.iter().map(|link| link.operand.pos()))
+            .collect();
         match op {
             BinaryOp::And => Ok(self.logic(LogicOperator::And, &collected(self)?, &positions)),
             BinaryOp::Or => Ok(self.logic(LogicOperator::Or, &collected(self)?, &positions)),
             BinaryOp::Implies => Ok(self.logic(LogicOperator::Implies, &collected(self)?, &positions)),
-            BinaryOp::Update => Ok(Expr::Update(self.operands(&collected(self)?, pos))),
-            BinaryOp::Concat => Ok(Expr::ConcatLists(self.operands(&collected(self)?, pos))),
+            BinaryOp::Update => Ok(Expr::Update(self.operands(&collected(self)?, pos, &positions))),
+            BinaryOp::Concat => Ok(Expr::ConcatLists(self.operands(
+                &collected(self)?,
+                pos,
+                &positions,
+            ))),
             _ if chain.rest.iter().all(|link| link.op == BinaryOp::Add) => {
-                Ok(Expr::Sum(self.operands(&collected(self)?, pos)))
+                Ok(Expr::Sum(self.operands(&collected(self)?, pos, &positions)))
             }
             _ => {
-                let mut left = first;
+                let mut left = (first, chain.first.pos());
                 for link in chain.rest {
-                    let right = self.expr(&link.operand, scope)?;
-                    left = self.operator(link.op, left, right, link.pos, scope)?;
+                    let right = (self.expr(&link.operand, scope)?, link.operand.pos());
+                    left = (self.operator(link.op, left, right, link.pos, scope)?, link.pos);
                 }
-                Ok(left)
+                Ok(left.0)
             }
         }
     }
@@ -120,10 +128,12 @@ impl<'h> Compiler<'h, '_> {
         }))
     }
 
-    fn operands(&self, operands: &[Expr<'h>], pos: Pos) -> &'h Operands<'h> {
+    fn operands(&self, operands: &[Expr<'h>], pos: Pos, positions: &[Pos]) -> &'h Operands<'h> {
+        let positions = self.slice(positions);
         self.heap.alloc(Operands {
             operands: self.slice(operands),
             pos,
+            positions,
         })
     }
 }

@@ -91,7 +91,7 @@ impl<'h> Switch<'h> {
         match resume {
             Some(Resume::Go | Resume::Realised(_)) => Ok(()),
             Some(Resume::Cycle) | None => Err(EvalError::new(
-                ErrorKind::InfiniteRecursion,
+                ErrorKind::InfiniteRecursion(thunk.address()),
                 Pos::NONE,
                 "infinite recursion encountered",
             )),

@@ -55,7 +55,7 @@ pub(crate) fn derivation_strict<'h>(
     let name = evaluation
         .string_no_context(
             name_attr.value(),
-            name_attr.pos,
+            Pos::NONE,
             "while evaluating the `name` attribute passed to builtins.derivationStrict",
         )
         .map_err(|error| error.frame(name_attr.pos, "while evaluating the derivation attribute 'name'"))?;
@@ -67,7 +67,7 @@ pub(crate) fn derivation_strict<'h>(
             format!("while evaluating derivation '{name}'\n  whose name attribute is located at {place}"),
         );
         if let Some(frame) = error.frames.last_mut() {
-            frame.always = true;
+            frame.shown = crate::error::Shown::Always;
         }
         error
     })
@@ -80,7 +80,7 @@ fn instantiate<'h>(
     pos: Pos,
 ) -> Result<Value<'h>> {
     let flag = |symbol, context| match attrs.get(symbol) {
-        Some(attr) => evaluation.bool(attr.value(), attr.pos, context),
+        Some(attr) => evaluation.bool(attr.value(), pos, context),
         None => Ok(false),
     };
     let structured = flag(
@@ -143,12 +143,12 @@ impl<'h> Fields<'h> {
             return Ok(());
         }
         let value = attr.value();
-        if self.ignore_nulls && matches!(evaluation.force_at(value, attr.pos)?.view(), View::Null) {
+        if self.ignore_nulls && matches!(evaluation.force_at(value, pos)?.view(), View::Null) {
             return Ok(());
         }
         match attr.name {
             known::CONTENT_ADDRESSED => {
-                if evaluation.bool(value, attr.pos, "")? {
+                if evaluation.bool(value, pos, "")? {
                     let message = format!(
                         "the derivation '{}' sets '__contentAddressed': floating content-addressed derivations \
                          are not supported yet",
@@ -159,7 +159,7 @@ impl<'h> Fields<'h> {
                 return Ok(());
             }
             known::IMPURE => {
-                if evaluation.bool(value, attr.pos, "")? {
+                if evaluation.bool(value, pos, "")? {
                     let message = format!(
                         "the derivation '{}' sets '__impure': impure derivations are not supported",
                         self.name
@@ -169,10 +169,10 @@ impl<'h> Fields<'h> {
                 return Ok(());
             }
             known::ARGS => {
-                for argument in evaluation.list(value, attr.pos, "")?.iter() {
+                for argument in evaluation.list(value, pos, "")?.iter() {
                     let argument = evaluation.coerce(
                         argument,
-                        attr.pos,
+                        pos,
                         &mut self.context,
                         Coerce::ATTRIBUTE,
                         "while evaluating an element of the argument list",
@@ -228,7 +228,7 @@ impl<'h> Fields<'h> {
         }
         match attr.name {
             known::BUILDER => {
-                let text = evaluation.string(value, attr.pos, "")?;
+                let text = evaluation.string(value, pos, "")?;
                 self.context.add(text.context());
                 self.builder = text.bytes().to_vec();
             }
@@ -247,16 +247,16 @@ impl<'h> Fields<'h> {
                 );
             }
             known::OUTPUT_HASH_ALGO => {
-                self.algorithm = algorithm(evaluation.string_no_context(value, attr.pos, "")?.bytes());
+                self.algorithm = algorithm(evaluation.string_no_context(value, pos, "")?.bytes());
             }
             known::OUTPUT_HASH_MODE => {
-                let text = evaluation.string_no_context(value, attr.pos, "")?;
+                let text = evaluation.string_no_context(value, pos, "")?;
                 self.mode(evaluation, text.bytes(), pos)?;
             }
             known::OUTPUTS => {
                 let mut names = Vec::new();
-                for name in evaluation.list(value, attr.pos, "")?.iter() {
-                    names.push(evaluation.string_no_context(name, attr.pos, "")?.bytes().to_vec());
+                for name in evaluation.list(value, pos, "")?.iter() {
+                    names.push(evaluation.string_no_context(name, pos, "")?.bytes().to_vec());
                 }
                 self.outputs(evaluation, names, pos)?;
             }

@@ -2,7 +2,7 @@
 
 use super::Evaluation;
 use crate::code::{Call, Expr, Formals, Lambda};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Shown};
 use crate::heap::{Attrs, Closure, Env, Partial, Value, View};
 use crate::syntax::position::Pos;
 use crate::syntax::symbol::{Symbol, known};
@@ -145,16 +145,14 @@ impl<'h> Evaluation<'h> {
         arguments: &[Value<'h>],
         pos: Pos,
     ) -> Result<Value<'h>> {
-        match (primop.run)(self, arguments, pos) {
+        // As in Nix, errors inside of a builtin have no position of their own: the trace says where it was called.
+        match (primop.run)(self, arguments, Pos::NONE) {
             Ok(value) => {
                 debug_assert!(!value.is_thunk(), "{} returned a thunk", primop.name);
                 Ok(value)
             }
             Err(error) if primop.silent => Err(error),
-            Err(error) => {
-                let error = if error.pos.is_none() { error.at(pos) } else { error };
-                Err(error.frame(pos, format!("while calling the '{}' builtin", primop.name)))
-            }
+            Err(error) => Err(error.frame(pos, format!("while calling the '{}' builtin", primop.name))),
         }
     }
 
@@ -233,11 +231,10 @@ impl<'h> Evaluation<'h> {
             Some(name) => format!("while calling '{}'", self.name(name)),
             None => "while calling anonymous lambda".to_owned(),
         };
-        let error = error.frame(lambda.parameters[lambda.arity() - 1].pos, text);
-        if pos.is_none() {
-            error
-        } else {
-            error.frame(pos, "from call site")
+        let error = error.frame_shown(lambda.parameters[lambda.arity() - 1].pos, text, Shown::Traced);
+        match pos.is_none() {
+            true => error,
+            false => error.frame_shown(pos, "from call site", Shown::Traced),
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use tvix_node_protocol::nix::store_path::StorePath;
 
 use super::{Evaluation, files};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::heap::{Context, ContextElement, Str, Value, View};
 use crate::host::{Ingestion, Source};
 use crate::syntax::position::Pos;
@@ -41,6 +41,29 @@ impl Coerce {
         more: true,
         copy: true,
     };
+}
+
+/// What a set stands for as a string.
+pub(crate) struct Peeled<'h> {
+    /// Evaluated; a set only if it has neither `__toString` nor `outPath`.
+    pub(crate) value: Value<'h>,
+    /// Where it comes from.
+    pub(crate) pos: Pos,
+    /// Whether a `__toString` was called on the way.
+    pub(crate) called: bool,
+    /// The way, for the trace.
+    steps: Vec<(Pos, &'static str)>,
+}
+
+impl Peeled<'_> {
+    /// Adds the way to the trace of an error about the value.
+    #[cold]
+    pub(crate) fn trace(&self, error: Error) -> Error {
+        self.steps
+            .iter()
+            .rev()
+            .fold(error, |error, (pos, text)| error.frame(*pos, *text))
+    }
 }
 
 /// Collects what a string depends on.
@@ -114,13 +137,14 @@ impl<'h> Evaluation<'h> {
             }
             View::Path(path) => Ok(path.bytes()),
             View::Attrs(_) => {
-                let inner = self.peel(value, pos)?;
-                if inner.as_attrs().is_some() {
-                    return Err(self.cannot_coerce(inner, pos).frame(pos, trace));
+                let peeled = self.peel(value, pos)?;
+                if peeled.value.as_attrs().is_some() {
+                    return Err(peeled.trace(self.cannot_coerce(peeled.value).frame(pos, trace)));
                 }
-                self.deeper(pos, || self.coerce(inner, pos, context, how, trace))
+                self.deeper(pos, || self.coerce(peeled.value, pos, context, how, trace))
+                    .map_err(|error| peeled.trace(error))
             }
-            _ if !how.more => Err(self.cannot_coerce(value, pos).frame(pos, trace)),
+            _ if !how.more => Err(self.cannot_coerce(value).frame(pos, trace)),
             View::Bool(true) => Ok(b"1"),
             View::Bool(false) | View::Null => Ok(b""),
             View::Int(int) => Ok(self.heap_bytes(int.to_string().as_bytes())),
@@ -149,7 +173,7 @@ impl<'h> Evaluation<'h> {
                 })?;
                 Ok(self.heap_bytes(&text))
             }
-            _ => Err(self.cannot_coerce(value, pos).frame(pos, trace)),
+            _ => Err(self.cannot_coerce(value).frame(pos, trace)),
         }
     }
 
@@ -158,9 +182,9 @@ impl<'h> Evaluation<'h> {
     }
 
     #[cold]
-    fn cannot_coerce(&self, value: Value<'h>, pos: Pos) -> crate::error::Error {
+    fn cannot_coerce(&self, value: Value<'h>) -> Error {
         let (found, shown) = (self.describe(value), self.show(value));
-        self.error(pos, format!("cannot coerce {found} to a string: {shown}"))
+        self.error(Pos::NONE, format!("cannot coerce {found} to a string: {shown}"))
     }
 
     /// As [`Self::coerce`], into a string with its context.
@@ -181,37 +205,43 @@ impl<'h> Evaluation<'h> {
     }
 
     /// Follows `__toString` and `outPath` to what is not a set, or to a set that has neither.
-    pub(crate) fn peel(&self, value: Value<'h>, pos: Pos) -> Result<Value<'h>> {
-        self.peel_through(value, pos).map(|(value, _)| value)
-    }
-
-    /// As [`Self::peel`]; says too whether a `__toString` was called on the way.
-    pub(crate) fn peel_through(&self, value: Value<'h>, pos: Pos) -> Result<(Value<'h>, bool)> {
-        let mut called = false;
-        let mut value = value;
-        let mut pos = pos;
+    pub(crate) fn peel(&self, value: Value<'h>, pos: Pos) -> Result<Peeled<'h>> {
+        let mut peeled = Peeled {
+            value,
+            pos,
+            called: false,
+            steps: Vec::new(),
+        };
         for _ in 0..self.options.max_call_depth {
-            let Some(attrs) = value.as_attrs() else {
-                return Ok((value, called));
+            let Some(attrs) = peeled.value.as_attrs() else {
+                return Ok(peeled);
             };
             if let Some(attr) = attrs.get(known::TO_STRING) {
-                value = self
-                    .call(attr.value(), &[value], attr.pos)
-                    .map_err(|error| error.frame(attr.pos, "while calling the `__toString` attribute"))?;
-                pos = attr.pos;
-                called = true;
+                peeled.value = self
+                    .call(attr.value(), &[peeled.value], attr.pos)
+                    .map_err(|error| {
+                        peeled.trace(error.frame(attr.pos, "while calling the `__toString` attribute"))
+                    })?;
+                peeled
+                    .steps
+                    .push((attr.pos, "while using the result of the `__toString` attribute"));
+                peeled.pos = attr.pos;
+                peeled.called = true;
             } else if let Some(attr) = attrs.get(known::OUT_PATH) {
-                value = self
-                    .force_at(attr.value(), attr.pos)
-                    .map_err(|error| error.frame(attr.pos, "while evaluating the `outPath` attribute"))?;
-                pos = attr.pos;
+                peeled.value = self.force_at(attr.value(), attr.pos).map_err(|error| {
+                    peeled.trace(error.frame(attr.pos, "while evaluating the `outPath` attribute"))
+                })?;
+                peeled
+                    .steps
+                    .push((attr.pos, "while using the `outPath` attribute"));
+                peeled.pos = attr.pos;
             } else {
-                return Ok((value, called));
+                return Ok(peeled);
             }
         }
         Err(crate::error::EvalError::new(
             crate::error::ErrorKind::StackOverflow,
-            pos,
+            peeled.pos,
             "stack overflow; max-call-depth exceeded",
         ))
     }
@@ -272,15 +302,26 @@ impl<'h> Evaluation<'h> {
         trace: &'static str,
     ) -> Result<Vec<u8>> {
         let value = self.force_at(value, pos)?;
-        let value = self.peel(value, pos)?;
-        if let View::Path(path) = value.view() {
+        let peeled = self.peel(value, pos)?;
+        if let View::Path(path) = peeled.value.view() {
             return Ok(path.bytes().to_vec());
         }
+        self.absolute_path(peeled.value, pos, context, trace)
+            .map_err(|error| peeled.trace(error))
+    }
+
+    fn absolute_path(
+        &self,
+        value: Value<'h>,
+        pos: Pos,
+        context: &mut ContextBuilder<'h>,
+        trace: &'static str,
+    ) -> Result<Vec<u8>> {
         let text = self.coerce(value, pos, context, Coerce::PLAIN, trace)?;
         if !text.starts_with(b"/") {
             let text = String::from_utf8_lossy(text);
             let message = format!("string '{text}' doesn't represent an absolute path");
-            return Err(self.error(pos, message).frame(pos, trace));
+            return Err(self.error(Pos::NONE, message).frame(pos, trace));
         }
         Ok(files::canonical(text))
     }

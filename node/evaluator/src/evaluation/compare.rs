@@ -127,7 +127,7 @@ impl<'h> Evaluation<'h> {
         let (a, b) = (self.force(a)?, self.force(b)?);
         let (kind_a, kind_b) = (a.kind(), b.kind());
         let number = |kind: Kind| matches!(kind, Kind::Int | Kind::Float);
-        if number(kind_a) && number(kind_b) && kind_a != kind_b {
+        if number(kind_a) && number(kind_b) {
             if self.equal(a, b, pos)? {
                 return Ok(());
             }

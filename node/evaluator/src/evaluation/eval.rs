@@ -178,8 +178,9 @@ impl<'h> Evaluation<'h> {
             }
             return Err(self.missing(attrs, field.name, &[field.name], field.pos));
         }
-        let error = self.expected(field.pos, "a set", subject);
-        Err(error.frame(field.pos, "while selecting an attribute"))
+        let error = self.expected(Pos::NONE, "a set", subject);
+        let error = error.frame(field.pos, "while selecting an attribute");
+        Err(self.attribute_trace(error, &[field.name], Pos::NONE, field.pos))
     }
 
     /// The attribute at the end of a path; `None` where it is missing and there is a default.
@@ -190,13 +191,18 @@ impl<'h> Evaluation<'h> {
         };
         let mut names = Names::default();
         for name in select.path {
-            let name = self.attribute_name(name, env)?;
+            let name = match self.attribute_name(name, env) {
+                Ok(name) => name,
+                Err(error) => {
+                    return Err(self.attribute_trace(error, names.as_slice(), Pos::NONE, select.pos));
+                }
+            };
             names.push(name);
             let Some(attrs) = value.as_attrs() else {
                 if select.default.is_some() {
                     return Ok(None);
                 }
-                let error = self.expected(select.pos, "a set", value);
+                let error = self.expected(Pos::NONE, "a set", value);
                 let error = error.frame(select.pos, "while selecting an attribute");
                 return Err(self.attribute_trace(error, names.as_slice(), Pos::NONE, select.pos));
             };
@@ -281,7 +287,7 @@ impl<'h> Evaluation<'h> {
     fn missing(&self, attrs: Attrs<'h>, name: Symbol, path: &[Symbol], pos: Pos) -> Error {
         let mut error = EvalError::new(
             ErrorKind::Evaluation,
-            pos,
+            Pos::NONE,
             format!("attribute '{}' missing", self.name(name)),
         );
         let names: Vec<String> = attrs.iter().map(|attr| self.name(attr.name)).collect();
@@ -294,10 +300,7 @@ impl<'h> Evaluation<'h> {
     fn attribute_trace(&self, error: Error, path: &[Symbol], defined: Pos, selected: Pos) -> Error {
         let shown: Vec<String> = path.iter().map(|name| self.name(*name)).collect();
         let shown = shown.join(".");
-        let error = match error.pos.is_none() {
-            true => error.at(if defined.is_none() { selected } else { defined }),
-            false => error,
-        };
+        let error = error.at(if defined.is_none() { selected } else { defined });
         let error = match defined.is_none() {
             true => error,
             false => error.frame(defined, format!("from the definition of '{shown}'")),

@@ -43,7 +43,7 @@ impl<'h> Evaluation<'h> {
         match self.force_at(value, pos) {
             Ok(value) => match value.as_attrs() {
                 Some(attrs) => Ok(attrs),
-                None => Err(self.expected(pos, "a set", value).frame(pos, context)),
+                None => Err(self.expected(Pos::NONE, "a set", value).frame(pos, context)),
             },
             Err(error) => Err(error.frame(pos, context)),
         }
@@ -55,7 +55,7 @@ impl<'h> Evaluation<'h> {
         match self.force_at(value, pos) {
             Ok(value) => match value.as_list() {
                 Some(list) => Ok(list),
-                None => Err(self.expected(pos, "a list", value).frame(pos, context)),
+                None => Err(self.expected(Pos::NONE, "a list", value).frame(pos, context)),
             },
             Err(error) => Err(error.frame(pos, context)),
         }
@@ -96,7 +96,7 @@ impl<'h> Evaluation<'h> {
         let text = self.string(value, pos, context)?;
         match text.context() {
             None => Ok(text),
-            Some(_) => Err(self.refers_to_store(text, pos).frame(pos, context)),
+            Some(_) => Err(self.refers_to_store(text, Pos::NONE).frame(pos, context)),
         }
     }
 

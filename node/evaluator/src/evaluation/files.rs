@@ -179,6 +179,9 @@ impl<'h> Evaluation<'h> {
                 std::io::ErrorKind::NotFound => {
                     self.error(pos, format!("path '{}' does not exist", show(path)))
                 }
+                std::io::ErrorKind::NotADirectory => {
+                    self.error(pos, format!("'{}' is not a directory", show(path)))
+                }
                 _ => self.file_error(pos, "cannot read the directory", path, &error),
             })
     }

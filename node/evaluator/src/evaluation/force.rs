@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use super::Evaluation;
-use crate::error::{ErrorKind, EvalError, Result};
+use crate::error::{ErrorKind, EvalError, Result, Shown};
 use crate::heap::{State, Thunk, Value};
 use crate::syntax::position::Pos;
 
@@ -53,7 +53,7 @@ impl<'h> Evaluation<'h> {
                 State::Done(value) => return Ok(value),
                 State::Forced(owner) if owner == self.current.get() => {
                     return Err(EvalError::new(
-                        ErrorKind::InfiniteRecursion,
+                        ErrorKind::InfiniteRecursion(thunk.address()),
                         Pos::NONE,
                         "infinite recursion encountered",
                     ));
@@ -71,7 +71,7 @@ impl<'h> Evaluation<'h> {
                         Err(error) => {
                             thunk.restore(saved);
                             self.switch.thunk_ended(thunk);
-                            Err(error)
+                            Err(entering(error, thunk))
                         }
                     };
                 }
@@ -163,6 +163,18 @@ impl<'h> Evaluation<'h> {
             });
         }
         Ok(())
+    }
+}
+
+/// Marks in the trace where an infinite recursion begins.
+#[cold]
+#[inline(never)]
+fn entering(error: crate::error::Error, thunk: Thunk<'_>) -> crate::error::Error {
+    match error.kind {
+        ErrorKind::InfiniteRecursion(address) if address == thunk.address() => {
+            error.frame_shown(Pos::NONE, "entering the infinite recursion", Shown::Always)
+        }
+        _ => error,
     }
 }
 

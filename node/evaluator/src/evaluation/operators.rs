@@ -27,24 +27,39 @@ impl<'h> Evaluation<'h> {
                 Ok(Value::bool(self.equal(left, right, pos)? == equal))
             }
             Operator::Add => {
+                let [left_pos, right_pos] = binary.operand_positions;
                 let left = self
                     .eval(&binary.left, env)
-                    .map_err(|error| error.frame(pos, "in an operand of '+'"))?;
+                    .map_err(|error| error.frame(left_pos, "in an operand of '+'"))?;
                 let right = self
                     .eval(&binary.right, env)
-                    .map_err(|error| error.frame(pos, "in an operand of '+'"))?;
-                self.add(left, right, pos)
+                    .map_err(|error| error.frame(right_pos, "in an operand of '+'"))?;
+                self.add(left, right, [left_pos, right_pos])
             }
-            Operator::Subtract | Operator::Multiply | Operator::Divide => {
-                let left = self.eval(&binary.left, env)?;
-                let right = self.eval(&binary.right, env)?;
-                self.arithmetic(binary.operator, left, right, pos)
-            }
+            Operator::Subtract => self.called(binary, env, "sub"),
+            Operator::Multiply => self.called(binary, env, "mul"),
+            Operator::Divide => self.called(binary, env, "div"),
             Operator::Less => self.comparison(&binary.left, &binary.right, env, pos),
             Operator::Greater => self.comparison(&binary.right, &binary.left, env, pos),
-            Operator::GreaterOrEqual => self.comparison(&binary.left, &binary.right, env, pos).map(negate),
-            Operator::LessOrEqual => self.comparison(&binary.right, &binary.left, env, pos).map(negate),
+            Operator::GreaterOrEqual => self
+                .comparison(&binary.left, &binary.right, env, pos)
+                .map(negate)
+                .map_err(|error| negated(error, pos)),
+            Operator::LessOrEqual => self
+                .comparison(&binary.right, &binary.left, env, pos)
+                .map(negate)
+                .map_err(|error| negated(error, pos)),
         }
+    }
+
+    /// Operators that are calls of builtins in Nix, and look so in traces.
+    fn called(&self, binary: &'h Binary<'h>, env: Env<'h>, name: &'static str) -> Result<Value<'h>> {
+        let run = || {
+            let left = self.eval(&binary.left, env)?;
+            let right = self.eval(&binary.right, env)?;
+            self.arithmetic(binary.operator, left, right, Pos::NONE)
+        };
+        run().map_err(|error| error.frame(binary.pos, format!("while calling the '{name}' builtin")))
     }
 
     fn comparison(
@@ -54,9 +69,12 @@ impl<'h> Evaluation<'h> {
         env: Env<'h>,
         pos: Pos,
     ) -> Result<Value<'h>> {
-        let left = self.eval(left, env)?;
-        let right = self.eval(right, env)?;
-        self.less(left, right, pos).map(Value::bool)
+        let run = || {
+            let left = self.eval(left, env)?;
+            let right = self.eval(right, env)?;
+            self.less(left, right, Pos::NONE).map(Value::bool)
+        };
+        run().map_err(|error| error.frame(pos, "while calling the 'lessThan' builtin"))
     }
 
     /// `-`, `*` and `/` of two evaluated values.
@@ -89,11 +107,16 @@ impl<'h> Evaluation<'h> {
                 "while evaluating the second argument of the addition",
             ),
         };
+        if operator == Operator::Divide && right.as_int().is_none_or(|divisor| divisor == 0) {
+            // The divisor is looked at first.
+            if self.float(right, pos, second)? == 0.0 {
+                return Err(self.error(pos, "division by zero"));
+            }
+        }
         if let (Some(a), Some(b)) = (left.as_int(), right.as_int()) {
             let (result, sign) = match operator {
                 Operator::Subtract => (a.checked_sub(b), '-'),
                 Operator::Multiply => (a.checked_mul(b), '*'),
-                Operator::Divide if b == 0 => return Err(self.error(pos, "division by zero")),
                 Operator::Divide => (a.checked_div(b), '/'),
                 _ => (a.checked_add(b), '+'),
             };
@@ -108,7 +131,6 @@ impl<'h> Evaluation<'h> {
             let result = match operator {
                 Operator::Subtract => a - b,
                 Operator::Multiply => a * b,
-                Operator::Divide if b == 0.0 => return Err(self.error(pos, "division by zero")),
                 Operator::Divide => a / b,
                 _ => a + b,
             };
@@ -121,7 +143,8 @@ impl<'h> Evaluation<'h> {
     }
 
     /// `a + b` of two evaluated values: numbers are added, strings and paths are joined.
-    pub(crate) fn add(&self, left: Value<'h>, right: Value<'h>, pos: Pos) -> Result<Value<'h>> {
+    fn add(&self, left: Value<'h>, right: Value<'h>, positions: [Pos; 2]) -> Result<Value<'h>> {
+        let [left_pos, pos] = positions;
         match (left.view(), right.view()) {
             (View::Int(a), View::Int(b)) => match a.checked_add(b) {
                 Some(sum) => Ok(Value::int(self.heap, sum)),
@@ -160,7 +183,7 @@ impl<'h> Evaluation<'h> {
                     // made a string without copying it to the store.
                     _ => self.coerce(
                         left,
-                        pos,
+                        left_pos,
                         &mut context,
                         Coerce::PLAIN,
                         "while evaluating a path segment",
@@ -191,27 +214,26 @@ impl<'h> Evaluation<'h> {
 
     /// `a + b + c + …`. Strings are joined at once; anything else two by two.
     pub(super) fn sum(&self, sum: &'h Operands<'h>, env: Env<'h>) -> Result<Value<'h>> {
-        let pos = sum.pos;
-        let mut operands = sum.operands.iter();
-        let operand = |code: &'h Expr<'h>| {
+        let mut operands = sum.operands.iter().zip(sum.positions.iter().copied());
+        let operand = |code: &'h Expr<'h>, pos: Pos| {
             self.eval(code, env)
                 .map_err(|error| error.frame(pos, "in an operand of '+'"))
         };
-        let Some(first) = operands.next() else {
+        let Some((first, first_pos)) = operands.next() else {
             unreachable!("an operator has operands")
         };
-        let mut result = operand(first)?;
+        let mut result = operand(first, first_pos)?;
         while result.as_str().is_none() {
-            let Some(next) = operands.next() else {
+            let Some((next, next_pos)) = operands.next() else {
                 return Ok(result);
             };
-            result = self.add(result, operand(next)?, pos)?;
+            result = self.add(result, operand(next, next_pos)?, [first_pos, next_pos])?;
         }
         let mut context = ContextBuilder::default();
         let mut parts: Vec<&[u8]> = Vec::with_capacity(sum.operands.len());
-        parts.push(self.coerce(result, pos, &mut context, Coerce::COPY, "")?);
-        for code in operands {
-            let value = operand(code)?;
+        parts.push(self.coerce(result, first_pos, &mut context, Coerce::COPY, "")?);
+        for (code, pos) in operands {
+            let value = operand(code, pos)?;
             parts.push(self.coerce(
                 value,
                 pos,
@@ -261,12 +283,13 @@ impl<'h> Evaluation<'h> {
                 "in the right operand of '++'"
             };
             let value = self.eval(code, env).map_err(|error| error.frame(pos, trace))?;
-            match value.as_list() {
-                Some(list) => lists.push(list),
-                None => return Err(self.expected(pos, "a list", value).frame(pos, trace)),
-            }
+            lists.push(value);
         }
-        Ok(self.concat(&lists))
+        let mut forced = Vec::with_capacity(lists.len());
+        for value in lists {
+            forced.push(self.list(value, pos, "while evaluating one of the elements to concatenate")?);
+        }
+        Ok(self.concat(&forced))
     }
 
     /// The elements of all lists, in one list.
@@ -284,6 +307,11 @@ impl<'h> Evaluation<'h> {
             None => unreachable!("lists have as many elements as they say"),
         }))
     }
+}
+
+#[cold]
+fn negated(error: crate::error::Error, pos: Pos) -> crate::error::Error {
+    error.frame(pos, "in the argument of '!'")
 }
 
 fn negate(value: Value<'_>) -> Value<'_> {

@@ -4,6 +4,7 @@ use super::Evaluation;
 use crate::code::{Assert, AttrsCode, Expr, Operands, Operator, Scope};
 use crate::error::{ErrorKind, EvalError, Result};
 use crate::heap::{Attr, Attrs, AttrsBuilder, Env, Thunk, Value};
+use crate::syntax::position::Pos;
 use crate::syntax::symbol::known;
 
 impl<'h> Evaluation<'h> {
@@ -45,10 +46,9 @@ impl<'h> Evaluation<'h> {
             Attr::new(code.attrs[index].name, code.attrs[index].pos, slots[index].get())
         });
         if let Some(overrides) = code.overrides {
-            let pos = code.attrs[overrides as usize].pos;
             let overrides = self.attrs(
                 slots[overrides as usize].get(),
-                pos,
+                Pos::NONE,
                 "while evaluating the `__overrides` attribute",
             )?;
             for attr in overrides.iter() {

@@ -65,19 +65,23 @@ impl<'h> Evaluation<'h> {
                 out.push(b']');
             }
             View::Attrs(_) => {
-                let (peeled, called) = self.peel_through(value, pos)?;
-                if called && !matches!(peeled.kind(), Kind::Str | Kind::Path) {
-                    let (found, shown) = (self.describe(peeled), self.show(peeled));
-                    return Err(self.error(
-                        pos,
-                        format!("`__toString` should return a string, but got {found}: {shown}"),
-                    ));
+                let peeled = self.peel(value, pos)?;
+                if peeled.called && !matches!(peeled.value.kind(), Kind::Str | Kind::Path) {
+                    let (found, shown) = (self.describe(peeled.value), self.show(peeled.value));
+                    let verb = if peeled.value.as_attrs().is_some() {
+                        "must"
+                    } else {
+                        "should"
+                    };
+                    let message = format!("`__toString` {verb} return a string, but got {found}: {shown}");
+                    return Err(peeled.trace(self.error(peeled.pos, message)));
                 }
-                let Some(attrs) = peeled.as_attrs() else {
+                let Some(attrs) = peeled.value.as_attrs() else {
                     // As in Nix, a path that `__toString` returned is not copied.
-                    return self.deeper(pos, || {
-                        self.write_json(peeled, pos, context, copy && !called, out)
-                    });
+                    let copy = copy && !peeled.called;
+                    return self
+                        .deeper(pos, || self.write_json(peeled.value, pos, context, copy, out))
+                        .map_err(|error| peeled.trace(error));
                 };
                 let mut sorted: Vec<&Attr<'h>> = attrs.iter().collect();
                 self.sort_by_name(&mut sorted, |attr| attr.name);
@@ -110,12 +114,13 @@ impl<'h> Evaluation<'h> {
     }
 
     fn write_json_string(&self, text: &[u8], pos: Pos, out: &mut Vec<u8>) -> Result<()> {
-        if std::str::from_utf8(text).is_err() {
-            let text = String::from_utf8_lossy(text);
-            return Err(self.error(
-                pos,
-                format!("cannot convert a string to JSON: invalid UTF-8 in '{text}'"),
-            ));
+        if let Err(error) = std::str::from_utf8(text) {
+            let at = error.valid_up_to();
+            let message = format!(
+                "JSON serialization error: [json.exception.type_error.316] invalid UTF-8 byte at index {at}: 0x{:02X}",
+                text[at]
+            );
+            return Err(self.error(pos, message));
         }
         push_string(out, text);
         Ok(())
