@@ -36,7 +36,7 @@ pub enum Failure {
     Absent(String),
     /// The node does not end.
     #[error(
-        "the node was told to end {seconds} seconds ago and is still up; 'tvix-node status' says what it does"
+        "the node was told to end {seconds} seconds ago and has not ended; the home's up.log may say why"
     )]
     StillUp {
         /// How long it was waited for.

@@ -11,9 +11,9 @@ use super::{Failure, print, print_json};
 use crate::arguments::UpArguments;
 use crate::progress::{called, count, running};
 
-/// How often it is looked whether a node that was told to end has ended, and how long.
-const LOOK: Duration = Duration::from_millis(20);
-const LOOKS: u32 = 1500;
+/// How long a node that was told to end may take. It kills its builds, removes their folders, which
+/// may be large, and closes the store.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the node of this home until it is told to end.
 pub async fn up(home: &Home, arguments: &UpArguments) -> Result<u8, Failure> {
@@ -33,24 +33,28 @@ pub async fn up(home: &Home, arguments: &UpArguments) -> Result<u8, Failure> {
 
 /// Stops the node and waits until it has ended. That none is up is what is wanted.
 pub async fn down(home: &Home) -> Result<u8, Failure> {
-    match ControlClient::down(home.root()).await {
-        Ok(()) => {}
+    let place = home.root().display();
+    let ending = match ControlClient::down(home.root()).await {
+        Ok(ending) => ending,
         Err(ClientError::NoNode { .. }) => {
-            print(format!("no node is up in '{}'\n", home.root().display()).as_bytes())?;
+            print(format!("no node is up in '{place}'\n").as_bytes())?;
             return Ok(0);
         }
         Err(error) => return Err(error.into()),
-    }
-    for _ in 0..LOOKS {
-        if let Err(ClientError::NoNode { .. }) = ControlClient::connect(home.root()).await {
-            print(format!("the node of '{}' is down\n", home.root().display()).as_bytes())?;
-            return Ok(0);
+    };
+    match ending.ended(PATIENCE).await {
+        Ok(true) => print(format!("the node of '{place}' is down\n").as_bytes())?,
+        Ok(false) => {
+            return Err(Failure::StillUp {
+                seconds: PATIENCE.as_secs(),
+            });
         }
-        tokio::time::sleep(LOOK).await;
+        Err(error) => print(
+            format!("the node of '{place}' is going down; whether it has ended cannot be told: {error}\n")
+                .as_bytes(),
+        )?,
     }
-    Err(Failure::StillUp {
-        seconds: (LOOK * LOOKS).as_secs(),
-    })
+    Ok(0)
 }
 
 /// Prints what the node is doing. Does not start one.

@@ -22,6 +22,7 @@ use tvix_node_protocol::control::{
 use tvix_node_protocol::path_info::PathInfo;
 
 use super::client_error::ClientError;
+use super::ending::Ending;
 use super::route::Route;
 use super::socket::{SocketAddress, SocketError, may_believe, own_user};
 use super::stream::{EventStream, LogStream, RequestBody, Upload};
@@ -56,15 +57,20 @@ impl ControlClient {
         Ok(client)
     }
 
-    /// Stops the node that is up in a home, whichever version it speaks. It has taken the order when
-    /// this returns, and ends a little later.
+    /// Tells the node that is up in a home to end, whichever version it speaks. It has taken the order
+    /// when this returns; [`Ending`] knows when it has ended.
     ///
     /// # Errors
     /// [`ClientError::NoNode`] where none is up; see [`ClientError`].
-    pub async fn down(home: &Path) -> Result<(), ClientError> {
+    pub async fn down(home: &Path) -> Result<Ending, ClientError> {
         let client = Self::unconnected(home)?;
-        let answer = client.send(&Route::Down, RequestBody::empty()).await?;
-        client.whole(&Route::Down, answer).await.map(drop)
+        let (sender, process) = client.open_to().await?;
+        let ending = Ending::of(process);
+        let answer = client
+            .send_over(sender, &Route::Down, RequestBody::empty())
+            .await?;
+        client.whole(&Route::Down, answer).await?;
+        Ok(ending)
     }
 
     pub(super) fn unconnected(home: &Path) -> Result<Self, ClientError> {
@@ -245,6 +251,11 @@ impl ControlClient {
     }
 
     async fn open(&self) -> Result<Sender, ClientError> {
+        Ok(self.open_to().await?.0)
+    }
+
+    /// A new connection, and the number of the process at its other end where that is known.
+    async fn open_to(&self) -> Result<(Sender, Option<i32>), ClientError> {
         let address = &self.shared.address;
         let socket = || address.path().to_owned();
         let stream = address.connect().await.map_err(|source| match source.kind() {
@@ -257,13 +268,11 @@ impl ControlClient {
                 source,
             },
         })?;
-        let user = stream
-            .peer_cred()
-            .map_err(|source| ClientError::Connect {
-                socket: socket(),
-                source,
-            })?
-            .uid();
+        let peer = stream.peer_cred().map_err(|source| ClientError::Connect {
+            socket: socket(),
+            source,
+        })?;
+        let user = peer.uid();
         if !may_believe(user, own_user()) {
             return Err(ClientError::Stranger {
                 socket: socket(),
@@ -283,7 +292,7 @@ impl ControlClient {
                 tracing::debug!(%error, "a connection to the node broke off");
             }
         });
-        Ok(sender)
+        Ok((sender, peer.pid()))
     }
 
     /// The bytes of an answer of whichever version; the connection may then be used again.

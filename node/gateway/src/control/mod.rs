@@ -9,6 +9,7 @@
 //! | `answer` | from one request to its answer |
 //! | `body` | bodies that come in and go out piece by piece |
 //! | `client` | [`ControlClient`], the commands' half |
+//! | `ending` | waiting for a node that was told to end |
 //! | `stream` | events, uploads and logs on the commands' side |
 //!
 //! A session lives as long as somebody reads its events: when the connection that carries them
@@ -21,6 +22,7 @@ mod api;
 mod body;
 mod client;
 mod client_error;
+mod ending;
 mod query;
 mod route;
 mod server;
@@ -31,6 +33,7 @@ pub use api::{ApiError, ControlApi, LogReader};
 pub use body::{ArchiveReader, UploadBody, UploadError};
 pub use client::ControlClient;
 pub use client_error::ClientError;
+pub use ending::Ending;
 pub use server::serve;
 pub use socket::{ControlSocket, SOCKET_NAME, SocketAddress, SocketError};
 pub use stream::{EventStream, LogStream, Upload};
