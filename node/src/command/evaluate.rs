@@ -75,6 +75,11 @@ pub(super) fn evaluated(ended: Ended, evaluation: &Evaluation) -> Result<(), Com
             "the evaluation needs something that could not be built".to_owned(),
         ));
     }
+    if ended.node_failed {
+        return Err(CommandError::BuildFailed(
+            "the node could not do what the evaluation needs".to_owned(),
+        ));
+    }
     match ended.failures {
         0 => Ok(()),
         1 if evaluation.attributes.len() == 1 => {

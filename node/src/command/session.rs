@@ -35,6 +35,8 @@ pub struct Ended {
     pub outputs: Vec<Option<std::collections::BTreeMap<String, tvix_node_protocol::StorePath>>>,
     /// Targets that could not be evaluated.
     pub failures: usize,
+    /// Whether the node could not do something that the evaluation needed.
+    pub node_failed: bool,
     /// How the node says it ended; none where no session was opened.
     pub outcome: Option<Outcome>,
     /// Keeps the session, and so what it made, until dropped.
@@ -79,8 +81,13 @@ enum Step {
     Node(Event),
     /// The node's events ended without their last one.
     Cut,
-    /// The evaluation's thread has ended; an error where the node refused something.
-    Evaluated(Result<(), HostError>),
+    /// The evaluation's thread has ended.
+    Evaluated {
+        /// What the node refused of what it was told.
+        refused: Option<HostError>,
+        /// Whether the node could not do something, through no fault of the expression.
+        node_failed: bool,
+    },
 }
 
 /// Evaluates, builds what `mode` says, and reports every step to `notice`.
@@ -160,6 +167,7 @@ pub async fn run(
         named,
         outputs,
         failures,
+        node_failed,
         outcome,
         ..
     } = progress;
@@ -178,6 +186,7 @@ pub async fn run(
         derivations,
         outputs,
         failures,
+        node_failed,
         outcome,
         keep,
     })
@@ -357,7 +366,10 @@ impl Evaluating {
                 refused.get_or_insert(error);
             }
         }
-        drop(steps.send(Step::Evaluated(refused.map_or(Ok(()), Err))));
+        drop(steps.send(Step::Evaluated {
+            refused,
+            node_failed: host.node_failed(),
+        }));
     }
 }
 
@@ -378,6 +390,7 @@ struct Progress {
     failures: usize,
     mode: SessionMode,
     evaluated: bool,
+    node_failed: bool,
     outcome: Option<Outcome>,
 }
 
@@ -389,6 +402,7 @@ impl Progress {
             failures: 0,
             mode,
             evaluated: false,
+            node_failed: false,
             outcome: None,
         }
     }
@@ -416,11 +430,9 @@ impl Progress {
                 });
             }
             Step::Evaluator(EvaluatorEvent::Finished { .. }) => {}
-            Step::Evaluated(result) => {
-                self.evaluated = true;
-                if let Err(error) = result
-                    && self.outcome.is_none()
-                {
+            Step::Evaluated { refused, node_failed } => {
+                (self.evaluated, self.node_failed) = (true, node_failed);
+                if let (Some(error), None) = (refused, self.outcome) {
                     return Err(CommandError::BuildFailed(error.to_string()));
                 }
             }

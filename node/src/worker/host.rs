@@ -39,6 +39,7 @@ pub struct NodeHost {
     sources: RefCell<HashMap<SourceKey, StorePath>>,
     /// Something was told since the last time the node was known to have taken all of it.
     unsettled: Cell<bool>,
+    node_failed: Cell<bool>,
     next_ticket: Cell<u64>,
     next_import: Cell<u64>,
     waiting: RefCell<Waiting>,
@@ -74,6 +75,7 @@ impl NodeHost {
             present: RefCell::default(),
             sources: RefCell::default(),
             unsettled: Cell::new(false),
+            node_failed: Cell::new(false),
             next_ticket: Cell::new(0),
             next_import: Cell::new(0),
             waiting: RefCell::default(),
@@ -88,7 +90,8 @@ impl NodeHost {
         if let Some(link) = &*self.link.borrow() {
             return Ok(std::rc::Rc::clone(link));
         }
-        let link = std::rc::Rc::new((self.open)()?);
+        let link = (self.open)().inspect_err(|_| self.node_failed.set(true))?;
+        let link = std::rc::Rc::new(link);
         *self.link.borrow_mut() = Some(std::rc::Rc::clone(&link));
         Ok(link)
     }
@@ -105,7 +108,9 @@ impl NodeHost {
     /// The node refused this or something told before.
     pub fn tell(&self, message: WorkerMessage) -> Result<(), HostError> {
         self.unsettled.set(true);
-        self.link()?.tell(message).map_err(|error| node_error(&error))
+        self.link()?
+            .tell(message)
+            .map_err(|error| self.node_error(&error))
     }
 
     /// Waits until the node has taken everything that was told.
@@ -114,10 +119,24 @@ impl NodeHost {
     /// The node refused some of it.
     pub fn settle(&self) -> Result<(), HostError> {
         if self.unsettled.get() {
-            self.link()?.settle().map_err(|error| node_error(&error))?;
+            self.link()?.settle().map_err(|error| self.node_error(&error))?;
             self.unsettled.set(false);
         }
         Ok(())
+    }
+
+    fn node_error(&self, error: &LinkError) -> HostError {
+        if !error.is_the_expressions() {
+            self.node_failed.set(true);
+        }
+        HostError::new(error.to_string())
+    }
+
+    /// Whether the node could not do something that the evaluation needed, through no fault of the
+    /// expression.
+    #[must_use]
+    pub fn node_failed(&self) -> bool {
+        self.node_failed.get()
     }
 
     fn remember(&self, path: &StorePath, references: &BTreeSet<StorePath>) -> bool {
@@ -142,7 +161,7 @@ impl NodeHost {
             if let Some(fingerprint) = &fingerprint
                 && let Some(path) = link
                     .find_source(fingerprint.clone())
-                    .map_err(|error| node_error(&error))?
+                    .map_err(|error| self.node_error(&error))?
             {
                 return Ok(path);
             }
@@ -171,15 +190,13 @@ impl NodeHost {
             if fingerprint.is_some() && tree.fingerprint(&tag).map_err(failed)? != fingerprint {
                 continue;
             }
-            let info = link.finish_upload(upload).map_err(|error| node_error(&error))?;
+            let info = link
+                .finish_upload(upload)
+                .map_err(|error| self.node_error(&error))?;
             return Ok(info.path);
         }
         Err(failed(SourceError::Changed(source.path.to_owned())))
     }
-}
-
-fn node_error(error: &LinkError) -> HostError {
-    HostError::new(error.to_string())
 }
 
 /// The store path that a logical path lies in, and the rest of it.
@@ -292,7 +309,7 @@ impl Host for NodeHost {
         loop {
             let ended = link
                 .ended_imports(wait && finished.is_empty())
-                .map_err(|error| node_error(&error))?;
+                .map_err(|error| self.node_error(&error))?;
             let none = ended.is_empty();
             let mut waiting = self.waiting.borrow_mut();
             for (import, result) in ended {
@@ -322,7 +339,10 @@ impl Host for NodeHost {
         if self.told.borrow().contains_key(path) || self.present.borrow().contains(path) {
             return Ok(true);
         }
-        let info = self.link()?.path_info(path).map_err(|error| node_error(&error))?;
+        let info = self
+            .link()?
+            .path_info(path)
+            .map_err(|error| self.node_error(&error))?;
         if info.is_some() {
             self.present.borrow_mut().insert(path.clone());
         }
@@ -333,7 +353,11 @@ impl Host for NodeHost {
         if let Some(references) = self.told.borrow().get(path) {
             return Ok(references.clone());
         }
-        match self.link()?.path_info(path).map_err(|error| node_error(&error))? {
+        match self
+            .link()?
+            .path_info(path)
+            .map_err(|error| self.node_error(&error))?
+        {
             Some(info) => Ok(info.references),
             None => Err(HostError::new(format!("{path} is not in the store"))),
         }

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tvix_node_gateway::control::{ClientError, ControlClient, Upload};
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::control::{AddSource, SessionOpened, SourceQuery, WorkerMessage};
+use tvix_node_protocol::control::{AddSource, FailureKind, SessionOpened, SourceQuery, WorkerMessage};
 use tvix_node_protocol::path_info::PathInfo;
 
 use super::limits::{BATCH_MESSAGES, BATCH_TEXT_BYTES, OUTBOX_MESSAGES};
@@ -23,6 +23,16 @@ pub enum LinkError {
     /// Nobody is left on the other side of this process.
     #[error("the session with the node is over")]
     Over,
+}
+
+impl LinkError {
+    /// Whether the expression is to blame (content that is not what it says, names that cannot be)
+    /// and not the node, its disk or the connection to it.
+    #[must_use]
+    pub fn is_the_expressions(&self) -> bool {
+        matches!(self, Self::Client(error)
+            if matches!(&**error, ClientError::Refused(failure, _) if failure.kind == FailureKind::Invalid))
+    }
 }
 
 impl From<ClientError> for LinkError {
