@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::proxy::address::AddressRange;
+
 /// The first argument that makes a program that calls [`crate::run_if_sandbox`] a sandbox helper.
 pub const SANDBOX_ARGUMENT: &str = "__tvix-node-sandbox";
 
@@ -48,6 +50,17 @@ pub struct SandboxPath {
     pub writable: bool,
 }
 
+/// How fixed-output builds reach the network.
+///
+/// They are in a network of their own, with an HTTP proxy of the node in it, which connects to public
+/// addresses only. So they reach HTTP and HTTPS, through the variables `http_proxy` and so on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Network {
+    /// Addresses that are reachable although they are not public, such as a mirror in the local network.
+    pub allowed: Vec<AddressRange>,
+}
+
 /// What a builder is told once.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -69,6 +82,8 @@ pub struct Config {
     /// Paths of the machine that builds see, by their path inside; none unless configured. This is
     /// where `/bin/sh` would go.
     pub sandbox_paths: BTreeMap<PathBuf, SandboxPath>,
+    /// How fixed-output builds reach the network; none: not at all.
+    pub network: Option<Network>,
     /// Certificates shown to fixed-output builds as `/etc/ssl/certs/ca-certificates.crt`.
     pub ca_certificates: Option<PathBuf>,
 }
@@ -88,6 +103,7 @@ impl Config {
             features: default_features(),
             first_build_user: FIRST_BUILD_USER,
             sandbox_paths: BTreeMap::new(),
+            network: Some(Network::default()),
             ca_certificates: default_certificates(),
         }
     }

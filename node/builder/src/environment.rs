@@ -13,6 +13,7 @@ use crate::StorePath;
 use crate::build_spec::BuildSpec;
 use crate::error::Cause;
 use crate::options::DerivationOptions;
+use crate::proxy;
 use crate::references_graph;
 use crate::sandbox::BUILD_FOLDER;
 use crate::structured_attrs;
@@ -43,7 +44,8 @@ pub(crate) fn output_paths(derivation: &Derivation) -> Result<BTreeMap<String, S
         .collect()
 }
 
-/// Puts together what the builder program is given.
+/// Puts together what the builder program is given. With `network`, a fixed-output build is told of the
+/// proxy.
 ///
 /// # Errors
 /// [`Cause::Input`] and [`Cause::Refused`] where the references graph cannot be made.
@@ -51,6 +53,7 @@ pub(crate) fn given(
     spec: &BuildSpec,
     options: &DerivationOptions,
     outputs: &BTreeMap<String, StorePath>,
+    network: bool,
 ) -> Result<Given, Cause> {
     let derivation = &spec.derivation;
     let rewrites: Vec<(String, String)> = outputs
@@ -106,6 +109,10 @@ pub(crate) fn given(
         set("NIX_OUTPUT_CHECKED", b"1");
         for name in &options.impure_environment {
             set(name, spec.impure_environment.get(name).map_or(b"", Vec::as_slice));
+        }
+        // Whatever the node's own proxies are: a build can only reach this one.
+        for (name, value) in proxy::environment().filter(|_| network) {
+            set(&name, value.as_bytes());
         }
     }
     set("NIX_LOG_FD", b"2");

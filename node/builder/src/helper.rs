@@ -1,10 +1,11 @@
 //! The sandbox helper as the node sees it: a child process, its socket, its log.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::time::timeout;
@@ -24,7 +25,13 @@ pub(crate) struct HelperProcess {
 /// The node's end of the socket.
 pub(crate) struct Control {
     stream: UnixStream,
+    /// Received, but not a whole report yet.
+    read: Vec<u8>,
+    with: Vec<OwnedFd>,
 }
+
+/// Bytes received at once: more than most reports have.
+const REPORT_BYTES: usize = 4096;
 
 impl HelperProcess {
     /// Starts a helper and gives it its order. The error names the step.
@@ -41,7 +48,7 @@ impl HelperProcess {
             .arg0("tvix-node-sandbox")
             .args(&config.helper.arguments)
             .arg(SANDBOX_ARGUMENT)
-            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::from(second))
             .stderr(Stdio::from(terminal));
         // The command owns the other ends until it is dropped, and the log would not end before that.
@@ -51,6 +58,8 @@ impl HelperProcess {
             .map_err(at("starting the sandbox helper"))?;
         let mut control = Control {
             stream: UnixStream::from_std(ours).map_err(at("making a socket"))?,
+            read: Vec::new(),
+            with: Vec::new(),
         };
         let order = wire::frame(order).map_err(at("writing the order"))?;
         // Where the helper is gone already, its end of the socket says so better than this error.
@@ -77,17 +86,33 @@ impl HelperProcess {
 }
 
 impl Control {
-    /// The next report; none when the helper has closed its end, which it does by ending. Not to be
-    /// called again after a call that was given up.
-    pub(crate) async fn report(&mut self) -> io::Result<Option<Report>> {
-        let mut header = [0; 4];
-        match self.stream.read_exact(&mut header).await {
-            Err(error) if is_end(&error) => return Ok(None),
-            other => other?,
-        };
-        let mut body = vec![0; wire::body_length(header)?];
-        self.stream.read_exact(&mut body).await?;
-        wire::parse(&body).map(Some)
+    /// The next report, and the descriptor that came with it; none when the helper has closed its end,
+    /// which it does by ending.
+    pub(crate) async fn report(&mut self) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
+        loop {
+            if let Some((header, rest)) = self.read.split_first_chunk()
+                && let Some(body) = rest.get(..wire::body_length(*header)?)
+            {
+                let report: Report = wire::parse(body)?;
+                let length = header.len() + body.len();
+                self.read.drain(..length);
+                let with = matches!(report, Report::Listening)
+                    .then(|| self.with.pop())
+                    .flatten();
+                return Ok(Some((report, with)));
+            }
+            let (stream, read, with) = (&self.stream, &mut self.read, &mut self.with);
+            let received = stream
+                .async_io(Interest::READABLE, || {
+                    wire::receive(stream, read, REPORT_BYTES, with)
+                })
+                .await;
+            match received {
+                Ok(0) => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                other => other?,
+            };
+        }
     }
 
     /// Tells the helper to kill, and waits until it has.
@@ -101,12 +126,4 @@ impl Control {
             }
         }
     }
-}
-
-/// A helper that dies with something unread in its end resets the connection.
-fn is_end(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-    )
 }

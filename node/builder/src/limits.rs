@@ -40,3 +40,15 @@ pub const OUT_OF_MEMORY_BADNESS: i32 = 500;
 /// Empty folders kept per build slot to mount inputs on. More inputs than this are rare, and then only
 /// take a little longer.
 pub const SPARE_FOLDERS: usize = 2048;
+
+/// Bytes of the head of a request to the proxy: what common servers accept.
+pub const PROXY_HEAD_BYTES: usize = 64 << 10;
+
+/// Connections of one build through the proxy at once. Package managers use some tens; more wait.
+pub const PROXY_CONNECTIONS: usize = 64;
+
+/// How long a name may take to resolve, and an address to answer.
+pub const CONNECT_TIME: Duration = Duration::from_secs(30);
+
+/// Addresses of one name that are tried.
+pub const CONNECT_TRIES: usize = 8;

@@ -31,6 +31,7 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         files: Vec::new(),
         paths: Vec::new(),
         fixed_output: false,
+        proxy: false,
         kvm: config.features.contains("kvm"),
         processes: PROCESSES,
     };
@@ -40,9 +41,9 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
     let (mut started, mut failure) = (false, None);
     let end = loop {
         match helper.control.report().await {
-            Ok(Some(Report::Started)) => started = true,
-            Ok(Some(Report::Ended { .. })) => {}
-            Ok(Some(report)) => failure = failure.or(Some(report)),
+            Ok(Some((Report::Started, _))) => started = true,
+            Ok(Some((Report::Ended { .. }, _))) => {}
+            Ok(Some((report, _))) => failure = failure.or(Some(report)),
             Ok(None) => break None,
             Err(error) => break Some(error.to_string()),
         }

@@ -1,6 +1,7 @@
 //! One build, from its specification to its outputs.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tvix_node_protocol::build::BuildLimits;
@@ -22,6 +24,7 @@ use crate::helper::{Control, HelperProcess};
 use crate::limits::LOG_READ_BYTES;
 use crate::log::Log;
 use crate::outputs;
+use crate::proxy::{self, address::AddressRange};
 use crate::refusal;
 use crate::scratch::{Scratch, slot_folder};
 use crate::terminal::LogReader;
@@ -105,7 +108,7 @@ async fn attempt(
     let began = Instant::now();
     let options = refusal::check(config, &spec.derivation)?;
     let paths = environment::output_paths(&spec.derivation)?;
-    let given = environment::given(spec, &options, &paths)?;
+    let given = environment::given(spec, &options, &paths, config.network.is_some())?;
     let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
     let order = order(config, spec, given, &paths, scratch)?;
     let mut helper = HelperProcess::start(config, &order)
@@ -118,11 +121,12 @@ async fn attempt(
         last_output: AtomicU64::new(0),
         limits: spec.limits,
     };
+    let mut proxy = Proxy::new(config);
     // Pinned here and gone at the end of the block, so that the helper is free again.
     let outcome = {
         let mut work = pin!(async {
             tokio::try_join!(
-                watch.reports(&mut helper.control, events),
+                watch.reports(&mut helper.control, events, &mut proxy),
                 watch.log(&mut helper.log, log, events)
             )
         });
@@ -141,6 +145,7 @@ async fn attempt(
         }
     };
     let status = helper.wait().await;
+    drop(proxy);
     let (started, exit, usage) = finished(outcome, status, spec)?;
     match exit {
         Exit::Code(0) => {}
@@ -231,16 +236,18 @@ impl Watch {
         &self,
         control: &mut Control,
         events: &mpsc::Sender<BuildEvent>,
+        proxy: &mut Proxy,
     ) -> Result<Outcome, Cause> {
         let mut outcome = Outcome::default();
         loop {
             match control.report().await {
-                Ok(Some(Report::Started)) => {
+                Ok(Some((Report::Started, _))) => {
                     outcome.started = Some(Instant::now());
                     tell(events, BuildEvent::Started).await;
                 }
-                Ok(Some(Report::Ended { exit, usage })) => outcome.ended = Some((exit, usage)),
-                Ok(Some(failure)) => {
+                Ok(Some((Report::Listening, listener))) => proxy.start(listener, events)?,
+                Ok(Some((Report::Ended { exit, usage }, _))) => outcome.ended = Some((exit, usage)),
+                Ok(Some((failure, _))) => {
                     outcome.failure.get_or_insert(failure);
                 }
                 Ok(None) => return Ok(outcome),
@@ -307,6 +314,47 @@ impl Watch {
             }
             tokio::time::sleep(next - passed.min(next)).await;
         }
+    }
+}
+
+/// The build's way to the network. Dropping it cuts it off.
+struct Proxy {
+    allowed: Arc<[AddressRange]>,
+    serving: JoinSet<()>,
+}
+
+impl Proxy {
+    fn new(config: &Config) -> Self {
+        let allowed = config
+            .network
+            .iter()
+            .flat_map(|network| network.allowed.iter().copied())
+            .collect();
+        Self {
+            allowed,
+            serving: JoinSet::new(),
+        }
+    }
+
+    fn start(&mut self, listener: Option<OwnedFd>, events: &mpsc::Sender<BuildEvent>) -> Result<(), Cause> {
+        let failed = |source| SandboxError::new("taking over the proxy's listener", source);
+        let listener = listener.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+        let listener = std::net::TcpListener::from(listener);
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        let events = events.clone();
+        self.serving
+            .spawn(proxy::serve(listener, self.allowed.clone(), move |denied| {
+                let events = events.clone();
+                async move {
+                    tell(
+                        &events,
+                        BuildEvent::Log(format!("tvix-node: {denied}").into_bytes()),
+                    )
+                    .await
+                }
+            }));
+        Ok(())
     }
 }
 
@@ -378,6 +426,7 @@ fn order(
             .collect(),
         paths: paths.chain(certificates).collect(),
         fixed_output,
+        proxy: fixed_output && config.network.is_some(),
         kvm: config.features.contains("kvm"),
         processes: spec.processes,
     })

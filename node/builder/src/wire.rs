@@ -3,8 +3,14 @@
 //! A message is its length (four bytes, little-endian) and deterministic CBOR. The end of the node's
 //! side of the stream, for whatever reason, means: kill the build.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tvix_node_protocol::cbor;
 
@@ -46,6 +52,8 @@ pub(crate) struct Order {
     pub(crate) paths: Vec<HostPath>,
     /// Shows what fixed-output builds see in `/etc`.
     pub(crate) fixed_output: bool,
+    /// Opens a listener for the proxy and passes it out.
+    pub(crate) proxy: bool,
     /// Shows `/dev/kvm`.
     pub(crate) kvm: bool,
     /// `RLIMIT_NPROC`.
@@ -76,6 +84,8 @@ pub(crate) struct HostPath {
 /// What the helper reports. After [`Report::Ended`] or a failure nothing of the build is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Report {
+    /// The proxy's listener comes with this message.
+    Listening,
     /// The sandbox stands, the program is about to be executed.
     Started,
     /// A step of setting up failed.
@@ -147,6 +157,52 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
 /// Writes a message, blocking.
 pub(crate) fn write<T: Serialize>(mut to: impl Write, message: &T) -> io::Result<()> {
     to.write_all(&frame(message)?)
+}
+
+/// Writes a small message together with a descriptor, blocking.
+pub(crate) fn write_with<T: Serialize>(
+    to: impl AsFd,
+    message: &T,
+    descriptor: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let frame = frame(message)?;
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut extra = SendAncillaryBuffer::new(&mut space);
+    extra.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let sent = sendmsg(to, &[IoSlice::new(&frame)], &mut extra, SendFlags::empty())?;
+    if sent == frame.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
+    }
+}
+
+/// Reads what is there, at most `most` bytes, and the descriptors that came with it. An error of kind
+/// `WouldBlock` where nothing is there and the socket does not block.
+pub(crate) fn receive(
+    from: impl AsFd,
+    buffer: &mut Vec<u8>,
+    most: usize,
+    with: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut extra = RecvAncillaryBuffer::new(&mut space);
+    let before = buffer.len();
+    buffer.resize(before + most, 0);
+    let received = recvmsg(
+        from,
+        &mut [IoSliceMut::new(&mut buffer[before..])],
+        &mut extra,
+        RecvFlags::CMSG_CLOEXEC,
+    );
+    buffer.truncate(before + received.as_ref().map_or(0, |received| received.bytes));
+    for message in extra.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            with.extend(descriptors);
+        }
+    }
+    Ok(received?.bytes)
 }
 
 /// Reads a message, blocking.

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -10,6 +11,7 @@ use super::confinement;
 use super::fault::{Fault, Step};
 use super::tree::BUILD_FOLDER;
 use super::{CONTROL, mounts};
+use crate::proxy::PORT;
 use crate::sys;
 use crate::wire::{self, Order, Report};
 
@@ -41,6 +43,12 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
     rustix::process::setsid().step(|| "starting a session")?;
     confinement::prefer_as_victim();
     sys::bring_up_loopback().step(|| "switching the loopback interface on")?;
+    if order.proxy {
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).step(|| "opening the proxy's listener")?;
+        wire::write_with(control, &Report::Listening, listener.as_fd())
+            .step(|| "passing the proxy's listener out")?;
+    }
     rustix::system::sethostname(b"localhost").step(|| "setting the host name")?;
     rustix::system::setdomainname(b"(none)").step(|| "setting the domain name")?;
     mounts::enter(order)?;

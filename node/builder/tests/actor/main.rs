@@ -24,6 +24,7 @@ fn main() -> Done {
         ["read", path] => look::read(path),
         ["list", path] => look::list(path),
         ["write", path, text] => Ok(std::fs::write(path, text)?),
+        ["fetch", url, path] => look::fetch(url, path),
         ["say", text, count] => look::say(text, count.parse()?),
         ["exit", code] => std::process::exit(code.parse()?),
         ["die", signal] => raw::die(signal.parse()?),

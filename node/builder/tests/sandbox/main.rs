@@ -3,5 +3,6 @@
 mod builds;
 mod ends;
 mod hostile;
+mod network;
 mod place;
 mod stage;

@@ -1,0 +1,70 @@
+//! Connecting to a host by name, where that is allowed.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+
+use super::address::{AddressRange, denied};
+use crate::limits::{CONNECT_TIME, CONNECT_TRIES};
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// Its addresses are not for builds.
+    #[error("{host} ({address}) is denied to builds: the address is {class}")]
+    Denied {
+        host: String,
+        address: std::net::IpAddr,
+        class: &'static str,
+    },
+    /// It has no address.
+    #[error("the name {host} cannot be resolved: {source}")]
+    Resolve { host: String, source: io::Error },
+    /// It does not answer.
+    #[error("{host} (port {port}) cannot be reached: {source}")]
+    Connect {
+        host: String,
+        port: u16,
+        source: io::Error,
+    },
+}
+
+/// Resolves a name once, and connects to the first of its allowed addresses that answers.
+pub(crate) async fn dial(host: &str, port: u16, allowed: &[AddressRange]) -> Result<TcpStream, DialError> {
+    let host_name = || host.to_owned();
+    let resolve = |source| DialError::Resolve {
+        host: host_name(),
+        source,
+    };
+    let addresses: Vec<SocketAddr> = match timeout(CONNECT_TIME, lookup_host((host, port))).await {
+        Ok(addresses) => addresses.map_err(resolve)?.collect(),
+        Err(_) => return Err(resolve(io::ErrorKind::TimedOut.into())),
+    };
+    let mut last = None;
+    let mut refusal = None;
+    for address in addresses.into_iter().take(CONNECT_TRIES) {
+        if let Some(class) = denied(address.ip(), allowed) {
+            refusal = Some(DialError::Denied {
+                host: host_name(),
+                address: address.ip(),
+                class,
+            });
+            continue;
+        }
+        match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = Some(error),
+            Err(_) => last = Some(io::ErrorKind::TimedOut.into()),
+        }
+    }
+    match (last, refusal) {
+        (None, Some(refusal)) => Err(refusal),
+        (last, _) => Err(DialError::Connect {
+            host: host_name(),
+            port,
+            source: last.unwrap_or_else(|| io::Error::other("it has no address")),
+        }),
+    }
+}
