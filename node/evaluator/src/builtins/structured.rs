@@ -29,7 +29,5 @@ fn to_xml<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) ->
 fn from_json<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -> Result<Value<'h>> {
     let trace = "while evaluating the first argument passed to builtins.fromJSON";
     let text = evaluation.string_no_context(arguments[0], pos, trace)?;
-    evaluation
-        .parse_json(text.bytes(), pos)
-        .map_err(|error| error.frame(pos, "while decoding a JSON string"))
+    evaluation.parse_json(text.bytes(), pos)
 }
