@@ -12,7 +12,11 @@ impl Clock {
     #[must_use]
     pub fn system() -> Self {
         // A clock before 1970 is as wrong as one at 1970.
-        Self::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()))
+        Self::new(|| {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |time| time.as_secs())
+        })
     }
 
     /// Whatever the function says.

@@ -35,7 +35,10 @@ impl Config {
     #[must_use]
     pub fn new(spool: PathBuf) -> Self {
         Self {
-            listen: vec!["/ip4/0.0.0.0/tcp/0".to_owned(), "/ip4/0.0.0.0/udp/0/quic-v1".to_owned()],
+            listen: vec![
+                "/ip4/0.0.0.0/tcp/0".to_owned(),
+                "/ip4/0.0.0.0/udp/0/quic-v1".to_owned(),
+            ],
             spool,
             keep_peers: KEPT_PEERS,
             mdns: false,

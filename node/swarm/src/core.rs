@@ -87,6 +87,11 @@ impl Core {
             }
             peers.insert(peer, status.clone())
         };
+        if old.is_none() {
+            // It may have been restarted since it was told anything.
+            lock(&self.own).forget_member(peer);
+            self.publish.notify_one();
+        }
         match old {
             None => self.notify(Notice::PeerUp { peer, status }),
             Some(old) if old.facts != status.facts => self.notify(Notice::PeerChanged { peer, status }),
@@ -116,6 +121,8 @@ impl Core {
 pub struct Lost(#[from] tokio::task::JoinError);
 
 /// Does something that blocks.
-pub(crate) async fn blocking<T: Send + 'static>(action: impl FnOnce() -> T + Send + 'static) -> Result<T, Lost> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    action: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Lost> {
     Ok(tokio::task::spawn_blocking(action).await?)
 }

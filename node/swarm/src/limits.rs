@@ -200,3 +200,46 @@ pub const SERVED_BLOBS: usize = 1 << 20;
 
 /// Bytes of hashes inside served files that are remembered: those of 16 GiB of files.
 pub const OUTBOARD_BYTES: usize = 64 << 20;
+
+/// Trees fetched at once; others wait.
+pub const FETCHES: usize = 32;
+
+/// Providers one tree is fetched from at once.
+pub const PROVIDERS_AT_ONCE: usize = 4;
+
+/// Streams to one provider for one tree: while one waits for an answer the other fills the link.
+pub const WORKERS_PER_PROVIDER: usize = 2;
+
+/// Bytes of small files asked for at once: what is lost in time when a provider breaks off is below a
+/// tenth of a second on a slow link.
+pub const PACK_BYTES: u64 = 4 << 20;
+
+/// Chunks of 1 KiB of a large file asked for at once: 16 MiB.
+pub const PIECE_CHUNKS: u64 = 16 << 10;
+
+/// Bytes that are verified before they are written together.
+pub const WRITE_BATCH: usize = 1 << 20;
+
+/// Entries of all directories of one tree that is fetched: some 100 bytes each are held meanwhile.
+pub const TREE_ENTRIES: usize = 4 << 20;
+
+/// Frames of one build or push waiting to be sent: a log that is written faster than it is read waits.
+pub const BUILD_FRAMES: usize = 64;
+
+/// Bytes of log in one frame.
+pub const LOG_PIECE: usize = 64 << 10;
+
+/// How often who works for another says that it still does.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How long one waits for a sign of life from who works for one.
+pub const BUILD_SILENCE: Duration = Duration::from_secs(30);
+
+/// How long the machine may take to say where a listener listens.
+pub const LISTEN_TIME: Duration = Duration::from_secs(5);
+
+/// Paths listed at once of those this node has.
+pub const ADVERTISED_PAGE: usize = 4096;
+
+/// How often what is over is thrown away.
+pub const TIDY: Duration = Duration::from_secs(30);

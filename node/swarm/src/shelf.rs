@@ -51,6 +51,12 @@ pub trait Shelf: Send + Sync + 'static {
     /// [`ShelfError`]
     fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError>;
 
+    /// Which of these files are here already, whichever tree they are in: they are not fetched again.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, ShelfError>;
+
     /// The bytes of a file that is here.
     ///
     /// # Errors

@@ -77,6 +77,14 @@ impl RequestGate {
         &self.nonces
     }
 
+    /// Forgets nonces that are not needed any more.
+    ///
+    /// # Errors
+    /// See [`NonceError`].
+    pub fn forget(&mut self, now: u64) -> Result<(), NonceError> {
+        self.nonces.forget(now)
+    }
+
     fn check_structure(
         &self,
         request: &BuildRequest,

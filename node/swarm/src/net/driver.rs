@@ -169,10 +169,11 @@ impl Driver {
         gatekeeper: Gatekeeper,
         contacts: SharedContacts,
         keep: usize,
+        listening: Vec<Multiaddr>,
     ) -> (Self, Network, mpsc::Receiver<NetEvent>) {
         let (command_sender, commands) = mpsc::channel(COMMANDS);
         let (events, event_receiver) = mpsc::channel(NETWORK_EVENTS);
-        let (addresses, address_receiver) = watch::channel(vec![]);
+        let (addresses, address_receiver) = watch::channel(listening);
         let (connected, connected_receiver) = watch::channel(BTreeSet::new());
         let driver = Self {
             swarm,

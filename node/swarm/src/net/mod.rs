@@ -17,3 +17,4 @@ pub use door::Door;
 pub use doors::OpenError;
 pub use driver::ConnectError;
 pub use transport::TransportError;
+pub use wire::WireError;

@@ -39,8 +39,10 @@ impl RecvStream for BlobReader {
     /// Reads to the end, or `len` bytes.
     async fn recv_bytes(&mut self, len: usize) -> io::Result<Bytes> {
         let mut bytes = Vec::new();
-        let read = self.0.bytes().take(len as u64).read_to_end(&mut bytes);
-        timeout(ANSWER_TIME, read).await.map_err(slow)??;
+        let mut source = self.0.bytes().take(len as u64);
+        timeout(ANSWER_TIME, source.read_to_end(&mut bytes))
+            .await
+            .map_err(slow)??;
         Ok(bytes.into())
     }
 
@@ -51,7 +53,9 @@ impl RecvStream for BlobReader {
     }
 
     async fn recv_exact(&mut self, target: &mut [u8]) -> io::Result<()> {
-        timeout(ANSWER_TIME, self.0.bytes().read_exact(target)).await.map_err(slow)?
+        timeout(ANSWER_TIME, self.0.bytes().read_exact(target))
+            .await
+            .map_err(slow)?
     }
 
     fn stop(&mut self, _: VarInt) -> io::Result<()> {
@@ -70,7 +74,9 @@ impl SendStream for BlobWriter {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        timeout(ANSWER_TIME, self.0.bytes().write_all(bytes)).await.map_err(slow)?
+        timeout(ANSWER_TIME, self.0.bytes().write_all(bytes))
+            .await
+            .map_err(slow)?
     }
 
     /// Closes: the other side reads a request to its end.
@@ -158,7 +164,9 @@ fn encode(
     };
     let size = file.metadata().map_err(ShelfError::new)?.len();
     let Some(outboard) = serving.outboard(blob, size, &file).map_err(ShelfError::new)? else {
-        return Err(ShelfError::new(format!("the file of blob {blob} has other content")));
+        return Err(ShelfError::new(format!(
+            "the file of blob {blob} has other content"
+        )));
     };
     let mut pieces = Pieces {
         piece: Vec::with_capacity(CONTENT_PIECE),
@@ -166,7 +174,9 @@ fn encode(
     };
     let sent = pieces
         .write_all(&size.to_le_bytes())
-        .and_then(|()| encode_ranges_validated(&file, &*outboard, ranges, &mut pieces).map_err(io::Error::other))
+        .and_then(|()| {
+            encode_ranges_validated(&file, &*outboard, ranges, &mut pieces).map_err(io::Error::other)
+        })
         .and_then(|()| pieces.flush());
     match sent {
         // Nobody reads any more.

@@ -63,7 +63,10 @@ impl Search {
 pub(crate) async fn find(core: &Arc<Core>, paths: &[StorePath], scope: FindScope) -> Holders {
     let secret = core.team.presence_secret();
     let mut search = Search {
-        wanted: paths.iter().map(|path| (secret.key(path), path.clone())).collect(),
+        wanted: paths
+            .iter()
+            .map(|path| (secret.key(path), path.clone()))
+            .collect(),
         found: Holders::new(),
     };
     if scope != FindScope::Records {
@@ -78,7 +81,11 @@ pub(crate) async fn find(core: &Arc<Core>, paths: &[StorePath], scope: FindScope
 }
 
 /// Which of these paths the peer has.
-pub(crate) async fn have(core: &Arc<Core>, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<bool>, CallError> {
+pub(crate) async fn have(
+    core: &Arc<Core>,
+    peer: NodeKey,
+    paths: &[StorePath],
+) -> Result<Vec<bool>, CallError> {
     let secret = core.team.presence_secret();
     let keys: Vec<PresenceKey> = paths.iter().map(|path| secret.key(path)).collect();
     ask(core, peer, secret.epoch(), &keys).await
@@ -132,7 +139,10 @@ async fn ask(
             }
             _ => vec![],
         };
-        let bit = |index: usize| bits.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
+        let bit = |index: usize| {
+            bits.get(index / 8)
+                .is_some_and(|byte| byte >> (index % 8) & 1 == 1)
+        };
         held.extend((0..part.len()).map(bit));
     }
     Ok(held)
@@ -291,7 +301,11 @@ fn check_claim(core: &Core, claim: &Claim, epoch: Epoch) -> Option<(NodeKey, Vec
 pub(crate) fn providers(core: &Core, holders: &BTreeMap<NodeKey, Through>) -> Vec<NodeKey> {
     let members = core.team.members();
     let connected = core.network.connected();
-    let mut providers: Vec<NodeKey> = holders.keys().copied().filter(|key| members.contains(*key)).collect();
+    let mut providers: Vec<NodeKey> = holders
+        .keys()
+        .copied()
+        .filter(|key| members.contains(*key))
+        .collect();
     providers.sort_by_key(|key| (!connected.contains(key), holders.get(key).copied()));
     lock(&core.standing).sort(&mut providers, core.team.now());
     providers

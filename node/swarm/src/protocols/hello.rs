@@ -39,7 +39,10 @@ pub(crate) async fn greet(core: &Arc<Core>, peer: NodeKey) -> Result<(), CallErr
         }) => return introduce_and_return(core, peer).await,
         Err(error) => return Err(error),
     };
-    let theirs: Hello = wire.ask(&hello(core)).await.map_err(call::at(peer, Door::Hello))?;
+    let theirs: Hello = wire
+        .ask(&hello(core))
+        .await
+        .map_err(call::at(peer, Door::Hello))?;
     core.met(peer, theirs.facts, theirs.now);
     if theirs.roster != core.team.digest() {
         roster::synchronise(core, peer).await?;

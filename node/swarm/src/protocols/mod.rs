@@ -20,9 +20,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::core::Core;
+use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::net::wire::{Wire, WireError};
-use crate::net::Door;
 
 /// Serves streams until the network is gone or the node stops. Each has its own task.
 pub(crate) async fn serve_all(core: Arc<Core>, mut inbound: mpsc::Receiver<Inbound>) {

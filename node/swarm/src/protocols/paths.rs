@@ -49,7 +49,11 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
 }
 
 /// What a peer knows of these paths, in their order; none: it does not have the path, or not for us.
-pub(crate) async fn ask(core: &Core, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<Option<Shown>>, PathsError> {
+pub(crate) async fn ask(
+    core: &Core,
+    peer: NodeKey,
+    paths: &[StorePath],
+) -> Result<Vec<Option<Shown>>, PathsError> {
     let at = call::at(peer, Door::Paths);
     let mut answers = Vec::with_capacity(paths.len());
     for part in paths.chunks(PATHS_QUESTION) {

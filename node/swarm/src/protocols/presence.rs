@@ -62,7 +62,9 @@ async fn keep(
     for number in wanted {
         let header = &headers[number as usize];
         // Checked when it was offered; the signature is checked again together with the keys.
-        let count = header.open::<PresenceHeader>().map_or(0, |header| header.count as usize);
+        let count = header
+            .open::<PresenceHeader>()
+            .map_or(0, |header| header.count as usize);
         let rest = keys.split_off(count.min(keys.len()));
         let of_cell = std::mem::replace(&mut keys, rest);
         if let Err(error) = table.put(header, of_cell, peer, &members, epoch, core.team.now()) {

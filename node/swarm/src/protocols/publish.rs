@@ -99,6 +99,19 @@ async fn pass(core: &Arc<Core>, serial: &Arc<Serial>) {
     tasks.join_all().await;
 }
 
+/// Whether nobody has to be told anything now.
+pub(crate) async fn is_published(core: &Core) -> bool {
+    let regions = lock(&core.own).regions();
+    for region in regions {
+        for member in keepers(core, region).await {
+            if lock(&core.own).is_due(region, member, core.team.now()) {
+                return false;
+            }
+        }
+    }
+    true
+}
+
 /// The members closest to a region.
 async fn keepers(core: &Core, region: Region) -> Vec<NodeKey> {
     // A small team is in everyone's routing table.
@@ -181,8 +194,10 @@ async fn put(
         PresenceAnswer::Refused { reason } => return Ok(Some(reason)),
         _ => return Err(PublishError::Confused),
     };
-    let wanted: Option<Vec<&[PresenceKey]>> =
-        wanted.iter().map(|number| keys.get(*number as usize).copied()).collect();
+    let wanted: Option<Vec<&[PresenceKey]>> = wanted
+        .iter()
+        .map(|number| keys.get(*number as usize).copied())
+        .collect();
     let cells = PresenceCells {
         keys: pack(&wanted.ok_or(PublishError::Confused)?.concat()),
     };

@@ -19,14 +19,22 @@ fn pack(ids: impl IntoIterator<Item = StatementId>) -> Vec<u8> {
 
 /// What is not a whole number of ids says nothing about the rest.
 fn unpack(bytes: &[u8]) -> BTreeSet<StatementId> {
-    bytes.as_chunks::<32>().0.iter().map(|id| StatementId(*id)).collect()
+    bytes
+        .as_chunks::<32>()
+        .0
+        .iter()
+        .map(|id| StatementId(*id))
+        .collect()
 }
 
 /// Those of this node's statements that `pick` picks, as many as go into one round.
 fn statements(core: &Core, pick: impl Fn(StatementId) -> bool) -> Vec<Envelope> {
     core.team.with_roster(|roster| {
         let picked = roster.statements().filter(|(id, _)| pick(*id));
-        picked.map(|(_, envelope)| envelope.clone()).take(ROSTER_ROUND).collect()
+        picked
+            .map(|(_, envelope)| envelope.clone())
+            .take(ROSTER_ROUND)
+            .collect()
     })
 }
 

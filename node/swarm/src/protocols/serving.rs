@@ -57,7 +57,9 @@ impl<K: Copy + Eq + std::hash::Hash, V> Recent<K, V> {
             return;
         }
         while self.weight + weight > self.limit {
-            let Some(oldest) = self.order.pop_front() else { break };
+            let Some(oldest) = self.order.pop_front() else {
+                break;
+            };
             if let Some((_, freed)) = self.values.remove(&oldest) {
                 self.weight -= freed;
             }

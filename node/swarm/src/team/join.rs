@@ -57,7 +57,9 @@ pub enum JoinError {
         source: CallError,
     },
     /// The inviter does not know this way of joining.
-    #[error("the inviter {0} does not speak this version's 'join': the older of the two nodes needs an update")]
+    #[error(
+        "the inviter {0} does not speak this version's 'join': the older of the two nodes needs an update"
+    )]
     Version(NodeKey),
     /// The inviter says no.
     #[error("the inviter does not take the ticket: {message}")]
@@ -157,7 +159,7 @@ async fn redeem(secret: &NodeSecret, ticket: &Ticket, name: &str) -> Result<Welc
     })?;
     // Nobody is served here: streams that come in are dropped.
     drop(inbound);
-    let (driver, network, _events) = Driver::new(swarm, gatekeeper, contacts, 0);
+    let (driver, network, _events) = Driver::new(swarm, gatekeeper, contacts, 0, vec![]);
     let driver = tokio::spawn(driver.run());
     let request = JoinRequest::Redeem {
         swarm: ticket.swarm,

@@ -122,7 +122,7 @@ impl Team {
         let mut found = vec![];
         for entry in entries {
             let name = entry.map_err(error)?.file_name();
-            found.extend(name.to_str().and_then(|name| name.parse().ok()));
+            found.extend(name.to_str().and_then(|name| name.parse::<SwarmId>().ok()));
         }
         found.sort();
         Ok(found)

@@ -14,7 +14,7 @@ use tvix_node_protocol::ticket::Ticket;
 use super::Team;
 use crate::clock::Clock;
 use crate::disk::DiskError;
-use crate::invitations::{InviteError, Invitations};
+use crate::invitations::{Invitations, InviteError};
 use crate::limits::ROSTER_ROUND;
 use crate::net::gatekeeper::Gatekeeper;
 use crate::roster::{Members, MergeError, Roster, RosterFile, RosterFileError};
@@ -57,6 +57,9 @@ pub enum StateError {
     /// No random numbers.
     #[error("the machine gives no random numbers: {0}")]
     Random(#[from] getrandom::Error),
+    /// The node is shutting down.
+    #[error(transparent)]
+    Lost(#[from] crate::core::Lost),
 }
 
 /// Who is a member at the moment, and what follows from it.
@@ -167,13 +170,21 @@ impl TeamState {
     /// Who is a member, and may do what.
     #[must_use]
     pub fn members(&self) -> Arc<Members> {
-        self.view.read().unwrap_or_else(PoisonError::into_inner).members.clone()
+        self.view
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .members
+            .clone()
     }
 
     /// The secret that presence keys are made with.
     #[must_use]
     pub fn presence_secret(&self) -> PresenceSecret {
-        self.view.read().unwrap_or_else(PoisonError::into_inner).presence.clone()
+        self.view
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .presence
+            .clone()
     }
 
     /// Equal for equal rosters.
@@ -267,7 +278,10 @@ impl TeamState {
 
     fn may_give(&self, roles: &Roles) -> Result<(), StateError> {
         let members = self.members();
-        let mine = members.get(self.me).map(|member| member.roles.clone()).unwrap_or_default();
+        let mine = members
+            .get(self.me)
+            .map(|member| member.roles.clone())
+            .unwrap_or_default();
         if !mine.has(Role::Invite) {
             return Err(StateError::RoleMissing(Role::Invite));
         }
@@ -318,7 +332,10 @@ impl TeamState {
         };
         self.say(&member).map_err(|error| {
             tracing::error!(%error, "a ticket was redeemed, but the roster does not take the new member");
-            (JoinRefusal::Busy, format!("the inviter cannot write this down: {error}"))
+            (
+                JoinRefusal::Busy,
+                format!("the inviter cannot write this down: {error}"),
+            )
         })
     }
 
@@ -376,7 +393,10 @@ impl TeamState {
             if roster.ids().len() > ROSTER_ROUND {
                 return roster.introduction(key, self.now());
             }
-            roster.statements().map(|(_, envelope)| envelope.clone()).collect()
+            roster
+                .statements()
+                .map(|(_, envelope)| envelope.clone())
+                .collect()
         })
     }
 
@@ -399,9 +419,10 @@ impl TeamState {
             trial.members(now).contains(key)
         });
         if !convincing {
-            let message = "the statements do not make this key a member: it was never vouched for, its time is \
+            let message =
+                "the statements do not make this key a member: it was never vouched for, its time is \
                            over, or it or who vouched for it is out"
-                .to_owned();
+                    .to_owned();
             return Err((JoinRefusal::NotAMember, message));
         }
         self.merge(statements).map_err(|error| {
@@ -428,7 +449,9 @@ fn view_of(roster: &Roster, clock: &Clock, distrusted: &BTreeMap<NodeKey, Roles>
 
 fn refusal_message(reason: JoinRefusal, now: u64) -> String {
     match reason {
-        JoinRefusal::UnknownTicket => "the inviter did not make this ticket, or has lost it; ask for a new one".to_owned(),
+        JoinRefusal::UnknownTicket => {
+            "the inviter did not make this ticket, or has lost it; ask for a new one".to_owned()
+        }
         JoinRefusal::Expired => {
             format!("the ticket has expired (the inviter's clock says {now} s since 1970); ask for a new one")
         }

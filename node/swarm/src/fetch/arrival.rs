@@ -1,0 +1,413 @@
+//! The folder a tree arrives in.
+//!
+//! Directories and small files lie one after the other in one file, the *pack*, since making a file for
+//! each of twenty thousand would be done twice: here and in the store. Large files lie beside it, each
+//! with the hashes that prove what has arrived of it. Nothing here is ever synced: what a crash leaves is
+//! checked against its own digest when the folder is opened again, and what does not check out is fetched
+//! anew.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use tvix_node_protocol::limits::TREE_NODE_BYTES;
+use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest, TreeError};
+
+use crate::core::lock;
+
+/// Why what has arrived could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The file system says no.
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A directory that was verified when it came is not one any more.
+    #[error("{} is damaged: {source}", .path.display())]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        source: TreeError,
+    },
+}
+
+pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
+    let path = path.to_owned();
+    move |source| SpoolError::Io { action, path, source }
+}
+
+/// What lies in the pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Directory,
+    File,
+}
+
+impl Kind {
+    fn tag(self) -> u8 {
+        match self {
+            Self::Directory => 1,
+            Self::File => 2,
+        }
+    }
+
+    fn of(tag: u8) -> Option<Self> {
+        match tag {
+            1 => Some(Self::Directory),
+            2 => Some(Self::File),
+            _ => None,
+        }
+    }
+}
+
+/// Kind, digest, and length of what follows.
+const HEADER: usize = 1 + 32 + 4;
+
+/// Something verified, on its way into the pack.
+pub(crate) struct Item {
+    pub(crate) kind: Kind,
+    pub(crate) digest: [u8; 32],
+    pub(crate) bytes: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    offset: u64,
+    length: u32,
+}
+
+#[derive(Debug)]
+struct Pack {
+    index: HashMap<(Kind, [u8; 32]), Place>,
+    end: u64,
+}
+
+/// A tree as it arrives, and when it has arrived.
+#[derive(Debug)]
+pub struct Arrival {
+    folder: PathBuf,
+    root: TreeDigest,
+    file: File,
+    pack: Mutex<Pack>,
+    large: Mutex<HashMap<BlobDigest, PathBuf>>,
+    /// Nobody else fetches this tree meanwhile.
+    _alone: tokio::sync::OwnedMutexGuard<()>,
+}
+
+/// A file that has arrived.
+#[derive(Debug)]
+pub enum ArrivedBlob {
+    /// A small one: its bytes.
+    Bytes(Vec<u8>),
+    /// A large one: a file that may be moved away.
+    File(PathBuf),
+}
+
+impl Arrival {
+    /// Opens the folder of a tree, with what is in it already. Blocks.
+    pub(crate) fn open(
+        spool: &Path,
+        root: TreeDigest,
+        alone: tokio::sync::OwnedMutexGuard<()>,
+    ) -> Result<Self, SpoolError> {
+        let folder = spool.join(root.to_string());
+        fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+        let path = folder.join("pack");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io_error("open", &path))?;
+        let pack = scan(&file).map_err(io_error("read", &path))?;
+        file.set_len(pack.end).map_err(io_error("cut", &path))?;
+        Ok(Self {
+            folder,
+            root,
+            file,
+            pack: Mutex::new(pack),
+            large: Mutex::default(),
+            _alone: alone,
+        })
+    }
+
+    /// The tree.
+    #[must_use]
+    pub fn root(&self) -> TreeDigest {
+        self.root
+    }
+
+    /// The tree itself, or a directory in it. None where it is not part of it. Blocks.
+    ///
+    /// # Errors
+    /// See [`SpoolError`].
+    pub fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, SpoolError> {
+        let Some(bytes) = self.read(Kind::Directory, digest.0)? else {
+            return Ok(None);
+        };
+        let damaged = |source| SpoolError::Damaged {
+            path: self.folder.join("pack"),
+            source,
+        };
+        Tree::from_bytes(&bytes, digest).map(Some).map_err(damaged)
+    }
+
+    /// A file of the tree. None where it has not arrived, since the store had it already. Blocks.
+    ///
+    /// # Errors
+    /// See [`SpoolError`].
+    pub fn blob(&self, digest: BlobDigest) -> Result<Option<ArrivedBlob>, SpoolError> {
+        if let Some(bytes) = self.read(Kind::File, digest.0)? {
+            return Ok(Some(ArrivedBlob::Bytes(bytes)));
+        }
+        Ok(lock(&self.large).get(&digest).cloned().map(ArrivedBlob::File))
+    }
+
+    /// Removes the folder: the store has taken what it wants. Blocks.
+    ///
+    /// # Errors
+    /// [`SpoolError::Io`]; the spool then holds what nobody needs.
+    pub fn remove(&self) -> Result<(), SpoolError> {
+        fs::remove_dir_all(&self.folder).map_err(io_error("remove", &self.folder))
+    }
+
+    fn read(&self, kind: Kind, digest: [u8; 32]) -> Result<Option<Vec<u8>>, SpoolError> {
+        let Some(place) = lock(&self.pack).index.get(&(kind, digest)).copied() else {
+            return Ok(None);
+        };
+        let mut bytes = vec![0; place.length as usize];
+        self.file
+            .read_exact_at(&mut bytes, place.offset)
+            .map_err(io_error("read", &self.folder.join("pack")))?;
+        Ok(Some(bytes))
+    }
+
+    pub(crate) fn has(&self, kind: Kind, digest: [u8; 32]) -> bool {
+        lock(&self.pack).index.contains_key(&(kind, digest))
+    }
+
+    /// Adds what has been verified. Blocks.
+    pub(crate) fn add(&self, items: &[Item]) -> Result<(), SpoolError> {
+        let mut bytes = Vec::with_capacity(items.iter().map(|item| HEADER + item.bytes.len()).sum());
+        let mut places = Vec::with_capacity(items.len());
+        let mut pack = lock(&self.pack);
+        for item in items {
+            if pack.index.contains_key(&(item.kind, item.digest)) {
+                continue;
+            }
+            // Directories and small files are far below 4 GiB.
+            let length = u32::try_from(item.bytes.len()).unwrap_or(u32::MAX);
+            bytes.push(item.kind.tag());
+            bytes.extend_from_slice(&item.digest);
+            bytes.extend_from_slice(&length.to_le_bytes());
+            let offset = pack.end + bytes.len() as u64;
+            bytes.extend_from_slice(&item.bytes);
+            places.push(((item.kind, item.digest), Place { offset, length }));
+        }
+        self.file
+            .write_all_at(&bytes, pack.end)
+            .map_err(io_error("write", &self.folder.join("pack")))?;
+        pack.end += bytes.len() as u64;
+        pack.index.extend(places);
+        Ok(())
+    }
+
+    /// Where a large file is while it arrives, and its hashes.
+    pub(crate) fn part(&self, blob: BlobDigest) -> (PathBuf, PathBuf) {
+        (
+            self.folder.join(format!("{blob}.part")),
+            self.folder.join(format!("{blob}.hashes")),
+        )
+    }
+
+    /// A large file is complete. Blocks.
+    pub(crate) fn complete(&self, blob: BlobDigest) -> Result<(), SpoolError> {
+        let (part, hashes) = self.part(blob);
+        let whole = self.folder.join(blob.to_string());
+        fs::rename(&part, &whole).map_err(io_error("rename", &part))?;
+        fs::remove_file(&hashes).map_err(io_error("remove", &hashes))?;
+        lock(&self.large).insert(blob, whole);
+        Ok(())
+    }
+
+    /// A large file that was complete when the folder was left, if its content still is what it should
+    /// be. Blocks.
+    pub(crate) fn completed_before(&self, blob: BlobDigest) -> Result<bool, SpoolError> {
+        let whole = self.folder.join(blob.to_string());
+        let file = match File::open(&whole) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(io_error("open", &whole)(error)),
+        };
+        let mut hasher = blake3::Hasher::new();
+        io::copy(&mut io::BufReader::with_capacity(1 << 20, file), &mut hasher)
+            .map_err(io_error("read", &whole))?;
+        if hasher.finalize().as_bytes() == &blob.0 {
+            lock(&self.large).insert(blob, whole);
+            return Ok(true);
+        }
+        fs::remove_file(&whole).map_err(io_error("remove", &whole))?;
+        Ok(false)
+    }
+}
+
+/// Reads a pack from its beginning, up to the first thing that is not what it says.
+fn scan(file: &File) -> io::Result<Pack> {
+    let mut reader = io::BufReader::with_capacity(1 << 20, file);
+    let mut pack = Pack {
+        index: HashMap::new(),
+        end: 0,
+    };
+    loop {
+        let mut header = [0; HEADER];
+        if !fill(&mut reader, &mut header)? {
+            return Ok(pack);
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(&header[1..33]);
+        let mut length = [0; 4];
+        length.copy_from_slice(&header[33..]);
+        let length = u32::from_le_bytes(length);
+        let Some(kind) = Kind::of(header[0]).filter(|_| length as usize <= TREE_NODE_BYTES) else {
+            return Ok(pack);
+        };
+        let mut bytes = vec![0; length as usize];
+        if !fill(&mut reader, &mut bytes)? || blake3::hash(&bytes).as_bytes() != &digest {
+            return Ok(pack);
+        }
+        let offset = pack.end + HEADER as u64;
+        pack.index.insert((kind, digest), Place { offset, length });
+        pack.end = offset + u64::from(length);
+    }
+}
+
+/// False where the file ends before.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match reader.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Copies a file that arrived to a writer, whichever way it lies here. Blocks.
+///
+/// # Errors
+/// [`io::Error`]
+pub fn copy_blob(blob: &ArrivedBlob, to: &mut impl Write) -> io::Result<u64> {
+    match blob {
+        ArrivedBlob::Bytes(bytes) => {
+            to.write_all(bytes)?;
+            Ok(bytes.len() as u64)
+        }
+        ArrivedBlob::File(path) => io::copy(&mut File::open(path)?, to),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn alone() -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::new(tokio::sync::Mutex::new(())).try_lock_owned().unwrap()
+    }
+
+    fn file(bytes: &[u8]) -> Item {
+        Item {
+            kind: Kind::File,
+            digest: BlobDigest::of(bytes).0,
+            bytes: bytes.to_vec(),
+        }
+    }
+
+    fn read(arrival: &Arrival, bytes: &[u8]) -> Option<Vec<u8>> {
+        let blob = arrival.blob(BlobDigest::of(bytes)).unwrap()?;
+        let mut copy = vec![];
+        copy_blob(&blob, &mut copy).unwrap();
+        Some(copy)
+    }
+
+    const ROOT: TreeDigest = TreeDigest([1; 32]);
+
+    #[test]
+    fn what_arrived_is_there_after_a_break() {
+        let spool = tempfile::tempdir().unwrap();
+        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+        arrival.add(&[file(b"one"), file(b"two")]).unwrap();
+        arrival.add(&[file(b"two"), file(b"three"), file(b"")]).unwrap();
+        drop(arrival);
+        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+        for bytes in [&b"one"[..], b"two", b"three", b""] {
+            assert_eq!(read(&arrival, bytes).as_deref(), Some(bytes));
+        }
+        assert_eq!(read(&arrival, b"four"), None);
+        arrival.remove().unwrap();
+        assert_eq!(fs::read_dir(spool.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_pack_cut_or_damaged_anywhere_loses_only_what_comes_after() {
+        let spool = tempfile::tempdir().unwrap();
+        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+        arrival.add(&[file(b"one"), file(b"two")]).unwrap();
+        let path = arrival.folder.join("pack");
+        drop(arrival);
+        let whole = fs::read(&path).unwrap();
+        let first = HEADER + 3;
+        for position in 0..whole.len() {
+            for cut in [true, false] {
+                let mut bytes = whole.clone();
+                if cut {
+                    bytes.truncate(position);
+                } else {
+                    bytes[position] ^= 0x40;
+                }
+                fs::write(&path, &bytes).unwrap();
+                let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+                assert_eq!(
+                    read(&arrival, b"one").is_some(),
+                    position >= first,
+                    "at {position}"
+                );
+                assert_eq!(read(&arrival, b"two"), None);
+                arrival.add(&[file(b"two")]).unwrap();
+                assert_eq!(read(&arrival, b"two").as_deref(), Some(&b"two"[..]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_file_that_was_complete_is_checked_before_it_counts() {
+        let spool = tempfile::tempdir().unwrap();
+        let bytes = vec![7; 100_000];
+        let blob = BlobDigest::of(&bytes);
+        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+        let (part, hashes) = arrival.part(blob);
+        fs::write(&part, &bytes).unwrap();
+        fs::write(&hashes, b"").unwrap();
+        arrival.complete(blob).unwrap();
+        assert!(read(&arrival, &bytes).is_some());
+        drop(arrival);
+        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+        assert!(arrival.blob(blob).unwrap().is_none());
+        assert!(arrival.completed_before(blob).unwrap());
+        let Some(ArrivedBlob::File(path)) = arrival.blob(blob).unwrap() else {
+            panic!("not there")
+        };
+        fs::write(path, vec![8; 100_000]).unwrap();
+        assert!(!arrival.completed_before(blob).unwrap());
+        assert!(!arrival.completed_before(BlobDigest([0; 32])).unwrap());
+    }
+}

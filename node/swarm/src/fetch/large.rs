@@ -1,0 +1,252 @@
+//! Fetching a large file in pieces, from whoever has it, through the iroh-blobs protocol.
+//!
+//! What has arrived is on the disk together with the hashes that prove it, so after a break only the rest
+//! is fetched.
+
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bao_tree::io::BaoContentItem;
+use bao_tree::io::outboard::PreOrderOutboard;
+use bao_tree::io::sync::valid_ranges;
+use bao_tree::{BaoTree, ChunkNum, ChunkRanges};
+use iroh_blobs::get::StreamPair;
+use iroh_blobs::get::fsm::{AtConnected, BlobContentNext, ConnectedNext, DecodeError, RequestCounters};
+use iroh_blobs::protocol::GetRequest;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::{BlobQuestion, ServeAnswer};
+use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
+
+use super::arrival::{Arrival, SpoolError, io_error};
+use super::coming;
+use super::plan::CHUNK;
+use super::provider::ProviderError;
+use crate::call;
+use crate::core::{Core, blocking};
+use crate::limits::WRITE_BATCH;
+use crate::net::Door;
+use crate::protocols::blob::{BlobReader, BlobWriter};
+use crate::protocols::serving::BLOCK;
+
+/// A large file that is arriving.
+#[derive(Debug)]
+pub(crate) struct LargeFile {
+    blob: BlobDigest,
+    size: u64,
+    data: File,
+    hashes: File,
+    arrival: Arc<Arrival>,
+    /// Pieces that have not come yet.
+    pieces: AtomicUsize,
+}
+
+impl LargeFile {
+    /// Opens the file and its hashes; answers also what is missing, in chunks. Blocks.
+    pub(crate) fn open(
+        arrival: &Arc<Arrival>,
+        blob: BlobDigest,
+        size: u64,
+    ) -> Result<(Self, Vec<Range<u64>>), SpoolError> {
+        let (part, hashes_path) = arrival.part(blob);
+        let open = |path: &std::path::Path, length| {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .map_err(io_error("open", path))?;
+            let before = file.metadata().map_err(io_error("look at", path))?.len();
+            file.set_len(length).map_err(io_error("resize", path))?;
+            Ok((file, before))
+        };
+        let tree = BaoTree::new(size, BLOCK);
+        let (data, before) = open(&part, size)?;
+        let (hashes, _) = open(&hashes_path, tree.outboard_size())?;
+        let file = Self {
+            blob,
+            size,
+            data,
+            hashes,
+            arrival: arrival.clone(),
+            pieces: AtomicUsize::new(0),
+        };
+        let there = if before == 0 {
+            ChunkRanges::empty()
+        } else {
+            file.valid(&part)?
+        };
+        let missing = ChunkRanges::from(ChunkNum(0)..tree.chunks()) - there;
+        // A set that ends has an even number of boundaries.
+        let (ranges, _) = missing.boundaries().as_chunks::<2>();
+        let missing = ranges.iter().map(|[start, end]| start.0..end.0).collect();
+        Ok((file, missing))
+    }
+
+    fn outboard(&self) -> PreOrderOutboard<&File> {
+        PreOrderOutboard {
+            root: bao_tree::blake3::Hash::from_bytes(self.blob.0),
+            tree: BaoTree::new(self.size, BLOCK),
+            data: &self.hashes,
+        }
+    }
+
+    /// What of the file is proven by its hashes. Reads all that is there.
+    fn valid(&self, part: &std::path::Path) -> Result<ChunkRanges, SpoolError> {
+        let mut valid = ChunkRanges::empty();
+        let all = ChunkRanges::all();
+        for range in valid_ranges(self.outboard(), &self.data, &all) {
+            valid |= ChunkRanges::from(range.map_err(io_error("read", part))?);
+        }
+        Ok(valid)
+    }
+
+    /// How many pieces are to come.
+    pub(crate) fn expect(&self, pieces: usize) {
+        self.pieces.store(pieces, Ordering::Release);
+    }
+
+    /// Writes what has been verified. Blocks.
+    fn write(&self, items: &[BaoContentItem]) -> Result<(), SpoolError> {
+        let (part, hashes) = self.arrival.part(self.blob);
+        let tree = BaoTree::new(self.size, BLOCK);
+        for item in items {
+            match item {
+                BaoContentItem::Leaf(leaf) => self
+                    .data
+                    .write_all_at(&leaf.data, leaf.offset)
+                    .map_err(io_error("write", &part))?,
+                BaoContentItem::Parent(parent) => {
+                    // Pairs inside a group of 16 KiB have no place, and need none.
+                    let Some(place) = tree.pre_order_offset(parent.node) else {
+                        continue;
+                    };
+                    let mut pair = [0; 64];
+                    pair[..32].copy_from_slice(parent.pair.0.as_bytes());
+                    pair[32..].copy_from_slice(parent.pair.1.as_bytes());
+                    self.hashes
+                        .write_all_at(&pair, place * 64)
+                        .map_err(io_error("write", &hashes))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One more piece is complete; with the last one the file is. Blocks.
+    fn piece_came(&self) -> Result<(), SpoolError> {
+        if self.pieces.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.arrival.complete(self.blob)?;
+        }
+        Ok(())
+    }
+}
+
+/// Fetches one piece from one provider. On an error what has not come of it is told.
+pub(crate) async fn fetch(
+    core: &Arc<Core>,
+    provider: NodeKey,
+    root: TreeDigest,
+    file: &Arc<LargeFile>,
+    chunks: Range<u64>,
+) -> Result<(), (Range<u64>, ProviderError)> {
+    let mut next = chunks.start;
+    let result = fetch_counting(core, provider, root, file, chunks.clone(), &mut next).await;
+    result.map_err(|error| (next..chunks.end, error))
+}
+
+async fn fetch_counting(
+    core: &Arc<Core>,
+    provider: NodeKey,
+    root: TreeDigest,
+    file: &Arc<LargeFile>,
+    chunks: Range<u64>,
+    next: &mut u64,
+) -> Result<(), ProviderError> {
+    let blob = file.blob;
+    let ended = |what: String| ProviderError::Ended(what);
+    let mut wire = core.open(provider, Door::Blob).await?;
+    let answer = wire.ask::<_, ServeAnswer>(&BlobQuestion { root, blob }).await;
+    coming(answer.map_err(call::at(provider, Door::Blob))?)?;
+    let ranges = ChunkRanges::from(ChunkNum(chunks.start)..ChunkNum(chunks.end));
+    let request = GetRequest::blob_ranges(blob.0.into(), ranges);
+    let pair = StreamPair::new(0, BlobReader(wire.reader), BlobWriter(wire.writer));
+    let connected = AtConnected::new(pair.t0, pair.recv, pair.send, request, RequestCounters::default());
+    let start = match connected.next().await.map_err(|error| ended(error.to_string()))? {
+        ConnectedNext::StartRoot(start) => start,
+        ConnectedNext::StartChild(_) | ConnectedNext::Closing(_) => {
+            return Err(ended("nothing was asked".to_owned()));
+        }
+    };
+    let (mut content, size) = start
+        .next()
+        .next()
+        .await
+        .map_err(|error| ended(error.to_string()))?;
+    if size != file.size {
+        let wanted = file.size;
+        return Err(ProviderError::Lied(format!(
+            "the file {blob} has {size} bytes, not {wanted}"
+        )));
+    }
+    let (mut items, mut bytes, mut reached) = (vec![], 0, *next);
+    loop {
+        let (more, item) = match content.next().await {
+            BlobContentNext::Done(_) => break,
+            BlobContentNext::More((more, item)) => (more, item),
+        };
+        content = more;
+        match item {
+            Ok(BaoContentItem::Leaf(leaf)) => {
+                bytes += leaf.data.len();
+                reached = (leaf.offset + leaf.data.len() as u64).div_ceil(CHUNK);
+                items.push(BaoContentItem::Leaf(leaf));
+            }
+            Ok(parent) => items.push(parent),
+            Err(error) => {
+                write(file, std::mem::take(&mut items)).await?;
+                *next = reached;
+                if reached >= chunks.end {
+                    break;
+                }
+                return Err(decode_error(error));
+            }
+        }
+        if bytes >= WRITE_BATCH {
+            bytes = 0;
+            write(file, std::mem::take(&mut items)).await?;
+            *next = reached;
+        }
+    }
+    write(file, items).await?;
+    *next = reached;
+    if reached < chunks.end {
+        return Err(ended("a part is missing".to_owned()));
+    }
+    let file = file.clone();
+    match blocking(move || file.piece_came()).await {
+        Ok(came) => Ok(came?),
+        Err(lost) => Err(ended(lost.to_string())),
+    }
+}
+
+async fn write(file: &Arc<LargeFile>, items: Vec<BaoContentItem>) -> Result<(), ProviderError> {
+    let file = file.clone();
+    match blocking(move || file.write(&items)).await {
+        Ok(written) => Ok(written?),
+        Err(lost) => Err(ProviderError::Ended(lost.to_string())),
+    }
+}
+
+/// Whether a break or a lie.
+fn decode_error(error: DecodeError) -> ProviderError {
+    match error {
+        DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. } => {
+            ProviderError::Lied(error.to_string())
+        }
+        error => ProviderError::Ended(error.to_string()),
+    }
+}

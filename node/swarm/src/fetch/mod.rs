@@ -1,0 +1,349 @@
+//! Fetching a tree from those who have it.
+//!
+//! Directories come first, from one provider; then files, from several at once: small ones together,
+//! large ones in pieces. Everything is verified as it comes. A provider that breaks off is replaced and
+//! what it brought is kept; one that lies is cut at the first group of 16 KiB that is wrong, and asked
+//! last from then on. What has arrived lies in a folder until the store has taken it, so a fetch that
+//! breaks off goes on where it was.
+
+mod arrival;
+mod large;
+mod plan;
+mod provider;
+mod small;
+mod walk;
+
+pub use arrival::{Arrival, ArrivedBlob, SpoolError, copy_blob};
+pub use provider::ProviderError;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, Weak};
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::ServeAnswer;
+use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
+
+use crate::core::{Core, Lost, blocking, lock};
+use crate::limits::{FETCHES, PROVIDERS_AT_ONCE, WORKERS_PER_PROVIDER};
+use crate::shelf::ShelfError;
+use arrival::Kind;
+use large::LargeFile;
+use plan::{Job, Plan, is_small};
+use walk::Files;
+
+/// Why a tree could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Nobody was named.
+    #[error("nobody is known who has the tree {0}")]
+    NoProvider(TreeDigest),
+    /// Nobody brought it.
+    #[error("the tree {root} could not be fetched from anyone: {}", list(.failures))]
+    Failed {
+        /// What was wanted.
+        root: TreeDigest,
+        /// Who failed, and how.
+        failures: Vec<(NodeKey, ProviderError)>,
+    },
+    /// More than it may be.
+    #[error("the tree {root} has {size} bytes that are not here yet, more than the {limit} expected")]
+    TooLarge {
+        /// What was wanted.
+        root: TreeDigest,
+        /// Its size.
+        size: u64,
+        /// What was allowed.
+        limit: u64,
+    },
+    /// What came could not be kept.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The store could not say what it has.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    /// The node is shutting down.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+fn list(failures: &[(NodeKey, ProviderError)]) -> String {
+    let each: Vec<String> = failures
+        .iter()
+        .map(|(peer, error)| format!("{peer}: {error}"))
+        .collect();
+    each.join("; ")
+}
+
+/// Fetches that are going on.
+#[derive(Debug)]
+pub(crate) struct Fetching {
+    spool: PathBuf,
+    running: Mutex<HashMap<TreeDigest, Weak<tokio::sync::Mutex<()>>>>,
+    places: Arc<Semaphore>,
+}
+
+impl Fetching {
+    pub(crate) fn new(spool: PathBuf) -> Self {
+        Self {
+            spool,
+            running: Mutex::default(),
+            places: Arc::new(Semaphore::new(FETCHES)),
+        }
+    }
+
+    /// Waits until nobody else fetches or holds this tree.
+    async fn alone(&self, root: TreeDigest) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut running = lock(&self.running);
+            running.retain(|_, turn| turn.strong_count() > 0);
+            match running.get(&root).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::new(tokio::sync::Mutex::new(()));
+                    running.insert(root, Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        turn.lock_owned().await
+    }
+}
+
+/// What a provider says before it sends.
+pub(crate) fn coming(answer: ServeAnswer) -> Result<(), ProviderError> {
+    match answer {
+        ServeAnswer::Coming => Ok(()),
+        ServeAnswer::NotHere => Err(ProviderError::NotThere),
+        ServeAnswer::Busy => Err(ProviderError::Busy),
+        ServeAnswer::Broken => Err(ProviderError::Broken),
+    }
+}
+
+/// Fetches a tree from these providers, the first ones first, as far as its files are not here yet.
+pub(crate) async fn fetch_tree(
+    core: &Arc<Core>,
+    root: TreeDigest,
+    providers: Vec<NodeKey>,
+    max_bytes: Option<u64>,
+) -> Result<Arc<Arrival>, FetchError> {
+    if providers.is_empty() {
+        return Err(FetchError::NoProvider(root));
+    }
+    let alone = core.fetching.alone(root).await;
+    let place = core.fetching.places.clone().acquire_owned().await;
+    let spool = core.fetching.spool.clone();
+    let arrival = Arc::new(blocking(move || Arrival::open(&spool, root, alone)).await??);
+    let mut failures = vec![];
+    let mut providers = VecDeque::from(providers);
+    let files = walk_first(core, &arrival, &mut providers, &mut failures).await;
+    let Some(files) = files else {
+        return Err(FetchError::Failed { root, failures });
+    };
+    let missing = missing(core, &arrival, files).await?;
+    let size = missing.values().sum();
+    if let Some(limit) = max_bytes
+        && size > limit
+    {
+        return Err(FetchError::TooLarge { root, size, limit });
+    }
+    fetch_files(core, &arrival, missing, providers, failures).await?;
+    drop(place);
+    Ok(arrival)
+}
+
+/// The directories, from the first provider that brings them. It stays the first.
+async fn walk_first(
+    core: &Arc<Core>,
+    arrival: &Arc<Arrival>,
+    providers: &mut VecDeque<NodeKey>,
+    failures: &mut Vec<(NodeKey, ProviderError)>,
+) -> Option<Files> {
+    while let Some(provider) = providers.front().copied() {
+        match walk::fetch(core, provider, arrival).await {
+            Ok(files) => {
+                lock(&core.standing).served(provider);
+                return Some(files);
+            }
+            Err(error) => {
+                error.mark(core, provider);
+                failures.push((provider, error));
+                providers.pop_front();
+            }
+        }
+    }
+    None
+}
+
+/// Files that are neither in the store nor in the arrival, with their sizes.
+async fn missing(
+    core: &Arc<Core>,
+    arrival: &Arc<Arrival>,
+    files: Files,
+) -> Result<BTreeMap<BlobDigest, u64>, FetchError> {
+    let arrival = arrival.clone();
+    let missing = core.ask_shelf(move |shelf| {
+        let wanted: Vec<BlobDigest> = files.keys().copied().collect();
+        let here = shelf.has_blobs(&wanted)?;
+        let mut missing = BTreeMap::new();
+        for (blob, here) in wanted.iter().zip(here) {
+            let size = files[blob];
+            if here || arrival.has(Kind::File, blob.0) {
+                continue;
+            }
+            if !is_small(size) && arrival.completed_before(*blob).map_err(ShelfError::new)? {
+                continue;
+            }
+            missing.insert(*blob, size);
+        }
+        Ok(missing)
+    });
+    Ok(missing.await?)
+}
+
+/// What the workers of one fetch share.
+struct Work {
+    core: Arc<Core>,
+    arrival: Arc<Arrival>,
+    plan: Mutex<Plan>,
+    large: HashMap<BlobDigest, Arc<LargeFile>>,
+    /// Providers that are asked for nothing more.
+    cut: Mutex<HashSet<NodeKey>>,
+    /// Something was given back, or all is done.
+    changed: Notify,
+}
+
+async fn fetch_files(
+    core: &Arc<Core>,
+    arrival: &Arc<Arrival>,
+    missing: BTreeMap<BlobDigest, u64>,
+    mut providers: VecDeque<NodeKey>,
+    mut failures: Vec<(NodeKey, ProviderError)>,
+) -> Result<(), FetchError> {
+    let root = arrival.root();
+    let (small, large): (Vec<_>, Vec<_>) = missing.into_iter().partition(|(_, size)| is_small(*size));
+    let mut plan = Plan::default();
+    plan.add_small(small);
+    let opening = arrival.clone();
+    let opened = blocking(move || {
+        let open = |(blob, size)| Ok((blob, LargeFile::open(&opening, blob, size)?));
+        large
+            .into_iter()
+            .map(open)
+            .collect::<Result<Vec<_>, SpoolError>>()
+    });
+    let mut files = HashMap::new();
+    for (blob, (file, missing)) in opened.await?? {
+        let pieces = plan.add_large(blob, missing);
+        if pieces == 0 {
+            // All of it had come before the break.
+            let arrival = arrival.clone();
+            blocking(move || arrival.complete(blob)).await??;
+            continue;
+        }
+        file.expect(pieces);
+        files.insert(blob, Arc::new(file));
+    }
+    let work = Arc::new(Work {
+        core: core.clone(),
+        arrival: arrival.clone(),
+        plan: Mutex::new(plan),
+        large: files,
+        cut: Mutex::default(),
+        changed: Notify::new(),
+    });
+    let mut workers = JoinSet::new();
+    let mut active: HashMap<NodeKey, usize> = HashMap::new();
+    loop {
+        while active.len() < PROVIDERS_AT_ONCE && lock(&work.plan).wants_more(active.len()) {
+            let Some(provider) = providers.pop_front() else {
+                break;
+            };
+            for _ in 0..WORKERS_PER_PROVIDER {
+                workers.spawn(work_with(work.clone(), provider));
+            }
+            active.insert(provider, WORKERS_PER_PROVIDER);
+        }
+        let Some(ended) = workers.join_next().await else {
+            break;
+        };
+        let (provider, result) = ended.map_err(Lost::from)?;
+        if let Err(error) = result {
+            if let ProviderError::Spool(error) = error {
+                return Err(error.into());
+            }
+            error.mark(core, provider);
+            failures.push((provider, error));
+        }
+        if let Some(count) = active.get_mut(&provider) {
+            *count -= 1;
+            if *count == 0 {
+                active.remove(&provider);
+            }
+        }
+    }
+    if lock(&work.plan).is_done() {
+        Ok(())
+    } else {
+        Err(FetchError::Failed { root, failures })
+    }
+}
+
+/// Works with one provider until all is done or the provider fails.
+async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), ProviderError>) {
+    loop {
+        let changed = work.changed.notified();
+        tokio::pin!(changed);
+        // From here on no change is missed.
+        changed.as_mut().enable();
+        let job = {
+            let mut plan = lock(&work.plan);
+            if plan.is_done() || lock(&work.cut).contains(&provider) {
+                return (provider, Ok(()));
+            }
+            plan.take()
+        };
+        let Some(job) = job else {
+            changed.await;
+            continue;
+        };
+        match run(&work, provider, job).await {
+            Ok(()) => {
+                lock(&work.core.standing).served(provider);
+                let done = {
+                    let mut plan = lock(&work.plan);
+                    plan.finished();
+                    plan.is_done()
+                };
+                if done {
+                    work.changed.notify_waiters();
+                }
+            }
+            Err((rest, error)) => {
+                lock(&work.cut).insert(provider);
+                lock(&work.plan).give_back(rest);
+                work.changed.notify_waiters();
+                return (provider, Err(error));
+            }
+        }
+    }
+}
+
+async fn run(work: &Work, provider: NodeKey, job: Job) -> Result<(), (Job, ProviderError)> {
+    match job {
+        Job::Pack(files) => small::fetch(&work.core, provider, &work.arrival, files)
+            .await
+            .map_err(|(rest, error)| (Job::Pack(rest), error)),
+        Job::Piece { blob, chunks } => {
+            let Some(file) = work.large.get(&blob) else {
+                // Pieces are planned of files that are open.
+                return Ok(());
+            };
+            large::fetch(&work.core, provider, work.arrival.root(), file, chunks)
+                .await
+                .map_err(|(chunks, error)| (Job::Piece { blob, chunks }, error))
+        }
+    }
+}

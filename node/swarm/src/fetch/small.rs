@@ -1,0 +1,136 @@
+//! Fetching small files, many at a time.
+
+use std::sync::Arc;
+
+use bao_tree::io::BaoContentItem;
+use bao_tree::io::fsm::{ResponseDecoder, ResponseDecoderNext};
+use bao_tree::{BaoTree, ChunkRanges};
+use iroh_blobs::util::{RecvStream, RecvStreamAsyncStreamReader};
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::{BlobsQuestion, ServeAnswer};
+use tvix_node_protocol::tree::BlobDigest;
+
+use super::arrival::{Arrival, Item, Kind};
+use super::coming;
+use super::provider::ProviderError;
+use super::walk::write;
+use crate::call;
+use crate::core::Core;
+use crate::limits::WRITE_BATCH;
+use crate::net::Door;
+use crate::protocols::blob::BlobReader;
+use crate::protocols::blobs::{FOLLOWS, MISSING};
+use crate::protocols::serving::BLOCK;
+
+/// Fetches files from one provider. What has come is kept, whatever happens then; on an error those that
+/// have not come are told.
+pub(crate) async fn fetch(
+    core: &Arc<Core>,
+    provider: NodeKey,
+    arrival: &Arc<Arrival>,
+    files: Vec<(BlobDigest, u64)>,
+) -> Result<(), (Vec<(BlobDigest, u64)>, ProviderError)> {
+    let mut done = 0;
+    let result = fetch_counting(core, provider, arrival, &files, &mut done).await;
+    result.map_err(|error| (files[done..].to_vec(), error))
+}
+
+async fn fetch_counting(
+    core: &Arc<Core>,
+    provider: NodeKey,
+    arrival: &Arc<Arrival>,
+    files: &[(BlobDigest, u64)],
+    done: &mut usize,
+) -> Result<(), ProviderError> {
+    let at = call::at(provider, Door::Blobs);
+    let question = BlobsQuestion {
+        root: arrival.root(),
+        blobs: files.iter().flat_map(|(blob, _)| blob.0).collect(),
+    };
+    let mut wire = core.open(provider, Door::Blobs).await?;
+    coming(wire.ask::<_, ServeAnswer>(&question).await.map_err(at)?)?;
+    wire.writer.close().await.map_err(at)?;
+    let mut reader = BlobReader(wire.reader);
+    let (mut items, mut size) = (vec![], 0);
+    let mut failed = None;
+    for (number, (blob, length)) in files.iter().enumerate() {
+        match receive(&mut reader, *blob, *length).await {
+            Ok(bytes) => {
+                size += bytes.len();
+                items.push(Item {
+                    kind: Kind::File,
+                    digest: blob.0,
+                    bytes,
+                });
+            }
+            Err(error) => failed = Some(error),
+        }
+        if size >= WRITE_BATCH || failed.is_some() || number + 1 == files.len() {
+            size = 0;
+            let count = items.len();
+            write(arrival, std::mem::take(&mut items)).await?;
+            *done += count;
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// One file, verified group by group.
+async fn receive(reader: &mut BlobReader, blob: BlobDigest, length: u64) -> Result<Vec<u8>, ProviderError> {
+    let ended = |error: std::io::Error| ProviderError::Ended(error.to_string());
+    let mut status = [MISSING];
+    reader.recv_exact(&mut status).await.map_err(ended)?;
+    if status != [FOLLOWS] {
+        return Err(ProviderError::NotThere);
+    }
+    // The plan puts no larger ones here.
+    let length = usize::try_from(length).map_err(|_| ProviderError::NotThere)?;
+    let mut bytes = Vec::with_capacity(length);
+    if length <= BLOCK.bytes() {
+        bytes.resize(length, 0);
+        reader.recv_exact(&mut bytes).await.map_err(ended)?;
+        if BlobDigest::of(&bytes) != blob {
+            return Err(ProviderError::Lied(format!(
+                "the file {blob} has another content"
+            )));
+        }
+        return Ok(bytes);
+    }
+    let tree = BaoTree::new(length as u64, BLOCK);
+    let hash = bao_tree::blake3::Hash::from_bytes(blob.0);
+    let mut decoder = ResponseDecoder::new(
+        hash,
+        ChunkRanges::all(),
+        tree,
+        RecvStreamAsyncStreamReader::new(reader),
+    );
+    loop {
+        match decoder.next().await {
+            ResponseDecoderNext::Done(_) => return Ok(bytes),
+            ResponseDecoderNext::More((next, item)) => {
+                decoder = next;
+                match item {
+                    Ok(BaoContentItem::Leaf(leaf)) => bytes.extend_from_slice(&leaf.data),
+                    Ok(BaoContentItem::Parent(_)) => {}
+                    Err(error) => return Err(decode_error(error)),
+                }
+            }
+        }
+    }
+}
+
+/// Whether a break or a lie.
+fn decode_error(error: bao_tree::io::DecodeError) -> ProviderError {
+    use bao_tree::io::DecodeError;
+    match error {
+        DecodeError::ParentHashMismatch(_) | DecodeError::LeafHashMismatch(_) => {
+            ProviderError::Lied(error.to_string())
+        }
+        DecodeError::ParentNotFound(_) | DecodeError::LeafNotFound(_) | DecodeError::Io(_) => {
+            ProviderError::Ended(error.to_string())
+        }
+    }
+}

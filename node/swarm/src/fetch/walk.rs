@@ -1,0 +1,204 @@
+//! Fetching the directories of a tree: one question, and every answer is checked against the digest that
+//! is next in turn.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::limits::{TREE_DEPTH, TREE_NODE_BYTES};
+use tvix_node_protocol::messages::{ServeAnswer, TreeQuestion};
+use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
+
+use super::arrival::{Arrival, Item, Kind};
+use super::coming;
+use super::provider::ProviderError;
+use crate::call::{self, CallError};
+use crate::core::{Core, blocking};
+use crate::limits::{TREE_ENTRIES, WRITE_BATCH};
+use crate::net::Door;
+
+/// The files of a tree and their sizes.
+pub(crate) type Files = HashMap<BlobDigest, u64>;
+
+/// Follows a tree breadth first, as directories come.
+struct Walk {
+    queue: VecDeque<(TreeDigest, usize)>,
+    seen: HashSet<TreeDigest>,
+    files: Files,
+    entries: usize,
+}
+
+impl Walk {
+    fn new(root: TreeDigest) -> Self {
+        Self {
+            queue: VecDeque::from([(root, 0)]),
+            seen: HashSet::from([root]),
+            files: Files::new(),
+            entries: 0,
+        }
+    }
+
+    /// Takes the next directory in.
+    fn take(&mut self, bytes: &[u8]) -> Result<TreeDigest, String> {
+        let (digest, depth) = self.queue.pop_front().ok_or("more than the tree has")?;
+        let tree = Tree::from_bytes(bytes, digest).map_err(|error| error.to_string())?;
+        match tree {
+            Tree::Leaf(Leaf::File { blob, size, .. }) => self.file(blob, size)?,
+            Tree::Leaf(Leaf::Symlink(_)) => {}
+            Tree::Directory(directory) => {
+                self.entries += directory.entries().len();
+                if self.entries > TREE_ENTRIES {
+                    return Err(format!("a tree of more than {TREE_ENTRIES} entries"));
+                }
+                for (_, node) in directory.entries() {
+                    match node {
+                        Node::Symlink(_) => {}
+                        Node::File { blob, size, .. } => self.file(*blob, *size)?,
+                        Node::Directory(_) if depth >= TREE_DEPTH => {
+                            return Err(format!("a tree deeper than {TREE_DEPTH}"));
+                        }
+                        Node::Directory(digest) => {
+                            if self.seen.insert(*digest) {
+                                self.queue.push_back((*digest, depth + 1));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(digest)
+    }
+
+    fn file(&mut self, blob: BlobDigest, size: u64) -> Result<(), String> {
+        match self.files.insert(blob, size) {
+            Some(other) if other != size => Err(format!("a tree that has the file {blob} with two sizes")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Fetches all directories from one provider into the arrival.
+pub(crate) async fn fetch(
+    core: &Arc<Core>,
+    provider: NodeKey,
+    arrival: &Arc<Arrival>,
+) -> Result<Files, ProviderError> {
+    let root = arrival.root();
+    let at = call::at(provider, Door::Tree);
+    let mut wire = core.open(provider, Door::Tree).await?;
+    coming(
+        wire.ask::<_, ServeAnswer>(&TreeQuestion { root })
+            .await
+            .map_err(at)?,
+    )?;
+    let mut walk = Walk::new(root);
+    let (mut items, mut size) = (vec![], 0);
+    loop {
+        let bytes = wire.reader.receive_raw(TREE_NODE_BYTES).await.map_err(at)?;
+        let bytes = bytes.ok_or_else(|| ProviderError::Ended("not all directories came".to_owned()))?;
+        if bytes.is_empty() {
+            break;
+        }
+        let digest = walk.take(&bytes).map_err(ProviderError::Lied)?;
+        size += bytes.len();
+        items.push(Item {
+            kind: Kind::Directory,
+            digest: digest.0,
+            bytes,
+        });
+        if size >= WRITE_BATCH {
+            size = 0;
+            write(arrival, std::mem::take(&mut items)).await?;
+        }
+    }
+    if !walk.queue.is_empty() {
+        return Err(ProviderError::Lied("the tree ends before its end".to_owned()));
+    }
+    write(arrival, items).await?;
+    Ok(walk.files)
+}
+
+/// Writes what has been verified, where that may block.
+pub(crate) async fn write(arrival: &Arc<Arrival>, items: Vec<Item>) -> Result<(), ProviderError> {
+    let arrival = arrival.clone();
+    match blocking(move || arrival.add(&items)).await {
+        Ok(written) => Ok(written?),
+        Err(lost) => Err(ProviderError::Ended(lost.to_string())),
+    }
+}
+
+impl From<CallError> for Box<ProviderError> {
+    fn from(error: CallError) -> Self {
+        Self::new(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tvix_node_protocol::tree::{Directory, PathComponent};
+
+    fn directory(entries: Vec<(&str, Node)>) -> Tree {
+        let mut directory = Directory::default();
+        for (name, node) in entries {
+            directory
+                .insert(PathComponent::new(name.as_bytes()).unwrap(), node)
+                .unwrap();
+        }
+        Tree::Directory(directory)
+    }
+
+    #[test]
+    fn a_walk_takes_the_directories_in_order_and_nothing_else() {
+        let inner = directory(vec![("x", Node::file(b"x", false))]);
+        let root = directory(vec![
+            ("a", inner.clone().into()),
+            ("b", inner.clone().into()),
+            ("y", Node::file(b"yy", true)),
+        ]);
+        let mut walk = Walk::new(root.digest());
+        assert!(walk.take(&inner.to_bytes()).is_err(), "not in its turn");
+        let mut walk = Walk::new(root.digest());
+        walk.take(&root.to_bytes()).unwrap();
+        walk.take(&inner.to_bytes()).unwrap();
+        assert!(walk.queue.is_empty(), "an equal directory comes once");
+        assert_eq!(walk.files.len(), 2);
+        assert_eq!(walk.files[&BlobDigest::of(b"yy")], 2);
+        assert!(
+            walk.take(&inner.to_bytes())
+                .unwrap_err()
+                .contains("more than the tree has")
+        );
+    }
+
+    #[test]
+    fn a_tree_deeper_than_allowed_is_refused() {
+        let mut tree = directory(vec![]);
+        let mut chain = vec![tree.clone()];
+        for _ in 0..=TREE_DEPTH {
+            tree = directory(vec![("d", tree.into())]);
+            chain.push(tree.clone());
+        }
+        let mut walk = Walk::new(tree.digest());
+        let results: Vec<_> = chain
+            .iter()
+            .rev()
+            .map(|tree| walk.take(&tree.to_bytes()))
+            .collect();
+        assert!(results[TREE_DEPTH - 1].is_ok());
+        assert!(results[TREE_DEPTH].as_ref().unwrap_err().contains("deeper"));
+    }
+
+    #[test]
+    fn a_tree_that_contradicts_itself_is_refused() {
+        let blob = BlobDigest::of(b"x");
+        let file = |size| Node::File {
+            blob,
+            size,
+            executable: false,
+        };
+        let tree = directory(vec![("a", file(1)), ("b", file(2))]);
+        let error = Walk::new(tree.digest()).take(&tree.to_bytes()).unwrap_err();
+        assert!(error.contains("two sizes"), "{error}");
+    }
+}

@@ -1,0 +1,419 @@
+//! The swarm as the node sees it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use libp2p::Multiaddr;
+use libp2p::swarm::SwarmEvent;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tvix_node_protocol::build::{BuildRequest, SwarmId};
+use tvix_node_protocol::envelope::{NodeKey, NodeSecret};
+use tvix_node_protocol::limits::TICKET_ADDRESSES;
+use tvix_node_protocol::messages::{Facts, Shown};
+use tvix_node_protocol::nix::store_path::StorePath;
+use tvix_node_protocol::roster::Roles;
+use tvix_node_protocol::ticket::Ticket;
+use tvix_node_protocol::tree::TreeDigest;
+
+use crate::call::CallError;
+use crate::config::Config;
+use crate::core::{Core, Lost, PeerStatus, blocking, lock};
+use crate::disk::DiskError;
+use crate::events::SwarmEvents;
+use crate::fetch::{Arrival, FetchError, Fetching, fetch_tree};
+use crate::gate::{NonceError, NonceStore, RequestGate};
+use crate::housekeeping;
+use crate::limits::{EVENTS, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE};
+use crate::net::contacts::SharedContacts;
+use crate::net::driver::{Command, Driver};
+use crate::net::transport::{Behaviour, Setup, build as build_transport};
+use crate::net::{ConnectError, PeerTraffic, Traffic, TransportError};
+use crate::presence::{Advertisement, Allowance, PresenceTable};
+use crate::protocols::build::{self, BuildCall, BuildCallError};
+use crate::protocols::find::{self, FindScope, Holders, Through};
+use crate::protocols::paths::{self, PathsError};
+use crate::protocols::publish::{self, Serial};
+use crate::protocols::push::{self, PushError};
+use crate::protocols::serve_all;
+use crate::protocols::serving::Serving;
+use crate::roster::Members;
+use crate::shelf::{Shelf, ShelfError};
+use crate::standing::Standing;
+use crate::team::{StateError, Team, TeamState};
+
+/// Why a node cannot take part in its team.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file of the team.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The nonces.
+    #[error(transparent)]
+    Nonces(#[from] NonceError),
+    /// The network.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The folder for what arrives.
+    #[error("cannot create the folder {} for what arrives: {source}", .path.display())]
+    Spool {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What this node has could not be listed.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    /// The runtime is shutting down.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+/// The swarm as the node sees it. Clones speak for the same node.
+#[derive(Clone)]
+pub struct SwarmHandle {
+    core: Arc<Core>,
+    serial: Arc<Serial>,
+    tasks: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl std::fmt::Debug for SwarmHandle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "SwarmHandle({} in {})", self.key(), self.swarm())
+    }
+}
+
+/// Takes part in a team. Returns when this node listens everywhere it should.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn start(
+    config: Config,
+    team: Team,
+    secret: NodeSecret,
+    shelf: Arc<dyn Shelf>,
+) -> Result<(SwarmHandle, SwarmEvents), StartError> {
+    let spool = config.spool.clone();
+    std::fs::create_dir_all(&spool).map_err(|source| StartError::Spool { path: spool, source })?;
+    let swarm_id = team.swarm();
+    let nonces = NonceStore::open(team.folder())?;
+    let contacts = SharedContacts::open(team.folder())?;
+    let team = TeamState::new(team, secret, config.clock.clone(), config.distrusted.clone())?;
+    let (mut swarm, inbound) = build_transport(Setup {
+        secret: team.secret(),
+        swarm: Some(swarm_id),
+        gatekeeper: team.gatekeeper(),
+        contacts: contacts.clone(),
+        mdns: config.mdns,
+        keep_alive: config.keep_peers > 0,
+    })?;
+    let addresses = listen(&mut swarm, &config.listen).await?;
+    let (driver, network, net_events) = Driver::new(
+        swarm,
+        team.gatekeeper(),
+        contacts.clone(),
+        config.keep_peers,
+        addresses,
+    );
+    let (notices, notice_receiver) = mpsc::channel(EVENTS);
+    let (builds, build_receiver) = mpsc::channel(EVENTS);
+    let (pushes, push_receiver) = mpsc::channel(EVENTS);
+    let own = Advertisement::new(team.presence_secret(), team.members().len());
+    let core = Arc::new(Core {
+        table: Mutex::new(PresenceTable::new(swarm_id)),
+        allowance: Mutex::new(Allowance::new(PRESENCE_QUESTIONS_PER_MINUTE)),
+        standing: Mutex::new(Standing::default()),
+        gate: Mutex::new(RequestGate::new(swarm_id, team.me(), nonces)),
+        serving: Serving::new(),
+        fetching: Fetching::new(config.spool),
+        peers: Mutex::default(),
+        facts: watch::channel(config.facts).0,
+        publish: tokio::sync::Notify::new(),
+        stopping: watch::channel(false).0,
+        traffic: Traffic::default(),
+        own: Mutex::new(own),
+        team: Arc::new(team),
+        network,
+        contacts,
+        shelf,
+        notices,
+        builds,
+        pushes,
+    });
+    housekeeping::list_own(&core).await?;
+    let serial = Arc::new(Serial::new(core.team.now()));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(driver.run());
+    tasks.spawn(serve_all(core.clone(), inbound));
+    tasks.spawn(housekeeping::attend(core.clone(), net_events));
+    tasks.spawn(housekeeping::follow_roster(core.clone()));
+    tasks.spawn(housekeeping::follow_facts(core.clone()));
+    tasks.spawn(housekeeping::tidy(core.clone()));
+    tasks.spawn(publish::publish(core.clone(), serial.clone()));
+    let handle = SwarmHandle {
+        core,
+        serial,
+        tasks: Arc::new(Mutex::new(tasks)),
+    };
+    let events = SwarmEvents {
+        notices: notice_receiver,
+        builds: build_receiver,
+        pushes: push_receiver,
+    };
+    Ok((handle, events))
+}
+
+/// Listens everywhere, and waits until the machine has said where that really is.
+async fn listen(
+    swarm: &mut libp2p::Swarm<Behaviour>,
+    wanted: &[String],
+) -> Result<Vec<Multiaddr>, TransportError> {
+    let mut pending = BTreeMap::new();
+    for address in wanted {
+        let failed = |reason: String| TransportError::Listen {
+            address: address.clone(),
+            reason,
+        };
+        let parsed: Multiaddr = address.parse().map_err(|error| failed(format!("{error}")))?;
+        let listener = swarm
+            .listen_on(parsed)
+            .map_err(|error| failed(error.to_string()))?;
+        pending.insert(listener.to_string(), address.clone());
+    }
+    let mut addresses = vec![];
+    let waiting = async {
+        while !pending.is_empty() {
+            if let SwarmEvent::NewListenAddr { listener_id, address } = swarm.select_next_some().await {
+                pending.remove(&listener_id.to_string());
+                addresses.push(address);
+            }
+        }
+    };
+    let in_time = tokio::time::timeout(LISTEN_TIME, waiting).await.is_ok();
+    match pending.into_values().next() {
+        Some(address) if !in_time => Err(TransportError::Listen {
+            address,
+            reason: "the machine has no such address".to_owned(),
+        }),
+        _ => Ok(addresses),
+    }
+}
+
+impl SwarmHandle {
+    /// This node.
+    #[must_use]
+    pub fn key(&self) -> NodeKey {
+        self.core.team.me()
+    }
+
+    /// The team.
+    #[must_use]
+    pub fn swarm(&self) -> SwarmId {
+        self.core.team.swarm()
+    }
+
+    /// The team's state: statements, tickets, who is a member.
+    #[must_use]
+    pub fn team(&self) -> &Arc<TeamState> {
+        &self.core.team
+    }
+
+    /// Who is a member now.
+    #[must_use]
+    pub fn members(&self) -> Arc<Members> {
+        self.core.team.members()
+    }
+
+    /// Where this node can be reached, as multiaddresses.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.core
+            .network
+            .addresses()
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    /// Connected members that have said what they offer.
+    #[must_use]
+    pub fn peers(&self) -> BTreeMap<NodeKey, PeerStatus> {
+        lock(&self.core.peers).clone()
+    }
+
+    /// Members there is a connection to at the moment.
+    #[must_use]
+    pub fn connected(&self) -> BTreeSet<NodeKey> {
+        self.core.network.connected()
+    }
+
+    /// As [`SwarmHandle::connected`], to be waited on.
+    #[must_use]
+    pub fn watch_connected(&self) -> watch::Receiver<BTreeSet<NodeKey>> {
+        self.core.network.watch_connected()
+    }
+
+    /// Bytes to and from each peer since the start.
+    #[must_use]
+    pub fn traffic(&self) -> BTreeMap<NodeKey, PeerTraffic> {
+        self.core.traffic.read()
+    }
+
+    /// What this node keeps for others: cells of presence, and keys in them.
+    #[must_use]
+    pub fn kept_presence(&self) -> (usize, usize) {
+        lock(&self.core.table).size()
+    }
+
+    /// Makes a ticket for one new member; see [`TeamState::invite`].
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub async fn invite(&self, roles: Roles, not_after: u64, lasts: u64) -> Result<Ticket, StateError> {
+        let mut addresses = self.addresses();
+        addresses.truncate(TICKET_ADDRESSES);
+        let team = self.core.team.clone();
+        blocking(move || team.invite(roles, not_after, lasts, addresses)).await?
+    }
+
+    /// Puts a key out of the team, or leaves it; see [`TeamState::revoke`].
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub async fn revoke(&self, key: NodeKey) -> Result<(), StateError> {
+        let team = self.core.team.clone();
+        blocking(move || team.revoke(key)).await?
+    }
+
+    /// Vouches for a member anew; see [`TeamState::renew`].
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub async fn renew(&self, key: NodeKey, roles: Roles, lasts: u64) -> Result<(), StateError> {
+        let team = self.core.team.clone();
+        blocking(move || team.renew(key, roles, lasts)).await?
+    }
+
+    /// Makes a connection to a member, where there is none.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect(&self, peer: NodeKey) -> Result<(), ConnectError> {
+        self.core.network.connect(peer).await
+    }
+
+    /// Closes all connections to a peer. It, or this node, may make new ones.
+    pub async fn disconnect(&self, peer: NodeKey) {
+        self.core.network.send(Command::Disconnect { peer }).await;
+    }
+
+    /// Says anew what this node offers. The serial is taken care of.
+    pub fn set_facts(&self, facts: Facts) {
+        self.core.facts.send_modify(|current| {
+            let serial = current.serial + 1;
+            *current = Facts { serial, ..facts };
+        });
+    }
+
+    /// This node has these paths now, and all members may know: they are advertised.
+    pub fn announce(&self, paths: &[StorePath]) {
+        lock(&self.core.own).add(paths);
+        self.core.publish.notify_one();
+    }
+
+    /// This node does not have these paths any more, or not for members.
+    pub fn withdraw(&self, paths: &[StorePath]) {
+        lock(&self.core.own).remove(paths);
+        self.core.publish.notify_one();
+    }
+
+    /// Whether everything has been told to those closest to it who are connected.
+    pub async fn is_published(&self) -> bool {
+        publish::is_published(&self.core).await
+    }
+
+    /// Finds who has these paths: connected members in one round trip, then the records.
+    pub async fn find(&self, paths: &[StorePath], scope: FindScope) -> Holders {
+        find::find(&self.core, paths, scope).await
+    }
+
+    /// Of the holders of a path, those to ask for it: the best first.
+    #[must_use]
+    pub fn providers(&self, holders: &BTreeMap<NodeKey, Through>) -> Vec<NodeKey> {
+        find::providers(&self.core, holders)
+    }
+
+    /// Which of these paths a peer has, in their order.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn have(&self, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<bool>, CallError> {
+        find::have(&self.core, peer, paths).await
+    }
+
+    /// What a peer knows of these paths, in their order. Whether it is believed is for the policy.
+    ///
+    /// # Errors
+    /// See [`PathsError`].
+    pub async fn path_infos(
+        &self,
+        peer: NodeKey,
+        paths: &[StorePath],
+    ) -> Result<Vec<Option<Shown>>, PathsError> {
+        paths::ask(&self.core, peer, paths).await
+    }
+
+    /// Fetches a tree from these providers, the first ones first, as far as it is not here. Files that
+    /// the [`Shelf`] says it has are left out: the caller sees to it that they stay there meanwhile.
+    /// `max_bytes`: what may be fetched at most.
+    ///
+    /// # Errors
+    /// See [`FetchError`]. What has arrived stays and is not fetched again.
+    pub async fn fetch_tree(
+        &self,
+        root: TreeDigest,
+        providers: Vec<NodeKey>,
+        max_bytes: Option<u64>,
+    ) -> Result<Arc<Arrival>, FetchError> {
+        fetch_tree(&self.core, root, providers, max_bytes).await
+    }
+
+    /// Asks another node to build. It signs the request, which must name this node and the builder.
+    ///
+    /// # Errors
+    /// See [`BuildCallError`].
+    pub async fn request_build(&self, request: BuildRequest) -> Result<BuildCall, BuildCallError> {
+        build::request(&self.core, request).await
+    }
+
+    /// Offers paths to a desired store; returns once it has confirmed every one with its tree digest.
+    ///
+    /// # Errors
+    /// See [`PushError`].
+    pub async fn push(&self, store: NodeKey, paths: Vec<Shown>) -> Result<(), PushError> {
+        push::push(&self.core, store, paths).await
+    }
+
+    /// Takes back what was advertised, closes everything and returns when that is done. Builds and
+    /// transfers that are going on break off.
+    pub async fn shutdown(&self) {
+        publish::withdraw(&self.core, &self.serial).await;
+        self.core.stopping.send_replace(true);
+        self.core.network.send(Command::Shutdown).await;
+        let contacts = self.core.contacts.clone();
+        match blocking(move || contacts.save()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "where members can be reached is not saved"),
+            Err(error) => tracing::warn!(%error, "where members can be reached is not saved"),
+        }
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
+        tasks.shutdown().await;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+}
