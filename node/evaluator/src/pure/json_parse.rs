@@ -2,32 +2,8 @@
 //!
 //! No recursion, so deep texts are an error and not a crash.
 
+use super::builder::Builder;
 use super::limits::JSON_DEPTH;
-
-/// Makes values of what the text has. A type of the caller, so that its values are made only once.
-pub trait Builder {
-    /// A value.
-    type Value;
-    /// The name of a member.
-    type Key;
-
-    /// `null`
-    fn null(&mut self) -> Self::Value;
-    /// `true` and `false`
-    fn boolean(&mut self, value: bool) -> Self::Value;
-    /// A number without fraction and exponent that fits.
-    fn integer(&mut self, value: i64) -> Self::Value;
-    /// Any other number.
-    fn float(&mut self, value: f64) -> Self::Value;
-    /// A string: valid UTF-8 without null bytes.
-    fn string(&mut self, text: &str) -> Self::Value;
-    /// The name of a member: valid UTF-8 without null bytes.
-    fn key(&mut self, text: &str) -> Self::Key;
-    /// An array.
-    fn list(&mut self, items: std::vec::Drain<'_, Self::Value>) -> Self::Value;
-    /// An object, its members in the order of the text. Where a name is there twice, the last one counts.
-    fn object(&mut self, members: std::vec::Drain<'_, (Self::Key, Self::Value)>) -> Self::Value;
-}
 
 /// A text that is not JSON, or not JSON that Nix can hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -393,45 +369,7 @@ impl<'t> Parser<'t> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Writes values in a notation of its own, so that kinds can be told apart.
-    struct Writer;
-
-    impl Builder for Writer {
-        type Value = String;
-        type Key = String;
-
-        fn null(&mut self) -> String {
-            "null".into()
-        }
-        fn boolean(&mut self, value: bool) -> String {
-            value.to_string()
-        }
-        fn integer(&mut self, value: i64) -> String {
-            format!("i{value}")
-        }
-        fn float(&mut self, value: f64) -> String {
-            format!("f{value:?}")
-        }
-        fn string(&mut self, text: &str) -> String {
-            format!("{text:?}")
-        }
-        fn key(&mut self, text: &str) -> String {
-            text.into()
-        }
-        fn list(&mut self, items: std::vec::Drain<'_, String>) -> String {
-            format!("[{}]", items.collect::<Vec<_>>().join(" "))
-        }
-        fn object(&mut self, members: std::vec::Drain<'_, (String, String)>) -> String {
-            format!(
-                "{{{}}}",
-                members
-                    .map(|(key, value)| format!("{key}={value}"))
-                    .collect::<Vec<_>>()
-                    .join(" ")
-            )
-        }
-    }
+    use crate::pure::builder::tests::Writer;
 
     fn read(text: &[u8]) -> Result<String, String> {
         parse(text, &mut Writer).map_err(|error| error.to_string())

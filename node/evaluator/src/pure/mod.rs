@@ -2,9 +2,12 @@
 //!
 //! Each file follows one piece of current Nix to the byte. Nothing here knows values, thunks or string contexts.
 
+pub mod builder;
 pub mod escape;
 pub mod float_format;
+pub mod hash_text;
 pub mod json_parse;
 pub mod limits;
 pub mod regex;
+pub mod toml_parse;
 pub mod version;
