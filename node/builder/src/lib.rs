@@ -45,6 +45,7 @@ mod helper;
 pub mod limits;
 mod log;
 mod options;
+mod output_checks;
 mod outputs;
 mod probe;
 mod proxy;
@@ -65,6 +66,7 @@ pub use config::{Config, FIRST_BUILD_USER, Helper, Network, SANDBOX_ARGUMENT, Sa
 pub use diagnosis::SandboxError;
 pub use error::{BuildError, Cause, Refused, StartError};
 pub use options::DerivationOptions;
+pub use output_checks::{OutputCheckError, OutputChecks, PathFacts};
 pub use proxy::address::AddressRange;
 pub use sandbox::run_if_sandbox;
 pub use tvix_node_protocol::StorePath;

@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use tvix_node_protocol::nix::derivation::Derivation;
+use tvix_node_protocol::nix::store_path::STORE_DIR;
 
 use crate::StorePath;
 use crate::error::Refused;
+use crate::output_checks::OutputChecks;
 
 /// What a derivation asks of its builder.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,6 +32,10 @@ pub struct DerivationOptions {
     pub prefer_local_build: bool,
     /// Whether outputs may come from a cache. False for things that are cheaper to build.
     pub allow_substitutes: bool,
+    /// Outputs whose references are not to be looked for (`unsafeDiscardReferences`).
+    pub discard_references: BTreeSet<String>,
+    /// What the outputs must be. Whoever registers them must apply these.
+    pub output_checks: OutputChecks,
 }
 
 impl DerivationOptions {
@@ -54,13 +60,15 @@ impl DerivationOptions {
             no_chroot: source.boolean("__noChroot", false)?,
             prefer_local_build: source.boolean("preferLocalBuild", false)?,
             allow_substitutes: source.boolean("allowSubstitutes", true)?,
+            discard_references: source.discarded()?,
+            output_checks: OutputChecks::read(derivation, source)?,
         })
     }
 }
 
 /// Where attributes are.
 #[derive(Clone, Copy)]
-enum Source<'a> {
+pub(crate) enum Source<'a> {
     Environment(&'a Derivation),
     Structured(&'a tvix_node_protocol::nix::derivation::StructuredAttrs),
 }
@@ -80,7 +88,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    fn strings(self, name: &str) -> Result<BTreeSet<String>, Refused> {
+    pub(crate) fn strings(self, name: &str) -> Result<BTreeSet<String>, Refused> {
         match self {
             Self::Environment(derivation) => match derivation.environment().get(name) {
                 None => Ok(BTreeSet::new()),
@@ -95,6 +103,26 @@ impl<'a> Source<'a> {
                     .ok_or_else(|| unusable(name, "it is not a list of strings")),
                 Some(_) => Err(unusable(name, "it is not a list of strings")),
             },
+        }
+    }
+
+    fn discarded(self) -> Result<BTreeSet<String>, Refused> {
+        const NAME: &str = "unsafeDiscardReferences";
+        let Self::Structured(attrs) = self else {
+            return Ok(BTreeSet::new());
+        };
+        let wrong = || unusable(NAME, "it is not an object of booleans");
+        match attrs.get(NAME) {
+            None => Ok(BTreeSet::new()),
+            Some(value) => {
+                let outputs = value.as_object().ok_or_else(wrong)?;
+                let discarded = outputs.iter().filter_map(|(output, discard)| match discard {
+                    Value::Bool(true) => Some(Ok(output.clone())),
+                    Value::Bool(false) => None,
+                    _ => Some(Err(wrong())),
+                });
+                discarded.collect()
+            }
         }
     }
 
@@ -151,11 +179,17 @@ fn flatten(name: &str, value: &Value, paths: &mut BTreeSet<StorePath>) -> Result
     }
 }
 
+/// Whether a word is meant as a path of the store.
+pub(crate) fn is_in_store(word: &str) -> bool {
+    word.strip_prefix(STORE_DIR)
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
 /// The store path that a path lies in.
-fn store_path_of(attribute: &str, path: &str) -> Result<StorePath, Refused> {
+pub(crate) fn store_path_of(attribute: &str, path: &str) -> Result<StorePath, Refused> {
     let bad = |reason: String| unusable(attribute, &format!("'{path}' is not in the store{reason}"));
     let inside = path
-        .strip_prefix(tvix_node_protocol::nix::store_path::STORE_DIR)
+        .strip_prefix(STORE_DIR)
         .and_then(|rest| rest.strip_prefix('/'))
         .ok_or_else(|| bad(String::new()))?;
     let base = inside.split('/').next().unwrap_or(inside);
@@ -180,7 +214,7 @@ fn is_graph_file_name(name: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
-fn unusable(name: &str, reason: &str) -> Refused {
+pub(crate) fn unusable(name: &str, reason: &str) -> Refused {
     Refused::Attribute {
         name: name.to_owned(),
         reason: reason.to_owned(),

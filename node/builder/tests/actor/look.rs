@@ -89,6 +89,10 @@ pub fn place() -> Done {
         .filter_map(|line| Some(line.split(':').next()?.trim()))
         .collect();
     println!("interfaces {names:?}");
+    for namespace in ["user", "pid", "mnt", "net", "ipc", "uts"] {
+        let link = fs::read_link(format!("/proc/self/ns/{namespace}"))?;
+        println!("namespace-{namespace} {}", link.display());
+    }
     let limits = fs::read_to_string("/proc/self/limits")?;
     for line in limits
         .lines()

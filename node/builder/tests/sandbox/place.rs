@@ -52,6 +52,11 @@ async fn it_is_process_1_of_user_1000_without_privileges() {
     ] {
         assert_eq!(facts.get(name), Some(&expected), "{name} in {log:?}");
     }
+    for namespace in ["user", "pid", "mnt", "net", "ipc", "uts"] {
+        let outside = std::fs::read_link(format!("/proc/self/ns/{namespace}")).unwrap();
+        let inside = facts[format!("namespace-{namespace}").as_str()];
+        assert!(inside.starts_with(namespace) && *inside != *outside, "{inside}");
+    }
     // Addresses are not randomised, as in Nix; some containers forbid the switch.
     assert!(
         ["00040000", "00000000"].contains(&facts["personality"]),
