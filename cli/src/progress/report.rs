@@ -99,11 +99,16 @@ pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
                     .add(Tint::Plain, format!(" to {to}")),
             ]
         }
-        EventKind::TargetFailed { name, error, .. } if state.ended.is_none() => {
+        EventKind::TargetFailed { target, name, error } => {
+            let why = match state.culprit(*target) {
+                Some((derivation, culprit)) if derivation == culprit => return Vec::new(),
+                Some((_, culprit)) => format!("{} failed", called(culprit)),
+                None => error.clone(),
+            };
             vec![
                 Line::default()
                     .add(Tint::Bad, "error:")
-                    .add(Tint::Plain, format!(" {name} cannot be had: {error}")),
+                    .add(Tint::Plain, format!(" {name} cannot be had: {why}")),
             ]
         }
         EventKind::Message { level, text } => message(level, text),
@@ -242,7 +247,8 @@ fn planned(thing: &str, fate: &str, paths: &[StorePath]) -> Vec<Line> {
         "{} {fate}:",
         count(paths.len() as u64, thing)
     ))];
-    lines.extend(paths.iter().map(|path| Line::plain(format!("  {path}"))));
+    // They are found from the targets on; what comes first is built first.
+    lines.extend(paths.iter().rev().map(|path| Line::plain(format!("  {path}"))));
     lines
 }
 

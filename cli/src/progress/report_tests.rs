@@ -133,10 +133,43 @@ fn a_dry_run_lists_what_would_be_done() {
         shown,
         [
             "2 derivations would be built:".to_owned(),
-            format!("  {}", drv("a")),
             format!("  {}", drv("b")),
+            format!("  {}", drv("a")),
             "1 path would be fetched:".to_owned(),
             format!("  {}", drv("c")),
         ]
     );
+}
+
+#[test]
+fn a_target_that_cannot_be_had_names_the_build_that_failed() {
+    let mut state = State::default();
+    for (target, name) in [(0, "hello-2.10"), (1, "env"), (2, "other"), (3, "top")] {
+        let (name, derivation) = (name.to_owned(), drv(name));
+        state.step(
+            &event(EventKind::TargetNamed {
+                target,
+                name,
+                derivation,
+            }),
+            0,
+        );
+    }
+    state.step(&failed(true), 0);
+    for (name, because) in [("env", "hello-2.10"), ("top", "env")] {
+        let (derivation, because) = (drv(name), drv(because));
+        state.step(&event(EventKind::DependencyFailed { derivation, because }), 0);
+    }
+    let shown = |target: u64, name: &str| {
+        let (name, error) = (name.to_owned(), "a long story".to_owned());
+        let told = event(EventKind::TargetFailed { target, name, error });
+        lines(&state, &told, LIVE)
+            .iter()
+            .map(Line::text)
+            .collect::<Vec<_>>()
+    };
+    assert!(shown(0, "hello").is_empty(), "its own build has been told of");
+    assert_eq!(shown(1, "env"), ["error: env cannot be had: hello-2.10 failed"]);
+    assert_eq!(shown(3, "top"), ["error: top cannot be had: hello-2.10 failed"]);
+    assert_eq!(shown(2, "other"), ["error: other cannot be had: a long story"]);
 }

@@ -24,6 +24,10 @@ pub struct State {
     pub ended: Option<Outcome>,
     /// Derivations of which something is known, and what.
     derivations: HashMap<StorePath, Standing>,
+    /// Derivations of the targets, by number.
+    targets: HashMap<u64, StorePath>,
+    /// Builds that failed and count, and what they made impossible, with the failed build.
+    failed: HashMap<StorePath, StorePath>,
     /// Why and for whom builds were placed that have not started.
     placed: HashMap<StorePath, BuildKind>,
     /// Derivations that would be built.
@@ -102,6 +106,21 @@ impl State {
         count as u64
     }
 
+    /// The build that keeps a target from being had, where one does; its own derivation perhaps.
+    pub fn culprit(&self, target: u64) -> Option<(&StorePath, &StorePath)> {
+        let derivation = self.targets.get(&target)?;
+        let mut culprit = derivation;
+        // Each step goes from what cannot be built to what keeps it from being built.
+        for _ in 0..self.failed.len() {
+            let because = self.failed.get(culprit)?;
+            if because == culprit {
+                return Some((derivation, culprit));
+            }
+            culprit = because;
+        }
+        None
+    }
+
     /// Takes in what happened, at `now`.
     pub fn step(&mut self, event: &Event, now: u64) {
         match &event.kind {
@@ -144,11 +163,21 @@ impl State {
             EventKind::BuildFailed {
                 derivation, demanded, ..
             } => {
-                self.counts.failed += u64::from(*demanded);
+                if *demanded {
+                    self.counts.failed += 1;
+                    self.failed.insert(derivation.clone(), derivation.clone());
+                }
                 self.end_build(derivation);
             }
-            EventKind::DependencyFailed { derivation, .. } | EventKind::Cancelled { derivation, .. } => {
+            EventKind::DependencyFailed { derivation, because } => {
+                self.failed.insert(derivation.clone(), because.clone());
                 self.end_build(derivation);
+            }
+            EventKind::Cancelled { derivation, .. } => self.end_build(derivation),
+            EventKind::TargetNamed {
+                target, derivation, ..
+            } => {
+                self.targets.insert(*target, derivation.clone());
             }
             EventKind::FetchStarted { path, from } => self.begin(path, Work::Fetch, from, now),
             EventKind::FetchFinished { path, .. } => {
@@ -174,8 +203,7 @@ impl State {
                     pushed: self.counts.pushed,
                 };
             }
-            EventKind::TargetNamed { .. }
-            | EventKind::ImportDone { .. }
+            EventKind::ImportDone { .. }
             | EventKind::ImportFailed { .. }
             | EventKind::TargetDone { .. }
             | EventKind::TargetFailed { .. }

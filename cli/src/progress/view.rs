@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tvix_node::command::{CommandError, Notice};
-use tvix_node_protocol::control::{Event, EventKind};
+use tvix_node_protocol::control::{Event, EventKind, Outcome};
 
 use super::frame::frame;
 use super::line::Line;
@@ -148,7 +148,14 @@ impl View {
         {
             let mut shared = lock(&self.shared.0);
             shared.end();
-            let told = matches!(error, Some(CommandError::Evaluation(_))) && !shared.unevaluated.is_empty();
+            let told = match error {
+                Some(CommandError::Evaluation(_)) => !shared.unevaluated.is_empty(),
+                // The summary has said that it failed, and the lines before it why.
+                Some(CommandError::BuildFailed(_)) => {
+                    shared.state.ended == Some(Outcome::BuildFailed) && shared.state.counts.failed > 0
+                }
+                _ => false,
+            };
             if let Some(error) = error.filter(|_| !told) {
                 shared.stay = report::error(error);
                 shared.draw();
