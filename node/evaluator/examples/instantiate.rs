@@ -58,10 +58,12 @@ fn run() -> Result<bool, String> {
             }
             "--eval" => action = Action::Print(Format::Lazy),
             "--json" => action = Action::Print(Format::Json),
-            "--xml" => action = Action::Print(Format::Xml {
+            "--xml" => {
+                action = Action::Print(Format::Xml {
                     strict: false,
                     locations: true,
-                }),
+                })
+            }
             "--raw" => action = Action::Print(Format::Raw),
             "--strict" => strict = true,
             "--show-trace" => options.show_trace = true,
@@ -79,7 +81,10 @@ fn run() -> Result<bool, String> {
     if strict {
         action = match action {
             Action::Print(Format::Lazy) => Action::Print(Format::Strict),
-            Action::Print(Format::Xml { locations, .. }) => Action::Print(Format::Xml { strict: true, locations }),
+            Action::Print(Format::Xml { locations, .. }) => Action::Print(Format::Xml {
+                strict: true,
+                locations,
+            }),
             action => action,
         };
     }

@@ -1,13 +1,13 @@
 //! Hashes.
 
 use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, hash_bytes};
-use tvix_node_protocol::nix::nixbase32;
 
 use super::PrimOp;
 use super::files::Follow;
 use crate::error::Result;
 use crate::evaluation::Evaluation;
 use crate::heap::Value;
+use crate::pure::hash_text::{self, Notation};
 use crate::syntax::position::Pos;
 
 pub(super) const TABLE: &[PrimOp] = &[
@@ -23,13 +23,7 @@ fn algorithm<'h>(
     trace: &'static str,
 ) -> Result<HashAlgorithm> {
     let name = evaluation.string_no_context(value, pos, trace)?;
-    let name = String::from_utf8_lossy(name.bytes());
-    name.parse().map_err(|_| {
-        evaluation.error(
-            pos,
-            format!("unknown hash algorithm '{name}', expect 'blake3', 'md5', 'sha1', 'sha256', or 'sha512'"),
-        )
-    })
+    hash_text::algorithm(name.bytes()).map_err(|error| evaluation.error(pos, error.to_string()))
 }
 
 fn base16(hash: &NixHash) -> String {
@@ -89,31 +83,22 @@ fn convert_hash<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: P
         pos,
         "while evaluating the attribute 'toHashFormat'",
     )?;
-    let text = String::from_utf8_lossy(text.bytes());
-    let hash = crate::derivation::parse_hash(&text, wanted).map_err(|error| evaluation.error(pos, error))?;
-    let converted = match format.bytes() {
-        b"base16" => base16(&hash),
-        b"nix32" => nixbase32::encode(hash.digest_as_bytes()),
-        b"base32" => {
-            evaluation.host.message(
-                crate::host::MessageKind::Warning,
-                "\"base32\" is a deprecated alias for hash format \"nix32\".",
-            );
-            nixbase32::encode(hash.digest_as_bytes())
-        }
-        b"sri" => hash.to_sri_string(),
-        b"base64" => {
-            let sri = hash.to_sri_string();
-            sri.split_once('-')
-                .map_or_else(String::new, |(_, digest)| digest.to_owned())
-        }
-        other => {
-            let other = String::from_utf8_lossy(other);
-            return Err(evaluation.error(
+    let hash =
+        hash_text::parse(text.bytes(), wanted).map_err(|error| evaluation.error(pos, error.to_string()))?;
+    if format.bytes() == b"base32" {
+        evaluation.host.message(
+            crate::host::MessageKind::Warning,
+            "\"base32\" is a deprecated alias for hash format \"nix32\".",
+        );
+    }
+    match Notation::from_name(format.bytes()) {
+        Some(notation) => Ok(evaluation.text(hash.to_text(notation).as_bytes())),
+        None => {
+            let name = String::from_utf8_lossy(format.bytes());
+            Err(evaluation.error(
                 pos,
-                format!("unknown hash format '{other}', expect 'base16', 'base32', 'base64', or 'sri'"),
-            ));
+                format!("unknown hash format '{name}', expect 'base16', 'base32', 'base64', or 'sri'"),
+            ))
         }
-    };
-    Ok(evaluation.text(converted.as_bytes()))
+    }
 }

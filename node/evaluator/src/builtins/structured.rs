@@ -9,6 +9,7 @@ use crate::syntax::position::Pos;
 pub(super) const TABLE: &[PrimOp] = &[
     PrimOp::new("toJSON", 1, to_json),
     PrimOp::new("fromJSON", 1, from_json),
+    PrimOp::new("fromTOML", 1, from_toml).plain(),
     PrimOp::new("toXML", 1, to_xml),
 ];
 
@@ -30,4 +31,10 @@ fn from_json<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos)
     let trace = "while evaluating the first argument passed to builtins.fromJSON";
     let text = evaluation.string_no_context(arguments[0], pos, trace)?;
     evaluation.parse_json(text.bytes(), pos)
+}
+
+fn from_toml<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -> Result<Value<'h>> {
+    let trace = "while evaluating the argument passed to builtins.fromTOML";
+    let text = evaluation.string_no_context(arguments[0], pos, trace)?;
+    evaluation.parse_toml(text.bytes(), pos)
 }

@@ -29,7 +29,9 @@ fn compare_versions<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], po
     let second = "while evaluating the second argument passed to builtins.compareVersions";
     let left = evaluation.string_no_context(arguments[0], pos, first)?;
     let right = evaluation.string_no_context(arguments[1], pos, second)?;
-    Ok(Value::small_int(version::compare(left.bytes(), right.bytes()) as i32))
+    Ok(Value::small_int(
+        version::compare(left.bytes(), right.bytes()) as i32
+    ))
 }
 
 fn split_version<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -> Result<Value<'h>> {

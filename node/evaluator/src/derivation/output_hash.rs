@@ -1,6 +1,8 @@
 //! Hashes as expressions write them.
 
-use tvix_node_protocol::nix::hash::{HashAlgorithm, HashError, NixHash};
+use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash};
+
+use crate::pure::hash_text;
 
 /// Bytes of a digest.
 pub(crate) fn digest_length(algorithm: HashAlgorithm) -> usize {
@@ -12,33 +14,13 @@ pub(crate) fn digest_length(algorithm: HashAlgorithm) -> usize {
     }
 }
 
-/// Parses a hash in any notation: SRI, `algorithm:digits`, or bare digits of a known algorithm, in base 16, base 32
-/// or base 64.
+/// Parses a hash in any notation (see [`hash_text`]).
 ///
 /// # Errors
-/// It is none of these, or of another algorithm than said.
+/// It is none, or of another algorithm than said.
 pub(crate) fn parse_hash(text: &str, algorithm: Option<HashAlgorithm>) -> Result<NixHash, String> {
-    let bad = |error: HashError| format!("invalid hash '{text}': {error}");
-    let tagged = text.contains(':')
-        || text
-            .split_once('-')
-            .is_some_and(|(name, _)| name.parse::<HashAlgorithm>().is_ok());
-    if !tagged {
-        let Some(algorithm) = algorithm else {
-            return Err(format!(
-                "hash '{text}' does not include a type, nor is the type otherwise known from context"
-            ));
-        };
-        return NixHash::parse(&format!("{algorithm}:{text}")).map_err(bad);
-    }
-    let hash = NixHash::parse(text).map_err(bad)?;
-    match algorithm {
-        Some(wanted) if wanted != hash.algorithm() => Err(format!(
-            "hash '{text}' should have type '{wanted}' but has type '{}'",
-            hash.algorithm()
-        )),
-        _ => Ok(hash),
-    }
+    let hash = hash_text::parse(text.as_bytes(), algorithm).map_err(|error| error.to_string())?;
+    NixHash::from_algorithm_and_digest(hash.algorithm, &hash.digest).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

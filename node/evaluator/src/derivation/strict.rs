@@ -466,7 +466,7 @@ fn inputs<'h>(
 
 /// A hash algorithm by name; an unknown name counts as none, as in Nix.
 fn algorithm(name: &[u8]) -> Option<HashAlgorithm> {
-    std::str::from_utf8(name).ok()?.parse().ok()
+    crate::pure::hash_text::algorithm(name).ok()
 }
 
 /// The hash of a fixed output. An empty one stands for one that is not known yet: zeros.
@@ -491,7 +491,7 @@ fn output_hash(
         );
         return Ok(hash);
     }
-    parse_hash(&text, algorithm).map_err(|error| evaluation.error(pos, error.to_string()))
+    parse_hash(&text, algorithm).map_err(|error| evaluation.error(pos, error))
 }
 
 fn describe(error: &DrvError) -> String {

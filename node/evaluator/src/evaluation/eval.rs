@@ -98,7 +98,7 @@ impl<'h> Evaluation<'h> {
         }
         if let Some(thunk) = slot.as_thunk()
             && let Some(result) = thunk.result()
-            && !result.is_closure()
+            && !result.keeps_its_thunk()
         {
             return result;
         }

@@ -22,8 +22,8 @@ impl<'h> Evaluation<'h> {
 
     /// Forces what is in a slot and leaves the result there, so that the next look does not go through the thunk.
     ///
-    /// Functions are left behind their thunk: whether two functions in equal sets are the same one is decided by
-    /// the thunk (see `compare`), as in Nix.
+    /// Functions and lists are left behind their thunk: whether two functions in equal sets are the same one, and
+    /// whether a list was printed before, is decided by the thunk (see `compare` and `print`), as in Nix.
     #[inline]
     pub(crate) fn force_slot(&self, slot: &Cell<Value<'h>>) -> Result<Value<'h>> {
         let value = slot.get();
@@ -31,7 +31,7 @@ impl<'h> Evaluation<'h> {
             return Ok(value);
         }
         let result = self.force(value)?;
-        if !result.is_closure() {
+        if !result.keeps_its_thunk() {
             slot.set(result);
         }
         Ok(result)

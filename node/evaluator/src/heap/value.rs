@@ -222,6 +222,12 @@ impl<'h> Value<'h> {
         self.tag() == TAG_CLOSURE
     }
 
+    /// Whether it is of a kind whose identity is that of the thunk it came from: closures and lists.
+    #[inline]
+    pub(crate) fn keeps_its_thunk(self) -> bool {
+        matches!(self.tag(), TAG_CLOSURE | TAG_LIST)
+    }
+
     /// The thunk, if it is one.
     #[inline]
     pub(crate) fn as_thunk(self) -> Option<Thunk<'h>> {

@@ -1,11 +1,13 @@
-//! JSON texts as values.
+//! JSON and TOML texts as values.
 
 use std::vec::Drain;
 
 use crate::error::Result;
 use crate::evaluation::Evaluation;
 use crate::heap::{AttrsBuilder, List, Value};
-use crate::pure::json_parse::{Builder, JsonErrorKind, parse};
+use crate::pure::builder::Builder;
+use crate::pure::json_parse::{JsonErrorKind, parse};
+use crate::pure::toml_parse;
 use crate::syntax::position::Pos;
 use crate::syntax::symbol::Symbol;
 
@@ -24,7 +26,18 @@ impl<'h> Evaluation<'h> {
     }
 }
 
-/// Makes values of JSON.
+impl<'h> Evaluation<'h> {
+    /// The value of a TOML text, as `builtins.fromTOML` makes it.
+    ///
+    /// # Errors
+    /// It is not TOML, or holds what Nix cannot hold.
+    pub(crate) fn parse_toml(&self, text: &[u8], pos: Pos) -> Result<Value<'h>> {
+        toml_parse::parse(text, &mut Values(self))
+            .map_err(|error| self.error(pos, format!("while parsing TOML: {error}")))
+    }
+}
+
+/// Makes values of what a text has.
 struct Values<'e, 'h>(&'e Evaluation<'h>);
 
 impl<'h> Builder for Values<'_, 'h> {

@@ -6,6 +6,7 @@ pub mod builder;
 pub mod escape;
 pub mod float_format;
 pub mod hash_text;
+pub mod json_float;
 pub mod json_parse;
 pub mod limits;
 pub mod regex;
