@@ -52,18 +52,27 @@ impl Scaled {
     /// With the highest bit of the fraction set.
     fn normalized(self) -> Scaled {
         let shift = self.fraction.leading_zeros();
-        Scaled { fraction: self.fraction << shift, exponent: self.exponent - shift as i32 }
+        Scaled {
+            fraction: self.fraction << shift,
+            exponent: self.exponent - shift as i32,
+        }
     }
 
     /// With a smaller exponent that the fraction has room for.
     fn with_exponent(self, exponent: i32) -> Scaled {
-        Scaled { fraction: self.fraction << (self.exponent - exponent), exponent }
+        Scaled {
+            fraction: self.fraction << (self.exponent - exponent),
+            exponent,
+        }
     }
 
     /// The product, rounded to 64 bits.
     fn times(self, other: Scaled) -> Scaled {
         let product = u128::from(self.fraction) * u128::from(other.fraction) + (1 << 63);
-        Scaled { fraction: (product >> 64) as u64, exponent: self.exponent + other.exponent + 64 }
+        Scaled {
+            fraction: (product >> 64) as u64,
+            exponent: self.exponent + other.exponent + 64,
+        }
     }
 }
 
@@ -74,15 +83,31 @@ fn grisu2(number: f64) -> (String, i32) {
     let bits = number.to_bits();
     let (biased, mantissa) = ((bits >> 52) as i32, bits & (HIDDEN_BIT - 1));
     let value = match biased {
-        0 => Scaled { fraction: mantissa, exponent: 1 - BIAS },
-        _ => Scaled { fraction: mantissa + HIDDEN_BIT, exponent: biased - BIAS },
+        0 => Scaled {
+            fraction: mantissa,
+            exponent: 1 - BIAS,
+        },
+        _ => Scaled {
+            fraction: mantissa + HIDDEN_BIT,
+            exponent: biased - BIAS,
+        },
     };
     // Half-way to the neighbours. At a power of two the lower one is only half as far.
-    let above = Scaled { fraction: 2 * value.fraction + 1, exponent: value.exponent - 1 }.normalized();
+    let above = Scaled {
+        fraction: 2 * value.fraction + 1,
+        exponent: value.exponent - 1,
+    }
+    .normalized();
     let below = if mantissa == 0 && biased > 1 {
-        Scaled { fraction: 4 * value.fraction - 1, exponent: value.exponent - 2 }
+        Scaled {
+            fraction: 4 * value.fraction - 1,
+            exponent: value.exponent - 2,
+        }
     } else {
-        Scaled { fraction: 2 * value.fraction - 1, exponent: value.exponent - 1 }
+        Scaled {
+            fraction: 2 * value.fraction - 1,
+            exponent: value.exponent - 1,
+        }
     };
     let below = below.with_exponent(above.exponent);
 
@@ -90,7 +115,10 @@ fn grisu2(number: f64) -> (String, i32) {
     let value = value.normalized().times(power);
     // One unit less on both sides makes up for the rounding of the products.
     let above = above.times(power);
-    let above = Scaled { fraction: above.fraction - 1, ..above };
+    let above = Scaled {
+        fraction: above.fraction - 1,
+        ..above
+    };
     let below = below.times(power).fraction + 1;
     let generator = Generator {
         digits: Vec::with_capacity(17),
@@ -156,7 +184,10 @@ impl Generator {
             }
             rest += unit;
         }
-        self.digits.into_iter().map(|digit| char::from(b'0' + digit)).collect()
+        self.digits
+            .into_iter()
+            .map(|digit| char::from(b'0' + digit))
+            .collect()
     }
 }
 
@@ -170,7 +201,13 @@ fn power_for(exponent: i32) -> (Scaled, i32) {
     let decimal = FIRST_POWER + STEP * index;
     // ⌊decimal · log₂ 10⌋ - 63
     let exponent = ((decimal * 1_741_647) >> 19) - 63;
-    (Scaled { fraction: POWERS[index as usize], exponent }, decimal)
+    (
+        Scaled {
+            fraction: POWERS[index as usize],
+            exponent,
+        },
+        decimal,
+    )
 }
 
 /// The decimal exponent of the first power in [`POWERS`].
@@ -253,7 +290,9 @@ mod tests {
     fn texts_read_back_as_the_number() {
         let mut bits = 0x0123_4567_89ab_cdefu64;
         for _ in 0..100_000 {
-            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            bits = bits
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let number = f64::from_bits(bits);
             if number.is_finite() {
                 assert_eq!(text(number).parse(), Ok(number));
