@@ -38,7 +38,7 @@ impl<'h> Evaluation<'h> {
             View::Null => out.extend_from_slice(b"null"),
             View::Bool(value) => out.extend_from_slice(if value { b"true" } else { b"false" }),
             View::Int(int) => out.extend_from_slice(int.to_string().as_bytes()),
-            View::Float(float) => out.extend_from_slice(float_text(float).as_bytes()),
+            View::Float(float) => out.extend_from_slice(json_float::text(float).as_bytes()),
             View::Str(text) => {
                 context.add(text.context());
                 self.write_json_string(text.bytes(), pos, out)?;
@@ -144,67 +144,4 @@ pub(crate) fn push_string(out: &mut Vec<u8>, text: &[u8]) {
         }
     }
     out.push(b'"');
-}
-
-/// A floating point number as Nix's JSON library writes it: the shortest digits that read back as the same number,
-/// with a decimal point or an exponent.
-pub(crate) fn float_text(value: f64) -> String {
-    if !value.is_finite() {
-        return "null".to_owned();
-    }
-    if value == 0.0 {
-        return if value.is_sign_negative() { "-0.0" } else { "0.0" }.to_owned();
-    }
-    let scientific = format!("{:e}", value.abs());
-    let Some((mantissa, exponent)) = scientific.split_once('e') else {
-        unreachable!("`e` notation has an e")
-    };
-    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
-    let Ok(exponent) = exponent.parse::<i32>() else {
-        unreachable!("`e` notation has an exponent")
-    };
-    let point = exponent + 1;
-    let count = digits.len() as i32;
-    let sign = if value < 0.0 { "-" } else { "" };
-    if count <= point && point <= 15 {
-        return format!("{sign}{digits}{}.0", "0".repeat((point - count) as usize));
-    }
-    if 0 < point && point <= 15 {
-        let (whole, rest) = digits.split_at(point as usize);
-        return format!("{sign}{whole}.{rest}");
-    }
-    if -4 < point && point <= 0 {
-        return format!("{sign}0.{}{digits}", "0".repeat(-point as usize));
-    }
-    let (first, rest) = digits.split_at(1);
-    let rest = if rest.is_empty() {
-        String::new()
-    } else {
-        format!(".{rest}")
-    };
-    let direction = if exponent < 0 { '-' } else { '+' };
-    format!("{sign}{first}{rest}e{direction}{:02}", exponent.abs())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn floats_are_written_as_nlohmann_writes_them() {
-        for (value, expected) in [
-            (1.5, "1.5"),
-            (1.0, "1.0"),
-            (-0.25, "-0.25"),
-            (1e15, "1e+15"),
-            (123_456_789_012_345.0, "123456789012345.0"),
-            (1e20, "1e+20"),
-            (0.0001, "0.0001"),
-            (0.00001, "1e-05"),
-            (1.25e-7, "1.25e-07"),
-            (0.0, "0.0"),
-        ] {
-            assert_eq!(float_text(value), expected);
-        }
-    }
 }

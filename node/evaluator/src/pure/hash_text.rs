@@ -11,7 +11,7 @@ use tvix_node_protocol::nix::nixbase32;
 #[non_exhaustive]
 pub enum HashTextError {
     /// A word before `:` or `-` that is no algorithm.
-    #[error("unknown hash algorithm '{0}', expect 'md5', 'sha1', 'sha256', or 'sha512'")]
+    #[error("unknown hash algorithm '{0}', expect 'blake3', 'md5', 'sha1', 'sha256', or 'sha512'")]
     UnknownAlgorithm(String),
     /// BLAKE3, which stock Nix has only as an experimental feature.
     #[error(
@@ -374,7 +374,7 @@ mod tests {
             (
                 "sha3-abc",
                 None,
-                "unknown hash algorithm 'sha3', expect 'md5', 'sha1', 'sha256', or 'sha512'".into(),
+                "unknown hash algorithm 'sha3', expect 'blake3', 'md5', 'sha1', 'sha256', or 'sha512'".into(),
             ),
             (
                 "sha256-AAAA",
