@@ -5,6 +5,7 @@ mod read;
 use crate::error::Result;
 use crate::evaluation::{ContextBuilder, Evaluation};
 use crate::heap::{Attr, Kind, Value, View};
+use crate::pure::json_float;
 use crate::syntax::position::Pos;
 
 impl<'h> Evaluation<'h> {
