@@ -7,7 +7,11 @@ use crate::harness::{Machine, examples, finish, sandbox_works, tool};
 /// A copy of the offline example with its tool made.
 fn offline() -> Machine {
     let machine = Machine::new();
-    fs::copy(examples().join("offline/default.nix"), machine.folder().join("default.nix")).expect("a copy");
+    fs::copy(
+        examples().join("offline/default.nix"),
+        machine.folder().join("default.nix"),
+    )
+    .expect("a copy");
     fs::copy(tool(), machine.folder().join("tool")).expect("a copy");
     machine
 }
@@ -35,9 +39,19 @@ fn a_second_run_builds_nothing_and_adds_nothing() {
         return;
     }
     let machine = offline();
-    let first = machine.run(&["build", "-A", "all", "--no-out-link"]).ok().to_owned();
+    let first = machine
+        .run(&["build", "-A", "all", "--no-out-link"])
+        .ok()
+        .to_owned();
     let stored = machine.stored();
-    let second = machine.run(&["build", "-A", "all", "--no-out-link", "--log-format", "internal-json"]);
+    let second = machine.run(&[
+        "build",
+        "-A",
+        "all",
+        "--no-out-link",
+        "--log-format",
+        "internal-json",
+    ]);
     assert_eq!(second.ok(), first);
     assert!(!second.stderr.contains("build-started"), "{}", second.stderr);
     assert!(second.stderr.contains(r#""built":0"#), "{}", second.stderr);
@@ -58,10 +72,20 @@ fn what_is_known_of_a_path_is_shown() {
     let info = if info.is_array() { info[0].clone() } else { info };
     assert_eq!(info["path"], envelope);
     assert_eq!(info["references"], serde_json::json!([paths[0]]));
-    assert!(info["narHash"].as_str().is_some_and(|hash| hash.starts_with("sha256:")), "{info}");
+    assert!(
+        info["narHash"]
+            .as_str()
+            .is_some_and(|hash| hash.starts_with("sha256:")),
+        "{info}"
+    );
     assert!(info["narSize"].as_u64().is_some_and(|size| size > 100), "{info}");
     assert_eq!(info["treeDigest"].as_str().map(str::len), Some(64), "{info}");
-    assert!(info["deriver"].as_str().is_some_and(|path| path.ends_with("-letter.drv")), "{info}");
+    assert!(
+        info["deriver"]
+            .as_str()
+            .is_some_and(|path| path.ends_with("-letter.drv")),
+        "{info}"
+    );
     assert!(info["signatures"].is_array(), "{info}");
 }
 
@@ -73,7 +97,10 @@ fn a_built_program_runs_with_the_store_in_sight() {
     let machine = offline();
     let script = "echo running\ncat $greeting";
     let mut command = machine.command(&["run", "-A", "hello", "--", script]);
-    let greeting = machine.run(&["build", "-A", "greeting", "--no-out-link"]).ok().to_owned();
+    let greeting = machine
+        .run(&["build", "-A", "greeting", "--no-out-link"])
+        .ok()
+        .to_owned();
     let ran = finish(command.env("greeting", &greeting));
     assert_eq!(ran.ok(), "running\nhello, world");
 }
@@ -95,9 +122,17 @@ fn a_dry_run_names_what_would_be_built_and_builds_nothing() {
     let machine = offline();
     let dry = machine.run(&["build", "-A", "letter", "--dry-run"]);
     dry.ok();
-    assert!(dry.stderr.contains("-letter.drv") && dry.stderr.contains("-greeting.drv"), "{}", dry.stderr);
+    assert!(
+        dry.stderr.contains("-letter.drv") && dry.stderr.contains("-greeting.drv"),
+        "{}",
+        dry.stderr
+    );
     assert!(!machine.folder().join("result").exists());
-    assert!(machine.stored().iter().all(|name| !name.ends_with("-letter")), "{:?}", machine.stored());
+    assert!(
+        machine.stored().iter().all(|name| !name.ends_with("-letter")),
+        "{:?}",
+        machine.stored()
+    );
 }
 
 #[test]
@@ -106,7 +141,10 @@ fn why_says_where_a_path_came_from() {
         return;
     }
     let machine = offline();
-    let out = machine.run(&["build", "-A", "greeting", "--no-out-link"]).ok().to_owned();
+    let out = machine
+        .run(&["build", "-A", "greeting", "--no-out-link"])
+        .ok()
+        .to_owned();
     let why = machine.run(&["why", &out]);
     assert!(why.ok().contains("built"), "{}", why.stdout);
     let log = machine.run(&["log", &out]);

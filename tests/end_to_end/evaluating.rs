@@ -1,6 +1,6 @@
 //! `instantiate` and `eval`.
 
-use crate::harness::{Machine, examples};
+use crate::harness::{Machine, examples, skipped};
 
 #[test]
 fn values_print_in_nix_s_own_form() {
@@ -11,18 +11,38 @@ fn values_print_in_nix_s_own_form() {
         machine.run(&arguments).ok().to_owned()
     };
     assert_eq!(eval("1 + 2", &[]), "3");
-    assert_eq!(eval("{ b = [ 1 (x: x) ]; a = \"q\\\"\"; }", &["--strict"]), "{ a = \"q\\\"\"; b = [ 1 <LAMBDA> ]; }");
-    assert_eq!(eval("{ a = 1.5; b = [ null true ]; }", &["--json", "--strict"]), r#"{"a":1.5,"b":[null,true]}"#);
+    assert_eq!(
+        eval("{ b = [ 1 (x: x) ]; a = \"q\\\"\"; }", &["--strict"]),
+        "{ a = \"q\\\"\"; b = [ 1 <LAMBDA> ]; }"
+    );
+    assert_eq!(
+        eval("{ a = 1.5; b = [ null true ]; }", &["--json", "--strict"]),
+        r#"{"a":1.5,"b":[null,true]}"#
+    );
 }
 
 #[test]
 fn names_are_looked_up_through_the_search_path() {
     let machine = Machine::new();
     machine.write("pkgs.nix", "{ name ? \"none\" }: { value = \"hello \" + name; }");
-    let found = machine.run(&["eval", "-I", "pkgs=./pkgs.nix", "-f", "<pkgs>", "-A", "value", "--argstr", "name", "you"]);
+    let found = machine.run(&[
+        "eval",
+        "-I",
+        "pkgs=./pkgs.nix",
+        "-f",
+        "<pkgs>",
+        "-A",
+        "value",
+        "--argstr",
+        "name",
+        "you",
+    ]);
     assert_eq!(found.ok(), "\"hello you\"");
     let mut command = machine.command(&["eval", "-E", "(import <pkgs> { }).value"]);
-    let found = crate::harness::finish(command.env("NIX_PATH", format!("pkgs={}/pkgs.nix", machine.folder().display())));
+    let found = crate::harness::finish(command.env(
+        "NIX_PATH",
+        format!("pkgs={}/pkgs.nix", machine.folder().display()),
+    ));
     assert_eq!(found.ok(), "\"hello none\"");
 }
 
@@ -44,7 +64,10 @@ fn instantiated_derivations_are_in_the_store() {
     // What stock Nix instantiates.
     assert_eq!(path, "/nix/store/2wwpgwhlrid6ypd4f01r72hdpr4l7qgz-simple.drv");
     let text = std::fs::read_to_string(machine.physical(&path)).expect("the derivation is there");
-    assert!(text.starts_with("Derive([(\"out\",\"/nix/store/nj83liashqlzmxjq8lyfxrx21whvgpqj-simple\""), "{text}");
+    assert!(
+        text.starts_with("Derive([(\"out\",\"/nix/store/nj83liashqlzmxjq8lyfxrx21whvgpqj-simple\""),
+        "{text}"
+    );
 }
 
 /// Every derivation of the example against stock Nix's answers. Needs the example's inputs.
@@ -52,14 +75,19 @@ fn instantiated_derivations_are_in_the_store() {
 fn the_c_package_graph_instantiates_as_in_stock_nix() {
     let example = examples().join("ministdenv");
     if !example.join("inputs/.complete").exists() || example.join("inputs/.differs").exists() {
-        eprintln!("SKIPPED: the_c_package_graph_instantiates_as_in_stock_nix, because examples/ministdenv/inputs is not filled as inputs.sha256 says (examples/ministdenv/fetch does)");
+        let reason =
+            "examples/ministdenv/inputs is not filled as inputs.sha256 says (examples/ministdenv/fetch does)";
+        skipped("the_c_package_graph_instantiates_as_in_stock_nix", reason);
         return;
     }
     let table = std::fs::read_to_string(example.join("expected.tsv")).expect("the table can be read");
     let mut rows: Vec<(&str, &str)> = Vec::new();
     for row in table.lines().skip(1) {
         let mut columns = row.split('\t');
-        let pair = (columns.next().expect("an attribute"), columns.next().expect("a derivation"));
+        let pair = (
+            columns.next().expect("an attribute"),
+            columns.next().expect("a derivation"),
+        );
         if rows.last() != Some(&pair) {
             rows.push(pair);
         }

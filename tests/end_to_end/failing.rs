@@ -11,13 +11,35 @@ fn a_failing_build_ends_the_command_with_its_name_and_log() {
     }
     let machine = Machine::new();
     let lines: String = (0..40).map(|number| format!("echo line {number}\\n")).collect();
-    machine.expression(&format!(r#"{{ broken = build "broken" {{ }} "{lines}fail 3"; }}"#));
+    machine.expression(&format!(
+        r#"{{ broken = build "broken" {{ }} "{lines}fail 3"; }}"#
+    ));
     let finished = machine.run(&["build", "-A", "broken"]);
-    finished.failed(1, &["-broken.drv", "exit code 3", "line 15", "line 39", "tvix-node log /nix/store/"]);
+    finished.failed(
+        1,
+        &[
+            "-broken.drv",
+            "exit code 3",
+            "line 15",
+            "line 39",
+            "tvix-node log /nix/store/",
+        ],
+    );
     assert!(!machine.folder().join("result").exists());
-    let command = finished.stderr.lines().find_map(|line| line.split("tvix-node log ").nth(1)).expect("the command");
-    let path = command.split(|c: char| c.is_whitespace() || "'`.,".contains(c)).next().expect("a path");
-    let path = if path.ends_with(".drv") { path.to_owned() } else { format!("{path}.drv") };
+    let command = finished
+        .stderr
+        .lines()
+        .find_map(|line| line.split("tvix-node log ").nth(1))
+        .expect("the command");
+    let path = command
+        .split(|c: char| c.is_whitespace() || "'`.,".contains(c))
+        .next()
+        .expect("a path");
+    let path = if path.ends_with(".drv") {
+        path.to_owned()
+    } else {
+        format!("{path}.drv")
+    };
     let log = machine.run(&["log", &path]);
     assert_eq!(log.ok().lines().count(), 40, "{}", log.stdout);
 }
@@ -38,7 +60,11 @@ fn keep_going_builds_what_does_not_depend_on_the_failure() {
     );
     let finished = machine.run(&["build", "-k", "-A", "needs", "-A", "better", "--no-out-link"]);
     finished.failed(1, &["-broken.drv"]);
-    assert!(machine.stored().iter().any(|name| name.ends_with("-better")), "{:?}", machine.stored());
+    assert!(
+        machine.stored().iter().any(|name| name.ends_with("-better")),
+        "{:?}",
+        machine.stored()
+    );
 }
 
 #[test]
@@ -48,8 +74,14 @@ fn an_output_that_is_not_made_is_named() {
     }
     let machine = Machine::new();
     machine.expression(r#"{ none = build "none" { outputs = [ "out" "dev" ]; } "write $out x"; }"#);
-    machine.run(&["build", "-A", "none"]).failed(1, &["-none.drv", "dev"]);
-    assert!(machine.stored().iter().all(|name| !name.ends_with("-none")), "{:?}", machine.stored());
+    machine
+        .run(&["build", "-A", "none"])
+        .failed(1, &["-none.drv", "dev"]);
+    assert!(
+        machine.stored().iter().all(|name| !name.ends_with("-none")),
+        "{:?}",
+        machine.stored()
+    );
 }
 
 #[test]
@@ -58,7 +90,9 @@ fn an_interrupted_command_leaves_nothing() {
         return;
     }
     let machine = Machine::new();
-    machine.expression(r#"{ endless = build "endless" { } "echo mark-of-interruption\nwrite $out half\nwait"; }"#);
+    machine.expression(
+        r#"{ endless = build "endless" { } "echo mark-of-interruption\nwrite $out half\nwait"; }"#,
+    );
     let mut running = machine.start(&["build", "-A", "endless"]);
     running.until("waiting");
     assert!(!processes_with("mark-of-interruption").is_empty());
@@ -67,9 +101,18 @@ fn an_interrupted_command_leaves_nothing() {
     assert_eq!(finished.status, 130, "{}", finished.stderr);
     machine.run(&["down"]).ok();
     assert_eq!(processes_with("mark-of-interruption"), Vec::<i32>::new());
-    assert!(machine.stored().iter().all(|name| !name.ends_with("-endless")), "{:?}", machine.stored());
-    let scratch = std::fs::read_dir(machine.home().join("scratch")).map_or(0, Iterator::count);
-    assert_eq!(scratch, 0, "a build's folder was left");
+    assert!(
+        machine.stored().iter().all(|name| !name.ends_with("-endless")),
+        "{:?}",
+        machine.stored()
+    );
+    // Folders and mount points are used again from build to build; what the build wrote is gone.
+    let left = files_below(&machine.home().join("scratch"));
+    assert!(left.iter().all(|(_, size)| *size == 0), "{left:?}");
+    assert!(
+        left.iter().all(|(name, _)| !name.ends_with("-endless")),
+        "{left:?}"
+    );
 }
 
 #[test]
@@ -84,10 +127,81 @@ fn limits_end_a_build_and_say_which() {
           loud = build "loud" { } "cat $tool\ncat $tool\ncat $tool";
         }"#,
     );
-    machine.run(&["build", "-A", "silent", "--timeout", "1"]).failed(1, &["-silent.drv", "1 second"]);
-    machine.run(&["build", "-A", "silent", "--max-silent-time", "1"]).failed(1, &["-silent.drv", "silent"]);
     machine
-        .run(&["build", "-A", "loud", "--max-build-log-size", "100", "--argstr", "unused", "x"])
+        .run(&["build", "-A", "silent", "--timeout", "1"])
+        .failed(1, &["-silent.drv", "1 second"]);
+    machine
+        .run(&["build", "-A", "silent", "--max-silent-time", "1"])
+        .failed(1, &["-silent.drv", "silent"]);
+    machine
+        .run(&[
+            "build",
+            "-A",
+            "loud",
+            "--max-build-log-size",
+            "100",
+            "--argstr",
+            "unused",
+            "x",
+        ])
         .failed(1, &["-loud.drv"]);
     release("none");
+}
+
+#[test]
+fn an_output_that_refers_to_what_it_may_not_is_refused() {
+    if !sandbox_works("an_output_that_refers_to_what_it_may_not_is_refused") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"rec {
+          plain = build "plain" { } "write $out x";
+          refers = build "refers" { inherit plain; allowedReferences = [ ]; } "write $out $plain";
+          closed = build "closed" { inherit plain; allowedReferences = [ ]; } "copy $plain $out";
+        }"#,
+    );
+    machine
+        .run(&["build", "-A", "refers", "--no-out-link"])
+        .failed(1, &["-refers", "-plain"]);
+    assert!(
+        machine.stored().iter().all(|name| !name.ends_with("-refers")),
+        "{:?}",
+        machine.stored()
+    );
+    machine.run(&["build", "-A", "closed", "--no-out-link"]).ok();
+}
+
+#[test]
+fn a_fixed_output_with_another_hash_is_refused_with_both() {
+    if !sandbox_works("a_fixed_output_with_another_hash_is_refused_with_both") {
+        return;
+    }
+    let machine = Machine::new();
+    let zeros = "0".repeat(64);
+    machine.expression(&format!(
+        r#"{{ fixed = build "fixed" {{ outputHash = "{zeros}"; outputHashAlgo = "sha256"; outputHashMode = "recursive"; }} "write $out x"; }}"#
+    ));
+    machine.run(&["build", "-A", "fixed"]).failed(
+        1,
+        &[
+            "-fixed.drv",
+            "hash mismatch",
+            "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+        ],
+    );
+}
+
+/// Everything in a folder that is not a folder, with its size.
+fn files_below(folder: &std::path::Path) -> Vec<(String, u64)> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let metadata = entry.metadata().expect("an entry");
+        if metadata.is_dir() {
+            files.extend(files_below(&entry.path()));
+        } else {
+            files.push((entry.file_name().to_string_lossy().into_owned(), metadata.len()));
+        }
+    }
+    files
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,10 @@ pub fn tool() -> &'static Path {
         let place = folder.join("tool");
         let aside = folder.join(format!("tool-{}", std::process::id()));
         let prepare = examples().join("offline/prepare");
-        let status = Command::new(prepare).arg(&aside).status().expect("examples/offline/prepare runs");
+        let status = Command::new(prepare)
+            .arg(&aside)
+            .status()
+            .expect("examples/offline/prepare runs");
         assert!(status.success(), "examples/offline/prepare failed");
         fs::rename(&aside, &place).expect("the tool can be put in its place");
         place
@@ -28,13 +31,22 @@ pub fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
 }
 
+/// Says visibly that a test was skipped: not through the macros, whose output a passing test keeps
+/// to itself.
+pub fn skipped(test: &str, reason: &str) {
+    writeln!(std::io::stderr(), "SKIPPED: {test}, because {reason}").expect("standard error takes it");
+}
+
 /// Whether builds can run here; says why not, visibly.
 pub fn sandbox_works(test: &str) -> bool {
     let scratch = tempfile::tempdir().expect("a temporary folder can be made");
-    match tvix_node::sandbox_probe(Path::new(env!("CARGO_BIN_EXE_tvix-node")), &scratch.path().join("probe")) {
+    match tvix_node::sandbox_probe(
+        Path::new(env!("CARGO_BIN_EXE_tvix-node")),
+        &scratch.path().join("probe"),
+    ) {
         Ok(()) => true,
         Err(reason) => {
-            eprintln!("SKIPPED: {test}, because builds cannot run here: {reason}");
+            skipped(test, &format!("builds cannot run here: {reason}"));
             false
         }
     }
@@ -51,15 +63,27 @@ impl Finished {
     /// The trimmed standard output of a command that must have succeeded.
     #[track_caller]
     pub fn ok(&self) -> &str {
-        assert_eq!(self.status, 0, "the command failed:\n{}\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.status, 0,
+            "the command failed:\n{}\n{}",
+            self.stdout, self.stderr
+        );
         self.stdout.trim_end()
     }
 
     #[track_caller]
     pub fn failed(&self, status: i32, fragments: &[&str]) {
-        assert_eq!(self.status, status, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.status, status,
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout, self.stderr
+        );
         for fragment in fragments {
-            assert!(self.stderr.contains(fragment), "no '{fragment}' in:\n{}", self.stderr);
+            assert!(
+                self.stderr.contains(fragment),
+                "no '{fragment}' in:\n{}",
+                self.stderr
+            );
         }
     }
 }
@@ -70,7 +94,9 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a temporary folder can be made") }
+        Self {
+            folder: tempfile::tempdir().expect("a temporary folder can be made"),
+        }
     }
 
     /// Where expressions are written and commands run.
@@ -108,7 +134,10 @@ impl Machine {
 
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tvix-node"));
-        command.args(arguments).current_dir(self.folder()).env("TVIX_NODE_HOME", self.home());
+        command
+            .args(arguments)
+            .current_dir(self.folder())
+            .env("TVIX_NODE_HOME", self.home());
         for variable in ["NIX_PATH", "NIX_CONFIG", "NO_COLOR"] {
             command.env_remove(variable);
         }
@@ -129,14 +158,24 @@ impl Machine {
             .spawn()
             .expect("the program starts");
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-        Running { child, stderr, seen: String::new() }
+        Running {
+            child,
+            stderr,
+            seen: String::new(),
+        }
     }
 
     /// Names in the store's folder, sorted.
     pub fn stored(&self) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(self.home().join("nix/store"))
             .expect("the store can be read")
-            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
             .collect();
         names.sort();
         names
@@ -145,14 +184,21 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        drop(self.command(&["down"]).stdout(Stdio::null()).stderr(Stdio::null()).status());
+        drop(
+            self.command(&["down"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status(),
+        );
         make_writable(self.folder.path());
     }
 }
 
 /// Store paths are read-only; a temporary folder could not be removed by an ordinary user.
 fn make_writable(path: &Path) {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return };
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return;
+    };
     if metadata.is_dir() {
         drop(fs::set_permissions(path, fs::Permissions::from_mode(0o700)));
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
@@ -184,8 +230,15 @@ impl Running {
     pub fn until(&mut self, fragment: &str) -> String {
         loop {
             let mut line = String::new();
-            let count = self.stderr.read_line(&mut line).expect("standard error can be read");
-            assert!(count > 0, "the command ended without '{fragment}':\n{}", self.seen);
+            let count = self
+                .stderr
+                .read_line(&mut line)
+                .expect("standard error can be read");
+            assert!(
+                count > 0,
+                "the command ended without '{fragment}':\n{}",
+                self.seen
+            );
             self.seen.push_str(&line);
             if line.contains(fragment) {
                 return line;
@@ -199,11 +252,22 @@ impl Running {
     }
 
     pub fn finish(mut self) -> Finished {
-        self.stderr.read_to_string(&mut self.seen).expect("standard error can be read");
+        self.stderr
+            .read_to_string(&mut self.seen)
+            .expect("standard error can be read");
         let mut stdout = String::new();
-        self.child.stdout.take().expect("a pipe").read_to_string(&mut stdout).expect("standard output can be read");
+        self.child
+            .stdout
+            .take()
+            .expect("a pipe")
+            .read_to_string(&mut stdout)
+            .expect("standard output can be read");
         let status = self.child.wait().expect("the command ends");
-        Finished { status: status.code().unwrap_or(-1), stdout, stderr: std::mem::take(&mut self.seen) }
+        Finished {
+            status: status.code().unwrap_or(-1),
+            stdout,
+            stderr: std::mem::take(&mut self.seen),
+        }
     }
 }
 

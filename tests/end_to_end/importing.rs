@@ -27,12 +27,24 @@ fn builds_start_while_the_evaluation_still_runs() {
           late = build "late" { inherit early; gate = toString (import gate); } "copy $early $out";
         in { target = builtins.seq early.drvPath late; }"#,
     );
-    let mut running = machine.start(&["build", "-A", "target", "--no-out-link", "-j", "2", "--log-format", "internal-json"]);
+    let mut running = machine.start(&[
+        "build",
+        "-A",
+        "target",
+        "--no-out-link",
+        "-j",
+        "2",
+        "--log-format",
+        "internal-json",
+    ]);
     // Both go on: the build of `early` ends while the evaluation waits for `gate`.
     let (mut waiting, mut early) = (false, false);
     while !(waiting && early) {
         let line = running.until("");
-        assert!(!line.contains("evaluation-ended"), "the evaluation did not wait: {line}");
+        assert!(
+            !line.contains("evaluation-ended"),
+            "the evaluation did not wait: {line}"
+        );
         waiting |= line.contains(r#""line":"waiting""#);
         early |= line.contains("build-finished") && line.contains("-early");
     }
@@ -55,14 +67,27 @@ fn another_target_is_evaluated_while_one_imports() {
           other = build "other" { } "write $out y";
         }"#,
     );
-    let mut running =
-        machine.start(&["build", "-A", "waits", "-A", "other", "--no-out-link", "-j", "2", "--log-format", "internal-json"]);
+    let mut running = machine.start(&[
+        "build",
+        "-A",
+        "waits",
+        "-A",
+        "other",
+        "--no-out-link",
+        "-j",
+        "2",
+        "--log-format",
+        "internal-json",
+    ]);
     let (mut waiting, mut other) = (false, false);
     while !(waiting && other) {
         let line = running.until("");
         waiting |= line.contains(r#""line":"waiting""#);
         other |= line.contains("target-done") && line.contains(r#""name":"other""#);
-        assert!(!line.contains("target-done") || !line.contains(r#""name":"waits""#), "nothing waited: {line}");
+        assert!(
+            !line.contains("target-done") || !line.contains(r#""name":"waits""#),
+            "nothing waited: {line}"
+        );
     }
     release("gate-of-targets");
     let finished = running.finish();
@@ -78,5 +103,7 @@ fn a_failed_import_is_an_evaluation_error_that_nothing_catches() {
     machine.expression(
         r#"{ value = builtins.tryEval (import (build "broken.nix" { } "echo no good\nfail 4")); }"#,
     );
-    machine.run(&["eval", "-A", "value.success"]).failed(1, &["broken.nix", "exit code 4"]);
+    machine
+        .run(&["eval", "-A", "value.success"])
+        .failed(1, &["broken.nix", "exit code 4"]);
 }

@@ -5,7 +5,9 @@ use crate::harness::Machine;
 #[test]
 fn a_missing_file_is_named() {
     let machine = Machine::new();
-    machine.run(&["build", "-f", "./nowhere.nix"]).failed(2, &["nowhere.nix"]);
+    machine
+        .run(&["build", "-f", "./nowhere.nix"])
+        .failed(2, &["nowhere.nix"]);
     machine.run(&["build"]).failed(2, &["default.nix"]);
 }
 
@@ -13,26 +15,34 @@ fn a_missing_file_is_named() {
 fn the_nearest_attributes_are_offered() {
     let machine = Machine::new();
     machine.write("default.nix", "{ hello = 1; help = 2; world = 3; }");
-    machine.run(&["build", "-A", "helo"]).failed(3, &["helo", "hello"]);
+    machine
+        .run(&["build", "-A", "helo"])
+        .failed(3, &["helo", "hello"]);
 }
 
 #[test]
 fn a_name_that_is_not_set_says_how_to_set_it() {
     let machine = Machine::new();
-    machine.run(&["build", "-f", "<nixpkgs>", "-A", "hello"]).failed(3, &["nixpkgs", "NIX_PATH", "-I"]);
+    machine
+        .run(&["build", "-f", "<nixpkgs>", "-A", "hello"])
+        .failed(3, &["nixpkgs", "NIX_PATH", "-I"]);
 }
 
 #[test]
 fn a_flake_reference_says_what_to_do_instead() {
     let machine = Machine::new();
-    machine.run(&["build", "nixpkgs#hello"]).failed(2, &["nixpkgs#hello", "flake", "-f"]);
+    machine
+        .run(&["build", "nixpkgs#hello"])
+        .failed(2, &["nixpkgs#hello", "flake", "-f"]);
 }
 
 #[test]
 fn a_syntax_error_shows_file_line_column_and_source() {
     let machine = Machine::new();
     machine.write("default.nix", "{\n  a = 1;\n  b = 2 }\n");
-    machine.run(&["build", "-A", "a"]).failed(3, &["default.nix:3:9", "b = 2 }", "syntax error"]);
+    machine
+        .run(&["build", "-A", "a"])
+        .failed(3, &["default.nix:3:9", "b = 2 }", "syntax error"]);
 }
 
 #[test]
@@ -51,10 +61,20 @@ fn a_home_of_a_newer_version_is_left_alone() {
     std::fs::write(machine.home().join("version"), "99\n").expect("a file");
     machine.run(&["eval", "-E", "1"]);
     machine.run(&["status"]);
-    machine.write("default.nix", "derivation { name = \"x\"; system = \"y\"; builder = \"/z\"; }");
+    machine.write(
+        "default.nix",
+        "derivation { name = \"x\"; system = \"y\"; builder = \"/z\"; }",
+    );
     let finished = machine.run(&["instantiate"]);
-    assert!(finished.status != 0 && finished.stderr.contains("99"), "{}", finished.stderr);
-    let names: Vec<_> = std::fs::read_dir(machine.home()).expect("the home").map(|e| e.expect("an entry").file_name()).collect();
+    assert!(
+        finished.status != 0 && finished.stderr.contains("99"),
+        "{}",
+        finished.stderr
+    );
+    let names: Vec<_> = std::fs::read_dir(machine.home())
+        .expect("the home")
+        .map(|e| e.expect("an entry").file_name())
+        .collect();
     assert_eq!(names, ["version"]);
 }
 
@@ -75,5 +95,7 @@ fn a_store_path_that_is_not_there_is_named() {
 fn a_builtin_that_is_not_there_fails_by_name_and_place() {
     let machine = Machine::new();
     machine.write("default.nix", "{\n  a = builtins.getFlake \"x\";\n}\n");
-    machine.run(&["eval", "-A", "a"]).failed(3, &["getFlake", "default.nix:2:"]);
+    machine
+        .run(&["eval", "-A", "a"])
+        .failed(3, &["getFlake", "default.nix:2:"]);
 }

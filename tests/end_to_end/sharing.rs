@@ -9,9 +9,23 @@ fn two_commands_share_one_build() {
     }
     let machine = Machine::new();
     machine.expression(r#"{ shared = build "shared" { } "echo mark-of-sharing\nwait\nwrite $out x"; }"#);
-    let mut first = machine.start(&["build", "-A", "shared", "--no-out-link", "--log-format", "internal-json"]);
+    let mut first = machine.start(&[
+        "build",
+        "-A",
+        "shared",
+        "--no-out-link",
+        "--log-format",
+        "internal-json",
+    ]);
     first.until(r#""line":"waiting""#);
-    let mut second = machine.start(&["build", "-A", "shared", "--no-out-link", "--log-format", "internal-json"]);
+    let mut second = machine.start(&[
+        "build",
+        "-A",
+        "shared",
+        "--no-out-link",
+        "--log-format",
+        "internal-json",
+    ]);
     second.until("target-named");
     assert_eq!(processes_with("mark-of-sharing").len(), 1);
     release("mark-of-sharing");
@@ -31,11 +45,21 @@ fn a_node_shows_what_it_does_and_goes_down() {
     running.until("waiting");
     let status = machine.run(&["status", "--json"]);
     let status: serde_json::Value = serde_json::from_str(status.ok()).expect("JSON");
-    assert!(status["builds"][0]["derivation"].as_str().is_some_and(|path| path.ends_with("-slow.drv")), "{status}");
+    assert!(
+        status["builds"][0]["derivation"]
+            .as_str()
+            .is_some_and(|path| path.ends_with("-slow.drv")),
+        "{status}"
+    );
     assert_eq!(status["sessions"].as_array().map(Vec::len), Some(1), "{status}");
     release("mark-of-status");
     running.finish().ok();
     machine.run(&["down"]).ok();
     let status = machine.run(&["status"]);
-    assert!(status.stdout.contains("no node") || status.stderr.contains("no node"), "{}{}", status.stdout, status.stderr);
+    assert!(
+        status.stdout.contains("no node") || status.stderr.contains("no node"),
+        "{}{}",
+        status.stdout,
+        status.stderr
+    );
 }

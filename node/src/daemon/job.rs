@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tvix_node_builder::{
     BuildError, BuildEvent, BuildInput, BuildSpec, Builder, Built, Cause, DerivationOptions, GraphPath,
-    Refused,
+    OutputCheckError, PathFacts, Refused,
 };
 use tvix_node_coordinator::{BuildFailure, BuildId, BuiltPath, Delivery, Event, FailureKind};
 use tvix_node_protocol::StorePath;
@@ -62,6 +62,8 @@ enum JobError {
     Build(#[from] BuildError),
     #[error(transparent)]
     Refused(#[from] Refused),
+    #[error(transparent)]
+    Check(#[from] OutputCheckError),
 }
 
 impl Jobs {
@@ -180,6 +182,7 @@ impl Jobs {
         for (name, prepared) in names.iter().zip(&prepared) {
             described.insert(name.clone(), prepared.info().clone());
         }
+        check_outputs(plan, &described)?;
         let record = self.record(job, plan, &described, started)?;
         let envelope = seal(&record, &self.secret).map_err(|error| DepotError::Record(error.to_string()))?;
         let note = BuildNote {
@@ -245,6 +248,30 @@ pub struct Plan {
     pub closure: Vec<PathInfo>,
 }
 
+/// Applies what the derivation says of its outputs' sizes and references (`allowedReferences` and
+/// the like). Nothing has been registered yet.
+fn check_outputs(plan: &Plan, described: &BTreeMap<String, PathInfo>) -> Result<(), JobError> {
+    fn facts(info: &PathInfo) -> PathFacts<'_> {
+        PathFacts {
+            nar_size: info.nar_size,
+            references: &info.references,
+        }
+    }
+    let checks = DerivationOptions::read(&plan.derivation)?.output_checks;
+    if checks.is_empty() {
+        return Ok(());
+    }
+    let outputs = described
+        .iter()
+        .map(|(name, info)| (name.clone(), (info.path.clone(), facts(info))))
+        .collect();
+    let find = |path: &StorePath| {
+        let input = plan.closure.binary_search_by(|info| info.path.cmp(path)).ok();
+        input.map(|at| facts(&plan.closure[at]))
+    };
+    Ok(checks.apply(&outputs, find)?)
+}
+
 fn as_input(info: &PathInfo) -> Input {
     Input {
         path: info.path.clone(),
@@ -295,6 +322,7 @@ fn failure_of(error: &JobError) -> BuildFailure {
     let (kind, log_tail) = match error {
         JobError::Build(error) => (kind_of(&error.cause), error.log_tail.clone()),
         JobError::Refused(_) => (FailureKind::Refused, Vec::new()),
+        JobError::Check(_) => (FailureKind::Builder, Vec::new()),
         // An output that cannot be what the derivation says is the derivation's fault.
         JobError::Depot(DepotError::Output(_)) => (FailureKind::Builder, Vec::new()),
         JobError::Depot(DepotError::Derivation(_)) => (FailureKind::Builder, Vec::new()),
