@@ -36,8 +36,8 @@ use crate::protocols::find::{self, FindScope, Holders, Through};
 use crate::protocols::paths::{self, PathsError};
 use crate::protocols::publish::{self, Serial};
 use crate::protocols::push::{self, PushError};
-use crate::protocols::serve_all;
 use crate::protocols::serving::Serving;
+use crate::protocols::{Serve, honestly, serve_all};
 use crate::roster::Members;
 use crate::shelf::{Shelf, ShelfError};
 use crate::standing::Standing;
@@ -95,6 +95,17 @@ pub async fn start(
     secret: NodeSecret,
     shelf: Arc<dyn Shelf>,
 ) -> Result<(SwarmHandle, SwarmEvents), StartError> {
+    start_serving(config, team, secret, shelf, honestly).await
+}
+
+/// As [`start`], with a way to serve.
+pub(crate) async fn start_serving(
+    config: Config,
+    team: Team,
+    secret: NodeSecret,
+    shelf: Arc<dyn Shelf>,
+    serve: Serve,
+) -> Result<(SwarmHandle, SwarmEvents), StartError> {
     let spool = config.spool.clone();
     std::fs::create_dir_all(&spool).map_err(|source| StartError::Spool { path: spool, source })?;
     let swarm_id = team.swarm();
@@ -146,7 +157,7 @@ pub async fn start(
     let serial = Arc::new(Serial::new(core.team.now()));
     let mut tasks = JoinSet::new();
     tasks.spawn(driver.run());
-    tasks.spawn(serve_all(core.clone(), inbound));
+    tasks.spawn(serve_all(core.clone(), inbound, serve));
     tasks.spawn(housekeeping::attend(core.clone(), net_events));
     tasks.spawn(housekeeping::follow_roster(core.clone()));
     tasks.spawn(housekeeping::follow_facts(core.clone()));

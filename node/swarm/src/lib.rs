@@ -34,3 +34,6 @@ pub use protocols::find::{FindScope, Holders, Through};
 pub use protocols::paths::PathsError;
 pub use protocols::push::PushError;
 pub use shelf::{Shelf, ShelfError};
+
+#[cfg(test)]
+mod tests;

@@ -140,6 +140,10 @@ pub const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// How long making a connection may take.
 pub const CONNECT_TIME: Duration = Duration::from_secs(10);
 
+/// How long a QUIC handshake may take: a port where nobody is says nothing, and a dial over several
+/// transports fails only when all have.
+pub const HANDSHAKE_TIME: Duration = Duration::from_secs(3);
+
 /// How long a walk through the routing tables may take before what is known so far has to do.
 pub const WALK_TIME: Duration = Duration::from_secs(5);
 

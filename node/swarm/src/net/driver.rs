@@ -133,10 +133,6 @@ impl Network {
         self.connected.borrow().clone()
     }
 
-    pub(crate) fn watch_addresses(&self) -> watch::Receiver<Vec<Multiaddr>> {
-        self.addresses.clone()
-    }
-
     pub(crate) fn watch_connected(&self) -> watch::Receiver<BTreeSet<NodeKey>> {
         self.connected.clone()
     }
@@ -321,13 +317,13 @@ impl Driver {
         }
     }
 
-    /// Cuts off who is no member any more, and lets those who have become one come again, so that their
-    /// connections are members'.
+    /// Cuts off who is no member any more. Who has become one comes again by itself, when it has been told:
+    /// its connection is still a stranger's, and closed in time like every other.
     fn members_changed(&mut self) {
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         let strange: BTreeSet<PeerId> = self.strangers.values().map(|(peer, _)| *peer).collect();
         for peer in peers {
-            if self.gatekeeper.is_member(&peer) == strange.contains(&peer) {
+            if !self.gatekeeper.is_member(&peer) && !strange.contains(&peer) {
                 self.swarm.disconnect_peer_id(peer).ok();
             }
         }
@@ -483,6 +479,8 @@ impl Driver {
         let mut peers: BTreeSet<PeerId> = local.into_iter().collect();
         peers.extend(self.connected.borrow().iter().filter_map(|key| peer_of(*key)));
         peers.extend(found.into_iter().filter_map(peer_of));
+        let known: Vec<NodeKey> = self.contacts.with(|contacts| contacts.keys().collect());
+        peers.extend(known.into_iter().filter_map(peer_of));
         peers.remove(self.swarm.local_peer_id());
         let mut sorted: Vec<_> = peers
             .into_iter()

@@ -53,6 +53,13 @@ impl Handler {
         }
     }
 
+    fn receive(&self, door: Door, stream: Stream) {
+        // Between the offer and now the roster may have changed.
+        if door == Door::Join || self.is_members() {
+            self.reception.receive(self.key, door, stream, &self.streams);
+        }
+    }
+
     /// A member's, from the beginning and still.
     fn is_members(&self) -> bool {
         self.member && self.reception.gatekeeper.is_member(&self.peer)
@@ -106,12 +113,7 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: (stream, door),
                 ..
-            }) => {
-                // Between the offer and now the roster may have changed.
-                if door == Door::Join || self.is_members() {
-                    self.reception.receive(self.key, door, stream, &self.streams);
-                }
-            }
+            }) => self.receive(door, stream),
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {
                 // Who asked may have gone away; the stream closes with it.
                 info.reply.send(Ok(protocol)).ok();

@@ -110,9 +110,8 @@ impl<B: NetworkBehaviour> NetworkBehaviour for MembersOnly<B> {
         connection: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
-        if let Either::Left(event) = event {
-            self.inner.on_connection_handler_event(peer, connection, event);
-        }
+        let Either::Left(event) = event;
+        self.inner.on_connection_handler_event(peer, connection, event);
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {

@@ -20,8 +20,8 @@ use super::gatekeeper::Gatekeeper;
 use super::members_only::MembersOnly;
 use crate::identity::{BadSecret, keypair};
 use crate::limits::{
-    CONNECTIONS, CONNECTIONS_INCOMING, CONNECTIONS_PENDING, CONNECTIONS_PER_PEER, IDLE_CONNECTION,
-    MEMORY_SHARE, NEGOTIATING_STREAMS, ROUTING_REFRESH, STREAMS_PER_CONNECTION, WALK_TIME,
+    CONNECTIONS, CONNECTIONS_INCOMING, CONNECTIONS_PENDING, CONNECTIONS_PER_PEER, HANDSHAKE_TIME,
+    IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, ROUTING_REFRESH, STREAMS_PER_CONNECTION, WALK_TIME,
 };
 
 /// Why the network could not be set up.
@@ -113,6 +113,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
             yamux_config,
         )?
         .with_quic_config(|mut config| {
+            config.handshake_timeout = HANDSHAKE_TIME;
             config.max_concurrent_stream_limit = u32::try_from(STREAMS_PER_CONNECTION).unwrap_or(u32::MAX);
             config
         })

@@ -15,6 +15,7 @@ use crate::call::{self, CallError};
 use crate::core::{Core, lock};
 use crate::limits::{CLOCK_SKEW, FIND_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
 use crate::net::Door;
+use crate::net::transport::CLOSEST;
 
 /// How it is known that a member has a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,9 +74,7 @@ pub(crate) async fn find(core: &Arc<Core>, paths: &[StorePath], scope: FindScope
         ask_connected(core, secret.epoch(), &mut search).await;
     }
     if scope != FindScope::Connected {
-        for walk in [false, true] {
-            ask_keepers(core, secret.epoch(), &mut search, walk).await;
-        }
+        ask_keepers(core, secret.epoch(), &mut search).await;
     }
     search.found
 }
@@ -161,7 +160,7 @@ fn refused(core: &Arc<Core>, peer: NodeKey, reason: PresenceRefusal) {
     }
 }
 
-async fn ask_keepers(core: &Arc<Core>, epoch: Epoch, search: &mut Search, walk: bool) {
+async fn ask_keepers(core: &Arc<Core>, epoch: Epoch, search: &mut Search) {
     let bits = Region::bits_for(core.team.members().len());
     let mut regions: BTreeMap<Region, Vec<PresenceKey>> = BTreeMap::new();
     for key in search.missing() {
@@ -173,7 +172,7 @@ async fn ask_keepers(core: &Arc<Core>, epoch: Epoch, search: &mut Search, walk: 
     let mut searches = JoinSet::new();
     for (region, keys) in regions {
         let core = core.clone();
-        searches.spawn(async move { ask_keepers_of(&core, epoch, region, keys, walk).await });
+        searches.spawn(async move { ask_keepers_of(&core, epoch, region, keys).await });
     }
     for found in searches.join_all().await {
         for (key, holder) in found {
@@ -187,37 +186,66 @@ async fn ask_keepers_of(
     epoch: Epoch,
     region: Region,
     keys: Vec<PresenceKey>,
-    walk: bool,
 ) -> BTreeSet<(PresenceKey, NodeKey)> {
+    let here = lock(&core.table).query(epoch, &keys, core.team.now());
     let mut missing: BTreeSet<PresenceKey> = keys.into_iter().collect();
     let mut found = BTreeSet::new();
-    let asked: Vec<PresenceKey> = missing.iter().copied().collect();
-    let here = lock(&core.table).query(epoch, &asked, core.team.now());
     take_claims(core, core.team.me(), here, epoch, &mut missing, &mut found);
-    let mut keepers = core.network.closest(region.label(), walk).await;
-    keepers.truncate(PRESENCE_ASKED);
-    lock(&core.standing).sort(&mut keepers, core.team.now());
-    for group in keepers.chunks(PRESENCE_COPIES) {
-        if missing.is_empty() {
+    let mut asked = BTreeSet::new();
+    // What is known here first; a walk through others' routing tables where that does not do. A small
+    // team is in everyone's routing table.
+    let large = core.team.members().len() > CLOSEST.get();
+    for walk in [false, true] {
+        if missing.is_empty() || (walk && !large) {
             break;
         }
-        let mut questions = JoinSet::new();
-        for keeper in group {
-            let (core, keeper, missing) = (core.clone(), *keeper, missing.clone());
-            questions.spawn(async move {
-                let answer = tokio::time::timeout(FIND_TIME, query(&core, keeper, epoch, missing)).await;
-                (keeper, answer)
-            });
-        }
-        for (keeper, answer) in questions.join_all().await {
-            match answer {
-                Ok(Ok(claims)) => take_claims(core, keeper, claims, epoch, &mut missing, &mut found),
-                Ok(Err(error)) => tracing::debug!(%keeper, %error, "a keeper of records did not answer"),
-                Err(_) => tracing::debug!(%keeper, "a keeper of records did not answer in time"),
+        let mut keepers = core.network.closest(region.label(), walk).await;
+        keepers.retain(|keeper| !asked.contains(keeper));
+        keepers.truncate(PRESENCE_ASKED);
+        lock(&core.standing).sort(&mut keepers, core.team.now());
+        asked.extend(keepers.iter().copied());
+        for group in keepers.chunks(PRESENCE_COPIES) {
+            if missing.is_empty() {
+                break;
             }
+            ask_group(core, epoch, group, &mut missing, &mut found).await;
         }
     }
     found
+}
+
+/// Asks some keepers at once; returns when nothing is missing or all have answered.
+async fn ask_group(
+    core: &Arc<Core>,
+    epoch: Epoch,
+    group: &[NodeKey],
+    missing: &mut BTreeSet<PresenceKey>,
+    found: &mut BTreeSet<(PresenceKey, NodeKey)>,
+) {
+    let mut questions = JoinSet::new();
+    for keeper in group {
+        let (core, keeper, missing) = (core.clone(), *keeper, missing.clone());
+        questions.spawn(async move {
+            let answer = tokio::time::timeout(FIND_TIME, query(&core, keeper, epoch, missing)).await;
+            (keeper, answer)
+        });
+    }
+    while !missing.is_empty()
+        && let Some(answer) = questions.join_next().await
+    {
+        let Ok((keeper, answer)) = answer else { continue };
+        match answer {
+            Ok(Ok(claims)) => take_claims(core, keeper, claims, epoch, missing, found),
+            Ok(Err(error)) => {
+                tracing::debug!(%keeper, %error, "a keeper of records did not answer");
+                lock(&core.standing).failed(keeper, core.team.now());
+            }
+            Err(_) => {
+                tracing::debug!(%keeper, "a keeper of records did not answer in time");
+                lock(&core.standing).failed(keeper, core.team.now());
+            }
+        }
+    }
 }
 
 /// Asks one keeper, again and again while its answers, which are bounded, bring something new.
@@ -259,7 +287,7 @@ async fn query(
 }
 
 /// Checks what a keeper handed on, as if the holder had said it here.
-fn take_claims(
+pub(crate) fn take_claims(
     core: &Core,
     keeper: NodeKey,
     claims: Vec<Claim>,

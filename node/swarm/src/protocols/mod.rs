@@ -16,6 +16,8 @@ pub(crate) mod tree;
 
 use std::sync::Arc;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -24,8 +26,11 @@ use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::net::wire::{Wire, WireError};
 
+/// How a stream is served.
+pub(crate) type Serve = fn(Arc<Core>, Inbound) -> BoxFuture<'static, ()>;
+
 /// Serves streams until the network is gone or the node stops. Each has its own task.
-pub(crate) async fn serve_all(core: Arc<Core>, mut inbound: mpsc::Receiver<Inbound>) {
+pub(crate) async fn serve_all(core: Arc<Core>, mut inbound: mpsc::Receiver<Inbound>, serve: Serve) {
     let mut tasks = JoinSet::new();
     let mut stopping = core.stopping.subscribe();
     loop {
@@ -40,6 +45,11 @@ pub(crate) async fn serve_all(core: Arc<Core>, mut inbound: mpsc::Receiver<Inbou
         }
     }
     tasks.shutdown().await;
+}
+
+/// As it should be.
+pub(crate) fn honestly(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    serve(core, inbound).boxed()
 }
 
 async fn serve(core: Arc<Core>, inbound: Inbound) {

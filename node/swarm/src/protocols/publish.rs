@@ -86,13 +86,16 @@ async fn pass(core: &Arc<Core>, serial: &Arc<Serial>) {
         }
         let (core, serial) = (core.clone(), serial.clone());
         tasks.spawn(async move {
-            if let Err(error) = tell(&core, &serial, member, regions).await {
-                tracing::debug!(%member, %error, "a member could not be told what this node has");
-                if matches!(error, PublishError::Refused(PresenceRefusal::OtherEpoch))
-                    && let Err(error) = roster::synchronise(&core, member).await
-                {
-                    tracing::debug!(%member, %error, "the rosters could not be made equal");
-                }
+            let told = tell(&core, &serial, member, regions).await;
+            let Err(error) = told else { return };
+            tracing::debug!(%member, %error, "a member could not be told what this node has");
+            if !matches!(error, PublishError::Refused(PresenceRefusal::OtherEpoch)) {
+                return;
+            }
+            // One of the two has not heard of a revocation; when both have, it is tried again.
+            match roster::synchronise(&core, member).await {
+                Ok(()) => core.publish.notify_one(),
+                Err(error) => tracing::debug!(%member, %error, "the rosters could not be made equal"),
             }
         });
     }

@@ -1,0 +1,218 @@
+use super::*;
+use crate::roster::Roster;
+use crate::team::JoinError;
+use tvix_node_protocol::messages::JoinRefusal;
+use tvix_node_protocol::ticket::Ticket;
+
+async fn join_with(ticket: &Ticket, seed: u8) -> Result<Team, JoinError> {
+    let home = tempfile::tempdir().unwrap();
+    join(home.path(), &secret(seed), ticket, "newcomer", &Clock::system()).await
+}
+
+fn refusal(result: Result<Team, JoinError>) -> JoinRefusal {
+    match result {
+        Err(JoinError::Refused { reason, .. }) => reason,
+        other => panic!("not refused but {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn who_has_a_ticket_becomes_a_member_and_both_meet() {
+    let mut ann = TestNode::founder(1).await;
+    let text = ann.ticket().await.to_text().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let ticket = Ticket::from_text(&text).unwrap();
+    let team = join(home.path(), &secret(2), &ticket, "bob", &Clock::system())
+        .await
+        .unwrap();
+    assert_eq!(team.swarm(), ann.handle.swarm());
+    let mut bob = TestNode::start(2, home, team).await;
+    ann.meets(bob.key()).await;
+    bob.meets(ann.key()).await;
+    assert_eq!(ann.handle.members().get(bob.key()).unwrap().name, "bob");
+    assert_eq!(ann.handle.members(), bob.handle.members());
+    assert_eq!(bob.handle.peers()[&ann.key()].facts.version, "test");
+}
+
+#[tokio::test]
+async fn a_ticket_is_used_once() {
+    let ann = TestNode::founder(1).await;
+    let ticket = ann.ticket().await;
+    join_with(&ticket, 2).await.unwrap();
+    assert_eq!(refusal(join_with(&ticket, 3).await), JoinRefusal::Used);
+    assert!(join_with(&ticket, 2).await.is_ok(), "the answer was lost");
+}
+
+#[tokio::test]
+async fn a_ticket_of_another_node_or_team_is_refused() {
+    let ann = TestNode::founder(1).await;
+    let mut unknown = ann.ticket().await;
+    unknown.secret = [9; 16];
+    assert_eq!(refusal(join_with(&unknown, 2).await), JoinRefusal::UnknownTicket);
+    let mut foreign = ann.ticket().await;
+    foreign.swarm.0[0] ^= 1;
+    assert_eq!(refusal(join_with(&foreign, 2).await), JoinRefusal::OtherSwarm);
+}
+
+#[tokio::test]
+async fn an_expired_ticket_is_refused_on_both_sides() {
+    let ann = TestNode::founder(1).await;
+    let ticket = ann.handle.invite(Roles::all(), now() - 1, DAY).await.unwrap();
+    assert_eq!(refusal(join_with(&ticket, 2).await), JoinRefusal::Expired);
+    let late = Clock::new(move || now() + 10_000);
+    let home = tempfile::tempdir().unwrap();
+    let error = join(home.path(), &secret(2), &ticket, "late", &late)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, JoinError::Expired { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_inviter_that_is_not_there_is_named() {
+    let ann = TestNode::founder(1).await;
+    let ticket = ann.ticket().await;
+    ann.handle.shutdown().await;
+    let error = join_with(&ticket, 2).await.unwrap_err();
+    assert!(matches!(error, JoinError::Unreachable { .. }), "{error}");
+    assert!(error.to_string().contains("127.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_node_does_not_join_twice() {
+    let ann = TestNode::founder(1).await;
+    let home = tempfile::tempdir().unwrap();
+    let ticket = ann.ticket().await;
+    join(home.path(), &secret(2), &ticket, "bob", &Clock::system())
+        .await
+        .unwrap();
+    let ticket = ann.ticket().await;
+    let error = join(home.path(), &secret(2), &ticket, "bob", &Clock::system())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, JoinError::AlreadyIn(_)), "{error}");
+}
+
+#[tokio::test]
+async fn nobody_invites_beyond_its_roles() {
+    let ann = TestNode::founder(1).await;
+    let bob = ann
+        .invite_as(2, roles(&[Role::Build, Role::Invite]), honestly, |_| ())
+        .await;
+    assert!(
+        bob.handle
+            .invite(roles(&[Role::Build]), now() + DAY, DAY)
+            .await
+            .is_ok()
+    );
+    assert!(
+        bob.handle
+            .invite(roles(&[Role::Store]), now() + DAY, DAY)
+            .await
+            .is_err()
+    );
+    let guest = ann.invite_as(3, roles(&[Role::Build]), honestly, |_| ()).await;
+    assert!(
+        guest
+            .handle
+            .invite(roles(&[Role::Build]), now() + DAY, DAY)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn a_member_that_is_not_known_yet_introduces_itself() {
+    // Bob is down while Cat joins; Ann, who invited Cat, is down when Bob comes back.
+    let ann = TestNode::founder(1).await;
+    let bob = ann.invite(2).await;
+    let bob_addresses = bob.handle.addresses();
+    let mut cat = ann.invite(3).await;
+    eventually(async || bob.handle.members().len() == 3 || !bob.handle.connected().contains(&ann.key()))
+        .await;
+    let _ = bob_addresses;
+    let swarm = ann.handle.swarm();
+    ann.handle.shutdown().await;
+    // Bob forgets Cat: as if it had been down.
+    let (home, seed) = (bob.home, bob.seed);
+    bob.handle.shutdown().await;
+    let forgetful = {
+        let team = Team::open(home.path(), swarm).unwrap();
+        let mut roster = Roster::new(team.roster().genesis().clone()).unwrap();
+        let of_bob = team.roster().introduction(key(2), now());
+        roster.merge_all(of_bob);
+        assert!(!roster.members(now()).contains(cat.key()));
+        crate::roster::RosterFile::in_folder(team.folder())
+            .save(&roster)
+            .unwrap();
+        Team::open(home.path(), swarm).unwrap()
+    };
+    let mut bob = TestNode::start(seed, home, forgetful).await;
+    assert!(!bob.handle.members().contains(cat.key()));
+    let addresses: Vec<_> = bob
+        .handle
+        .addresses()
+        .iter()
+        .map(|text| text.parse().unwrap())
+        .collect();
+    cat.handle.core().contacts.with(|contacts| {
+        for address in addresses {
+            contacts.add(bob.key(), address);
+        }
+    });
+    soon(cat.handle.connect(bob.key())).await.unwrap();
+    cat.meets(bob.key()).await;
+    bob.meets(cat.key()).await;
+    assert!(bob.handle.members().contains(cat.key()));
+}
+
+#[tokio::test]
+async fn a_new_statement_reaches_everyone_who_is_connected() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    let cat = ann.invite(3).await;
+    bob.notice(|handle, _| handle.members().contains(cat.key())).await;
+    ann.handle
+        .renew(cat.key(), roles(&[Role::Request]), DAY)
+        .await
+        .unwrap();
+    let cat_key = cat.key();
+    bob.notice(move |handle, _| !handle.members().may(cat_key, Role::Build))
+        .await;
+}
+
+#[tokio::test]
+async fn a_revoked_member_is_cut_off_by_all() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    let mut cat = ann.invite(3).await;
+    bob.meets(cat.key()).await;
+    let epoch = ann.handle.team().presence_secret().epoch();
+    ann.handle.revoke(cat.key()).await.unwrap();
+    let cat_key = cat.key();
+    bob.notice(move |handle, _| {
+        !handle.peers().contains_key(&cat_key) && !handle.members().contains(cat_key)
+    })
+    .await;
+    assert_ne!(bob.handle.team().presence_secret().epoch(), epoch);
+    cat.notice(|handle, _| handle.peers().is_empty()).await;
+    assert!(
+        soon(cat.handle.have(ann.key(), &[shelf::path("x")]))
+            .await
+            .is_err()
+    );
+    let error = bob.handle.connect(cat.key()).await.unwrap_err().to_string();
+    assert!(error.contains("cannot reach"), "{error}");
+    // With its old key it cannot come back.
+    let ticket = ann.ticket().await;
+    assert_eq!(refusal(join_with(&ticket, 3).await), JoinRefusal::NotAMember);
+}
+
+#[tokio::test]
+async fn members_find_each_other_again_after_a_restart() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    let mut bob = bob.restart().await;
+    bob.meets(ann.key()).await;
+}

@@ -1,0 +1,205 @@
+//! A store in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::Shown;
+use tvix_node_protocol::nix::store_path::StorePath;
+use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
+use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, PathComponent, Tree, TreeDigest};
+
+use crate::core::lock;
+use crate::{Arrival, Shelf, ShelfError, copy_blob};
+
+#[derive(Default)]
+struct Held {
+    paths: BTreeMap<StorePath, Shown>,
+    private: BTreeSet<StorePath>,
+    trees: HashMap<TreeDigest, Tree>,
+    blobs: HashMap<BlobDigest, PathBuf>,
+    granted: BTreeSet<(NodeKey, TreeDigest)>,
+}
+
+pub(super) struct TestShelf {
+    held: Mutex<Held>,
+    folder: tempfile::TempDir,
+}
+
+impl Default for TestShelf {
+    fn default() -> Self {
+        Self {
+            held: Mutex::default(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+}
+
+pub(super) fn path(name: &str) -> StorePath {
+    let mut hash = [0; 20];
+    hash.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..20]);
+    StorePath::from_parts(hash, name).unwrap()
+}
+
+pub(super) fn component(name: &str) -> PathComponent {
+    PathComponent::new(name.as_bytes()).unwrap()
+}
+
+/// Bytes that do not compress and differ with the seed.
+pub(super) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes());
+    hasher.finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+impl TestShelf {
+    /// Adds a file's bytes.
+    pub(super) fn add_blob(&self, bytes: &[u8]) -> Node {
+        let blob = BlobDigest::of(bytes);
+        let path = self.folder.path().join(blob.to_string());
+        std::fs::write(&path, bytes).unwrap();
+        lock(&self.held).blobs.insert(blob, path);
+        Node::file(bytes, false)
+    }
+
+    pub(super) fn add_tree(&self, tree: Tree) -> TreeDigest {
+        let digest = tree.digest();
+        lock(&self.held).trees.insert(digest, tree);
+        digest
+    }
+
+    /// Adds a directory of files.
+    pub(super) fn add_directory(&self, files: &[(&str, &[u8])]) -> TreeDigest {
+        let mut directory = Directory::default();
+        for (name, bytes) in files {
+            directory.insert(component(name), self.add_blob(bytes)).unwrap();
+        }
+        self.add_tree(Tree::Directory(directory))
+    }
+
+    /// Adds a path with this content.
+    pub(super) fn add_path(&self, name: &str, tree: TreeDigest) -> StorePath {
+        let path = path(name);
+        let info = PathInfo {
+            path: path.clone(),
+            tree,
+            nar_hash: NarHash([1; 32]),
+            nar_size: 1,
+            references: BTreeSet::new(),
+            deriver: None,
+            ca: None,
+            origin: Origin::Built,
+            registered: 1,
+            signatures: vec![],
+        };
+        let shown = Shown { info, record: None };
+        lock(&self.held).paths.insert(path.clone(), shown);
+        path
+    }
+
+    /// A path that is a directory with one small file.
+    pub(super) fn add_small(&self, name: &str) -> StorePath {
+        let tree = self.add_directory(&[("name", name.as_bytes())]);
+        self.add_path(name, tree)
+    }
+
+    pub(super) fn make_private(&self, path: &StorePath) {
+        lock(&self.held).private.insert(path.clone());
+    }
+
+    pub(super) fn grant(&self, peer: NodeKey, tree: TreeDigest) {
+        lock(&self.held).granted.insert((peer, tree));
+    }
+
+    pub(super) fn tree_of(&self, path: &StorePath) -> TreeDigest {
+        lock(&self.held).paths[path].info.tree
+    }
+
+    pub(super) fn shown(&self, path: &StorePath) -> Shown {
+        lock(&self.held).paths[path].clone()
+    }
+
+    /// Takes in what has arrived, as a store would.
+    pub(super) fn adopt(&self, arrival: &Arrival) {
+        let mut queue = vec![arrival.root()];
+        while let Some(digest) = queue.pop() {
+            let tree = arrival.tree(digest).unwrap().unwrap();
+            let take = |blob: BlobDigest| {
+                let Some(arrived) = arrival.blob(blob).unwrap() else {
+                    return;
+                };
+                let mut bytes = vec![];
+                copy_blob(&arrived, &mut bytes).unwrap();
+                assert_eq!(BlobDigest::of(&bytes), blob);
+                self.add_blob(&bytes);
+            };
+            match &tree {
+                Tree::Leaf(Leaf::File { blob, .. }) => take(*blob),
+                Tree::Leaf(Leaf::Symlink(_)) => {}
+                Tree::Directory(directory) => {
+                    for (_, node) in directory.entries() {
+                        match node {
+                            Node::Directory(digest) => queue.push(*digest),
+                            Node::File { blob, .. } => take(*blob),
+                            Node::Symlink(_) => {}
+                        }
+                    }
+                }
+            }
+            self.add_tree(tree);
+        }
+        arrival.remove().unwrap();
+    }
+
+    /// Whether all of a tree is here.
+    pub(super) fn is_complete(&self, root: TreeDigest) -> bool {
+        let Ok(Some(blobs)) = crate::protocols::serving::walk(self, root, |_| true) else {
+            return false;
+        };
+        let held = lock(&self.held);
+        blobs.iter().all(|blob| held.blobs.contains_key(blob))
+    }
+}
+
+impl Shelf for TestShelf {
+    fn advertised(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, ShelfError> {
+        let held = lock(&self.held);
+        let paths = held.paths.keys().filter(|path| !held.private.contains(*path));
+        let later = paths.filter(|path| after.is_none_or(|after| *path > after));
+        Ok(later.take(limit).cloned().collect())
+    }
+
+    fn path_info(&self, _: NodeKey, path: &StorePath) -> Result<Option<Shown>, ShelfError> {
+        let held = lock(&self.held);
+        let shown = held.paths.get(path).filter(|_| !held.private.contains(path));
+        Ok(shown.cloned())
+    }
+
+    fn may_serve(&self, peer: NodeKey, root: TreeDigest) -> Result<bool, ShelfError> {
+        let held = lock(&self.held);
+        let public = held
+            .paths
+            .iter()
+            .any(|(path, shown)| shown.info.tree == root && !held.private.contains(path));
+        Ok(public || held.granted.contains(&(peer, root)))
+    }
+
+    fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError> {
+        Ok(lock(&self.held).trees.get(&digest).cloned())
+    }
+
+    fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, ShelfError> {
+        let held = lock(&self.held);
+        Ok(blobs.iter().map(|blob| held.blobs.contains_key(blob)).collect())
+    }
+
+    fn blob(&self, digest: BlobDigest) -> Result<Option<File>, ShelfError> {
+        let held = lock(&self.held);
+        let path = held.blobs.get(&digest);
+        path.map(File::open).transpose().map_err(ShelfError::new)
+    }
+}

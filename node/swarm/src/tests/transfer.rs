@@ -1,0 +1,272 @@
+use super::shelf::{component, noise};
+use super::*;
+use crate::limits::{CONTENT_PIECE, PIECE_CHUNKS};
+use crate::{Arrival, FetchError};
+use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, SymlinkTarget, Tree, TreeDigest};
+
+/// Two members who know each other.
+async fn pair() -> (TestNode, TestNode) {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    (ann, bob)
+}
+
+/// A tree with everything: nested and equal directories, links, empty, small, middling and large files.
+fn mixed(shelf: &TestShelf) -> TreeDigest {
+    let mut inner = Directory::default();
+    for number in 0..300_u64 {
+        let bytes = noise(number, usize::try_from(number % 40).unwrap() * 2000);
+        let name = component(&format!("file {number}"));
+        inner.insert(name, shelf.add_blob(&bytes)).unwrap();
+    }
+    let inner = shelf.add_tree(Tree::Directory(inner));
+    let mut root = Directory::default();
+    root.insert(component("a"), Node::Directory(inner)).unwrap();
+    root.insert(component("b"), Node::Directory(inner)).unwrap();
+    let link = Node::Symlink(SymlinkTarget::new(b"a/file 1").unwrap());
+    root.insert(component("link"), link).unwrap();
+    root.insert(component("large"), shelf.add_blob(&noise(1000, 3_000_001)))
+        .unwrap();
+    shelf.add_tree(Tree::Directory(root))
+}
+
+async fn fetch(node: &TestNode, root: TreeDigest, from: &[&TestNode]) -> Result<Arc<Arrival>, FetchError> {
+    let providers = from.iter().map(|node| node.key()).collect();
+    soon(node.handle.fetch_tree(root, providers, None)).await
+}
+
+#[tokio::test]
+async fn a_tree_of_every_kind_arrives() {
+    let (ann, bob) = pair().await;
+    let root = mixed(&ann.shelf);
+    ann.shelf.add_path("mixed", root);
+    let arrival = fetch(&bob, root, &[&ann]).await.unwrap();
+    bob.shelf.adopt(&arrival);
+    assert!(bob.shelf.is_complete(root));
+    let spool = std::fs::read_dir(bob.home.path().join("spool")).unwrap();
+    assert_eq!(spool.count(), 0, "the folder is gone once the store has taken it");
+}
+
+#[tokio::test]
+async fn a_tree_that_is_one_file_or_link_arrives() {
+    let (ann, bob) = pair().await;
+    for (name, bytes) in [
+        ("empty", vec![]),
+        ("small", noise(1, 100)),
+        ("large", noise(2, 200_000)),
+    ] {
+        let Node::File {
+            blob,
+            size,
+            executable,
+        } = ann.shelf.add_blob(&bytes)
+        else {
+            panic!()
+        };
+        let root = ann.shelf.add_tree(Tree::Leaf(Leaf::File {
+            blob,
+            size,
+            executable,
+        }));
+        ann.shelf.add_path(name, root);
+        bob.shelf.adopt(&fetch(&bob, root, &[&ann]).await.unwrap());
+        assert!(bob.shelf.is_complete(root), "{name}");
+    }
+    let link = Tree::Leaf(Leaf::Symlink(SymlinkTarget::new(b"x").unwrap()));
+    let root = ann.shelf.add_tree(link);
+    ann.shelf.add_path("link", root);
+    bob.shelf.adopt(&fetch(&bob, root, &[&ann]).await.unwrap());
+    assert!(bob.shelf.is_complete(root));
+}
+
+#[tokio::test]
+async fn files_that_are_here_are_not_fetched() {
+    let (ann, bob) = pair().await;
+    let large = noise(1, 2_000_000);
+    let root = ann.shelf.add_directory(&[("large", &large), ("small", b"x")]);
+    ann.shelf.add_path("p", root);
+    bob.shelf.add_blob(&large);
+    let arrival = fetch(&bob, root, &[&ann]).await.unwrap();
+    assert!(arrival.blob(BlobDigest::of(&large)).unwrap().is_none());
+    assert!(bob.handle.traffic()[&ann.key()].content_received < 10_000);
+}
+
+#[tokio::test]
+async fn bytes_are_counted_per_peer_and_direction() {
+    let (ann, bob) = pair().await;
+    let root = ann.shelf.add_directory(&[("large", &noise(1, 1_000_000))]);
+    ann.shelf.add_path("p", root);
+    fetch(&bob, root, &[&ann]).await.unwrap();
+    let (sent, received) = (ann.handle.traffic()[&bob.key()], bob.handle.traffic()[&ann.key()]);
+    assert!(
+        sent.content_sent > 1_000_000 && sent.content_sent < 1_020_000,
+        "{sent:?}"
+    );
+    assert!(received.content_received > 1_000_000, "{received:?}");
+    assert!(sent.content_received < 1000 && received.content_sent < 1000);
+    assert!(sent.other_sent < 100_000, "{sent:?}");
+}
+
+#[tokio::test]
+async fn what_one_provider_lacks_comes_from_another() {
+    let (ann, bob) = pair().await;
+    let mut cat = ann.invite(3).await;
+    cat.meets(ann.key()).await;
+    cat.meets(bob.key()).await;
+    let root = mixed(&bob.shelf);
+    bob.shelf.add_path("mixed", root);
+    let arrival = fetch(&cat, root, &[&ann, &bob]).await.unwrap();
+    cat.shelf.adopt(&arrival);
+    assert!(cat.shelf.is_complete(root));
+}
+
+#[tokio::test]
+async fn several_providers_share_the_work() {
+    let (ann, bob) = pair().await;
+    let mut cat = ann.invite(3).await;
+    cat.meets(ann.key()).await;
+    cat.meets(bob.key()).await;
+    let large = noise(1, 6 * 1024 * usize::try_from(PIECE_CHUNKS).unwrap());
+    for shelf in [&ann.shelf, &bob.shelf] {
+        let root = shelf.add_directory(&[("large", &large)]);
+        shelf.add_path("p", root);
+    }
+    let root = ann.shelf.tree_of(&super::shelf::path("p"));
+    cat.shelf.adopt(&fetch(&cat, root, &[&ann, &bob]).await.unwrap());
+    assert!(cat.shelf.is_complete(root));
+    let traffic = cat.handle.traffic();
+    let piece = 1024 * PIECE_CHUNKS;
+    assert!(traffic[&ann.key()].content_received > piece);
+    assert!(traffic[&bob.key()].content_received > piece);
+}
+
+#[tokio::test]
+async fn nobody_to_ask_is_an_error_that_says_so() {
+    let (ann, bob) = pair().await;
+    let root = TreeDigest([7; 32]);
+    let error = fetch(&bob, root, &[]).await.unwrap_err();
+    assert!(matches!(error, FetchError::NoProvider(_)), "{error}");
+    let error = fetch(&bob, root, &[&ann]).await.unwrap_err().to_string();
+    assert!(error.contains("does not have it"), "{error}");
+}
+
+#[tokio::test]
+async fn a_tree_larger_than_expected_is_not_fetched() {
+    let (ann, bob) = pair().await;
+    let root = ann.shelf.add_directory(&[("large", &noise(1, 1_000_000))]);
+    ann.shelf.add_path("p", root);
+    let fetched = bob.handle.fetch_tree(root, vec![ann.key()], Some(999_999)).await;
+    assert!(matches!(
+        fetched,
+        Err(FetchError::TooLarge { size: 1_000_000, .. })
+    ));
+    assert!(
+        soon(bob.handle.fetch_tree(root, vec![ann.key()], Some(1_000_000)))
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test]
+async fn a_grant_serves_one_peer_and_no_other() {
+    let (ann, bob) = pair().await;
+    let mut cat = ann.invite(3).await;
+    cat.meets(ann.key()).await;
+    let root = ann.shelf.add_directory(&[("x", b"for bob alone")]);
+    ann.shelf.grant(bob.key(), root);
+    assert!(fetch(&bob, root, &[&ann]).await.is_ok());
+    assert!(fetch(&cat, root, &[&ann]).await.is_err());
+}
+
+#[tokio::test]
+async fn a_file_is_served_as_part_of_a_tree_the_peer_may_have_and_not_otherwise() {
+    use crate::net::Door;
+    use tvix_node_protocol::messages::{BlobQuestion, BlobsQuestion, ServeAnswer};
+    let (ann, bob) = pair().await;
+    let private = ann.shelf.add_directory(&[("secret", b"secret")]);
+    let public = ann.shelf.add_directory(&[("x", b"x")]);
+    ann.shelf.add_path("public", public);
+    let secret = BlobDigest::of(b"secret");
+    let core = bob.handle.core();
+    for (root, expected) in [(private, ServeAnswer::NotHere), (public, ServeAnswer::NotHere)] {
+        let mut wire = core.open(ann.key(), Door::Blob).await.unwrap();
+        let answer: ServeAnswer = wire.ask(&BlobQuestion { root, blob: secret }).await.unwrap();
+        assert_eq!(answer, expected);
+    }
+    let mut wire = core.open(ann.key(), Door::Blobs).await.unwrap();
+    let blobs = secret.0.to_vec();
+    let answer: ServeAnswer = wire.ask(&BlobsQuestion { root: public, blobs }).await.unwrap();
+    assert_eq!(answer, ServeAnswer::Coming);
+    let mut status = [0xff];
+    futures::AsyncReadExt::read_exact(wire.reader.bytes(), &mut status)
+        .await
+        .unwrap();
+    assert_eq!(status, [crate::protocols::blobs::MISSING]);
+}
+
+#[tokio::test]
+async fn one_tree_is_fetched_once_at_a_time() {
+    let (ann, bob) = pair().await;
+    let root = mixed(&ann.shelf);
+    ann.shelf.add_path("mixed", root);
+    let both = async { tokio::join!(take(&bob, &ann, root), take(&bob, &ann, root)) };
+    soon(both).await;
+    assert!(bob.shelf.is_complete(root));
+    let received = bob.handle.traffic()[&ann.key()].content_received;
+    let size = received;
+    assert!(size < 2 * 9_000_000, "{size}");
+}
+
+async fn take(node: &TestNode, from: &TestNode, root: TreeDigest) {
+    let arrival = node
+        .handle
+        .fetch_tree(root, vec![from.key()], None)
+        .await
+        .unwrap();
+    node.shelf.adopt(&arrival);
+}
+
+/// Bytes after which a large file is surely broken off in the middle.
+const MIDDLE: usize = 3 * CONTENT_PIECE;
+
+#[tokio::test]
+async fn a_fetch_that_broke_off_goes_on_where_it_was() {
+    let (ann, bob) = pair().await;
+    let large = noise(1, 40 << 20);
+    let root = ann.shelf.add_directory(&[("large", &large), ("small", b"x")]);
+    ann.shelf.add_path("p", root);
+    // Breaks off while the first pieces come.
+    let mut breaking = Box::pin(bob.handle.fetch_tree(root, vec![ann.key()], None));
+    let traffic = || {
+        bob.handle
+            .traffic()
+            .get(&ann.key())
+            .map_or(0, |traffic| traffic.content_received)
+    };
+    loop {
+        tokio::select! {
+            done = &mut breaking => panic!("too fast to be broken off: {done:?}"),
+            () = tokio::time::sleep(Duration::from_millis(1)) => {}
+        }
+        if traffic() > MIDDLE as u64 * 10 {
+            break;
+        }
+    }
+    drop(breaking);
+    ann.handle.disconnect(bob.key()).await;
+    eventually(async || !bob.handle.connected().contains(&ann.key())).await;
+    let before = traffic();
+    let arrival = soon(bob.handle.fetch_tree(root, vec![ann.key()], None))
+        .await
+        .unwrap();
+    bob.shelf.adopt(&arrival);
+    assert!(bob.shelf.is_complete(root));
+    let again = traffic() - before;
+    // What was on its way when it broke off, and not more, comes twice.
+    assert!(again < large.len() as u64, "{again} bytes came the second time");
+    assert!(
+        before + again < large.len() as u64 + (12 << 20),
+        "{before} and {again}"
+    );
+}
