@@ -16,6 +16,9 @@ const FIRST_CHUNK: usize = 256 << 10;
 /// one wastes little address space.
 const LARGEST_CHUNK: usize = 32 << 20;
 
+/// Size of the system's huge pages on the machines this runs on; elsewhere asking for them has no effect.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// A bump arena. Allocates downwards from the end of a chunk, which makes alignment a mask.
 #[derive(Debug)]
 pub(super) struct Arena {
@@ -61,7 +64,8 @@ impl Arena {
         // An object larger than a chunk gets a chunk of its own and the current one stays in use.
         let own = size > wanted / 4;
         let bytes = if own { size.max(ALIGN) } else { wanted };
-        let Ok(layout) = Layout::from_size_align(bytes, 16) else {
+        let huge = bytes >= HUGE_PAGE;
+        let Ok(layout) = Layout::from_size_align(bytes, if huge { HUGE_PAGE } else { 16 }) else {
             // More than isize::MAX bytes: as hopeless as the allocator saying no.
             handle_alloc_error(Layout::new::<u8>());
         };
@@ -70,6 +74,9 @@ impl Arena {
         let Some(chunk) = NonNull::new(chunk) else {
             handle_alloc_error(layout)
         };
+        if huge {
+            use_huge_pages(chunk, bytes);
+        }
         self.chunks.borrow_mut().push((chunk, layout));
         if own {
             return chunk;
@@ -84,6 +91,19 @@ impl Arena {
         let chunks: usize = self.chunks.borrow().iter().map(|(_, layout)| layout.size()).sum();
         chunks - (self.top.get().addr() - self.start.get().addr())
     }
+}
+
+/// Asks the system for huge pages: first touches of small ones are a seventh of the time of a large evaluation.
+/// Where it has none to give, nothing changes.
+fn use_huge_pages(chunk: NonNull<u8>, bytes: usize) {
+    if cfg!(miri) {
+        return;
+    }
+    let bytes = bytes & !(HUGE_PAGE - 1);
+    // It is advice only: a system that does not take it works as well, only slower.
+    // SAFETY: the range is a part of a chunk that was just allocated; the advice does not change its contents.
+    let (Ok(()) | Err(_)) =
+        unsafe { rustix::mm::madvise(chunk.as_ptr().cast(), bytes, rustix::mm::Advice::LinuxHugepage) };
 }
 
 impl Drop for Arena {
