@@ -41,6 +41,10 @@ pub(crate) struct Attempt {
     pub(crate) stage: Stage,
     pub(crate) lease: Lease,
     pub(crate) placed: Time,
+    /// The silent build beside which it was placed.
+    pub(crate) hedges: Option<BuildId>,
+    /// Its builder could not get some inputs.
+    pub(crate) inputs_missing: bool,
     /// The session on whose account it runs.
     pub(crate) payer: Option<Slot>,
     /// Sessions that were told of it.
@@ -57,6 +61,8 @@ impl Attempt {
 pub(crate) struct Placement {
     pub(crate) node: Option<NodeKey>,
     pub(crate) reason: String,
+    /// The silent build beside which it is placed.
+    pub(crate) hedges: Option<BuildId>,
 }
 
 /// The most generous of both.
@@ -78,7 +84,7 @@ impl Coordinator {
         };
         let (cores, mut limits) = (session.options.cores, session.options.limits);
         session.placed += 1;
-        let Placement { node, reason } = placement;
+        let Placement { node, reason, hedges } = placement;
         match &node {
             None => {
                 session.placed_here += 1;
@@ -106,6 +112,8 @@ impl Coordinator {
             stage: Stage::Asked,
             lease: Lease::new(self.now),
             placed: self.now,
+            hedges,
+            inputs_missing: false,
             payer: Some(payer),
             told: SessionSet::EMPTY,
         };
@@ -248,6 +256,10 @@ impl Coordinator {
             return;
         };
         attempt.lease.heard(now);
+        self.drop_hedge(build);
+        let Some(attempt) = self.attempts.get_mut(&build) else {
+            return;
+        };
         if attempt.stage != Stage::Asked {
             return;
         }
@@ -264,6 +276,26 @@ impl Coordinator {
         let now = self.now;
         if let Some(attempt) = self.attempts.get_mut(&build) {
             attempt.lease.heard(now);
+            self.drop_hedge(build);
+        }
+    }
+
+    /// A builder that was silent has spoken: the one beside it is not needed, if it has not started.
+    fn drop_hedge(&mut self, build: BuildId) {
+        let Some(attempt) = self.attempts.get(&build) else {
+            return;
+        };
+        for other in self.graph.drvs[attempt.drv].attempts.clone() {
+            let hedge = self
+                .attempts
+                .get(&other)
+                .is_some_and(|other| other.hedges == Some(build));
+            if hedge && self.is_preparing(other) {
+                self.unplace(other, "the first builder has been heard of again");
+                if let Some(attempt) = self.attempts.get_mut(&build) {
+                    attempt.lease.unhedged();
+                }
+            }
         }
     }
 
@@ -315,12 +347,15 @@ impl Coordinator {
         }
     }
 
+    /// Whether a build waits for its inputs and has not started.
+    pub(crate) fn is_preparing(&self, build: BuildId) -> bool {
+        let attempt = self.attempts.get(&build);
+        attempt.is_some_and(|attempt| matches!(attempt.stage, Stage::Preparing { .. }))
+    }
+
     /// Takes back a placement whose build has not started.
     pub(crate) fn unplace(&mut self, build: BuildId, reason: &str) {
-        if matches!(
-            self.attempts.get(&build).map(|attempt| attempt.stage),
-            Some(Stage::Preparing { .. })
-        ) {
+        if self.is_preparing(build) {
             self.cancel(build, reason);
         }
     }

@@ -114,6 +114,9 @@ impl Coordinator {
         self.take(event);
         loop {
             self.settle();
+            if self.end_sessions() {
+                continue;
+            }
             self.schedule();
             if self.is_settled() && !self.end_sessions() {
                 break;

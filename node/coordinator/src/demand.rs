@@ -198,6 +198,7 @@ impl Coordinator {
         }
         self.know(slot, id);
         let drv = &mut self.graph.drvs[id];
+        drv.present = false;
         let first = drv.demanded.insert(slot);
         let sooner = urgency == Urgency::Import && drv.import.insert(slot);
         let rank = drv
@@ -251,29 +252,49 @@ impl Coordinator {
         }
     }
 
-    /// Takes back the demand for a target's path that its desired store has, unless something that
-    /// is to be built needs it.
-    pub(crate) fn undemand(&mut self, slot: Slot, id: PathId) {
-        let path = &self.graph.paths[id];
-        let set = SessionSet::of(slot);
-        let read = |reader: &DrvId| {
-            let drv = &self.graph.drvs[*reader];
-            !drv.present && !drv.demanded.and(set).is_empty()
-        };
-        if !path.goals.iter().any(|(other, _)| *other == slot) && !path.consumers.iter().any(read) {
-            let path = &mut self.graph.paths[id];
-            path.import.remove(slot);
-            let unknown = path.demanded.remove(slot) && !path.was_known;
-            if unknown && let Some(session) = self.sessions.get_mut(slot) {
-                session.unknown -= 1;
+    /// Takes back the demand for a path that is not to be had, where neither a goal nor anything that
+    /// is still to be built needs it; and so on with what would have been needed to build it.
+    pub(crate) fn review_demand(&mut self, path: PathId) {
+        let mut paths = vec![path];
+        while let Some(id) = paths.pop() {
+            let path = &self.graph.paths[id];
+            if path.available() {
+                continue;
             }
-            self.graph.touch_path(id);
+            let idle = |slot: &Slot| !self.is_wanted(*slot, id);
+            let over: SessionSet = path.demanded.iter().filter(idle).collect();
+            for slot in over.iter() {
+                self.drop_demand(slot, id, &mut paths);
+            }
         }
-        let Some(producer) = self.graph.paths[id].producer else {
-            return;
+    }
+
+    /// Whether a goal or something that is still to be built needs a path.
+    fn is_wanted(&self, slot: Slot, id: PathId) -> bool {
+        let path = &self.graph.paths[id];
+        let reads = |reader: &DrvId| {
+            let drv = &self.graph.drvs[*reader];
+            let done = drv.present && !self.sessions.planning.contains(slot);
+            !done && drv.demanded.contains(slot) && !drv.failed.contains(slot)
         };
-        let demanded = |(_, output): &(String, PathId)| self.graph.paths[*output].demanded.contains(slot);
-        if !self.graph.drvs[producer].outputs.iter().any(demanded) {
+        let goal = path.goals.iter().any(|(other, _)| *other == slot);
+        goal || path.in_vain.contains(slot) || path.consumers.iter().any(reads)
+    }
+
+    fn drop_demand(&mut self, slot: Slot, id: PathId, paths: &mut Vec<PathId>) {
+        let path = &mut self.graph.paths[id];
+        path.import.remove(slot);
+        let unknown = path.demanded.remove(slot) && !path.was_known;
+        let producer = path.producer;
+        self.graph.touch_path(id);
+        if unknown && let Some(session) = self.sessions.get_mut(slot) {
+            session.unknown -= 1;
+        }
+        let Some(producer) = producer else { return };
+        let wanted = |(_, output): &(String, PathId)| self.graph.paths[*output].demanded.contains(slot);
+        let drv = &self.graph.drvs[producer];
+        if drv.demanded.contains(slot) && !drv.outputs.iter().any(wanted) {
+            paths.extend(&drv.inputs);
             let drv = &mut self.graph.drvs[producer];
             drv.demanded.remove(slot);
             drv.import.remove(slot);

@@ -71,6 +71,10 @@ impl Coordinator {
         participants: SessionSet,
         failure: BuildFailure,
     ) {
+        if attempt.inputs_missing {
+            // Not the builder's fault: it is built again when its inputs have been found or made.
+            return;
+        }
         let refused = failure.kind == FailureKind::Refused;
         let drv = &mut self.graph.drvs[attempt.drv];
         let trouble = drv.trouble_mut();
@@ -213,11 +217,15 @@ impl Coordinator {
         let drv = &mut self.graph.drvs[id];
         drv.failure = Some(Box::new(Failed { node, failure }));
         drv.failed = drv.failed.or(sessions);
+        drv.stranded_since = None;
         // Nobody's failure is another one's trouble: who asks next starts afresh.
         if drv.known.without(drv.failed).is_empty() {
             drv.trouble = None;
             drv.tries = 0;
             self.queues.troubled.remove(&id);
+        }
+        for input in drv.inputs.clone() {
+            self.review_demand(input);
         }
         self.graph.touch_drv(id);
         for slot in sessions.iter() {
@@ -345,6 +353,9 @@ impl Coordinator {
         let Some(goal) = self.take_goal(slot, number) else {
             return;
         };
+        for (_, path) in &goal.outputs {
+            self.graph.paths[*path].in_vain.insert(slot);
+        }
         match goal.kind {
             GoalKind::Target { number, name } => {
                 self.tell(

@@ -293,7 +293,7 @@ impl Coordinator {
         if to.is_some() {
             for (_, path) in &goal.outputs {
                 self.tell_present(*path, SessionSet::of(slot));
-                self.undemand(slot, *path);
+                self.review_demand(*path);
             }
         }
         match goal.kind {

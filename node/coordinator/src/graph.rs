@@ -111,6 +111,9 @@ pub(crate) struct Path {
     pub(crate) rank: u32,
     /// Sessions that were told that it would be fetched.
     pub(crate) told_fetch: SessionSet,
+    /// Sessions that wanted it and were told that they cannot have it. What else was demanded for it
+    /// stays demanded: a command that keeps going builds all it can.
+    pub(crate) in_vain: SessionSet,
     /// What sessions want of it.
     pub(crate) goals: Vec<(Slot, GoalId)>,
     /// Builds on this node that wait for it to arrive.
@@ -141,6 +144,7 @@ impl Path {
             import: SessionSet::EMPTY,
             rank: 0,
             told_fetch: SessionSet::EMPTY,
+            in_vain: SessionSet::EMPTY,
             goals: Vec::new(),
             waiting_builds: Vec::new(),
             was_available: false,
@@ -257,8 +261,10 @@ pub(crate) struct Drv {
     pub(crate) consumer_edges: u32,
     /// Those of them whose reader is not settled.
     pub(crate) live_edges: u32,
-    /// All its outputs that anybody reads are available.
+    /// All its outputs that decide are available; see where it is settled.
     pub(crate) present: bool,
+    /// All its outputs that anybody reads are available: nothing speculative remains to be done.
+    pub(crate) read_present: bool,
     /// Present, or only read by what is: speculation has nothing to do here.
     pub(crate) settled: bool,
     /// Derivations on the longest way up to what is wanted.
@@ -403,6 +409,7 @@ impl Graph {
             consumer_edges: readers as u32,
             live_edges: 0,
             present: false,
+            read_present: false,
             settled: false,
             rank: 0,
             queued: None,

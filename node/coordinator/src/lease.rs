@@ -51,6 +51,11 @@ impl Lease {
         self.hedge = Hedge::Done;
     }
 
+    /// The second builder is not at it any more.
+    pub(crate) fn unhedged(&mut self) {
+        self.hedge = Hedge::No;
+    }
+
     /// When something has to be done about it next.
     fn due(&self) -> Time {
         let give_up = self.heard.after(limits::GIVE_UP_AFTER);
@@ -135,7 +140,10 @@ impl Coordinator {
     /// Builds whose builder is silent and for which a second one should start.
     pub(crate) fn to_be_hedged(&self) -> Vec<BuildId> {
         let due = self.attempts.iter().filter(|(build, attempt)| {
-            attempt.lease.wants_hedge() && attempt.stage != Stage::Dying && self.is_demanded(**build)
+            attempt.lease.wants_hedge()
+                && attempt.stage != Stage::Dying
+                && self.graph.drvs[attempt.drv].missing_inputs == 0
+                && self.is_demanded(**build)
         });
         due.map(|(build, _)| *build).collect()
     }

@@ -240,12 +240,17 @@ impl Coordinator {
         let Some(attempt) = self.attempts.get(&build) else {
             return;
         };
+        let mut any = false;
         for id in self.graph.drvs[attempt.drv].inputs.clone() {
             let path = &mut self.graph.paths[id];
             if paths.contains(&path.name) && path.own != Own::Here {
+                any = true;
                 path.fetch_tries = path.fetch_tries.saturating_add(1);
                 self.remove_sources(id, &|_| true);
             }
+        }
+        if let Some(attempt) = self.attempts.get_mut(&build) {
+            attempt.inputs_missing |= any;
         }
     }
 

@@ -124,7 +124,15 @@ impl Coordinator {
         let circumstances = self.circumstances(id, urgency);
         let job = self.job(id, urgency);
         if let Some((node, reason)) = placement::choose(self.config.cost, &job, &candidates, &circumstances) {
-            self.place(id, slot, Placement { node, reason });
+            self.place(
+                id,
+                slot,
+                Placement {
+                    node,
+                    reason,
+                    hedges: None,
+                },
+            );
             return true;
         }
         false
@@ -301,7 +309,15 @@ impl Coordinator {
             if let Some(attempt) = self.attempts.get_mut(&build) {
                 attempt.lease.hedged();
             }
-            self.place(id, payer, Placement { node, reason });
+            self.place(
+                id,
+                payer,
+                Placement {
+                    node,
+                    reason,
+                    hedges: Some(build),
+                },
+            );
         }
     }
 
@@ -362,66 +378,95 @@ impl Coordinator {
         self.settle();
     }
 
-    /// Stops speculation that has held a slot for too long that something demanded waits for.
+    /// Stops speculation that keeps something demanded waiting: at once where it has not started and
+    /// loses nothing, otherwise after a while.
     fn preempt(&mut self) {
-        let (mut speculative, mut preparing) = (Vec::new(), Vec::new());
-        let mut dying = 0;
-        for (build, attempt) in &self.attempts {
-            if attempt.node.is_some() {
-                continue;
-            }
-            if attempt.stage == Stage::Dying {
-                dying += 1;
-            } else if !self.is_demanded(*build) {
-                match attempt.stage {
-                    Stage::Preparing { .. } => preparing.push(*build),
-                    _ => speculative.push(*build),
-                }
-            }
-        }
-        let mut waiting = self.waiting_for_here().saturating_sub(dying);
-        // What has not started yet loses nothing.
-        for build in preparing.into_iter().take(waiting) {
+        let (preparing, running): (Vec<BuildId>, Vec<BuildId>) = self
+            .in_the_way()
+            .into_iter()
+            .partition(|build| self.is_preparing(*build));
+        for build in preparing {
             self.unplace(build, "something demanded needs its slot");
-            waiting -= 1;
         }
-        if speculative.is_empty() || waiting == 0 {
+        if running.is_empty() {
             self.queues.starved = None;
             return;
         }
         let since = *self.queues.starved.get_or_insert(self.now);
-        if since.after(limits::PREEMPT_AFTER) > self.now {
-            return;
-        }
-        self.queues.starved = None;
-        // The youngest has the least to lose.
-        for build in speculative.into_iter().rev().take(waiting) {
-            self.cancel(build, "something demanded needs its slot");
+        if since.after(limits::PREEMPT_AFTER) <= self.now {
+            self.queues.starved = None;
+            for build in running {
+                self.cancel(build, "something demanded needs its slot");
+            }
         }
     }
 
-    /// How many demanded derivations would be built here if there were slots.
-    fn waiting_for_here(&self) -> usize {
-        let mut waiting = 0;
-        for ((_, slot), lines) in self.queues.lines.range((Urgency::Demanded, Slot::FIRST)..) {
-            let Some(session) = self.sessions.get(*slot) else {
+    /// Speculative builds on this node that hold a slot, or a session's own share of the slots, that
+    /// something demanded waits for.
+    fn in_the_way(&self) -> Vec<BuildId> {
+        let mut speculative: Vec<(BuildId, Option<Slot>)> = Vec::new();
+        let mut dying: Vec<Option<Slot>> = Vec::new();
+        for (build, attempt) in self
+            .attempts
+            .iter()
+            .rev()
+            .filter(|(_, attempt)| attempt.node.is_none())
+        {
+            if attempt.stage == Stage::Dying {
+                dying.push(attempt.payer);
+            } else if !self.is_demanded(*build) {
+                speculative.push((*build, attempt.payer));
+            }
+        }
+        let mut chosen = Vec::new();
+        if speculative.is_empty() {
+            return chosen;
+        }
+        // What has not started has the least to lose, then the youngest.
+        speculative.sort_by_key(|(build, _)| !self.is_preparing(*build));
+        let mut waiting_for_slots = 0;
+        for (slot, waiting) in self.waiting_for_here() {
+            let Some(session) = self.sessions.get(slot) else {
                 continue;
             };
-            let mut most = 0;
+            let jobs = session.options.jobs.unwrap_or(u32::MAX);
+            let share = jobs.saturating_sub(session.placed_here) as usize;
+            waiting_for_slots += waiting.min(share);
+            let freed = dying.iter().filter(|payer| **payer == Some(slot)).count();
+            let mut own = waiting.saturating_sub(share.saturating_add(freed));
+            speculative.retain(|(build, payer)| {
+                let take = own > 0 && *payer == Some(slot);
+                if take {
+                    own -= 1;
+                    chosen.push(*build);
+                }
+                !take
+            });
+        }
+        if self.builders.free_here() == 0 {
+            let more = waiting_for_slots.saturating_sub(dying.len() + chosen.len());
+            chosen.extend(speculative.into_iter().map(|(build, _)| build).take(more));
+        }
+        chosen
+    }
+
+    /// How many demanded derivations of each session could be built here if there were slots.
+    fn waiting_for_here(&self) -> Vec<(Slot, usize)> {
+        let mut waiting: Vec<(Slot, usize)> = Vec::new();
+        for ((_, slot), lines) in self.queues.lines.range((Urgency::Demanded, Slot::FIRST)..) {
+            let mut ready = 0;
             for (requirement, line) in lines {
                 if self
                     .builders
                     .capable_here(self.graph.requirements.get(*requirement))
                 {
-                    let may = line
-                        .iter()
-                        .take(limits::LOOKED_AT)
-                        .filter(|(_, _, id)| self.may_build_here(*id));
-                    most += may.count();
+                    let may = line.iter().take(limits::LOOKED_AT);
+                    ready += may.filter(|(_, _, id)| self.may_build_here(*id)).count();
                 }
             }
-            let jobs = session.options.jobs.unwrap_or(u32::MAX);
-            waiting += most.min(jobs.saturating_sub(session.placed_here) as usize);
+            if self.session_builds_here(*slot) && ready > 0 {
+                waiting.push((*slot, ready));
+            }
         }
         waiting
     }

@@ -300,6 +300,7 @@ impl Coordinator {
         let demanded = path.demanded.remove(slot);
         path.import.remove(slot);
         path.told_fetch.remove(slot);
+        path.in_vain.remove(slot);
         if demanded {
             self.graph.touch_path(id);
         }

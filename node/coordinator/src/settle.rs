@@ -13,6 +13,7 @@ use crate::graph::{DrvId, Own, Path, PathId, Weighing};
 use crate::id::BuildId;
 use crate::limits;
 use crate::line::Queued;
+use crate::session::Sessions;
 use crate::session_set::{SessionSet, Slot};
 
 /// Which outputs decide whether a derivation is present.
@@ -104,6 +105,7 @@ impl Coordinator {
             for build in std::mem::take(&mut self.graph.paths[id].waiting_builds) {
                 self.unplace(build, "an input is not to be had any more");
             }
+            self.review_demand(id);
         }
     }
 
@@ -130,37 +132,65 @@ impl Coordinator {
 
     /// Outputs that decide whether a derivation is present: those that are demanded; where none is,
     /// those that anybody reads; where nobody reads any, all.
-    fn deciding_outputs(&self, id: DrvId) -> (impl Iterator<Item = &Path>, Deciding) {
-        let outputs = &self.graph.drvs[id].outputs;
-        let paths = || outputs.iter().map(|(_, output)| &self.graph.paths[*output]);
-        let deciding = if paths().any(|path| !path.demanded.is_empty()) {
+    fn deciding_outputs(&self, id: DrvId) -> (Deciding, impl Iterator<Item = &Path>) {
+        let demanded = |path: &&Path| Self::is_demanded_path(&self.sessions, path);
+        let deciding = if self.outputs(id).any(|path| demanded(&path)) {
             Deciding::Demanded
-        } else if paths().any(|path| !path.consumers.is_empty()) {
-            Deciding::Read
         } else {
-            Deciding::Any
+            self.read_outputs(id)
         };
-        let chosen = paths().filter(move |path| match deciding {
-            Deciding::Demanded => !path.demanded.is_empty(),
+        let chosen = self.outputs(id).filter(move |path| match deciding {
+            Deciding::Demanded => demanded(path),
             Deciding::Read => !path.consumers.is_empty(),
             Deciding::Any => true,
         });
-        (chosen, deciding)
+        (deciding, chosen)
+    }
+
+    fn outputs(&self, id: DrvId) -> impl Iterator<Item = &Path> {
+        self.graph.drvs[id]
+            .outputs
+            .iter()
+            .map(|(_, output)| &self.graph.paths[*output])
+    }
+
+    fn read_outputs(&self, id: DrvId) -> Deciding {
+        let read = self.outputs(id).any(|path| !path.consumers.is_empty());
+        if read { Deciding::Read } else { Deciding::Any }
+    }
+
+    /// Whether anybody who builds demands a path; who only plans does not.
+    fn is_demanded_path(sessions: &Sessions, path: &Path) -> bool {
+        !path
+            .demanded
+            .without(sessions.planning.without(path.import))
+            .is_empty()
     }
 
     /// All outputs that decide are to be had. Where nobody reads or wants any, one is enough: nobody
     /// would build a package for its manual.
     fn is_present(&self, id: DrvId) -> bool {
-        let (mut outputs, deciding) = self.deciding_outputs(id);
+        let (deciding, mut outputs) = self.deciding_outputs(id);
         match deciding {
             Deciding::Any => outputs.any(Path::available),
             Deciding::Demanded | Deciding::Read => outputs.all(Path::available),
         }
     }
 
+    /// All outputs that anybody reads are to be had.
+    fn is_read_present(&self, id: DrvId) -> bool {
+        match self.read_outputs(id) {
+            Deciding::Any => self.outputs(id).any(Path::available),
+            _ => self
+                .outputs(id)
+                .filter(|path| !path.consumers.is_empty())
+                .all(Path::available),
+        }
+    }
+
     /// It is known of all outputs that decide whether they can be had.
     fn is_known(&self, id: DrvId) -> bool {
-        self.deciding_outputs(id).0.all(Path::known)
+        self.deciding_outputs(id).1.all(Path::known)
     }
 
     /// Sessions for which a derivation must be built.
@@ -179,7 +209,7 @@ impl Coordinator {
     /// Sessions for which a derivation may be built before anybody is known to need it.
     fn speculated_by(&self, id: DrvId) -> SessionSet {
         let drv = &self.graph.drvs[id];
-        if drv.present || drv.pointless() {
+        if drv.present || drv.read_present || drv.pointless() {
             return SessionSet::EMPTY;
         }
         let done = drv.demanded.or(drv.failed).or(drv.blocked);
@@ -216,9 +246,10 @@ impl Coordinator {
             return;
         };
         drv.dirty = false;
-        let present = self.is_present(id);
+        let (present, read_present) = (self.is_present(id), self.is_read_present(id));
         let drv = &mut self.graph.drvs[id];
-        drv.present = present;
+        drv.read_present = read_present;
+        let arrived = !std::mem::replace(&mut drv.present, present) && present;
         let settled = present || drv.pointless();
         if std::mem::replace(&mut drv.settled, settled) != settled {
             for input in drv.inputs.clone() {
@@ -228,6 +259,18 @@ impl Coordinator {
                 let live = &mut self.graph.drvs[producer].live_edges;
                 *live = if settled { *live - 1 } else { *live + 1 };
                 self.graph.touch_drv(producer);
+            }
+        }
+        if arrived {
+            // Nobody needs it built any more, nor what only it needed. Who only plans still wants
+            // to know.
+            let drv = &mut self.graph.drvs[id];
+            drv.demanded = drv.demanded.and(self.sessions.planning).without(drv.import);
+            drv.import = SessionSet::EMPTY;
+            for input in self.graph.drvs[id].inputs.clone() {
+                if !self.graph.paths[input].available() {
+                    self.review_demand(input);
+                }
             }
         }
         self.settle_pending(id);
@@ -293,7 +336,14 @@ impl Coordinator {
         let (needed, speculated) = (self.needed_by(id), self.speculated_by(id));
         let wanted = !needed.or(speculated).is_empty();
         if !free || !wanted || !self.is_known(id) {
+            let interrupted = drv.missing_inputs > 0 && drv.tries > 0 && drv.attempts.is_empty();
             self.queues.set(&mut self.graph.drvs, id, None);
+            if interrupted {
+                // An input may have failed while it was being built with what its builder had of it.
+                for slot in needed.iter() {
+                    self.check_for_failures(slot, id);
+                }
+            }
             return;
         }
         self.note_vanished(id);

@@ -19,7 +19,7 @@ pub fn path(word: &str) -> StorePath {
     for (index, byte) in word.bytes().enumerate() {
         digest[index % 20] ^= byte.rotate_left(index as u32 / 20);
     }
-    StorePath::from_parts(digest, word).unwrap()
+    StorePath::from_parts(digest, word).expect("a valid name")
 }
 
 /// The `.drv` path of the derivation that makes `path(word)`.
@@ -292,7 +292,7 @@ impl Desk {
     pub fn command(&mut self, session: u64, options: SessionOptions, derivations: &[Derivation]) {
         self.open(session, options);
         self.instantiate(session, derivations);
-        let last = word_of(&derivations.last().unwrap().path);
+        let last = word_of(&derivations.last().expect("one at least").path);
         self.target(session, 0, &last);
         self.end_evaluation(session);
     }
@@ -421,7 +421,7 @@ impl Desk {
             _ => None,
         });
         reasons
-            .last()
+            .next_back()
             .unwrap_or_else(|| panic!("{session} was not told where {word} is built"))
     }
 

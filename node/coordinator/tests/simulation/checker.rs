@@ -60,6 +60,8 @@ struct Session {
     /// It has failed and is to stop.
     stopped: bool,
     failed: BTreeSet<StorePath>,
+    /// Derivations that it was told would not be built, because something they need failed.
+    blocked: BTreeSet<StorePath>,
     /// Derivations that were ever needed, as far as could be known then.
     ever_needed: BTreeSet<StorePath>,
     ended: Option<Outcome>,
@@ -105,9 +107,13 @@ pub struct Checker {
     weighing: BTreeMap<StorePath, u64>,
     peers: BTreeMap<NodeKey, tvix_node_coordinator::PeerOffer>,
     refused: BTreeSet<(StorePath, NodeKey)>,
+    /// Builds whose builder could not get their inputs.
+    excused: BTreeSet<BuildId>,
     unwell_here: BTreeMap<StorePath, u32>,
     starts: BTreeMap<StorePath, u32>,
     starved_since: Option<u64>,
+    /// Derivations whose builds start here in this step, or are about to be placed.
+    starting: Paths,
     now: u64,
 }
 
@@ -166,9 +172,11 @@ impl Checker {
             weighing: BTreeMap::new(),
             peers: BTreeMap::new(),
             refused: BTreeSet::new(),
+            excused: BTreeSet::new(),
             unwell_here: BTreeMap::new(),
             starts: BTreeMap::new(),
             starved_since: None,
+            starting: BTreeSet::new(),
             now: 0,
         }
     }
@@ -183,9 +191,17 @@ impl Checker {
             }
         }
         self.note_needs();
+        let starting = actions.iter().filter_map(|action| match action {
+            Action::BuildHere { derivation, .. } | Action::WeighInputs { derivation, .. } => {
+                Some(derivation.clone())
+            }
+            _ => None,
+        });
+        self.starting = starting.collect();
         for action in actions {
             self.check_action(action);
         }
+        self.starting.clear();
         self.note_needs();
         self.check_starvation();
         self.forget();
@@ -206,6 +222,14 @@ impl Checker {
                 .flat_map(|goal| goal.outputs.clone()),
         );
         self.known.retain(|path, _| named.contains(path));
+        let jobs = &self.jobs;
+        let still = |build: &Build| {
+            jobs[&build.derivation]
+                .outputs
+                .values()
+                .any(|path| named.contains(path))
+        };
+        self.forgotten.retain(|_, build| still(build));
     }
 
     fn path(&mut self, path: &StorePath) -> &mut Known {
@@ -246,6 +270,7 @@ impl Checker {
                     interrupted: false,
                     stopped: false,
                     failed: BTreeSet::new(),
+                    blocked: BTreeSet::new(),
                     ever_needed: BTreeSet::new(),
                     ended: None,
                 };
@@ -366,7 +391,10 @@ impl Checker {
                     build.heard = now;
                 }
             }
-            Event::InputsMissing { paths, .. } => {
+            Event::InputsMissing { paths, build } => {
+                if self.builds.contains_key(build) {
+                    self.excused.insert(*build);
+                }
                 for path in paths {
                     self.path(path).failed_fetches += 1;
                 }
@@ -394,6 +422,9 @@ impl Checker {
             Event::BuildFailed { build, failure } => {
                 self.forgotten.remove(build);
                 if let Some(over) = self.builds.remove(build) {
+                    if self.excused.contains(build) {
+                        return;
+                    }
                     match (over.node, failure.kind) {
                         (Some(node), FailureKind::Refused | FailureKind::Transient) => {
                             self.refused.insert((over.derivation, node));
@@ -478,7 +509,7 @@ impl Checker {
             let Some(maker) = self.maker.get(path) else {
                 continue;
             };
-            if needed.insert(maker.clone()) {
+            if needed.insert(maker.clone()) && !session.failed.contains(maker) {
                 for input in &self.jobs[maker].inputs {
                     if seen.insert(input) {
                         paths.push(input);
@@ -538,6 +569,17 @@ impl Checker {
                     session.ever_needed.insert(derivation.clone());
                 }
                 session.stopped |= *demanded && !session.options.keep_going;
+            }
+            EventKind::DependencyFailed { derivation, because } => {
+                assert!(
+                    session.failed.contains(because),
+                    "{now}: {because} has not failed for {id}"
+                );
+                assert!(
+                    self.is_hopeless(session, derivation),
+                    "{now}: {derivation} does not need {because}"
+                );
+                self.session(id).blocked.insert(derivation.clone());
             }
             EventKind::TargetFailed { error, target, .. } => {
                 let session = self.session(id);
@@ -612,7 +654,8 @@ impl Checker {
                 );
             }
         }
-        if session.options.keep_going && outcome != Outcome::Interrupted {
+        let builds = session.options.mode == SessionMode::Build;
+        if builds && session.options.keep_going && outcome != Outcome::Interrupted {
             for derivation in self.needs(session, false) {
                 let hopeless = self.is_hopeless(session, &derivation);
                 assert!(hopeless, "{now}: {id} ends and {derivation} was not tried");
@@ -624,6 +667,7 @@ impl Checker {
     /// It failed, or something it needs did.
     fn is_hopeless(&self, session: &Session, derivation: &StorePath) -> bool {
         session.failed.contains(derivation)
+            || session.blocked.contains(derivation)
             || self.jobs[derivation].inputs.iter().any(|input| {
                 !self.is_available(input)
                     && self
@@ -854,7 +898,7 @@ impl Checker {
                 && session.options.cores == cores
                 && session.known.contains(derivation)
                 && !session.failed.contains(derivation)
-                && (session.ever_needed.contains(derivation)
+                && (self.needs(session, true).contains(derivation)
                     || (!demanded && session.evaluating && session.options.mode == SessionMode::Build))
         });
         assert!(wanting.count() > 0, "{now}: {derivation} is built for nobody");
@@ -934,6 +978,7 @@ impl Checker {
                 let weighed = weighing.is_none_or(|since| self.now >= since + 250);
                 let ready = job.inputs.iter().all(|input| self.is_available(input))
                     && job.outputs.values().all(|output| self.is_answered(output))
+                    && !self.starting.contains(&derivation)
                     && !self.builds.values().any(|build| build.derivation == derivation);
                 let well = self.unwell_here.get(&derivation).copied().unwrap_or(0) == 0
                     && self.starts.get(&derivation).copied().unwrap_or(0) < u32::from(limits::TRIES)

@@ -173,19 +173,20 @@ impl Scenario {
         chosen
     }
 
+    /// A path and all it refers to, what is referred to first.
     pub fn closure(&self, path: &StorePath) -> Vec<StorePath> {
-        let mut found = vec![path.clone()];
-        let mut seen = BTreeSet::from([path.clone()]);
-        let mut next = 0;
-        while let Some(path) = found.get(next).cloned() {
-            next += 1;
-            for reference in self.references.get(&path).into_iter().flatten() {
-                if seen.insert(reference.clone()) {
-                    found.push(reference.clone());
-                }
+        let mut closure = vec![];
+        self.add_closure(path, &mut BTreeSet::new(), &mut closure);
+        closure
+    }
+
+    fn add_closure(&self, path: &StorePath, seen: &mut BTreeSet<StorePath>, closure: &mut Vec<StorePath>) {
+        if seen.insert(path.clone()) {
+            for reference in self.references.get(path).into_iter().flatten() {
+                self.add_closure(reference, seen, closure);
             }
+            closure.push(path.clone());
         }
-        found
     }
 
     fn machine(&self, rng: &mut Rng, number: usize) -> Machine {

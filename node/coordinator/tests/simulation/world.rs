@@ -592,9 +592,7 @@ impl World {
             });
             return;
         };
-        // What is referred to goes first, so that the store never holds what it cannot use.
-        let mut closure = self.scenario.closure(&path);
-        closure.reverse();
+        let closure = self.scenario.closure(&path);
         for part in closure {
             if self.own.insert(part.clone()) || part == path {
                 let from = source.clone();
