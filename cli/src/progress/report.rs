@@ -100,7 +100,7 @@ pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
             ]
         }
         EventKind::TargetFailed { target, name, error } => {
-            let why = match state.culprit(*target) {
+            let why = match state.culprit(*target, error) {
                 Some((derivation, culprit)) if derivation == culprit => return Vec::new(),
                 Some((_, culprit)) => format!("{} failed", called(culprit)),
                 None => error.clone(),

@@ -172,4 +172,12 @@ fn a_target_that_cannot_be_had_names_the_build_that_failed() {
     assert_eq!(shown(1, "env"), ["error: env cannot be had: hello-2.10 failed"]);
     assert_eq!(shown(3, "top"), ["error: top cannot be had: hello-2.10 failed"]);
     assert_eq!(shown(2, "other"), ["error: other cannot be had: a long story"]);
+    let error = format!("{} could not be built: a long story", drv("hello-2.10"));
+    let told = event(EventKind::TargetFailed {
+        target: 2,
+        name: "other".to_owned(),
+        error,
+    });
+    let told: Vec<String> = lines(&state, &told, LIVE).iter().map(Line::text).collect();
+    assert_eq!(told, ["error: other cannot be had: hello-2.10 failed"]);
 }

@@ -13,6 +13,8 @@ use super::line::Line;
 pub struct Screen {
     /// Columns of each live line.
     drawn: Vec<usize>,
+    /// Columns of the terminal when they were drawn.
+    columns: usize,
 }
 
 impl Screen {
@@ -29,7 +31,13 @@ impl Screen {
             // Writing to a string does not fail.
             let _ = write!(bytes, "\x1b[{rows}A");
         }
-        // Lines are written over, not cleared first: nothing flickers.
+        if size.columns != self.columns {
+            // Terminals remember which rows they wrapped, and some (tmux) forget it only where a row is
+            // cleared; the next change would move the cursor to another place than is assumed here.
+            bytes.push_str("\x1b[J");
+            self.columns = size.columns;
+        }
+        // Else lines are written over, not cleared first: nothing flickers.
         for line in stay.iter().chain(frame) {
             bytes.push_str(&line.render(colours));
             bytes.push_str("\x1b[K\r\n");

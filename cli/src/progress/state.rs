@@ -106,19 +106,24 @@ impl State {
         count as u64
     }
 
-    /// The build that keeps a target from being had, where one does; its own derivation perhaps.
-    pub fn culprit(&self, target: u64) -> Option<(&StorePath, &StorePath)> {
+    /// The failed build that keeps a target from being had, where one does: the target's derivation and
+    /// that of the build, which may be the same. `error` is what the node says of the target.
+    pub fn culprit(&self, target: u64, error: &str) -> Option<(&StorePath, &StorePath)> {
         let derivation = self.targets.get(&target)?;
         let mut culprit = derivation;
         // Each step goes from what cannot be built to what keeps it from being built.
         for _ in 0..self.failed.len() {
-            let because = self.failed.get(culprit)?;
-            if because == culprit {
-                return Some((derivation, culprit));
+            match self.failed.get(culprit) {
+                Some(because) if because == culprit => return Some((derivation, culprit)),
+                Some(because) => culprit = because,
+                None => break,
             }
-            culprit = because;
         }
-        None
+        // A session that ends at once is not told what all became impossible.
+        let named = |failed: &&StorePath| {
+            self.failed.get(*failed) == Some(*failed) && error.contains(&failed.to_absolute_path())
+        };
+        self.failed.keys().find(named).map(|failed| (derivation, failed))
     }
 
     /// Takes in what happened, at `now`.
