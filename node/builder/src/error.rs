@@ -77,6 +77,9 @@ pub enum Refused {
     /// A builder inside of Nix that does not exist here.
     #[error("the builder 'builtin:{0}' is not supported")]
     Builtin(String),
+    /// It needs the network, which is switched off.
+    #[error("'builtin:fetchurl' needs the network, but this node gives builds none")]
+    NoNetwork,
     /// An attribute that the builder must understand cannot be understood.
     #[error("the attribute '{name}' cannot be used: {reason}")]
     Attribute {
@@ -134,6 +137,14 @@ pub enum Cause {
     /// The sandbox could not be set up: the machine's fault, not the derivation's.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// What `builtin:fetchurl` wants cannot be had.
+    #[error("'{url}' cannot be fetched: {reason}")]
+    Fetch {
+        /// What was wanted.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
     /// The builder program could not be started.
     #[error("the builder '{builder}' could not be executed: {source}{hint}")]
     Execute {
@@ -220,6 +231,7 @@ impl Cause {
             Self::SlotTaken(_)
             | Self::Sandbox(_)
             | Self::Input { .. }
+            | Self::Fetch { .. }
             | Self::Scratch { .. }
             | Self::HelperDied(_)
             | Self::Cancelled => true,

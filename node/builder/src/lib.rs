@@ -41,6 +41,7 @@ mod config;
 mod diagnosis;
 mod environment;
 mod error;
+mod fetch;
 mod helper;
 pub mod limits;
 mod log;

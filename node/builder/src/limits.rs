@@ -52,3 +52,18 @@ pub const CONNECT_TIME: Duration = Duration::from_secs(30);
 
 /// Addresses of one name that are tried.
 pub const CONNECT_TRIES: usize = 8;
+
+/// Bytes that `builtin:fetchurl` fetches and unpacks at most: far more than any source has.
+pub const FETCH_BYTES: u64 = 64 << 30;
+
+/// How often a fetch is tried where trying again may help, as in Nix (`download-attempts`).
+pub const FETCH_TRIES: u32 = 5;
+
+/// How long the second try waits; each further one twice as long.
+pub const FETCH_WAIT: Duration = Duration::from_millis(250);
+
+/// How often an address may refer to another one.
+pub const REDIRECTS: usize = 10;
+
+/// How long a server may take from the connection to the head of its answer.
+pub const ANSWER_TIME: Duration = Duration::from_secs(120);

@@ -44,10 +44,7 @@ impl DerivationOptions {
     /// # Errors
     /// [`Refused::Attribute`] for one that does not have the form that Nix wants.
     pub fn read(derivation: &Derivation) -> Result<Self, Refused> {
-        let source = match derivation.structured_attrs() {
-            Some(attrs) => Source::Structured(attrs),
-            None => Source::Environment(derivation),
-        };
+        let source = Source::of(derivation);
         Ok(Self {
             pass_as_file: match source {
                 Source::Environment(_) => source.strings("passAsFile")?,
@@ -74,6 +71,32 @@ pub(crate) enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
+    pub(crate) fn of(derivation: &'a Derivation) -> Self {
+        match derivation.structured_attrs() {
+            Some(attrs) => Self::Structured(attrs),
+            None => Self::Environment(derivation),
+        }
+    }
+
+    pub(crate) fn string(self, name: &str) -> Result<Option<String>, Refused> {
+        match self {
+            Self::Environment(derivation) => match derivation.environment().get(name) {
+                None => Ok(None),
+                Some(value) => match std::str::from_utf8(value) {
+                    Ok(value) => Ok(Some(value.to_owned())),
+                    Err(_) => Err(unusable(name, "it is not UTF-8")),
+                },
+            },
+            Self::Structured(attrs) => match attrs.get(name) {
+                None => Ok(None),
+                Some(Value::String(value)) => Ok(Some(value.clone())),
+                // As they are in an environment.
+                Some(Value::Bool(value)) => Ok(Some(if *value { "1" } else { "" }.to_owned())),
+                Some(_) => Err(unusable(name, "it is not a string")),
+            },
+        }
+    }
+
     fn boolean(self, name: &str, default: bool) -> Result<bool, Refused> {
         match self {
             Self::Environment(derivation) => Ok(derivation

@@ -14,13 +14,12 @@ use crate::scratch::Scratch;
 const FULL_DISK_BYTES: u64 = 8 << 20;
 
 /// Finds every output, and refuses what Nix refuses: other kinds of files, what others could have
-/// written to, and what the build does not own.
+/// written to, and what `owner` does not own.
 pub(crate) fn check(
     scratch: &Scratch,
     outputs: &BTreeMap<String, StorePath>,
-    host_id: Option<u32>,
+    owner: u32,
 ) -> Result<BTreeMap<String, PathBuf>, Cause> {
-    let owner = host_id.unwrap_or_else(|| rustix::process::geteuid().as_raw());
     outputs
         .iter()
         .map(|(name, path)| {

@@ -7,10 +7,11 @@ use tvix_node_protocol::nix::hash::CAHash;
 
 use crate::config::Config;
 use crate::error::Refused;
+use crate::fetch::Fetch;
 use crate::options::DerivationOptions;
 
 /// Builders inside of Nix that exist here as well.
-pub(crate) const BUILTINS: &[&str] = &[];
+const BUILTINS: &[&str] = &["fetchurl"];
 
 /// Checks that a derivation can be built with this configuration, and reads its options.
 ///
@@ -83,11 +84,13 @@ fn check_output(name: &str, output: &Output) -> Result<(), Refused> {
 
 fn check_system(config: &Config, derivation: &Derivation) -> Result<(), Refused> {
     if let Some(builtin) = derivation.builder().strip_prefix("builtin:") {
-        return if BUILTINS.contains(&builtin) {
-            Ok(())
-        } else {
-            Err(Refused::Builtin(builtin.to_owned()))
-        };
+        if !BUILTINS.contains(&builtin) {
+            return Err(Refused::Builtin(builtin.to_owned()));
+        }
+        if config.network.is_none() {
+            return Err(Refused::NoNetwork);
+        }
+        return Fetch::read(derivation).map(drop);
     }
     if config.systems.contains(derivation.system()) {
         return Ok(());

@@ -19,7 +19,8 @@ use crate::build_spec::{BuildEvent, BuildSpec, Built, Timings};
 use crate::config::Config;
 use crate::diagnosis::{SandboxError, explain_execution};
 use crate::environment::{self, Given};
-use crate::error::{BuildError, Cause};
+use crate::error::{BuildError, Cause, Refused};
+use crate::fetch::Fetch;
 use crate::helper::{Control, HelperProcess};
 use crate::limits::LOG_READ_BYTES;
 use crate::log::Log;
@@ -108,6 +109,9 @@ async fn attempt(
     let began = Instant::now();
     let options = refusal::check(config, &spec.derivation)?;
     let paths = environment::output_paths(&spec.derivation)?;
+    if spec.derivation.builder().starts_with(BUILTIN) {
+        return builtin(config, spec, events, cancel, folder, &paths).await;
+    }
     let given = environment::given(spec, &options, &paths, config.network.is_some())?;
     let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
     let order = order(config, spec, given, &paths, scratch)?;
@@ -157,7 +161,8 @@ async fn attempt(
             });
         }
     }
-    let outputs = outputs::check(scratch, &paths, order_host_id(config, spec))?;
+    let owner = order_host_id(config, spec).unwrap_or_else(own_id);
+    let outputs = outputs::check(scratch, &paths, owner)?;
     let run = started.elapsed();
     let timings = Timings {
         setup: started - began,
@@ -167,6 +172,47 @@ async fn attempt(
         peak_memory: usage.peak_memory,
     };
     Ok((outputs, timings))
+}
+
+/// How the builders begin that are no programs.
+const BUILTIN: &str = "builtin:";
+
+/// Runs such a builder, bounded and cancelled like any other.
+async fn builtin(
+    config: &Config,
+    spec: &BuildSpec,
+    events: &mpsc::Sender<BuildEvent>,
+    cancel: &CancellationToken,
+    folder: &mut Option<Scratch>,
+    paths: &BTreeMap<String, StorePath>,
+) -> Result<(Outputs, Timings), Cause> {
+    let began = Instant::now();
+    let fetch = Fetch::read(&spec.derivation)?;
+    let scratch = &*folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
+    let Some(output) = paths.get("out") else {
+        return Err(Refused::Builtin("fetchurl without the output 'out'".to_owned()).into());
+    };
+    let watch = Watch {
+        began,
+        last_output: AtomicU64::new(0),
+        limits: BuildLimits {
+            silence: None,
+            ..spec.limits
+        },
+    };
+    tell(events, BuildEvent::Started).await;
+    let say = |line: String| tell(events, BuildEvent::Log(line.into_bytes()));
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => return Err(Cause::Cancelled),
+        cause = watch.limits() => return Err(cause),
+        fetched = fetch.run(config, scratch, output, spec.limits.disk, say) => fetched?,
+    }
+    let timings = Timings {
+        run: began.elapsed(),
+        ..Timings::default()
+    };
+    Ok((outputs::check(scratch, paths, own_id())?, timings))
 }
 
 /// What the helper reported, all in all.
@@ -368,6 +414,11 @@ pub(crate) fn order_host_id(config: &Config, spec: &BuildSpec) -> Option<u32> {
     rustix::process::geteuid()
         .is_root()
         .then(|| config.first_build_user.saturating_add(spec.slot))
+}
+
+/// The node's own uid.
+fn own_id() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 fn order(

@@ -8,7 +8,7 @@
 //! What cannot speak to an HTTP proxy (git over ssh, FTP, rsync, name servers) does not get out.
 
 pub(crate) mod address;
-mod dial;
+pub(crate) mod dial;
 mod request;
 
 use std::sync::Arc;
@@ -37,10 +37,12 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     })
 }
 
-/// Serves a build until dropped; then all of its connections are gone. `tell` hears of what is denied.
-pub(crate) async fn serve<F>(listener: TcpListener, allowed: Arc<[AddressRange]>, tell: impl Fn(String) -> F)
+/// Serves a build until dropped; then all of its connections are gone. `tell` hears of what is denied
+/// before the build does.
+pub(crate) async fn serve<T, F>(listener: TcpListener, allowed: Arc<[AddressRange]>, tell: T)
 where
-    F: Future<Output = ()>,
+    T: Fn(String) -> F + Clone + Send + 'static,
+    F: Future<Output = ()> + Send,
 {
     let slots = Arc::new(Semaphore::new(PROXY_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -52,25 +54,24 @@ where
                 (slot, listener.accept().await)
             } => {
                 if let (Ok(slot), Ok((client, _))) = accepted {
-                    let allowed = allowed.clone();
+                    let (allowed, tell) = (allowed.clone(), tell.clone());
                     connections.spawn(async move {
-                        let denied = connection(client, &allowed).await;
+                        connection(client, &allowed, tell).await;
                         drop(slot);
-                        denied
                     });
                 }
             }
-            Some(ended) = connections.join_next() => {
-                if let Ok(Some(denied)) = ended {
-                    tell(denied).await;
-                }
-            }
+            Some(_ended) = connections.join_next() => {}
         }
     }
 }
 
-/// Serves one connection. Gives a sentence where it was denied.
-async fn connection(mut client: TcpStream, allowed: &[AddressRange]) -> Option<String> {
+/// Serves one connection.
+async fn connection<F: Future<Output = ()>>(
+    mut client: TcpStream,
+    allowed: &[AddressRange],
+    tell: impl Fn(String) -> F,
+) {
     let mut read = Vec::new();
     let asked = loop {
         match head_end(&read) {
@@ -83,16 +84,13 @@ async fn connection(mut client: TcpStream, allowed: &[AddressRange]) -> Option<S
         }
         match client.read_buf(&mut read).await {
             // It went away again.
-            Ok(0) | Err(_) => return None,
+            Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
     };
     let (request, body) = match asked {
         Ok(asked) => asked,
-        Err(unserved) => {
-            refuse(client, &unserved).await;
-            return None;
-        }
+        Err(unserved) => return refuse(client, &unserved).await,
     };
     let (Request::Tunnel { host, port } | Request::Forward { host, port, .. }) = &request;
     let mut server = match dial(host, *port, allowed).await {
@@ -105,15 +103,10 @@ async fn connection(mut client: TcpStream, allowed: &[AddressRange]) -> Option<S
                 "502 Bad Gateway"
             };
             let reason = error.to_string();
-            refuse(
-                client,
-                &Unserved {
-                    status,
-                    reason: reason.clone(),
-                },
-            )
-            .await;
-            return denied.then_some(reason);
+            if denied {
+                tell(reason.clone()).await;
+            }
+            return refuse(client, &Unserved { status, reason }).await;
         }
     };
     let relay = async {
@@ -130,7 +123,6 @@ async fn connection(mut client: TcpStream, allowed: &[AddressRange]) -> Option<S
     };
     // However it ended: both sides have seen as much of it as there was.
     let _ended = relay.await;
-    None
 }
 
 async fn refuse(mut client: TcpStream, unserved: &Unserved) {

@@ -24,30 +24,27 @@ async fn ask(allowed: &[&str], request: String) -> (String, Vec<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let allowed = allowed.iter().map(|range| range.parse().unwrap()).collect();
-    let told = Mutex::new(Vec::new());
-    let (heard, mut hear) = tokio::sync::mpsc::unbounded_channel();
-    let proxy = serve(listener, allowed, |denied| {
-        told.lock().unwrap().push(denied);
-        heard.send(()).unwrap();
-        async {}
-    });
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = {
+        let told = told.clone();
+        move |denied| {
+            told.lock().unwrap().push(denied);
+            async {}
+        }
+    };
     let client = async {
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
-        drop(client);
-        let answer = String::from_utf8(answer).unwrap();
-        if answer.contains("403") {
-            hear.recv().await.unwrap();
-        }
-        answer
+        String::from_utf8(answer).unwrap()
     };
     let answer = tokio::select! {
-        () = proxy => unreachable!("it serves for ever"),
+        () = serve(listener, allowed, tell) => unreachable!("it serves for ever"),
         answer = client => answer,
     };
-    (answer, told.into_inner().unwrap())
+    let told = told.lock().unwrap().clone();
+    (answer, told)
 }
 
 #[tokio::test]

@@ -203,15 +203,17 @@ async fn a_fork_bomb_ends_in_its_sandbox() {
     let Some(stage) = Stage::new().await else { return };
     let mut asked = spec(fields(&["fork-bomb"]));
     asked.processes = 50;
-    let played = stage.play(asked).await;
-    if played.log.iter().any(|line| line.contains("DONE")) {
-        let release = rustix::system::uname();
-        println!(
-            "SKIPPED: a limit on processes, because kernel {:?} counts them per user",
-            release.release()
-        );
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let numbers: Vec<u32> = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse().ok())
+        .collect();
+    if numbers < vec![5, 14] && !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: a limit on processes, because kernel {release} counts them per user");
         return;
     }
+    let played = stage.play(asked).await;
     assert_eq!(played.log, ["processes 50: operation would block"]);
     assert!(stage.leftovers().is_empty());
 }

@@ -1,0 +1,220 @@
+//! A client of HTTP and HTTPS that connects only where builds may.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{HOST, LOCATION, USER_AGENT};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use url::Url;
+
+use super::{failed, fetch_failed};
+use crate::config::Config;
+use crate::diagnosis::SandboxError;
+use crate::error::Cause;
+use crate::limits::{ANSWER_TIME, FETCH_TRIES, FETCH_WAIT, REDIRECTS};
+use crate::proxy::address::AddressRange;
+use crate::proxy::dial::{DialError, dial};
+
+/// Fetches what builds may reach.
+pub(super) struct Client {
+    tls: TlsConnector,
+    allowed: Arc<[AddressRange]>,
+}
+
+/// Why a try came to nothing.
+enum Failure {
+    /// Trying again may help.
+    Passing(String),
+    /// It does not.
+    Lasting(Cause),
+}
+
+/// An answer whose connection is alive as long as it is.
+struct Answer {
+    response: Response<Incoming>,
+    _connection: JoinSet<()>,
+}
+
+impl Client {
+    pub(super) fn new(config: &Config) -> Result<Self, Cause> {
+        let mut roots = RootCertStore::empty();
+        match &config.ca_certificates {
+            Some(path) => {
+                let certificates = CertificateDer::pem_file_iter(path)
+                    .map_err(|error| unreadable(path, error.to_string()))?
+                    // Bundles of the system have oddities now and then; the others still count.
+                    .filter_map(Result::ok);
+                roots.add_parsable_certificates(certificates);
+            }
+            None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| SandboxError::new("setting up TLS", std::io::Error::other(error)))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let network = config.network.iter();
+        Ok(Self {
+            tls: TlsConnector::from(Arc::new(tls)),
+            allowed: network
+                .flat_map(|network| network.allowed.iter().copied())
+                .collect(),
+        })
+    }
+
+    /// Fetches a file of at most `most` bytes, and tries again where that may help.
+    pub(super) async fn download<F: Future<Output = ()>>(
+        &self,
+        url: &Url,
+        target: &Path,
+        most: u64,
+        tell: &impl Fn(String) -> F,
+    ) -> Result<(), Cause> {
+        let mut wait = FETCH_WAIT;
+        for left in (0..FETCH_TRIES).rev() {
+            let reason = match self.try_download(url, target, most).await {
+                Ok(()) => return Ok(()),
+                Err(Failure::Lasting(cause)) => return Err(cause),
+                Err(Failure::Passing(reason)) if left == 0 => return Err(fetch_failed(url, reason)),
+                Err(Failure::Passing(reason)) => reason,
+            };
+            tell(format!(
+                "'{url}': {reason}; trying again in {} ms",
+                wait.as_millis()
+            ))
+            .await;
+            sleep(wait).await;
+            wait *= 2;
+        }
+        Err(fetch_failed(url, "it was never tried".to_owned()))
+    }
+
+    async fn try_download(&self, url: &Url, target: &Path, most: u64) -> Result<(), Failure> {
+        let lasting = |cause: Cause| Failure::Lasting(cause);
+        let mut answer = self.follow(url).await?;
+        let status = answer.response.status();
+        if status != StatusCode::OK {
+            let reason = format!("the server answered {status}");
+            let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+            return Err(match may_pass {
+                true => Failure::Passing(reason),
+                false => lasting(fetch_failed(url, reason)),
+            });
+        }
+        let mut file =
+            std::fs::File::create(target).map_err(|error| lasting(failed(target, "created")(error)))?;
+        let mut written = 0u64;
+        while let Some(frame) = answer.response.body_mut().frame().await {
+            let frame =
+                frame.map_err(|error| Failure::Passing(format!("the transfer broke off: {error}")))?;
+            if let Some(data) = frame.data_ref() {
+                written += data.len() as u64;
+                if written > most {
+                    return Err(lasting(Cause::DiskTooLarge(most)));
+                }
+                file.write_all(data)
+                    .map_err(|error| lasting(failed(target, "written")(error)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for a resource, wherever it has moved to.
+    async fn follow(&self, url: &Url) -> Result<Answer, Failure> {
+        let mut at = url.clone();
+        for _ in 0..=REDIRECTS {
+            let answer = match timeout(ANSWER_TIME, self.ask(&at)).await {
+                Ok(answer) => answer?,
+                Err(_) => return Err(Failure::Passing(format!("'{at}' does not answer"))),
+            };
+            let next = match answer.response.status() {
+                StatusCode::MOVED_PERMANENTLY
+                | StatusCode::FOUND
+                | StatusCode::SEE_OTHER
+                | StatusCode::TEMPORARY_REDIRECT
+                | StatusCode::PERMANENT_REDIRECT => answer.response.headers().get(LOCATION),
+                _ => None,
+            };
+            let Some(next) = next else { return Ok(answer) };
+            let next = next.to_str().ok().and_then(|next| at.join(next).ok());
+            at = match next {
+                Some(next) if matches!(next.scheme(), "http" | "https") && next.host().is_some() => next,
+                _ => {
+                    let reason = format!("'{at}' redirects to something that is not http or https");
+                    return Err(Failure::Lasting(fetch_failed(url, reason)));
+                }
+            };
+        }
+        let reason = format!("it redirects more than {REDIRECTS} times");
+        Err(Failure::Lasting(fetch_failed(url, reason)))
+    }
+
+    async fn ask(&self, url: &Url) -> Result<Answer, Failure> {
+        let wrong = |reason: String| Failure::Lasting(fetch_failed(url, reason));
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err(wrong("it has no host".to_owned()));
+        };
+        // As names of hosts IPv6 addresses have no brackets.
+        let name = host.trim_start_matches('[').trim_end_matches(']');
+        let stream = dial(name, port, &self.allowed)
+            .await
+            .map_err(|error| match error {
+                DialError::Denied { .. } => wrong(error.to_string()),
+                DialError::Resolve { .. } | DialError::Connect { .. } => Failure::Passing(error.to_string()),
+            })?;
+        if url.scheme() == "http" {
+            return self.send(url, stream).await;
+        }
+        let server = ServerName::try_from(name.to_owned()).map_err(|error| wrong(error.to_string()))?;
+        let secured = self.tls.connect(server, stream).await;
+        let stream = secured.map_err(|error| wrong(format!("no secure connection to {host}: {error}")))?;
+        self.send(url, stream).await
+    }
+
+    async fn send<S>(&self, url: &Url, stream: S) -> Result<Answer, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let passing = |error: hyper::Error| Failure::Passing(error.to_string());
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(passing)?;
+        let mut running = JoinSet::new();
+        running.spawn(async move {
+            // What ends it early ends the transfer, which says so.
+            let _ended = connection.await;
+        });
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let resource = &url[url::Position::BeforePath..url::Position::AfterQuery];
+        let request = Request::get(resource)
+            .header(HOST, format!("{}{port}", url.host_str().unwrap_or_default()))
+            .header(USER_AGENT, concat!("tvix-node/", env!("CARGO_PKG_VERSION")))
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| Failure::Lasting(fetch_failed(url, error.to_string())))?;
+        let response = sender.send_request(request).await.map_err(passing)?;
+        Ok(Answer {
+            response,
+            _connection: running,
+        })
+    }
+}
+
+fn unreadable(path: &Path, error: String) -> Cause {
+    SandboxError::new(
+        format!("reading certificates from '{}'", path.display()),
+        std::io::Error::other(error),
+    )
+    .into()
+}

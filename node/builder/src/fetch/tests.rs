@@ -1,0 +1,320 @@
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Mutex;
+
+use tvix_node_protocol::nix::derivation::{DerivationFields, OutputKind};
+use tvix_node_protocol::nix::hash::{CAHash, NixHash};
+
+use super::*;
+use crate::config::{Helper, Network};
+
+/// A server that answers each resource with the answers given for it, in turn, the last one for ever.
+fn server(answers: &[(&str, &[&[u8]])]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let mut answers: BTreeMap<String, Vec<Vec<u8>>> = answers
+        .iter()
+        .map(|(resource, answers)| {
+            let answers = answers.iter().rev().map(|answer| answer.to_vec()).collect();
+            ((*resource).to_owned(), answers)
+        })
+        .collect();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            let request = String::from_utf8(request).unwrap();
+            let resource = request.split(' ').nth(1).unwrap();
+            let answers = answers.get_mut(resource).unwrap_or_else(|| panic!("{resource}"));
+            let answer = if answers.len() > 1 {
+                answers.pop().unwrap()
+            } else {
+                answers[0].clone()
+            };
+            stream.write_all(&answer).unwrap();
+        }
+    });
+    base
+}
+
+fn ok(body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+fn derivation(variables: &[(&str, &str)], fixed: bool) -> Derivation {
+    let output = match fixed {
+        true => OutputKind::Fixed(CAHash::Flat(NixHash::Sha256([1; 32]))),
+        false => OutputKind::InputAddressed,
+    };
+    let fields = DerivationFields {
+        name: "x".to_owned(),
+        outputs: BTreeMap::from([("out".to_owned(), output)]),
+        input_derivations: BTreeMap::new(),
+        input_sources: std::collections::BTreeSet::new(),
+        system: b"builtin".to_vec(),
+        builder: b"builtin:fetchurl".to_vec(),
+        arguments: Vec::new(),
+        environment: variables
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect(),
+    };
+    let made = fields.instantiate(|_| None).unwrap();
+    Derivation::from_aterm_bytes(&made.aterm, "x").unwrap()
+}
+
+struct Fetched {
+    result: Result<(), Cause>,
+    target: PathBuf,
+    told: Vec<String>,
+    _scratch: Scratch,
+    _place: tempfile::TempDir,
+}
+
+async fn fetch(variables: &[(&str, &str)], allowed: &[&str], most: Option<u64>) -> Fetched {
+    let place = tempfile::tempdir().unwrap();
+    let mut config = Config::new(place.path(), Helper::this_program());
+    let allowed = allowed.iter().map(|range| range.parse().unwrap()).collect();
+    config.network = Some(Network { allowed });
+    config.ca_certificates = None;
+    let path = StorePath::from_parts([1; 20], "x").unwrap();
+    let scratch = Scratch::create(place.path(), &path).unwrap();
+    let told = Mutex::new(Vec::new());
+    let tell = |line| {
+        told.lock().unwrap().push(line);
+        async {}
+    };
+    let fetch = Fetch::read(&derivation(variables, true)).unwrap();
+    let result = fetch.run(&config, &scratch, &path, most, tell).await;
+    Fetched {
+        result,
+        target: scratch.output(&path),
+        told: told.into_inner().unwrap(),
+        _scratch: scratch,
+        _place: place,
+    }
+}
+
+const HERE: &[&str] = &["127.0.0.1"];
+
+#[tokio::test]
+async fn a_file_is_fetched_wherever_it_has_moved() {
+    let moved = b"HTTP/1.1 302 Found\r\nLocation: elsewhere?x=y\r\nContent-Length: 0\r\n\r\n";
+    let chunked =
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n";
+    let base = server(&[("/a/file", &[moved]), ("/a/elsewhere?x=y", &[chunked])]);
+    let fetched = fetch(&[("url", &format!("{base}/a/file"))], HERE, None).await;
+    fetched.result.unwrap();
+    assert_eq!(fs::read(&fetched.target).unwrap(), b"hello world");
+    assert_eq!(fs::metadata(&fetched.target).unwrap().mode() & 0o111, 0);
+    assert_eq!(fetched.told, [format!("downloading '{base}/a/file'")]);
+}
+
+#[tokio::test]
+async fn a_file_can_be_made_executable() {
+    let base = server(&[("/", &[&ok(b"#!")])]);
+    let fetched = fetch(&[("url", &base), ("executable", "1")], HERE, None).await;
+    fetched.result.unwrap();
+    assert_eq!(fs::metadata(&fetched.target).unwrap().mode() & 0o777, 0o755);
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again_and_what_does_not_is_not() {
+    let busy = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n";
+    let broken = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort";
+    let base = server(&[("/", &[busy, broken, &ok(b"whole")])]);
+    let fetched = fetch(&[("url", &base)], HERE, None).await;
+    fetched.result.unwrap();
+    assert_eq!(fs::read(&fetched.target).unwrap(), b"whole");
+    assert_eq!(fetched.told.len(), 3, "{:?}", fetched.told);
+
+    let missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+    let base = server(&[("/", &[missing])]);
+    let fetched = fetch(&[("url", &base)], HERE, None).await;
+    let error = fetched.result.unwrap_err().to_string();
+    assert!(error.contains("404 Not Found"), "{error}");
+    assert_eq!(fetched.told.len(), 1, "{:?}", fetched.told);
+}
+
+#[tokio::test]
+async fn addresses_that_builds_may_not_reach_are_denied_at_every_step() {
+    let base = server(&[("/", &[&ok(b"secret")])]);
+    let error = fetch(&[("url", &base)], &[], None)
+        .await
+        .result
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("the address is loopback"), "{error}");
+    // A server that may be reached must not lead to one that may not.
+    for (place, why) in [
+        ("http://[::1]:1/", "loopback"),
+        ("http://169.254.169.254/", "link-local"),
+        ("file:///etc/passwd", "not http"),
+    ] {
+        let answer = format!("HTTP/1.1 301 Moved\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n");
+        let base = server(&[("/", &[answer.as_bytes()])]);
+        let error = fetch(&[("url", &base)], HERE, None)
+            .await
+            .result
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn endless_answers_end() {
+    let around = b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n";
+    let base = server(&[("/", &[around])]);
+    let error = fetch(&[("url", &base)], HERE, None)
+        .await
+        .result
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("more than 10 times"), "{error}");
+    let base = server(&[("/", &[&ok(&[b'x'; 5000])])]);
+    let cause = fetch(&[("url", &base)], HERE, Some(4999))
+        .await
+        .result
+        .unwrap_err();
+    assert!(matches!(cause, Cause::DiskTooLarge(4999)), "{cause}");
+}
+
+/// The archive of a folder with a file, an executable, a link and a folder.
+fn archive() -> Vec<u8> {
+    let mut nar = Vec::new();
+    let mut put = |token: &[u8]| {
+        nar.extend((token.len() as u64).to_le_bytes());
+        nar.extend(token);
+        nar.resize(nar.len().next_multiple_of(8), 0);
+    };
+    for token in [
+        &b"nix-archive-1"[..],
+        b"(",
+        b"type",
+        b"directory",
+        b"entry",
+        b"(",
+        b"name",
+        b"a",
+        b"node",
+        b"(",
+        b"type",
+        b"regular",
+        b"contents",
+        b"text",
+        b")",
+        b")",
+        b"entry",
+        b"(",
+        b"name",
+        b"b",
+        b"node",
+        b"(",
+        b"type",
+        b"regular",
+        b"executable",
+        b"",
+        b"contents",
+        b"run",
+        b")",
+        b")",
+        b"entry",
+        b"(",
+        b"name",
+        b"c",
+        b"node",
+        b"(",
+        b"type",
+        b"directory",
+        b")",
+        b")",
+        b"entry",
+        b"(",
+        b"name",
+        b"d",
+        b"node",
+        b"(",
+        b"type",
+        b"symlink",
+        b"target",
+        b"../../..",
+        b")",
+        b")",
+        b")",
+    ] {
+        put(token);
+    }
+    nar
+}
+
+#[tokio::test]
+async fn archives_are_unpacked() {
+    let mut compressed = Vec::new();
+    lzma_rs::xz_compress(&mut archive().as_slice(), &mut compressed).unwrap();
+    let base = server(&[("/x.nar", &[&ok(&archive())]), ("/x.nar.xz", &[&ok(&compressed)])]);
+    for name in ["x.nar", "x.nar.xz"] {
+        let fetched = fetch(&[("url", &format!("{base}/{name}")), ("unpack", "1")], HERE, None).await;
+        fetched.result.unwrap();
+        let target = fetched.target;
+        assert_eq!(fs::read(target.join("a")).unwrap(), b"text");
+        assert_eq!(fs::metadata(target.join("a")).unwrap().mode() & 0o777, 0o644);
+        assert_eq!(fs::metadata(target.join("b")).unwrap().mode() & 0o777, 0o755);
+        assert!(target.join("c").is_dir());
+        assert_eq!(fs::read_link(target.join("d")).unwrap(), Path::new("../../.."));
+        assert_eq!(fs::read_dir(target.parent().unwrap()).unwrap().count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn archives_that_are_none_or_too_large_are_refused() {
+    let mut bomb = Vec::new();
+    lzma_rs::xz_compress(&mut [0u8; 1 << 20].as_slice(), &mut bomb).unwrap();
+    let mut cut = archive();
+    cut.truncate(cut.len() - 8);
+    let base = server(&[
+        ("/bomb.xz", &[&ok(&bomb)]),
+        ("/cut", &[&ok(&cut)]),
+        ("/no.xz", &[&ok(b"not xz")]),
+    ]);
+    for (name, most) in [("bomb.xz", bomb.len() as u64), ("cut", 10_000), ("no.xz", 10_000)] {
+        let variables = [("url", format!("{base}/{name}")), ("unpack", "1".to_owned())];
+        let variables: Vec<(&str, &str)> = variables
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        let error = fetch(&variables, HERE, Some(most))
+            .await
+            .result
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("cannot be unpacked"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn derivations_that_cannot_be_fetched_are_refused_by_name() {
+    let refused = |variables: &[(&str, &str)], fixed| {
+        Fetch::read(&derivation(variables, fixed))
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused(&[("url", "http://h/")], false).contains("fixed-output"));
+    assert!(refused(&[], true).contains("'url'"));
+    for url in ["ftp://h/x", "file:///etc/passwd", "s3://bucket/x", "no url"] {
+        assert!(refused(&[("url", url)], true).contains("'url'"), "{url}");
+    }
+    Fetch::read(&derivation(
+        &[("__json", r#"{"url":"https://h/x","executable":true}"#)],
+        true,
+    ))
+    .unwrap();
+}

@@ -1,0 +1,122 @@
+//! Archives (NAR), compressed or not, to files and folders.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use tvix_node_protocol::nix::nar::{Event, FileContents, NarError, decode_events_reader};
+
+/// As the archive library wants its readers to be wrapped.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// Unpacks an archive of at most `most` bytes to `target`, where nothing may be yet.
+///
+/// # Errors
+/// In words: what is wrong with the archive, or with the disk.
+pub(super) fn unpack(archive: File, is_xz: bool, target: &Path, most: u64) -> Result<(), String> {
+    let archive = BufReader::with_capacity(BUFFER_BYTES, archive);
+    if !is_xz {
+        return restore(&mut archive.take(most), target);
+    }
+    // The decoder wants to write: it does so aside, and what it wrote is read back.
+    let plain = target.with_extension("unpacked");
+    let result = decompress(archive, &plain, most).and_then(|()| {
+        let archive = File::open(&plain).map_err(|error| error.to_string())?;
+        restore(&mut BufReader::with_capacity(BUFFER_BYTES, archive), target)
+    });
+    fs::remove_file(&plain).map_err(|error| error.to_string())?;
+    result
+}
+
+fn decompress(mut archive: impl io::BufRead, plain: &Path, most: u64) -> Result<(), String> {
+    let file = File::create(plain).map_err(|error| error.to_string())?;
+    let mut bounded = Bounded {
+        to: BufWriter::with_capacity(BUFFER_BYTES, file),
+        left: most,
+    };
+    lzma_rs::xz_decompress(&mut archive, &mut bounded).map_err(|error| format!("not valid xz: {error:?}"))?;
+    bounded.flush().map_err(|error| error.to_string())
+}
+
+/// Fails where more is written than allowed: small files can decompress to very large ones.
+struct Bounded<W> {
+    to: W,
+    left: u64,
+}
+
+impl<W: Write> Write for Bounded<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.left = self
+            .left
+            .checked_sub(written as u64)
+            .ok_or_else(|| io::Error::other("it unpacks to more than allowed"))?;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Every name in an archive is checked by its decoder: one component, sorted, never twice. So nothing is
+/// ever written through a link, and everything is new.
+fn restore<R: Read>(archive: &mut R, target: &Path) -> Result<(), String> {
+    let mut at: Vec<PathBuf> = Vec::new();
+    let mut failure = None;
+    let decoded = decode_events_reader(archive, |event| {
+        place(event, &mut at, target).map_err(|error| {
+            let message = error.to_string();
+            failure = Some(message);
+            NarError::Io(error)
+        })
+    });
+    match (decoded, failure) {
+        (Ok(()), _) => Ok(()),
+        (Err(_), Some(message)) => Err(message),
+        (Err(error), None) => Err(error.to_string()),
+    }
+}
+
+fn place<R: Read>(
+    event: Event<'_, FileContents<'_, R>>,
+    at: &mut Vec<PathBuf>,
+    target: &Path,
+) -> io::Result<()> {
+    let path = |name: Option<&[u8]>, at: &[PathBuf]| match (name, at.last()) {
+        (Some(name), Some(folder)) => folder.join(std::ffi::OsStr::from_bytes(name)),
+        _ => target.to_path_buf(),
+    };
+    match event {
+        Event::DirectoryStart { name } => {
+            let folder = path(name, at);
+            fs::create_dir(&folder)?;
+            at.push(folder);
+        }
+        Event::DirectoryEnd { .. } => {
+            at.pop();
+        }
+        Event::Regular {
+            name,
+            executable,
+            mut contents,
+        } => {
+            let mode = if executable { 0o755 } else { 0o644 };
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(mode)
+                .open(path(name, at))?;
+            contents.copy_to(&mut file)?;
+        }
+        Event::Symlink {
+            name,
+            target: points_to,
+        } => {
+            symlink(std::ffi::OsStr::from_bytes(points_to), path(name, at))?;
+        }
+    }
+    Ok(())
+}
