@@ -4,6 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio::signal::unix::{SignalKind, signal};
 use tvix_node::command::{CommandError, Notice};
 use tvix_node_protocol::control::{Event, EventKind, Outcome};
 
@@ -17,10 +18,6 @@ use super::terminal;
 /// Time between two drawings. Ages are in seconds; this is for the lines of logs.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// A pause after which the terminal was probably somebody else's: the process was stopped (Ctrl-Z) and
-/// continued.
-const STOPPED: Duration = Duration::from_secs(2);
-
 /// How long the size of the terminal must have been the same before it is drawn on again: while it
 /// changes, what is on it moves around.
 const STEADY: Duration = Duration::from_millis(300);
@@ -31,6 +28,8 @@ const STEADY: Duration = Duration::from_millis(300);
 pub struct View {
     shared: Arc<(Mutex<Shared>, Condvar)>,
     thread: Option<JoinHandle<()>>,
+    /// Listens for the end of a stop.
+    listener: Option<tokio::task::JoinHandle<()>>,
     detail: Detail,
 }
 
@@ -82,7 +81,7 @@ impl Shared {
 }
 
 impl View {
-    /// Begins. `live`: with live lines.
+    /// Begins. `live`: with live lines. Must be called within a tokio runtime.
     pub fn start(state: State, detail: Detail, live: bool, colours: bool) -> Self {
         let shared = Arc::new((
             Mutex::new(Shared {
@@ -106,9 +105,11 @@ impl View {
                     .ok()
             })
             .flatten();
+        let listener = live.then(|| tokio::spawn(forget_when_continued(Arc::clone(&shared))));
         Self {
             shared,
             thread,
+            listener,
             detail,
         }
     }
@@ -162,6 +163,9 @@ impl View {
             }
         }
         self.shared.1.notify_all();
+        if let Some(listener) = self.listener.take() {
+            listener.abort();
+        }
         if let Some(thread) = self.thread.take() {
             // It only draws; a panic of it has been reported on standard error.
             drop(thread.join());
@@ -170,7 +174,7 @@ impl View {
 }
 
 fn draw_periodically((shared, wake): &(Mutex<Shared>, Condvar)) {
-    let (mut drawn, mut awake) = (Instant::now(), Instant::now());
+    let mut drawn = Instant::now();
     let (mut size, mut resized) = (terminal::size(), None);
     let mut shared = lock(shared);
     while !shared.over {
@@ -178,15 +182,9 @@ fn draw_periodically((shared, wake): &(Mutex<Shared>, Condvar)) {
             .wait_timeout(shared, PERIOD)
             .unwrap_or_else(PoisonError::into_inner)
             .0;
-        if awake.elapsed() > STOPPED
-            && let Some(screen) = &mut shared.screen
-        {
-            screen.forget();
-        }
-        awake = Instant::now();
         let now = terminal::size();
         if now != size {
-            (size, resized) = (now, Some(awake));
+            (size, resized) = (now, Some(Instant::now()));
         }
         let moving = resized.is_some_and(|resized| resized.elapsed() < STEADY);
         if shared.over || moving || drawn.elapsed() < PERIOD {
@@ -194,6 +192,19 @@ fn draw_periodically((shared, wake): &(Mutex<Shared>, Condvar)) {
         }
         shared.draw();
         drawn = Instant::now();
+    }
+}
+
+/// After a stop (Ctrl-Z) the terminal was somebody else's: what was drawn is no longer below the cursor.
+async fn forget_when_continued(shared: Arc<(Mutex<Shared>, Condvar)>) {
+    let kind = SignalKind::from_raw(rustix::process::Signal::CONT.as_raw());
+    // Where it cannot be listened for, a line of the shell may be drawn over.
+    if let Ok(mut continued) = signal(kind) {
+        while continued.recv().await.is_some() {
+            if let Some(screen) = &mut lock(&shared.0).screen {
+                screen.forget();
+            }
+        }
     }
 }
 
