@@ -27,20 +27,23 @@ pub async fn serve<A: ControlApi>(
     api: Arc<A>,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    serve_with(socket, api, shutdown, Patience::default()).await;
+    serve_with(socket, api, shutdown, Settings::default()).await;
 }
 
-/// How long is waited for clients.
+/// Whom a server answers, and how long it waits for them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct Settings {
+    /// The user whose node it is.
+    pub(super) owner: u32,
     pub(super) unwatched_session: Duration,
     pub(super) shutdown: Duration,
     pub(super) connections: usize,
 }
 
-impl Default for Patience {
+impl Default for Settings {
     fn default() -> Self {
         Self {
+            owner: own_user(),
             unwatched_session: UNWATCHED_SESSION,
             shutdown: SHUTDOWN_GRACE,
             connections: CONNECTIONS,
@@ -52,7 +55,7 @@ pub(super) async fn serve_with<A: ControlApi>(
     socket: ControlSocket,
     api: Arc<A>,
     shutdown: impl Future<Output = ()> + Send,
-    patience: Patience,
+    settings: Settings,
 ) {
     let (stop, stopping) = watch::channel(false);
     let (busy, mut idle) = mpsc::channel(1);
@@ -60,9 +63,9 @@ pub(super) async fn serve_with<A: ControlApi>(
         api,
         unwatched: Mutex::default(),
         stopping,
-        patience,
+        settings,
     });
-    let places = Arc::new(Semaphore::new(patience.connections));
+    let places = Arc::new(Semaphore::new(settings.connections));
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
@@ -80,7 +83,7 @@ pub(super) async fn serve_with<A: ControlApi>(
                         drop(place);
                     });
                 }
-                Err(_) => turn_away(&stream, patience.connections),
+                Err(_) => turn_away(&stream, settings.connections),
             },
             Err(error) => {
                 // Out of descriptors or memory: connections that end give some back.
@@ -95,7 +98,7 @@ pub(super) async fn serve_with<A: ControlApi>(
     drop(busy);
     while connections.join_next().await.is_some() {}
     // Calls whose client is gone run on without a connection.
-    if timeout(patience.shutdown, idle.recv()).await.is_err() {
+    if timeout(settings.shutdown, idle.recv()).await.is_err() {
         tracing::warn!("requests are still being worked on while the node stops");
     }
 }
@@ -125,7 +128,7 @@ pub(super) struct Server<A> {
     /// Sessions whose events nobody reads yet.
     unwatched: Mutex<HashSet<u64>>,
     stopping: watch::Receiver<bool>,
-    patience: Patience,
+    settings: Settings,
 }
 
 impl<A: ControlApi> Server<A> {
@@ -136,7 +139,7 @@ impl<A: ControlApi> Server<A> {
         tokio::spawn(async move {
             let mut stopping = server.stopping.clone();
             tokio::select! {
-                () = sleep(server.patience.unwatched_session) => {}
+                () = sleep(server.settings.unwatched_session) => {}
                 () = stop_called(&mut stopping) => {}
             }
             if lock(&server.unwatched).remove(&session) {
@@ -206,7 +209,7 @@ impl Connection {
 
 async fn serve_connection<A: ControlApi>(server: Arc<Server<A>>, stream: UnixStream, busy: Busy) {
     let owner = match stream.peer_cred() {
-        Ok(peer) => may_command(peer.uid(), own_user()),
+        Ok(peer) => may_command(peer.uid(), server.settings.owner),
         Err(error) => {
             tracing::warn!(%error, "the user behind a connection to the control socket is unknown");
             false
@@ -231,7 +234,7 @@ async fn serve_connection<A: ControlApi>(server: Arc<Server<A>>, stream: UnixStr
         ended = conversation.as_mut() => Ok(ended),
         () = stop_called(&mut stopping) => {
             conversation.as_mut().graceful_shutdown();
-            timeout(server.patience.shutdown, conversation.as_mut()).await
+            timeout(server.settings.shutdown, conversation.as_mut()).await
         }
     };
     match ended {

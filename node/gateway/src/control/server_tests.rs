@@ -195,7 +195,7 @@ struct Up {
 }
 
 impl Up {
-    fn new(patience: Patience) -> Self {
+    fn new(settings: Settings) -> Self {
         let home = tempfile::tempdir().unwrap();
         let (calls, received) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
@@ -210,7 +210,7 @@ impl Up {
         let api = Arc::clone(&notes);
         let server = tokio::spawn(async move {
             let shutdown = async move { stopped.await.unwrap() };
-            serve_with(socket, api, shutdown, patience).await;
+            serve_with(socket, api, shutdown, settings).await;
         });
         Self {
             home,
@@ -221,7 +221,8 @@ impl Up {
     }
 
     fn patient() -> Self {
-        Self::new(Patience {
+        Self::new(Settings {
+            owner: own_user(),
             unwatched_session: FOREVER,
             shutdown: FOREVER,
             connections: 16,
@@ -411,7 +412,8 @@ async fn a_killed_curl_closes_the_session() {
 
 #[tokio::test]
 async fn a_session_that_nobody_watches_is_closed() {
-    let mut up = Up::new(Patience {
+    let mut up = Up::new(Settings {
+        owner: own_user(),
         unwatched_session: Duration::ZERO,
         shutdown: FOREVER,
         connections: 16,
@@ -654,7 +656,8 @@ async fn a_panic_is_an_answer_and_the_node_goes_on() {
 
 #[tokio::test]
 async fn a_connection_too_many_is_told_so() {
-    let mut up = Up::new(Patience {
+    let mut up = Up::new(Settings {
+        owner: own_user(),
         unwatched_session: FOREVER,
         shutdown: FOREVER,
         connections: 1,
@@ -691,7 +694,8 @@ async fn stopping_ends_sessions_and_removes_the_socket() {
 
 #[tokio::test]
 async fn stopping_does_not_wait_for_a_client_that_sleeps() {
-    let mut up = Up::new(Patience {
+    let mut up = Up::new(Settings {
+        owner: own_user(),
         unwatched_session: FOREVER,
         shutdown: Duration::ZERO,
         connections: 16,
@@ -727,4 +731,21 @@ async fn an_idle_connection_that_the_node_closed_is_replaced() {
     client.add_root(&root).await.unwrap();
     client.add_root(&root).await.unwrap();
     node.await.unwrap();
+}
+
+#[tokio::test]
+async fn another_user_is_turned_away() {
+    if own_user() == 0 {
+        println!("SKIPPED: another_user_is_turned_away because root may command every node");
+        return;
+    }
+    let up = Up::new(Settings {
+        owner: own_user() + 1,
+        ..Settings::default()
+    });
+    let error = ControlClient::connect(up.home.path()).await.unwrap_err();
+    match error {
+        ClientError::Refused(failure, _) => assert_eq!(failure.kind, FailureKind::Forbidden),
+        error => panic!("{error}"),
+    }
 }
