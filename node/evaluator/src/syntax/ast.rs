@@ -53,7 +53,7 @@ pub enum Expr<'a> {
         text: &'a [u8],
     },
     /// A string with interpolation: the parts are coerced to strings and concatenated (`ExprConcatStrings` with
-    /// `forceString` in stock Nix). Literal parts are [`Expr::Str`], never empty, never two in a row. `"${x}"` has
+    /// `forceString` in stock Nix). Literal parts are [`Expr::Str`], never empty. `"${x}"` has
     /// one part.
     Interpolated {
         /// Where the string begins.

@@ -16,6 +16,7 @@ mod error;
 mod functions;
 mod lexer;
 pub mod limits;
+mod operands;
 mod operators;
 mod parser;
 mod paths;

@@ -3,6 +3,7 @@
 mod functions;
 mod limits;
 mod literals;
+mod mutated;
 mod operators;
 mod paths;
 mod positions;
