@@ -28,6 +28,8 @@ mod route;
 mod server;
 mod socket;
 mod stream;
+#[cfg(test)]
+mod testing;
 
 pub use api::{ApiError, ControlApi, LogReader};
 pub use body::{ArchiveReader, UploadBody, UploadError};

@@ -1,0 +1,309 @@
+//! What the tests of the socket share: a node that only takes notes, up on a socket of its own.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::BuildLimits;
+use tvix_node_protocol::control::{
+    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event, EventKind, FailureKind, OpenSession, Outcome,
+    Provenance, SessionMode, SessionOpened, SourceAnswer, SourceQuery, Status, WorkerMessage,
+};
+use tvix_node_protocol::envelope::NodeSecret;
+use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
+use tvix_node_protocol::tree::TreeDigest;
+
+use super::api::{ApiError, ControlApi, LogReader};
+use super::body::UploadBody;
+use super::client::ControlClient;
+use super::server::{Settings, serve_with};
+use super::socket::{ControlSocket, SOCKET_NAME, own_user};
+
+pub(super) const FOREVER: Duration = Duration::from_secs(3600);
+
+/// Takes notes of every call, and answers with what the test prepared.
+pub(super) struct Notes {
+    calls: mpsc::UnboundedSender<String>,
+    next_session: Mutex<u64>,
+    events: Mutex<BTreeMap<u64, mpsc::Receiver<Event>>>,
+    /// A batch is answered when this is.
+    pub(super) gate: Mutex<Option<oneshot::Receiver<()>>>,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+impl Notes {
+    fn note(&self, call: impl Into<String>) {
+        self.calls.send(call.into()).unwrap();
+    }
+}
+
+pub(super) fn path(name: &str) -> StorePath {
+    StorePath::from_parts([7; 20], name).unwrap()
+}
+
+pub(super) fn info(name: &str, nar_size: u64) -> PathInfo {
+    PathInfo {
+        path: path(name),
+        tree: TreeDigest([1; 32]),
+        nar_hash: NarHash([2; 32]),
+        nar_size,
+        references: [path("glibc")].into(),
+        deriver: None,
+        ca: None,
+        origin: Origin::Content,
+        registered: 1,
+        signatures: Vec::new(),
+    }
+}
+
+impl ControlApi for Notes {
+    async fn status(&self) -> Result<Status, ApiError> {
+        self.note("status");
+        Ok(Status {
+            version: CONTROL_VERSION,
+            program: "0.1.0".to_owned(),
+            node: NodeSecret::from_bytes(&[3; 32]).key(),
+            pid: 1,
+            home: "/home".to_owned(),
+            uptime: 2,
+            slots: 3,
+            idle_exit: true,
+            sessions: Vec::new(),
+            builds: Vec::new(),
+            paths: 4,
+        })
+    }
+
+    async fn stop(&self) -> Result<(), ApiError> {
+        self.note("stop");
+        if let Some(stop) = self.stop.lock().unwrap().take() {
+            stop.send(()).unwrap();
+        }
+        Ok(())
+    }
+
+    async fn open_session(&self, request: OpenSession) -> Result<SessionOpened, ApiError> {
+        let mut next = self.next_session.lock().unwrap();
+        *next += 1;
+        self.note(format!("open {:?}", request.mode));
+        Ok(SessionOpened {
+            session: *next,
+            store_root: "/home".to_owned(),
+        })
+    }
+
+    async fn events(&self, session: u64) -> Result<mpsc::Receiver<Event>, ApiError> {
+        self.note(format!("events {session}"));
+        let receiver = self.events.lock().unwrap().remove(&session);
+        receiver.ok_or_else(|| ApiError::new(FailureKind::NotFound, format!("there is no session {session}")))
+    }
+
+    async fn close_session(&self, session: u64) {
+        self.note(format!("close {session}"));
+    }
+
+    async fn take_batch(&self, session: u64, batch: Vec<WorkerMessage>) -> Result<(), ApiError> {
+        self.note(format!("batch {session} of {}", batch.len()));
+        let gate = self.gate.lock().unwrap().take();
+        if let Some(gate) = gate {
+            gate.await.unwrap();
+            self.note("batch taken");
+        }
+        Ok(())
+    }
+
+    async fn add_source(
+        &self,
+        session: u64,
+        source: AddSource,
+        archive: UploadBody,
+    ) -> Result<PathInfo, ApiError> {
+        if source.name == "refused" {
+            return Err(ApiError::caused(
+                FailureKind::NoSpace,
+                "the source 'refused' does not fit",
+                std::io::Error::other("the disk is full"),
+            ));
+        }
+        self.note("archive begins");
+        let mut reader = archive.into_reader();
+        let read = tokio::task::spawn_blocking(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        match read.await.unwrap() {
+            Ok(size) => {
+                self.note(format!("source {session} {}", source.name));
+                Ok(info(&source.name, size))
+            }
+            Err(error) => {
+                self.note("torn source");
+                Err(ApiError::caused(
+                    FailureKind::Invalid,
+                    "the archive is torn",
+                    error,
+                ))
+            }
+        }
+    }
+
+    async fn find_source(&self, session: u64, query: SourceQuery) -> Result<SourceAnswer, ApiError> {
+        self.note(format!("find {session} {}", query.fingerprint));
+        Ok(SourceAnswer {
+            path: Some(path("source")),
+        })
+    }
+
+    async fn path_infos(&self, paths: Vec<StorePath>) -> Result<Vec<PathInfo>, ApiError> {
+        Ok(paths.iter().map(|path| info(path.name(), 1)).collect())
+    }
+
+    async fn log(&self, path: StorePath) -> Result<LogReader, ApiError> {
+        match path.name() {
+            "panics" => panic!("on purpose"),
+            "none" => Err(ApiError::new(FailureKind::NotFound, "there is no log")),
+            _ => Ok(Box::new(std::io::Cursor::new(vec![b'\xff'; 1_000_000]))),
+        }
+    }
+
+    async fn why(&self, path: StorePath) -> Result<Provenance, ApiError> {
+        Ok(Provenance {
+            info: info(path.name(), 1),
+            summary: "built here".to_owned(),
+            reason: None,
+            node: None,
+            started: None,
+            finished: None,
+        })
+    }
+
+    async fn add_root(&self, root: AddRoot) -> Result<(), ApiError> {
+        self.note(format!("root {}", root.link));
+        Ok(())
+    }
+}
+
+/// A node that is up.
+pub(super) struct Up {
+    pub(super) home: tempfile::TempDir,
+    pub(super) notes: Arc<Notes>,
+    pub(super) calls: mpsc::UnboundedReceiver<String>,
+    pub(super) server: JoinHandle<()>,
+}
+
+impl Up {
+    pub(super) fn new(settings: Settings) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let (calls, received) = mpsc::unbounded_channel();
+        let (stop, stopped) = oneshot::channel();
+        let notes = Arc::new(Notes {
+            calls,
+            next_session: Mutex::new(0),
+            events: Mutex::default(),
+            gate: Mutex::default(),
+            stop: Mutex::new(Some(stop)),
+        });
+        let socket = ControlSocket::bind(home.path()).unwrap();
+        let api = Arc::clone(&notes);
+        let server = tokio::spawn(async move {
+            let shutdown = async move { stopped.await.unwrap() };
+            serve_with(socket, api, shutdown, settings).await;
+        });
+        Self {
+            home,
+            notes,
+            calls: received,
+            server,
+        }
+    }
+
+    pub(super) fn patient() -> Self {
+        Self::new(Settings {
+            owner: own_user(),
+            unwatched_session: FOREVER,
+            shutdown: FOREVER,
+            connections: 16,
+        })
+    }
+
+    pub(super) async fn client(&mut self) -> ControlClient {
+        let client = ControlClient::connect(self.home.path()).await.unwrap();
+        self.called("status").await;
+        client
+    }
+
+    /// The next call must be this one.
+    pub(super) async fn called(&mut self, call: &str) {
+        assert_eq!(self.calls.recv().await.as_deref(), Some(call));
+    }
+
+    pub(super) async fn raw(&self) -> UnixStream {
+        UnixStream::connect(self.home.path().join(SOCKET_NAME))
+            .await
+            .unwrap()
+    }
+
+    /// Sends bytes and reads all that comes back.
+    pub(super) async fn exchange(&self, bytes: &[u8]) -> String {
+        let mut stream = self.raw().await;
+        stream.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Opens a session whose events the test sends.
+    pub(super) async fn session(&mut self, client: &ControlClient) -> (u64, mpsc::Sender<Event>) {
+        let opened = client.open_session(&open(CONTROL_VERSION)).await.unwrap();
+        self.called("open Build").await;
+        let (sender, receiver) = mpsc::channel(8);
+        self.notes.events.lock().unwrap().insert(opened.session, receiver);
+        (opened.session, sender)
+    }
+}
+
+pub(super) fn open(version: u32) -> OpenSession {
+    OpenSession {
+        version,
+        mode: SessionMode::Build,
+        keep_going: false,
+        jobs: None,
+        cores: 0,
+        limits: BuildLimits::NONE,
+        to: None,
+    }
+}
+
+pub(super) fn message(at: u64) -> Event {
+    Event {
+        at,
+        kind: EventKind::Message {
+            level: "info".to_owned(),
+            text: "two\nlines".to_owned(),
+        },
+    }
+}
+
+pub(super) fn ended() -> Event {
+    Event {
+        at: 9,
+        kind: EventKind::Ended {
+            outcome: Outcome::Success,
+            built: 1,
+            fetched: 0,
+            present: 0,
+            failed: 0,
+        },
+    }
+}
+
+pub(super) fn source(name: &str) -> AddSource {
+    AddSource {
+        name: name.to_owned(),
+        method: AddedAs::Nar,
+        fingerprint: None,
+        expected: None,
+    }
+}
