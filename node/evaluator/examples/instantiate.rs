@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Options: `--eval`, `--strict`, `--json`, `--xml`, `--raw`, `--show-trace`, `-I ENTRY`, `--arg NAME EXPRESSION`,
-//! `--argstr NAME TEXT`, `--write DIRECTORY` (writes the `.drv` files there). `NIX_PATH` is read. Each line of the
+//! `--argstr NAME TEXT`, `--stats`, `--write DIRECTORY` (writes the `.drv` files there). `NIX_PATH` is read. Each line of the
 //! output is an attribute and a derivation, separated by a tab.
 
 use std::process::ExitCode;
@@ -36,6 +36,7 @@ fn run() -> Result<bool, String> {
     let mut attributes = Vec::new();
     let mut action = Action::Instantiate;
     let mut strict = false;
+    let mut stats = false;
     let mut write = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -67,6 +68,7 @@ fn run() -> Result<bool, String> {
             "--raw" => action = Action::Print(Format::Raw),
             "--strict" => strict = true,
             "--show-trace" => options.show_trace = true,
+            "--stats" => stats = true,
             "--write" => write = Some(std::path::PathBuf::from(value()?)),
             name => match name.strip_prefix('<').and_then(|name| name.strip_suffix('>')) {
                 Some(name) => source = Some(ExpressionSource::SearchPath(name.to_owned())),
@@ -126,5 +128,11 @@ fn run() -> Result<bool, String> {
         Event::Finished { .. } => {}
     })
     .map_err(|error| error.text)?;
+    if stats {
+        eprintln!(
+            "{} derivations, {} failures, {} bytes of heap",
+            summary.derivations, summary.failures, summary.heap_bytes
+        );
+    }
     Ok(summary.failures == 0)
 }

@@ -7,8 +7,9 @@ pub const MAX_CALL_DEPTH: u32 = 10_000;
 /// 10,000 nested calls, each through several levels of operators, use less than half of it.
 pub const STACK_SIZE: usize = 256 << 20;
 
-/// Stack that must be left when a force or a call begins: what one builtin may use of it without asking again.
-pub const STACK_RESERVE: usize = 512 << 10;
+/// Stack that must be left when a force or a call begins: what parsing and compiling a file, or walking one piece of
+/// code as deep as syntax may nest, use of it without asking again.
+pub const STACK_RESERVE: usize = 16 << 20;
 
 /// How many targets may be suspended or running at once. More only helps where many targets wait for
 /// import-from-derivation; 64 stacks are 16 GiB of address space, which every 64-bit machine gives away.

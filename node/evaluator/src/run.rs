@@ -1,7 +1,7 @@
 //! Running targets: from expressions to events.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
@@ -36,15 +36,11 @@ pub fn evaluate(
         text: format!("error: {}", error.message),
         message: error.message,
     })?;
-    let render = |error: &Error| error.render(&evaluation.sources.borrow(), options.show_trace);
-    let arguments = arguments(&evaluation).map_err(|error| render(&error))?;
-    let jobs = Jobs::default();
-    for index in 0..targets.len() {
-        jobs.borrow_mut().push_back(Job::Target(index));
-    }
+    let jobs = Jobs::from(VecDeque::from([Job::Begin]));
     let run = Run {
         evaluation: &evaluation,
-        arguments,
+        arguments: Cell::new(Attrs::from_sorted(&heap, &[])),
+        refused: RefCell::default(),
         targets,
         jobs: &jobs,
         sink: RefCell::new(sink),
@@ -61,6 +57,9 @@ pub fn evaluate(
             message,
         }
     })?;
+    if let Some(refused) = run.refused.take() {
+        return Err(refused);
+    }
     Ok(Summary {
         heap_bytes: heap.allocated(),
         ..run.summary.get()
@@ -91,8 +90,10 @@ struct Pending {
     left: Cell<usize>,
 }
 
-/// What runs as one coroutine.
+/// What runs as one coroutine. Everything that parses or evaluates does, because the caller's stack may be small.
 enum Job<'h> {
+    /// Compiles the arguments, then makes jobs of the targets.
+    Begin,
     /// The target with this index.
     Target(usize),
     /// A member of a set or list that a target instantiates.
@@ -107,7 +108,9 @@ enum Job<'h> {
 
 struct Run<'e, 'h> {
     evaluation: &'e Evaluation<'h>,
-    arguments: Attrs<'h>,
+    arguments: Cell<Attrs<'h>>,
+    /// Why the evaluation could not begin.
+    refused: RefCell<Option<Rendered>>,
     targets: &'e [Target],
     jobs: &'e Jobs<Job<'h>>,
     sink: RefCell<&'e mut dyn FnMut(Event)>,
@@ -128,11 +131,15 @@ impl<'h> Run<'_, 'h> {
         (self.sink.borrow_mut())(event);
     }
 
-    fn fail(&self, target: usize, attribute: &str, error: &Error) {
-        let error = error.render(
+    fn render(&self, error: &Error) -> Rendered {
+        error.render(
             &self.evaluation.sources.borrow(),
             self.evaluation.options.show_trace,
-        );
+        )
+    }
+
+    fn fail(&self, target: usize, attribute: &str, error: &Error) {
+        let error = self.render(error);
         self.emit(Event::Failed {
             target,
             attribute: attribute.to_owned(),
@@ -151,6 +158,15 @@ impl<'h> Run<'_, 'h> {
 
     fn perform(&self, job: Job<'h>) {
         match job {
+            Job::Begin => match arguments(self.evaluation) {
+                Ok(arguments) => {
+                    self.arguments.set(arguments);
+                    self.jobs
+                        .borrow_mut()
+                        .extend((0..self.targets.len()).map(Job::Target));
+                }
+                Err(error) => *self.refused.borrow_mut() = Some(self.render(&error)),
+            },
             Job::Target(index) => {
                 if let Some(target) = self.targets.get(index) {
                     self.target(index, target);
@@ -172,7 +188,7 @@ impl<'h> Run<'_, 'h> {
         });
         let value = self.root(&target.source).and_then(|root| {
             self.evaluation
-                .find_along(root, &target.attribute, self.arguments)
+                .find_along(root, &target.attribute, self.arguments.get())
         });
         match (value, target.action) {
             (Err(error), _) => self.fail(index, &target.attribute, &error),
@@ -226,9 +242,9 @@ impl<'h> Run<'_, 'h> {
 
     fn print(&self, value: Value<'h>, format: Format) -> Result<Vec<u8>> {
         let evaluation = self.evaluation;
-        let value = match self.arguments.is_empty() {
+        let value = match self.arguments.get().is_empty() {
             true => evaluation.force(value)?,
-            false => evaluation.auto_call(value, self.arguments)?,
+            false => evaluation.auto_call(value, self.arguments.get())?,
         };
         let mut text = Vec::new();
         match format {
@@ -259,7 +275,7 @@ impl<'h> Run<'_, 'h> {
     fn instantiate(&self, value: Value<'h>, attribute: String, pending: &Rc<Pending>) {
         let found = self
             .evaluation
-            .auto_call(value, self.arguments)
+            .auto_call(value, self.arguments.get())
             .and_then(|value| match self.evaluation.is_derivation(value)? {
                 true => self.named(value, &attribute, pending.target).map(|()| None),
                 false => Ok(Some(value)),
@@ -379,7 +395,12 @@ impl<'h> Run<'_, 'h> {
             known::OUTPUT_NAME,
             "while evaluating the 'outputName' attribute of a derivation",
         )?;
-        let outputs = evaluation.derivation(&drv_path, Pos::NONE)?.outputs.clone();
+        let known = evaluation.derivation(&drv_path, Pos::NONE)?;
+        let outputs = known
+            .outputs
+            .iter()
+            .map(|(output, path)| ((*output).to_owned(), (*path).clone()))
+            .collect();
         self.emit(Event::Derivation(NamedDerivation {
             target,
             attribute: attribute.to_owned(),

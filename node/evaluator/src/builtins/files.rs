@@ -164,19 +164,15 @@ fn imported_derivation<'h>(evaluation: &Evaluation<'h>, path: &[u8], pos: Pos) -
     );
     let outputs: Vec<Value<'h>> = known
         .outputs
-        .keys()
-        .map(|output| evaluation.text(output.as_bytes()))
+        .iter()
+        .map(|(output, _)| evaluation.text(output.as_bytes()))
         .collect();
     attrs.insert(
         known::OUTPUTS,
         Value::list(crate::heap::List::from_slice(heap, &outputs)),
     );
     for (output, path) in &known.outputs {
-        let output_name = evaluation.intern_output(output);
-        let value = string(
-            &path.to_absolute_path(),
-            ContextElement::Output(kept, output_name),
-        );
+        let value = string(&path.to_absolute_path(), ContextElement::Output(kept, output));
         attrs.insert(evaluation.symbol(output.as_bytes()), value);
     }
     let described = Value::attrs(attrs.finish(heap));

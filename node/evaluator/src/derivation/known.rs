@@ -12,33 +12,25 @@ use crate::error::Result;
 use crate::evaluation::Evaluation;
 use crate::syntax::position::Pos;
 
-/// What is remembered of a derivation.
-pub(crate) struct KnownDerivation {
+/// What is remembered of a derivation. Large evaluations have tens of thousands, so paths are shared.
+pub(crate) struct KnownDerivation<'h> {
     /// Its identity as an input.
     pub(crate) modulo: ModuloHash,
-    /// Its outputs.
-    pub(crate) outputs: BTreeMap<String, StorePath>,
+    /// Its outputs, sorted by name.
+    pub(crate) outputs: Box<[(&'h str, &'h StorePath)]>,
     /// What its `.drv` file refers to.
-    pub(crate) references: BTreeSet<StorePath>,
+    pub(crate) references: Box<[&'h StorePath]>,
 }
 
 /// The derivations of an evaluation, by the path of their `.drv` file.
 #[derive(Default)]
-pub(crate) struct Known {
-    derivations: RefCell<FxHashMap<StorePath, Rc<KnownDerivation>>>,
+pub(crate) struct Known<'h> {
+    derivations: RefCell<FxHashMap<&'h StorePath, Rc<KnownDerivation<'h>>>>,
 }
 
-impl Known {
-    /// Remembers a derivation; whether it was not known before.
-    pub(crate) fn insert(&self, path: StorePath, derivation: KnownDerivation) -> bool {
-        self.derivations
-            .borrow_mut()
-            .insert(path, Rc::new(derivation))
-            .is_none()
-    }
-
+impl<'h> Known<'h> {
     /// A derivation that is known.
-    pub(crate) fn get(&self, path: &StorePath) -> Option<Rc<KnownDerivation>> {
+    pub(crate) fn get(&self, path: &StorePath) -> Option<Rc<KnownDerivation<'h>>> {
         self.derivations.borrow().get(path).cloned()
     }
 }
@@ -54,8 +46,31 @@ pub(super) fn references(fields: &DerivationFields) -> BTreeSet<StorePath> {
 }
 
 impl<'h> Evaluation<'h> {
+    /// Remembers a derivation.
+    pub(crate) fn remember(
+        &self,
+        path: &StorePath,
+        modulo: ModuloHash,
+        outputs: &BTreeMap<String, StorePath>,
+        references: &BTreeSet<StorePath>,
+    ) {
+        let path = self.intern_path(path);
+        let known = KnownDerivation {
+            modulo,
+            outputs: outputs
+                .iter()
+                .map(|(output, path)| (self.intern_output(output), self.intern_path(path)))
+                .collect(),
+            references: references.iter().map(|path| self.intern_path(path)).collect(),
+        };
+        self.derivations
+            .derivations
+            .borrow_mut()
+            .insert(path, Rc::new(known));
+    }
+
     /// A derivation, read from the store (with those it is made from) where it is not known yet.
-    pub(crate) fn derivation(&self, path: &StorePath, pos: Pos) -> Result<Rc<KnownDerivation>> {
+    pub(crate) fn derivation(&self, path: &StorePath, pos: Pos) -> Result<Rc<KnownDerivation<'h>>> {
         if let Some(known) = self.derivations.get(path) {
             return Ok(known);
         }
@@ -71,16 +86,12 @@ impl<'h> Evaluation<'h> {
             let instantiated = fields
                 .instantiate(|input| inputs.get(input).copied())
                 .map_err(|error| failed(&error))?;
-            let known = Rc::new(KnownDerivation {
-                modulo: instantiated.modulo,
-                outputs: instantiated.outputs,
-                references: references(&fields),
-            });
-            self.derivations
-                .derivations
-                .borrow_mut()
-                .insert(path.clone(), known.clone());
-            Ok(known)
+            let references = references(&fields);
+            self.remember(path, instantiated.modulo, &instantiated.outputs, &references);
+            match self.derivations.get(path) {
+                Some(known) => Ok(known),
+                None => unreachable!("it was just remembered"),
+            }
         })
     }
 
@@ -94,7 +105,12 @@ impl<'h> Evaluation<'h> {
                 continue;
             }
             if path.name().ends_with(".drv") {
-                left.extend(self.derivation(&path, pos)?.references.iter().cloned());
+                left.extend(
+                    self.derivation(&path, pos)?
+                        .references
+                        .iter()
+                        .map(|path| (*path).clone()),
+                );
             } else {
                 let references = self
                     .host

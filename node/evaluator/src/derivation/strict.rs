@@ -7,7 +7,7 @@ use tvix_node_protocol::nix::derivation::{DerivationFields, DrvError, OutputKind
 use tvix_node_protocol::nix::hash::{CAHash, HashAlgorithm, NixHash};
 use tvix_node_protocol::nix::store_path::StorePath;
 
-use super::known::{KnownDerivation, references};
+use super::known::references;
 use super::output_hash::{digest_length, parse_hash};
 use super::structured::Structured;
 use crate::error::Result;
@@ -370,15 +370,8 @@ impl<'h> Fields<'h> {
             .instantiate(|input| modulo.get(input).copied())
             .map_err(|error| evaluation.error(pos, describe(&error)))?;
         let references = references(&fields);
-        let known = KnownDerivation {
-            modulo: instantiated.modulo,
-            outputs: instantiated.outputs.clone(),
-            references: references.clone(),
-        };
-        if evaluation
-            .derivations
-            .insert(instantiated.drv_path.clone(), known)
-        {
+        if evaluation.derivations.get(&instantiated.drv_path).is_none() {
+            // Remembered only once it was taken: a failure must fail again when it is asked for again.
             evaluation
                 .host
                 .instantiate(&Instantiated {
@@ -387,6 +380,12 @@ impl<'h> Fields<'h> {
                     references: &references,
                 })
                 .map_err(|error| evaluation.host_error(pos, &error))?;
+            evaluation.remember(
+                &instantiated.drv_path,
+                instantiated.modulo,
+                &instantiated.outputs,
+                &references,
+            );
         }
         Ok(result(evaluation, &instantiated.drv_path, &instantiated.outputs))
     }
@@ -440,12 +439,8 @@ fn inputs<'h>(
             ContextElement::Deep(path) => {
                 for path in evaluation.derivation_closure(path, pos)? {
                     if path.name().ends_with(".drv") {
-                        let outputs = evaluation
-                            .derivation(&path, pos)?
-                            .outputs
-                            .keys()
-                            .cloned()
-                            .collect::<Vec<_>>();
+                        let known = evaluation.derivation(&path, pos)?;
+                        let outputs = known.outputs.iter().map(|(output, _)| (*output).to_owned());
                         fields
                             .input_derivations
                             .entry(path.clone())

@@ -74,7 +74,7 @@ pub(crate) struct Evaluation<'h> {
     /// Store paths of sources that were added.
     added: RefCell<FxHashMap<Vec<u8>, crate::heap::Str<'h>>>,
     /// Derivations instantiated or read.
-    pub(crate) derivations: Known,
+    pub(crate) derivations: Known<'h>,
     pub(crate) empty_list: Value<'h>,
     pub(crate) empty_attrs: Value<'h>,
     /// The function behind `import` of `.drv` files, once it was needed.
