@@ -35,14 +35,23 @@ fn main() -> Result<(), Failure> {
         let at = arguments.iter().position(|argument| argument == name)?;
         arguments.get(at + 1).cloned()
     };
-    let rounds = option("--rounds").and_then(|text| text.to_str()?.parse().ok()).unwrap_or(3);
+    let rounds = option("--rounds")
+        .and_then(|text| text.to_str()?.parse().ok())
+        .unwrap_or(3);
     let nix = option("--nix").unwrap_or_else(|| "nix-store".into());
     let parent = option("--folder").map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = tempfile::tempdir_in(parent)?;
     let (tree, file) = make_data(folder.path())?;
-    let has_nix = Command::new(&nix).arg("--version").stdout(Stdio::null()).status().is_ok();
+    let has_nix = Command::new(&nix)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok();
     if !has_nix {
-        println!("SKIPPED: stock Nix, because '{}' cannot be run (--nix PATH)", nix.display());
+        println!(
+            "SKIPPED: stock Nix, because '{}' cannot be run (--nix PATH)",
+            nix.display()
+        );
     }
     // Nothing is removed before the end: ext4 is slow to make files where many were removed just before.
     for (what, source) in [("tree of 40,000 files", &tree), ("file of 1 GiB", &file)] {
@@ -61,8 +70,15 @@ fn main() -> Result<(), Failure> {
         println!("{what}: {:.2} s CPU, {:.2} s wall, synced", ours.cpu, ours.wall);
         if has_nix {
             let theirs = median(&mut theirs);
-            println!("  stock Nix: {:.2} s CPU, {:.2} s wall, not synced", theirs.cpu, theirs.wall);
-            println!("  ratio: {:.2} CPU, {:.2} wall", ours.cpu / theirs.cpu, ours.wall / theirs.wall);
+            println!(
+                "  stock Nix: {:.2} s CPU, {:.2} s wall, not synced",
+                theirs.cpu, theirs.wall
+            );
+            println!(
+                "  ratio: {:.2} CPU, {:.2} wall",
+                ours.cpu / theirs.cpu,
+                ours.wall / theirs.wall
+            );
         }
     }
     remove(folder.path())
@@ -70,7 +86,11 @@ fn main() -> Result<(), Failure> {
 
 fn add_one(home: &Path, source: &Path) -> Result<(), Failure> {
     let store = Store::open(home)?;
-    let info = store.add_source(source, Naming::Content(ContentName::source("data")), &store.lease())?;
+    let info = store.add_source(
+        source,
+        Naming::Content(ContentName::source("data")),
+        &store.lease(),
+    )?;
     println!("{}", info.path);
     Ok(())
 }
@@ -80,8 +100,12 @@ fn stock(nix: &OsString, root: &Path, source: &Path) -> Result<Command, Failure>
     let mut command = Command::new(nix);
     command.arg("--add").arg(source);
     command.env("NIX_REMOTE", format!("local?root={}", root.display()));
-    command.env("NIX_CONF_DIR", root.join("etc")).env("NIX_CONFIG", "build-users-group =");
-    command.env("NIX_STATE_DIR", root.join("var")).env("NIX_LOG_DIR", root.join("log"));
+    command
+        .env("NIX_CONF_DIR", root.join("etc"))
+        .env("NIX_CONFIG", "build-users-group =");
+    command
+        .env("NIX_STATE_DIR", root.join("var"))
+        .env("NIX_LOG_DIR", root.join("log"));
     Ok(command)
 }
 
@@ -122,13 +146,22 @@ fn measure(command: &mut Command) -> Result<Cost, Failure> {
 fn children_cpu() -> Result<f64, Failure> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-    let ticks: Vec<f64> = fields.skip(13).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    let ticks: Vec<f64> = fields
+        .skip(13)
+        .take(2)
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
     Ok(ticks.iter().sum::<f64>() / 100.0)
 }
 
 /// Read-only directories included.
 fn remove(folder: &Path) -> Result<(), Failure> {
-    if Command::new("chmod").args(["-R", "u+w"]).arg(folder).status()?.success() {
+    if Command::new("chmod")
+        .args(["-R", "u+w"])
+        .arg(folder)
+        .status()?
+        .success()
+    {
         fs::remove_dir_all(folder)?;
     }
     Ok(())

@@ -24,10 +24,11 @@ use crate::index::{
     IndexError, IndexFault, PATHS, PathRecord, UNACCEPTED, insert_path, insert_tree, path_key, read_path,
     read_unaccepted,
 };
-use crate::intent::Intent;
+use crate::intent::Intended;
 use crate::leases::Lease;
 use crate::limits::RESERVED_BYTES;
 use crate::records::RecordRow;
+use crate::registration::Registration;
 use crate::store::{Inner, Store};
 use crate::trees::unaccepted_name;
 
@@ -142,44 +143,6 @@ impl Store {
     }
 }
 
-/// While this lives, names among the trees and the index are changed together, by nobody else.
-pub(crate) struct Registration<'a> {
-    inner: &'a Inner,
-    intent: MutexGuard<'a, Intent>,
-}
-
-impl<'a> Registration<'a> {
-    /// Notes the names that may be left over if the process ends here.
-    pub(crate) fn begin(inner: &'a Inner, names: &[String]) -> Result<Self, FileError> {
-        let registration = Self {
-            inner,
-            intent: unpoisoned(&inner.gate),
-        };
-        registration.intend(names)?;
-        Ok(registration)
-    }
-
-    pub(crate) fn intend(&self, names: &[String]) -> Result<(), FileError> {
-        self.intent.write(&self.inner.trees.disk, names)
-    }
-
-    /// Lets others go on, then removes what has been moved out of the way.
-    pub(crate) fn end(self, trash: Vec<String>) {
-        let Self { inner, intent } = self;
-        if let Err(error) = intent.clear(&inner.trees.disk) {
-            // What is in the index stays and what is not may go: the note does no harm.
-            tracing::warn!(%error, "the note of intended names could not be emptied");
-        }
-        drop(intent);
-        for name in trash {
-            if let Err(error) = inner.trees.remove(&name) {
-                // The next start of the store tries again.
-                tracing::warn!(%error, "a tree that is not part of the store any more could not be removed");
-            }
-        }
-    }
-}
-
 /// What fails a whole group.
 #[derive(Debug, Clone)]
 enum GroupError {
@@ -221,22 +184,22 @@ impl Inner {
                 .on("sync", || trees.path())?;
         }
         self.check_space()?;
-        let registration = Registration::begin(self, &intended_names(group))?;
+        let mut registration = Registration::begin(self, &intended_names(group))?;
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |time| time.as_secs());
-        let mut trash = Vec::new();
         let written = self.index.write(|transaction| {
             group.iter_mut().try_for_each(|job| {
-                job.outcome = Some(self.register_job(transaction, job, now, &mut trash)?);
+                job.outcome = Some(self.register_job(transaction, job, now, &mut registration)?);
                 Ok(())
             })
         });
         let result = match written {
             Ok(()) => Ok(()),
-            Err(error) => self.after_failed_write(group, &error, &mut trash),
+            Err(error) => self.after_failed_write(group, &error, &mut registration),
         };
-        registration.end(trash);
+        // What could not be removed was warned of, and changes nothing about the answer.
+        registration.end();
         result
     }
 
@@ -245,7 +208,7 @@ impl Inner {
         &self,
         group: &mut [Job],
         error: &IndexError,
-        trash: &mut Vec<String>,
+        registration: &mut Registration<'_>,
     ) -> Result<(), GroupError> {
         // Where this fails, too, the names stay as they are; the next start finds out.
         self.index.reopen().map_err(GroupError::Index)?;
@@ -260,9 +223,8 @@ impl Inner {
         if registered.is_some() {
             return Ok(());
         }
-        for job in group {
-            self.take_back(job, trash)?;
-        }
+        let named = group.iter_mut().flat_map(|job| job.named.drain(..));
+        named.for_each(|name| registration.discard(&name));
         Err(GroupError::Index(error.clone()))
     }
 
@@ -276,14 +238,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes the names of a batch's trees away again.
-    fn take_back(&self, job: &mut Job, trash: &mut Vec<String>) -> Result<(), FileError> {
-        for name in job.named.drain(..) {
-            trash.extend(self.trees.discard(&name)?);
-        }
-        Ok(())
-    }
-
     /// Checks, names and enters the trees of one batch. An outer error ends the whole transaction; an
     /// inner one leaves it as it was.
     fn register_job(
@@ -291,7 +245,7 @@ impl Inner {
         transaction: &WriteTransaction,
         job: &mut Job,
         now: u64,
-        trash: &mut Vec<String>,
+        registration: &mut Registration<'_>,
     ) -> Result<Result<Vec<PathInfo>, AddError>, IndexFault> {
         let known = match self.check(transaction, &job.batch)? {
             Ok(known) => known,
@@ -302,17 +256,12 @@ impl Inner {
                 continue;
             }
             let name = final_name(&tree.info, job.batch.accepted);
-            match self.trees.name_tree(&tree.written.temporary.name(), &name) {
-                Ok(leftover) => {
-                    trash.extend(leftover);
-                    tree.written.temporary.keep();
-                    job.named.push(name);
-                }
-                Err(error) => {
-                    let taken_back = self.take_back(job, trash);
-                    return Ok(Err(taken_back.err().unwrap_or(error).into()));
-                }
+            if let Err(error) = registration.name_tree(tree.written.temporary.name(), &name) {
+                job.named.drain(..).for_each(|name| registration.discard(&name));
+                return Ok(Err(error.into()));
             }
+            tree.written.temporary.keep();
+            job.named.push(name);
         }
         let mut infos = Vec::with_capacity(known.len());
         for (tree, known) in job.batch.trees.iter_mut().zip(known) {
@@ -414,12 +363,13 @@ fn final_name(info: &PathInfo, accepted: bool) -> String {
     }
 }
 
-fn intended_names(group: &[Job]) -> Vec<String> {
+fn intended_names(group: &[Job]) -> Vec<Intended> {
     let names = group.iter().flat_map(|job| {
+        let accepted = job.batch.accepted;
         job.batch
             .trees
             .iter()
-            .map(|tree| final_name(&tree.info, job.batch.accepted))
+            .map(move |tree| final_name(&tree.info, accepted).into())
     });
     names.collect()
 }

@@ -12,14 +12,15 @@ use redb::{ReadableTable, WriteTransaction};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::tree::TreeDigest;
 
-use crate::commit::Registration;
 use crate::disk::FileError;
 use crate::index::{
     IndexError, IndexFault, PATHS, PathRecord, RECORD_OUTPUTS, RECORDS, ROOTS, UNACCEPTED, path_from_key,
     path_key, read_path, remove_path, remove_tree,
 };
+use crate::intent::Intended;
 use crate::limits::LOG_BYTES;
 use crate::logs::LogError;
+use crate::registration::Registration;
 use crate::store::{Inner, Store};
 use crate::trees::unaccepted_name;
 
@@ -35,7 +36,7 @@ pub struct GcOptions {
 }
 
 /// What a collection did, or would have done.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct GcReport {
     /// Paths that went, those that refer to others first.
     pub removed: Vec<StorePath>,
@@ -47,6 +48,9 @@ pub struct GcReport {
     pub kept: u64,
     /// Links of roots that are gone or point elsewhere, and were forgotten.
     pub stale_roots: Vec<PathBuf>,
+    /// What is not part of the store any more and could not be removed now. The next change of the store,
+    /// or its next start, tries again.
+    pub failures: Vec<FileError>,
 }
 
 /// Why a collection ended early. What was unregistered before is gone for good; everything else is as
@@ -88,7 +92,7 @@ impl Store {
                 .preview(|transaction| inner.sweep(transaction, options, leased));
             return Ok(preview?.report);
         }
-        let registration = Registration::begin(inner, &[])?;
+        let mut registration = Registration::begin(inner, &[])?;
         // No path can be leased from here until the index is written.
         let held = inner.leases.lock();
         let leased: HashSet<StorePath> = held.values().flatten().cloned().collect();
@@ -96,23 +100,24 @@ impl Store {
         let written = inner.index.write(|transaction| {
             let sweep = decided.insert(inner.sweep(transaction, options, leased)?);
             // Names that a crash from here on would leave behind.
-            Ok(registration.intend(&sweep.names)?)
+            let names: Vec<Intended> = sweep.names.iter().cloned().map(Intended::from).collect();
+            Ok(registration.intend(&names)?)
         });
         drop(held);
         let sweep = decided.unwrap_or_default();
         if let Err(error) = written
             && !inner.has_swept(&sweep)?
         {
-            registration.end(Vec::new());
+            registration.end();
             return Err(error.into());
         }
-        let mut trash = Vec::new();
-        for name in &sweep.names {
-            trash.extend(inner.trees.discard(name)?);
-        }
-        registration.end(trash);
+        sweep.names.iter().for_each(|name| registration.discard(name));
+        let failures = registration.end();
         inner.prune_logs(LOG_BYTES)?;
-        Ok(sweep.report)
+        Ok(GcReport {
+            failures,
+            ..sweep.report
+        })
     }
 }
 

@@ -13,6 +13,22 @@ use rustix::io::Errno;
 
 use crate::disk::{Context, Disk, FileError};
 
+/// Between a name and the one before it. Names of trees have no such character.
+const SEPARATOR: char = ' ';
+
+/// A name, and the name its tree had before, if it was part of the store then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Intended {
+    pub(crate) name: String,
+    pub(crate) before: Option<String>,
+}
+
+impl From<String> for Intended {
+    fn from(name: String) -> Self {
+        Self { name, before: None }
+    }
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Intent {
@@ -29,7 +45,7 @@ impl Intent {
     }
 
     /// The names of the last note. A line that was cut short names nothing.
-    pub(crate) fn read(&self) -> Result<Vec<String>, FileError> {
+    pub(crate) fn read(&self) -> Result<Vec<Intended>, FileError> {
         let mut bytes = Vec::new();
         let mut buffer = [0; 8192];
         loop {
@@ -44,15 +60,27 @@ impl Intent {
             .rposition(|&byte| byte == b'\n')
             .map_or(0, |at| at + 1);
         let text = String::from_utf8_lossy(&bytes[..end]);
-        Ok(text.lines().map(str::to_owned).collect())
+        let lines = text.lines().map(|line| match line.split_once(SEPARATOR) {
+            Some((name, before)) => Intended {
+                name: name.to_owned(),
+                before: Some(before.to_owned()),
+            },
+            None => line.to_owned().into(),
+        });
+        Ok(lines.collect())
     }
 
-    pub(crate) fn write(&self, disk: &Disk, names: &[String]) -> Result<(), FileError> {
-        let note: Vec<u8> = names
-            .iter()
-            .flat_map(|name| [name.as_bytes(), b"\n"].concat())
-            .collect();
-        self.put(disk, &note).on("write", || &self.path)
+    pub(crate) fn write(&self, disk: &Disk, names: &[Intended]) -> Result<(), FileError> {
+        let mut note = String::new();
+        for Intended { name, before } in names {
+            note.push_str(name);
+            if let Some(before) = before {
+                note.push(SEPARATOR);
+                note.push_str(before);
+            }
+            note.push('\n');
+        }
+        self.put(disk, note.as_bytes()).on("write", || &self.path)
     }
 
     pub(crate) fn clear(&self, disk: &Disk) -> Result<(), FileError> {

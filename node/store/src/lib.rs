@@ -40,6 +40,8 @@ mod add;
 mod commit;
 mod disk;
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod faults;
 mod gc;
 mod index;
@@ -54,6 +56,7 @@ mod nar_tap;
 mod open;
 mod read;
 mod records;
+mod registration;
 mod roots;
 mod scan;
 mod share;

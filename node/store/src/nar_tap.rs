@@ -16,7 +16,10 @@ use tvix_node_protocol::path_info::NarHash;
 
 use crate::limits::{NAR_BUFFER, NAR_BUFFERS, SMALL_FILE};
 
-const _: () = assert!(SMALL_FILE <= NAR_BUFFER);
+const _: () = assert!(SMALL_FILE < NAR_BUFFER);
+
+/// Bytes after which a second thread pays: half a millisecond of hashing.
+const THREAD_FROM: u64 = 1 << 20;
 
 /// What is computed over an archive.
 struct Hashes {
@@ -157,6 +160,31 @@ impl<'s> NarTap<'s> {
         Ok(&self.buffer[start..self.used])
     }
 
+    /// Reads a whole file of `length` bytes, at most [`SMALL_FILE`]; one that has become shorter or
+    /// longer is an unexpected end.
+    pub(crate) fn take_whole(&mut self, from: &mut std::fs::File, length: usize) -> io::Result<&[u8]> {
+        // One byte more than there should be: a file that did not grow does not fill it.
+        if self.buffer.len() - self.used <= length {
+            self.flush_buffer(false)?;
+        }
+        let start = self.used;
+        let room = &mut self.buffer[start..=start + length];
+        let mut read = 0;
+        while read < length {
+            match from.read(&mut room[read..]) {
+                Ok(0) => break,
+                Ok(more) => read += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if read != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.used += length;
+        Ok(&self.buffer[start..self.used])
+    }
+
     /// Hashes what is left and returns the results.
     pub(crate) fn finish(mut self) -> io::Result<NarSummary> {
         self.flush_buffer(true)?;
@@ -185,8 +213,7 @@ impl<'s> NarTap<'s> {
     fn flush_buffer(&mut self, ending: bool) -> io::Result<()> {
         let used = std::mem::take(&mut self.used);
         self.flushed += used as u64;
-        // A second thread begins to pay where there is more than one buffer to hash.
-        if self.flushed > (NAR_BUFFER / 2) as u64 && !ending {
+        if self.flushed >= THREAD_FROM && !ending {
             self.start_thread();
         }
         match &mut self.hashing {

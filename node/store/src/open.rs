@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use tvix_node_protocol::StorePath;
 
 use crate::commit::Committer;
 use crate::disk::{Context, Disk, FileError};
 use crate::index::{Index, IndexError};
-use crate::intent::Intent;
+use crate::intent::{Intended, Intent};
 use crate::leases::Leases;
 use crate::logs::LOGGED_AT_START;
 use crate::nar_tap::Buffers;
+use crate::registration::Gate;
 use crate::share::Sharing;
 use crate::store::{Inner, Store};
 use crate::trees::{TEMPORARY, TRASH, Trees, temporary_name};
@@ -65,7 +65,17 @@ pub enum OpenError {
 /// Keeps other processes out of the home.
 #[derive(Debug)]
 pub(crate) struct HomeLock {
-    _file: std::fs::File,
+    file: std::fs::File,
+}
+
+impl Drop for HomeLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that was forked just now holds a copy until it executes
+        // something else.
+        if let Err(error) = rustix::fs::flock(self.file.as_fd(), FlockOperation::Unlock) {
+            tracing::warn!(%error, "the home's lock could not be given back");
+        }
+    }
 }
 
 impl Store {
@@ -109,7 +119,7 @@ impl Store {
             buffers: Buffers::default(),
             leases: Leases::default(),
             committer: Committer::default(),
-            gate: Mutex::new(intent),
+            gate: Mutex::new(Gate::new(intent)),
             logged: AtomicU64::new(LOGGED_AT_START),
             home,
             _lock: lock,
@@ -199,18 +209,23 @@ fn lock(home: &Path) -> Result<HomeLock, OpenError> {
     };
     let mut note = note;
     note().map_err(|error| io_error("write", &path, &error))?;
-    Ok(HomeLock { _file: file })
+    Ok(HomeLock { file })
 }
 
 /// Removes what was begun and never reported, and ends what was reported and not ended.
 fn clean_up(index: &Index, trees: &Trees, intent: &Intent) -> Result<(), OpenError> {
-    for name in intent.read()? {
-        let known = match StorePath::from_basename(name.as_bytes()) {
-            Ok(path) => index.path(&path)?.is_some(),
-            Err(_) => !name.starts_with(".tree-") || index.knows_tree_name(&name)?,
-        };
-        if !known {
-            trees.discard(&name)?;
+    for Intended { name, before } in intent.read()? {
+        if index.knows_name(&name)? {
+            continue;
+        }
+        match before {
+            // The renaming of a stored tree was never written down: it has its old name.
+            Some(before) if index.knows_name(&before)? && !trees.exists(&before)? => {
+                trees.name_tree(&name, &before)?;
+            }
+            _ => {
+                trees.discard(&name)?;
+            }
         }
     }
     for name in trees.names()? {

@@ -12,10 +12,10 @@ use rustix::io::Errno;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::store_path::STORE_DIR;
 
-use crate::commit::Registration;
 use crate::disk::FileError;
 use crate::index::{IndexError, IndexFault, PATHS, ROOTS, path_from_key, path_key};
 use crate::limits::ROOTS as MOST;
+use crate::registration::Registration;
 use crate::store::{Inner, Store};
 
 /// Why a root was not made.
@@ -97,7 +97,7 @@ impl Store {
             return Err(error);
         }
         let pointed = self.point(link, path, replaced);
-        registration.end(Vec::new());
+        registration.end();
         pointed
     }
 

@@ -120,7 +120,7 @@ impl Sharing {
         if !is_untouched(&rustix::fs::fstat(&source)?, file) {
             return Ok(false);
         }
-        let made = trees.disk.make_file(parent, name)?;
+        let made = trees.disk.make_file(parent, name, file.executable)?;
         let cloned = trees
             .disk
             .clone_file(source.as_fd(), made.as_fd())

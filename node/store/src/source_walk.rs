@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -277,7 +277,7 @@ impl Walk<'_, '_, '_> {
         };
         match usize::try_from(size) {
             Ok(size) if size <= SMALL_FILE => {
-                let bytes = self.tap.take_exactly(file, size).map_err(failed)?;
+                let bytes = self.tap.take_whole(file, size).map_err(failed)?;
                 self.writer.small_file(component, executable, bytes)?;
             }
             _ => {
@@ -291,15 +291,13 @@ impl Walk<'_, '_, '_> {
                     left -= bytes.len() as u64;
                     self.writer.write(bytes)?;
                 }
+                if !self.tap.take(file, 1).map_err(failed)?.is_empty() {
+                    return Err(changed().into());
+                }
                 self.writer.close_file()?;
             }
         }
-        // What grew was not read to its end.
-        match file.seek(SeekFrom::End(0)) {
-            Ok(end) if end == size => Ok(()),
-            Ok(_) => Err(changed().into()),
-            Err(error) => Err(failed(error).into()),
-        }
+        Ok(())
     }
 
     fn frame(&mut self, write: impl FnOnce(&mut NarTap<'_>) -> io::Result<()>) -> Result<(), WalkError> {

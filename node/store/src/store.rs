@@ -9,10 +9,10 @@ use tvix_node_protocol::StorePath;
 
 use crate::commit::Committer;
 use crate::index::Index;
-use crate::intent::Intent;
 use crate::leases::{Lease, Leases};
 use crate::nar_tap::Buffers;
 use crate::open::HomeLock;
+use crate::registration::Gate;
 use crate::share::Sharing;
 use crate::trees::Trees;
 
@@ -33,7 +33,7 @@ pub(crate) struct Inner {
     pub(crate) leases: Leases,
     pub(crate) committer: Committer,
     /// Held while names among the trees and the index change together.
-    pub(crate) gate: Mutex<Intent>,
+    pub(crate) gate: Mutex<Gate>,
     pub(crate) next_number: AtomicU64,
     /// Bytes of logs written so far.
     pub(crate) logged: AtomicU64,

@@ -205,7 +205,7 @@ impl<'s> TreeWriter<'s> {
         if !self.share(name.as_ref(), &file)? {
             let disk = &self.temporary.trees().disk;
             let made = self.with_place(name.as_ref(), |parent, name| {
-                let made = disk.make_file(parent, name)?;
+                let made = disk.make_file(parent, name, executable)?;
                 disk.write(&made, bytes)?;
                 disk.canonicalise(made.as_fd(), executable)
             });
@@ -224,7 +224,9 @@ impl<'s> TreeWriter<'s> {
         self.count()?;
         let parent_length = self.enter(name.as_ref());
         let disk = &self.temporary.trees().disk;
-        let made = self.with_place(name.as_ref(), |parent, name| disk.make_file(parent, name));
+        let made = self.with_place(name.as_ref(), |parent, name| {
+            disk.make_file(parent, name, executable)
+        });
         let fd = made.map_err(|error| self.fail("make the file", error))?;
         self.relative.truncate(parent_length);
         self.file = Some(OpenFile {
@@ -338,9 +340,14 @@ impl<'s> TreeWriter<'s> {
         name: Option<&PathComponent>,
         make: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
+        let (parent, name) = self.place(name);
+        make(parent, name)
+    }
+
+    fn place<'n>(&'n self, name: Option<&'n PathComponent>) -> (BorrowedFd<'n>, &'n [u8]) {
         match (self.stack.last(), name) {
-            (Some(open), Some(name)) => make(open.fd.as_fd(), name.as_bytes()),
-            _ => make(self.temporary.trees().fd(), self.temporary.name().as_bytes()),
+            (Some(open), Some(name)) => (open.fd.as_fd(), name.as_bytes()),
+            _ => (self.temporary.trees().fd(), self.temporary.name().as_bytes()),
         }
     }
 
@@ -366,11 +373,7 @@ impl<'s> TreeWriter<'s> {
 
     fn share(&self, name: Option<&PathComponent>, file: &SharedFile) -> Result<bool, TreeWriteError> {
         let trees = self.temporary.trees();
-        let temporary = self.temporary.name();
-        let place = match (self.stack.last(), name) {
-            (Some(open), Some(name)) => (open.fd.as_fd(), name.as_bytes()),
-            _ => (trees.fd(), temporary.as_bytes()),
-        };
+        let place = self.place(name);
         let shared = self.sharing.share(self.index, trees, file, place)?;
         Ok(shared.map_err(|error| self.fail("share an equal file as", error))?)
     }
@@ -378,20 +381,16 @@ impl<'s> TreeWriter<'s> {
     /// Puts an equal stored file in the place of one that was just written.
     fn share_instead(&self, name: Option<&PathComponent>, file: &SharedFile) -> Result<bool, TreeWriteError> {
         let trees = self.temporary.trees();
-        let beside = format!("{}-file", self.temporary.name());
+        let beside = self.temporary.file_beside();
         let place = (trees.fd(), beside.as_bytes());
         let shared = self.sharing.share(self.index, trees, file, place)?;
         if !shared.map_err(|error| self.fail("share an equal file as", error))? {
             return Ok(false);
         }
         let moved = self.with_place(name, |parent, name| {
-            let result = trees
+            trees
                 .disk
-                .replace((trees.fd(), beside.as_bytes()), (parent, name));
-            if result.is_err() {
-                trees.disk.unlink(trees.fd(), beside.as_bytes())?;
-            }
-            result
+                .replace((trees.fd(), beside.as_bytes()), (parent, name))
         });
         moved.map_err(|error| self.fail("replace by an equal file", error))?;
         Ok(true)

@@ -20,10 +20,11 @@ use crate::disk::{Context, Disk, FileError, list, open_directory, open_directory
 
 pub(crate) const TEMPORARY: &str = ".tmp-";
 pub(crate) const TRASH: &str = ".trash-";
+pub(crate) const UNACCEPTED: &str = ".tree-";
 
 /// The name of a path's unaccepted tree.
 pub(crate) fn unaccepted_name(path: &StorePath, tree: TreeDigest) -> String {
-    format!(".tree-{}-{tree}", nixbase32::encode(path.digest()))
+    format!("{UNACCEPTED}{}-{tree}", nixbase32::encode(path.digest()))
 }
 
 /// See the [module](self).
@@ -170,6 +171,7 @@ impl Trees {
 pub(crate) struct Temporary {
     trees: Arc<Trees>,
     number: u64,
+    name: String,
     kept: bool,
 }
 
@@ -178,6 +180,7 @@ impl Temporary {
         Self {
             trees: Arc::clone(trees),
             number,
+            name: temporary_name(number),
             kept: false,
         }
     }
@@ -186,8 +189,13 @@ impl Temporary {
         self.number
     }
 
-    pub(crate) fn name(&self) -> String {
-        temporary_name(self.number)
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A name for one file that is to take the place of another one in the tree.
+    pub(crate) fn file_beside(&self) -> String {
+        format!("{}-file", self.name)
     }
 
     /// From now on somebody else answers for the tree.
@@ -211,7 +219,10 @@ pub(crate) fn temporary_name(number: u64) -> String {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.kept
-            && let Err(error) = self.trees.remove(&self.name())
+            && let Err(error) = self
+                .trees
+                .remove(&self.name)
+                .and(self.trees.remove(&self.file_beside()))
         {
             // The next start of the store tries again.
             tracing::warn!(%error, "a tree that was not wanted in the end could not be removed");

@@ -12,9 +12,11 @@ use tvix_node_protocol::tree::TreeDigest;
 use std::path::PathBuf;
 
 use crate::add::{AddError, Prepared};
-use crate::commit::{Batch, Registration};
+use crate::commit::Batch;
 use crate::index::{IndexError, PATHS, TREES, UNACCEPTED, insert_path, path_key, read_path, read_unaccepted};
+use crate::intent::Intended;
 use crate::leases::Lease;
+use crate::registration::Registration;
 use crate::store::Store;
 use crate::trees::unaccepted_name;
 
@@ -47,7 +49,8 @@ impl Store {
         self.inner.trees.path().join(unaccepted_name(path, *tree))
     }
 
-    /// Makes a tree that is stored under its digest the accepted one of its path, durably.
+    /// Makes a tree that is stored under its digest the accepted one of its path, durably. One that is
+    /// already stays so.
     ///
     /// # Errors
     /// [`AddError::NoSuchTree`]; [`AddError::Conflict`] where the path has an accepted tree already;
@@ -55,10 +58,18 @@ impl Store {
     pub fn accept(&self, path: &StorePath, tree: &TreeDigest, lease: &Lease) -> Result<PathInfo, AddError> {
         lease.reserve([path]);
         let (from, to) = (unaccepted_name(path, *tree), path.to_basename());
-        let registration = Registration::begin(&self.inner, &[from.clone(), to.clone()])?;
-        let mut trash = Vec::new();
+        let intended = Intended {
+            name: to.clone(),
+            before: Some(from.clone()),
+        };
+        let mut registration = Registration::begin(&self.inner, &[intended])?;
         let mut renamed = false;
         let written = self.inner.index.write(|transaction| {
+            if let Some(present) = read_path(&transaction.open_table(PATHS)?, path)?
+                && present.info.tree == *tree
+            {
+                return Ok(Ok(present.info));
+            }
             let mut unaccepted = transaction.open_table(UNACCEPTED)?;
             let Some(record) = read_unaccepted(&unaccepted, path, *tree)? else {
                 let (path, tree) = (path.clone(), *tree);
@@ -85,9 +96,8 @@ impl Store {
                     }
                 }
             }
-            match self.inner.trees.name_tree(&from, &to) {
-                Ok(leftover) => trash.extend(leftover),
-                Err(error) => return Ok(Err(error.into())),
+            if let Err(error) = registration.name_tree(&from, &to) {
+                return Ok(Err(error.into()));
             }
             renamed = true;
             unaccepted.remove((path_key(path).as_slice(), &tree.0))?;
@@ -112,7 +122,7 @@ impl Store {
                 }
             }
         };
-        registration.end(trash);
+        registration.end();
         result
     }
 }

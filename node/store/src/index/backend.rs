@@ -38,8 +38,8 @@ impl StorageBackend for FaultyBackend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.reach(Step::IndexSync)?;
-        self.file.sync_data()
+        // What a killed process wrote stays in memory: a test that kills needs no disk.
+        self.reach(Step::IndexSync)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

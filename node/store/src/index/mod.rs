@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 mod backend;
+#[cfg(test)]
+mod consistency;
 mod encoding;
 mod objects;
 mod paths;
@@ -29,7 +31,7 @@ use crate::limits::INDEX_CACHE;
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the store's index '{}' cannot be {action}: {source}", .path.display())]
 pub struct IndexError {
-    /// `opened`, `read` or `written`.
+    /// `made`, `opened`, `read` or `written`.
     pub action: &'static str,
     /// The file.
     pub path: PathBuf,
@@ -90,17 +92,31 @@ impl Index {
     }
 
     fn open_with(index: Self) -> Result<Self, IndexError> {
-        index.reopen()?;
-        // Tables are made in one transaction: where the first is, all are.
-        let made = index.read(|transaction| match transaction.open_table(PATHS) {
-            Ok(_) => Ok(true),
-            Err(redb::TableError::TableDoesNotExist(_)) => Ok(false),
-            Err(error) => Err(error.into()),
-        })?;
-        if !made {
-            index.write(create_tables)?;
+        if !index.path.exists() {
+            index.create().map_err(|fault| index.error("made", fault))?;
         }
+        index.reopen()?;
         Ok(index)
+    }
+
+    /// Makes a new index beside and gives it its name when it is whole: the database cannot tell a file
+    /// whose making was cut short from something else.
+    fn create(&self) -> Result<(), IndexFault> {
+        let beside = self.path.with_extension("new");
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(redb::StorageError::from(error).into());
+            }
+            _ => {}
+        }
+        let database = self.open_database(&beside)?;
+        let transaction = database.begin_write()?;
+        create_tables(&transaction)?;
+        transaction.commit()?;
+        drop(database);
+        let named = std::fs::rename(&beside, &self.path)
+            .and_then(|()| std::fs::File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all());
+        Ok(named.map_err(redb::StorageError::from)?)
     }
 
     pub(crate) fn file(&self) -> &Path {
@@ -182,27 +198,25 @@ impl Index {
     pub(crate) fn reopen(&self) -> Result<(), IndexError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         drop(database.take());
-        let opened = self.open_database();
+        let opened = self.open_database(&self.path);
         *database = Some(opened.map_err(|fault| self.error("opened", fault))?);
         Ok(())
     }
 
     #[cfg(not(test))]
-    fn open_database(&self) -> Result<Database, IndexFault> {
-        Ok(Database::builder()
-            .set_cache_size(INDEX_CACHE)
-            .create(&self.path)?)
+    fn open_database(&self, path: &Path) -> Result<Database, IndexFault> {
+        Ok(Database::builder().set_cache_size(INDEX_CACHE).create(path)?)
     }
 
     #[cfg(test)]
-    fn open_database(&self) -> Result<Database, IndexFault> {
+    fn open_database(&self, path: &Path) -> Result<Database, IndexFault> {
         let mut options = std::fs::OpenOptions::new();
         let file = options
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .open(&self.path);
+            .open(path);
         let file = file.map_err(redb::StorageError::from)?;
         let backend =
             backend::FaultyBackend::new(redb::backends::FileBackend::new(file)?, self.faults.clone());

@@ -80,8 +80,15 @@ impl Index {
         })
     }
 
-    /// Whether a tree that is not accepted has this name.
-    pub(crate) fn knows_tree_name(&self, name: &str) -> Result<bool, IndexError> {
+    /// Whether a tree among those in the store has this name. Of names that no tree can have, it says so,
+    /// too: they are not ours to touch.
+    pub(crate) fn knows_name(&self, name: &str) -> Result<bool, IndexError> {
+        if let Ok(path) = StorePath::from_basename(name.as_bytes()) {
+            return Ok(self.path(&path)?.is_some());
+        }
+        if !name.starts_with(crate::trees::UNACCEPTED) {
+            return Ok(true);
+        }
         self.read(|transaction| {
             for entry in transaction.open_table(TREES)?.iter()? {
                 if entry?.1.value() == name {

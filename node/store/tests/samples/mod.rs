@@ -54,8 +54,9 @@ pub fn text(name: &str, content: &[u8], references: &[&Text]) -> Text {
 /// Everything in the directory of trees.
 pub fn home_entries(store: &Store) -> Vec<String> {
     let entries = fs::read_dir(store.home().join("nix/store")).unwrap();
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
