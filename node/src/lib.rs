@@ -15,11 +15,9 @@
 //! A program that uses this crate calls [`take_over`] first thing:
 //!
 //! ```no_run
-//! fn main() {
-//!     tvix_node::take_over();
-//!     let home = tvix_node::home::Home::locate().expect("a home");
-//!     println!("{}", home.root().display());
-//! }
+//! tvix_node::take_over();
+//! let home = tvix_node::home::Home::locate().expect("a home");
+//! println!("{}", home.root().display());
 //! ```
 
 pub mod background;

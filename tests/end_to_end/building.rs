@@ -150,3 +150,36 @@ fn why_says_where_a_path_came_from() {
     let log = machine.run(&["log", &out]);
     assert_eq!(log.ok(), "writing a greeting");
 }
+
+/// Two recipes for one content: a changed mirror, another fetcher.
+#[test]
+fn two_derivations_of_one_fixed_output_are_one_piece_of_work() {
+    if !sandbox_works("two_derivations_of_one_fixed_output_are_one_piece_of_work") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"let
+          fixed = text: build "fixed" {
+            outputHash = "sha256-UGbG3IpNW4WMchQukQXd3PlZ6Bi+lo7GHpX6IXCpWug="; outputHashAlgo = "sha256";
+          } "${text}write $out same";
+        in { both = build "both" { a = fixed ""; b = fixed "echo another way\n"; } "copy $a $out"; }"#,
+    );
+    let hash = machine.run(&["eval", "-E", r#"builtins.hashString "sha256" "same\n""#]);
+    let hash = hash.ok().trim_matches('"').to_owned();
+    let text = std::fs::read_to_string(machine.folder().join("default.nix")).expect("the expression");
+    let text = text.replace("sha256-UGbG3IpNW4WMchQukQXd3PlZ6Bi+lo7GHpX6IXCpWug=", &hash);
+    machine.write("default.nix", &text);
+    let out = machine
+        .run(&["build", "-A", "both", "--no-out-link"])
+        .ok()
+        .to_owned();
+    assert_eq!(
+        fs::read_to_string(machine.physical(&out)).expect("the output"),
+        "same\n"
+    );
+    assert_eq!(
+        machine.run(&["instantiate", "-A", "both"]).ok().lines().count(),
+        1
+    );
+}

@@ -5,9 +5,7 @@
 //! chain. Demand only grows until the session ends.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
 
-use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{EventKind, SessionMode};
 
 use crate::action::{Refusal, Urgency};
@@ -64,10 +62,14 @@ impl Coordinator {
             });
         }
         let (mode, to) = (session.options.mode, session.to);
-        let inputs = self.check_derivation(slot, derivation)?;
+        let existing = existing.or_else(|| self.graph.same_fixed_output(derivation));
+        let inputs = self.check_derivation(slot, derivation, existing)?;
         let id = match existing {
-            Some(id) => id,
-            None => self.graph.insert(derivation, &inputs),
+            Some(id) => {
+                self.graph.alias(id, &derivation.path);
+                id
+            }
+            None => self.graph.insert(derivation, inputs),
         };
         self.know(slot, id);
         if mode != SessionMode::Instantiate {
@@ -98,8 +100,13 @@ impl Coordinator {
         self.graph.touch_drv(id);
     }
 
-    /// Checks a derivation and answers with the distinct paths it reads.
-    fn check_derivation(&self, slot: Slot, derivation: &Derivation) -> Result<Vec<StorePath>, Refusal> {
+    /// Checks a derivation and answers with the outputs of others that it reads.
+    fn check_derivation(
+        &self,
+        slot: Slot,
+        derivation: &Derivation,
+        existing: Option<DrvId>,
+    ) -> Result<Vec<PathId>, Refusal> {
         let too_large = |what, count, limit| Refusal::DerivationTooLarge {
             derivation: derivation.path.clone(),
             what,
@@ -118,7 +125,7 @@ impl Coordinator {
                 .graph
                 .path(path)
                 .and_then(|path| self.graph.paths[path].producer)
-                && self.graph.drvs[producer].name != derivation.path
+                && existing != Some(producer)
             {
                 let (first, second) = (self.graph.drvs[producer].name.clone(), derivation.path.clone());
                 return Err(Refusal::OutputConflict {
@@ -128,8 +135,7 @@ impl Coordinator {
                 });
             }
         }
-        let mut inputs: BTreeSet<(Vec<u8>, StorePath)> = BTreeSet::new();
-        let mut add = |path: &StorePath| inputs.insert((path.to_basename().into_bytes(), path.clone()));
+        let mut inputs = Vec::new();
         for input in &derivation.inputs {
             let known = self.graph.drv(&input.derivation);
             let known = known.filter(|id| self.graph.drvs[*id].known.contains(slot));
@@ -143,16 +149,14 @@ impl Coordinator {
                     let (derivation, output) = (input.derivation.clone(), output.clone());
                     return Err(Refusal::UnknownOutput { derivation, output });
                 };
-                add(&self.graph.paths[*path].name);
+                inputs.push(*path);
             }
         }
-        for source in &derivation.sources {
-            add(source);
+        let count = inputs.len() + derivation.sources.len();
+        if count > limits::INPUTS {
+            return Err(too_large("inputs", count, limits::INPUTS));
         }
-        if inputs.len() > limits::INPUTS {
-            return Err(too_large("inputs", inputs.len(), limits::INPUTS));
-        }
-        Ok(inputs.into_iter().map(|(_, path)| path).collect())
+        Ok(inputs)
     }
 
     /// Notes that a session needs a path to be had, and what follows from it.

@@ -300,6 +300,8 @@ pub(crate) struct Graph {
     pub(crate) drvs: Slab<DrvId, Drv>,
     paths_by_name: FxHashMap<StorePath, PathId>,
     drvs_by_name: FxHashMap<StorePath, DrvId>,
+    /// Other derivations of a fixed output, by the one that stands for all of them.
+    aliases: FxHashMap<DrvId, Vec<StorePath>>,
     pub(crate) requirements: Interner<RequirementId, Requirement>,
     pub(crate) sources: Interner<SourceId, Source>,
     pub(crate) desired: Interner<DesiredId, DesiredStore>,
@@ -315,6 +317,29 @@ impl Graph {
 
     pub(crate) fn drv(&self, name: &StorePath) -> Option<DrvId> {
         self.drvs_by_name.get(name).copied()
+    }
+
+    /// The derivation that makes the same fixed output, if there is one: two recipes for one content
+    /// (another mirror, another fetcher) are one piece of work.
+    pub(crate) fn same_fixed_output(&self, derivation: &Derivation) -> Option<DrvId> {
+        if !derivation.fixed_output {
+            return None;
+        }
+        let path = self.path(derivation.outputs.values().next()?)?;
+        let producer = self.paths[path].producer?;
+        let output_names = self.drvs[producer].outputs.iter().map(|(name, _)| name);
+        let fixed = self
+            .requirements
+            .get(self.drvs[producer].requirement)
+            .fixed_output;
+        (fixed && output_names.eq(derivation.outputs.keys())).then_some(producer)
+    }
+
+    /// From now on this derivation stands for another one of the same fixed output, too.
+    pub(crate) fn alias(&mut self, id: DrvId, name: &StorePath) {
+        if self.drvs_by_name.insert(name.clone(), id).is_none() {
+            self.aliases.entry(id).or_default().push(name.clone());
+        }
     }
 
     /// The path's number, one user more.
@@ -363,8 +388,8 @@ impl Graph {
         }
     }
 
-    /// Adds a derivation whose outputs and inputs have been checked. `inputs` are distinct.
-    pub(crate) fn insert(&mut self, derivation: &Derivation, inputs: &[StorePath]) -> DrvId {
+    /// Adds a derivation that has been checked and reads these outputs of others.
+    pub(crate) fn insert(&mut self, derivation: &Derivation, made: Vec<PathId>) -> DrvId {
         let mut features = derivation.required_features.clone();
         features.sort_unstable();
         features.dedup();
@@ -379,7 +404,7 @@ impl Graph {
             .iter()
             .map(|(name, path)| (name.clone(), self.use_path(path)))
             .collect();
-        let inputs: Box<[_]> = inputs.iter().map(|path| self.use_path(path)).collect();
+        let inputs = self.use_inputs(derivation, made);
         let missing = inputs
             .iter()
             .filter(|input| !self.paths[**input].was_available)
@@ -444,6 +469,23 @@ impl Graph {
         id
     }
 
+    /// The distinct paths that a derivation reads, each with one user more.
+    fn use_inputs(&mut self, derivation: &Derivation, made: Vec<PathId>) -> Box<[PathId]> {
+        let mut inputs = made;
+        for input in &inputs {
+            self.paths[*input].users += 1;
+        }
+        inputs.extend(derivation.sources.iter().map(|source| self.use_path(source)));
+        inputs.sort_unstable();
+        let paths = &mut self.paths;
+        inputs.dedup_by(|one, other| {
+            let same = one == other;
+            paths[*one].users -= u32::from(same);
+            same
+        });
+        inputs.into_boxed_slice()
+    }
+
     /// Forgets derivations that nobody knows; answers with the paths that went with them.
     ///
     /// All at once, because a path that thousands read is looked through once then.
@@ -455,6 +497,9 @@ impl Graph {
                 continue;
             };
             self.drvs_by_name.remove(&drv.name);
+            for alias in self.aliases.remove(id).into_iter().flatten() {
+                self.drvs_by_name.remove(&alias);
+            }
             for input in &drv.inputs {
                 if let Some(producer) = self.paths[*input].producer
                     && let Some(producer_drv) = self.drvs.get_mut(producer)

@@ -555,9 +555,8 @@ impl Session {
         self.flush();
         if self.backlog.is_empty() {
             match self.sender.try_send(event) {
-                Ok(()) => return,
-                // The command is gone; closing the session is under way.
-                Err(mpsc::error::TrySendError::Closed(_)) => return,
+                // Without a receiver the command is gone; closing the session is under way.
+                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
                 Err(mpsc::error::TrySendError::Full(event)) if !log => self.backlog.push_back(event),
                 Err(mpsc::error::TrySendError::Full(_)) => self.left_out += 1,
             }

@@ -22,6 +22,7 @@ use tvix_node_store::ScratchOutput;
 
 use super::depot::{BuildNote, Depot, DepotError};
 use super::engine::{Message, build_channel};
+use super::limits::EARLY_LINES;
 
 /// What one build is told.
 pub struct Job {
@@ -102,22 +103,45 @@ impl Jobs {
         let mut log = self.depot.begin_log(job.derivation.clone()).await?;
         let building = self.builder.build(spec, sender, cancel);
         let listening = async {
+            // The two come over different ways: what is told of a build begins with its start.
+            let mut started = false;
+            let mut early = Vec::new();
             while let Some(event) = events.recv().await {
-                let message = match event {
-                    BuildEvent::Started => Message::Happened(Event::BuildStarted { build: job.build }),
+                match event {
+                    BuildEvent::Started => {
+                        started = true;
+                        let event = Event::BuildStarted { build: job.build };
+                        drop(engine.send(Message::Happened(event)).await);
+                    }
                     BuildEvent::Log(line) => {
                         log.line(&line);
-                        let line = String::from_utf8_lossy(&line).into_owned();
-                        Message::Line {
+                        early.push(String::from_utf8_lossy(&line).into_owned());
+                    }
+                    _ => {}
+                }
+                if started || early.len() > EARLY_LINES {
+                    for line in early.drain(..) {
+                        // Where the engine has ended, nobody listens.
+                        drop(
+                            engine
+                                .send(Message::Line {
+                                    build: job.build,
+                                    line,
+                                })
+                                .await,
+                        );
+                    }
+                }
+            }
+            for line in early {
+                drop(
+                    engine
+                        .send(Message::Line {
                             build: job.build,
                             line,
-                        }
-                    }
-                    _ => continue,
-                };
-                if engine.send(message).await.is_err() {
-                    break;
-                }
+                        })
+                        .await,
+                );
             }
             log
         };

@@ -29,3 +29,7 @@ pub const REMEMBERED_DERIVATIONS: usize = 400_000;
 
 /// Longest sleep of an engine that waits for nothing. A clock that jumps is noticed at least so often.
 pub const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Log lines of a build that wait for the word that it has started. It comes within a few
+/// milliseconds; a builder that floods its log meanwhile is shown at once.
+pub const EARLY_LINES: usize = 256;

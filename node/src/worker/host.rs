@@ -385,7 +385,8 @@ mod tests {
     #[test]
     fn a_logical_path_is_split_into_store_path_and_rest() {
         let base = "00000000000000000000000000000000-x";
-        let (path, rest) = in_store(Path::new(&format!("/nix/store/{base}/a/b"))).unwrap();
+        let logical = format!("/nix/store/{base}/a/b");
+        let (path, rest) = in_store(Path::new(&logical)).unwrap();
         assert_eq!((path.to_basename().as_str(), rest), (base, Path::new("a/b")));
         assert!(in_store(Path::new("/nix/store")).is_none());
         assert!(in_store(Path::new("/nix/store/x")).is_none());

@@ -101,6 +101,8 @@ pub struct Desk {
     pub fetches: Vec<(FetchId, StorePath)>,
     pub pushes: Vec<(PushId, StorePath)>,
     pub refusals: Vec<(SessionId, Refusal)>,
+    /// Peers that were to be asked how much of the inputs they have.
+    pub weighed: Vec<NodeKey>,
     pub told: Vec<(u64, EventKind)>,
     /// What the last event led to.
     pub actions: Vec<Action>,
@@ -127,6 +129,7 @@ impl Desk {
             fetches: vec![],
             pushes: vec![],
             refusals: vec![],
+            weighed: vec![],
             told: vec![],
             actions: vec![],
         };
@@ -200,7 +203,8 @@ impl Desk {
                         assert!(self.own.contains(&path), "{path} was released and never there");
                     }
                 }
-                Action::WeighInputs { .. } | Action::RenewLease { .. } => {}
+                Action::WeighInputs { nodes, .. } => self.weighed.extend(nodes),
+                Action::RenewLease { .. } => {}
             }
         }
         for (question, paths) in answers {
@@ -414,7 +418,7 @@ impl Desk {
     /// The reason that a session was given for the last placement of a derivation.
     #[track_caller]
     pub fn reason(&self, session: u64, word: &str) -> String {
-        let reasons = self.told.iter().filter_map(|(other, event)| match event {
+        let mut reasons = self.told.iter().filter_map(|(other, event)| match event {
             EventKind::Placed {
                 derivation, reason, ..
             } if *other == session && *derivation == drv(word) => Some(reason.clone()),

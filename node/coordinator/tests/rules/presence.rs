@@ -69,7 +69,7 @@ fn questions_are_batched_and_what_is_demanded_goes_first() {
     let mut desk = Desk::new(1);
     desk.hold_answers = true;
     desk.open(1, options());
-    let words: Vec<String> = (0..10 * limits::PRESENCE_BATCH)
+    let words: Vec<String> = (0..5 * limits::PRESENCE_BATCH)
         .map(|number| format!("p{number}"))
         .collect();
     let all: Vec<_> = words.iter().map(|word| derivation(word, &[])).collect();

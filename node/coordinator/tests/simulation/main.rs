@@ -5,9 +5,12 @@
 //! `SEED=123 …` replays one and prints everything that happens.
 
 mod checker;
+mod evaluation;
+mod own_builder;
 mod peers;
 mod rng;
 mod scenario;
+mod stores;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

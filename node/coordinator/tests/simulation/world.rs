@@ -4,16 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tvix_node_coordinator::{
     Action, BuildFailure, BuildId, BuiltPath, Config, Coordinator, Delivery, Event, FailureKind, FetchId,
-    OwnBuilder, PathPresence, PushId, SessionId, Source, Time,
+    OwnBuilder, PushId, QuestionId, SessionId, Source, Time,
 };
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::DesiredStore;
-use tvix_node_protocol::control::EventKind;
 
 use crate::checker::Checker;
 use crate::peers::{Peer, PeerStep};
 use crate::rng::Rng;
-use crate::scenario::{CACHE, FOLDER, Scenario, Step};
+use crate::scenario::Scenario;
 
 /// Something that will happen.
 #[derive(Debug, Clone)]
@@ -22,7 +21,7 @@ pub enum Happening {
     Evaluate(usize),
     Interrupt(usize),
     Answer {
-        question: tvix_node_coordinator::QuestionId,
+        question: QuestionId,
         desired: Option<DesiredStore>,
         paths: Vec<StorePath>,
     },
@@ -40,22 +39,22 @@ pub enum Happening {
     CollectGarbage,
 }
 
-struct Fetch {
-    path: StorePath,
-    from: Vec<Source>,
+pub struct Fetch {
+    pub path: StorePath,
+    pub from: Vec<Source>,
 }
 
-struct OwnBuild {
-    job: usize,
-    limit: Option<u64>,
-    dying: bool,
+pub struct OwnBuild {
+    pub job: usize,
+    pub limit: Option<u64>,
+    pub dying: bool,
 }
 
 #[derive(Default)]
-struct Evaluation {
-    next: usize,
-    waits_for: Option<u64>,
-    over: bool,
+pub struct Evaluation {
+    pub next: usize,
+    pub waits_for: Option<u64>,
+    pub over: bool,
 }
 
 pub struct World {
@@ -63,20 +62,20 @@ pub struct World {
     pub rng: Rng,
     pub now: u64,
     pub coordinator: Coordinator,
-    queue: BTreeMap<(u64, u64), Happening>,
-    happened: u64,
+    pub queue: BTreeMap<(u64, u64), Happening>,
+    pub happened: u64,
     pub own: BTreeSet<StorePath>,
     /// What the coordinator has been told is in the own store and has not released.
-    pinned: BTreeSet<StorePath>,
+    pub pinned: BTreeSet<StorePath>,
     /// What sessions have added; stays.
-    added: BTreeSet<StorePath>,
+    pub added: BTreeSet<StorePath>,
     pub folder: BTreeSet<StorePath>,
-    fetches: BTreeMap<FetchId, Fetch>,
-    pushes: BTreeMap<PushId, (StorePath, DesiredStore)>,
-    own_builds: BTreeMap<BuildId, OwnBuild>,
+    pub fetches: BTreeMap<FetchId, Fetch>,
+    pub pushes: BTreeMap<PushId, (StorePath, DesiredStore)>,
+    pub own_builds: BTreeMap<BuildId, OwnBuild>,
     pub peers: Vec<Peer>,
-    evaluations: Vec<Evaluation>,
-    checker: Checker,
+    pub evaluations: Vec<Evaluation>,
+    pub checker: Checker,
     /// Digest of everything that was wanted done.
     pub digest: u64,
     pub trace: bool,
@@ -240,11 +239,6 @@ impl World {
         self.hand_over(Event::BuildFailed { build, failure });
     }
 
-    fn pin(&mut self, path: &StorePath) {
-        assert!(self.own.contains(path));
-        self.pinned.insert(path.clone());
-    }
-
     pub fn hand_over(&mut self, event: Event) {
         self.note_reported(&event);
         if self.trace {
@@ -266,33 +260,6 @@ impl World {
         if self.rng.percent(2) {
             self.after(0, Happening::CollectGarbage);
         }
-    }
-
-    /// What the coordinator is told to be in the own store stays there.
-    fn note_reported(&mut self, event: &Event) {
-        match event {
-            Event::Presence { paths, .. } => {
-                for presence in paths.iter().filter(|presence| presence.own) {
-                    self.pin(&presence.path);
-                }
-            }
-            Event::FetchArrived { path, .. } => self.pin(path),
-            Event::BuildFinished {
-                outputs,
-                delivery: Delivery::OwnStore,
-                ..
-            } => {
-                for built in outputs.values() {
-                    self.pin(&built.path);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn collect_garbage(&mut self) {
-        let roots = self.pinned.iter().chain(&self.added);
-        self.own = roots.flat_map(|path| self.scenario.closure(path)).collect();
     }
 
     /// How long something takes that crosses a network.
@@ -407,328 +374,6 @@ impl World {
             }
             Action::Tell { session, event } => self.told(session.0 as usize, &event),
             Action::Refuse { refusal, .. } => panic!("refused: {refusal}"),
-        }
-    }
-
-    fn told(&mut self, session: usize, event: &EventKind) {
-        let evaluation = &mut self.evaluations[session];
-        match event {
-            EventKind::Ended { .. } => evaluation.over = true,
-            EventKind::ImportDone { import } if evaluation.waits_for == Some(*import) => {
-                evaluation.waits_for = None;
-                self.after(1, Happening::Evaluate(session));
-            }
-            EventKind::ImportFailed { import, .. } if evaluation.waits_for == Some(*import) => {
-                evaluation.waits_for = None;
-                let failed = Event::TargetFailed {
-                    session: SessionId(session as u64),
-                    target: 1_000 + import,
-                    name: "import".into(),
-                    error: "cannot import".into(),
-                };
-                self.report_after(1, failed);
-                self.after(2, Happening::Evaluate(session));
-            }
-            _ => {}
-        }
-    }
-
-    fn evaluate(&mut self, number: usize) {
-        let script = &self.scenario.scripts[number];
-        let (pace, options) = (script.pace, script.options.clone());
-        let session = SessionId(number as u64);
-        if self.evaluations[number].over {
-            return;
-        }
-        let next = self.evaluations[number].next;
-        self.evaluations[number].next += 1;
-        if next == 0 {
-            self.hand_over(Event::SessionOpened { session, options });
-            self.after(1, Happening::Evaluate(number));
-            return;
-        }
-        let Some(step) = self.scenario.scripts[number].steps.get(next - 1).cloned() else {
-            return;
-        };
-        let mut waits = false;
-        match step {
-            Step::Instantiate(jobs) => {
-                let derivations: Vec<_> = jobs
-                    .iter()
-                    .map(|job| self.scenario.jobs[*job].derivation.clone())
-                    .collect();
-                for source in derivations.iter().flat_map(|derivation| &derivation.sources) {
-                    self.own.insert(source.clone());
-                    self.added.insert(source.clone());
-                }
-                self.hand_over(Event::Instantiated { session, derivations });
-            }
-            Step::Target {
-                number: target,
-                job,
-                outputs,
-            } => {
-                let derivation = self.scenario.jobs[job].derivation.path.clone();
-                let name = format!("target {target}");
-                self.hand_over(Event::TargetNamed {
-                    session,
-                    target,
-                    name,
-                    derivation,
-                    outputs,
-                });
-            }
-            Step::Import {
-                number: import,
-                job,
-                outputs,
-            } => {
-                let derivation = self.scenario.jobs[job].derivation.path.clone();
-                self.evaluations[number].waits_for = Some(import);
-                waits = true;
-                self.hand_over(Event::ImportRequested {
-                    session,
-                    import,
-                    derivation,
-                    outputs,
-                });
-            }
-            Step::Ensure { number: import, path } => {
-                self.evaluations[number].waits_for = Some(import);
-                waits = true;
-                self.hand_over(Event::EnsureRequested {
-                    session,
-                    import,
-                    path,
-                });
-            }
-            Step::Fail { number: target } => {
-                let (name, error) = (format!("target {target}"), "it does not evaluate".into());
-                self.hand_over(Event::TargetFailed {
-                    session,
-                    target,
-                    name,
-                    error,
-                });
-            }
-            Step::End => self.hand_over(Event::EvaluationEnded { session }),
-        }
-        if !waits {
-            let delay = self.rng.between(1, pace);
-            self.after(delay, Happening::Evaluate(number));
-        }
-    }
-
-    /// Whether a source has a path, and can be reached.
-    fn has(&self, source: &Source, path: &StorePath) -> bool {
-        match source {
-            Source::Peer(node) => self
-                .peers
-                .iter()
-                .any(|peer| peer.machine.key == *node && peer.connected && peer.machine.store.contains(path)),
-            Source::Cache(_) => self.scenario.cache.contains(path),
-            Source::Folder(_) => self.folder.contains(path),
-        }
-    }
-
-    pub fn in_desired_store(&self, store: &DesiredStore, path: &StorePath) -> bool {
-        match store {
-            DesiredStore::Node(node) => self.has(&Source::Peer(*node), path),
-            DesiredStore::Folder(folder) => self.has(&Source::Folder(folder.clone()), path),
-        }
-    }
-
-    /// Everyone who could be asked for a path.
-    pub fn sources(&self) -> Vec<Source> {
-        let peers = self.peers.iter().filter(|peer| peer.connected);
-        let peers = peers.map(|peer| Source::Peer(peer.machine.key));
-        peers
-            .chain([Source::Cache(CACHE.into()), Source::Folder(FOLDER.into())])
-            .collect()
-    }
-
-    fn answer(
-        &mut self,
-        question: tvix_node_coordinator::QuestionId,
-        desired: Option<&DesiredStore>,
-        paths: Vec<StorePath>,
-    ) {
-        let mut answers = vec![];
-        for path in paths {
-            let own = self.own.contains(&path);
-            let mut sources = vec![];
-            if !own {
-                for source in self.sources() {
-                    // A peer may well say that it has what it has not.
-                    let lie = matches!(source, Source::Peer(_)) && self.lost(1);
-                    if self.has(&source, &path) || lie {
-                        sources.push(source);
-                    }
-                }
-            }
-            let desired = desired.is_some_and(|store| self.in_desired_store(store, &path));
-            answers.push(PathPresence {
-                path,
-                own,
-                desired,
-                sources,
-                nar_size: Some(10),
-            });
-        }
-        self.hand_over(Event::Presence {
-            question,
-            paths: answers,
-        });
-    }
-
-    fn fetch_done(&mut self, fetch: FetchId) {
-        let Some(Fetch { path, from }) = self.fetches.remove(&fetch) else {
-            return;
-        };
-        let Some(source) = from.iter().find(|source| self.has(source, &path)).cloned() else {
-            self.hand_over(Event::FetchFailed {
-                fetch,
-                error: "nobody had it".into(),
-            });
-            return;
-        };
-        let closure = self.scenario.closure(&path);
-        for part in closure {
-            if self.own.insert(part.clone()) || part == path {
-                let from = source.clone();
-                self.hand_over(Event::FetchStarted {
-                    fetch,
-                    path: part.clone(),
-                    from: from.clone(),
-                });
-                self.hand_over(Event::FetchArrived {
-                    fetch,
-                    path: part,
-                    from,
-                    bytes: 10,
-                });
-            }
-        }
-        self.hand_over(Event::FetchFinished { fetch });
-    }
-
-    fn push_done(&mut self, push: PushId) {
-        let Some((path, to)) = self.pushes.remove(&push) else {
-            return;
-        };
-        let closure = self.scenario.closure(&path);
-        let unreachable = match &to {
-            DesiredStore::Folder(_) => false,
-            DesiredStore::Node(node) => !self
-                .peers
-                .iter()
-                .any(|peer| peer.machine.key == *node && peer.connected),
-        };
-        if unreachable || self.lost(10) {
-            let transient = !self.lost(20);
-            self.hand_over(Event::PushFailed {
-                push,
-                error: "no connection".into(),
-                transient,
-            });
-            return;
-        }
-        match to {
-            DesiredStore::Folder(_) => self.folder.extend(closure),
-            DesiredStore::Node(node) => {
-                if let Some(peer) = self.peers.iter_mut().find(|peer| peer.machine.key == node) {
-                    peer.machine.store.extend(closure);
-                }
-            }
-        }
-        self.hand_over(Event::PushFinished { push });
-    }
-
-    pub fn job(&self, derivation: &StorePath) -> usize {
-        let found = self
-            .scenario
-            .jobs
-            .iter()
-            .position(|job| job.derivation.path == *derivation);
-        found.expect("only known derivations are built")
-    }
-
-    /// What a derivation reads.
-    pub fn inputs(&self, job: usize) -> Vec<StorePath> {
-        let derivation = &self.scenario.jobs[job].derivation;
-        let mut inputs = derivation.sources.clone();
-        for input in &derivation.inputs {
-            let made = &self.scenario.jobs[self.job(&input.derivation)].derivation.outputs;
-            inputs.extend(input.outputs.iter().map(|name| made[name].clone()));
-        }
-        inputs
-    }
-
-    pub fn built(&self, job: usize) -> BTreeMap<String, BuiltPath> {
-        let outputs = self.scenario.jobs[job].derivation.outputs.iter();
-        outputs
-            .map(|(name, path)| {
-                (
-                    name.clone(),
-                    BuiltPath {
-                        path: path.clone(),
-                        nar_size: 10,
-                    },
-                )
-            })
-            .collect()
-    }
-
-    fn build_here(&mut self, build: BuildId, derivation: &StorePath, limit: Option<u64>) {
-        let job = self.job(derivation);
-        for input in self.inputs(job) {
-            for path in self.scenario.closure(&input) {
-                assert!(
-                    self.own.contains(&path),
-                    "{derivation} is built here without {path}"
-                );
-            }
-        }
-        let limit = limit.map(|seconds| seconds * 1_000);
-        self.own_builds.insert(
-            build,
-            OwnBuild {
-                job,
-                limit,
-                dying: false,
-            },
-        );
-        self.report_after(1, Event::BuildStarted { build });
-        let duration = self.scenario.jobs[job].duration;
-        let duration = limit.map_or(duration, |limit| limit.min(duration));
-        self.after(duration + 2, Happening::OwnBuildDone(build));
-    }
-
-    fn own_build_done(&mut self, build: BuildId) {
-        let Some(OwnBuild { job, limit, dying }) = self.own_builds.remove(&build) else {
-            return;
-        };
-        let fate = self.scenario.jobs[job].fate;
-        let duration = self.scenario.jobs[job].duration;
-        if limit.is_some_and(|limit| duration > limit) {
-            self.fail(build, FailureKind::Limit, "too slow");
-        } else if fate == crate::scenario::Fate::Broken {
-            self.fail(build, FailureKind::Builder, "exit code 1");
-        } else if fate == crate::scenario::Fate::Deadly || (!dying && self.lost(2)) {
-            let kind = if self.rng.percent(50) {
-                FailureKind::Transient
-            } else {
-                FailureKind::Refused
-            };
-            self.fail(build, kind, "the machine is unwell");
-        } else {
-            let outputs = self.built(job);
-            self.own.extend(outputs.values().map(|built| built.path.clone()));
-            self.hand_over(Event::BuildFinished {
-                build,
-                outputs,
-                delivery: Delivery::OwnStore,
-            });
         }
     }
 }
