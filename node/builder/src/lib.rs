@@ -39,6 +39,7 @@ mod build_spec;
 mod builder;
 mod config;
 mod diagnosis;
+mod disk;
 mod environment;
 mod error;
 mod fetch;

@@ -67,3 +67,17 @@ pub const REDIRECTS: usize = 10;
 
 /// How long a server may take from the connection to the head of its answer.
 pub const ANSWER_TIME: Duration = Duration::from_secs(120);
+
+/// How often the disk that a build uses is looked at, where it has a limit.
+pub const DISK_LOOK: Duration = Duration::from_millis(500);
+
+/// Looking takes at most one part in this of a processor.
+pub const DISK_LOOK_SHARE: u32 = 20;
+
+/// What a file, folder or link counts beside its content: about what it takes on disk, so that floods of
+/// empty files are seen.
+pub const DISK_ENTRY_BYTES: u64 = 256;
+
+/// Folders in folders that are looked into, each with an open descriptor; the store refuses outputs half
+/// as deep.
+pub const DISK_DEPTH: usize = 128;

@@ -34,6 +34,7 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         proxy: false,
         kvm: config.features.contains("kvm"),
         processes: PROCESSES,
+        file_bytes: None,
     };
     let mut helper = HelperProcess::start(config, &order)
         .await

@@ -18,6 +18,7 @@ use crate::StorePath;
 use crate::build_spec::{BuildEvent, BuildSpec, Built, Timings};
 use crate::config::Config;
 use crate::diagnosis::{SandboxError, explain_execution};
+use crate::disk;
 use crate::environment::{self, Given};
 use crate::error::{BuildError, Cause, Refused};
 use crate::fetch::Fetch;
@@ -138,6 +139,7 @@ async fn attempt(
             biased;
             () = cancel.cancelled() => Err(Cause::Cancelled),
             cause = watch.limits() => Err(cause),
+            cause = disk_limit(scratch, spec.limits.disk) => Err(cause),
             done = &mut work => done.map(|(outcome, ())| outcome),
         }
     };
@@ -404,6 +406,17 @@ impl Proxy {
     }
 }
 
+/// Ends when a build uses more disk than it may.
+async fn disk_limit(scratch: &Scratch, limit: Option<u64>) -> Cause {
+    match limit {
+        None => std::future::pending().await,
+        Some(limit) => {
+            disk::exceeds(scratch.written(), limit).await;
+            Cause::DiskTooLarge(limit)
+        }
+    }
+}
+
 /// A build goes on where nobody listens any more.
 async fn tell(events: &mpsc::Sender<BuildEvent>, event: BuildEvent) {
     let _nobody_listens = events.send(event).await;
@@ -480,6 +493,7 @@ fn order(
         proxy: fixed_output && config.network.is_some(),
         kvm: config.features.contains("kvm"),
         processes: spec.processes,
+        file_bytes: spec.limits.disk,
     })
 }
 

@@ -45,6 +45,13 @@ impl Scratch {
         &self.path
     }
 
+    /// The folders that a build writes to.
+    pub(crate) fn written(&self) -> Vec<PathBuf> {
+        ["store", "build", "tmp"]
+            .map(|name| self.path.join(name))
+            .to_vec()
+    }
+
     /// Where the build left something of the store.
     pub(crate) fn output(&self, path: &StorePath) -> PathBuf {
         self.path.join("store").join(path.to_basename())

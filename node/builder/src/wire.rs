@@ -58,6 +58,8 @@ pub(crate) struct Order {
     pub(crate) kvm: bool,
     /// `RLIMIT_NPROC`.
     pub(crate) processes: u32,
+    /// `RLIMIT_FSIZE`.
+    pub(crate) file_bytes: Option<u64>,
 }
 
 /// The builder program.

@@ -43,6 +43,16 @@ pub(super) fn limit(order: &Order) -> Result<(), Fault> {
         maximum: getrlimit(Resource::Core).maximum,
     };
     setrlimit(Resource::Core, core).step(|| "limiting core files")?;
+    if let Some(most) = order.file_bytes {
+        let allowed = getrlimit(Resource::Fsize)
+            .maximum
+            .map_or(most, |maximum| maximum.min(most));
+        let file = Rlimit {
+            current: Some(allowed),
+            maximum: Some(allowed),
+        };
+        setrlimit(Resource::Fsize, file).step(|| "limiting the size of files")?;
+    }
     if order.host_id.is_some() || counts_processes_per_namespace() {
         let most = u64::from(order.processes);
         let allowed = getrlimit(Resource::Nproc)

@@ -232,20 +232,25 @@ pub fn fill(what: &str, path: &str) -> Done {
         "lines" => loop {
             println!("line");
         },
-        "disk" => {
+        "file" => {
             let mut file = fs::File::create(path)?;
             loop {
-                file.write_all(&[b'x'; 1 << 20])?;
+                file.write_all(&[b'x'; 1 << 16])?;
             }
         }
-        "folders" => {
-            // Where only a look from outside finds them.
+        "files" => {
+            // In a folder that nobody may read.
             fs::DirBuilder::new().mode(0o700).create(path)?;
-            let mut file = fs::File::create(Path::new(path).join("file"))?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o000))?;
-            loop {
-                file.write_all(&[b'x'; 1 << 20])?;
+            for number in 0.. {
+                fs::write(Path::new(path).join(format!("{number}")), [b'x'; 1 << 14])?;
+                if number == 1000 {
+                    fs::set_permissions(path, fs::Permissions::from_mode(0o000))?;
+                    loop {
+                        std::thread::park();
+                    }
+                }
             }
+            Ok(())
         }
         "memory" => {
             let mut all = Vec::new();

@@ -89,6 +89,28 @@ async fn a_flood_of_log_is_ended() {
 }
 
 #[tokio::test]
+async fn a_flood_of_the_disk_is_ended() {
+    let Some(stage) = Stage::new().await else { return };
+    for place in [OUT, "/build/files", "/tmp/files"] {
+        let mut asked = spec(fields(&["fill", "files", place]));
+        asked.limits.disk = Some(8 << 20);
+        let cause = stage.play(asked).await.cause();
+        assert!(matches!(cause, Cause::DiskTooLarge(_)), "{place}: {cause}");
+    }
+    // One file is bounded by the kernel.
+    let mut asked = spec(fields(&["fill", "file", "/build/file"]));
+    asked.limits.disk = Some(8 << 20);
+    let played = stage.play(asked).await;
+    assert!(
+        played.log.iter().any(|line| line.contains("FileTooLarge")),
+        "{:?}",
+        played.log
+    );
+    assert!(matches!(played.cause(), Cause::Exit(1)));
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
 async fn a_log_within_the_limit_arrives_whole() {
     let Some(stage) = Stage::new().await else { return };
     let mut asked = spec(fields(&["say", "some line of text", "10000"]));

@@ -81,6 +81,8 @@ impl Stage {
     }
 
     pub async fn with(change: impl FnOnce(&mut Config)) -> Option<Self> {
+        // Another than that of builds, which must not depend on the node's.
+        rustix::process::umask(rustix::fs::Mode::empty());
         let folder = tempfile::tempdir().expect("a folder for tests");
         let mut config = Config::new(folder.path().join("builds"), Helper::program(ACTOR));
         config.sandbox_paths = libraries();

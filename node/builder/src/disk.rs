@@ -1,0 +1,189 @@
+//! How much of the disk a build uses.
+//!
+//! There is no limit that an ordinary user could set on a folder, so it is looked at from time to time.
+//! Seldom enough to cost little: the next look comes after a multiple of the time that the last one took.
+//! What a build has deleted but still holds open is not seen; a single file is bounded by the kernel
+//! (`RLIMIT_FSIZE`).
+
+use std::collections::BTreeSet;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmod, fchmod, openat, statat};
+use rustix::io::Errno;
+
+use crate::limits::{DISK_DEPTH, DISK_ENTRY_BYTES, DISK_LOOK, DISK_LOOK_SHARE};
+
+/// Ends when the folders of a build have more than `limit` bytes.
+pub(crate) async fn exceeds(folders: Vec<PathBuf>, limit: u64) {
+    loop {
+        let began = Instant::now();
+        let folders = folders.clone();
+        let used = tokio::task::spawn_blocking(move || usage(&folders, limit)).await;
+        if used.is_ok_and(|used| used > limit) {
+            return;
+        }
+        tokio::time::sleep((began.elapsed() * DISK_LOOK_SHARE).max(DISK_LOOK)).await;
+    }
+}
+
+/// Bytes on disk below some folders; stops counting beyond `enough`.
+fn usage(folders: &[PathBuf], enough: u64) -> u64 {
+    let mut count = Count::default();
+    for folder in folders {
+        if count.bytes > enough {
+            break;
+        }
+        count.folder(folder, enough);
+    }
+    count.bytes
+}
+
+#[derive(Default)]
+struct Count {
+    bytes: u64,
+    /// Files with several names, which count once.
+    linked: BTreeSet<(u64, u64)>,
+}
+
+impl Count {
+    /// Everything below a folder. What disappears meanwhile is not there any more.
+    fn folder(&mut self, top: &Path, enough: u64) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = openat(CWD, top, flags, Mode::empty()).and_then(Dir::new);
+        let mut open: Vec<Open> = top
+            .map(|entries| Open { entries, lent: None })
+            .into_iter()
+            .collect();
+        while let Some(folder) = open.last_mut() {
+            let Some(Ok(entry)) = folder.entries.read() else {
+                open.pop();
+                continue;
+            };
+            if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let Ok(parent) = folder.entries.fd() else { continue };
+            let Ok(stat) = statat(parent, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if is_folder || stat.st_nlink == 1 || self.linked.insert((stat.st_dev, stat.st_ino)) {
+                let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
+                self.bytes = self.bytes.saturating_add(blocks * 512 + DISK_ENTRY_BYTES);
+            }
+            if self.bytes > enough {
+                return;
+            }
+            if is_folder && let Ok(below) = Open::at(parent, entry.file_name(), stat.st_mode) {
+                if open.len() >= DISK_DEPTH {
+                    // Hidden from sight, whatever is in there.
+                    self.bytes = u64::MAX;
+                    return;
+                }
+                open.push(below);
+            }
+        }
+    }
+}
+
+/// A folder that is being looked into.
+struct Open {
+    entries: Dir,
+    /// The mode that it had, where its owner could not look into it.
+    lent: Option<Mode>,
+}
+
+impl Open {
+    fn at(parent: impl AsFd, name: &CStr, mode: u32) -> Result<Self, Errno> {
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if mode.contains(Mode::RUSR | Mode::XUSR) {
+            let entries = Dir::new(openat(parent, name, flags, Mode::empty())?)?;
+            return Ok(Self { entries, lent: None });
+        }
+        // Through a handle: the name may be something else by now.
+        let handle = openat(parent, name, flags | OFlags::PATH, Mode::empty())?;
+        let itself = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        chmod(&itself, Mode::RWXU)?;
+        let entries = Dir::new(openat(
+            CWD,
+            &itself,
+            OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?)?;
+        let lent = Some(mode);
+        Ok(Self { entries, lent })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let (Some(mode), Ok(folder)) = (self.lent, self.entries.fd()) {
+            // Fails where it is gone.
+            let _gone = fchmod(folder, mode);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const ALL: u64 = u64::MAX;
+
+    #[test]
+    fn files_count_once_whatever_their_names_and_modes() {
+        let place = tempfile::tempdir().unwrap();
+        let top = place.path().join("top");
+        fs::create_dir_all(top.join("a/b")).unwrap();
+        let before = usage(std::slice::from_ref(&top), ALL);
+        fs::write(top.join("a/b/file"), vec![1; 1 << 20]).unwrap();
+        let with_file = usage(std::slice::from_ref(&top), ALL);
+        assert!(with_file >= before + (1 << 20), "{before} {with_file}");
+        fs::hard_link(top.join("a/b/file"), top.join("again")).unwrap();
+        assert!(usage(std::slice::from_ref(&top), ALL) < with_file + (1 << 20));
+        for folder in ["a/b", "a"] {
+            fs::set_permissions(top.join(folder), fs::Permissions::from_mode(0o000)).unwrap();
+        }
+        assert!(usage(std::slice::from_ref(&top), ALL) >= with_file);
+        // As they were.
+        assert_eq!(
+            fs::metadata(top.join("a")).unwrap().permissions().mode() & 0o7777,
+            0
+        );
+        fs::set_permissions(top.join("a"), fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(
+            fs::metadata(top.join("a/b")).unwrap().permissions().mode() & 0o7777,
+            0
+        );
+        crate::remove::remove_tree(&top).unwrap();
+    }
+
+    #[test]
+    fn entries_without_content_count_as_well() {
+        let place = tempfile::tempdir().unwrap();
+        for number in 0..100 {
+            fs::write(place.path().join(number.to_string()), b"").unwrap();
+        }
+        assert!(usage(&[place.path().to_path_buf()], ALL) >= 100 * DISK_ENTRY_BYTES);
+    }
+
+    #[test]
+    fn what_is_too_deep_to_see_is_too_much() {
+        let place = tempfile::tempdir().unwrap();
+        let deep = (0..DISK_DEPTH + 1).fold(place.path().to_path_buf(), |path, _| path.join("d"));
+        fs::create_dir_all(&deep).unwrap();
+        assert_eq!(usage(&[place.path().to_path_buf()], ALL - 1), u64::MAX);
+    }
+
+    #[test]
+    fn nothing_there_is_nothing() {
+        assert_eq!(usage(&["/nowhere/at/all".into()], ALL), 0);
+    }
+}
