@@ -4,6 +4,14 @@
 //! is instantiated, while the evaluation still runs. It builds nothing, stores nothing and opens no connection:
 //! files, store and builds are the host's.
 //!
+//! Compatible with current Nix: values, laziness, errors (to the letter where that is reasonable), string context,
+//! and derivations byte for byte. Not there: flakes, fetchers (`fetchurl`, `fetchTarball`, `fetchGit`, `fetchTree`),
+//! floating content-addressed, impure and dynamic derivations. What is not there is refused by name.
+//!
+//! The code is a pipeline. [`syntax`] makes trees of texts, `compile` makes code of trees, `evaluation` makes values of
+//! code in a `heap`, `builtins` and `derivation` are what code can call; `run` and `schedule` evaluate targets as
+//! coroutines over one heap.
+//!
 //! The wiring side is small: [`Options`] say how, [`Target`]s say what, a [`Host`] serves the effects, and
 //! [`Event`]s tell what each target came to. [`evaluate`] runs it all on the calling thread. [`DryRun`] is a host
 //! that only computes.
