@@ -29,6 +29,14 @@ pub enum Notice {
         /// Who.
         peer: NodeKey,
     },
+    /// A member was reached, but there is nothing to say to each other: another version, a clock that is
+    /// wrong, a roster that one of the two does not believe.
+    PeerUnusable {
+        /// Who.
+        peer: NodeKey,
+        /// Why, and what to do.
+        message: String,
+    },
     /// The roster, or who is a member by it, has changed.
     RosterChanged,
 }

@@ -328,6 +328,24 @@ impl Driver {
             }
         }
         let gatekeeper = self.gatekeeper.clone();
+        let routed: Vec<PeerId> = self
+            .swarm
+            .behaviour_mut()
+            .kad
+            .inner
+            .kbuckets()
+            .flat_map(|bucket| {
+                bucket
+                    .iter()
+                    .map(|entry| *entry.node.key.preimage())
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        for peer in routed {
+            if !gatekeeper.is_member(&peer) {
+                self.swarm.behaviour_mut().kad.inner.remove_peer(&peer);
+            }
+        }
         let is_member = |key: NodeKey| peer_of(key).is_some_and(|peer| gatekeeper.is_member(&peer));
         self.contacts.with(|contacts| contacts.retain(is_member));
         self.redial.retain(is_member);

@@ -8,6 +8,7 @@ use tvix_node_protocol::messages::Hello;
 use super::{join, roster};
 use crate::call::{self, CallError};
 use crate::core::Core;
+use crate::events::Notice;
 use crate::net::driver::Command;
 use crate::net::wire::{Wire, WireError};
 use crate::net::{Door, OpenError};
@@ -53,9 +54,20 @@ pub(crate) async fn greet(core: &Arc<Core>, peer: NodeKey) -> Result<(), CallErr
 /// The peer takes this node for a stranger. Once it is convinced, the connection is made anew, for what
 /// is open on a connection is settled when it is made.
 async fn introduce_and_return(core: &Arc<Core>, peer: NodeKey) -> Result<(), CallError> {
-    if join::introduce(core, peer).await? {
-        core.network.send(Command::Reconnect { peer }).await;
-    }
+    let message = match join::introduce(core, peer).await {
+        Ok(Ok(())) => {
+            core.network.send(Command::Reconnect { peer }).await;
+            return Ok(());
+        }
+        Ok(Err(message)) => format!("it does not take this node for a member: {message}"),
+        Err(CallError::Open {
+            source: OpenError::NotOffered(_),
+            ..
+        }) => "it speaks another version: the older of the two nodes needs an update".to_owned(),
+        Err(error) => return Err(error),
+    };
+    tracing::warn!(%peer, message, "a member cannot be spoken to");
+    core.notify(Notice::PeerUnusable { peer, message });
     Ok(())
 }
 

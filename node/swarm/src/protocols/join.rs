@@ -42,16 +42,18 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     wire.answer(&answer).await
 }
 
-/// Shows a member, which does not know this node yet, why it should. True where it knows now.
-pub(crate) async fn introduce(core: &Core, peer: NodeKey) -> Result<bool, CallError> {
+/// Shows a member, which does not know this node yet, why it should. What it says where it is not convinced
+/// comes back.
+pub(crate) async fn introduce(core: &Core, peer: NodeKey) -> Result<Result<(), String>, CallError> {
     let request = JoinRequest::Introduce {
         swarm: core.team.swarm(),
         statements: core.team.introduction(),
     };
     let mut wire = core.open(peer, Door::Join).await?;
     let answer = wire.ask(&request).await.map_err(call::at(peer, Door::Join))?;
-    if let JoinAnswer::Refused { message, .. } = &answer {
-        tracing::warn!(%peer, message, "a member does not know this node and is not convinced");
-    }
-    Ok(answer == JoinAnswer::Known)
+    Ok(match answer {
+        JoinAnswer::Known => Ok(()),
+        JoinAnswer::Refused { message, .. } => Err(message),
+        JoinAnswer::Welcome(_) => Err("it answered something else than was asked".to_owned()),
+    })
 }

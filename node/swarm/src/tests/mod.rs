@@ -4,6 +4,7 @@ mod building;
 mod finding;
 mod joining;
 mod liars;
+mod local_network;
 mod pushing;
 mod shelf;
 mod strangers;

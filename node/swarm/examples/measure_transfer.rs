@@ -1,0 +1,206 @@
+//! Measures what moving a tree from node to node costs: a file of 1 GiB and 20,000 files of 4 KiB, over
+//! loopback, encrypted and verified, each side in a process of its own.
+//!
+//! `cargo run --release -p tvix-node-swarm --example measure_transfer -- [tcp|quic]`
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::Shown;
+use tvix_node_protocol::nix::store_path::StorePath;
+use tvix_node_protocol::roster::{Founder, Roles};
+use tvix_node_protocol::ticket::Ticket;
+use tvix_node_protocol::tree::{BlobDigest, Directory, Node, PathComponent, Tree, TreeDigest};
+use tvix_node_swarm::team::{Team, join, new_secret};
+use tvix_node_swarm::{Clock, Config, Shelf, ShelfError, SwarmHandle, start};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const LARGE: usize = 1 << 30;
+const FILES: usize = 20_000;
+const SMALL: usize = 4096;
+
+/// Serves everything to everyone.
+#[derive(Default)]
+struct OpenShelf {
+    trees: HashMap<TreeDigest, Tree>,
+    blobs: HashMap<BlobDigest, PathBuf>,
+}
+
+impl OpenShelf {
+    fn add(&mut self, folder: &Path, files: Vec<(String, Vec<u8>)>) -> Outcome<TreeDigest> {
+        let mut directory = Directory::default();
+        for (name, bytes) in files {
+            let path = folder.join(&name);
+            std::fs::write(&path, &bytes)?;
+            self.blobs.insert(BlobDigest::of(&bytes), path);
+            directory.insert(PathComponent::new(name.as_bytes())?, Node::file(&bytes, false))?;
+        }
+        let tree = Tree::Directory(directory);
+        let digest = tree.digest();
+        self.trees.insert(digest, tree);
+        Ok(digest)
+    }
+}
+
+impl Shelf for OpenShelf {
+    fn advertised(&self, _: Option<&StorePath>, _: usize) -> Result<Vec<StorePath>, ShelfError> {
+        Ok(vec![])
+    }
+    fn path_info(&self, _: NodeKey, _: &StorePath) -> Result<Option<Shown>, ShelfError> {
+        Ok(None)
+    }
+    fn may_serve(&self, _: NodeKey, root: TreeDigest) -> Result<bool, ShelfError> {
+        Ok(self.trees.contains_key(&root))
+    }
+    fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError> {
+        Ok(self.trees.get(&digest).cloned())
+    }
+    fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, ShelfError> {
+        Ok(vec![false; blobs.len()])
+    }
+    fn blob(&self, digest: BlobDigest) -> Result<Option<File>, ShelfError> {
+        let file = self.blobs.get(&digest).map(File::open).transpose();
+        file.map_err(ShelfError::new)
+    }
+}
+
+/// CPU time of this process so far, and the most memory it had.
+fn cpu_and_memory() -> Outcome<(Duration, u64)> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap_or("VmHWM 0");
+    let peak = peak.split_whitespace().nth(1).unwrap_or("0").parse()?;
+    Ok((Duration::from_millis(ticks * 10), peak))
+}
+
+fn config(home: &Path, transport: &str) -> Config {
+    let listen = match transport {
+        "quic" => "/ip4/127.0.0.1/udp/0/quic-v1",
+        _ => "/ip4/127.0.0.1/tcp/0",
+    };
+    Config {
+        listen: vec![listen.to_owned()],
+        ..Config::new(home.join("spool"))
+    }
+}
+
+/// Something that does not compress, and differs with the seed.
+fn noise(seed: usize, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes());
+    hasher.finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.get(1).map(String::as_str) {
+        Some("fetch") => fetch(&arguments[2..]).await,
+        transport => provide(transport.unwrap_or("tcp")).await,
+    }
+}
+
+async fn provide(transport: &str) -> Outcome<()> {
+    let home = tempfile::tempdir()?;
+    let secret = new_secret()?;
+    let me = Founder {
+        key: secret.key(),
+        name: "provider".to_owned(),
+    };
+    let team = Team::found(home.path(), "measured", me, vec![], 1)?;
+    let mut shelf = OpenShelf::default();
+    let large = shelf.add(home.path(), vec![("large".to_owned(), noise(0, LARGE))])?;
+    let files = (1..=FILES).map(|seed| (format!("f{seed}"), noise(seed, SMALL)));
+    let small = shelf.add(home.path(), files.collect())?;
+    let (handle, _events) = start(config(home.path(), transport), team, secret, Arc::new(shelf)).await?;
+    let hour = Clock::system().now() + 3600;
+    let ticket = handle.invite(Roles::all(), hour, 3600).await?.to_text()?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .args([
+            "fetch",
+            transport,
+            &ticket,
+            &large.to_string(),
+            &small.to_string(),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
+    let mut stdin = child.stdin.take().ok_or("no input")?;
+    let mut before = cpu_and_memory()?.0;
+    println!("{transport}: seconds, then CPU seconds and peak memory of each side");
+    loop {
+        let line = tokio::task::spawn_blocking(move || (lines.next(), lines));
+        let (line, rest) = line.await?;
+        lines = rest;
+        let Some(line) = line.transpose()? else { break };
+        let (cpu, peak) = cpu_and_memory()?;
+        println!(
+            "{line}; provider {:.2} s CPU, {} MiB",
+            (cpu - before).as_secs_f64(),
+            peak >> 10
+        );
+        before = cpu;
+        stdin.write_all(b"\n")?;
+    }
+    child.wait()?;
+    handle.shutdown().await;
+    Ok(())
+}
+
+async fn fetch(arguments: &[String]) -> Outcome<()> {
+    let [transport, ticket, large, small] = arguments else {
+        return Err("fetch TRANSPORT TICKET LARGE SMALL".into());
+    };
+    let home = tempfile::tempdir()?;
+    let secret = new_secret()?;
+    let ticket = Ticket::from_text(ticket)?;
+    let team = join(home.path(), &secret, &ticket, "fetcher", &Clock::system()).await?;
+    let shelf = Arc::new(OpenShelf::default());
+    let (handle, _events) = start(config(home.path(), transport), team, secret, shelf).await?;
+    handle.connect(ticket.inviter).await?;
+    for (name, root) in [("1 GiB", large), ("20,000 files", small)] {
+        let root = root.parse()?;
+        for run in 1..=2 {
+            let (seconds, cpu, peak) = timed(&handle, root, ticket.inviter).await?;
+            let cpu = cpu.as_secs_f64();
+            println!(
+                "{name}, run {run}: {seconds:.2} s; fetcher {cpu:.2} s CPU, {} MiB",
+                peak >> 10
+            );
+            std::io::stdin().lock().read_line(&mut String::new())?;
+        }
+    }
+    handle.shutdown().await;
+    Ok(())
+}
+
+async fn timed(handle: &SwarmHandle, root: TreeDigest, from: NodeKey) -> Outcome<(f64, Duration, u64)> {
+    let (before, start) = (cpu_and_memory()?.0, Instant::now());
+    let arrival = handle.fetch_tree(root, vec![from], None).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    let (after, peak) = cpu_and_memory()?;
+    arrival.remove()?;
+    Ok((seconds, after - before, peak))
+}
