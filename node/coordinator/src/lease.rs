@@ -2,8 +2,8 @@
 
 use tvix_node_protocol::envelope::NodeKey;
 
-use crate::action::Action;
-use crate::build::{Attempt, Stage};
+use crate::action::{Action, Urgency};
+use crate::build::Attempt;
 use crate::coordinator::Coordinator;
 use crate::event::{BuildFailure, FailureKind};
 use crate::id::{BuildId, Time};
@@ -137,13 +137,12 @@ impl Coordinator {
         remote.map(|attempt| attempt.lease.due()).min()
     }
 
-    /// Builds whose builder is silent and for which a second one should start.
-    pub(crate) fn to_be_hedged(&self) -> Vec<BuildId> {
+    /// Builds so badly wanted whose builder is silent and for which a second one should start.
+    pub(crate) fn to_be_hedged(&self, urgency: Urgency) -> Vec<BuildId> {
         let due = self.attempts.iter().filter(|(build, attempt)| {
             attempt.lease.wants_hedge()
-                && attempt.stage != Stage::Dying
                 && self.graph.drvs[attempt.drv].missing_inputs == 0
-                && self.is_demanded(**build)
+                && self.urgency(attempt.drv, self.participants(**build)) == urgency
         });
         due.map(|(build, _)| *build).collect()
     }

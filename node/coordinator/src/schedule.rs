@@ -18,37 +18,34 @@ impl Coordinator {
     pub(crate) fn schedule(&mut self) {
         self.rank_if_due();
         self.give_up_stranded();
-        for build in self.to_be_hedged() {
-            self.hedge(build);
+        for urgency in [Urgency::Import, Urgency::Demanded] {
+            for build in self.to_be_hedged(urgency) {
+                self.hedge(build);
+            }
+            while self.place_next(urgency) {}
         }
-        while self.place_next(&[Urgency::Import, Urgency::Demanded]) {}
         // What is being weighed is about to take a slot.
         if self.queues.weighing.is_empty() {
-            while self.place_next(&[Urgency::Speculative]) {}
+            while self.place_next(Urgency::Speculative) {}
         }
         self.preempt();
     }
 
     /// Places one derivation, or starts to find out who has its inputs. Whether there was one.
-    fn place_next(&mut self, urgencies: &[Urgency]) -> bool {
+    fn place_next(&mut self, urgency: Urgency) -> bool {
         if self.builders.free_here() == 0 && self.builders.free_at_peers() == 0 {
             return false;
         }
-        for urgency in urgencies {
-            let mut sessions: Vec<(u32, u64, Slot)> = Vec::new();
-            for (_, slot) in self.queues.lines.keys().filter(|(line, _)| line == urgency) {
-                if let Some(session) = self.sessions.get(*slot) {
-                    sessions.push((session.placed, session.order, *slot));
-                }
-            }
-            sessions.sort_unstable();
-            for (_, _, slot) in sessions {
-                if self.place_for(slot, *urgency) {
-                    return true;
-                }
+        let mut sessions: Vec<(u32, u64, Slot)> = Vec::new();
+        for (_, slot) in self.queues.lines.keys().filter(|(line, _)| *line == urgency) {
+            if let Some(session) = self.sessions.get(*slot) {
+                sessions.push((session.placed, session.order, *slot));
             }
         }
-        false
+        sessions.sort_unstable();
+        sessions
+            .into_iter()
+            .any(|(_, _, slot)| self.place_for(slot, urgency))
     }
 
     fn place_for(&mut self, slot: Slot, urgency: Urgency) -> bool {
