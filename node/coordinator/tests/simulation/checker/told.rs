@@ -47,10 +47,10 @@ impl Checker {
                 }
                 session.stopped |= *demanded && !session.options.keep_going;
             }
-            EventKind::Placed { derivation, node, .. } if node == "home" => {
-                if self.placed.insert(derivation.clone()) {
-                    self.just_placed.insert(derivation.clone());
-                }
+            EventKind::Placed { derivation, node, .. }
+                if node == "home" && self.placed.insert(derivation.clone()) =>
+            {
+                self.just_placed.insert(derivation.clone());
             }
             EventKind::Cancelled { derivation, .. } => drop(self.placed.remove(derivation)),
             EventKind::DependencyFailed { derivation, because } => {
