@@ -170,12 +170,15 @@ impl<'s> NarTap<'s> {
         let start = self.used;
         let room = &mut self.buffer[start..=start + length];
         let mut read = 0;
-        while read < length {
+        loop {
             match from.read(&mut room[read..]) {
                 Ok(0) => break,
                 Ok(more) => read += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
+            }
+            if read >= length {
+                break;
             }
         }
         if read != length {
