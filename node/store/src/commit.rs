@@ -30,6 +30,8 @@ use crate::limits::RESERVED_BYTES;
 use crate::records::RecordRow;
 use crate::registration::Registration;
 use crate::store::{Inner, Store};
+use crate::sync::sync_trees;
+use crate::tree_writer::Written;
 use crate::trees::unaccepted_name;
 
 /// Trees that become part of the store together or not at all.
@@ -176,12 +178,13 @@ impl Inner {
     }
 
     fn try_commit(&self, group: &mut [Job]) -> Result<(), GroupError> {
-        let trees = &self.trees;
-        if group.iter().any(|job| !job.batch.trees.is_empty()) {
-            trees
-                .disk
-                .sync_filesystem(trees.fd())
-                .on("sync", || trees.path())?;
+        let written: Vec<&Written> = group
+            .iter()
+            .flat_map(|job| &job.batch.trees)
+            .map(|tree| &tree.written)
+            .collect();
+        if !written.is_empty() {
+            sync_trees(&self.trees, &written)?;
         }
         self.check_space()?;
         let mut registration = Registration::begin(self, &intended_names(group))?;

@@ -220,9 +220,7 @@ impl Disk {
         rustix::fs::ftruncate(file, length)
     }
 
-    /// Everything written to the file system of `any` so far is on the disk afterwards. One such call
-    /// for many files costs a small part of as many single ones; that it waits for what other
-    /// programs wrote, too, is the price.
+    /// Everything written to the file system of `any` so far is on the disk afterwards.
     pub(crate) fn sync_filesystem(&self, any: BorrowedFd<'_>) -> Result<(), Errno> {
         step!(self, Sync);
         // What a killed process wrote stays in memory: a test that kills needs no disk.
@@ -230,6 +228,16 @@ impl Disk {
             Ok(())
         } else {
             rustix::fs::syncfs(any)
+        }
+    }
+
+    /// What was written to this file or directory is on the disk afterwards.
+    pub(crate) fn sync_file(&self, object: BorrowedFd<'_>) -> Result<(), Errno> {
+        step!(self, SyncFile);
+        if cfg!(test) {
+            Ok(())
+        } else {
+            rustix::fs::fsync(object)
         }
     }
 }

@@ -21,6 +21,7 @@ pub(crate) enum Step {
     Remove,
     Truncate,
     Sync,
+    SyncFile,
     IndexWrite,
     IndexGrow,
     IndexSync,
@@ -43,6 +44,7 @@ pub(crate) enum Plan {
 struct State {
     plan: Mutex<Plan>,
     count: AtomicU64,
+    dirty: AtomicU64,
     log: Mutex<Option<Vec<Step>>>,
 }
 
@@ -55,6 +57,7 @@ impl Default for Faults {
         Self(Arc::new(State {
             plan: Mutex::new(Plan::Pass),
             count: AtomicU64::new(0),
+            dirty: AtomicU64::new(0),
             log: Mutex::new(None),
         }))
     }
@@ -69,6 +72,15 @@ impl Faults {
 
     pub(crate) fn count(&self) -> u64 {
         self.0.count.load(Ordering::SeqCst)
+    }
+
+    /// What the system would say that all programs have written and the disks do not have yet.
+    pub(crate) fn set_dirty_bytes(&self, bytes: u64) {
+        self.0.dirty.store(bytes, Ordering::SeqCst);
+    }
+
+    pub(crate) fn dirty_bytes(&self) -> u64 {
+        self.0.dirty.load(Ordering::SeqCst)
     }
 
     /// Records all steps from here.

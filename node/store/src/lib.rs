@@ -63,6 +63,7 @@ mod share;
 mod source_walk;
 mod sources;
 mod store;
+mod sync;
 mod texts;
 mod tree_writer;
 mod trees;

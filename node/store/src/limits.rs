@@ -48,3 +48,7 @@ pub const LOG_BYTES: u64 = 1 << 30;
 
 /// Bytes of one build log where the caller sets no lower bound.
 pub const LOG_FILE_BYTES: u64 = 256 << 20;
+
+/// Threads that sync files at once: disks take some dozen requests together, and each thread waits more
+/// than it works.
+pub const SYNC_THREADS: usize = 16;

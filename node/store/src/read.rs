@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
@@ -16,6 +16,7 @@ use crate::disk::{FileError, open_directory};
 use crate::index::{IndexError, PathRecord};
 use crate::nar_framing as framing;
 use crate::store::Store;
+use crate::sync::open_below;
 
 /// Why something in the store cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -225,8 +226,7 @@ fn file_error(action: &'static str, path: PathBuf, error: Errno) -> ReadError {
 }
 
 fn open_file(parent: BorrowedFd<'_>, name: &[u8]) -> Result<File, Errno> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    let fd = open_below(parent, name)?;
     if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
         return Err(Errno::INVAL);
     }

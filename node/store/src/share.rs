@@ -36,6 +36,17 @@ impl SharedFile {
     }
 }
 
+/// What became of an attempt to share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shared {
+    /// There is no file to share with, or it cannot be shared.
+    Not,
+    /// A new file that shares its bytes.
+    Clone,
+    /// Another link to the stored file.
+    Link,
+}
+
 /// How equal files are shared on this file system. Found out by trying.
 #[derive(Debug, Default)]
 pub(crate) struct Sharing {
@@ -44,22 +55,22 @@ pub(crate) struct Sharing {
 }
 
 impl Sharing {
-    /// Makes `name` in `parent` an equal of a stored file; false where that is not possible.
+    /// Makes `name` in `parent` an equal of a stored file, where that is possible.
     pub(crate) fn share(
         &self,
         index: &Index,
         trees: &Trees,
         file: &SharedFile,
         (parent, name): (BorrowedFd<'_>, &[u8]),
-    ) -> Result<Result<bool, Errno>, IndexError> {
+    ) -> Result<Result<Shared, Errno>, IndexError> {
         // An empty file takes no space.
         if file.size == 0
             || self.no_reflink.load(Ordering::Relaxed) && self.no_hard_link.load(Ordering::Relaxed)
         {
-            return Ok(Ok(false));
+            return Ok(Ok(Shared::Not));
         }
         let Some(stored) = index.stored_file(file)? else {
-            return Ok(Ok(false));
+            return Ok(Ok(Shared::Not));
         };
         Ok(self.share_with(trees, &stored, file, parent, name))
     }
@@ -71,7 +82,7 @@ impl Sharing {
         file: &SharedFile,
         parent: BorrowedFd<'_>,
         name: &[u8],
-    ) -> Result<bool, Errno> {
+    ) -> Result<Shared, Errno> {
         if !self.no_reflink.load(Ordering::Relaxed) {
             match self.clone_of(trees, stored, file, parent, name) {
                 Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV | Errno::INVAL) => {
@@ -81,23 +92,23 @@ impl Sharing {
             }
         }
         if self.no_hard_link.load(Ordering::Relaxed) {
-            return Ok(false);
+            return Ok(Shared::Not);
         }
         let stat = match rustix::fs::statat(trees.fd(), stored, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => return Ok(Shared::Not),
             Err(error) => return Err(error),
         };
         if !is_untouched(&stat, file) {
-            return Ok(false);
+            return Ok(Shared::Not);
         }
         match trees.disk.hard_link((trees.fd(), stored), (parent, name)) {
-            Ok(()) => Ok(true),
+            Ok(()) => Ok(Shared::Link),
             // Full (then a new file takes over), collected meanwhile, or not ours to link.
-            Err(Errno::MLINK | Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::ACCESS) => Ok(false),
+            Err(Errno::MLINK | Errno::NOENT | Errno::NOTDIR | Errno::XDEV | Errno::ACCESS) => Ok(Shared::Not),
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => {
                 self.no_hard_link.store(true, Ordering::Relaxed);
-                Ok(false)
+                Ok(Shared::Not)
             }
             Err(error) => Err(error),
         }
@@ -110,15 +121,15 @@ impl Sharing {
         file: &SharedFile,
         parent: BorrowedFd<'_>,
         name: &[u8],
-    ) -> Result<bool, Errno> {
+    ) -> Result<Shared, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let source = match rustix::fs::openat(trees.fd(), stored, flags, Mode::empty()) {
             Ok(source) => source,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => return Ok(Shared::Not),
             Err(error) => return Err(error),
         };
         if !is_untouched(&rustix::fs::fstat(&source)?, file) {
-            return Ok(false);
+            return Ok(Shared::Not);
         }
         let made = trees.disk.make_file(parent, name, file.executable)?;
         let cloned = trees
@@ -129,7 +140,7 @@ impl Sharing {
             trees.disk.unlink(parent, name)?;
             return Err(error);
         }
-        Ok(true)
+        Ok(Shared::Clone)
     }
 }
 

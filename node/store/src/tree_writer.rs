@@ -18,7 +18,7 @@ use tvix_node_protocol::tree::{
 use crate::disk::{FileError, open_directory};
 use crate::index::{Index, IndexError};
 use crate::limits::TREE_ENTRIES;
-use crate::share::{SharedFile, Sharing};
+use crate::share::{Shared, SharedFile, Sharing};
 use crate::trees::Temporary;
 
 /// Why a tree cannot be written.
@@ -53,6 +53,8 @@ pub(crate) struct FileRow {
     pub(crate) occurrence: u32,
     /// Below the tree's root; empty for the root itself.
     pub(crate) relative: Vec<u8>,
+    /// Whether it is a new file, not another link to a stored one.
+    pub(crate) made: bool,
 }
 
 /// A finished tree that only this process knows of.
@@ -61,6 +63,10 @@ pub(crate) struct Written {
     pub(crate) tree: TreeDigest,
     pub(crate) nodes: HashMap<TreeDigest, NodeRow>,
     pub(crate) files: Vec<FileRow>,
+    /// All directories, below the tree's root.
+    pub(crate) directories: Vec<Vec<u8>>,
+    /// Bytes of the files that were made.
+    pub(crate) bytes_made: u64,
     /// Hash of the bytes of the one file that the tree is, where it was asked for and is one that is
     /// not executable.
     pub(crate) flat: Option<NixHash>,
@@ -97,6 +103,8 @@ pub(crate) struct TreeWriter<'s> {
     occurrences: HashMap<(BlobDigest, bool), u32>,
     nodes: HashMap<TreeDigest, NodeRow>,
     files: Vec<FileRow>,
+    directories: Vec<Vec<u8>>,
+    bytes_made: u64,
     root: Option<Tree>,
     flat: Option<NixHasher>,
 }
@@ -120,6 +128,8 @@ impl<'s> TreeWriter<'s> {
             occurrences: HashMap::new(),
             nodes: HashMap::new(),
             files: Vec::new(),
+            directories: Vec::new(),
+            bytes_made: 0,
             root: None,
             flat: flat.map(NixHasher::new),
         }
@@ -154,6 +164,7 @@ impl<'s> TreeWriter<'s> {
         };
         let finished = self.temporary.trees().disk.canonicalise(open.fd.as_fd(), true);
         finished.map_err(|error| self.fail("finish the directory", error))?;
+        self.directories.push(self.relative.clone());
         self.relative.truncate(open.parent_length);
         let children = open.directory.entries().filter_map(|(_, node)| match node {
             Node::Directory(digest) => Some(*digest),
@@ -202,7 +213,8 @@ impl<'s> TreeWriter<'s> {
         let parent_length = self.enter(name.as_ref());
         self.flat_hash(name.is_none() && !executable, bytes);
         let file = self.occurrence(BlobDigest::of(bytes), bytes.len() as u64, executable);
-        if !self.share(name.as_ref(), &file)? {
+        let shared = self.share(name.as_ref(), &file)?;
+        if shared == Shared::Not {
             let disk = &self.temporary.trees().disk;
             let made = self.with_place(name.as_ref(), |parent, name| {
                 let made = disk.make_file(parent, name, executable)?;
@@ -211,7 +223,7 @@ impl<'s> TreeWriter<'s> {
             });
             made.map_err(|error| self.fail("write", error))?;
         }
-        self.file_row(&file, parent_length);
+        self.file_row(&file, shared, parent_length);
         self.leaf(name, file.leaf())
     }
 
@@ -270,12 +282,13 @@ impl<'s> TreeWriter<'s> {
         let parent_length = self.enter(open.name.as_ref());
         let blob = BlobDigest(*open.hasher.finalize().as_bytes());
         let file = self.occurrence(blob, open.written, open.executable);
-        if !self.share_instead(open.name.as_ref(), &file)? {
+        let shared = self.share_instead(open.name.as_ref(), &file)?;
+        if shared == Shared::Not {
             let disk = &self.temporary.trees().disk;
             let finished = disk.canonicalise(open.fd.as_fd(), open.executable);
             finished.map_err(|error| self.fail("finish", error))?;
         }
-        self.file_row(&file, parent_length);
+        self.file_row(&file, shared, parent_length);
         self.leaf(open.name, file.leaf())
     }
 
@@ -309,6 +322,8 @@ impl<'s> TreeWriter<'s> {
             tree: digest,
             nodes: self.nodes,
             files: self.files,
+            directories: self.directories,
+            bytes_made: self.bytes_made,
             flat: self.flat.filter(|_| is_file).map(NixHasher::finalize),
         })
     }
@@ -371,7 +386,7 @@ impl<'s> TreeWriter<'s> {
         }
     }
 
-    fn share(&self, name: Option<&PathComponent>, file: &SharedFile) -> Result<bool, TreeWriteError> {
+    fn share(&self, name: Option<&PathComponent>, file: &SharedFile) -> Result<Shared, TreeWriteError> {
         let trees = self.temporary.trees();
         let place = self.place(name);
         let shared = self.sharing.share(self.index, trees, file, place)?;
@@ -379,13 +394,18 @@ impl<'s> TreeWriter<'s> {
     }
 
     /// Puts an equal stored file in the place of one that was just written.
-    fn share_instead(&self, name: Option<&PathComponent>, file: &SharedFile) -> Result<bool, TreeWriteError> {
+    fn share_instead(
+        &self,
+        name: Option<&PathComponent>,
+        file: &SharedFile,
+    ) -> Result<Shared, TreeWriteError> {
         let trees = self.temporary.trees();
         let beside = self.temporary.file_beside();
         let place = (trees.fd(), beside.as_bytes());
         let shared = self.sharing.share(self.index, trees, file, place)?;
-        if !shared.map_err(|error| self.fail("share an equal file as", error))? {
-            return Ok(false);
+        let shared = shared.map_err(|error| self.fail("share an equal file as", error))?;
+        if shared == Shared::Not {
+            return Ok(shared);
         }
         let moved = self.with_place(name, |parent, name| {
             trees
@@ -393,7 +413,7 @@ impl<'s> TreeWriter<'s> {
                 .replace((trees.fd(), beside.as_bytes()), (parent, name))
         });
         moved.map_err(|error| self.fail("replace by an equal file", error))?;
-        Ok(true)
+        Ok(shared)
     }
 
     fn flat_hash(&mut self, wanted: bool, bytes: &[u8]) {
@@ -402,12 +422,15 @@ impl<'s> TreeWriter<'s> {
         }
     }
 
-    fn file_row(&mut self, file: &SharedFile, parent_length: usize) {
+    fn file_row(&mut self, file: &SharedFile, shared: Shared, parent_length: usize) {
+        let made = shared != Shared::Link;
+        self.bytes_made += if made { file.size } else { 0 };
         self.files.push(FileRow {
             blob: file.blob,
             executable: file.executable,
             occurrence: file.occurrence,
             relative: self.relative.clone(),
+            made,
         });
         self.relative.truncate(parent_length);
     }

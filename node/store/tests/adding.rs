@@ -6,14 +6,15 @@ mod samples;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use samples::{home_entries, path, source, store, text, write_sample};
 use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, hash_bytes};
+use tvix_node_protocol::nix::nar::Encoder;
 use tvix_node_protocol::path_info::NarHash;
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, PathComponent, SymlinkTarget, Tree};
-use tvix_node_store::{AddError, ContentName, Method, Naming, NamingError, Store, TreeWriteError};
+use tvix_node_store::{AddError, ContentName, GcOptions, Method, Naming, NamingError, Store, TreeWriteError};
 
 #[test]
 fn a_source_comes_back_as_the_archive_it_was_registered_with() {
@@ -433,4 +434,41 @@ fn closures_are_complete_and_say_what_is_missing() {
     assert_eq!(paths, BTreeSet::from([a.path, b.path, c.path]));
     let error = store.closure([&path("gone")]).unwrap_err();
     assert!(error.to_string().contains("gone"), "{error}");
+}
+
+/// Longer than any path that the system takes at once.
+#[test]
+fn a_tree_may_have_paths_longer_than_the_system_takes() {
+    let (_folder, store) = store();
+    let mut encoder = Encoder::new(Vec::new()).unwrap();
+    let name = vec![b'n'; 255];
+    encoder.start_directory(None).unwrap();
+    for _ in 0..40 {
+        encoder.start_directory(Some(&name)).unwrap();
+    }
+    let mut file = encoder.start_regular(Some(b"file"), false, 4).unwrap();
+    file.write_all(b"deep").unwrap();
+    file.finish().unwrap();
+    for _ in 0..41 {
+        encoder.end_directory().unwrap();
+    }
+    let archive = encoder.finish().unwrap();
+    let lease = store.lease();
+    let info = store.add_nar(&archive[..], source("deep"), &lease).unwrap();
+    let mut again = Vec::new();
+    store.dump_nar(&info.path, &mut again).unwrap();
+    assert_eq!(again, archive);
+    let mut bytes = Vec::new();
+    store
+        .open_blob(&BlobDigest::of(b"deep"))
+        .unwrap()
+        .unwrap()
+        .read_to_end(&mut bytes)
+        .unwrap();
+    assert_eq!(bytes, b"deep");
+    // What cannot be shared is written anew.
+    store.add_texts(&[text("deep", b"deep", &[])], &lease).unwrap();
+    drop(lease);
+    store.gc(&GcOptions::default()).unwrap();
+    assert_eq!(home_entries(&store), Vec::<String>::new());
 }
