@@ -1,0 +1,119 @@
+//! Opening homes.
+
+#![allow(clippy::unwrap_used)]
+
+mod samples;
+
+use std::fs;
+
+use samples::{home_entries, store, text};
+use tvix_node_store::{OpenError, SCHEMA, Store};
+
+#[test]
+fn a_newer_home_is_refused_and_not_touched() {
+    let (folder, opened) = store();
+    let text = text("text", b"text", &[]);
+    opened
+        .add_texts(std::slice::from_ref(&text), &opened.lease())
+        .unwrap();
+    drop(opened);
+    let home = folder.path().join("home");
+    fs::write(home.join("store/schema"), format!("{}\n", SCHEMA + 1)).unwrap();
+    fs::write(home.join("nix/store/.tmp-7"), "of a newer program").unwrap();
+    let snapshot = || {
+        let mut files: Vec<_> = fs::read_dir(home.join("store"))
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                (
+                    entry.file_name(),
+                    fs::read(entry.path()).unwrap(),
+                    entry.metadata().unwrap().modified().unwrap(),
+                )
+            })
+            .collect();
+        files.sort();
+        files
+    };
+    let before = snapshot();
+    let error = Store::open(&home).unwrap_err();
+    assert!(
+        matches!(error, OpenError::Newer { found, .. } if found == SCHEMA + 1),
+        "{error:?}"
+    );
+    let message = error.to_string();
+    assert!(
+        message.contains("version 2") && message.contains("version 1"),
+        "{message}"
+    );
+    assert_eq!(snapshot(), before);
+    assert!(home.join("nix/store/.tmp-7").exists());
+}
+
+#[test]
+fn a_version_that_is_none_is_refused() {
+    let (folder, opened) = store();
+    drop(opened);
+    let schema = folder.path().join("home/store/schema");
+    fs::write(&schema, "two").unwrap();
+    assert!(matches!(
+        Store::open(&folder.path().join("home")),
+        Err(OpenError::Schema { .. })
+    ));
+}
+
+#[test]
+fn one_home_is_open_once() {
+    let (folder, first) = store();
+    let home = folder.path().join("home");
+    let error = Store::open(&home).unwrap_err();
+    assert!(matches!(error, OpenError::InUse { .. }), "{error:?}");
+    assert!(
+        error.to_string().contains(&std::process::id().to_string()),
+        "{error}"
+    );
+    // A lease is part of the store.
+    let lease = first.lease();
+    drop(first);
+    assert!(matches!(Store::open(&home), Err(OpenError::InUse { .. })));
+    drop(lease);
+    Store::open(&home).unwrap();
+}
+
+#[test]
+fn leftovers_go_and_what_is_not_ours_stays() {
+    let (folder, first) = store();
+    let text = text("text", b"text", &[]);
+    first
+        .add_texts(std::slice::from_ref(&text), &first.lease())
+        .unwrap();
+    drop(first);
+    let home = folder.path().join("home");
+    let trees = home.join("nix/store");
+    fs::create_dir_all(trees.join(".tmp-12/sub/deeper")).unwrap();
+    fs::write(trees.join(".tmp-12/sub/file"), "half").unwrap();
+    fs::write(trees.join(".trash-3"), "old").unwrap();
+    // Stock Nix, or a user, may keep something beside; only names that were noted are leftovers.
+    let foreign = "00000000000000000000000000000000-foreign";
+    let noted = "11111111111111111111111111111111-noted";
+    fs::write(trees.join(foreign), "of somebody else").unwrap();
+    fs::write(trees.join(noted), "begun, never reported").unwrap();
+    let known = text.path.to_basename();
+    fs::write(
+        home.join("store/intent"),
+        format!("{noted}\n{known}\n00000000000000000000000000000000-fo"),
+    )
+    .unwrap();
+    let store = Store::open(&home).unwrap();
+    assert_eq!(home_entries(&store), [foreign.to_owned(), known]);
+    assert_eq!(fs::read(store.physical(&text.path)).unwrap(), b"text");
+}
+
+#[test]
+fn a_home_that_cannot_be_made_is_an_error_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = Store::open(&file.join("home")).unwrap_err();
+    assert!(error.to_string().contains("file/home"), "{error}");
+}
