@@ -9,6 +9,7 @@ use tvix_node_protocol::nix::hash::CAHash;
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
 use tvix_node_protocol::tree::TreeDigest;
 
+use crate::arrived::{self, Arrived, ArrivedError, BuildError};
 use crate::commit::Batch;
 use crate::disk::FileError;
 use crate::index::IndexError;
@@ -33,6 +34,9 @@ pub enum AddError {
     /// Not a proper source or output.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// Not the tree that should have arrived.
+    #[error(transparent)]
+    Arrived(#[from] ArrivedError),
     /// The tree could not be written.
     #[error(transparent)]
     Write(#[from] TreeWriteError),
@@ -173,6 +177,33 @@ impl Store {
         let method = method_of(&naming)?;
         let (summary, written) = self.write_tree(method, None, |tap, writer| {
             read_source(source, tap, writer).map_err(from_walk)
+        })?;
+        describe(naming, method, summary, written)
+    }
+
+    /// Writes the tree with the digest `root` to the side, from content that somebody sent who is not
+    /// believed: every directory and every blob is checked against its digest, the whole against its
+    /// name. What did not arrive is taken from this store's own trees. The archive's hash and size are
+    /// computed in the same pass.
+    ///
+    /// A tree that is larger than its name says, or than [`Arrived::most_bytes`] allows where the name
+    /// does not say, is refused before the byte too many is written.
+    ///
+    /// # Errors
+    /// See [`AddError`]; what is missing or wrong is named by [`ArrivedError`].
+    pub fn prepare_arrived(
+        &self,
+        root: TreeDigest,
+        content: &dyn Arrived,
+        naming: Naming,
+    ) -> Result<Prepared, AddError> {
+        let method = method_of(&naming)?;
+        let most = match &naming {
+            Naming::Content(_) => None,
+            Naming::Known(info) | Naming::KnownArchive(info) => Some(info.nar_size),
+        };
+        let (summary, written) = self.write_tree(method, None, |tap, writer| {
+            arrived::build(self, root, content, most, tap, writer).map_err(from_build)
         })?;
         describe(naming, method, summary, written)
     }
@@ -444,6 +475,13 @@ fn from_nar(error: NarReadError) -> AddError {
     match error {
         NarReadError::Fault(fault) => fault.into(),
         NarReadError::Write(error) => error.into(),
+    }
+}
+
+fn from_build(error: BuildError) -> AddError {
+    match error {
+        BuildError::Arrived(error) => error.into(),
+        BuildError::Write(error) => error.into(),
     }
 }
 

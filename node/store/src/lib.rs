@@ -37,12 +37,14 @@
 //! ```
 
 mod add;
+mod arrived;
 mod commit;
 mod disk;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod faults;
+mod file_copy;
 mod gc;
 mod index;
 mod intent;
@@ -70,6 +72,7 @@ mod trees;
 mod unaccepted;
 
 pub use add::{AddError, Prepared, ScratchOutput};
+pub use arrived::{Arrived, ArrivedError, ArrivedFile};
 pub use disk::FileError;
 pub use gc::{GcError, GcOptions, GcReport};
 pub use index::{DecodeError, IndexError, IndexFault};

@@ -17,6 +17,10 @@ pub const SMALL_FILE: usize = 128 << 10;
 /// tree is registered; the largest source trees (browsers, kernels) have half a million.
 pub const TREE_ENTRIES: u64 = 2 << 20;
 
+/// Bytes of the archive of a tree that is built from what a peer sent, where neither its name nor the
+/// caller says how many it has. The largest packages have some 10 GB.
+pub const ARRIVED_BYTES: u64 = 64 << 30;
+
 /// Bytes of a name or symlink target in an archive that are read before it is refused for its length.
 pub const NAR_TOKEN: usize = 4096;
 

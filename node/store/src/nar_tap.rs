@@ -162,7 +162,7 @@ impl<'s> NarTap<'s> {
 
     /// Reads a whole file of `length` bytes, at most [`SMALL_FILE`]; one that has become shorter or
     /// longer is an unexpected end.
-    pub(crate) fn take_whole(&mut self, from: &mut std::fs::File, length: usize) -> io::Result<&[u8]> {
+    pub(crate) fn take_whole(&mut self, from: &mut impl Read, length: usize) -> io::Result<&[u8]> {
         // One byte more than there should be: a file that did not grow does not fill it.
         if self.buffer.len() - self.used <= length {
             self.flush_buffer(false)?;

@@ -147,14 +147,24 @@ impl Store {
     /// # Errors
     /// [`ReadError::Damaged`] where it should be there and is not.
     pub fn open_blob(&self, digest: &BlobDigest) -> Result<Option<File>, ReadError> {
-        let Some(relative) = self.inner.index.blob_file(*digest)? else {
-            return Ok(None);
-        };
         let trees = &self.inner.trees;
-        open_file(trees.fd(), &relative).map(Some).map_err(|error| {
-            let path = trees.path().join(String::from_utf8_lossy(&relative).as_ref());
-            file_error("open", path, error)
-        })
+        let mut looked_at = None;
+        loop {
+            let Some(relative) = self.inner.index.blob_file(*digest)? else {
+                return Ok(None);
+            };
+            match open_file(trees.fd(), &relative) {
+                Ok(file) => return Ok(Some(file)),
+                // It may have been collected between the look into the index and the opening.
+                Err(Errno::NOENT | Errno::NOTDIR) if looked_at.as_ref() != Some(&relative) => {
+                    looked_at = Some(relative);
+                }
+                Err(error) => {
+                    let path = trees.path().join(String::from_utf8_lossy(&relative).as_ref());
+                    return Err(file_error("open", path, error));
+                }
+            }
+        }
     }
 
     /// Writes the archive (NAR) of a valid path and returns its size.

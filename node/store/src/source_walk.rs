@@ -18,7 +18,7 @@ use tvix_node_protocol::limits::{DIRECTORY_ENTRIES, TREE_DEPTH};
 use tvix_node_protocol::tree::{PathComponent, TreeError};
 
 use crate::disk::{FileError, list, open_directory};
-use crate::limits::SMALL_FILE;
+use crate::file_copy::{CopyError, copy_file};
 use crate::nar_framing as framing;
 use crate::nar_tap::NarTap;
 use crate::tree_writer::{TreeWriteError, TreeWriter};
@@ -265,39 +265,15 @@ impl Walk<'_, '_, '_> {
         executable: bool,
         size: u64,
     ) -> Result<(), WalkError> {
-        let changed = || SourceError::Changed {
-            path: self.path.clone(),
-        };
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => changed(),
-            _ => SourceError::Read {
-                path: self.path.clone(),
-                source: error,
-            },
-        };
-        match usize::try_from(size) {
-            Ok(size) if size <= SMALL_FILE => {
-                let bytes = self.tap.take_whole(file, size).map_err(failed)?;
-                self.writer.small_file(component, executable, bytes)?;
+        let copied = copy_file(file, (component, executable, size), self.tap, self.writer);
+        copied.map(|_| ()).map_err(|error| {
+            let path = self.path.clone();
+            match error {
+                CopyError::Size => SourceError::Changed { path }.into(),
+                CopyError::Read(source) => SourceError::Read { path, source }.into(),
+                CopyError::Write(error) => error.into(),
             }
-            _ => {
-                self.writer.open_file(component, executable)?;
-                let mut left = size;
-                while left > 0 {
-                    let bytes = self.tap.take(file, left).map_err(failed)?;
-                    if bytes.is_empty() {
-                        return Err(changed().into());
-                    }
-                    left -= bytes.len() as u64;
-                    self.writer.write(bytes)?;
-                }
-                if !self.tap.take(file, 1).map_err(failed)?.is_empty() {
-                    return Err(changed().into());
-                }
-                self.writer.close_file()?;
-            }
-        }
-        Ok(())
+        })
     }
 
     fn frame(&mut self, write: impl FnOnce(&mut NarTap<'_>) -> io::Result<()>) -> Result<(), WalkError> {

@@ -158,9 +158,10 @@ impl<'s> TreeWriter<'s> {
         Ok(())
     }
 
-    pub(crate) fn close_directory(&mut self) -> Result<(), TreeWriteError> {
+    /// Ends the innermost open directory and returns its digest.
+    pub(crate) fn close_directory(&mut self) -> Result<TreeDigest, TreeWriteError> {
         let Some(open) = self.stack.pop() else {
-            return Ok(());
+            return Err(self.fail("finish the directory", Errno::INVAL).into());
         };
         let finished = self.temporary.trees().disk.canonicalise(open.fd.as_fd(), true);
         finished.map_err(|error| self.fail("finish the directory", error))?;
@@ -176,12 +177,10 @@ impl<'s> TreeWriter<'s> {
         let digest = TreeDigest(*blake3::hash(&bytes).as_bytes());
         self.nodes.entry(digest).or_insert(NodeRow { bytes, children });
         match open.name {
-            Some(name) => self.put(name, Node::Directory(digest)),
-            None => {
-                self.root = Some(tree);
-                Ok(())
-            }
+            Some(name) => self.put(name, Node::Directory(digest))?,
+            None => self.root = Some(tree),
         }
+        Ok(digest)
     }
 
     pub(crate) fn symlink(
@@ -202,13 +201,14 @@ impl<'s> TreeWriter<'s> {
         self.leaf(name, Leaf::Symlink(checked))
     }
 
-    /// A file whose bytes are all in memory: shared with a stored one before anything is written.
+    /// A file whose bytes are all in memory: shared with a stored one before anything is written. Returns
+    /// the digest of the bytes.
     pub(crate) fn small_file(
         &mut self,
         name: Option<PathComponent>,
         executable: bool,
         bytes: &[u8],
-    ) -> Result<(), TreeWriteError> {
+    ) -> Result<BlobDigest, TreeWriteError> {
         self.count()?;
         let parent_length = self.enter(name.as_ref());
         self.flat_hash(name.is_none() && !executable, bytes);
@@ -224,7 +224,8 @@ impl<'s> TreeWriter<'s> {
             made.map_err(|error| self.fail("write", error))?;
         }
         self.file_row(&file, shared, parent_length);
-        self.leaf(name, file.leaf())
+        self.leaf(name, file.leaf())?;
+        Ok(file.blob)
     }
 
     /// Begins a file whose bytes come in pieces.
@@ -274,10 +275,10 @@ impl<'s> TreeWriter<'s> {
         })
     }
 
-    /// Ends the open file; an equal stored one takes its place.
-    pub(crate) fn close_file(&mut self) -> Result<(), TreeWriteError> {
+    /// Ends the open file and returns the digest of its bytes; an equal stored one takes its place.
+    pub(crate) fn close_file(&mut self) -> Result<BlobDigest, TreeWriteError> {
         let Some(open) = self.file.take() else {
-            return Ok(());
+            return Err(self.fail("finish the file", Errno::INVAL).into());
         };
         let parent_length = self.enter(open.name.as_ref());
         let blob = BlobDigest(*open.hasher.finalize().as_bytes());
@@ -289,7 +290,8 @@ impl<'s> TreeWriter<'s> {
             finished.map_err(|error| self.fail("finish", error))?;
         }
         self.file_row(&file, shared, parent_length);
-        self.leaf(open.name, file.leaf())
+        self.leaf(open.name, file.leaf())?;
+        Ok(file.blob)
     }
 
     /// The finished tree.

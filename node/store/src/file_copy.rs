@@ -1,0 +1,61 @@
+//! One file on its way into a tree and its archive.
+
+use std::io::{self, Read};
+
+use tvix_node_protocol::tree::{BlobDigest, PathComponent};
+
+use crate::limits::SMALL_FILE;
+use crate::nar_tap::NarTap;
+use crate::tree_writer::{TreeWriteError, TreeWriter};
+
+/// Why a file was not copied whole.
+#[derive(Debug)]
+pub(crate) enum CopyError {
+    /// It has more or fewer bytes than said.
+    Size,
+    Read(io::Error),
+    Write(TreeWriteError),
+}
+
+impl From<TreeWriteError> for CopyError {
+    fn from(error: TreeWriteError) -> Self {
+        Self::Write(error)
+    }
+}
+
+fn read_error(error: io::Error) -> CopyError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => CopyError::Size,
+        _ => CopyError::Read(error),
+    }
+}
+
+/// Copies what `from` has, which must be exactly `size` bytes, and returns the digest of them. The words
+/// of the archive around them are the caller's.
+pub(crate) fn copy_file(
+    from: &mut impl Read,
+    (name, executable, size): (Option<PathComponent>, bool, u64),
+    tap: &mut NarTap<'_>,
+    writer: &mut TreeWriter<'_>,
+) -> Result<BlobDigest, CopyError> {
+    if let Ok(size) = usize::try_from(size)
+        && size <= SMALL_FILE
+    {
+        let bytes = tap.take_whole(from, size).map_err(read_error)?;
+        return Ok(writer.small_file(name, executable, bytes)?);
+    }
+    writer.open_file(name, executable)?;
+    let mut left = size;
+    while left > 0 {
+        let bytes = tap.take(from, left).map_err(read_error)?;
+        if bytes.is_empty() {
+            return Err(CopyError::Size);
+        }
+        left -= bytes.len() as u64;
+        writer.write(bytes)?;
+    }
+    if !tap.take(from, 1).map_err(read_error)?.is_empty() {
+        return Err(CopyError::Size);
+    }
+    Ok(writer.close_file()?)
+}

@@ -1,0 +1,468 @@
+//! Trees built from content that somebody sent.
+
+#![allow(clippy::unwrap_used)]
+
+mod samples;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+
+use samples::{home_entries, path, source, store, text, write_sample};
+use tvix_node_protocol::nix::hash::HashAlgorithm;
+use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
+use tvix_node_protocol::tree::{
+    BlobDigest, Directory, Leaf, Node, PathComponent, SymlinkTarget, Tree, TreeDigest,
+};
+use tvix_node_store::{
+    AddError, Arrived, ArrivedError, ArrivedFile, ContentName, Method, Naming, NamingError, Store, limits,
+};
+
+/// What a peer sent.
+#[derive(Default, Clone)]
+struct Sent {
+    trees: HashMap<TreeDigest, Tree>,
+    blobs: HashMap<BlobDigest, Vec<u8>>,
+    as_files: bool,
+    most: Option<u64>,
+}
+
+impl Arrived for Sent {
+    fn tree(&self, digest: TreeDigest) -> io::Result<Option<Tree>> {
+        Ok(self.trees.get(&digest).cloned())
+    }
+
+    fn blob(&self, digest: BlobDigest) -> io::Result<Option<ArrivedFile>> {
+        let Some(bytes) = self.blobs.get(&digest) else {
+            return Ok(None);
+        };
+        if !self.as_files {
+            return Ok(Some(ArrivedFile::Bytes(bytes.clone())));
+        }
+        let mut file = tempfile::tempfile()?;
+        file.write_all(bytes)?;
+        file.rewind()?;
+        Ok(Some(ArrivedFile::File(file)))
+    }
+
+    fn most_bytes(&self) -> u64 {
+        self.most.unwrap_or(limits::ARRIVED_BYTES)
+    }
+}
+
+impl Sent {
+    /// Everything below this digest.
+    fn of(store: &Store, root: TreeDigest) -> Self {
+        let mut sent = Self::default();
+        let mut wanted = vec![root];
+        let blob = |sent: &mut Self, blob: &BlobDigest| {
+            let mut bytes = Vec::new();
+            let mut file = store.open_blob(blob).unwrap().unwrap();
+            io::copy(&mut file, &mut bytes).unwrap();
+            sent.blobs.insert(*blob, bytes);
+        };
+        while let Some(digest) = wanted.pop() {
+            let tree = store.tree(&digest).unwrap().unwrap();
+            match &tree {
+                Tree::Directory(directory) => {
+                    for (_, node) in directory.entries() {
+                        match node {
+                            Node::Directory(digest) => wanted.push(*digest),
+                            Node::File { blob: digest, .. } => blob(&mut sent, digest),
+                            Node::Symlink(_) => {}
+                        }
+                    }
+                }
+                Tree::Leaf(Leaf::File { blob: digest, .. }) => blob(&mut sent, digest),
+                Tree::Leaf(Leaf::Symlink(_)) => {}
+            }
+            sent.trees.insert(digest, tree);
+        }
+        sent
+    }
+
+    fn put(&mut self, tree: Tree) -> TreeDigest {
+        let digest = tree.digest();
+        self.trees.insert(digest, tree);
+        digest
+    }
+
+    /// A directory with one entry.
+    fn put_directory(&mut self, name: &[u8], node: Node) -> TreeDigest {
+        let mut directory = Directory::default();
+        directory.insert(PathComponent::new(name).unwrap(), node).unwrap();
+        self.put(Tree::Directory(directory))
+    }
+
+    fn file(&mut self, bytes: &[u8]) -> Node {
+        self.blobs.insert(BlobDigest::of(bytes), bytes.to_vec());
+        Node::file(bytes, false)
+    }
+}
+
+/// The sample in one store, as it is sent.
+fn sent_sample(name: &str) -> (Sent, PathInfo) {
+    let (folder, sender) = store();
+    write_sample(&folder.path().join("sample"));
+    let info = sender
+        .add_source(&folder.path().join("sample"), source(name), &sender.lease())
+        .unwrap();
+    (Sent::of(&sender, info.tree), info)
+}
+
+/// As an output that is not named by its content.
+fn as_output(info: &PathInfo, name: &str) -> PathInfo {
+    PathInfo {
+        path: path(name),
+        ca: None,
+        origin: Origin::Built,
+        ..info.clone()
+    }
+}
+
+fn refused(store: &Store, root: TreeDigest, sent: &Sent, naming: Naming) -> ArrivedError {
+    let error = match store.prepare_arrived(root, sent, naming) {
+        Err(AddError::Arrived(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(home_entries(store), Vec::<String>::new(), "{error}");
+    error
+}
+
+#[test]
+fn what_arrived_becomes_the_tree_that_was_sent() {
+    let (mut sent, info) = sent_sample("sample");
+    for as_files in [false, true] {
+        sent.as_files = as_files;
+        let (_folder, receiver) = store();
+        let lease = receiver.lease();
+        let expected = ContentName {
+            expected: Some(info.path.clone()),
+            ..ContentName::source("sample")
+        };
+        let output = as_output(&info, "output");
+        let prepared = [
+            receiver
+                .prepare_arrived(info.tree, &sent, Naming::Content(expected))
+                .unwrap(),
+            receiver
+                .prepare_arrived(info.tree, &sent, Naming::Known(output.clone()))
+                .unwrap(),
+        ];
+        let infos = receiver.register(prepared.into(), &lease).unwrap();
+        assert_eq!((&infos[0].path, infos[0].tree), (&info.path, info.tree));
+        assert_eq!(
+            (infos[0].nar_hash, infos[0].nar_size),
+            (info.nar_hash, info.nar_size)
+        );
+        assert_eq!(infos[0].ca, info.ca);
+        assert_eq!(infos[1].path, output.path);
+        let mut archives = [Vec::new(), Vec::new()];
+        for (info, archive) in infos.iter().zip(&mut archives) {
+            receiver.dump_nar(&info.path, archive).unwrap();
+        }
+        assert_eq!(archives[0], archives[1]);
+        assert_eq!(archives[0].len() as u64, info.nar_size);
+    }
+}
+
+#[test]
+fn a_tree_that_is_one_file_or_one_link_arrives() {
+    let (_folder, receiver) = store();
+    let lease = receiver.lease();
+    let mut sent = Sent::default();
+    let Node::File {
+        blob,
+        size,
+        executable,
+    } = sent.file(b"flat")
+    else {
+        panic!("a file is a file");
+    };
+    let file = sent.put(Tree::Leaf(Leaf::File {
+        blob,
+        size,
+        executable,
+    }));
+    let link = sent.put(Tree::Leaf(Leaf::Symlink(SymlinkTarget::new(b"target").unwrap())));
+    let flat = ContentName {
+        method: Method::Flat(HashAlgorithm::Sha256),
+        ..ContentName::source("file")
+    };
+    let prepared = vec![
+        receiver
+            .prepare_arrived(file, &sent, Naming::Content(flat))
+            .unwrap(),
+        receiver.prepare_arrived(link, &sent, source("link")).unwrap(),
+    ];
+    let infos = receiver.register(prepared, &lease).unwrap();
+    assert_eq!(fs::read(receiver.physical(&infos[0].path)).unwrap(), b"flat");
+    let target = fs::read_link(receiver.physical(&infos[1].path)).unwrap();
+    assert_eq!(target.to_str(), Some("target"));
+}
+
+#[test]
+fn what_did_not_arrive_is_taken_from_the_store() {
+    let (_folder, receiver) = store();
+    let lease = receiver.lease();
+    let (sent, info) = sent_sample("sample");
+    let prepared = receiver
+        .prepare_arrived(info.tree, &sent, source("sample"))
+        .unwrap();
+    receiver.register(vec![prepared], &lease).unwrap();
+
+    // One new file in a directory that is known otherwise.
+    let Some(Tree::Directory(known)) = sent.trees.get(&info.tree) else {
+        panic!("the sample is a directory");
+    };
+    let mut changed = known.clone();
+    let mut little = Sent::default();
+    let new = little.file(b"new");
+    changed.insert(PathComponent::new(b"new").unwrap(), new).unwrap();
+    let root = little.put(Tree::Directory(changed));
+    let prepared = receiver
+        .prepare_arrived(root, &little, source("changed"))
+        .unwrap();
+    let changed = receiver.register(vec![prepared], &lease).unwrap().remove(0);
+    assert_eq!(changed.tree, root);
+    let inode = |info: &PathInfo, file: &str| {
+        fs::metadata(receiver.physical(&info.path).join(file))
+            .unwrap()
+            .ino()
+    };
+    let texts = [text("one", b"same", &[]), text("two", b"same", &[])];
+    let texts: [PathInfo; 2] = receiver.add_texts(&texts, &lease).unwrap().try_into().unwrap();
+    let shared = texts.map(|info| fs::metadata(receiver.physical(&info.path)).unwrap().ino());
+    if shared[0] != shared[1] {
+        println!("SKIPPED: hard links, because this file system shares extents between files instead");
+        return;
+    }
+    for file in ["large", "share/text"] {
+        assert_eq!(inode(&info, file), inode(&changed, file), "{file}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let (_folder, receiver) = store();
+    let (sent, info) = sent_sample("sample");
+    let mut less = sent.clone();
+    let blob = BlobDigest::of(b"some text\n");
+    less.blobs.remove(&blob);
+    let error = refused(&receiver, info.tree, &less, source("sample"));
+    assert!(
+        matches!(&error, ArrivedError::MissingBlob { blob: missing, place } if *missing == blob && place == "share/again"),
+        "{error}"
+    );
+    assert!(error.to_string().contains(&blob.to_string()), "{error}");
+
+    let mut less = sent.clone();
+    let Some(Tree::Directory(directory)) = sent.trees.get(&info.tree) else {
+        panic!("the sample is a directory");
+    };
+    let Some(Node::Directory(share)) = directory.get(&PathComponent::new(b"share").unwrap()) else {
+        panic!("share is a directory");
+    };
+    less.trees.remove(share);
+    let error = refused(&receiver, info.tree, &less, source("sample"));
+    assert!(
+        matches!(&error, ArrivedError::MissingTree { digest, place } if digest == share && place == "share"),
+        "{error}"
+    );
+    let error = refused(&receiver, TreeDigest([1; 32]), &sent, source("sample"));
+    assert!(matches!(error, ArrivedError::MissingTree { .. }), "{error}");
+}
+
+#[test]
+fn a_wrong_blob_is_refused_and_named() {
+    let (_folder, receiver) = store();
+    let (sent, info) = sent_sample("sample");
+    let small = BlobDigest::of(b"some text\n");
+    let large = BlobDigest::of(&vec![b'x'; 3 << 20]);
+    for as_files in [false, true] {
+        for (blob, place) in [(small, "share/again"), (large, "large")] {
+            let mut wrong = sent.clone();
+            wrong.as_files = as_files;
+            let bytes = wrong.blobs.get_mut(&blob).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            let computed = BlobDigest::of(bytes);
+            let error = refused(&receiver, info.tree, &wrong, source("sample"));
+            let ArrivedError::WrongBlob {
+                wanted,
+                computed: got,
+                place: at,
+            } = error
+            else {
+                panic!("{error}");
+            };
+            assert_eq!((wanted, got, at.as_str()), (blob, computed, place));
+
+            for cut in [true, false] {
+                let mut wrong = sent.clone();
+                wrong.as_files = as_files;
+                let bytes = wrong.blobs.get_mut(&blob).unwrap();
+                if cut {
+                    bytes.pop();
+                } else {
+                    bytes.push(b'!');
+                }
+                let error = refused(&receiver, info.tree, &wrong, source("sample"));
+                assert!(
+                    matches!(&error, ArrivedError::Size { blob: of, .. } if *of == blob),
+                    "{error}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wrong_directory_is_refused_and_named() {
+    let (_folder, receiver) = store();
+    let mut sent = Sent::default();
+    let file = sent.file(b"content");
+    let right = sent.put_directory(b"file", file.clone());
+    let root = sent.put_directory(b"sub", Node::Directory(right));
+    let mut other = Directory::default();
+    other.insert(PathComponent::new(b"other").unwrap(), file).unwrap();
+    sent.trees.insert(right, Tree::Directory(other.clone()));
+    let error = refused(&receiver, root, &sent, source("it"));
+    assert!(
+        matches!(&error, ArrivedError::WrongTree { wanted, place, .. } if *wanted == right && place == "sub"),
+        "{error}"
+    );
+    sent.trees.insert(root, Tree::Directory(other));
+    let error = refused(&receiver, root, &sent, source("it"));
+    assert!(
+        matches!(&error, ArrivedError::WrongTree { wanted, place, .. } if *wanted == root && place.is_empty()),
+        "{error}"
+    );
+    // A link where a directory is said to be, and as the whole tree.
+    let link = Tree::Leaf(Leaf::Symlink(SymlinkTarget::new(b"/etc").unwrap()));
+    sent.trees.insert(root, link.clone());
+    let error = refused(&receiver, root, &sent, source("it"));
+    assert!(matches!(error, ArrivedError::WrongTree { .. }), "{error}");
+    let digest = sent.put(link);
+    let root = sent.put_directory(b"sub", Node::Directory(digest));
+    let error = refused(&receiver, root, &sent, source("it"));
+    assert!(matches!(error, ArrivedError::NotDirectory { .. }), "{error}");
+}
+
+#[test]
+fn a_tree_that_is_not_as_described_is_refused() {
+    let (_folder, receiver) = store();
+    let (sent, info) = sent_sample("sample");
+    let known = |change: &dyn Fn(&mut PathInfo)| {
+        let mut claimed = as_output(&info, "output");
+        change(&mut claimed);
+        let error = receiver.prepare_arrived(info.tree, &sent, Naming::Known(claimed));
+        assert_eq!(home_entries(&receiver), Vec::<String>::new());
+        error.unwrap_err()
+    };
+    let error = known(&|claimed| claimed.nar_hash = NarHash([1; 32]));
+    assert!(matches!(error, AddError::Archive { .. }), "{error}");
+    let error = known(&|claimed| claimed.nar_size += 8);
+    assert!(matches!(error, AddError::Archive { .. }), "{error}");
+    let error = known(&|claimed| claimed.tree = TreeDigest([1; 32]));
+    assert!(matches!(error, AddError::Tree { .. }), "{error}");
+    // Named by content, but by another's.
+    let error = known(&|claimed| claimed.ca.clone_from(&info.ca));
+    assert!(
+        matches!(error, AddError::Naming(NamingError::Mismatch { .. })),
+        "{error}"
+    );
+    let expected = ContentName {
+        expected: Some(path("sample")),
+        ..ContentName::source("sample")
+    };
+    let error = receiver
+        .prepare_arrived(info.tree, &sent, Naming::Content(expected))
+        .unwrap_err();
+    assert!(
+        matches!(error, AddError::Naming(NamingError::Mismatch { .. })),
+        "{error}"
+    );
+    // As named by content it passes.
+    receiver
+        .prepare_arrived(info.tree, &sent, Naming::Known(info.clone()))
+        .unwrap();
+}
+
+/// A few directories can name gigabytes.
+#[test]
+fn a_tree_larger_than_described_ends_before_it_is_written() {
+    let (_folder, receiver) = store();
+    let (_, info) = sent_sample("sample");
+    let mut sent = Sent::default();
+    let file = sent.file(&vec![b'y'; 1 << 20]);
+    let mut digest = sent.put_directory(b"file", file);
+    for _ in 0..30 {
+        let mut directory = Directory::default();
+        for name in [b"a", b"b"] {
+            directory
+                .insert(PathComponent::new(name).unwrap(), Node::Directory(digest))
+                .unwrap();
+        }
+        digest = sent.put(Tree::Directory(directory));
+    }
+    let claimed = as_output(&info, "output");
+    sent.most = Some(5 << 20);
+    for (naming, most) in [(Naming::Known(claimed), info.nar_size), (source("it"), 5 << 20)] {
+        let error = refused(&receiver, digest, &sent, naming);
+        assert!(
+            matches!(error, ArrivedError::TooLarge { size } if size == most),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn deep_trees_arrive_and_too_deep_ones_are_refused() {
+    let (_folder, receiver) = store();
+    let mut sent = Sent::default();
+    let file = sent.file(b"deep");
+    // The file is the last of 64 objects on the way.
+    let mut digest = sent.put_directory(b"d", file);
+    for _ in 0..62 {
+        digest = sent.put_directory(b"d", Node::Directory(digest));
+    }
+    let deeper = sent.put_directory(b"d", Node::Directory(digest));
+    let deepest = (0..5000).fold(deeper, |digest, _| {
+        sent.put_directory(b"d", Node::Directory(digest))
+    });
+    for digest in [deeper, deepest] {
+        let error = refused(&receiver, digest, &sent, source("deep"));
+        let ArrivedError::Depth { place } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(place.split('/').count(), 64);
+    }
+    let prepared = receiver.prepare_arrived(digest, &sent, source("deep")).unwrap();
+    let lease = receiver.lease();
+    let info = receiver.register(vec![prepared], &lease).unwrap().remove(0);
+    // The archive reader draws the line at the same depth.
+    let mut archive = Vec::new();
+    receiver.dump_nar(&info.path, &mut archive).unwrap();
+    receiver.add_nar(&archive[..], source("again"), &lease).unwrap();
+}
+
+/// What cannot be read is an error of its own, not a missing blob.
+#[test]
+fn an_unreadable_arrival_is_an_error() {
+    struct Broken;
+    impl Arrived for Broken {
+        fn tree(&self, _: TreeDigest) -> io::Result<Option<Tree>> {
+            Err(io::Error::other("the spool is gone"))
+        }
+        fn blob(&self, _: BlobDigest) -> io::Result<Option<ArrivedFile>> {
+            Ok(None)
+        }
+    }
+    let (_folder, receiver) = store();
+    let error = receiver
+        .prepare_arrived(TreeDigest([1; 32]), &Broken, source("it"))
+        .unwrap_err();
+    assert!(error.to_string().contains("the spool is gone"), "{error}");
+}
