@@ -16,6 +16,7 @@ use crate::net::driver::Network;
 use crate::net::wire::Wire;
 use crate::net::{Door, Traffic};
 use crate::presence::{Advertisement, Allowance, PresenceTable};
+use crate::protocols::hello;
 use crate::protocols::serving::Serving;
 use crate::shelf::{Shelf, ShelfError};
 use crate::standing::Standing;
@@ -48,6 +49,8 @@ pub(crate) struct Core {
     pub(crate) notices: mpsc::Sender<Notice>,
     pub(crate) builds: mpsc::Sender<IncomingBuild>,
     pub(crate) pushes: mpsc::Sender<IncomingPush>,
+    /// One at a time shows a peer that this node is a member.
+    pub(crate) introductions: Mutex<BTreeMap<NodeKey, Arc<tokio::sync::Mutex<()>>>>,
     /// Something has to be told to the members closest to a region.
     pub(crate) publish: tokio::sync::Notify,
     /// True once the node is shutting down.
@@ -60,7 +63,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
+    /// Opens a door at a member, which may have to be told first that this node is one.
     pub(crate) async fn open(&self, peer: NodeKey, door: Door) -> Result<Wire, CallError> {
+        match self.try_open(peer, door).await {
+            Err(error) if hello::is_not_offered(&error) => {
+                hello::make_known(self, peer).await?;
+                self.try_open(peer, door).await
+            }
+            opened => opened,
+        }
+    }
+
+    pub(crate) async fn try_open(&self, peer: NodeKey, door: Door) -> Result<Wire, CallError> {
         call::open(&self.network, &self.traffic, peer, door).await
     }
 

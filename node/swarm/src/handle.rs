@@ -140,6 +140,7 @@ pub(crate) async fn start_serving(
         serving: Serving::new(),
         fetching: Fetching::new(config.spool),
         peers: Mutex::default(),
+        introductions: Mutex::default(),
         facts: watch::channel(config.facts).0,
         publish: tokio::sync::Notify::new(),
         stopping: watch::channel(false).0,
@@ -315,9 +316,10 @@ impl SwarmHandle {
         self.core.network.connect(peer).await
     }
 
-    /// Closes all connections to a peer. It, or this node, may make new ones.
+    /// Closes all connections to a peer, and returns when they are closed. It, or this node, may make new
+    /// ones.
     pub async fn disconnect(&self, peer: NodeKey) {
-        self.core.network.send(Command::Disconnect { peer }).await;
+        self.core.network.disconnect(peer).await;
     }
 
     /// Says anew what this node offers. The serial is taken care of.

@@ -89,6 +89,7 @@ pub(crate) async fn tidy(core: Arc<Core>) {
         let (members, now) = (core.team.members(), core.team.now());
         lock(&core.table).expire(&members, now);
         lock(&core.allowance).retain(|peer| members.contains(peer));
+        lock(&core.introductions).retain(|_, turn| Arc::strong_count(turn) > 1);
         lock(&core.standing).expire(|peer| members.contains(peer), now);
         let core = core.clone();
         let written = blocking(move || {

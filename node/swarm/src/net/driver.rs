@@ -61,10 +61,6 @@ pub(crate) enum Command {
     },
     /// The roster has changed.
     MembersChanged,
-    /// Closes all connections to a peer and makes a new one.
-    Reconnect {
-        peer: NodeKey,
-    },
     /// Closes all connections to a peer.
     Disconnect {
         peer: NodeKey,
@@ -113,6 +109,15 @@ impl Network {
         }
     }
 
+    /// Closes all connections to a peer, and waits until they are.
+    pub(crate) async fn disconnect(&self, peer: NodeKey) {
+        let mut connected = self.connected.clone();
+        self.send(Command::Disconnect { peer }).await;
+        let gone = connected.wait_for(|connected| !connected.contains(&peer));
+        // Slow to close: what is asked next will show.
+        tokio::time::timeout(CONNECT_TIME, gone).await.ok();
+    }
+
     pub(crate) async fn open(&self, peer: NodeKey, door: Door) -> Result<Stream, OpenError> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Open { peer, door, reply }).await;
@@ -147,6 +152,8 @@ pub(crate) struct Driver {
     redial: Redial,
     strangers: HashMap<ConnectionId, (PeerId, Instant)>,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), ConnectError>>>>,
+    /// The addresses with which each of those is being dialled.
+    tried: HashMap<PeerId, Vec<Multiaddr>>,
     walks: HashMap<QueryId, Walk>,
     commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<NetEvent>,
@@ -179,6 +186,7 @@ impl Driver {
             redial: Redial::default(),
             strangers: HashMap::new(),
             connecting: HashMap::new(),
+            tried: HashMap::new(),
             walks: HashMap::new(),
             commands,
             events,
@@ -230,15 +238,9 @@ impl Driver {
                 }
             }
             Command::MembersChanged => self.members_changed(),
-            Command::Reconnect { peer } => {
-                if let Some(peer) = peer_of(peer) {
-                    // An error says that there was no connection.
-                    self.swarm.disconnect_peer_id(peer).ok();
-                    self.dial(peer);
-                }
-            }
             Command::Disconnect { peer } => {
                 if let Some(peer) = peer_of(peer) {
+                    // An error says that there was no connection.
                     self.swarm.disconnect_peer_id(peer).ok();
                 }
             }
@@ -263,19 +265,34 @@ impl Driver {
         let options = DialOpts::peer_id(peer)
             .condition(PeerCondition::DisconnectedAndNotDialing)
             .build();
-        if let Err(error) = self.swarm.dial(options) {
-            match error {
-                // It is being dialled already; the outcome is reported like any other.
-                libp2p::swarm::DialError::DialPeerConditionFalse(_) => {}
-                error => self.dial_failed(peer, error.to_string()),
+        let addresses = key_of(&peer).map(|key| self.contacts.addresses(key));
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.tried.insert(peer, addresses.unwrap_or_default());
             }
+            // It is being dialled already; the outcome is reported like any other.
+            Err(libp2p::swarm::DialError::DialPeerConditionFalse(_)) => {}
+            Err(error) => self.fail(peer, &error.to_string()),
         }
     }
 
-    fn dial_failed(&mut self, peer: PeerId, reason: String) {
+    /// Dials again where an address has become known since, and somebody waits.
+    fn dial_failed(&mut self, peer: PeerId, reason: &str) {
+        let tried = self.tried.remove(&peer).unwrap_or_default();
+        let known = key_of(&peer)
+            .map(|key| self.contacts.addresses(key))
+            .unwrap_or_default();
+        if self.connecting.contains_key(&peer) && known.iter().any(|address| !tried.contains(address)) {
+            self.dial(peer);
+        } else {
+            self.fail(peer, reason);
+        }
+    }
+
+    fn fail(&mut self, peer: PeerId, reason: &str) {
         let Ok(key) = key_of(&peer) else { return };
         for reply in self.connecting.remove(&peer).unwrap_or_default() {
-            let reason = reason.clone();
+            let reason = reason.to_owned();
             drop(reply.send(Err(ConnectError::Unreachable { peer: key, reason })));
         }
     }
@@ -385,7 +402,7 @@ impl Driver {
                 peer_id: Some(peer),
                 error,
                 ..
-            } => self.dial_failed(peer, error.to_string()),
+            } => self.dial_failed(peer, &error.to_string()),
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             _ => {}
         }
@@ -396,6 +413,7 @@ impl Driver {
             self.swarm.close_connection(connection);
             return;
         };
+        self.tried.remove(&peer);
         for reply in self.connecting.remove(&peer).unwrap_or_default() {
             drop(reply.send(Ok(())));
         }

@@ -7,9 +7,8 @@ use tvix_node_protocol::messages::Hello;
 
 use super::{join, roster};
 use crate::call::{self, CallError};
-use crate::core::Core;
+use crate::core::{Core, lock};
 use crate::events::Notice;
-use crate::net::driver::Command;
 use crate::net::wire::{Wire, WireError};
 use crate::net::{Door, OpenError};
 
@@ -32,14 +31,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
 
 /// Says hello, and makes the rosters equal where they are not.
 pub(crate) async fn greet(core: &Arc<Core>, peer: NodeKey) -> Result<(), CallError> {
-    let mut wire = match core.open(peer, Door::Hello).await {
-        Ok(wire) => wire,
-        Err(CallError::Open {
-            source: OpenError::NotOffered(_),
-            ..
-        }) => return introduce_and_return(core, peer).await,
-        Err(error) => return Err(error),
-    };
+    let mut wire = core.open(peer, Door::Hello).await?;
     let theirs: Hello = wire
         .ask(&hello(core))
         .await
@@ -51,24 +43,46 @@ pub(crate) async fn greet(core: &Arc<Core>, peer: NodeKey) -> Result<(), CallErr
     Ok(())
 }
 
-/// The peer takes this node for a stranger. Once it is convinced, the connection is made anew, for what
-/// is open on a connection is settled when it is made.
-async fn introduce_and_return(core: &Arc<Core>, peer: NodeKey) -> Result<(), CallError> {
+/// The peer takes this node for a stranger: it is shown why this node is a member. What is open on a
+/// connection is settled when it is made, so a new one is made then. Several who find this out at once
+/// do it once.
+///
+/// # Errors
+/// [`CallError`], that of an unopened door where the peer is not convinced.
+pub(crate) async fn make_known(core: &Core, peer: NodeKey) -> Result<(), CallError> {
+    let turn = lock(&core.introductions).entry(peer).or_default().clone();
+    let _turn = turn.lock().await;
+    let stranger = match core.try_open(peer, Door::Hello).await {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    if !is_not_offered(&stranger) {
+        return Err(stranger);
+    }
     let message = match join::introduce(core, peer).await {
         Ok(Ok(())) => {
-            core.network.send(Command::Reconnect { peer }).await;
+            core.network.disconnect(peer).await;
             return Ok(());
         }
         Ok(Err(message)) => format!("it does not take this node for a member: {message}"),
-        Err(CallError::Open {
-            source: OpenError::NotOffered(_),
-            ..
-        }) => "it speaks another version: the older of the two nodes needs an update".to_owned(),
+        Err(error) if is_not_offered(&error) => {
+            "it speaks another version: the older of the two nodes needs an update".to_owned()
+        }
         Err(error) => return Err(error),
     };
     tracing::warn!(%peer, message, "a member cannot be spoken to");
     core.notify(Notice::PeerUnusable { peer, message });
-    Ok(())
+    Err(stranger)
+}
+
+pub(crate) fn is_not_offered(error: &CallError) -> bool {
+    matches!(
+        error,
+        CallError::Open {
+            source: OpenError::NotOffered(_),
+            ..
+        }
+    )
 }
 
 /// Says hello to all who are connected: something has changed here.

@@ -49,7 +49,7 @@ pub(crate) async fn introduce(core: &Core, peer: NodeKey) -> Result<Result<(), S
         swarm: core.team.swarm(),
         statements: core.team.introduction(),
     };
-    let mut wire = core.open(peer, Door::Join).await?;
+    let mut wire = core.try_open(peer, Door::Join).await?;
     let answer = wire.ask(&request).await.map_err(call::at(peer, Door::Join))?;
     Ok(match answer {
         JoinAnswer::Known => Ok(()),
