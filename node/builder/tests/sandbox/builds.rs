@@ -250,6 +250,8 @@ async fn one_build_after_another_sees_the_same() {
         }
         seen.push(log);
     }
+    let spare = stage.builder.config().scratch.join("slot-0/spare");
+    assert_eq!(std::fs::read_dir(spare).unwrap().count(), 19);
     assert_eq!(seen[0], seen[1]);
     assert_eq!(seen[0], seen[2]);
     assert_eq!(stage.leftovers(), Vec::<std::path::PathBuf>::new());
