@@ -58,6 +58,12 @@ pub(crate) fn clone_process(namespaces: c_int) -> io::Result<Side> {
     }
 }
 
+/// Puts the process into new namespaces.
+pub(crate) fn unshare(namespaces: c_int) -> io::Result<()> {
+    // SAFETY: takes no pointers. Descriptors and memory stay shared with nobody: there is one thread.
+    check(unsafe { libc::unshare(namespaces) }).map(drop)
+}
+
 /// Replaces the program. Returns only where that failed.
 pub(crate) fn execute(program: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {

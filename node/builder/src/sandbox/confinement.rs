@@ -22,6 +22,15 @@ pub(super) fn prefer_as_victim() {
     let _not_essential = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_BADNESS.to_string());
 }
 
+/// Shows the control groups that the build is in as `/`, as Nix does where it uses them.
+pub(super) fn hide_control_groups() -> Result<(), Fault> {
+    match sys::unshare(libc::CLONE_NEWCGROUP) {
+        // Before Linux 4.6, and where an administrator allows none. They only show a name.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSPC)) => Ok(()),
+        result => result.step(|| "hiding control groups"),
+    }
+}
+
 /// Becomes the build's user.
 pub(super) fn become_build_user() -> Result<(), Fault> {
     let (uid, gid) = (Uid::from_raw(INSIDE_UID), Gid::from_raw(INSIDE_GID));

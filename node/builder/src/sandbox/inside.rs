@@ -42,6 +42,7 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
         .step(|| "waiting for ids to be mapped")?;
     rustix::process::setsid().step(|| "starting a session")?;
     confinement::prefer_as_victim();
+    confinement::hide_control_groups()?;
     sys::bring_up_loopback().step(|| "switching the loopback interface on")?;
     if order.proxy {
         let listener =
