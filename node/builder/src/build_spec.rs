@@ -56,6 +56,9 @@ pub struct BuildSpec {
     pub limits: BuildLimits,
     /// Most processes and threads at once; see [`crate::limits::PROCESSES`].
     pub processes: u32,
+    /// Bytes of memory that all processes of the build may use together; none: no limit. Bound by a
+    /// control group where this user may make one, else watched.
+    pub memory: Option<u64>,
     /// Values for variables that a fixed-output derivation names in `impureEnvVars`. A name that is
     /// not here is set to the empty string, as Nix does.
     pub impure_environment: BTreeMap<String, Vec<u8>>,
@@ -76,6 +79,7 @@ impl BuildSpec {
             cores: 0,
             limits: BuildLimits::NONE,
             processes: crate::limits::PROCESSES,
+            memory: None,
             impure_environment: BTreeMap::new(),
             keep_failed: false,
         }

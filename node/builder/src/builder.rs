@@ -11,7 +11,7 @@ use crate::build_spec::{BuildEvent, BuildSpec, Built};
 use crate::config::Config;
 use crate::diagnosis::SandboxError;
 use crate::error::{BuildError, Cause, Refused, StartError};
-use crate::{probe, refusal, run, scratch};
+use crate::{cgroup, probe, refusal, run, scratch};
 
 /// Which slots are in use.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +56,7 @@ impl Builder {
     /// [`StartError`] where that cannot be done.
     pub fn new(config: Config) -> Result<Self, StartError> {
         scratch::prepare(&config.scratch)?;
+        cgroup::remove_leftovers();
         Ok(Self {
             config: Arc::new(config),
             slots: Slots::default(),

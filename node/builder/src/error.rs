@@ -178,6 +178,9 @@ pub enum Cause {
     /// It used too much disk.
     #[error("killed after using more than {0} bytes of disk")]
     DiskTooLarge(u64),
+    /// It used too much memory.
+    #[error("killed after using more than {0} bytes of memory")]
+    MemoryTooLarge(u64),
     /// It succeeded without producing an output.
     #[error("the builder succeeded, but did not produce the output '{output}' at {path}")]
     OutputMissing {
@@ -243,6 +246,7 @@ impl Cause {
             | Self::Silent(_)
             | Self::LogTooLarge(_)
             | Self::DiskTooLarge(_)
+            | Self::MemoryTooLarge(_)
             | Self::OutputMissing { .. }
             | Self::OutputRejected { .. } => false,
         }

@@ -37,6 +37,7 @@
 
 mod build_spec;
 mod builder;
+mod cgroup;
 mod config;
 mod diagnosis;
 mod disk;

@@ -81,3 +81,6 @@ pub const DISK_ENTRY_BYTES: u64 = 256;
 /// Folders in folders that are looked into, each with an open descriptor; the store refuses outputs half
 /// as deep.
 pub const DISK_DEPTH: usize = 128;
+
+/// How often the memory of a build is looked at, where it has a limit and no control group.
+pub const MEMORY_LOOK: Duration = Duration::from_millis(250);

@@ -34,6 +34,8 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         proxy: false,
         kvm: config.features.contains("kvm"),
         processes: PROCESSES,
+        memory: None,
+        memory_group: None,
         file_bytes: None,
     };
     let mut helper = HelperProcess::start(config, &order)

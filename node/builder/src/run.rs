@@ -30,7 +30,7 @@ use crate::proxy::{self, address::AddressRange};
 use crate::refusal;
 use crate::scratch::{Scratch, slot_folder};
 use crate::terminal::LogReader;
-use crate::wire::{Bytes, Exit, HostPath, Order, Program, Report, Usage};
+use crate::wire::{Bytes, Exit, HostPath, JoinGroup, Order, Program, Report, Usage};
 
 /// A build that was not even tried.
 pub(crate) fn not_begun(drv_path: StorePath, cause: Cause) -> BuildError {
@@ -115,7 +115,14 @@ async fn attempt(
     }
     let given = environment::given(spec, &options, &paths, config.network.is_some())?;
     let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
-    let order = order(config, spec, given, &paths, scratch)?;
+    let mut order = order(config, spec, given, &paths, scratch)?;
+    order.memory_group = spec.memory.and_then(|bytes| {
+        let group = scratch.bound_memory(bytes)?;
+        Some(JoinGroup {
+            door: Bytes::path(&group.door()),
+            events: Bytes::path(&group.events()),
+        })
+    });
     let mut helper = HelperProcess::start(config, &order)
         .await
         .map_err(|(step, source)| SandboxError::new(step, source))?;
@@ -153,6 +160,12 @@ async fn attempt(
     let status = helper.wait().await;
     drop(proxy);
     let (started, exit, usage) = finished(outcome, status, spec)?;
+    // Also where it succeeded: what it did without the process it lost is not what it would have done.
+    if let Some(limit) = spec.memory
+        && scratch.exceeded_memory()
+    {
+        return Err(Cause::MemoryTooLarge(limit));
+    }
     match exit {
         Exit::Code(0) => {}
         Exit::Code(code) => return Err(Cause::Exit(code)),
@@ -241,6 +254,7 @@ fn finished(outcome: Outcome, status: String, spec: &BuildSpec) -> Result<(Insta
                 hint: explain_execution(errno, builder, physical),
             })
         }
+        (Some(Report::TooMuchMemory), ..) => Err(Cause::MemoryTooLarge(spec.memory.unwrap_or_default())),
         (Some(failure), ..) => Err(setup_failure(failure)),
         (None, Some(started), Some((exit, usage))) => Ok((started, exit, usage)),
         (None, ..) => Err(Cause::HelperDied(status)),
@@ -493,6 +507,8 @@ fn order(
         proxy: fixed_output && config.network.is_some(),
         kvm: config.features.contains("kvm"),
         processes: spec.processes,
+        memory: spec.memory,
+        memory_group: None,
         file_bytes: spec.limits.disk,
     })
 }

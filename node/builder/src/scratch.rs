@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::StorePath;
+use crate::cgroup::{self, MemoryGroup};
 use crate::error::{Cause, StartError};
 use crate::remove::remove_tree;
 
@@ -22,6 +23,8 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Scratch {
     path: PathBuf,
     removed: bool,
+    /// Goes with the folder, as removing it may take a moment as well.
+    memory_group: Option<MemoryGroup>,
 }
 
 impl Scratch {
@@ -32,13 +35,31 @@ impl Scratch {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = parent.join(format!("{hash}-{number}"));
         match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => Ok(Self { path, removed: false }),
+            Ok(()) => Ok(Self {
+                path,
+                removed: false,
+                memory_group: None,
+            }),
             Err(source) => Err(Cause::Scratch {
                 path,
                 action: "created",
                 source,
             }),
         }
+    }
+
+    /// Bounds the memory of the build by a control group, where this machine lets us.
+    pub(crate) fn bound_memory(&mut self, bytes: u64) -> Option<&MemoryGroup> {
+        let name = self.path.file_name()?.to_string_lossy();
+        self.memory_group = MemoryGroup::create(&name, bytes);
+        self.memory_group.as_ref()
+    }
+
+    /// Whether a control group saw the build use more memory than allowed.
+    pub(crate) fn exceeded_memory(&self) -> bool {
+        self.memory_group
+            .as_ref()
+            .is_some_and(|group| cgroup::was_exceeded(&group.events()))
     }
 
     pub(crate) fn path(&self) -> &Path {

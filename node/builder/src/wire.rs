@@ -58,8 +58,21 @@ pub(crate) struct Order {
     pub(crate) kvm: bool,
     /// `RLIMIT_NPROC`.
     pub(crate) processes: u32,
+    /// Bytes of memory of the whole build.
+    pub(crate) memory: Option<u64>,
+    /// The control group that bounds it; none: watch.
+    pub(crate) memory_group: Option<JoinGroup>,
     /// `RLIMIT_FSIZE`.
     pub(crate) file_bytes: Option<u64>,
+}
+
+/// A control group, by its files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JoinGroup {
+    /// Where to write a process id.
+    pub(crate) door: Bytes,
+    /// Where the kernel counts kills.
+    pub(crate) events: Bytes,
 }
 
 /// The builder program.
@@ -83,7 +96,7 @@ pub(crate) struct HostPath {
     pub(crate) writable: bool,
 }
 
-/// What the helper reports. After [`Report::Ended`] or a failure nothing of the build is alive.
+/// What the helper reports. When it has closed its end, nothing of the build is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Report {
     /// The proxy's listener comes with this message.
@@ -101,6 +114,8 @@ pub(crate) enum Report {
         /// The input concerned.
         input: Option<String>,
     },
+    /// The build was killed, because it used more memory than allowed.
+    TooMuchMemory,
     /// The program could not be executed.
     NotExecuted { errno: i32 },
     /// All processes of the build are dead.

@@ -13,6 +13,7 @@
 mod confinement;
 mod fault;
 mod inside;
+mod memory;
 mod mounts;
 mod system_calls;
 mod tree;
@@ -21,14 +22,17 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::config::SANDBOX_ARGUMENT;
+use crate::limits::MEMORY_LOOK;
 use crate::sys::{self, Side};
 use crate::wire::{self, Order, Report};
 use fault::{Fault, Step};
+use memory::MemoryWatch;
 pub(crate) use tree::{BUILD_FOLDER, CERTIFICATES};
 
 /// Uid of a build inside of its sandbox, as Nix's.
@@ -108,24 +112,36 @@ fn supervise(order: &Order, control: &UnixStream) -> Result<(), Fault> {
     };
     drop(alive);
     let mapped = map_ids(order, pid).and_then(|()| {
+        let memory = MemoryWatch::begin(order, pid);
         release_log()?;
         File::from(held.try_clone().step(|| "copying a pipe")?)
             .write_all(b"1")
-            .step(|| "starting the build")
+            .step(|| "starting the build")?;
+        Ok(memory)
     });
-    if let Err(fault) = mapped {
-        kill(pid);
-        sys::wait(pid, true).step(|| "waiting for the build's first process")?;
-        return Err(fault);
-    }
-    let (exit, usage) = watch(pid, &children, control)?;
+    let memory = match mapped {
+        Ok(memory) => memory,
+        Err(fault) => {
+            kill(pid);
+            sys::wait(pid, true).step(|| "waiting for the build's first process")?;
+            return Err(fault);
+        }
+    };
+    let (exit, usage) = watch(memory, pid, &children, control)?;
     drop(held);
     tree::take_back(order, &mount_points)?;
     wire::write(control, &Report::Ended { exit, usage }).step(|| "reporting to the node")
 }
 
-/// Waits for the end of the build, and kills it when the node's end of the socket closes.
-fn watch(pid: i32, children: &OwnedFd, control: &UnixStream) -> Result<(wire::Exit, wire::Usage), Fault> {
+/// Waits for the end of the build, and kills it when the node's end of the socket closes, or when it uses
+/// more memory than allowed.
+fn watch(
+    mut memory: Option<MemoryWatch<'_>>,
+    pid: i32,
+    children: &OwnedFd,
+    control: &UnixStream,
+) -> Result<(wire::Exit, wire::Usage), Fault> {
+    let mut pause = MEMORY_LOOK;
     loop {
         if let Some(ended) = sys::wait(pid, false).step(|| "waiting for the build")? {
             return Ok(ended);
@@ -134,7 +150,11 @@ fn watch(pid: i32, children: &OwnedFd, control: &UnixStream) -> Result<(wire::Ex
             PollFd::new(children, PollFlags::IN),
             PollFd::new(control, PollFlags::IN | PollFlags::RDHUP),
         ];
-        match poll(&mut sources, None) {
+        let timeout = memory.as_ref().map(|_| Timespec::try_from(pause)).transpose();
+        let timeout = timeout
+            .map_err(io::Error::other)
+            .step(|| "waiting for the build")?;
+        match poll(&mut sources, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).step(|| "waiting for the build"),
         }
@@ -149,6 +169,14 @@ fn watch(pid: i32, children: &OwnedFd, control: &UnixStream) -> Result<(wire::Ex
             let mut signal = [0; 128];
             rustix::io::read(children, &mut signal).step(|| "reading a signal")?;
         }
+        let began = Instant::now();
+        if memory.as_ref().is_some_and(|memory| memory.is_exceeded(pid)) {
+            memory = None;
+            kill(pid);
+            wire::write(control, &Report::TooMuchMemory).step(|| "reporting to the node")?;
+        }
+        // Looking takes a twentieth of a processor at most.
+        pause = (began.elapsed() * 20).max(MEMORY_LOOK);
     }
 }
 

@@ -82,7 +82,10 @@ fn mount_dev(order: &Order, root: &Path) -> Result<(), Fault> {
         bind(&Path::new("/dev").join(device), &dev.join(device))?;
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    let shared_memory = option(&format!("size={SHARED_MEMORY},mode=1777"))?;
+    let most = order
+        .memory
+        .map_or(SHARED_MEMORY.to_owned(), |bytes| bytes.to_string());
+    let shared_memory = option(&format!("size={most},mode=1777"))?;
     mount("none", dev.join("shm"), "tmpfs", flags, shared_memory.as_c_str()).step(|| "mounting /dev/shm")?;
     let terminals = option("newinstance,ptmxmode=0666,mode=0620")?;
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;

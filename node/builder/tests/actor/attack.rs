@@ -258,6 +258,30 @@ pub fn fill(what: &str, path: &str) -> Done {
                 all.push(vec![1u8; 1 << 20]);
             }
         }
+        "shared" => {
+            // Between processes, so that it is nobody's own.
+            for _ in 0..200 {
+                raw::shared_memory(1 << 20)?.fill(1);
+            }
+            loop {
+                std::thread::park();
+            }
+        }
+        "children" => {
+            // Each of them with little.
+            for _ in 0..20 {
+                if raw::fork()? == 0 {
+                    let little = vec![1u8; 8 << 20];
+                    std::hint::black_box(&little);
+                    loop {
+                        std::thread::park();
+                    }
+                }
+            }
+            loop {
+                std::thread::park();
+            }
+        }
         other => Err(format!("cannot fill {other}").into()),
     }
 }

@@ -102,6 +102,26 @@ pub fn fork() -> io::Result<i32> {
     result(pid.into()).map(|_| pid)
 }
 
+/// New memory that children share.
+pub fn shared_memory(bytes: usize) -> io::Result<&'static mut [u8]> {
+    // SAFETY: a new mapping of this length, never unmapped and given out once.
+    unsafe {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let place = libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            flags,
+            -1,
+            0,
+        );
+        if place == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(std::slice::from_raw_parts_mut(place.cast(), bytes))
+    }
+}
+
 /// Ignores what can be ignored.
 pub fn ignore_signals() {
     for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {

@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 
 use tvix_node_builder::{Builder, Cause, Config, Helper};
 
-use crate::stage::{ACTOR, OUT, Stage, fields, is_running, libraries, processes_with, spec, token};
+use crate::stage::{
+    ACTOR, OUT, Stage, control_groups, fields, is_running, libraries, processes_with, spec, token,
+};
 
 #[tokio::test]
 async fn an_exit_code_is_reported_with_the_end_of_the_log() {
@@ -108,6 +110,51 @@ async fn a_flood_of_the_disk_is_ended() {
     );
     assert!(matches!(played.cause(), Cause::Exit(1)));
     assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_flood_of_memory_is_ended() {
+    let Some(stage) = Stage::new().await else { return };
+    for what in ["memory", "children", "shared"] {
+        let mut asked = spec(fields(&["fill", what, "-"]));
+        asked.memory = Some(64 << 20);
+        let drv_path = asked.drv_path.clone();
+        let cause = stage.play(asked).await.cause();
+        assert!(matches!(cause, Cause::MemoryTooLarge(_)), "{what}: {cause}");
+        assert!(control_groups(&drv_path).is_empty());
+    }
+    // Shared memory that belongs to no process.
+    let mut asked = spec(fields(&["fill", "file", "/dev/shm/file"]));
+    asked.memory = Some(64 << 20);
+    let played = stage.play(asked).await;
+    let full = played.log.iter().any(|line| line.contains("StorageFull"));
+    assert!(full || matches!(played.cause(), Cause::MemoryTooLarge(_)));
+    assert!(stage.leftovers().is_empty());
+}
+
+/// The kernel's own bound, where this user may set one.
+#[tokio::test]
+async fn a_build_with_a_bound_on_memory_is_in_a_group_while_it_runs() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["wait"]));
+    asked.memory = Some(64 << 20);
+    let drv_path = asked.drv_path.clone();
+    let groups = std::cell::RefCell::new(Vec::new());
+    let look = |line: &str| {
+        let found = control_groups(&drv_path).into_iter().map(|group| {
+            let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
+            members.lines().count()
+        });
+        *groups.borrow_mut() = found.collect::<Vec<_>>();
+        line == "waiting"
+    };
+    let played = stage.play_until(asked, look).await;
+    assert!(matches!(played.cause(), Cause::Cancelled));
+    assert!(control_groups(&drv_path).is_empty());
+    match groups.borrow().as_slice() {
+        [] => println!("SKIPPED: a control group for a build, because this user may make none here"),
+        members => assert_eq!(members, [1]),
+    }
 }
 
 #[tokio::test]

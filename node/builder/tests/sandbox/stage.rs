@@ -145,14 +145,38 @@ impl Stage {
         Played { result, log, started }
     }
 
-    /// What is left in the folder for builds, except what the builds of a slot share.
+    /// What is left in the folder for builds, except what the builds of a slot share, and of mounts on the
+    /// machine.
     pub fn leftovers(&self) -> Vec<PathBuf> {
+        let folder = self.folder.path().to_string_lossy().into_owned();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
+        let mounts = mounts.lines().filter(|line| line.contains(&folder));
         std::fs::read_dir(&self.builder.config().scratch)
             .expect("the folder for builds")
             .map(|entry| entry.expect("an entry").path())
             .filter(|path| !path.to_string_lossy().contains("/slot-"))
+            .chain(mounts.map(PathBuf::from))
             .collect()
     }
+}
+
+/// Control groups for the builds of a derivation.
+pub fn control_groups(drv_path: &StorePath) -> Vec<PathBuf> {
+    fn search(folder: &Path, part: &str, found: &mut Vec<PathBuf>) {
+        // Groups come and go, and some may not be read.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().contains(part) {
+                    found.push(entry.path());
+                }
+                search(&entry.path(), part, found);
+            }
+        }
+    }
+    let base = drv_path.to_basename();
+    let mut found = Vec::new();
+    search(Path::new("/sys/fs/cgroup"), &base[..32], &mut found);
+    found
 }
 
 /// What the dynamic linker needs to run the actor, wherever this machine has it.
