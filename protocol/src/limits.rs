@@ -94,6 +94,20 @@ pub const PATHS_BYTES: usize = PATHS_QUESTION * 256;
 /// Bytes of one path info with its record: 65,536 references and a record of a large closure.
 pub const SHOWN_BYTES: usize = 16 << 20;
 
+/// Texts asked for at once: some 4 MiB of derivations, so that several such questions on their way fill a
+/// link and none of them holds up the others.
+pub const TEXTS_QUESTION: usize = 1024;
+
+/// Bytes of that question, as of [`PATHS_BYTES`].
+pub const TEXTS_QUESTION_BYTES: usize = TEXTS_QUESTION * 256;
+
+/// Bytes of one text that travels together with others. Derivations of nixpkgs have 3 KB on average, the
+/// largest a few hundred; what is larger is fetched as a tree.
+pub const TEXT_BYTES: usize = 4 << 20;
+
+/// Bytes of all texts of one answer: four of the largest, or a full question of 16 KiB each.
+pub const TEXTS_BYTES: usize = 4 * TEXT_BYTES;
+
 /// Small files asked for at once.
 pub const BLOBS_BATCH: usize = 4096;
 

@@ -15,6 +15,7 @@
 //! | `tree` | [`TreeQuestion`] | [`ServeAnswer`], then the encodings of all directories, each as a raw frame, breadth first, each once; an empty frame ends it |
 //! | `blobs` | [`BlobsQuestion`] | [`ServeAnswer`], then each blob as a raw frame, in order |
 //! | `blob` | [`BlobQuestion`] | [`ServeAnswer`], then the iroh-blobs protocol on the same stream |
+//! | `texts` | [`TextsQuestion`] | [`ServeAnswer`], then for each path, in order, a raw frame: the byte [`TEXT_FOLLOWS`] and the file's bytes, or the byte [`TEXT_NOT_HERE`]; or the byte [`TEXTS_END`], where no more fits into [`limits::TEXTS_BYTES`]: ask again from there |
 //! | `build` | an [`Envelope`] with a build request, later perhaps [`BuildControl`] | [`BuildFrame`], until one that is final |
 //! | `push` | [`PushOffer`] | [`PushFrame`], until one that is final |
 
@@ -410,6 +411,27 @@ pub struct BlobQuestion {
     pub blob: BlobDigest,
 }
 message!(BlobQuestion, 256);
+
+/// Send the files that these store paths are: derivations and other texts. A builder needs thousands to
+/// recompute the output paths of one request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextsQuestion {
+    /// The paths.
+    #[serde(with = "basename")]
+    pub paths: Vec<StorePath>,
+}
+message!(TextsQuestion, limits::TEXTS_QUESTION_BYTES);
+
+/// Begins the frame of a text that is there: its bytes follow.
+pub const TEXT_FOLLOWS: u8 = 0;
+
+/// The whole frame of a path that is not here, not for the asker, not a plain file, or larger than
+/// [`limits::TEXT_BYTES`], which all look the same.
+pub const TEXT_NOT_HERE: u8 = 1;
+
+/// The whole frame that ends an answer before its time: the rest has to be asked for anew.
+pub const TEXTS_END: u8 = 2;
 
 /// Whether what was asked for is coming.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -47,6 +47,7 @@ fn messages_come_back_from_the_wire() {
     comes_back(&PushFrame::Done);
     comes_back(&ServeAnswer::NotHere);
     comes_back(&BuildControl::Cancel);
+    comes_back(&TextsQuestion { paths: vec![] });
 }
 
 #[test]
@@ -63,6 +64,18 @@ fn an_envelope_inside_a_message_keeps_its_signature() {
 fn the_largest_roster_question_fits() {
     comes_back(&RosterQuestion {
         known: vec![0xff; limits::ROSTER_STATEMENTS * 32],
+    });
+}
+
+#[test]
+fn the_largest_questions_about_paths_fit() {
+    let name = "n".repeat(211);
+    let path = StorePath::from_parts([0xff; 20], &name).unwrap();
+    comes_back(&PathsQuestion {
+        paths: vec![path.clone(); limits::PATHS_QUESTION],
+    });
+    comes_back(&TextsQuestion {
+        paths: vec![path; limits::TEXTS_QUESTION],
     });
 }
 

@@ -37,6 +37,7 @@ use crate::protocols::paths::{self, PathsError};
 use crate::protocols::publish::{self, Serial};
 use crate::protocols::push::{self, PushError};
 use crate::protocols::serving::Serving;
+use crate::protocols::texts;
 use crate::protocols::{Serve, honestly, serve_all};
 use crate::roster::Members;
 use crate::shelf::{Shelf, ShelfError};
@@ -376,6 +377,23 @@ impl SwarmHandle {
         paths: &[StorePath],
     ) -> Result<Vec<Option<Shown>>, PathsError> {
         paths::ask(&self.core, peer, paths).await
+    }
+
+    /// The files that these paths are at a peer, in their order: derivations and other texts, many in each
+    /// round trip. None: the peer does not have the path, or not for us; or it is not a plain file, or one
+    /// of more than [`TEXT_BYTES`](tvix_node_protocol::limits::TEXT_BYTES), which is to be fetched as a tree.
+    ///
+    /// Nothing is verified: whether the bytes are those of the path is for the caller to see, who knows
+    /// what the path's name is made of.
+    ///
+    /// # Errors
+    /// See [`PathsError`].
+    pub async fn texts(
+        &self,
+        peer: NodeKey,
+        paths: &[StorePath],
+    ) -> Result<Vec<Option<Vec<u8>>>, PathsError> {
+        texts::ask(&self.core, peer, paths).await
     }
 
     /// Fetches a tree from these providers, the first ones first, as far as it is not here. Files that

@@ -199,6 +199,13 @@ pub const CONTENT_QUEUE: usize = 4;
 /// Bytes of a file that travels together with others. Larger ones are worth a stream of their own.
 pub const PACKED_BLOB: u64 = 64 << 10;
 
+/// Questions for texts on their way to one peer: while one is answered the next is being read.
+pub const TEXTS_QUESTIONS_AT_ONCE: usize = 4;
+
+/// Bytes of all texts one call may bring, which are in memory together: the derivations of the largest
+/// NixOS systems have some 100 MB.
+pub const TEXTS_OF_A_CALL: usize = 256 << 20;
+
 /// Files of served trees that are remembered: 32 bytes each and as much again, 64 MiB.
 pub const SERVED_BLOBS: usize = 1 << 20;
 

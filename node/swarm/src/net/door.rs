@@ -22,6 +22,8 @@ pub enum Door {
     Blobs,
     /// One large file, or a part of it.
     Blob,
+    /// Derivations and other texts, many at once.
+    Texts,
     /// Builds.
     Build,
     /// Paths for a desired store.
@@ -30,7 +32,7 @@ pub enum Door {
 
 impl Door {
     /// Every door.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Join,
         Self::Hello,
         Self::Roster,
@@ -39,6 +41,7 @@ impl Door {
         Self::Tree,
         Self::Blobs,
         Self::Blob,
+        Self::Texts,
         Self::Build,
         Self::Push,
     ];
@@ -55,6 +58,7 @@ impl Door {
             Self::Tree => "tree",
             Self::Blobs => "blobs",
             Self::Blob => "blob",
+            Self::Texts => "texts",
             Self::Build => "build",
             Self::Push => "push",
         }
@@ -63,7 +67,7 @@ impl Door {
     /// Whether what goes through this door is the content of store paths.
     #[must_use]
     pub fn carries_content(self) -> bool {
-        matches!(self, Self::Tree | Self::Blobs | Self::Blob)
+        matches!(self, Self::Tree | Self::Blobs | Self::Blob | Self::Texts)
     }
 }
 

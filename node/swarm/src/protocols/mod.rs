@@ -12,6 +12,7 @@ pub(crate) mod publish;
 pub(crate) mod push;
 pub(crate) mod roster;
 pub(crate) mod serving;
+pub(crate) mod texts;
 pub(crate) mod tree;
 
 use std::sync::Arc;
@@ -73,6 +74,7 @@ async fn serve(core: Arc<Core>, inbound: Inbound) {
         Door::Tree => tree::serve(&core, peer, wire).await,
         Door::Blobs => blobs::serve(&core, peer, wire).await,
         Door::Blob => blob::serve(&core, peer, wire).await,
+        Door::Texts => texts::serve(&core, peer, wire).await,
         Door::Build => build::serve(&core, peer, wire).await,
         Door::Push => push::serve(&core, peer, wire).await,
     };

@@ -18,6 +18,25 @@ pub enum PathsError {
     /// It could not be asked.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// It has too much to do, or was asked for more than a member may ask for.
+    #[error("{0} answers no more questions at the moment; try again later, or ask another")]
+    Busy(NodeKey),
+    /// It cannot read what it has, or sent something that is no answer.
+    #[error("{peer} did not answer as it should: {message}")]
+    Broken {
+        /// Who.
+        peer: NodeKey,
+        /// What was wrong.
+        message: String,
+    },
+    /// More than can be taken in one go.
+    #[error("the texts asked for at {peer} have more than {limit} bytes; ask for fewer at a time")]
+    TooLarge {
+        /// Who.
+        peer: NodeKey,
+        /// What may come.
+        limit: usize,
+    },
     /// It answered for another path.
     #[error("{peer}, asked about {wanted}, spoke of {got}")]
     OtherPath {

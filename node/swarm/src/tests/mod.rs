@@ -8,6 +8,7 @@ mod local_network;
 mod pushing;
 mod shelf;
 mod strangers;
+mod texts;
 mod transfer;
 
 use std::sync::Arc;
