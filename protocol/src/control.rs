@@ -15,24 +15,39 @@
 //! | `POST /paths` | [`PathQuery`] | list of [`PathInfo`], the valid ones |
 //! | `GET /log?path=PATH` | | the build log, as bytes |
 //! | `GET /why?path=PATH` | | [`Provenance`] |
+//! | `GET /record?path=PATH` | | list of [`RecordView`], the newest first |
 //! | `POST /roots` | [`AddRoot`] | 204 |
+//! | `POST /team/invite` | [`InviteRequest`] | [`Invited`] |
+//! | `POST /team/join` | [`JoinRequest`] | [`Joined`] |
+//! | `GET /team` | | [`TeamView`] |
+//! | `GET /team/peers` | | list of [`PeerView`] |
+//! | `POST /team/revoke` | [`MemberName`] | 204 |
+//! | `POST /team/renew` | [`RenewRequest`] | 204 |
+//! | `POST /team/leave` | | 204 |
 //!
 //! `PATH` in an address is a store path with or without its store directory. An error has a status of
 //! 4xx or 5xx and a [`Failure`] as body. Every answer of a node carries [`VERSION_HEADER`] with its
 //! [`CONTROL_VERSION`]; a request that carries it with another version is refused, a request
 //! without it (curl) is not. `POST /down` is understood by every version.
 
+mod team;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::build::{BuildKind, BuildLimits, DesiredStore};
+use crate::build::{BuildKind, BuildLimits};
 use crate::envelope::NodeKey;
 use crate::nix::store_path::{StorePath, basename};
 use crate::path_info::PathInfo;
 
+pub use team::{
+    InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView, RenewRequest,
+    TeamStatus, TeamView, TrafficView,
+};
+
 /// Version of the control protocol; a command and a node of different versions do not talk.
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
 
 /// Header that carries [`CONTROL_VERSION`] in requests and answers.
 pub const VERSION_HEADER: &str = "tvix-node-control";
@@ -90,8 +105,27 @@ pub struct OpenSession {
     pub cores: u32,
     /// Bounds of each build.
     pub limits: BuildLimits,
-    /// Where the outputs should be in the end.
-    pub to: Option<DesiredStore>,
+    /// Where the outputs should be in the end; none: in this node's store.
+    pub to: Option<Destination>,
+}
+
+/// A store that outputs should be in, as a user names it. The node finds out which one is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Destination {
+    /// A member of the team: its name, or its key or the beginning of that.
+    Member(String),
+    /// A binary cache in a folder: the absolute path of `file:///dir`.
+    Folder(String),
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Member(name) => formatter.write_str(name),
+            Self::Folder(folder) => write!(formatter, "file://{folder}"),
+        }
+    }
 }
 
 /// What a session is for.
@@ -469,7 +503,7 @@ pub enum Outcome {
 }
 
 /// What a node is doing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// [`CONTROL_VERSION`] of the node.
@@ -494,6 +528,10 @@ pub struct Status {
     pub builds: Vec<BuildStatus>,
     /// Paths in its store.
     pub paths: u64,
+    /// The team it takes part in.
+    pub team: Option<TeamStatus>,
+    /// Members it is connected with.
+    pub peers: Vec<PeerView>,
 }
 
 /// A command that uses the node.

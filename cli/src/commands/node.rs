@@ -24,6 +24,7 @@ pub async fn up(home: &Home, arguments: &UpArguments) -> Result<u8, Failure> {
         .init();
     let options = UpOptions {
         slots: arguments.slots,
+        listen: None,
         idle_exit: arguments.idle_exit,
         background: arguments.background,
     };

@@ -227,15 +227,17 @@ pub struct SessionOptions {
     pub to: Option<DesiredStore>,
 }
 
-impl From<&OpenSession> for SessionOptions {
-    fn from(open: &OpenSession) -> Self {
+impl SessionOptions {
+    /// What a command asked for; `to` is the store that the command's destination turned out to be.
+    #[must_use]
+    pub fn of(open: &OpenSession, to: Option<DesiredStore>) -> Self {
         Self {
             mode: open.mode,
             keep_going: open.keep_going,
             jobs: open.jobs,
             cores: open.cores,
             limits: open.limits,
-            to: open.to.clone(),
+            to,
         }
     }
 }

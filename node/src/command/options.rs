@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use tvix_node_evaluator::Argument;
-use tvix_node_protocol::build::{BuildLimits, DesiredStore};
+use tvix_node_protocol::build::BuildLimits;
+use tvix_node_protocol::control::Destination;
 
 /// Which expression.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -50,7 +51,7 @@ pub struct Building {
     /// `-o`, by default `result`; none: `--no-out-link`.
     pub out_link: Option<PathBuf>,
     /// `--to`.
-    pub to: Option<DesiredStore>,
+    pub to: Option<Destination>,
 }
 
 impl Default for Building {

@@ -9,8 +9,9 @@ use tvix_node_gateway::control::{ApiError, ControlApi, LogReader, UploadBody};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
-    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event as SessionEvent, FailureKind, OpenSession,
-    Provenance, SessionOpened, SourceAnswer, SourceQuery, Status, WorkerMessage,
+    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event as SessionEvent, FailureKind, InviteRequest, Invited,
+    JoinRequest, Joined, MemberName, OpenSession, PeerView, Provenance, RecordView, RenewRequest,
+    SessionOpened, SourceAnswer, SourceQuery, Status, TeamView, WorkerMessage,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::derivation::read_derivation;
@@ -21,6 +22,7 @@ use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
 
 use super::depot::{Depot, DepotError, describe};
 use super::engine::{Activity, Message};
+use super::team_api;
 
 /// The node behind its control socket.
 pub struct Api {
@@ -54,7 +56,7 @@ impl Api {
     }
 
     /// What is known of a path that must be valid.
-    async fn valid(&self, path: &StorePath) -> Result<PathInfo, ApiError> {
+    pub(super) async fn valid(&self, path: &StorePath) -> Result<PathInfo, ApiError> {
         let infos = self.depot.infos(vec![path.clone()]).await.map_err(failed)?;
         infos.into_iter().next().ok_or_else(|| {
             ApiError::new(
@@ -99,6 +101,8 @@ impl ControlApi for Api {
             sessions,
             builds,
             paths,
+            team: None,
+            peers: Vec::new(),
         })
     }
 
@@ -248,6 +252,38 @@ impl ControlApi for Api {
             .await
             .map_err(failed)
     }
+
+    async fn records(&self, path: StorePath) -> Result<Vec<RecordView>, ApiError> {
+        team_api::records(self, path).await
+    }
+
+    async fn invite(&self, request: InviteRequest) -> Result<Invited, ApiError> {
+        team_api::invite(self, request).await
+    }
+
+    async fn join(&self, request: JoinRequest) -> Result<Joined, ApiError> {
+        team_api::join(self, request).await
+    }
+
+    async fn team(&self) -> Result<TeamView, ApiError> {
+        team_api::team(self).await
+    }
+
+    async fn peers(&self) -> Result<Vec<PeerView>, ApiError> {
+        team_api::peers(self).await
+    }
+
+    async fn revoke(&self, member: MemberName) -> Result<(), ApiError> {
+        team_api::revoke(self, member).await
+    }
+
+    async fn renew(&self, request: RenewRequest) -> Result<(), ApiError> {
+        team_api::renew(self, request).await
+    }
+
+    async fn leave(&self) -> Result<(), ApiError> {
+        team_api::leave(self).await
+    }
 }
 
 /// As large as the pieces in which archives cross the socket.
@@ -376,7 +412,7 @@ fn naming(source: &AddSource) -> Result<Naming, ApiError> {
 }
 
 /// An error of the store as the door tells it.
-fn failed(error: DepotError) -> ApiError {
+pub(super) fn failed(error: DepotError) -> ApiError {
     let kind = match &error {
         DepotError::Add(AddError::Naming(_) | AddError::Nar(_) | AddError::Source(_))
         | DepotError::Derivation(_) => FailureKind::Invalid,

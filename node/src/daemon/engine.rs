@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tvix_node_coordinator::{
-    Action, BuildId, Config, Coordinator, Event, OwnBuilder, PathPresence, QuestionId, SessionId, Time,
+    Action, BuildId, Config, Coordinator, Event, OwnBuilder, PathPresence, QuestionId, SessionId,
+    SessionOptions, Time,
 };
 use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
@@ -274,7 +275,7 @@ impl Engine {
         self.depot.begin_session(number);
         self.happened(Event::SessionOpened {
             session: SessionId(number),
-            options: request.into(),
+            options: SessionOptions::of(request, None),
         });
         Ok(number)
     }

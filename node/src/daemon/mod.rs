@@ -5,8 +5,10 @@ mod depot;
 mod engine;
 mod job;
 mod limits;
+mod team_api;
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,10 +26,13 @@ use engine::{Engine, Message};
 use job::Jobs;
 
 /// How a node runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpOptions {
     /// Builds at once; none: as many as the machine has processors.
     pub slots: Option<u32>,
+    /// Where members of the team reach this node; port 0: one that is free. Empty: nowhere, it connects
+    /// to others only; none: where a node listens that was not told.
+    pub listen: Option<Vec<SocketAddr>>,
     /// End when nobody uses it any more.
     pub idle_exit: bool,
     /// Started by a command: leave its terminal, and say [`READY`] on standard output.
@@ -113,7 +118,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     };
     let socket = ControlSocket::bind(home.root())?;
     tracing::info!(home = %home.root().display(), %node, slots, "ready");
-    say_ready(&home, options)?;
+    say_ready(&home, options.background)?;
 
     let signals = tokio::spawn(stop_at_signal(sender));
     let engine = tokio::spawn(engine.run());
@@ -129,13 +134,13 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     Ok(())
 }
 
-fn say_ready(home: &Home, options: UpOptions) -> Result<(), UpError> {
+fn say_ready(home: &Home, background: bool) -> Result<(), UpError> {
     let failed = |source| UpError::Process {
         what: "say that it is ready",
         source,
     };
     let mut stdout = std::io::stdout().lock();
-    if options.background {
+    if background {
         writeln!(stdout, "{READY}")
             .and_then(|()| stdout.flush())
             .map_err(failed)

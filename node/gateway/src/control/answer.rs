@@ -129,10 +129,30 @@ async fn respond<A: ControlApi>(
         }
         Route::Log(path) => Ok(found(AnswerBody::Log(api.log(path).await?), "text/plain")),
         Route::Why(path) => json(&api.why(path).await?),
+        Route::Records(path) => json(&api.records(path).await?),
         Route::AddRoot => {
             let root = read_json(body, JSON_BYTES).await?;
             empty(api.add_root(root)).await
         }
+        Route::Invite => {
+            let request = read_json(body, JSON_BYTES).await?;
+            json(&api.invite(request).await?)
+        }
+        Route::Join => {
+            let request = read_json(body, JSON_BYTES).await?;
+            json(&api.join(request).await?)
+        }
+        Route::Team => json(&api.team().await?),
+        Route::Peers => json(&api.peers().await?),
+        Route::Revoke => {
+            let member = read_json(body, JSON_BYTES).await?;
+            empty(api.revoke(member)).await
+        }
+        Route::Renew => {
+            let request = read_json(body, JSON_BYTES).await?;
+            empty(api.renew(request)).await
+        }
+        Route::Leave => empty(api.leave()).await,
     }
 }
 

@@ -7,8 +7,9 @@ use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
-    AddRoot, AddSource, Event, Failure, FailureKind, OpenSession, Provenance, SessionOpened, SourceAnswer,
-    SourceQuery, Status, WorkerMessage,
+    AddRoot, AddSource, Event, Failure, FailureKind, InviteRequest, Invited, JoinRequest, Joined, MemberName,
+    OpenSession, PeerView, Provenance, RecordView, RenewRequest, SessionOpened, SourceAnswer, SourceQuery,
+    Status, TeamView, WorkerMessage,
 };
 use tvix_node_protocol::path_info::PathInfo;
 
@@ -137,6 +138,31 @@ pub trait ControlApi: Send + Sync + 'static {
     /// Where a path came from and why.
     fn why(&self, path: StorePath) -> impl Future<Output = Result<Provenance, ApiError>> + Send;
 
+    /// The signed records of the builds that made a path, the newest first. None: it was not built, or
+    /// nobody's record of it is here.
+    fn records(&self, path: StorePath) -> impl Future<Output = Result<Vec<RecordView>, ApiError>> + Send;
+
     /// Makes a link outside the home a root.
     fn add_root(&self, root: AddRoot) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Makes a ticket for one new member. A node that takes part in no team founds one.
+    fn invite(&self, request: InviteRequest) -> impl Future<Output = Result<Invited, ApiError>> + Send;
+
+    /// Redeems a ticket. A node that takes part in a team already refuses ([`FailureKind::Conflict`]).
+    fn join(&self, request: JoinRequest) -> impl Future<Output = Result<Joined, ApiError>> + Send;
+
+    /// Who is in the team. A node without one answers with [`FailureKind::NotFound`].
+    fn team(&self) -> impl Future<Output = Result<TeamView, ApiError>> + Send;
+
+    /// Members there is a connection to. A node without a team answers as [`team`](Self::team) does.
+    fn peers(&self) -> impl Future<Output = Result<Vec<PeerView>, ApiError>> + Send;
+
+    /// Puts a member out of the team for good.
+    fn revoke(&self, member: MemberName) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Vouches for a member anew.
+    fn renew(&self, request: RenewRequest) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Leaves the team for good.
+    fn leave(&self) -> impl Future<Output = Result<(), ApiError>> + Send;
 }

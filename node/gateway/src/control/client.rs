@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
-    AddRoot, AddSource, CONTROL_VERSION, Failure, OpenSession, PathQuery, Provenance, SessionOpened,
-    SourceAnswer, SourceQuery, Status, VERSION_HEADER, WorkerMessage,
+    AddRoot, AddSource, CONTROL_VERSION, Failure, OpenSession, PathQuery, Provenance, RecordView,
+    SessionOpened, SourceAnswer, SourceQuery, Status, VERSION_HEADER, WorkerMessage,
 };
 use tvix_node_protocol::path_info::PathInfo;
 
@@ -188,16 +188,23 @@ impl ControlClient {
         self.ask(&Route::Why(path), RequestBody::empty()).await
     }
 
+    /// The signed records of the builds that made a path, the newest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn records(&self, path: StorePath) -> Result<Vec<RecordView>, ClientError> {
+        self.ask(&Route::Records(path), RequestBody::empty()).await
+    }
+
     /// Makes a link outside the home a root.
     ///
     /// # Errors
     /// See [`ClientError`].
     pub async fn add_root(&self, root: &AddRoot) -> Result<(), ClientError> {
-        let body = RequestBody::json(&Route::AddRoot, root)?;
-        self.done(&Route::AddRoot, body).await
+        self.done_with(&Route::AddRoot, root).await
     }
 
-    async fn ask_with<Q: Serialize, T: DeserializeOwned>(
+    pub(super) async fn ask_with<Q: Serialize, T: DeserializeOwned>(
         &self,
         route: &Route,
         question: &Q,
@@ -205,7 +212,11 @@ impl ControlClient {
         self.ask(route, RequestBody::json(route, question)?).await
     }
 
-    async fn ask<T: DeserializeOwned>(&self, route: &Route, body: RequestBody) -> Result<T, ClientError> {
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        route: &Route,
+        body: RequestBody,
+    ) -> Result<T, ClientError> {
         let answer = self.send(route, body).await?;
         let bytes = self.whole_checked(route, answer).await?;
         serde_json::from_slice(&bytes).map_err(|error| ClientError::Answer {
@@ -214,7 +225,15 @@ impl ControlClient {
         })
     }
 
-    async fn done(&self, route: &Route, body: RequestBody) -> Result<(), ClientError> {
+    pub(super) async fn done_with<Q: Serialize>(
+        &self,
+        route: &Route,
+        question: &Q,
+    ) -> Result<(), ClientError> {
+        self.done(route, RequestBody::json(route, question)?).await
+    }
+
+    pub(super) async fn done(&self, route: &Route, body: RequestBody) -> Result<(), ClientError> {
         let answer = self.send(route, body).await?;
         self.whole_checked(route, answer).await.map(drop)
     }
@@ -420,7 +439,7 @@ async fn collect(route: &Route, mut body: Incoming) -> Result<Vec<u8>, ClientErr
 }
 
 impl RequestBody {
-    fn empty() -> Self {
+    pub(super) fn empty() -> Self {
         Self::Whole(Full::default())
     }
 

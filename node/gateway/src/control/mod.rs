@@ -9,6 +9,7 @@
 //! | `answer` | from one request to its answer |
 //! | `body` | bodies that come in and go out piece by piece |
 //! | `client` | [`ControlClient`], the commands' half |
+//! | `client_team` | what commands ask about the team |
 //! | `ending` | waiting for a node that was told to end |
 //! | `stream` | events, uploads and logs on the commands' side |
 //!
@@ -22,12 +23,15 @@ mod api;
 mod body;
 mod client;
 mod client_error;
+mod client_team;
 mod ending;
 mod query;
 mod route;
 mod server;
 mod socket;
 mod stream;
+#[cfg(test)]
+mod team_tests;
 #[cfg(test)]
 mod testing;
 

@@ -19,14 +19,22 @@ pub(super) enum Route {
     Paths,
     Log(StorePath),
     Why(StorePath),
+    Records(StorePath),
     AddRoot,
+    Invite,
+    Join,
+    Team,
+    Peers,
+    Revoke,
+    Renew,
+    Leave,
 }
 
 /// Why an address or a method means nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum RouteError {
     #[error(
-        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why and /v1/roots"
+        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why, /v1/record, /v1/roots, /v1/team and /v1/team/invite, join, peers, revoke, renew and leave"
     )]
     NoSuchAddress(String),
     #[error("'{address}' is asked with {wanted}, not with {method}")]
@@ -73,7 +81,18 @@ impl Route {
             ["paths"] => ("POST", Self::Paths),
             ["log"] => ("GET", Self::Log(query.path()?)),
             ["why"] => ("GET", Self::Why(query.path()?)),
+            ["record"] => ("GET", Self::Records(query.path()?)),
             ["roots"] => ("POST", Self::AddRoot),
+            ["team"] => ("GET", Self::Team),
+            ["team", what] => match *what {
+                "peers" => ("GET", Self::Peers),
+                "invite" => ("POST", Self::Invite),
+                "join" => ("POST", Self::Join),
+                "revoke" => ("POST", Self::Revoke),
+                "renew" => ("POST", Self::Renew),
+                "leave" => ("POST", Self::Leave),
+                _ => return Err(unknown()),
+            },
             _ => return Err(unknown()),
         };
         query.finish()?;
@@ -123,7 +142,15 @@ impl Route {
             Self::Paths => post("/v1/paths".to_owned()),
             Self::Log(path) => (Method::GET, with_path("/v1/log", path)),
             Self::Why(path) => (Method::GET, with_path("/v1/why", path)),
+            Self::Records(path) => (Method::GET, with_path("/v1/record", path)),
             Self::AddRoot => post("/v1/roots".to_owned()),
+            Self::Team => get("/v1/team"),
+            Self::Peers => get("/v1/team/peers"),
+            Self::Invite => post("/v1/team/invite".to_owned()),
+            Self::Join => post("/v1/team/join".to_owned()),
+            Self::Revoke => post("/v1/team/revoke".to_owned()),
+            Self::Renew => post("/v1/team/renew".to_owned()),
+            Self::Leave => post("/v1/team/leave".to_owned()),
         }
     }
 }
@@ -231,8 +258,16 @@ mod tests {
             Route::FindSource(7),
             Route::Paths,
             Route::Log(path.clone()),
-            Route::Why(path),
+            Route::Why(path.clone()),
+            Route::Records(path),
             Route::AddRoot,
+            Route::Invite,
+            Route::Join,
+            Route::Team,
+            Route::Peers,
+            Route::Revoke,
+            Route::Renew,
+            Route::Leave,
         ];
         for route in routes {
             let (method, address) = route.to_request();
@@ -253,8 +288,13 @@ mod tests {
     fn what_means_nothing_is_refused_by_name() {
         use RouteError as E;
         type Is = fn(&E) -> bool;
-        let cases: [(&str, &str, Is); 10] = [
+        let cases: [(&str, &str, Is); 13] = [
             ("GET", "/", |e| matches!(e, E::NoSuchAddress(_))),
+            ("GET", "/v1/team/secrets", |e| matches!(e, E::NoSuchAddress(_))),
+            ("GET", "/v1/team/leave", |e| {
+                matches!(e, E::Method { wanted: "POST", .. })
+            }),
+            ("GET", "/v1/record", |e| matches!(e, E::Missing("path"))),
             ("GET", "/v2/status", |e| matches!(e, E::NoSuchAddress(_))),
             ("GET", "/v1/sessions/1/other", |e| {
                 matches!(e, E::NoSuchAddress(_))

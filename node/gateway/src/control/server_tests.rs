@@ -108,7 +108,10 @@ async fn a_killed_curl_closes_the_session() {
         seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
     }
     assert!(seen.starts_with("HTTP/1.1 200 OK\r\n"), "{seen}");
-    assert!(seen.contains("tvix-node-control: 1\r\n"), "{seen}");
+    assert!(
+        seen.contains(&format!("tvix-node-control: {CONTROL_VERSION}\r\n")),
+        "{seen}"
+    );
     drop(stream);
     up.called("close 1").await;
 }
@@ -211,7 +214,7 @@ async fn other_versions_are_refused_except_for_down() {
     let client = up.client().await;
     let error = client.open_session(&open(99)).await.unwrap_err().to_string();
     assert!(
-        error.contains("version 99") && error.contains("version 1"),
+        error.contains("version 99") && error.contains(&format!("version {CONTROL_VERSION}")),
         "{error}"
     );
     assert!(error.contains("tvix-node down"), "{error}");
@@ -422,8 +425,8 @@ async fn an_idle_connection_that_the_node_closed_is_replaced() {
             let (mut stream, _) = socket.listener.accept().await.unwrap();
             let mut buffer = [0; 1024];
             assert!(stream.read(&mut buffer).await.unwrap() > 0);
-            let answer = b"HTTP/1.1 204 No Content\r\ntvix-node-control: 1\r\n\r\n";
-            stream.write_all(answer).await.unwrap();
+            let answer = format!("HTTP/1.1 204 No Content\r\ntvix-node-control: {CONTROL_VERSION}\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
     let client = ControlClient::unconnected(home.path()).unwrap();

@@ -9,13 +9,16 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::BuildLimits;
+use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildRecord, SwarmId};
 use tvix_node_protocol::control::{
-    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event, EventKind, FailureKind, OpenSession, Outcome,
-    Provenance, SessionMode, SessionOpened, SourceAnswer, SourceQuery, Status, WorkerMessage,
+    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event, EventKind, FailureKind, InviteRequest, Invited,
+    JoinRequest, Joined, MemberName, MemberView, OpenSession, Outcome, PeerView, Provenance, RecordView,
+    RenewRequest, SessionMode, SessionOpened, SourceAnswer, SourceQuery, Status, TeamView, TrafficView,
+    WorkerMessage,
 };
-use tvix_node_protocol::envelope::NodeSecret;
+use tvix_node_protocol::envelope::{NodeSecret, seal};
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
+use tvix_node_protocol::roster::Roles;
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::api::{ApiError, ControlApi, LogReader};
@@ -76,6 +79,8 @@ impl ControlApi for Notes {
             sessions: Vec::new(),
             builds: Vec::new(),
             paths: 4,
+            team: None,
+            peers: vec![peer()],
         })
     }
 
@@ -183,6 +188,124 @@ impl ControlApi for Notes {
         self.note(format!("root {}", root.link));
         Ok(())
     }
+
+    async fn records(&self, path: StorePath) -> Result<Vec<RecordView>, ApiError> {
+        self.note(format!("records {}", path.name()));
+        Ok(vec![record(path.name())])
+    }
+
+    async fn invite(&self, request: InviteRequest) -> Result<Invited, ApiError> {
+        self.note(format!(
+            "invite {} valid {} lasts {} as {:?}",
+            request.roles, request.valid, request.lasts, request.name
+        ));
+        Ok(Invited {
+            ticket: "ticket".to_owned(),
+            swarm: SWARM,
+            expires: request.valid,
+            roles: request.roles,
+            founded: true,
+            addresses: vec!["/ip4/192.0.2.1/tcp/4001".to_owned()],
+        })
+    }
+
+    async fn join(&self, request: JoinRequest) -> Result<Joined, ApiError> {
+        self.note(format!("join {} as {:?}", request.ticket, request.name));
+        if request.ticket == "used" {
+            return Err(ApiError::new(FailureKind::Conflict, "the ticket has been used"));
+        }
+        Ok(Joined {
+            swarm: SWARM,
+            name: request.name.unwrap(),
+            members: 2,
+        })
+    }
+
+    async fn team(&self) -> Result<TeamView, ApiError> {
+        self.note("team");
+        Ok(team())
+    }
+
+    async fn peers(&self) -> Result<Vec<PeerView>, ApiError> {
+        self.note("peers");
+        Ok(vec![peer()])
+    }
+
+    async fn revoke(&self, member: MemberName) -> Result<(), ApiError> {
+        self.note(format!("revoke {}", member.member));
+        Ok(())
+    }
+
+    async fn renew(&self, request: RenewRequest) -> Result<(), ApiError> {
+        let roles = request.roles.map(|roles| roles.to_string());
+        self.note(format!("renew {} {roles:?} {}", request.member, request.lasts));
+        Ok(())
+    }
+
+    async fn leave(&self) -> Result<(), ApiError> {
+        self.note("leave");
+        Ok(())
+    }
+}
+
+pub(super) const SWARM: SwarmId = SwarmId([8; 32]);
+
+pub(super) fn team() -> TeamView {
+    let key = NodeSecret::from_bytes(&[3; 32]).key();
+    TeamView {
+        swarm: SWARM,
+        me: key,
+        name: "ann".to_owned(),
+        listening: Vec::new(),
+        members: vec![MemberView {
+            key,
+            name: "ann".to_owned(),
+            roles: Roles::all(),
+            issued_by: None,
+            founder: true,
+            not_after: None,
+            me: true,
+            connected: false,
+            to_renew: false,
+        }],
+    }
+}
+
+pub(super) fn peer() -> PeerView {
+    PeerView {
+        key: NodeSecret::from_bytes(&[4; 32]).key(),
+        name: "bob".to_owned(),
+        addresses: vec!["/ip4/192.0.2.2/udp/4001/quic-v1".to_owned()],
+        version: "0.1.0".to_owned(),
+        systems: vec!["x86_64-linux".to_owned()],
+        features: Vec::new(),
+        slots: 4,
+        free: 3,
+        load: 50,
+        round_trip_ms: Some(1.25),
+        traffic: TrafficView {
+            sent: 4,
+            received: 3,
+            content_sent: 2,
+            content_received: 1,
+        },
+    }
+}
+
+pub(super) fn record(name: &str) -> RecordView {
+    let secret = NodeSecret::from_bytes(&[4; 32]);
+    let record = BuildRecord {
+        build_key: BuildKey([1; 32]),
+        request: None,
+        derivation: path(&format!("{name}.drv")),
+        inputs: Vec::new(),
+        outputs: BTreeMap::new(),
+        builder: secret.key(),
+        started: 1,
+        finished: 2,
+        sandbox: "namespaces".to_owned(),
+    };
+    RecordView::of(&seal(&record, &secret).unwrap(), Some("bob".to_owned()), true).unwrap()
 }
 
 /// A node that is up.

@@ -1,0 +1,273 @@
+//! What crosses the control socket about the team: who is in it, who is reachable, who built what.
+
+use serde::{Deserialize, Serialize};
+
+use crate::build::{BuildRecord, SwarmId};
+use crate::envelope::{Envelope, EnvelopeError, NodeKey};
+use crate::roster::Roles;
+
+/// Asks for a ticket. Where the node takes part in no team yet, it founds one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InviteRequest {
+    /// What the new member may do.
+    pub roles: Roles,
+    /// Seconds the ticket is good for.
+    pub valid: u64,
+    /// Seconds the membership lasts.
+    pub lasts: u64,
+    /// What this node calls itself where the invitation founds the team; none: as its machine is called.
+    pub name: Option<String>,
+}
+
+/// A ticket has been made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Invited {
+    /// The string to hand over. Whoever has it can join, once.
+    pub ticket: String,
+    /// The team.
+    pub swarm: SwarmId,
+    /// Seconds since 1970 after which the ticket is void.
+    pub expires: u64,
+    /// What the new member may do.
+    pub roles: Roles,
+    /// Whether the invitation founded the team.
+    pub founded: bool,
+    /// Where this node can be reached to redeem it, as multiaddresses; none: nowhere.
+    pub addresses: Vec<String>,
+}
+
+/// Redeems a ticket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JoinRequest {
+    /// The string that [`Invited`] carried.
+    pub ticket: String,
+    /// What this node calls itself; none: as its machine is called.
+    pub name: Option<String>,
+}
+
+/// This node is a member now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Joined {
+    /// The team.
+    pub swarm: SwarmId,
+    /// What this node is called in it.
+    pub name: String,
+    /// How many members it has, this node included.
+    pub members: u64,
+}
+
+/// The team as this node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TeamView {
+    /// The team.
+    pub swarm: SwarmId,
+    /// This node.
+    pub me: NodeKey,
+    /// What this node is called in it.
+    pub name: String,
+    /// Where this node listens, as multiaddresses.
+    pub listening: Vec<String>,
+    /// Who is in it, this node included.
+    pub members: Vec<MemberView>,
+}
+
+/// A member of the team.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberView {
+    /// Its key, which is who it is.
+    pub key: NodeKey,
+    /// What it is called. Two members may be called the same.
+    pub name: String,
+    /// What it may do.
+    pub roles: Roles,
+    /// Who vouches for it; none: a founder, for whom nobody has to.
+    pub issued_by: Option<NodeKey>,
+    /// Whether the team began with it.
+    pub founder: bool,
+    /// Seconds since 1970 after which it is no member any more; none: it stays.
+    pub not_after: Option<u64>,
+    /// Whether it is this node.
+    pub me: bool,
+    /// Whether there is a connection to it.
+    pub connected: bool,
+    /// Whether somebody should renew its membership: it ends soon, or who vouched for it is out.
+    pub to_renew: bool,
+}
+
+/// A member there is a connection to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerView {
+    /// Its key.
+    pub key: NodeKey,
+    /// What it is called.
+    pub name: String,
+    /// Where it is reached, as multiaddresses.
+    pub addresses: Vec<String>,
+    /// Version of its program.
+    pub version: String,
+    /// Systems it builds for, such as `x86_64-linux`.
+    pub systems: Vec<String>,
+    /// Features such as `kvm` and `big-parallel`.
+    pub features: Vec<String>,
+    /// Builds it runs at once for others.
+    pub slots: u32,
+    /// How many of them are free.
+    pub free: u32,
+    /// Load of its machine: hundredths of one busy core.
+    pub load: u32,
+    /// Milliseconds there and back; none: not measured yet.
+    pub round_trip_ms: Option<f64>,
+    /// What has been exchanged with it.
+    pub traffic: TrafficView,
+}
+
+/// Bytes exchanged with one peer since the node started, without encryption and transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficView {
+    /// All that was sent.
+    pub sent: u64,
+    /// All that was received.
+    pub received: u64,
+    /// Of what was sent, content of store paths.
+    pub content_sent: u64,
+    /// Of what was received, content of store paths.
+    pub content_received: u64,
+}
+
+/// Names a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MemberName {
+    /// Its name, or its key or the beginning of that.
+    pub member: String,
+}
+
+/// Vouches for a member anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RenewRequest {
+    /// Its name, or its key or the beginning of that.
+    pub member: String,
+    /// What it may do from now on; none: what it might do before.
+    pub roles: Option<Roles>,
+    /// Seconds the membership lasts from now on.
+    pub lasts: u64,
+}
+
+/// The team of a node, in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TeamStatus {
+    /// The team.
+    pub swarm: SwarmId,
+    /// What this node is called in it.
+    pub name: String,
+    /// How many members it has, this node included.
+    pub members: u64,
+    /// How many of them there is a connection to.
+    pub connected: u64,
+    /// Where this node listens, as multiaddresses.
+    pub listening: Vec<String>,
+}
+
+/// A signed statement that somebody built a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordView {
+    /// What it says.
+    pub record: BuildRecord,
+    /// Who signed it.
+    pub signer: NodeKey,
+    /// What the signer is called in the team; none: it is not in it.
+    pub signer_name: Option<String>,
+    /// Whether the path lies in this store because of it.
+    pub accepted: bool,
+    /// The signed bytes, an [`Envelope`] in base 16.
+    pub envelope: String,
+}
+
+impl RecordView {
+    /// Shows the record that an envelope carries. Its signature is checked.
+    ///
+    /// # Errors
+    /// See [`EnvelopeError`].
+    pub fn of(
+        envelope: &Envelope,
+        signer_name: Option<String>,
+        accepted: bool,
+    ) -> Result<Self, EnvelopeError> {
+        Ok(Self {
+            record: envelope.open()?,
+            signer: envelope.signer,
+            signer_name,
+            accepted,
+            envelope: base16(&envelope.to_bytes()?),
+        })
+    }
+}
+
+/// Writes bytes in base 16, in lower case.
+fn base16(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::{BuildKey, RequestHash};
+    use crate::envelope::{NodeSecret, seal};
+    use crate::limits::ENVELOPE_BYTES;
+    use crate::nix::store_path::StorePath;
+
+    fn record() -> (Envelope, BuildRecord) {
+        let secret = NodeSecret::from_bytes(&[7; 32]);
+        let record = BuildRecord {
+            build_key: BuildKey([1; 32]),
+            request: Some(RequestHash([2; 32])),
+            derivation: StorePath::from_parts([3; 20], "hello.drv").unwrap(),
+            inputs: Vec::new(),
+            outputs: std::collections::BTreeMap::new(),
+            builder: secret.key(),
+            started: 10,
+            finished: 20,
+            sandbox: "namespaces".to_owned(),
+        };
+        (seal(&record, &secret).unwrap(), record)
+    }
+
+    #[test]
+    fn a_shown_record_still_verifies() {
+        let (envelope, record) = record();
+        let view = RecordView::of(&envelope, Some("tower".to_owned()), true).unwrap();
+        assert_eq!(
+            (view.record.clone(), view.signer),
+            (record.clone(), record.builder)
+        );
+        let bytes: Vec<u8> = (0..view.envelope.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&view.envelope[at..at + 2], 16).unwrap())
+            .collect();
+        let read = Envelope::from_bytes(&bytes, ENVELOPE_BYTES).unwrap();
+        assert_eq!(read.open::<BuildRecord>().unwrap(), record);
+    }
+
+    #[test]
+    fn a_record_that_was_tampered_with_is_not_shown() {
+        let (mut envelope, _) = record();
+        envelope.signature[0] ^= 1;
+        let error = RecordView::of(&envelope, None, false).unwrap_err();
+        assert!(matches!(error, EnvelopeError::Signature(_)), "{error}");
+    }
+}
