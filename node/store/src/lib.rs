@@ -50,6 +50,7 @@ mod index;
 mod intent;
 mod leases;
 pub mod limits;
+mod listing;
 mod logs;
 mod naming;
 mod nar_framing;

@@ -1,0 +1,108 @@
+//! What the store has, page by page, and by content. For the node itself: no door lists a store.
+
+use std::ops::Bound;
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
+
+use crate::index::{FILES, IndexError, PATHS, TREE_NUMBERS, TREES, path_from_key, path_key};
+use crate::store::Store;
+
+impl Store {
+    /// Valid paths in the order of their hashes, from after `after` on, at most `limit`.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn paths_after(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, IndexError> {
+        self.inner.index.read(|transaction| {
+            let paths = transaction.open_table(PATHS)?;
+            let key = after.map(path_key);
+            let from = key.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let mut page = Vec::new();
+            for entry in paths.range::<&[u8]>((from, Bound::Unbounded))?.take(limit) {
+                page.push(path_from_key(entry?.0.value())?);
+            }
+            Ok(page)
+        })
+    }
+
+    /// Valid paths whose accepted tree this is.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn paths_of_tree(&self, tree: TreeDigest) -> Result<Vec<StorePath>, IndexError> {
+        self.inner.index.read(|transaction| {
+            let (numbers, trees) = (
+                transaction.open_table(TREE_NUMBERS)?,
+                transaction.open_table(TREES)?,
+            );
+            let mut found = Vec::new();
+            for entry in numbers.range((&tree.0, 0)..=(&tree.0, u64::MAX))? {
+                let number = entry?.0.value().1;
+                // A tree that lies under its digest has a name that is no store path's.
+                if let Some(name) = trees.get(number)?
+                    && let Ok(path) = StorePath::from_basename(name.value().as_bytes())
+                {
+                    found.push(path);
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Whether a file with these bytes lies in any tree of the store, for each of these.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, IndexError> {
+        self.inner.index.read(|transaction| {
+            let files = transaction.open_table(FILES)?;
+            let has = |blob: &BlobDigest| {
+                let range = (&blob.0, false, 0, 0)..=(&blob.0, true, u32::MAX, u64::MAX);
+                Ok(files.range(range)?.next().transpose()?.is_some())
+            };
+            blobs.iter().map(has).collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tvix_node_protocol::tree::BlobDigest;
+
+    use crate::{ContentName, Naming, Store};
+
+    #[test]
+    fn paths_are_listed_page_by_page_and_found_by_their_tree() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        std::fs::write(&source, "one and the same").unwrap();
+        let store = Store::open(&folder.path().join("home")).unwrap();
+        let lease = store.lease();
+        let mut added: Vec<_> = (0..7)
+            .map(|number| {
+                let name = Naming::Content(ContentName::source(format!("source-{number}")));
+                store.add_source(&source, name, &lease).unwrap()
+            })
+            .collect();
+        added.sort_by_key(|info| crate::index::path_key(&info.path));
+        let all: Vec<_> = added.iter().map(|info| info.path.clone()).collect();
+        let mut listed = Vec::new();
+        loop {
+            let page = store.paths_after(listed.last(), 3).unwrap();
+            assert!(page.len() <= 3);
+            if page.is_empty() {
+                break;
+            }
+            listed.extend(page);
+        }
+        assert_eq!(listed, all);
+        let mut same = store.paths_of_tree(added[0].tree).unwrap();
+        same.sort_by_key(crate::index::path_key);
+        assert_eq!(same, all);
+        let blobs = [BlobDigest::of(b"one and the same"), BlobDigest::of(b"another")];
+        assert_eq!(store.has_blobs(&blobs).unwrap(), [true, false]);
+        let other = tvix_node_protocol::tree::TreeDigest([7; 32]);
+        assert_eq!(store.paths_of_tree(other).unwrap(), []);
+    }
+}
