@@ -8,6 +8,8 @@
 //! <home>/nix/store/      the store's trees
 //! <home>/store/          the store's index and logs
 //! <home>/scratch/        builds under way
+//! <home>/teams/SWARM/    the team this node belongs to: its roster, tickets, nonces
+//! <home>/spool/          what is arriving from other nodes; deleting it loses nothing
 //! ```
 
 use std::fs::{self, OpenOptions};
@@ -113,6 +115,18 @@ impl Home {
     #[must_use]
     pub fn scratch_folder(&self) -> PathBuf {
         self.root.join("scratch")
+    }
+
+    /// Where the files of teams lie.
+    #[must_use]
+    pub fn teams_folder(&self) -> PathBuf {
+        self.root.join("teams")
+    }
+
+    /// Where files from other nodes arrive; on the store's file system.
+    #[must_use]
+    pub fn spool_folder(&self) -> PathBuf {
+        self.root.join("spool")
     }
 
     /// What a node in the background says.

@@ -7,6 +7,7 @@
 //! | [`background`] | commands find that process, or start it |
 //! | [`worker`] | the evaluation in the process of a command, as the coordinator's worker |
 //! | [`command`] | what `build`, `instantiate`, `eval`, `run` and `shell` do |
+//! | `team` | the node in its team: the swarm wired to store, coordinator and builder |
 //! | [`namespace`] | programs that see the home's store at `/nix/store` |
 //!
 //! It is *not* where anything is decided: which derivation is built where and when is the
@@ -25,6 +26,7 @@ pub mod command;
 pub mod daemon;
 pub mod home;
 pub mod namespace;
+mod team;
 pub mod worker;
 
 pub use tvix_node_gateway as gateway;

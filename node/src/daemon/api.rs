@@ -23,6 +23,7 @@ use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
 use super::depot::{Depot, DepotError, describe};
 use super::engine::{Activity, Message};
 use super::team_api;
+use crate::team::manager::TeamManager;
 
 /// The node behind its control socket.
 pub struct Api {
@@ -30,6 +31,8 @@ pub struct Api {
     pub depot: Arc<Depot>,
     /// Where the engine is told things.
     pub engine: mpsc::Sender<Message>,
+    /// The team.
+    pub team: Arc<TeamManager>,
     /// This node.
     pub node: NodeKey,
     /// Builds at once.
@@ -101,8 +104,8 @@ impl ControlApi for Api {
             sessions,
             builds,
             paths,
-            team: None,
-            peers: Vec::new(),
+            team: team_api::status(self),
+            peers: team_api::peer_views(self),
         })
     }
 
@@ -169,7 +172,9 @@ impl ControlApi for Api {
                 Ok(info)
             })
             .await;
-        added.map_err(failed)
+        let info = added.map_err(failed)?;
+        self.depot.added(std::slice::from_ref(&info.path));
+        Ok(info)
     }
 
     async fn find_source(&self, session: u64, query: SourceQuery) -> Result<SourceAnswer, ApiError> {

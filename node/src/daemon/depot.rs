@@ -10,17 +10,15 @@ use tvix_node_builder::DerivationOptions;
 use tvix_node_coordinator as coordinator;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::Envelope;
-use tvix_node_protocol::nix::derivation::{
-    Derivation, DrvError, ModuloHash, check_output_paths, read_derivation,
-};
+use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation};
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_store::{
     AddError, IndexError, Lease, LogError, LogWriter, Prepared, ReadError, RecordError, RootError, Store,
     Text,
 };
 
-use super::job::Plan;
-use super::limits::REMEMBERED_DERIVATIONS;
+use super::derivations::{Checked, CheckedDerivations};
+use super::perform::Plan;
 
 /// Why the store cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -81,13 +79,18 @@ pub struct BuildNote {
     pub finished: u64,
 }
 
+/// Told of paths that are new here and that members may know of.
+pub type Announcer = Arc<dyn Fn(&[StorePath]) + Send + Sync>;
+
 /// The store and what a node keeps beside it.
 pub struct Depot {
     store: Store,
     /// One [`BuildNote`] for each derivation built here.
     notes: PathBuf,
-    /// Identities of derivations whose output paths have been checked.
-    modulo: Mutex<HashMap<StorePath, ModuloHash>>,
+    /// Derivations whose output paths have been checked.
+    pub derivations: CheckedDerivations,
+    /// Told of every path that is added.
+    announcer: Mutex<Option<Announcer>>,
     /// What the open sessions protect.
     sessions: Mutex<HashMap<u64, Arc<Lease>>>,
     /// What no session protects: what the coordinator was told is there, and builds.
@@ -102,10 +105,36 @@ impl Depot {
         Self {
             store,
             notes,
-            modulo: Mutex::default(),
+            derivations: CheckedDerivations::default(),
+            announcer: Mutex::default(),
             sessions: Mutex::default(),
             own,
         }
+    }
+
+    /// From now on this is told of every path that is added; none: nobody is.
+    pub fn announce_with(&self, announcer: Option<Announcer>) {
+        *lock(&self.announcer) = announcer;
+    }
+
+    /// These paths are in the store now, accepted under their names.
+    pub fn added(&self, paths: &[StorePath]) {
+        let announcer = lock(&self.announcer).clone();
+        if let Some(announce) = announcer
+            && !paths.is_empty()
+        {
+            announce(paths);
+        }
+    }
+
+    /// The lease of the node itself, for as long as it runs.
+    pub fn lease(&self) -> Arc<Lease> {
+        Arc::clone(&self.own)
+    }
+
+    /// The store itself, for threads that may block.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Where a valid path lies.
@@ -179,81 +208,52 @@ impl Depot {
     /// Adds texts (derivations among them) for a session.
     pub async fn add_texts(&self, session: u64, texts: Vec<Text>) -> Result<(), DepotError> {
         let lease = self.lease_of(session);
+        let paths: Vec<StorePath> = texts.iter().map(|text| text.path.clone()).collect();
         self.blocking(move |store| {
             store.add_texts(&texts, &lease)?;
             Ok(())
         })
-        .await
+        .await?;
+        self.added(&paths);
+        Ok(())
     }
 
-    /// Everything that a build needs to know: reads the derivation and those it needs from the store,
-    /// recomputes every output path, and finds the closure of what it reads.
-    pub async fn plan(self: &Arc<Self>, path: StorePath) -> Result<Plan, DepotError> {
+    /// Reads a derivation and those it needs from the store, and recomputes every output path.
+    pub async fn checked(
+        self: &Arc<Self>,
+        path: StorePath,
+    ) -> Result<(Derivation, Checked, BTreeSet<StorePath>), DepotError> {
         let depot = Arc::clone(self);
         self.blocking(move |store| {
             let derivation = read_from(store, &path)?;
-            let outputs = depot.checked_outputs(store, &path, &derivation)?;
-            let mut wanted: BTreeSet<StorePath> = derivation.input_sources().clone();
-            for (input, inputs) in derivation.input_derivations() {
-                let resolved = read_from(store, input)?
-                    .resolved_outputs()
-                    .map_err(|source| invalid(input, source))?;
-                for output in inputs.outputs() {
-                    let path = resolved.get(output).and_then(|output| output.path.clone());
-                    wanted.insert(path.ok_or_else(|| DrvError::UnknownOutput {
-                        name: derivation.name().to_owned(),
-                        input: input.clone(),
-                        output: output.clone(),
-                    })?);
-                }
-            }
-            depot.own.hold(wanted.iter())?;
-            let closure = store.closure(wanted.iter())?;
-            Ok(Plan {
-                derivation,
-                outputs,
-                closure,
-            })
+            let checked = depot
+                .derivations
+                .check(&path, &derivation, |input| read_from(store, input))?;
+            let inputs = depot.derivations.direct_inputs(&derivation)?;
+            Ok((derivation, checked, inputs))
         })
         .await
     }
 
-    /// Recomputes the output paths of a derivation and of all it needs, inputs first. What was
-    /// checked before is remembered.
-    fn checked_outputs(
-        &self,
-        store: &Store,
-        path: &StorePath,
-        derivation: &Derivation,
-    ) -> Result<std::collections::BTreeMap<String, StorePath>, DepotError> {
-        let mut known = lock(&self.modulo);
-        if known.len() > REMEMBERED_DERIVATIONS {
-            known.clear();
-        }
-        let mut stack: Vec<(StorePath, Derivation)> = vec![(path.clone(), derivation.clone())];
-        loop {
-            let Some((path, derivation)) = stack.last() else {
-                return Err(DepotError::Bug(
-                    "a derivation vanished while it was checked".to_owned(),
-                ));
-            };
-            let missing = derivation
-                .input_derivations()
-                .keys()
-                .find(|input| !known.contains_key(*input));
-            if let Some(input) = missing {
-                let input = input.clone();
-                let derivation = read_from(store, &input)?;
-                stack.push((input, derivation));
-                continue;
-            }
-            let (outputs, modulo) = check_output_paths(derivation, |input| known.get(input).copied())?;
-            known.insert(path.clone(), modulo);
-            stack.pop();
-            if stack.is_empty() {
-                return Ok(outputs);
-            }
-        }
+    /// Everything that a build here needs to know: the derivation, its outputs recomputed, and the
+    /// closure of what it reads, which is in the store.
+    pub async fn plan(self: &Arc<Self>, path: StorePath) -> Result<Plan, DepotError> {
+        let (derivation, checked, inputs) = self.checked(path.clone()).await?;
+        let own = Arc::clone(&self.own);
+        let closure = self
+            .blocking(move |store| {
+                own.hold(inputs.iter())?;
+                Ok(store.closure(inputs.iter())?)
+            })
+            .await?;
+        let physical = closure.iter().map(|info| self.physical(&info.path)).collect();
+        Ok(Plan {
+            path,
+            derivation,
+            outputs: (*checked.outputs).clone(),
+            closure,
+            physical,
+        })
     }
 
     /// Makes the outputs of a build part of the store, with their record and note.
@@ -265,11 +265,33 @@ impl Depot {
         note: BuildNote,
     ) -> Result<(), DepotError> {
         let (own, file) = (Arc::clone(&self.own), self.note_file(&derivation));
+        let paths: Vec<StorePath> = outputs.iter().map(|output| output.info().path.clone()).collect();
         self.blocking(move |store| {
             store.register_built(outputs, &record, &own)?;
             // A note is for people: a build does not fail for want of one.
             if let Err(error) = write_note(&file, &note) {
-                tracing::warn!(%error, "why a build was placed here could not be written down");
+                tracing::warn!(%error, "why a build was placed where it was could not be written down");
+            }
+            Ok(())
+        })
+        .await?;
+        self.added(&paths);
+        Ok(())
+    }
+
+    /// Keeps a record, and why the build was placed where it was, without the outputs: they are
+    /// elsewhere.
+    pub async fn keep_record(
+        &self,
+        derivation: StorePath,
+        record: Envelope,
+        note: BuildNote,
+    ) -> Result<(), DepotError> {
+        let file = self.note_file(&derivation);
+        self.blocking(move |store| {
+            store.put_record(&record)?;
+            if let Err(error) = write_note(&file, &note) {
+                tracing::warn!(%error, "why a build was placed where it was could not be written down");
             }
             Ok(())
         })

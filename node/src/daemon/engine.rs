@@ -5,21 +5,27 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tvix_node_coordinator::{
-    Action, BuildId, Config, Coordinator, Event, OwnBuilder, PathPresence, QuestionId, SessionId,
-    SessionOptions, Time,
+    Action, BuildId, Config, Coordinator, Event, FetchId, OwnBuilder, PathPresence, PushId, QuestionId,
+    SessionId, SessionOptions, Time,
 };
 use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::control::{
-    BuildStatus, Event as SessionEvent, EventKind, FailureKind, OpenSession, SessionMode, SessionStatus,
+    BuildStatus, Destination, Event as SessionEvent, EventKind, FailureKind, OpenSession, SessionStatus,
 };
+use tvix_node_protocol::roster::Role;
 
 use super::depot::Depot;
-use super::job::{Job, Jobs};
-use super::limits::{BUILD_EVENTS, FAREWELL, IDLE, LONGEST_SLEEP, SESSION_EVENTS, TICK};
+use super::job::Job;
+use super::limits::{BUILD_EVENTS, FAREWELL, IDLE, LONGEST_SLEEP, TICK};
+use super::perform::Jobs;
+use super::session::Session;
+use crate::team::manager::{TeamFailure, TeamManager};
+use crate::team::request::Order;
 
 /// What the engine is told.
 pub enum Message {
@@ -64,6 +70,21 @@ pub enum Message {
         /// The line.
         line: String,
     },
+    /// A build for another member wants a slot of the own builder.
+    LendSlot {
+        /// Which it gets, once one is free that no build of this node wants.
+        reply: oneshot::Sender<u32>,
+    },
+    /// Such a slot comes back.
+    SlotBack {
+        /// Which.
+        slot: u32,
+    },
+    /// Something that the user of every running command should know.
+    Warn {
+        /// In words.
+        text: String,
+    },
     /// Somebody asks what is going on.
     Status(oneshot::Sender<Activity>),
     /// End everything.
@@ -78,23 +99,22 @@ pub struct Activity {
     pub builds: Vec<BuildStatus>,
 }
 
-struct Session {
-    opened: Instant,
-    mode: SessionMode,
-    sender: mpsc::Sender<SessionEvent>,
-    receiver: Option<mpsc::Receiver<SessionEvent>>,
-    backlog: VecDeque<SessionEvent>,
-    left_out: u64,
-    derivations: u64,
-    ended: bool,
-}
-
 struct Running {
     derivation: StorePath,
     started: Instant,
-    slot: u32,
+    /// The node it runs on, by name.
+    node: String,
+    /// The slot it has on this node; none: it runs on another one.
+    slot: Option<u32>,
     cancel: CancellationToken,
     last_line: String,
+}
+
+/// Something that moves paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Transfer {
+    Fetch(FetchId),
+    Push(PushId),
 }
 
 /// The engine's own state.
@@ -106,23 +126,32 @@ pub struct Engine {
     inbox: mpsc::Receiver<Message>,
     /// Handed to what runs beside the engine.
     outbox: mpsc::Sender<Message>,
-    name: String,
+    team: Arc<TeamManager>,
     sessions: HashMap<u64, Session>,
     next_session: u64,
     running: HashMap<BuildId, Running>,
+    transfers: HashMap<Transfer, CancellationToken>,
+    own: OwnBuilder,
     free_slots: BTreeSet<u32>,
-    reasons: HashMap<StorePath, String>,
+    /// Slots of this node that build for others.
+    lent: BTreeSet<u32>,
+    /// Builds for others that wait for a slot.
+    borrowers: VecDeque<oneshot::Sender<u32>>,
+    /// How many slots are free, for the team to know.
+    free: watch::Sender<u32>,
+    /// Who was to build a derivation, and why.
+    placements: HashMap<StorePath, (String, String)>,
     idle_exit: bool,
     last_used: Instant,
     stopping: Option<Instant>,
 }
 
 impl Engine {
-    /// An engine for a node with so many slots.
+    /// An engine for a node with so many slots. `free` is told how many of them are free.
     pub fn new(
-        depot: Arc<Depot>,
-        jobs: Arc<Jobs>,
+        (depot, jobs, team): (Arc<Depot>, Arc<Jobs>, Arc<TeamManager>),
         own: OwnBuilder,
+        free: watch::Sender<u32>,
         idle_exit: bool,
         (outbox, inbox): (mpsc::Sender<Message>, mpsc::Receiver<Message>),
     ) -> Self {
@@ -133,12 +162,17 @@ impl Engine {
             jobs,
             inbox,
             outbox,
-            name: THIS_NODE.to_owned(),
+            team,
             sessions: HashMap::new(),
             next_session: 1,
             running: HashMap::new(),
+            transfers: HashMap::new(),
             free_slots: (0..own.slots).collect(),
-            reasons: HashMap::new(),
+            own: own.clone(),
+            lent: BTreeSet::new(),
+            borrowers: VecDeque::new(),
+            free,
+            placements: HashMap::new(),
             idle_exit,
             last_used: Instant::now(),
             stopping: None,
@@ -166,7 +200,7 @@ impl Engine {
 
     /// How long the engine may sleep if nothing happens.
     fn patience(&self) -> Duration {
-        if self.stopping.is_some() || self.sessions.values().any(|session| !session.backlog.is_empty()) {
+        if self.stopping.is_some() || self.sessions.values().any(Session::is_behind) {
             return TICK;
         }
         let due = self
@@ -187,6 +221,7 @@ impl Engine {
         self.idle_exit
             && self.sessions.is_empty()
             && self.running.is_empty()
+            && self.lent.is_empty()
             && self.last_used.elapsed() > IDLE
     }
 
@@ -195,7 +230,11 @@ impl Engine {
     }
 
     fn take(&mut self, message: Message) {
-        if !matches!(message, Message::Line { .. }) {
+        // What peers do of their own accord is no use.
+        if !matches!(
+            message,
+            Message::Line { .. } | Message::Happened(_) | Message::Warn { .. }
+        ) {
             self.last_used = Instant::now();
         }
         // Whoever asked may be gone when the answer comes; that is no fault.
@@ -230,13 +269,21 @@ impl Engine {
                 drop(reply.send(result));
             }
             Message::Happened(event) => {
-                if let Event::BuildFinished { build, .. } | Event::BuildFailed { build, .. } = &event
-                    && let Some(running) = self.running.remove(build)
-                {
-                    self.free_slots.insert(running.slot);
-                }
+                self.forget(&event);
                 self.happened(event);
+                self.lend();
             }
+            Message::LendSlot { reply } => {
+                self.borrowers.push_back(reply);
+                self.lend();
+            }
+            Message::SlotBack { slot } => {
+                self.lent.remove(&slot);
+                self.free_slots.insert(slot);
+                self.own_slots_changed();
+                self.lend();
+            }
+            Message::Warn { text } => self.warn(&text),
             Message::Line { build, line } => self.line(build, line),
             Message::Status(reply) => drop(reply.send(self.activity())),
             Message::Stop => self.stop(),
@@ -250,34 +297,37 @@ impl Engine {
                 "this node is going down; run the command again",
             ));
         }
-        if request.to.is_some() {
-            return Err(ApiError::new(
-                FailureKind::Invalid,
-                "desired stores (--to) are not there yet: outputs stay in this node's store",
-            ));
-        }
+        let to = self.destination(request)?;
         let number = self.next_session;
         self.next_session += 1;
-        let (sender, receiver) = mpsc::channel(SESSION_EVENTS);
-        self.sessions.insert(
-            number,
-            Session {
-                opened: Instant::now(),
-                mode: request.mode,
-                sender,
-                receiver: Some(receiver),
-                backlog: VecDeque::new(),
-                left_out: 0,
-                derivations: 0,
-                ended: false,
-            },
-        );
+        self.sessions.insert(number, Session::new(request.mode));
         self.depot.begin_session(number);
         self.happened(Event::SessionOpened {
             session: SessionId(number),
-            options: SessionOptions::of(request, None),
+            options: SessionOptions::of(request, to),
         });
         Ok(number)
+    }
+
+    /// The store that a command's `--to` means.
+    fn destination(&self, request: &OpenSession) -> Result<Option<DesiredStore>, ApiError> {
+        let invalid = |error: TeamFailure| ApiError::new(FailureKind::Invalid, error.to_string());
+        match &request.to {
+            None => Ok(None),
+            Some(Destination::Folder(folder)) => Ok(Some(DesiredStore::Folder(folder.clone()))),
+            Some(Destination::Member(member)) => {
+                let team = self.team.required().map_err(invalid)?;
+                let node = team.member(member).map_err(invalid)?;
+                if !team.swarm.members().may(node, Role::Store) {
+                    let message = format!(
+                        "{member} cannot be the desired store: it does not have the role 'store' in the team \
+                         ('tvix-node members' shows who has)"
+                    );
+                    return Err(ApiError::new(FailureKind::Invalid, message));
+                }
+                Ok(Some(DesiredStore::Node(node)))
+            }
+        }
     }
 
     fn watch(&mut self, session: u64) -> Result<mpsc::Receiver<SessionEvent>, ApiError> {
@@ -309,6 +359,66 @@ impl Engine {
         }
     }
 
+    /// What an event ends is not running any more.
+    fn forget(&mut self, event: &Event) {
+        match event {
+            Event::BuildFinished { build, .. } | Event::BuildFailed { build, .. } => {
+                if let Some(slot) = self.running.remove(build).and_then(|running| running.slot) {
+                    self.free_slots.insert(slot);
+                }
+            }
+            Event::FetchFinished { fetch } | Event::FetchFailed { fetch, .. } => {
+                self.transfers.remove(&Transfer::Fetch(*fetch));
+            }
+            Event::PushFinished { push } | Event::PushFailed { push, .. } => {
+                self.transfers.remove(&Transfer::Push(*push));
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives slots that this node's own builds have left to builds for others.
+    fn lend(&mut self) {
+        while !self.free_slots.is_empty()
+            && let Some(borrower) = self.borrowers.pop_front()
+        {
+            let Some(slot) = self.free_slots.pop_last() else {
+                break;
+            };
+            match borrower.send(slot) {
+                Ok(()) => {
+                    self.lent.insert(slot);
+                    self.own_slots_changed();
+                }
+                // Its requester has cancelled.
+                Err(slot) => drop(self.free_slots.insert(slot)),
+            }
+        }
+        let free = u32::try_from(self.free_slots.len()).unwrap_or(u32::MAX);
+        self.free
+            .send_if_modified(|known| std::mem::replace(known, free) != free);
+    }
+
+    /// The coordinator has the slots that are not lent.
+    fn own_slots_changed(&mut self) {
+        let lent = u32::try_from(self.lent.len()).unwrap_or(u32::MAX);
+        let own = OwnBuilder {
+            slots: self.own.slots.saturating_sub(lent),
+            ..self.own.clone()
+        };
+        self.happened(Event::OwnBuilder(own));
+    }
+
+    fn warn(&mut self, text: &str) {
+        tracing::warn!("{text}");
+        for state in self.sessions.values_mut().filter(|state| !state.ended) {
+            state.send(EventKind::Message {
+                level: "warning".to_owned(),
+                text: text.to_owned(),
+            });
+        }
+    }
+
     /// Tells the coordinator, and does what it wants.
     fn happened(&mut self, event: Event) {
         let now = self.now();
@@ -319,7 +429,11 @@ impl Engine {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::AskPresence { question, paths, .. } => self.ask_presence(question, paths),
+            Action::AskPresence {
+                question,
+                desired_store,
+                paths,
+            } => self.ask_presence(question, desired_store, paths),
             Action::BuildHere {
                 build,
                 derivation,
@@ -341,12 +455,13 @@ impl Engine {
                 let running = Running {
                     derivation: derivation.clone(),
                     started,
-                    slot,
+                    node: THIS_NODE.to_owned(),
+                    slot: Some(slot),
                     cancel: cancel.clone(),
                     last_line: String::new(),
                 };
                 self.running.insert(build, running);
-                let reason = self.reasons.get(&derivation).cloned().unwrap_or_default();
+                let (_, reason) = self.placements.get(&derivation).cloned().unwrap_or_default();
                 let job = Job {
                     build,
                     derivation,
@@ -359,9 +474,13 @@ impl Engine {
                 };
                 tokio::spawn(Arc::clone(&self.jobs).run(job, self.outbox.clone(), cancel));
             }
-            Action::CancelBuild { build, .. } => {
+            Action::CancelBuild { build, node } => {
                 if let Some(running) = self.running.get(&build) {
                     running.cancel.cancel();
+                    // One on a peer is over at once.
+                    if node.is_some() {
+                        self.running.remove(&build);
+                    }
                 }
             }
             Action::Release { paths } => self.depot.release(&paths),
@@ -378,34 +497,128 @@ impl Engine {
                 );
                 self.end_refused(session.0);
             }
-            // There is nobody to ask yet: with no peers and no caches the coordinator has no reason
-            // for any of these, and a fetch or push that it wants all the same ends with an honest error.
-            Action::WeighInputs { derivation, .. } => {
-                self.later(Event::InputsWeighed {
+            Action::WeighInputs {
+                derivation,
+                inputs,
+                nodes,
+            } => match self.team.current() {
+                Some(team) => drop(tokio::spawn(async move {
+                    team.weigh(derivation, inputs, nodes).await
+                })),
+                None => self.later(Event::InputsWeighed {
                     derivation,
                     total: 0,
                     there: Vec::new(),
+                }),
+            },
+            Action::Fetch {
+                fetch, path, from, ..
+            } => match self.team.current() {
+                Some(team) => {
+                    let cancel = self.transfer(Transfer::Fetch(fetch));
+                    tokio::spawn(async move {
+                        cancel.run_until_cancelled(team.fetch(fetch, path, from)).await;
+                    });
+                }
+                None => {
+                    let error = format!("{path} cannot be fetched: this node takes part in no team");
+                    self.later(Event::FetchFailed { fetch, error });
+                }
+            },
+            Action::Push { push, path, to } => self.push(push, path, to),
+            Action::CancelFetch { fetch } => self.stop_transfer(Transfer::Fetch(fetch)),
+            Action::CancelPush { push } => self.stop_transfer(Transfer::Push(push)),
+            Action::Request {
+                build,
+                node,
+                derivation,
+                outputs,
+                kind,
+                desired_store,
+                cores,
+                limits,
+                urgency,
+            } => {
+                let Some(team) = self.team.current() else {
+                    let failure = super::job::no_peer();
+                    self.later(Event::BuildFailed { build, failure });
+                    return;
+                };
+                let (name, reason) = self.placements.get(&derivation).cloned().unwrap_or_default();
+                let cancel = CancellationToken::new();
+                let running = Running {
+                    derivation: derivation.clone(),
+                    started: Instant::now(),
+                    node: name,
+                    slot: None,
+                    cancel: cancel.clone(),
+                    last_line: String::new(),
+                };
+                self.running.insert(build, running);
+                let order = Order {
+                    build,
+                    node,
+                    derivation,
+                    outputs,
+                    kind,
+                    desired_store,
+                    cores,
+                    limits,
+                    urgency,
+                    reason,
+                };
+                tokio::spawn(team.request(order, cancel));
+            }
+            // The stream of the request is the lease: a builder whose requester is gone sees it end, and
+            // one whose requester's machine is gone sees the connection time out.
+            Action::RenewLease { .. } => {}
+        }
+    }
+
+    fn transfer(&mut self, transfer: Transfer) -> CancellationToken {
+        let cancel = CancellationToken::new();
+        self.transfers.insert(transfer, cancel.clone());
+        cancel
+    }
+
+    fn stop_transfer(&mut self, transfer: Transfer) {
+        if let Some(cancel) = self.transfers.remove(&transfer) {
+            cancel.cancel();
+        }
+    }
+
+    fn push(&mut self, push: PushId, path: StorePath, to: DesiredStore) {
+        let cancel = self.transfer(Transfer::Push(push));
+        match (self.team.current(), to) {
+            (Some(team), to) => {
+                tokio::spawn(async move {
+                    cancel.run_until_cancelled(team.push(push, path, to)).await;
                 });
             }
-            Action::Fetch { fetch, path, .. } => {
-                let error = format!("{path} cannot be fetched: this node knows no other store");
-                self.later(Event::FetchFailed { fetch, error });
+            (None, DesiredStore::Folder(folder)) => {
+                let (depot, outbox) = (Arc::clone(&self.depot), self.outbox.clone());
+                tokio::spawn(async move {
+                    let pushing = super::folder::put(&depot, folder, vec![path]);
+                    let event = match cancel.run_until_cancelled(pushing).await {
+                        None => return,
+                        Some(Ok(())) => Event::PushFinished { push },
+                        Some(Err(error)) => Event::PushFailed {
+                            push,
+                            error: error.to_string(),
+                            transient: false,
+                        },
+                    };
+                    drop(outbox.send(Message::Happened(event)).await);
+                });
             }
-            Action::Push { push, path, .. } => {
-                let error = format!("{path} cannot be pushed: this node knows no other store");
+            (None, DesiredStore::Node(node)) => {
+                let error = format!("{path} cannot be pushed to {node}: this node takes part in no team");
                 self.later(Event::PushFailed {
                     push,
                     error,
                     transient: false,
                 });
             }
-            Action::Request { build, .. } => {
-                self.later(Event::BuildFailed {
-                    build,
-                    failure: super::job::no_peer(),
-                });
-            }
-            Action::CancelFetch { .. } | Action::CancelPush { .. } | Action::RenewLease { .. } => {}
         }
     }
 
@@ -418,16 +631,23 @@ impl Engine {
         });
     }
 
-    fn ask_presence(&self, question: QuestionId, paths: Vec<StorePath>) {
-        let (depot, outbox) = (Arc::clone(&self.depot), self.outbox.clone());
+    fn ask_presence(&self, question: QuestionId, desired: Option<DesiredStore>, paths: Vec<StorePath>) {
+        let (depot, outbox, team) = (Arc::clone(&self.depot), self.outbox.clone(), self.team.current());
         tokio::spawn(async move {
-            let paths = depot
-                .presence(paths)
-                .await
+            let own = depot.presence(paths.clone()).await;
+            if let Some(team) = team {
+                return team.presence(question, desired, own).await;
+            }
+            let in_folder = match desired {
+                Some(DesiredStore::Folder(folder)) => super::folder::has(&depot, folder, paths).await,
+                Some(DesiredStore::Node(_)) | None => vec![false; paths.len()],
+            };
+            let paths = own
                 .into_iter()
-                .map(|(path, nar_size)| PathPresence {
+                .zip(in_folder)
+                .map(|((path, nar_size), desired)| PathPresence {
                     own: nar_size.is_some(),
-                    desired: false,
+                    desired,
                     sources: Vec::new(),
                     nar_size,
                     path,
@@ -442,10 +662,14 @@ impl Engine {
 
     fn tell(&mut self, session: u64, kind: EventKind) {
         if let EventKind::Placed {
-            derivation, reason, ..
+            derivation,
+            node,
+            reason,
+            ..
         } = &kind
         {
-            self.reasons.insert(derivation.clone(), reason.clone());
+            self.placements
+                .insert(derivation.clone(), (node.clone(), reason.clone()));
         }
         let Some(state) = self.sessions.get_mut(&session) else {
             return;
@@ -453,7 +677,7 @@ impl Engine {
         match &kind {
             EventKind::BuildFinished { derivation, .. }
             | EventKind::BuildFailed { derivation, .. }
-            | EventKind::Cancelled { derivation, .. } => drop(self.reasons.remove(derivation)),
+            | EventKind::Cancelled { derivation, .. } => drop(self.placements.remove(derivation)),
             EventKind::Ended { .. } => state.ended = true,
             _ => {}
         }
@@ -522,7 +746,7 @@ impl Engine {
             .iter()
             .map(|(build, running)| BuildStatus {
                 derivation: running.derivation.clone(),
-                node: self.name.clone(),
+                node: running.node.clone(),
                 age: seconds(running.started),
                 last_line: running.last_line.clone(),
                 sessions: self
@@ -546,52 +770,6 @@ fn no_session(session: u64) -> ApiError {
         FailureKind::NotFound,
         format!("there is no session {session}; it has ended"),
     )
-}
-
-impl Session {
-    fn send(&mut self, kind: EventKind) {
-        let at = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let log = matches!(kind, EventKind::Log { .. });
-        let event = SessionEvent { at, kind };
-        self.flush();
-        if self.backlog.is_empty() {
-            match self.sender.try_send(event) {
-                // Without a receiver the command is gone; closing the session is under way.
-                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-                Err(mpsc::error::TrySendError::Full(event)) if !log => self.backlog.push_back(event),
-                Err(mpsc::error::TrySendError::Full(_)) => self.left_out += 1,
-            }
-        } else if log {
-            self.left_out += 1;
-        } else {
-            self.backlog.push_back(event);
-        }
-    }
-
-    /// Sends what waits. Only what the coordinator says waits, so it is bounded by the derivations
-    /// of the session.
-    fn flush(&mut self) {
-        while let Some(event) = self.backlog.pop_front() {
-            if let Err(mpsc::error::TrySendError::Full(event)) = self.sender.try_send(event) {
-                self.backlog.push_front(event);
-                return;
-            }
-        }
-        if self.left_out > 0 {
-            let text = format!(
-                "{} log lines were left out here; tvix-node log shows them all",
-                self.left_out
-            );
-            let at = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let kind = EventKind::Message {
-                level: "info".to_owned(),
-                text,
-            };
-            if self.sender.try_send(SessionEvent { at, kind }).is_ok() {
-                self.left_out = 0;
-            }
-        }
-    }
 }
 
 /// Channel for one build's events.

@@ -1,10 +1,15 @@
 //! The process that a home belongs to: `tvix-node up`.
 
 mod api;
-mod depot;
-mod engine;
-mod job;
+pub(crate) mod clock;
+pub(crate) mod depot;
+pub(crate) mod derivations;
+pub(crate) mod engine;
+pub(crate) mod folder;
+pub(crate) mod job;
 mod limits;
+pub(crate) mod perform;
+mod session;
 mod team_api;
 
 use std::io::Write as _;
@@ -12,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tvix_node_builder::{Builder, Config, Helper, StartError};
 use tvix_node_coordinator::OwnBuilder;
 use tvix_node_gateway::control::{ControlSocket, SocketError, serve};
@@ -23,7 +28,9 @@ use crate::home::{Home, HomeError};
 use api::Api;
 use depot::Depot;
 use engine::{Engine, Message};
-use job::Jobs;
+use perform::Jobs;
+
+use crate::team::manager::{Parts, TeamFailure, TeamManager};
 
 /// How a node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +61,9 @@ pub enum UpError {
     /// The control socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The team that this node belongs to cannot be taken part in.
+    #[error("this node does not take part in its team: {0}")]
+    Team(#[from] TeamFailure),
     /// The process cannot be set up.
     #[error("the node cannot {what}: {source}")]
     Process {
@@ -100,16 +110,28 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         secret,
     });
     let (sender, inbox) = mpsc::channel(limits::ENGINE_MESSAGES);
+    let (free, free_slots) = watch::channel(slots);
+    let team = Arc::new(TeamManager::new(Parts {
+        teams: home.teams_folder(),
+        spool: home.spool_folder(),
+        depot: Arc::clone(&depot),
+        jobs: Arc::clone(&jobs),
+        engine: sender.clone(),
+        own: own.clone(),
+        free: free_slots,
+        listen: options.listen.clone(),
+    }));
     let engine = Engine::new(
-        Arc::clone(&depot),
-        jobs,
+        (Arc::clone(&depot), jobs, Arc::clone(&team)),
         own,
+        free,
         options.idle_exit,
         (sender.clone(), inbox),
     );
     let api = Api {
         depot,
         engine: sender.clone(),
+        team: Arc::clone(&team),
         node,
         slots,
         idle_exit: options.idle_exit,
@@ -117,11 +139,19 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         home: home.root().to_string_lossy().into_owned(),
     };
     let socket = ControlSocket::bind(home.root())?;
-    tracing::info!(home = %home.root().display(), %node, slots, "ready");
-    say_ready(&home, options.background)?;
-
     let signals = tokio::spawn(stop_at_signal(sender));
     let engine = tokio::spawn(engine.run());
+    if let Err(error) = team.resume().await {
+        // Where somebody looks on, a node that cannot do what it should says so and ends. In the background
+        // it still builds for its own user.
+        if !options.background {
+            return Err(error.into());
+        }
+        tracing::error!(%error, "this node does not take part in its team");
+    }
+    tracing::info!(home = %home.root().display(), %node, slots, "ready");
+    say_ready(&home, options.background, &team)?;
+
     let ended = async {
         // However the engine ends, the door closes behind it.
         if let Err(error) = engine.await {
@@ -130,28 +160,33 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     };
     serve(socket, Arc::new(api), ended).await;
     signals.abort();
+    team.stop().await;
     tracing::info!("down");
     Ok(())
 }
 
-fn say_ready(home: &Home, background: bool) -> Result<(), UpError> {
+fn say_ready(home: &Home, background: bool, team: &TeamManager) -> Result<(), UpError> {
     let failed = |source| UpError::Process {
         what: "say that it is ready",
         source,
     };
     let mut stdout = std::io::stdout().lock();
     if background {
-        writeln!(stdout, "{READY}")
+        return writeln!(stdout, "{READY}")
             .and_then(|()| stdout.flush())
-            .map_err(failed)
-    } else {
-        let place = home.root().display();
-        writeln!(
-            stdout,
-            "the node of '{place}' is up; Ctrl-C or 'tvix-node down' ends it"
-        )
-        .map_err(failed)
+            .map_err(failed);
     }
+    let place = home.root().display();
+    let mut text = format!("the node of '{place}' is up; Ctrl-C or 'tvix-node down' ends it\n");
+    if let Some(node) = team.current() {
+        for address in node.swarm.addresses() {
+            text.push_str(&format!("listening at {address}\n"));
+        }
+    }
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(failed)
 }
 
 fn processors() -> u32 {

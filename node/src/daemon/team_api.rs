@@ -4,54 +4,165 @@ use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
-    FailureKind, InviteRequest, Invited, JoinRequest, Joined, MemberName, PeerView, RecordView, RenewRequest,
-    TeamView,
+    FailureKind, InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView,
+    RenewRequest, TeamStatus, TeamView, TrafficView,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::roster::Roles;
+use tvix_node_protocol::ticket::Ticket;
+use tvix_node_swarm::team::JoinError;
 
 use super::api::{Api, failed};
+use super::clock::now;
+use crate::team::manager::TeamFailure;
 
-fn no_team() -> ApiError {
-    ApiError::new(
-        FailureKind::NotFound,
-        "this node takes part in no team yet: nodes do not talk to each other so far",
-    )
+fn refused(error: TeamFailure) -> ApiError {
+    let kind = match &error {
+        TeamFailure::None => FailureKind::NotFound,
+        TeamFailure::InAnother(_) | TeamFailure::Join(JoinError::AlreadyIn(_)) => FailureKind::Conflict,
+        TeamFailure::Member(_) | TeamFailure::State(_) | TeamFailure::Join(_) => FailureKind::Invalid,
+        TeamFailure::Team(_) | TeamFailure::Start(_) | TeamFailure::Folder { .. } => FailureKind::Internal,
+    };
+    ApiError::new(kind, error.to_string())
+}
+
+/// What this node calls itself where its user did not say.
+fn machine() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "node".to_owned() } else { name }
 }
 
 /// Makes a ticket for one new member.
-pub async fn invite(_api: &Api, _request: InviteRequest) -> Result<Invited, ApiError> {
-    Err(no_team())
+pub async fn invite(api: &Api, request: InviteRequest) -> Result<Invited, ApiError> {
+    let name = request.name.unwrap_or_else(machine);
+    let (node, founded) = api.team.found(&name).await.map_err(refused)?;
+    let expires = now().saturating_add(request.valid);
+    let ticket = node
+        .swarm
+        .invite(request.roles.clone(), expires, request.lasts)
+        .await
+        .map_err(|error| refused(error.into()))?;
+    let text = ticket.to_text().map_err(|error| {
+        ApiError::caused(FailureKind::Internal, "the ticket cannot be written down", error)
+    })?;
+    Ok(Invited {
+        ticket: text,
+        swarm: node.swarm.swarm(),
+        expires,
+        roles: request.roles,
+        founded,
+        addresses: node.swarm.addresses(),
+    })
 }
 
 /// Redeems a ticket.
-pub async fn join(_api: &Api, _request: JoinRequest) -> Result<Joined, ApiError> {
-    Err(no_team())
+pub async fn join(api: &Api, request: JoinRequest) -> Result<Joined, ApiError> {
+    let ticket = Ticket::from_text(&request.ticket)
+        .map_err(|error| ApiError::new(FailureKind::Invalid, error.to_string()))?;
+    let name = request.name.unwrap_or_else(machine);
+    let node = api.team.join(&ticket, &name).await.map_err(refused)?;
+    Ok(Joined {
+        swarm: node.swarm.swarm(),
+        name,
+        members: node.swarm.members().len() as u64,
+    })
 }
 
 /// Who is in the team.
-pub async fn team(_api: &Api) -> Result<TeamView, ApiError> {
-    Err(no_team())
+pub async fn team(api: &Api) -> Result<TeamView, ApiError> {
+    let node = api.team.required().map_err(refused)?;
+    let (members, connected) = (node.swarm.members(), node.swarm.connected());
+    let to_renew = node.swarm.team().to_renew();
+    let views = members.iter().map(|(key, member)| MemberView {
+        key,
+        name: member.name.clone(),
+        roles: member.roles.clone(),
+        issued_by: member.issued_by,
+        founder: member.issued_by.is_none(),
+        not_after: member.not_after,
+        me: key == node.swarm.key(),
+        connected: connected.contains(&key),
+        to_renew: to_renew.contains(&key),
+    });
+    Ok(TeamView {
+        swarm: node.swarm.swarm(),
+        me: node.swarm.key(),
+        name: node.name_of(node.swarm.key()),
+        listening: node.swarm.addresses(),
+        members: views.collect(),
+    })
+}
+
+/// The team in short, for the status.
+pub fn status(api: &Api) -> Option<TeamStatus> {
+    let node = api.team.current()?;
+    Some(TeamStatus {
+        swarm: node.swarm.swarm(),
+        name: node.name_of(node.swarm.key()),
+        members: node.swarm.members().len() as u64,
+        connected: node.swarm.connected().len() as u64,
+        listening: node.swarm.addresses(),
+    })
+}
+
+/// Members there is a connection to, and what was exchanged with each.
+pub fn peer_views(api: &Api) -> Vec<PeerView> {
+    let Some(node) = api.team.current() else {
+        return Vec::new();
+    };
+    let traffic = node.swarm.traffic();
+    let peers = node.swarm.peers().into_iter().map(|(key, status)| {
+        let bytes = traffic.get(&key).copied().unwrap_or_default();
+        PeerView {
+            key,
+            name: node.name_of(key),
+            addresses: Vec::new(),
+            version: status.facts.version,
+            systems: status.facts.systems,
+            features: status.facts.features,
+            slots: status.facts.slots,
+            free: status.facts.free,
+            load: status.facts.load,
+            round_trip_ms: None,
+            traffic: TrafficView {
+                sent: bytes.content_sent + bytes.other_sent,
+                received: bytes.content_received + bytes.other_received,
+                content_sent: bytes.content_sent,
+                content_received: bytes.content_received,
+            },
+        }
+    });
+    peers.collect()
 }
 
 /// Members there is a connection to.
-pub async fn peers(_api: &Api) -> Result<Vec<PeerView>, ApiError> {
-    Err(no_team())
+pub async fn peers(api: &Api) -> Result<Vec<PeerView>, ApiError> {
+    api.team.required().map_err(refused)?;
+    Ok(peer_views(api))
 }
 
 /// Puts a member out of the team.
-pub async fn revoke(_api: &Api, _member: MemberName) -> Result<(), ApiError> {
-    Err(no_team())
+pub async fn revoke(api: &Api, member: MemberName) -> Result<(), ApiError> {
+    let node = api.team.required().map_err(refused)?;
+    let key = node.member(&member.member).map_err(refused)?;
+    let revoked = node.swarm.revoke(key).await;
+    revoked.map_err(|error| refused(error.into()))
 }
 
 /// Vouches for a member anew.
-pub async fn renew(_api: &Api, _request: RenewRequest) -> Result<(), ApiError> {
-    Err(no_team())
+pub async fn renew(api: &Api, request: RenewRequest) -> Result<(), ApiError> {
+    let node = api.team.required().map_err(refused)?;
+    let key = node.member(&request.member).map_err(refused)?;
+    let before = node.swarm.members().get(key).map(|member| member.roles.clone());
+    let roles = request.roles.or(before).unwrap_or_else(Roles::all);
+    let renewed = node.swarm.renew(key, roles, request.lasts).await;
+    renewed.map_err(|error| refused(error.into()))
 }
 
 /// Leaves the team.
-pub async fn leave(_api: &Api) -> Result<(), ApiError> {
-    Err(no_team())
+pub async fn leave(api: &Api) -> Result<(), ApiError> {
+    api.team.leave().await.map_err(refused)
 }
 
 /// The signed records of the builds that made a path, the newest first.
@@ -73,9 +184,11 @@ pub async fn records(api: &Api, path: StorePath) -> Result<Vec<RecordView>, ApiE
             .into_iter()
             .next(),
     };
+    let team = api.team.current();
+    let name = |key| Some(team.as_ref()?.swarm.members().get(key)?.name.clone());
     let mut records = Vec::with_capacity(envelopes.len());
     for envelope in envelopes {
-        let mut view = RecordView::of(&envelope, None, false).map_err(|error| {
+        let mut view = RecordView::of(&envelope, name(envelope.signer), false).map_err(|error| {
             ApiError::caused(
                 FailureKind::Internal,
                 format!("a record of {path} in the store cannot be read"),

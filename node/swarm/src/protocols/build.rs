@@ -112,6 +112,16 @@ impl RunningBuild {
             .map_err(|_| Unwanted)
     }
 
+    /// It cannot be built here after all; the requester sees why.
+    pub async fn refuse(self, reason: RefusalReason, message: impl Into<String>) {
+        let message = message.into();
+        // Gone: then nobody wants to know.
+        self.frames
+            .send(BuildFrame::Refused(Refusal { reason, message }))
+            .await
+            .ok();
+    }
+
     /// Returns when nobody waits for the build any more: stop it.
     pub async fn cancelled(&mut self) {
         until_cancelled(&mut self.cancelled).await;

@@ -170,9 +170,11 @@ pub(crate) async fn ask_within(
     paths: &[StorePath],
     left: &AtomicUsize,
 ) -> Result<Vec<Option<Vec<u8>>>, PathsError> {
-    let parts = paths
-        .chunks(TEXTS_QUESTION)
-        .map(|part| ask_part(core, peer, part, left));
+    let mut parts = Vec::with_capacity(paths.len().div_ceil(TEXTS_QUESTION));
+    // Not with a closure over borrowed parts: the future could not be sent to another thread.
+    for part in paths.chunks(TEXTS_QUESTION) {
+        parts.push(ask_part(core, peer, part, left));
+    }
     let answers: Vec<Vec<_>> = stream::iter(parts)
         .buffered(TEXTS_QUESTIONS_AT_ONCE)
         .try_collect()

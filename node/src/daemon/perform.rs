@@ -1,0 +1,318 @@
+//! Building: from a plan to outputs that are ready to be registered, and a signed record. The same for
+//! this node's own builds and for those of others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tvix_node_builder::{
+    BuildError, BuildEvent, BuildInput, BuildSpec, Builder, Built, DerivationOptions, GraphPath,
+    OutputCheckError, PathFacts, Refused,
+};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::{
+    BuildLimits, BuildOptions, BuildRecord, BuiltOutput, Input, RecordInput, RequestHash, build_key,
+};
+use tvix_node_protocol::envelope::{Envelope, NodeSecret, seal};
+use tvix_node_protocol::nix::derivation::Derivation;
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_store::{Prepared, ScratchOutput};
+
+use super::clock::now;
+use super::depot::{Depot, DepotError};
+use super::engine::build_channel;
+use super::limits::EARLY_LINES;
+
+/// A derivation that can be built: its outputs checked, its inputs here.
+pub struct Plan {
+    /// Its path.
+    pub path: StorePath,
+    /// The derivation.
+    pub derivation: Derivation,
+    /// Output name to path, recomputed from the derivation's content.
+    pub outputs: BTreeMap<String, StorePath>,
+    /// The complete closure of what it reads, sorted by path.
+    pub closure: Vec<PathInfo>,
+    /// Where each of these lies.
+    pub physical: Vec<PathBuf>,
+}
+
+/// What one build is told.
+pub struct Work {
+    /// What to build.
+    pub plan: Plan,
+    /// Outputs that were asked for, sorted; all are built.
+    pub wanted: Vec<String>,
+    /// `NIX_BUILD_CORES`; 0: all.
+    pub cores: u32,
+    /// Bounds.
+    pub limits: BuildLimits,
+    /// The slot it has until it ends.
+    pub slot: u32,
+    /// The request it is built for; none: this node's own build.
+    pub request: Option<RequestHash>,
+}
+
+/// Who watches a build.
+pub trait Listener: Send {
+    /// It has started.
+    fn started(&mut self) -> impl Future<Output = ()> + Send;
+    /// It wrote a line.
+    fn line(&mut self, line: &[u8]) -> impl Future<Output = ()> + Send;
+}
+
+/// A build that succeeded. Nothing is registered yet.
+pub struct Performed {
+    /// Its outputs.
+    pub outputs: Vec<Prepared>,
+    /// Output name to what is known of it.
+    pub described: BTreeMap<String, PathInfo>,
+    /// When it started, in seconds since 1970.
+    pub started: u64,
+    /// When it ended.
+    pub finished: u64,
+    /// What this node says of it.
+    pub record: Envelope,
+}
+
+/// What builds have in common.
+pub struct Jobs {
+    /// The store.
+    pub depot: Arc<Depot>,
+    /// The sandbox.
+    pub builder: Builder,
+    /// Signs the records.
+    pub secret: NodeSecret,
+}
+
+/// Why a build came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The store.
+    #[error(transparent)]
+    Depot(#[from] DepotError),
+    /// The build.
+    #[error("{}", .0.cause)]
+    Build(#[from] BuildError),
+    /// It was not begun.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// What the derivation says of its outputs does not hold.
+    #[error(transparent)]
+    Check(#[from] OutputCheckError),
+}
+
+impl Jobs {
+    /// Builds, and prepares the outputs for the store. The log is kept in any case.
+    pub async fn perform(
+        &self,
+        work: &Work,
+        listener: &mut impl Listener,
+        cancel: CancellationToken,
+    ) -> Result<Performed, JobError> {
+        let spec = spec(work)?;
+        let started = now();
+        let (sender, mut events) = build_channel();
+        let mut log = self.depot.begin_log(work.plan.path.clone()).await?;
+        let building = self.builder.build(spec, sender, cancel);
+        let listening = async {
+            // The two come over different ways: what is told of a build begins with its start.
+            let mut started = false;
+            let mut early: Vec<Vec<u8>> = Vec::new();
+            while let Some(event) = events.recv().await {
+                match event {
+                    BuildEvent::Started => {
+                        started = true;
+                        listener.started().await;
+                    }
+                    BuildEvent::Log(line) => {
+                        log.line(&line);
+                        early.push(line);
+                    }
+                    _ => {}
+                }
+                if started || early.len() > EARLY_LINES {
+                    for line in early.drain(..) {
+                        listener.line(&line).await;
+                    }
+                }
+            }
+            for line in early {
+                listener.line(&line).await;
+            }
+            log
+        };
+        let (built, log) = tokio::join!(building, listening);
+        self.depot.end_log(log).await?;
+        let built = built?;
+        let performed = self.prepare(work, &built, started).await;
+        built.discard().await;
+        performed
+    }
+
+    /// Copies the outputs to the side of the store, and signs a record.
+    async fn prepare(&self, work: &Work, built: &Built, started: u64) -> Result<Performed, JobError> {
+        let plan = &work.plan;
+        let candidates: BTreeSet<StorePath> = plan.closure.iter().map(|info| info.path.clone()).collect();
+        let outputs: Vec<(String, StorePath, PathBuf)> = built
+            .outputs
+            .iter()
+            .map(|(name, scratch)| (name.clone(), plan.outputs[name].clone(), scratch.clone()))
+            .collect();
+        let cas: BTreeMap<String, _> = plan
+            .derivation
+            .outputs()
+            .iter()
+            .filter_map(|(name, output)| Some((name.clone(), output.fixed_content_address()?.clone())))
+            .collect();
+        let names: Vec<String> = outputs.iter().map(|(name, _, _)| name.clone()).collect();
+        let deriver = plan.path.clone();
+        let prepared = self
+            .depot
+            .blocking(move |store| {
+                let scratch: Vec<ScratchOutput<'_>> = outputs
+                    .iter()
+                    .map(|(name, path, scratch)| ScratchOutput {
+                        path: path.clone(),
+                        scratch,
+                        ca: cas.get(name).cloned(),
+                    })
+                    .collect();
+                store
+                    .prepare_built(&scratch, &candidates, &deriver, &Origin::Built)
+                    .map_err(DepotError::Output)
+            })
+            .await?;
+        let described: BTreeMap<String, PathInfo> = names
+            .into_iter()
+            .zip(prepared.iter().map(|prepared| prepared.info().clone()))
+            .collect();
+        check_outputs(plan, &described)?;
+        let finished = now();
+        let record = record(work, &described, &self.secret, (started, finished))?;
+        Ok(Performed {
+            outputs: prepared,
+            described,
+            started,
+            finished,
+            record,
+        })
+    }
+}
+
+fn record(
+    work: &Work,
+    outputs: &BTreeMap<String, PathInfo>,
+    secret: &NodeSecret,
+    (started, finished): (u64, u64),
+) -> Result<Envelope, DepotError> {
+    let failed = |error: &dyn std::fmt::Display| DepotError::Record(error.to_string());
+    let inputs: Vec<Input> = work.plan.closure.iter().map(as_input).collect();
+    let options = BuildOptions { cores: work.cores };
+    let build_key =
+        build_key(&work.plan.path, &inputs, &work.wanted, options).map_err(|error| failed(&error))?;
+    let built = |info: &PathInfo| BuiltOutput {
+        path: info.path.clone(),
+        tree: info.tree,
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: info.references.iter().cloned().collect(),
+    };
+    let inputs = inputs.into_iter().map(|input| RecordInput {
+        path: input.path,
+        tree: input.tree,
+    });
+    let record = BuildRecord {
+        build_key,
+        request: work.request,
+        derivation: work.plan.path.clone(),
+        inputs: inputs.collect(),
+        outputs: outputs
+            .iter()
+            .map(|(name, info)| (name.clone(), built(info)))
+            .collect(),
+        builder: secret.key(),
+        started,
+        finished,
+        sandbox: "Linux namespaces (user, mount, pid, network, ipc, uts), seccomp".to_owned(),
+    };
+    seal(&record, secret).map_err(|error| failed(&error))
+}
+
+/// A path info as a build request names an input.
+pub fn as_input(info: &PathInfo) -> Input {
+    Input {
+        path: info.path.clone(),
+        tree: info.tree,
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: info.references.iter().cloned().collect(),
+    }
+}
+
+/// Applies what the derivation says of its outputs' sizes and references (`allowedReferences` and
+/// the like). Nothing has been registered yet.
+fn check_outputs(plan: &Plan, described: &BTreeMap<String, PathInfo>) -> Result<(), JobError> {
+    fn facts(info: &PathInfo) -> PathFacts<'_> {
+        PathFacts {
+            nar_size: info.nar_size,
+            references: &info.references,
+        }
+    }
+    let checks = DerivationOptions::read(&plan.derivation)?.output_checks;
+    if checks.is_empty() {
+        return Ok(());
+    }
+    let outputs = described
+        .iter()
+        .map(|(name, info)| (name.clone(), (info.path.clone(), facts(info))))
+        .collect();
+    let find = |path: &StorePath| {
+        let input = plan.closure.binary_search_by(|info| info.path.cmp(path)).ok();
+        input.map(|at| facts(&plan.closure[at]))
+    };
+    Ok(checks.apply(&outputs, find)?)
+}
+
+fn spec(work: &Work) -> Result<BuildSpec, JobError> {
+    let plan = &work.plan;
+    let inputs = plan
+        .closure
+        .iter()
+        .zip(&plan.physical)
+        .map(|(info, physical)| BuildInput {
+            path: info.path.clone(),
+            physical: physical.clone(),
+        })
+        .collect();
+    let options = DerivationOptions::read(&plan.derivation)?;
+    let mut spec = BuildSpec::new(plan.derivation.clone(), plan.path.clone(), inputs);
+    if !options.export_references_graph.is_empty() {
+        spec.graph = plan
+            .closure
+            .iter()
+            .map(|info| GraphPath {
+                path: info.path.clone(),
+                nar_hash: info.nar_hash,
+                nar_size: info.nar_size,
+                references: info.references.clone(),
+                ca: info.ca.clone(),
+            })
+            .collect();
+    }
+    // What this node's environment says is for builds of its own user alone.
+    if work.request.is_none() {
+        for name in &options.impure_environment {
+            if let Some(value) = std::env::var_os(name) {
+                let value = std::os::unix::ffi::OsStringExt::into_vec(value);
+                spec.impure_environment.insert(name.clone(), value);
+            }
+        }
+    }
+    spec.slot = work.slot;
+    spec.cores = work.cores;
+    spec.limits = work.limits;
+    Ok(spec)
+}

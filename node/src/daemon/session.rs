@@ -1,0 +1,93 @@
+//! One command as the engine sees it: its events, in order, however slowly they are read.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tvix_node_protocol::control::{Event, EventKind, SessionMode};
+
+use super::limits::SESSION_EVENTS;
+
+/// A command.
+pub struct Session {
+    /// When it began.
+    pub opened: Instant,
+    /// What it does.
+    pub mode: SessionMode,
+    sender: mpsc::Sender<Event>,
+    /// Until somebody reads the events.
+    pub receiver: Option<mpsc::Receiver<Event>>,
+    backlog: VecDeque<Event>,
+    left_out: u64,
+    /// Derivations it told of.
+    pub derivations: u64,
+    /// Whether it was told that it is over.
+    pub ended: bool,
+}
+
+impl Session {
+    /// One that begins now.
+    pub fn new(mode: SessionMode) -> Self {
+        let (sender, receiver) = mpsc::channel(SESSION_EVENTS);
+        Self {
+            opened: Instant::now(),
+            mode,
+            sender,
+            receiver: Some(receiver),
+            backlog: VecDeque::new(),
+            left_out: 0,
+            derivations: 0,
+            ended: false,
+        }
+    }
+
+    /// Whether events wait for a reader that is slow.
+    pub fn is_behind(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Sends an event. A line of log is left out where the reader is far behind.
+    pub fn send(&mut self, kind: EventKind) {
+        let at = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let log = matches!(kind, EventKind::Log { .. });
+        let event = Event { at, kind };
+        self.flush();
+        if self.backlog.is_empty() {
+            match self.sender.try_send(event) {
+                // Without a receiver the command is gone; closing the session is under way.
+                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+                Err(mpsc::error::TrySendError::Full(event)) if !log => self.backlog.push_back(event),
+                Err(mpsc::error::TrySendError::Full(_)) => self.left_out += 1,
+            }
+        } else if log {
+            self.left_out += 1;
+        } else {
+            self.backlog.push_back(event);
+        }
+    }
+
+    /// Sends what waits. Only what the coordinator says waits, so it is bounded by the derivations
+    /// of the session.
+    pub fn flush(&mut self) {
+        while let Some(event) = self.backlog.pop_front() {
+            if let Err(mpsc::error::TrySendError::Full(event)) = self.sender.try_send(event) {
+                self.backlog.push_front(event);
+                return;
+            }
+        }
+        if self.left_out > 0 {
+            let text = format!(
+                "{} log lines were left out here; tvix-node log shows them all",
+                self.left_out
+            );
+            let at = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let kind = EventKind::Message {
+                level: "info".to_owned(),
+                text,
+            };
+            if self.sender.try_send(Event { at, kind }).is_ok() {
+                self.left_out = 0;
+            }
+        }
+    }
+}

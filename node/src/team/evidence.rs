@@ -1,0 +1,258 @@
+//! What members know of paths, and whether this node believes it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::Shown;
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_swarm::FindScope;
+
+use super::TeamNode;
+use super::limits::{CLOSURE, EVIDENCE, PROVIDERS, SHOWN};
+use super::policy::{Accepted, Verdict, judge, names_itself, speaking_record};
+
+/// What members said of paths lately. A path's info does not change while its holder has it; one that
+/// is gone costs a fetch that fails, after which it is forgotten.
+#[derive(Debug, Default)]
+pub struct ShownPaths(Mutex<HashMap<(NodeKey, StorePath), Shown>>);
+
+impl ShownPaths {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(NodeKey, StorePath), Shown>> {
+        // Entries are inserted whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, peer: NodeKey, path: &StorePath) -> Option<Shown> {
+        self.lock().get(&(peer, path.clone())).cloned()
+    }
+
+    fn keep(&self, peer: NodeKey, shown: &Shown) {
+        let mut kept = self.lock();
+        if kept.len() >= SHOWN {
+            kept.clear();
+        }
+        kept.insert((peer, shown.info.path.clone()), shown.clone());
+    }
+
+    /// This was not to be had.
+    pub fn forget(&self, path: &StorePath) {
+        self.lock().retain(|(_, known), _| known != path);
+    }
+}
+
+/// A path that can be had from members, and is believed.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// What is known of it.
+    pub shown: Shown,
+    /// Why it is believed.
+    pub origin: Origin,
+    /// Who has exactly this content, the best first.
+    pub providers: Vec<NodeKey>,
+}
+
+/// A closure: what of it is here, and what can be had.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Paths that are here, and with them what they refer to.
+    pub here: BTreeMap<StorePath, PathInfo>,
+    /// Paths that are not.
+    pub there: BTreeMap<StorePath, Remote>,
+}
+
+impl TeamNode {
+    /// What a member knows of these paths, in their order. A member that cannot be asked knows nothing.
+    pub async fn shown_by(&self, peer: NodeKey, paths: &[StorePath]) -> Vec<Option<Shown>> {
+        let mut answers: Vec<Option<Shown>> = paths.iter().map(|path| self.shown.get(peer, path)).collect();
+        let unknown: Vec<usize> = (0..paths.len()).filter(|at| answers[*at].is_none()).collect();
+        if unknown.is_empty() {
+            return answers;
+        }
+        let asked: Vec<StorePath> = unknown.iter().map(|at| paths[*at].clone()).collect();
+        match self.swarm.path_infos(peer, &asked).await {
+            Ok(shown) => {
+                for (at, shown) in unknown.into_iter().zip(shown) {
+                    if let Some(shown) = &shown {
+                        self.shown.keep(peer, shown);
+                    }
+                    answers[at] = shown;
+                }
+            }
+            Err(error) => tracing::debug!(%peer, %error, "a member did not say what it knows of paths"),
+        }
+        answers
+    }
+
+    async fn shown_with(&self, peer: NodeKey, paths: &[StorePath]) -> (NodeKey, Vec<Option<Shown>>) {
+        (peer, self.shown_by(peer, paths).await)
+    }
+
+    /// Whether what a member shows of a path is believed, and why. Where it depends on a record, what
+    /// speaks for the inputs of that record is asked of the same member.
+    ///
+    /// # Errors
+    /// Why it is not believed, in words.
+    pub async fn accept(&self, peer: NodeKey, shown: &Shown) -> Result<Origin, String> {
+        let members = self.swarm.members();
+        let mut accepted = Accepted::new();
+        let mut stack = vec![shown.clone()];
+        let mut budget = EVIDENCE;
+        while let Some(top) = stack.last() {
+            if let Ok(record) = speaking_record(&members, top) {
+                let unknown = record.inputs.into_iter().map(|input| input.path);
+                let unknown = unknown.filter(|path| !accepted.contains_key(path)).collect();
+                let here = self
+                    .depot
+                    .infos(unknown)
+                    .await
+                    .map_err(|error| error.to_string())?;
+                accepted.extend(here.into_iter().map(|info| (info.path, info.tree)));
+            }
+            let needs = match judge(&members, peer, top, &accepted) {
+                Verdict::Refused(why) => return Err(why),
+                Verdict::Accepted(origin) => {
+                    let (path, tree) = (top.info.path.clone(), top.info.tree);
+                    stack.pop();
+                    if stack.is_empty() {
+                        return Ok(origin);
+                    }
+                    accepted.insert(path, tree);
+                    continue;
+                }
+                Verdict::Needs(needs) => needs,
+            };
+            let of = top.info.path.clone();
+            let paths: Vec<StorePath> = needs.iter().map(|(path, _)| path.clone()).collect();
+            budget = budget.checked_sub(paths.len()).ok_or_else(|| {
+                format!(
+                    "{of} is not accepted: more than {EVIDENCE} other paths would have to be looked at for it"
+                )
+            })?;
+            for ((path, tree), shown) in needs.into_iter().zip(self.shown_by(peer, &paths).await) {
+                let Some(shown) = shown.filter(|shown| shown.info.tree == tree) else {
+                    return Err(format!(
+                        "{of} is not accepted: nothing is known here of {path}, from which it was built, and {peer} \
+                         does not show it"
+                    ));
+                };
+                // A builder checks by its name what names itself before it builds from it; so its record,
+                // which counts here, speaks for the content.
+                if names_itself(&shown.info) {
+                    accepted.insert(path, tree);
+                } else {
+                    stack.push(shown);
+                }
+            }
+        }
+        Err("there is nothing to believe".to_owned())
+    }
+
+    /// Looks for paths and everything they refer to: here, then at these members, then at whoever has them.
+    ///
+    /// # Errors
+    /// Which path cannot be had, and why, in words.
+    pub async fn survey(&self, roots: &[StorePath], providers: &[NodeKey]) -> Result<Survey, String> {
+        let mut survey = Survey::default();
+        let mut seen: BTreeSet<StorePath> = roots.iter().cloned().collect();
+        let mut level: Vec<StorePath> = seen.iter().cloned().collect();
+        while !level.is_empty() {
+            let missing = self.take_here(level, &mut survey).await?;
+            let mut reasons = BTreeMap::new();
+            let missing = self
+                .take_there(missing, providers, &mut survey, &mut reasons)
+                .await;
+            if !missing.is_empty() {
+                let holders = self.swarm.find(&missing, FindScope::All).await;
+                let mut all: BTreeMap<NodeKey, tvix_node_swarm::Through> = BTreeMap::new();
+                all.extend(holders.into_values().flatten());
+                let others: Vec<NodeKey> = self
+                    .swarm
+                    .providers(&all)
+                    .into_iter()
+                    .filter(|peer| !providers.contains(peer))
+                    .collect();
+                let missing = self.take_there(missing, &others, &mut survey, &mut reasons).await;
+                if let Some(path) = missing.first() {
+                    let why = reasons.remove(path);
+                    return Err(why.unwrap_or_else(|| format!("nobody in the team is known to have {path}")));
+                }
+            }
+            let references = survey
+                .there
+                .values()
+                .flat_map(|remote| &remote.shown.info.references);
+            level = references.filter(|path| !seen.contains(*path)).cloned().collect();
+            level.sort();
+            level.dedup();
+            seen.extend(level.iter().cloned());
+            if seen.len() > CLOSURE {
+                return Err(format!("the closure has more than the {CLOSURE} paths allowed"));
+            }
+        }
+        Ok(survey)
+    }
+
+    /// Of these paths, those that are not here.
+    async fn take_here(&self, paths: Vec<StorePath>, survey: &mut Survey) -> Result<Vec<StorePath>, String> {
+        let lease = self.depot.lease();
+        let asked = paths.clone();
+        let infos = self.depot.blocking(move |_| Ok(lease.hold(asked.iter())?)).await;
+        let infos = infos.map_err(|error| error.to_string())?;
+        let mut missing = Vec::new();
+        for (path, info) in paths.into_iter().zip(infos) {
+            match info {
+                Some(info) => drop(survey.here.insert(path, info)),
+                None => missing.push(path),
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Of these paths, those that none of these members has and is believed for.
+    async fn take_there(
+        &self,
+        paths: Vec<StorePath>,
+        providers: &[NodeKey],
+        survey: &mut Survey,
+        reasons: &mut BTreeMap<StorePath, String>,
+    ) -> Vec<StorePath> {
+        if paths.is_empty() {
+            return paths;
+        }
+        let asked = providers.iter().copied().take(PROVIDERS);
+        let questions: Vec<_> = asked.map(|peer| self.shown_with(peer, &paths)).collect();
+        let answers = futures::future::join_all(questions).await;
+        let mut missing = Vec::new();
+        for (at, path) in paths.into_iter().enumerate() {
+            let mut found: Option<Remote> = None;
+            for (peer, shown) in answers
+                .iter()
+                .filter_map(|(peer, shown)| Some((*peer, shown[at].as_ref()?)))
+            {
+                if let Some(remote) = &mut found {
+                    if remote.shown.info.tree == shown.info.tree {
+                        remote.providers.push(peer);
+                    }
+                    continue;
+                }
+                match self.accept(peer, shown).await {
+                    Ok(origin) => {
+                        found = Some(Remote {
+                            shown: shown.clone(),
+                            origin,
+                            providers: vec![peer],
+                        });
+                    }
+                    Err(why) => drop(reasons.entry(path.clone()).or_insert(why)),
+                }
+            }
+            match found {
+                Some(remote) => drop(survey.there.insert(path, remote)),
+                None => missing.push(path),
+            }
+        }
+        missing
+    }
+}

@@ -1,0 +1,443 @@
+//! Bringing paths of other members into the own store: a closure in parallel, references first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tvix_node_coordinator::{Event, FetchId, Source};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
+use tvix_node_store::{Arrived, ArrivedFile, Naming, Prepared};
+use tvix_node_swarm::{Arrival, ArrivedBlob};
+
+use super::TeamNode;
+use super::evidence::Remote;
+use super::limits::{ARRIVING, STEPS, TREE_EXCESS};
+use crate::daemon::depot::DepotError;
+
+/// Why a path was not brought here.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchFailure {
+    /// It cannot be had, or is not believed.
+    #[error("{0}")]
+    NotToBeHad(String),
+    /// It did not come.
+    #[error("{path} could not be fetched: {source}")]
+    Transfer {
+        /// Which.
+        path: StorePath,
+        /// Why.
+        source: tvix_node_swarm::FetchError,
+    },
+    /// What came is not what it should be, or the store does not take it.
+    #[error("{path} could not be taken into the store: {source}")]
+    Store {
+        /// Which.
+        path: StorePath,
+        /// Why.
+        source: DepotError,
+    },
+    /// Something it refers to did not come; that is reported for itself.
+    #[error("something that {0} refers to did not come")]
+    Reference(StorePath),
+    /// A task of the node ended: a bug, or the node is going down.
+    #[error("a transfer was lost: {0}")]
+    Lost(String),
+}
+
+/// What is told while a closure comes.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// A path is on its way.
+    Started {
+        /// Which.
+        path: StorePath,
+        /// From whom.
+        from: NodeKey,
+    },
+    /// A path is here.
+    Arrived {
+        /// Which.
+        path: StorePath,
+        /// From whom.
+        from: NodeKey,
+        /// Bytes of its archive.
+        bytes: u64,
+    },
+}
+
+/// Who is told. Whoever has stopped listening need not know.
+pub type Observer = mpsc::Sender<Step>;
+
+/// Paths that are on their way: what two fetches have in common is moved once.
+#[derive(Debug, Default)]
+pub struct Arriving(Mutex<HashMap<StorePath, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Arriving {
+    /// Waits until nobody else brings this path.
+    async fn turn(&self, path: &StorePath) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            match turns.get(path).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::new(tokio::sync::Mutex::new(()));
+                    turns.insert(path.clone(), Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        turn.lock_owned().await
+    }
+}
+
+/// What arrived, as the store wants to see it.
+struct Content(Arc<Arrival>);
+
+impl Arrived for Content {
+    fn tree(&self, digest: TreeDigest) -> io::Result<Option<Tree>> {
+        self.0.tree(digest).map_err(io::Error::other)
+    }
+
+    fn blob(&self, digest: BlobDigest) -> io::Result<Option<ArrivedFile>> {
+        Ok(match self.0.blob(digest).map_err(io::Error::other)? {
+            Some(ArrivedBlob::Bytes(bytes)) => Some(ArrivedFile::Bytes(bytes)),
+            Some(ArrivedBlob::File(path)) => Some(ArrivedFile::File(File::open(path)?)),
+            None => None,
+        })
+    }
+}
+
+/// A path that is to come.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// What it must be.
+    pub info: PathInfo,
+    /// Who has it, the best first.
+    pub providers: Vec<NodeKey>,
+    /// How it is kept.
+    pub keep: Keep,
+}
+
+/// How a path that comes is kept.
+#[derive(Debug, Clone)]
+pub enum Keep {
+    /// Under its name: somebody is believed for it, perhaps for this record.
+    Accepted {
+        /// The record.
+        record: Option<Envelope>,
+    },
+    /// Under its digest, for one build alone.
+    Aside,
+}
+
+/// Whether what a path refers to is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Coming,
+    Here,
+    Failed,
+}
+
+impl TeamNode {
+    /// Fetches the tree of a path and prepares it for the store under a name that it must fit.
+    pub async fn bring(
+        &self,
+        info: PathInfo,
+        providers: Vec<NodeKey>,
+    ) -> Result<(Prepared, Arc<Arrival>), FetchFailure> {
+        let (path, tree) = (info.path.clone(), info.tree);
+        let most = info.nar_size.saturating_add(TREE_EXCESS);
+        let arrival = self.swarm.fetch_tree(tree, providers, Some(most)).await;
+        let arrival = arrival.map_err(|source| FetchFailure::Transfer {
+            path: path.clone(),
+            source,
+        })?;
+        let content = Content(Arc::clone(&arrival));
+        let prepared = self
+            .depot
+            .blocking(move |store| Ok(store.prepare_arrived(tree, &content, Naming::Known(info))?));
+        match prepared.await {
+            Ok(prepared) => Ok((prepared, arrival)),
+            Err(source) => Err(FetchFailure::Store { path, source }),
+        }
+    }
+
+    /// Makes what was brought part of the store.
+    pub async fn register(
+        &self,
+        path: StorePath,
+        prepared: Prepared,
+        record: Option<Envelope>,
+        arrival: Arc<Arrival>,
+    ) -> Result<(), FetchFailure> {
+        let lease = self.depot.lease();
+        let registered = self.depot.blocking(move |store| {
+            match record {
+                Some(record) => drop(store.register_built(vec![prepared], &record, &lease)?),
+                None => drop(store.register(vec![prepared], &lease)?),
+            }
+            remove(&arrival);
+            Ok(())
+        });
+        registered.await.map_err(|source| FetchFailure::Store {
+            path: path.clone(),
+            source,
+        })?;
+        self.depot.added(&[path]);
+        Ok(())
+    }
+
+    /// Brings these paths and everything they refer to into the own store, from these members first.
+    ///
+    /// # Errors
+    /// See [`FetchFailure`]; what has come so far stays.
+    pub async fn ensure(
+        self: &Arc<Self>,
+        roots: &[StorePath],
+        providers: &[NodeKey],
+        observer: Option<Observer>,
+    ) -> Result<(), FetchFailure> {
+        let survey = self
+            .survey(roots, providers)
+            .await
+            .map_err(FetchFailure::NotToBeHad)?;
+        let items = survey.there.into_iter().map(|(path, remote)| {
+            let Remote {
+                shown,
+                origin,
+                providers,
+            } = remote;
+            let keep = Keep::Accepted {
+                record: matches!(origin, Origin::Record { .. })
+                    .then_some(shown.record)
+                    .flatten(),
+            };
+            let info = PathInfo {
+                origin,
+                registered: 0,
+                ..shown.info
+            };
+            let item = Item {
+                info,
+                providers,
+                keep,
+            };
+            (path, item)
+        });
+        self.bring_all(items.collect(), observer).await
+    }
+
+    /// Brings these paths, each after those of them that it refers to.
+    ///
+    /// # Errors
+    /// See [`FetchFailure`]; what has come so far stays.
+    pub async fn bring_all(
+        self: &Arc<Self>,
+        items: BTreeMap<StorePath, Item>,
+        observer: Option<Observer>,
+    ) -> Result<(), FetchFailure> {
+        let (senders, receivers): (BTreeMap<_, _>, BTreeMap<_, _>) = items
+            .keys()
+            .map(|path| {
+                let (sender, receiver) = watch::channel(Progress::Coming);
+                ((path.clone(), sender), (path.clone(), receiver))
+            })
+            .unzip();
+        let places = Arc::new(Semaphore::new(ARRIVING));
+        let mut coming = JoinSet::new();
+        for ((path, item), (_, sender)) in items.into_iter().zip(senders) {
+            let references: Vec<watch::Receiver<Progress>> = match item.keep {
+                Keep::Accepted { .. } => item
+                    .info
+                    .references
+                    .iter()
+                    .filter(|reference| **reference != path)
+                    .filter_map(|reference| receivers.get(reference).cloned())
+                    .collect(),
+                Keep::Aside => Vec::new(),
+            };
+            let (node, places, observer) = (Arc::clone(self), Arc::clone(&places), observer.clone());
+            coming.spawn(async move {
+                let result = node.arrive(&path, item, references, &places, observer).await;
+                if result.is_err() {
+                    node.shown.forget(&path);
+                }
+                sender.send_replace(if result.is_ok() {
+                    Progress::Here
+                } else {
+                    Progress::Failed
+                });
+                result
+            });
+        }
+        let mut failure = None;
+        while let Some(result) = coming.join_next().await {
+            match result
+                .map_err(|error| FetchFailure::Lost(error.to_string()))
+                .flatten()
+            {
+                Ok(()) => {}
+                Err(FetchFailure::Reference(path)) => {
+                    drop(failure.get_or_insert(FetchFailure::Reference(path)))
+                }
+                // What failed first is what the others failed for.
+                Err(error) => match failure {
+                    None | Some(FetchFailure::Reference(_)) => failure = Some(error),
+                    Some(_) => {}
+                },
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    async fn arrive(
+        &self,
+        path: &StorePath,
+        item: Item,
+        references: Vec<watch::Receiver<Progress>>,
+        places: &Semaphore,
+        observer: Option<Observer>,
+    ) -> Result<(), FetchFailure> {
+        let lost = |error: &dyn std::fmt::Display| FetchFailure::Lost(error.to_string());
+        let Item {
+            info,
+            providers,
+            keep,
+        } = item;
+        let _turn = self.arriving.turn(path).await;
+        if self.here(path).await?.is_some_and(|here| here.tree == info.tree) {
+            // Another fetch has brought it meanwhile.
+            return Ok(());
+        }
+        let from = providers.first().copied().unwrap_or(self.swarm.key());
+        let bytes = info.nar_size;
+        let (prepared, arrival) = {
+            let _place = places.acquire().await.map_err(|error| lost(&error))?;
+            let path = path.clone();
+            tell(observer.as_ref(), Step::Started { path, from }).await;
+            self.bring(info, providers).await?
+        };
+        match keep {
+            Keep::Accepted { record } => {
+                for mut reference in references {
+                    let progress = reference.wait_for(|progress| *progress != Progress::Coming).await;
+                    if *progress.map_err(|error| lost(&error))? == Progress::Failed {
+                        return Err(FetchFailure::Reference(path.clone()));
+                    }
+                }
+                self.register(path.clone(), prepared, record, arrival).await?;
+            }
+            Keep::Aside => self.register_aside(path.clone(), prepared, arrival).await?,
+        }
+        let path = path.clone();
+        tell(observer.as_ref(), Step::Arrived { path, from, bytes }).await;
+        Ok(())
+    }
+
+    /// Keeps what was brought under its digest: nobody is believed for it, and nobody is told of it.
+    async fn register_aside(
+        &self,
+        path: StorePath,
+        prepared: Prepared,
+        arrival: Arc<Arrival>,
+    ) -> Result<(), FetchFailure> {
+        let lease = self.depot.lease();
+        let registered = self.depot.blocking(move |store| {
+            store.register_unaccepted(vec![prepared], &lease)?;
+            remove(&arrival);
+            Ok(())
+        });
+        registered
+            .await
+            .map_err(|source| FetchFailure::Store { path, source })
+    }
+
+    /// What is known of a path that is here.
+    pub async fn here(&self, path: &StorePath) -> Result<Option<PathInfo>, FetchFailure> {
+        let lease = self.depot.lease();
+        let asked = path.clone();
+        let held = self.depot.blocking(move |_| Ok(lease.hold_one(&asked)?));
+        held.await.map_err(|source| FetchFailure::Store {
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// Carries out a fetch of the coordinator, and reports how it went.
+    pub async fn fetch(self: Arc<Self>, fetch: FetchId, path: StorePath, from: Vec<Source>) {
+        let providers: Vec<NodeKey> = from
+            .iter()
+            .filter_map(|source| match source {
+                Source::Peer(node) => Some(*node),
+                Source::Cache(_) | Source::Folder(_) => None,
+            })
+            .collect();
+        let (steps, mut told) = mpsc::channel(STEPS);
+        let roots = [path];
+        let forwarding = async {
+            let mut arrived = false;
+            while let Some(step) = told.recv().await {
+                let event = match step {
+                    Step::Started { path, from } => {
+                        let from = Source::Peer(from);
+                        Event::FetchStarted { fetch, path, from }
+                    }
+                    Step::Arrived { path, from, bytes } => {
+                        arrived |= path == roots[0];
+                        let from = Source::Peer(from);
+                        Event::FetchArrived {
+                            fetch,
+                            path,
+                            from,
+                            bytes,
+                        }
+                    }
+                };
+                self.tell(event).await;
+            }
+            arrived
+        };
+        let (result, arrived) = tokio::join!(self.ensure(&roots, &providers, Some(steps)), forwarding);
+        let [path] = roots;
+        match result {
+            Ok(()) => {
+                if !arrived {
+                    let from = Source::Peer(providers.first().copied().unwrap_or(self.swarm.key()));
+                    let bytes = 0;
+                    self.tell(Event::FetchArrived {
+                        fetch,
+                        path,
+                        from,
+                        bytes,
+                    })
+                    .await;
+                }
+                self.tell(Event::FetchFinished { fetch }).await;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                self.tell(Event::FetchFailed { fetch, error }).await;
+            }
+        }
+    }
+}
+
+async fn tell(observer: Option<&Observer>, step: Step) {
+    if let Some(observer) = observer {
+        drop(observer.send(step).await);
+    }
+}
+
+/// The store has taken what arrived.
+pub fn remove(arrival: &Arrival) {
+    if let Err(error) = arrival.remove() {
+        tracing::warn!(%error, "what has arrived could not be removed from the spool");
+    }
+}

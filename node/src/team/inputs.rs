@@ -1,0 +1,397 @@
+//! What a build for another member reads: taken by content, and sorted into what this node accepts and
+//! what is only that member's word.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::{BuildRequest, Input};
+use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::messages::{Refusal, RefusalReason, Shown};
+use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation};
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_store::AddError;
+use tvix_node_swarm::FindScope;
+
+use super::TeamNode;
+use super::fetch::{FetchFailure, Item, Keep};
+use super::limits::{REQUEST_DERIVATION_BYTES, REQUEST_DERIVATIONS};
+use super::policy::names_itself;
+use crate::daemon::depot::{DepotError, read_from};
+use crate::daemon::derivations::Checked;
+
+/// The complete closure of what a build reads.
+pub struct Inputs {
+    /// What is known of each, sorted by path.
+    pub closure: Vec<PathInfo>,
+    /// Where each lies.
+    pub physical: Vec<PathBuf>,
+    /// Whether this node accepts every one. If not, what is built is for the requester alone.
+    pub accepted: bool,
+}
+
+pub(super) fn refusal(reason: RefusalReason, message: impl Into<String>) -> Refusal {
+    let message = message.into();
+    Refusal { reason, message }
+}
+
+/// The store here failed, which is no fault of the request.
+fn failed(error: DepotError) -> Refusal {
+    refusal(
+        RefusalReason::Busy,
+        format!("the builder's store failed: {error}"),
+    )
+}
+
+impl TeamNode {
+    /// The derivation of a request, its output paths recomputed from its content and that of everything it
+    /// needs. Texts that are not here are asked of the requester; each is checked against its own name.
+    pub async fn derivation(
+        &self,
+        requester: NodeKey,
+        root: &StorePath,
+    ) -> Result<(Derivation, Checked, BTreeSet<StorePath>), Refusal> {
+        let mut read: HashMap<StorePath, Derivation> = HashMap::new();
+        let mut frontier = vec![root.clone()];
+        let mut room = REQUEST_DERIVATION_BYTES;
+        while !frontier.is_empty() {
+            if read.len() + frontier.len() > REQUEST_DERIVATIONS {
+                let message = format!("{root} needs more than the {REQUEST_DERIVATIONS} derivations allowed");
+                return Err(refusal(RefusalReason::TooLarge, message));
+            }
+            let found = self.read_derivations(requester, frontier, &mut room).await?;
+            let inputs: BTreeSet<StorePath> = found
+                .values()
+                .flat_map(|derivation| derivation.input_derivations().keys())
+                .cloned()
+                .collect();
+            read.extend(found);
+            frontier = self.depot.derivations.unknown(inputs.iter());
+            frontier.retain(|path| !read.contains_key(path));
+        }
+        let (depot, root) = (Arc::clone(&self.depot), root.clone());
+        let checked = self.depot.blocking(move |_| {
+            let unknown = |path: &StorePath| DrvError::UnknownInput {
+                name: root.to_string(),
+                input: path.clone(),
+            };
+            let get = |path: &StorePath| read.get(path).cloned().ok_or_else(|| unknown(path));
+            let derivation = get(&root)?;
+            let checked = depot
+                .derivations
+                .check(&root, &derivation, |path| Ok(get(path)?))?;
+            let inputs = depot.derivations.direct_inputs(&derivation)?;
+            Ok((derivation, checked, inputs))
+        });
+        checked.await.map_err(|error| match error {
+            DepotError::Derivation(error) => {
+                let reason = match error {
+                    DrvError::Mismatch { .. } => RefusalReason::OutputPath,
+                    DrvError::Unsupported(_) => RefusalReason::Unsupported,
+                    _ => RefusalReason::Structure,
+                };
+                refusal(reason, error.to_string())
+            }
+            error => failed(error),
+        })
+    }
+
+    async fn read_derivations(
+        &self,
+        requester: NodeKey,
+        paths: Vec<StorePath>,
+        room: &mut usize,
+    ) -> Result<HashMap<StorePath, Derivation>, Refusal> {
+        let here = self.depot.blocking(move |store| {
+            let valid = store.is_valid_many(paths.iter())?;
+            let mut found = HashMap::new();
+            let mut missing = Vec::new();
+            for (path, valid) in paths.into_iter().zip(valid) {
+                if valid {
+                    let derivation = read_from(store, &path)?;
+                    found.insert(path, derivation);
+                } else {
+                    missing.push(path);
+                }
+            }
+            Ok((found, missing))
+        });
+        let (mut found, missing) = here.await.map_err(failed)?;
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let texts = self.swarm.texts(requester, &missing).await.map_err(|error| {
+            refusal(
+                RefusalReason::InputMissing,
+                format!("the derivations of the request could not be fetched from its requester: {error}"),
+            )
+        })?;
+        for (path, text) in missing.into_iter().zip(texts) {
+            let Some(text) = text else {
+                let message = format!("the requester does not have the derivation {path}");
+                return Err(refusal(RefusalReason::InputMissing, message));
+            };
+            *room = room.checked_sub(text.len()).ok_or_else(|| {
+                let limit = REQUEST_DERIVATION_BYTES;
+                let message = format!("the request's derivations have more than the {limit} bytes allowed");
+                refusal(RefusalReason::TooLarge, message)
+            })?;
+            let derivation = read_derivation(&path, &text)
+                .map_err(|error| refusal(RefusalReason::InputContent, error.to_string()))?;
+            found.insert(path, derivation);
+        }
+        Ok(found)
+    }
+
+    /// Brings what a build reads here, by content, from whoever has it. `direct`: what it reads itself.
+    ///
+    /// # Errors
+    /// The refusal to send.
+    pub async fn inputs(
+        self: &Arc<Self>,
+        request: &BuildRequest,
+        direct: &BTreeSet<StorePath>,
+    ) -> Result<Inputs, Refusal> {
+        check_closure_of(&request.inputs, direct)?;
+        let paths: Vec<StorePath> = request.inputs.iter().map(|input| input.path.clone()).collect();
+        let lease = self.depot.lease();
+        let asked = paths.clone();
+        let own = self.depot.blocking(move |_| Ok(lease.hold(asked.iter())?));
+        let own = own.await.map_err(failed)?;
+        let mut known: BTreeMap<StorePath, Known> = BTreeMap::new();
+        let mut missing = Vec::new();
+        for (input, own) in request.inputs.iter().zip(own) {
+            match own {
+                Some(info) if info.tree == input.tree => {
+                    check_references(input, &info)?;
+                    known.insert(input.path.clone(), Known::Here(info));
+                }
+                other => missing.push((input, other.is_some())),
+            }
+        }
+        if !missing.is_empty() {
+            self.judge_missing(request.requester, missing, &mut known).await?;
+            self.bring_inputs(&known).await?;
+        }
+        Ok(self.lay_out(request, known))
+    }
+
+    /// Decides, references first, which of the missing inputs are accepted.
+    async fn judge_missing(
+        &self,
+        requester: NodeKey,
+        missing: Vec<(&Input, bool)>,
+        known: &mut BTreeMap<StorePath, Known>,
+    ) -> Result<(), Refusal> {
+        let paths: Vec<StorePath> = missing.iter().map(|(input, _)| input.path.clone()).collect();
+        let shown = self.shown_by(requester, &paths);
+        let holders = self.swarm.find(&paths, FindScope::All);
+        let (shown, holders) = tokio::join!(shown, holders);
+        let mut shown: BTreeMap<StorePath, Shown> = paths
+            .iter()
+            .cloned()
+            .zip(shown)
+            .filter_map(|(path, shown)| Some((path, shown?)))
+            .collect();
+        for (input, taken) in in_order(missing) {
+            let mut providers = vec![requester];
+            if let Some(holders) = holders.get(&input.path) {
+                let others = self.swarm.providers(holders).into_iter();
+                providers.extend(others.filter(|peer| *peer != requester && *peer != self.swarm.key()));
+            }
+            let said = shown
+                .remove(&input.path)
+                .filter(|shown| shown.info.tree == input.tree);
+            let mut info = claimed(input, said.as_ref());
+            // What a derivation fixes is known here, whatever the requester says.
+            if let Some(ca) = self.depot.derivations.fixed(&input.path) {
+                info.ca = Some(ca);
+            }
+            let references_accepted =
+                input
+                    .references
+                    .iter()
+                    .filter(|path| **path != input.path)
+                    .all(|path| {
+                        matches!(
+                            known.get(path),
+                            Some(
+                                Known::Here(_)
+                                    | Known::Coming(Item {
+                                        keep: Keep::Accepted { .. },
+                                        ..
+                                    })
+                            )
+                        )
+                    });
+            let mut record: Option<Envelope> = None;
+            let verdict = if names_itself(&info) {
+                Ok(Origin::Content)
+            } else if let Some(said) = &said {
+                record = said.record.clone();
+                check_references(input, &said.info)?;
+                self.accept(requester, said).await
+            } else {
+                Err(format!("{} is not shown by the requester", input.path))
+            };
+            // A name that has another tree here keeps it.
+            let keep = match verdict {
+                Ok(origin) if references_accepted && !taken => {
+                    let record = record.filter(|_| matches!(origin, Origin::Record { .. }));
+                    info.origin = origin;
+                    Keep::Accepted { record }
+                }
+                Ok(_) => Keep::Aside,
+                Err(why) => {
+                    tracing::info!(path = %input.path, %requester, why, "an input is used for its requester alone");
+                    Keep::Aside
+                }
+            };
+            let item = Item {
+                info,
+                providers,
+                keep,
+            };
+            known.insert(input.path.clone(), Known::Coming(item));
+        }
+        Ok(())
+    }
+
+    async fn bring_inputs(self: &Arc<Self>, known: &BTreeMap<StorePath, Known>) -> Result<(), Refusal> {
+        let items = known.iter().filter_map(|(path, known)| match known {
+            Known::Coming(item) => Some((path.clone(), item.clone())),
+            Known::Here(_) => None,
+        });
+        self.bring_all(items.collect(), None).await.map_err(|error| {
+            let reason = match &error {
+                FetchFailure::Store {
+                    source: DepotError::Add(error),
+                    ..
+                } if is_other_content(error) => RefusalReason::InputContent,
+                FetchFailure::NotToBeHad(_) | FetchFailure::Transfer { .. } | FetchFailure::Reference(_) => {
+                    RefusalReason::InputMissing
+                }
+                FetchFailure::Store { .. } | FetchFailure::Lost(_) => RefusalReason::Busy,
+            };
+            refusal(reason, error.to_string())
+        })
+    }
+
+    fn lay_out(&self, request: &BuildRequest, mut known: BTreeMap<StorePath, Known>) -> Inputs {
+        let mut inputs = Inputs {
+            closure: Vec::with_capacity(request.inputs.len()),
+            physical: Vec::with_capacity(request.inputs.len()),
+            accepted: true,
+        };
+        for input in &request.inputs {
+            let (info, aside) = match known.remove(&input.path) {
+                Some(Known::Here(info)) => (info, false),
+                Some(Known::Coming(item)) => (item.info, matches!(item.keep, Keep::Aside)),
+                None => continue,
+            };
+            inputs.accepted &= !aside;
+            inputs.physical.push(if aside {
+                self.depot.store().physical_unaccepted(&info.path, &info.tree)
+            } else {
+                self.depot.physical(&info.path)
+            });
+            inputs.closure.push(info);
+        }
+        inputs
+    }
+}
+
+/// What is known of an input.
+enum Known {
+    /// It is here, under its name, with the content asked for.
+    Here(PathInfo),
+    /// It is to come.
+    Coming(Item),
+}
+
+/// What the requester says an input is.
+fn claimed(input: &Input, said: Option<&Shown>) -> PathInfo {
+    PathInfo {
+        path: input.path.clone(),
+        tree: input.tree,
+        nar_hash: input.nar_hash,
+        nar_size: input.nar_size,
+        references: input.references.iter().cloned().collect(),
+        deriver: said.and_then(|shown| shown.info.deriver.clone()),
+        ca: said.and_then(|shown| shown.info.ca.clone()),
+        origin: Origin::Content,
+        registered: 0,
+        signatures: Vec::new(),
+    }
+}
+
+/// The inputs must be the closure of what the derivation reads: nothing less, and nothing more either.
+fn check_closure_of(inputs: &[Input], direct: &BTreeSet<StorePath>) -> Result<(), Refusal> {
+    let find = |path: &StorePath| inputs.binary_search_by(|input| input.path.cmp(path)).ok();
+    let mut reached = BTreeSet::new();
+    let mut frontier: Vec<&StorePath> = direct.iter().collect();
+    while let Some(path) = frontier.pop() {
+        let Some(at) = find(path) else {
+            let message =
+                format!("{path} is needed by the build, but is not among the inputs of the request");
+            return Err(refusal(RefusalReason::Structure, message));
+        };
+        if reached.insert(at) {
+            frontier.extend(&inputs[at].references);
+        }
+    }
+    match inputs.iter().enumerate().find(|(at, _)| !reached.contains(at)) {
+        None => Ok(()),
+        Some((_, stray)) => {
+            let message = format!(
+                "{} is among the inputs of the request, but nothing needs it",
+                stray.path
+            );
+            Err(refusal(RefusalReason::Structure, message))
+        }
+    }
+}
+
+/// What an input refers to follows from its content.
+fn check_references(input: &Input, info: &PathInfo) -> Result<(), Refusal> {
+    if input.references.iter().eq(&info.references) && input.nar_hash == info.nar_hash {
+        return Ok(());
+    }
+    let message = format!(
+        "the request says something else of {} than what is known of the same content",
+        input.path
+    );
+    Err(refusal(RefusalReason::InputContent, message))
+}
+
+fn is_other_content(error: &AddError) -> bool {
+    matches!(
+        error,
+        AddError::Naming(_) | AddError::Archive { .. } | AddError::Tree { .. } | AddError::Source(_)
+    )
+}
+
+/// References before what refers to them. The inputs have been checked to be a closure.
+fn in_order(missing: Vec<(&Input, bool)>) -> Vec<(&Input, bool)> {
+    let mut left: BTreeMap<&StorePath, (&Input, bool)> = missing
+        .into_iter()
+        .map(|(input, taken)| (&input.path, (input, taken)))
+        .collect();
+    let mut ordered = Vec::with_capacity(left.len());
+    while let Some((_, first)) = left.pop_first() {
+        let mut stack = vec![first];
+        while let Some((input, _)) = stack.last() {
+            let next = input.references.iter().find_map(|path| left.remove(path));
+            match next {
+                Some(next) => stack.push(next),
+                None => ordered.extend(stack.pop()),
+            }
+        }
+    }
+    ordered
+}
+
+#[cfg(test)]
+#[path = "inputs_tests.rs"]
+mod tests;

@@ -1,0 +1,81 @@
+use super::*;
+use tvix_node_protocol::path_info::NarHash;
+use tvix_node_protocol::tree::TreeDigest;
+
+fn path(name: &str) -> StorePath {
+    let mut hash = [0; 20];
+    hash.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..20]);
+    StorePath::from_parts(hash, name).unwrap()
+}
+
+fn inputs(closure: &[(&str, &[&str])]) -> Vec<Input> {
+    let mut inputs: Vec<Input> = closure
+        .iter()
+        .map(|(name, references)| {
+            let mut references: Vec<StorePath> = references.iter().map(|name| path(name)).collect();
+            references.sort();
+            Input {
+                path: path(name),
+                tree: TreeDigest([1; 32]),
+                nar_hash: NarHash([1; 32]),
+                nar_size: 1,
+                references,
+            }
+        })
+        .collect();
+    inputs.sort_by(|a, b| a.path.cmp(&b.path));
+    inputs
+}
+
+fn direct(names: &[&str]) -> BTreeSet<StorePath> {
+    names.iter().map(|name| path(name)).collect()
+}
+
+#[test]
+fn the_inputs_of_a_request_are_the_closure_of_what_the_build_reads() {
+    let closure = inputs(&[("a", &["b"]), ("b", &["b", "c"]), ("c", &[])]);
+    assert!(check_closure_of(&closure, &direct(&["a"])).is_ok());
+    assert!(check_closure_of(&closure, &direct(&["a", "c"])).is_ok());
+    let missing = check_closure_of(&closure, &direct(&["a", "d"])).unwrap_err();
+    assert_eq!(missing.reason, RefusalReason::Structure);
+    assert!(missing.message.contains("-d is needed by the build"), "{missing}");
+    let stray = check_closure_of(&closure, &direct(&["b"])).unwrap_err();
+    assert!(stray.message.contains("-a is among the inputs"), "{stray}");
+}
+
+#[test]
+fn references_come_before_what_refers_to_them() {
+    let closure = inputs(&[
+        ("a", &["b", "c"]),
+        ("b", &["c", "b"]),
+        ("c", &["d"]),
+        ("d", &[]),
+        ("e", &["a"]),
+    ]);
+    let ordered = in_order(closure.iter().map(|input| (input, false)).collect());
+    assert_eq!(ordered.len(), closure.len());
+    for (at, (input, _)) in ordered.iter().enumerate() {
+        for reference in input.references.iter().filter(|path| **path != input.path) {
+            assert!(ordered[..at].iter().any(|(before, _)| before.path == *reference));
+        }
+    }
+}
+
+#[test]
+fn what_a_request_says_of_known_content_must_fit() {
+    let input = &inputs(&[("a", &["b"])])[0];
+    let info = claimed(input, None);
+    assert!(check_references(input, &info).is_ok());
+    let mut other = info.clone();
+    other.references.clear();
+    assert_eq!(
+        check_references(input, &other).unwrap_err().reason,
+        RefusalReason::InputContent
+    );
+    let mut other = info;
+    other.nar_hash = NarHash([2; 32]);
+    assert_eq!(
+        check_references(input, &other).unwrap_err().reason,
+        RefusalReason::InputContent
+    );
+}

@@ -1,0 +1,72 @@
+//! Bounds of what this node does for and with its team, each with its reason.
+
+use std::time::Duration;
+
+/// What peers said of paths, remembered between asking for presence and fetching: about a kilobyte each.
+pub const SHOWN: usize = 65_536;
+
+/// Providers that are asked what they know of one path. A fetch uses as many at once.
+pub const PROVIDERS: usize = 4;
+
+/// Paths of one closure that are on their way at once: enough to hide round trips, few enough that what
+/// is needed first does not wait for what is needed last.
+pub const ARRIVING: usize = 24;
+
+/// Paths in one closure that is fetched or sent. As many as a request may name.
+pub const CLOSURE: usize = tvix_node_protocol::limits::CLOSURE_PATHS;
+
+/// Steps of one fetch that wait for the engine.
+pub const STEPS: usize = 256;
+
+/// Bytes by which a tree may exceed what its archive's size says. An archive has every byte of every
+/// file, so none.
+pub const TREE_EXCESS: u64 = 0;
+
+/// Builds for others that are taken at once, waiting for a slot or their inputs included. Each holds a
+/// stream, a plan and a place in a queue.
+pub const SERVED_BUILDS: usize = 512;
+
+/// Of these, for one requester: nobody fills the queue alone.
+pub const SERVED_BUILDS_PER_REQUESTER: usize = 256;
+
+/// Derivations of one request that are fetched to recompute its output paths. All of nixpkgs' largest
+/// closures have some 20,000.
+pub const REQUEST_DERIVATIONS: usize = 65_536;
+
+/// Bytes of their texts.
+pub const REQUEST_DERIVATION_BYTES: usize = 512 << 20;
+
+/// Seconds for which a build request is good: long enough for a builder that is slow to take it up.
+pub const REQUEST_TIME: u64 = 600;
+
+/// Trees that were made for one member alone and may be fetched by it: 100 bytes each.
+pub const GRANTS: usize = 16_384;
+
+/// Seconds such a tree is there for.
+pub const GRANT_TIME: u64 = 3600;
+
+/// Pushes from others that are worked on at once; each fetches several paths in parallel.
+pub const TAKEN_PUSHES: usize = 16;
+
+/// Paths offered in one push; a larger closure is offered in parts.
+pub const OFFERED: usize = 1024;
+
+/// Pause before a change of the free slots is told to the team, so that a row of short builds is not a
+/// row of messages.
+pub const FACTS_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a builder is waited for that could not be spoken to at all.
+pub const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Round trip that is assumed of a peer whose round trip is not known, in milliseconds.
+pub const ASSUMED_ROUND_TRIP: u32 = 5;
+
+/// Bandwidth that is assumed of a peer, in bytes per second: an ordinary local network.
+pub const ASSUMED_BANDWIDTH: u64 = 100_000_000;
+
+/// Trees of other builds' inputs that nobody vouches for are kept as long as the build needs them, at
+/// most so many at once in one request.
+pub const EVIDENCE: usize = 4096;
+
+/// Characters that the beginning of a key must have to name a member: shorter ones are typing errors.
+pub const KEY_START: usize = 6;

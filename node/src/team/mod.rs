@@ -1,0 +1,193 @@
+//! This node in its team: wires the swarm to the store, the coordinator and the builder.
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`manager`] | founding, joining, starting and leaving a team |
+//! | [`policy`] | whom this node believes about a path |
+//! | [`evidence`] | what members know of paths, and whether it is believed |
+//! | [`presence`] | where paths are |
+//! | [`fetch`] | paths of others into this store |
+//! | [`request`] | builds that others do for this node |
+//! | [`serve`], [`inputs`] | builds that this node does for others |
+//! | [`push`] | paths into the stores of others, and what they push here |
+//! | [`shelf`], [`grants`] | what of this store others may see |
+
+pub mod evidence;
+pub mod fetch;
+pub mod grants;
+pub mod inputs;
+pub mod limits;
+pub mod manager;
+pub mod policy;
+pub mod presence;
+pub mod push;
+pub mod request;
+pub mod serve;
+pub mod shelf;
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tvix_node_coordinator::{Event, PeerOffer, placement::Link};
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::Facts;
+use tvix_node_protocol::roster::Role;
+use tvix_node_swarm::SwarmHandle;
+use tvix_node_swarm::events::{Notice, PeerStatus, SwarmEvents};
+
+use crate::daemon::depot::Depot;
+use crate::daemon::engine::Message;
+use crate::daemon::perform::Jobs;
+use evidence::ShownPaths;
+use fetch::Arriving;
+use grants::Grants;
+use limits::{ASSUMED_BANDWIDTH, ASSUMED_ROUND_TRIP, FACTS_PAUSE, KEY_START, TAKEN_PUSHES};
+use manager::TeamFailure;
+use serve::Served;
+
+/// A node that takes part in a team.
+pub struct TeamNode {
+    /// The other members.
+    pub swarm: SwarmHandle,
+    depot: Arc<Depot>,
+    jobs: Arc<Jobs>,
+    engine: mpsc::Sender<Message>,
+    slots: u32,
+    grants: Arc<Grants>,
+    shown: ShownPaths,
+    arriving: Arriving,
+    served: Arc<Served>,
+}
+
+impl TeamNode {
+    /// What people call a member.
+    pub fn name_of(&self, node: NodeKey) -> String {
+        match self.swarm.members().get(node) {
+            Some(member) => member.name.clone(),
+            None => node.to_string(),
+        }
+    }
+
+    /// The member that is called this, or whose key is or begins with it.
+    ///
+    /// # Errors
+    /// [`TeamFailure::Member`]
+    pub fn member(&self, text: &str) -> Result<NodeKey, TeamFailure> {
+        let members = self.swarm.members();
+        let named: Vec<NodeKey> = members
+            .iter()
+            .filter(|(_, member)| member.name == text)
+            .map(|(key, _)| key)
+            .collect();
+        let found = if named.is_empty() {
+            let keys = members.iter().map(|(key, _)| key);
+            keys.filter(|key| text.len() >= KEY_START && key.to_string().starts_with(text))
+                .collect()
+        } else {
+            named
+        };
+        match found.as_slice() {
+            [one] => Ok(*one),
+            [] => {
+                let names: Vec<&str> = members.iter().map(|(_, member)| member.name.as_str()).collect();
+                Err(TeamFailure::Member(format!(
+                    "'{text}' is no member of the team; its members are {}",
+                    names.join(", ")
+                )))
+            }
+            several => {
+                let keys: Vec<String> = several.iter().map(ToString::to_string).collect();
+                Err(TeamFailure::Member(format!(
+                    "several members are called '{text}': name one by (the beginning of) its key: {}",
+                    keys.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// Reports to the coordinator. Where the engine has ended, nobody needs to know.
+    async fn tell(&self, event: Event) {
+        drop(self.engine.send(Message::Happened(event)).await);
+    }
+
+    /// Attends to what the swarm tells, until it is shut down.
+    async fn attend(self: Arc<Self>, mut events: SwarmEvents) {
+        let pushes = Arc::new(Semaphore::new(TAKEN_PUSHES));
+        loop {
+            tokio::select! {
+                notice = events.notices.recv() => match notice {
+                    Some(notice) => self.notice(notice).await,
+                    None => return,
+                },
+                build = events.builds.recv() => match build {
+                    Some(build) => drop(tokio::spawn(Arc::clone(&self).serve(build))),
+                    None => return,
+                },
+                push = events.pushes.recv() => {
+                    let Some(push) = push else { return };
+                    let (node, pushes) = (Arc::clone(&self), Arc::clone(&pushes));
+                    tokio::spawn(async move {
+                        // Closed only with the node.
+                        if let Ok(_place) = pushes.acquire().await {
+                            node.take(push).await;
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    async fn notice(&self, notice: Notice) {
+        match notice {
+            Notice::PeerUp { peer, status } | Notice::PeerChanged { peer, status } => {
+                let offer = self.offer(peer, &status);
+                self.tell(Event::Peer { node: peer, offer }).await;
+            }
+            Notice::PeerDown { peer } => self.tell(Event::PeerGone { node: peer }).await,
+            Notice::PeerUnusable { peer, message } => {
+                let text = format!("{} cannot be used: {message}", self.name_of(peer));
+                drop(self.engine.send(Message::Warn { text }).await);
+            }
+            Notice::RosterChanged => {
+                // Roles may have come or gone.
+                for (peer, status) in self.swarm.peers() {
+                    let offer = self.offer(peer, &status);
+                    self.tell(Event::Peer { node: peer, offer }).await;
+                }
+            }
+        }
+    }
+
+    fn offer(&self, peer: NodeKey, status: &PeerStatus) -> PeerOffer {
+        let members = self.swarm.members();
+        let builds = members.may(peer, Role::Build) && members.may(self.swarm.key(), Role::Request);
+        let facts = &status.facts;
+        PeerOffer {
+            name: self.name_of(peer),
+            slots_free: if builds { facts.free } else { 0 },
+            slots: if builds { facts.slots } else { 0 },
+            systems: facts.systems.clone(),
+            features: facts.features.clone(),
+            fixed_outputs: false,
+            link: Link {
+                round_trip: ASSUMED_ROUND_TRIP,
+                bandwidth: ASSUMED_BANDWIDTH,
+            },
+        }
+    }
+
+    /// Tells the team how many slots are free, whenever that changes.
+    async fn publish_facts(self: Arc<Self>, facts: Facts, mut free: watch::Receiver<u32>) {
+        loop {
+            let free_now = *free.borrow_and_update();
+            self.swarm.set_facts(Facts {
+                free: free_now,
+                ..facts.clone()
+            });
+            tokio::time::sleep(FACTS_PAUSE).await;
+            if free.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Where paths are: the desired store, this node, the team.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tvix_node_coordinator::{Event, PathPresence, QuestionId, Source, limits::SOURCES};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::DesiredStore;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_swarm::FindScope;
+
+use super::TeamNode;
+use super::limits::PROVIDERS;
+
+impl TeamNode {
+    /// Answers a question of the coordinator. `own`: what this node has of the paths, and its size.
+    pub async fn presence(
+        &self,
+        question: QuestionId,
+        desired: Option<DesiredStore>,
+        own: Vec<(StorePath, Option<u64>)>,
+    ) {
+        let paths: Vec<StorePath> = own.iter().map(|(path, _)| path.clone()).collect();
+        let missing: Vec<StorePath> = own
+            .iter()
+            .filter(|(_, size)| size.is_none())
+            .map(|(path, _)| path.clone())
+            .collect();
+        let (in_desired, mut elsewhere) =
+            tokio::join!(self.in_desired(desired.as_ref(), &own), self.elsewhere(&missing));
+        let paths = paths.into_iter().zip(own).map(|(path, (_, nar_size))| {
+            let found = elsewhere.remove(&path).unwrap_or_default();
+            PathPresence {
+                own: nar_size.is_some(),
+                desired: in_desired.contains(&path),
+                nar_size: nar_size.or(found.nar_size),
+                sources: found.sources,
+                path,
+            }
+        });
+        let paths = paths.collect();
+        self.tell(Event::Presence { question, paths }).await;
+    }
+
+    /// Which of these paths the desired store has. One that cannot be asked has none: the push that
+    /// follows will say why.
+    async fn in_desired(
+        &self,
+        desired: Option<&DesiredStore>,
+        own: &[(StorePath, Option<u64>)],
+    ) -> BTreeSet<StorePath> {
+        let paths: Vec<StorePath> = own.iter().map(|(path, _)| path.clone()).collect();
+        let has = match desired {
+            None => return BTreeSet::new(),
+            Some(DesiredStore::Node(node)) if *node == self.swarm.key() => {
+                own.iter().map(|(_, size)| size.is_some()).collect()
+            }
+            Some(DesiredStore::Node(node)) => match self.swarm.have(*node, &paths).await {
+                Ok(has) => has,
+                Err(error) => {
+                    tracing::info!(%node, %error, "the desired store could not be asked what it has");
+                    return BTreeSet::new();
+                }
+            },
+            Some(DesiredStore::Folder(folder)) => {
+                crate::daemon::folder::has(&self.depot, folder.clone(), paths.clone()).await
+            }
+        };
+        let has = paths.into_iter().zip(has).filter(|(_, has)| *has);
+        has.map(|(path, _)| path).collect()
+    }
+
+    /// Who in the team has these paths and is believed for them.
+    async fn elsewhere(&self, paths: &[StorePath]) -> BTreeMap<StorePath, Found> {
+        if paths.is_empty() || self.swarm.members().len() < 2 {
+            return BTreeMap::new();
+        }
+        let holders = self.swarm.find(paths, FindScope::All).await;
+        let mut waiting: BTreeMap<StorePath, Vec<NodeKey>> = holders
+            .iter()
+            .map(|(path, holders)| {
+                let mut providers = self.swarm.providers(holders);
+                providers.retain(|peer| *peer != self.swarm.key());
+                providers.truncate(SOURCES);
+                (path.clone(), providers)
+            })
+            .collect();
+        let mut found = BTreeMap::new();
+        // In each round every path is asked of the best holder that has not been asked for it yet.
+        for round in 0..PROVIDERS {
+            let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
+            for (path, providers) in &waiting {
+                if let Some(peer) = providers.get(round) {
+                    questions.entry(*peer).or_default().push(path.clone());
+                }
+            }
+            let answers = questions.into_iter().map(|(peer, paths)| async move {
+                let shown = self.shown_by(peer, &paths).await;
+                (peer, paths, shown)
+            });
+            for (peer, paths, shown) in futures::future::join_all(answers).await {
+                for (path, shown) in paths.into_iter().zip(shown) {
+                    let Some(shown) = shown else { continue };
+                    if let Err(why) = self.accept(peer, &shown).await {
+                        tracing::info!(%path, %peer, why, "a path that is there is not accepted");
+                        continue;
+                    }
+                    let Some(mut providers) = waiting.remove(&path) else {
+                        continue;
+                    };
+                    providers.retain(|provider| *provider != peer);
+                    providers.insert(0, peer);
+                    let sources = providers.into_iter().map(Source::Peer).collect();
+                    let nar_size = Some(shown.info.nar_size);
+                    found.insert(path, Found { sources, nar_size });
+                }
+            }
+            if waiting.is_empty() {
+                break;
+            }
+        }
+        found
+    }
+
+    /// How much of a derivation's input closure which of these nodes has. Only what is known here counts:
+    /// what this node has not itself, somebody else has to send in any case.
+    pub async fn weigh(&self, derivation: StorePath, inputs: Vec<StorePath>, nodes: Vec<NodeKey>) {
+        let lease = self.depot.lease();
+        let closure = self.depot.blocking(move |store| {
+            let infos = lease.hold(inputs.iter())?;
+            let here: Vec<StorePath> = infos.into_iter().flatten().map(|info| info.path).collect();
+            Ok(store.closure(here.iter())?)
+        });
+        let closure = closure.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a derivation's inputs could not be weighed");
+            Vec::new()
+        });
+        let total = closure.iter().map(|info| info.nar_size).sum();
+        let paths: Vec<StorePath> = closure.iter().map(|info| info.path.clone()).collect();
+        let asked = nodes.into_iter().map(|node| {
+            let (paths, closure) = (&paths, &closure);
+            async move {
+                let has = self.swarm.have(node, paths).await.ok()?;
+                let bytes = closure.iter().zip(has).filter(|(_, has)| *has);
+                Some((Some(node), bytes.map(|(info, _)| info.nar_size).sum()))
+            }
+        });
+        let mut there: Vec<(Option<NodeKey>, u64)> = futures::future::join_all(asked)
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
+        there.push((None, total));
+        self.tell(Event::InputsWeighed {
+            derivation,
+            total,
+            there,
+        })
+        .await;
+    }
+}
+
+/// Who has a path.
+#[derive(Debug, Default)]
+struct Found {
+    sources: Vec<Source>,
+    nar_size: Option<u64>,
+}

@@ -1,0 +1,206 @@
+//! Bringing paths into the store of another member, and taking what others push here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tvix_node_coordinator::{Event, PushId};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::DesiredStore;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::{PushRefusal, Shown};
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_swarm::PushError;
+use tvix_node_swarm::events::IncomingPush;
+
+use super::TeamNode;
+use super::fetch::{Item, Keep};
+use super::limits::{CLOSURE, OFFERED};
+use super::shelf::shown;
+use crate::daemon::depot::DepotError;
+use crate::daemon::folder::FolderError;
+
+/// Why paths are not in the desired store.
+#[derive(Debug, thiserror::Error)]
+pub enum PushFailure {
+    /// The own store.
+    #[error(transparent)]
+    Depot(#[from] DepotError),
+    /// The other store.
+    #[error(transparent)]
+    Push(#[from] PushError),
+    /// It could not be asked what it has.
+    #[error(transparent)]
+    Call(#[from] tvix_node_swarm::CallError),
+    /// A folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// Too much at once.
+    #[error("the closure has {0} paths, more than the {CLOSURE} allowed")]
+    TooLarge(usize),
+}
+
+impl PushFailure {
+    /// Whether trying again may help.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Depot(_) | Self::Folder(_) | Self::TooLarge(_) => false,
+            Self::Call(_) => true,
+            Self::Push(error) => match error {
+                PushError::Call(_) | PushError::Unconfirmed { .. } => true,
+                PushError::Refused { reason, .. } => {
+                    matches!(reason, PushRefusal::Busy | PushRefusal::Content)
+                }
+            },
+        }
+    }
+}
+
+impl TeamNode {
+    /// Carries out a push of the coordinator to a member, and reports how it went.
+    pub async fn push(self: Arc<Self>, push: PushId, path: StorePath, to: DesiredStore) {
+        let result = match to {
+            DesiredStore::Node(node) => self.push_to_node(node, vec![path]).await,
+            DesiredStore::Folder(folder) => crate::daemon::folder::put(&self.depot, folder, vec![path])
+                .await
+                .map_err(PushFailure::from),
+        };
+        let event = match result {
+            Ok(()) => Event::PushFinished { push },
+            Err(error) => Event::PushFailed {
+                push,
+                transient: error.is_transient(),
+                error: error.to_string(),
+            },
+        };
+        self.tell(event).await;
+    }
+
+    /// Brings paths of this store, with their closures, into the store of a member, which confirms every
+    /// one with its tree digest.
+    pub async fn push_to_node(&self, store: NodeKey, paths: Vec<StorePath>) -> Result<(), PushFailure> {
+        let me = self.swarm.key();
+        if store == me {
+            return Ok(());
+        }
+        let closure = self
+            .depot
+            .blocking(move |store| Ok(store.closure(paths.iter())?))
+            .await?;
+        if closure.len() > CLOSURE {
+            return Err(PushFailure::TooLarge(closure.len()));
+        }
+        let names: Vec<StorePath> = closure.iter().map(|info| info.path.clone()).collect();
+        let has = self.swarm.have(store, &names).await?;
+        let missing: Vec<PathInfo> = closure
+            .into_iter()
+            .zip(has)
+            .filter(|(_, has)| !has)
+            .map(|(info, _)| info)
+            .collect();
+        let offered: Vec<Shown> = self
+            .depot
+            .blocking(move |store| {
+                let mut offered = Vec::with_capacity(missing.len());
+                for info in references_first(missing) {
+                    offered.extend(shown(store, me, &info.path)?);
+                }
+                Ok(offered)
+            })
+            .await?;
+        for part in offered.chunks(OFFERED) {
+            self.swarm.push(store, part.to_vec()).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what another member pushes here, as far as the policy accepts it.
+    pub async fn take(self: Arc<Self>, incoming: IncomingPush) {
+        let (peer, paths) = (incoming.peer, incoming.paths.clone());
+        let taken = incoming.accept();
+        if paths.len() > OFFERED {
+            let message = format!("{} paths at once, more than the {OFFERED} allowed", paths.len());
+            return taken.refuse(PushRefusal::Busy, message).await;
+        }
+        let names: Vec<StorePath> = paths.iter().map(|shown| shown.info.path.clone()).collect();
+        let lease = self.depot.lease();
+        let own = self.depot.blocking(move |_| Ok(lease.hold(names.iter())?)).await;
+        let own = match own {
+            Ok(own) => own,
+            Err(error) => return taken.refuse(PushRefusal::Failed, error.to_string()).await,
+        };
+        let mut items = BTreeMap::new();
+        for (shown, own) in paths.iter().zip(own) {
+            let path = &shown.info.path;
+            match own {
+                Some(info) if info.tree == shown.info.tree => continue,
+                Some(info) => {
+                    let message = format!("{path} is something else here: the tree {}", info.tree);
+                    return taken.refuse(PushRefusal::Policy, message).await;
+                }
+                None => {}
+            }
+            let origin = match self.accept(peer, shown).await {
+                Ok(origin) => origin,
+                Err(why) => return taken.refuse(PushRefusal::Policy, why).await,
+            };
+            let record = shown
+                .record
+                .clone()
+                .filter(|_| matches!(origin, Origin::Record { .. }));
+            let info = PathInfo {
+                origin,
+                registered: 0,
+                ..shown.info.clone()
+            };
+            let (providers, keep) = (vec![peer], Keep::Accepted { record });
+            items.insert(
+                path.clone(),
+                Item {
+                    info,
+                    providers,
+                    keep,
+                },
+            );
+        }
+        if let Err(error) = self.bring_all(items, None).await {
+            return taken.refuse(PushRefusal::Content, error.to_string()).await;
+        }
+        for shown in paths {
+            if taken.stored(shown.info.path, shown.info.tree).await.is_err() {
+                return;
+            }
+        }
+        // Whoever offered them may be gone; what is stored is stored.
+        taken.done().await.ok();
+    }
+}
+
+/// A closure, or what is left of one, with references before what refers to them.
+fn references_first(infos: Vec<PathInfo>) -> Vec<PathInfo> {
+    let mut left: BTreeMap<StorePath, PathInfo> =
+        infos.into_iter().map(|info| (info.path.clone(), info)).collect();
+    let mut ordered = Vec::with_capacity(left.len());
+    while let Some((_, first)) = left.pop_first() {
+        let mut stack = vec![first];
+        while let Some(info) = stack.last() {
+            let next: Option<PathInfo> = info.references.iter().find_map(|path| left.remove(path));
+            match next {
+                Some(next) => stack.push(next),
+                None => ordered.extend(stack.pop()),
+            }
+        }
+    }
+    debug_assert!(is_ordered(&ordered));
+    ordered
+}
+
+fn is_ordered(infos: &[PathInfo]) -> bool {
+    let all: BTreeSet<&StorePath> = infos.iter().map(|info| &info.path).collect();
+    let mut seen = BTreeSet::new();
+    infos.iter().all(|info| {
+        let mut references = info.references.iter();
+        let ready = references.all(|path| *path == info.path || !all.contains(path) || seen.contains(path));
+        seen.insert(&info.path);
+        ready
+    })
+}

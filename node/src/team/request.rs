@@ -1,0 +1,504 @@
+//! Builds that this node asks others for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tvix_node_coordinator::{BuildFailure, BuildId, BuiltPath, Delivery, Event, FailureKind, Urgency};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::{
+    BuildKind, BuildLimits, BuildOptions, BuildRecord, BuildRequest, DesiredStore, Input,
+};
+use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::messages::{self, Pushed, Refusal, RefusalReason};
+use tvix_node_protocol::nix::derivation::Derivation;
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::roster::Role;
+use tvix_node_store::Prepared;
+use tvix_node_swarm::{Arrival, BuildCall, BuildCallError, BuildEvent};
+
+use super::TeamNode;
+use super::fetch::{FetchFailure, remove};
+use super::limits::{LAST_WORDS, REQUEST_TIME};
+use crate::daemon::clock::now;
+use crate::daemon::depot::{BuildNote, DepotError};
+use crate::daemon::engine::Message;
+use crate::daemon::perform::as_input;
+
+/// A request as the coordinator wants it.
+pub struct Order {
+    /// Its name.
+    pub build: BuildId,
+    /// Who builds.
+    pub node: NodeKey,
+    /// What.
+    pub derivation: StorePath,
+    /// Outputs wanted.
+    pub outputs: Vec<String>,
+    /// Whether an evaluation waits.
+    pub kind: BuildKind,
+    /// Where the outputs should go.
+    pub desired_store: Option<DesiredStore>,
+    /// `NIX_BUILD_CORES`; 0: all.
+    pub cores: u32,
+    /// Bounds.
+    pub limits: BuildLimits,
+    /// How urgent it is.
+    pub urgency: Urgency,
+    /// Why it was placed there.
+    pub reason: String,
+}
+
+/// Why a far build came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum RequestFailure {
+    /// The store of this node.
+    #[error(transparent)]
+    Depot(#[from] DepotError),
+    /// An input that can be had from nobody.
+    #[error("the inputs cannot all be had: {0}")]
+    Inputs(String),
+    /// No random numbers for the nonce.
+    #[error("the machine gives no random numbers: {0}")]
+    Random(getrandom::Error),
+    /// The builder cannot be reached, or the talk broke off.
+    #[error(transparent)]
+    Call(#[from] BuildCallError),
+    /// The builder says no.
+    #[error("{name} does not build it: {refusal}")]
+    Refused {
+        /// Who.
+        name: String,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The build failed.
+    #[error("{}", .0.message)]
+    Failed(messages::BuildFailure),
+    /// The record does not fit what was asked.
+    #[error("{name}'s record is not accepted: {reason}")]
+    Record {
+        /// Who.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The outputs did not come.
+    #[error("the outputs could not be fetched from {name}: {source}")]
+    Outputs {
+        /// Who.
+        name: String,
+        /// Why.
+        source: FetchFailure,
+    },
+    /// It was cancelled here.
+    #[error("it was cancelled")]
+    Cancelled,
+}
+
+impl RequestFailure {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Depot(DepotError::Derivation(_)) => FailureKind::Builder,
+            Self::Cancelled => FailureKind::Cancelled,
+            Self::Refused { refusal, .. } => match refusal.reason {
+                // Neither says anything about the builder.
+                RefusalReason::Busy | RefusalReason::InputMissing => FailureKind::Transient,
+                _ => FailureKind::Refused,
+            },
+            Self::Failed(failure) => match failure.kind {
+                messages::FailureKind::Build | messages::FailureKind::Output => FailureKind::Builder,
+                messages::FailureKind::Limit => FailureKind::Limit,
+                messages::FailureKind::Cancelled
+                | messages::FailureKind::Machine
+                | messages::FailureKind::Input => FailureKind::Transient,
+            },
+            Self::Depot(_)
+            | Self::Inputs(_)
+            | Self::Random(_)
+            | Self::Call(_)
+            | Self::Record { .. }
+            | Self::Outputs { .. } => FailureKind::Transient,
+        }
+    }
+
+    fn log_tail(&self) -> Vec<String> {
+        match self {
+            Self::Failed(failure) => {
+                let tail = String::from_utf8_lossy(&failure.tail);
+                tail.lines().map(str::to_owned).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A derivation to be asked for, and what it reads.
+struct Asked {
+    derivation: Derivation,
+    outputs: BTreeMap<String, StorePath>,
+    inputs: Vec<Input>,
+}
+
+/// What a builder delivered.
+struct Delivered {
+    outputs: BTreeMap<String, BuiltPath>,
+    delivery: Delivery,
+}
+
+impl TeamNode {
+    /// Asks a member to build, and reports how it went.
+    pub async fn request(self: Arc<Self>, order: Order, cancel: CancellationToken) {
+        let build = order.build;
+        let name = self.name_of(order.node);
+        let result = self.ask(&order, &name, &cancel).await;
+        let event = match result {
+            Ok(delivered) => Event::BuildFinished {
+                build,
+                outputs: delivered.outputs,
+                delivery: delivered.delivery,
+            },
+            Err(error) => {
+                tracing::info!(derivation = %order.derivation, builder = name, %error, "a far build came to nothing");
+                Event::BuildFailed {
+                    build,
+                    failure: BuildFailure {
+                        kind: error.kind(),
+                        error: error.to_string(),
+                        log_tail: error.log_tail(),
+                    },
+                }
+            }
+        };
+        self.tell(event).await;
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        order: &Order,
+        name: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Delivered, RequestFailure> {
+        let asked = tokio::select! {
+            asked = self.what_is_asked(order) => asked?,
+            () = cancel.cancelled() => return Err(RequestFailure::Cancelled),
+        };
+        let request = self.signed_request(order, asked.inputs.clone())?;
+        let calling = self.swarm.request_build(request);
+        let mut call = tokio::select! {
+            call = calling => call?,
+            () = cancel.cancelled() => return Err(RequestFailure::Cancelled),
+        };
+        let mut log = self.depot.begin_log(order.derivation.clone()).await?;
+        let mut lines = Lines::default();
+        let ended = loop {
+            let event = tokio::select! {
+                event = call.next() => event,
+                () = cancel.cancelled() => {
+                    stop(call).await;
+                    self.depot.end_log(log).await?;
+                    return Err(RequestFailure::Cancelled);
+                }
+            };
+            match event {
+                Ok(BuildEvent::Accepted) => self.tell(Event::BuildStarted { build: order.build }).await,
+                Ok(BuildEvent::Heartbeat) => self.tell(Event::Heartbeat { build: order.build }).await,
+                Ok(BuildEvent::Log(bytes)) => {
+                    for line in lines.take(&bytes) {
+                        log.line(&line);
+                        self.line(order.build, &line).await;
+                    }
+                }
+                Ok(BuildEvent::Refused(refusal)) => {
+                    let name = name.to_owned();
+                    break Err(RequestFailure::Refused { name, refusal });
+                }
+                Ok(BuildEvent::Failed(failure)) => break Err(RequestFailure::Failed(failure)),
+                Ok(BuildEvent::Finished {
+                    record,
+                    envelope,
+                    pushed,
+                }) => break Ok((record, envelope, pushed)),
+                Err(error) => break Err(error.into()),
+            }
+        };
+        if let Some(line) = lines.rest() {
+            log.line(&line);
+            self.line(order.build, &line).await;
+        }
+        self.depot.end_log(log).await?;
+        let (record, envelope, pushed) = match ended {
+            Ok(ended) => ended,
+            Err(RequestFailure::Refused { name, refusal }) => {
+                if refusal.reason == RefusalReason::InputMissing {
+                    let paths = asked.inputs.into_iter().map(|input| input.path).collect();
+                    self.tell(Event::InputsMissing {
+                        build: order.build,
+                        paths,
+                    })
+                    .await;
+                }
+                return Err(RequestFailure::Refused { name, refusal });
+            }
+            Err(error) => return Err(error),
+        };
+        let receiving = self.receive(order, name, &asked, &record, &envelope, pushed);
+        tokio::select! {
+            delivered = receiving => delivered,
+            () = cancel.cancelled() => Err(RequestFailure::Cancelled),
+        }
+    }
+
+    async fn what_is_asked(&self, order: &Order) -> Result<Asked, RequestFailure> {
+        let (derivation, checked, wanted) = self.depot.checked(order.derivation.clone()).await?;
+        let wanted: Vec<StorePath> = wanted.into_iter().collect();
+        let survey = self
+            .survey(&wanted, &[order.node])
+            .await
+            .map_err(RequestFailure::Inputs)?;
+        let here: Vec<StorePath> = survey.here.into_keys().collect();
+        let closure = self
+            .depot
+            .blocking(move |store| Ok(store.closure(here.iter())?))
+            .await?;
+        let mut inputs: BTreeMap<StorePath, Input> = survey
+            .there
+            .into_values()
+            .map(|remote| (remote.shown.info.path.clone(), as_input(&remote.shown.info)))
+            .collect();
+        // What is here counts, whatever others have under the same name.
+        inputs.extend(closure.iter().map(|info| (info.path.clone(), as_input(info))));
+        Ok(Asked {
+            derivation,
+            outputs: (*checked.outputs).clone(),
+            inputs: inputs.into_values().collect(),
+        })
+    }
+
+    fn signed_request(&self, order: &Order, inputs: Vec<Input>) -> Result<BuildRequest, RequestFailure> {
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(RequestFailure::Random)?;
+        let mut outputs = order.outputs.clone();
+        outputs.sort();
+        let issued_at = now();
+        Ok(BuildRequest {
+            swarm: self.swarm.swarm(),
+            requester: self.swarm.key(),
+            builder: order.node,
+            derivation: order.derivation.clone(),
+            inputs,
+            outputs,
+            kind: order.kind,
+            desired_store: order.desired_store.clone(),
+            options: BuildOptions { cores: order.cores },
+            limits: order.limits,
+            urgency: order.urgency.to_wire(),
+            fresh: false,
+            nonce,
+            issued_at,
+            not_after: issued_at + REQUEST_TIME,
+        })
+    }
+
+    /// Checks what a builder says it built, and brings it here unless it is where it should be.
+    async fn receive(
+        self: &Arc<Self>,
+        order: &Order,
+        name: &str,
+        asked: &Asked,
+        record: &BuildRecord,
+        envelope: &Envelope,
+        pushed: Pushed,
+    ) -> Result<Delivered, RequestFailure> {
+        let wrong = |reason: String| RequestFailure::Record {
+            name: name.to_owned(),
+            reason,
+        };
+        let members = self.swarm.members();
+        if !members.may(record.builder, Role::Build) {
+            return Err(wrong("it does not have the role 'build' any more".to_owned()));
+        }
+        let infos = described(asked, record, order).map_err(wrong)?;
+        let note = BuildNote {
+            reason: order.reason.clone(),
+            started: record.started,
+            finished: record.finished,
+        };
+        let outputs = infos.iter().map(|(output, info)| {
+            let (path, nar_size) = (info.path.clone(), info.nar_size);
+            (output.clone(), BuiltPath { path, nar_size })
+        });
+        let outputs = outputs.collect();
+        if pushed == Pushed::Pushed {
+            self.depot
+                .keep_record(order.derivation.clone(), envelope.clone(), note)
+                .await?;
+            let delivery = Delivery::DesiredStore;
+            return Ok(Delivered { outputs, delivery });
+        }
+        if let Pushed::NotPushed { reason } = &pushed {
+            tracing::info!(derivation = %order.derivation, builder = name, reason, "the builder did not push");
+        }
+        let failed = |source| RequestFailure::Outputs {
+            name: name.to_owned(),
+            source,
+        };
+        let (prepared, arrivals) = self.bring_outputs(order.node, infos).await.map_err(failed)?;
+        self.depot
+            .register(order.derivation.clone(), prepared, envelope.clone(), note)
+            .await?;
+        arrivals.iter().for_each(|arrival| remove(arrival));
+        let delivery = Delivery::OwnStore;
+        Ok(Delivered { outputs, delivery })
+    }
+
+    /// The outputs of a build from its builder, after what they refer to.
+    async fn bring_outputs(
+        self: &Arc<Self>,
+        builder: NodeKey,
+        infos: BTreeMap<String, PathInfo>,
+    ) -> Result<(Vec<Prepared>, Vec<Arc<Arrival>>), FetchFailure> {
+        let own: BTreeSet<StorePath> = infos.values().map(|info| info.path.clone()).collect();
+        let references: BTreeSet<StorePath> = infos
+            .values()
+            .flat_map(|info| info.references.iter().cloned())
+            .filter(|path| !own.contains(path))
+            .collect();
+        let references: Vec<StorePath> = references.into_iter().collect();
+        let bringing: Vec<_> = infos
+            .into_values()
+            .map(|info| self.bring(info, vec![builder]))
+            .collect();
+        let providers = [builder];
+        let (ensured, brought) = tokio::join!(
+            self.ensure(&references, &providers, None),
+            futures::future::try_join_all(bringing)
+        );
+        ensured?;
+        Ok(brought?.into_iter().unzip())
+    }
+
+    async fn line(&self, build: BuildId, line: &[u8]) {
+        let line = String::from_utf8_lossy(line).into_owned();
+        // Where the engine has ended, nobody listens.
+        drop(self.engine.send(Message::Line { build, line }).await);
+    }
+}
+
+/// The outputs as this node will know them. Everything the record says must follow from what was asked.
+fn described(
+    asked: &Asked,
+    record: &BuildRecord,
+    order: &Order,
+) -> Result<BTreeMap<String, PathInfo>, String> {
+    if !record.outputs.keys().eq(asked.outputs.keys()) {
+        return Err("it names other outputs than the derivation has".to_owned());
+    }
+    let same = record.inputs.iter().map(|input| (&input.path, &input.tree));
+    if !same.eq(asked.inputs.iter().map(|input| (&input.path, &input.tree))) {
+        return Err("it names other inputs than were asked to be used".to_owned());
+    }
+    let own: BTreeSet<&StorePath> = asked.outputs.values().collect();
+    let mut infos = BTreeMap::new();
+    for (name, output) in &record.outputs {
+        if asked.outputs.get(name) != Some(&output.path) {
+            return Err(format!("it puts the output '{name}' at {}", output.path));
+        }
+        let stray = output.references.iter().find(|reference| {
+            let input = asked.inputs.binary_search_by(|input| input.path.cmp(reference));
+            input.is_err() && !own.contains(reference)
+        });
+        if let Some(stray) = stray {
+            return Err(format!(
+                "the output '{name}' refers to {stray}, which is no input of the build"
+            ));
+        }
+        let fixed = asked
+            .derivation
+            .outputs()
+            .get(name)
+            .and_then(|output| output.fixed_content_address());
+        let ca = fixed.map(|ca| ca.to_nix_string());
+        let info = PathInfo {
+            path: output.path.clone(),
+            tree: output.tree,
+            nar_hash: output.nar_hash,
+            nar_size: output.nar_size,
+            references: output.references.iter().cloned().collect(),
+            deriver: Some(order.derivation.clone()),
+            ca,
+            origin: Origin::Record {
+                builder: record.builder,
+            },
+            registered: 0,
+            signatures: Vec::new(),
+        };
+        infos.insert(name.clone(), info);
+    }
+    Ok(infos)
+}
+
+/// Tells a builder that its build is not wanted. The stream's end says the same, should this be slow.
+async fn stop(call: BuildCall) {
+    match tokio::time::timeout(LAST_WORDS, call.cancel()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a builder could not be told to stop"),
+        Err(_) => tracing::debug!("a builder did not take the word to stop in time"),
+    }
+}
+
+/// Pieces of a log, cut into lines.
+#[derive(Debug, Default)]
+struct Lines {
+    open: Vec<u8>,
+}
+
+/// Bytes of one line that are kept together; a longer one comes in pieces.
+const LINE: usize = 64 << 10;
+
+impl Lines {
+    fn take(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut lines = Vec::new();
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.open.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                self.open.pop();
+                lines.push(std::mem::take(&mut self.open));
+            } else if self.open.len() >= LINE {
+                lines.push(std::mem::take(&mut self.open));
+            }
+        }
+        lines
+    }
+
+    fn rest(self) -> Option<Vec<u8>> {
+        (!self.open.is_empty()).then_some(self.open)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_cut_into_lines_however_they_come() {
+        let text = b"one\n\ntwo\nthree";
+        for size in 1..text.len() {
+            let mut lines = Lines::default();
+            let mut all: Vec<Vec<u8>> = Vec::new();
+            for piece in text.chunks(size) {
+                all.extend(lines.take(piece));
+            }
+            all.extend(lines.rest());
+            assert_eq!(all, [&b"one"[..], b"", b"two", b"three"], "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn an_endless_line_comes_in_pieces() {
+        let mut lines = Lines::default();
+        let pieces = lines.take(&vec![b'x'; LINE * 2 + 1]);
+        assert!(!pieces.is_empty());
+        assert!(lines.open.len() < LINE);
+    }
+}

@@ -1,0 +1,96 @@
+//! This node's store, as far as members may see it.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::BuildRecord;
+use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::messages::Shown;
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
+use tvix_node_store::{IndexError, ReadError, Store};
+use tvix_node_swarm::{Shelf, ShelfError};
+
+use super::grants::Grants;
+use crate::daemon::clock::now;
+
+/// The store of a node in a team. Every path that lies under its name is for all members; what lies
+/// under its digest is for the one it was made for.
+pub struct StoreShelf {
+    store: Store,
+    grants: Arc<Grants>,
+    me: NodeKey,
+}
+
+impl StoreShelf {
+    /// The shelf of the node `me`.
+    pub fn new(store: Store, grants: Arc<Grants>, me: NodeKey) -> Self {
+        Self { store, grants, me }
+    }
+}
+
+impl Shelf for StoreShelf {
+    fn advertised(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, ShelfError> {
+        self.store.paths_after(after, limit).map_err(ShelfError::new)
+    }
+
+    fn path_info(&self, _peer: NodeKey, path: &StorePath) -> Result<Option<Shown>, ShelfError> {
+        shown(&self.store, self.me, path).map_err(ShelfError::new)
+    }
+
+    fn may_serve(&self, peer: NodeKey, root: TreeDigest) -> Result<bool, ShelfError> {
+        if self.grants.has(peer, root, now()) {
+            return Ok(true);
+        }
+        let paths = self.store.paths_of_tree(root).map_err(ShelfError::new)?;
+        Ok(!paths.is_empty())
+    }
+
+    fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError> {
+        self.store.tree(&digest).map_err(ShelfError::new)
+    }
+
+    fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, ShelfError> {
+        self.store.has_blobs(blobs).map_err(ShelfError::new)
+    }
+
+    fn blob(&self, digest: BlobDigest) -> Result<Option<File>, ShelfError> {
+        self.store
+            .open_blob(&digest)
+            .map_err(|error: ReadError| ShelfError::new(error))
+    }
+}
+
+/// What is known of a path, and the record that speaks for it where there is one.
+///
+/// # Errors
+/// [`IndexError`]
+pub fn shown(store: &Store, me: NodeKey, path: &StorePath) -> Result<Option<Shown>, IndexError> {
+    let Some(info) = store.query(path)? else {
+        return Ok(None);
+    };
+    let builder = match &info.origin {
+        Origin::Built => Some(me),
+        Origin::Record { builder } => Some(*builder),
+        // A fixed output has a record where it was built and not fetched; its name speaks for it.
+        Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } => None,
+    };
+    let record = match builder {
+        Some(builder) => record_of(store, builder, &info)?,
+        None => None,
+    };
+    Ok(Some(Shown { info, record }))
+}
+
+/// The newest record of this builder for exactly this content.
+pub fn record_of(store: &Store, builder: NodeKey, info: &PathInfo) -> Result<Option<Envelope>, IndexError> {
+    let speaks = |envelope: &Envelope| {
+        envelope.signer == builder
+            && envelope.open::<BuildRecord>().is_ok_and(|record| {
+                let mut outputs = record.outputs.values();
+                outputs.any(|output| output.path == info.path && output.tree == info.tree)
+            })
+    };
+    Ok(store.records_of(&info.path)?.into_iter().rev().find(speaks))
+}
