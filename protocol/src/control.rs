@@ -427,6 +427,35 @@ pub enum EventKind {
         /// Bytes of the archive.
         bytes: u64,
     },
+    /// A fetch ended badly: none of its sources gave it.
+    FetchFailed {
+        /// What.
+        #[serde(with = "basename")]
+        path: StorePath,
+        /// Why.
+        error: String,
+        /// Paths of its closure that had begun to come with it and are not here.
+        #[serde(with = "basename")]
+        unfinished: Vec<StorePath>,
+    },
+    /// A path is being pushed to the desired store.
+    PushStarted {
+        /// What.
+        #[serde(with = "basename")]
+        path: StorePath,
+        /// Where to.
+        to: String,
+    },
+    /// A path could not be pushed to the desired store. It may be tried again.
+    PushFailed {
+        /// What.
+        #[serde(with = "basename")]
+        path: StorePath,
+        /// Where to.
+        to: String,
+        /// Why.
+        error: String,
+    },
     /// A path was pushed to the desired store.
     Pushed {
         /// What.

@@ -79,6 +79,7 @@ fn row(running_now: &Running, now: u64, columns: usize) -> Line {
         Work::Build(BuildKind::Regular) => "building   ",
         Work::Build(BuildKind::Ifd) => "importing  ",
         Work::Fetch => "fetching   ",
+        Work::Push => "pushing    ",
     };
     let name = called(&running_now.path);
     let padding = columns.saturating_sub(Line::plain(name).width());

@@ -64,6 +64,65 @@ fn fetches_say_from_where() {
 }
 
 #[test]
+fn pushes_say_where_to() {
+    let mut state = state();
+    let (path, to) = (drv("hello"), "carol".to_owned());
+    let started = event(EventKind::PushStarted {
+        path: path.clone(),
+        to: to.clone(),
+    });
+    state.step(&started, 0);
+    assert_eq!(texts(&state, 2_000, SIZE)[1], "pushing    hello     2s  to carol");
+    let error = "the connection broke".to_owned();
+    state.step(
+        &event(EventKind::PushFailed {
+            path: path.clone(),
+            to: to.clone(),
+            error,
+        }),
+        2_000,
+    );
+    assert_eq!(texts(&state, 2_000, SIZE).len(), 2, "{:?}", state.running);
+    state.step(&started, 2_000);
+    state.step(&event(EventKind::Pushed { path, to }), 3_000);
+    assert_eq!(
+        texts(&state, 3_000, SIZE),
+        ["evaluating 0 derivations", "3s         1 pushed"]
+    );
+}
+
+#[test]
+fn a_fetch_that_failed_or_began_anew_leaves_no_second_line() {
+    let mut state = state();
+    let fetch = |name: &str, from: &str| {
+        event(EventKind::FetchStarted {
+            path: drv(name),
+            from: from.to_owned(),
+        })
+    };
+    for (name, from) in [("gcc", "bob"), ("glibc", "bob"), ("gcc", "carol")] {
+        state.step(&fetch(name, from), 0);
+    }
+    let shown = texts(&state, 0, SIZE);
+    assert_eq!(
+        shown[1..3],
+        [
+            "fetching   glibc     0s  from bob",
+            "fetching   gcc       0s  from carol"
+        ]
+    );
+    state.step(
+        &event(EventKind::FetchFailed {
+            path: drv("gcc"),
+            error: "nobody is left".to_owned(),
+            unfinished: vec![drv("glibc")],
+        }),
+        0,
+    );
+    assert!(state.running.is_empty(), "{:?}", state.running);
+}
+
+#[test]
 fn the_frame_fits_into_every_terminal() {
     let mut state = state();
     for number in 0..50 {

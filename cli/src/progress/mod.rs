@@ -116,6 +116,7 @@ pub fn show_error(error: &dyn Error) {
 fn place(running: &Running) -> Option<String> {
     match running.work {
         Work::Fetch => Some(format!("from {}", running.node)),
+        Work::Push => Some(format!("to {}", running.node)),
         Work::Build(_) if running.node == THIS_NODE => None,
         Work::Build(_) => Some(format!("on {}", running.node)),
     }

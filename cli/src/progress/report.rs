@@ -91,6 +91,17 @@ pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
         EventKind::FetchStarted { path, from } if detail.beginnings => {
             vec![Line::plain(format!("fetching {} from {from}", called(path)))]
         }
+        EventKind::FetchFailed { path, error, .. } => message(
+            "warning",
+            &format!("{} could not be fetched: {error}", called(path)),
+        ),
+        EventKind::PushStarted { path, to } if detail.beginnings => {
+            vec![Line::plain(format!("pushing {} to {to}", called(path)))]
+        }
+        EventKind::PushFailed { path, to, error } => message(
+            "warning",
+            &format!("{} could not be pushed to {to}: {error}", called(path)),
+        ),
         EventKind::Pushed { path, to } => {
             vec![
                 Line::default()

@@ -81,6 +81,53 @@ fn off_a_terminal_every_step_has_a_line() {
 }
 
 #[test]
+fn who_builds_and_who_sends_what_to_whom_is_named() {
+    let (path, other) = (drv("gcc"), "bob".to_owned());
+    let fetched = event(EventKind::FetchStarted {
+        path: path.clone(),
+        from: other.clone(),
+    });
+    let pushing = event(EventKind::PushStarted {
+        path: path.clone(),
+        to: other.clone(),
+    });
+    let pushed = event(EventKind::Pushed {
+        path: path.clone(),
+        to: other.clone(),
+    });
+    let not_pushed = event(EventKind::PushFailed {
+        path: path.clone(),
+        to: other.clone(),
+        error: "it is full".to_owned(),
+    });
+    let not_fetched = event(EventKind::FetchFailed {
+        path,
+        error: "bob went away".to_owned(),
+        unfinished: Vec::new(),
+    });
+    let mut built = finished("hello", 1_234);
+    if let EventKind::BuildFinished { node, .. } = &mut built.kind {
+        node.clone_from(&other);
+    }
+    assert_eq!(texts(&started("hello", "bob"), RAW), ["building hello on bob"]);
+    assert_eq!(texts(&fetched, RAW), ["fetching gcc from bob"]);
+    assert_eq!(texts(&pushing, RAW), ["pushing gcc to bob"]);
+    for detail in [RAW, LIVE] {
+        assert_eq!(texts(&built, detail), ["built hello in 1.2s on bob"]);
+        assert_eq!(texts(&pushed, detail), ["pushed gcc to bob"]);
+        assert_eq!(
+            texts(&not_pushed, detail),
+            ["warning: gcc could not be pushed to bob: it is full"]
+        );
+        assert_eq!(
+            texts(&not_fetched, detail),
+            ["warning: gcc could not be fetched: bob went away"]
+        );
+    }
+    assert!(texts(&fetched, LIVE).is_empty() && texts(&pushing, LIVE).is_empty());
+}
+
+#[test]
 fn messages_keep_their_lines_and_level() {
     let text = "first\nsecond".to_owned();
     let message = |level: &str| EventKind::Message {

@@ -39,11 +39,11 @@ pub struct State {
 /// Something that takes time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
-    /// The derivation that is built, or the path that is fetched.
+    /// The derivation that is built, or the path that is fetched or pushed.
     pub path: StorePath,
     /// What is done.
     pub work: Work,
-    /// Name of the node that does it or gives it.
+    /// Name of the node or store that does it, gives it or takes it.
     pub node: String,
     /// When it began.
     pub since: u64,
@@ -58,6 +58,8 @@ pub enum Work {
     Build(BuildKind),
     /// A fetch.
     Fetch,
+    /// A push.
+    Push,
 }
 
 /// Counts of what is over.
@@ -187,10 +189,19 @@ impl State {
             EventKind::FetchStarted { path, from } => self.begin(path, Work::Fetch, from, now),
             EventKind::FetchFinished { path, .. } => {
                 self.counts.fetched += 1;
-                self.running
-                    .retain(|running| running.work != Work::Fetch || running.path != *path);
+                self.end(path, Work::Fetch);
             }
-            EventKind::Pushed { .. } => self.counts.pushed += 1,
+            EventKind::FetchFailed { path, unfinished, .. } => {
+                for path in std::iter::once(path).chain(unfinished) {
+                    self.end(path, Work::Fetch);
+                }
+            }
+            EventKind::PushStarted { path, to } => self.begin(path, Work::Push, to, now),
+            EventKind::Pushed { path, .. } => {
+                self.counts.pushed += 1;
+                self.end(path, Work::Push);
+            }
+            EventKind::PushFailed { path, .. } => self.end(path, Work::Push),
             EventKind::Ended {
                 outcome,
                 built,
@@ -221,6 +232,10 @@ impl State {
     }
 
     fn begin(&mut self, path: &StorePath, work: Work, node: &str, now: u64) {
+        if matches!(work, Work::Fetch | Work::Push) {
+            // It may begin again, from somebody else, without having been told of as failed.
+            self.end(path, work);
+        }
         self.running.push(Running {
             path: path.clone(),
             work,
@@ -228,6 +243,11 @@ impl State {
             since: now,
             last_line: String::new(),
         });
+    }
+
+    fn end(&mut self, path: &StorePath, work: Work) {
+        self.running
+            .retain(|running| running.work != work || running.path != *path);
     }
 
     fn end_build(&mut self, derivation: &StorePath) {
@@ -239,7 +259,7 @@ impl State {
 
 impl Running {
     fn is_build_of(&self, derivation: &StorePath) -> bool {
-        self.work != Work::Fetch && self.path == *derivation
+        matches!(self.work, Work::Build(_)) && self.path == *derivation
     }
 }
 

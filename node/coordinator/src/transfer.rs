@@ -1,6 +1,6 @@
 //! Fetches paths into the own store and pushes them to desired stores.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::EventKind;
@@ -24,6 +24,8 @@ pub(crate) struct Transfers {
 struct Fetch {
     path: PathId,
     from: Vec<Source>,
+    /// Paths of its closure that users were told are on their way, and that are not here yet.
+    begun: BTreeSet<StorePath>,
 }
 
 impl Coordinator {
@@ -147,6 +149,7 @@ impl Coordinator {
             Fetch {
                 path: id,
                 from: from.clone(),
+                begun: BTreeSet::new(),
             },
         );
         self.actions.push(Action::Fetch {
@@ -175,8 +178,28 @@ impl Coordinator {
         path.desired_mut(store).state = Desired::Pushing(push);
         let path = path.name.clone();
         self.transfers.pushes.insert(push, (id, store));
+        self.tell_of_push(id, store, |path, to| EventKind::PushStarted { path, to });
         let to = self.graph.desired.get(store).clone();
         self.actions.push(Action::Push { push, path, to });
+    }
+
+    /// Tells the sessions that want a path in a desired store what becomes of it.
+    fn tell_of_push(&mut self, id: PathId, store: DesiredId, event: impl Fn(StorePath, String) -> EventKind) {
+        let to = self.desired_name(self.graph.desired.get(store));
+        let path = &self.graph.paths[id];
+        let (name, slots): (_, SessionSet) = (
+            path.name.clone(),
+            path.goals.iter().map(|(slot, _)| *slot).collect(),
+        );
+        for slot in slots.iter() {
+            if self
+                .sessions
+                .get(slot)
+                .is_some_and(|session| session.to == Some(store))
+            {
+                self.tell(slot, event(name.clone(), to.clone()));
+            }
+        }
     }
 
     /// Sessions that want a path in the own store, for themselves or for a build.
@@ -188,11 +211,13 @@ impl Coordinator {
     }
 
     pub(crate) fn fetch_started(&mut self, fetch: FetchId, path: StorePath, from: &Source) {
-        let Some(running) = self.transfers.fetches.get(&fetch) else {
+        let Some(running) = self.transfers.fetches.get_mut(&fetch) else {
             return;
         };
+        running.begun.insert(path.clone());
+        let wanted = running.path;
         let from = self.source_name(from);
-        for slot in self.fetch_watchers(running.path).iter() {
+        for slot in self.fetch_watchers(wanted).iter() {
             let (path, from) = (path.clone(), from.clone());
             self.tell(slot, EventKind::FetchStarted { path, from });
         }
@@ -204,11 +229,13 @@ impl Coordinator {
             // It came as part of a closure; the path that was fetched keeps it in the store.
             None => self.released.push(path.clone()),
         }
-        let Some(running) = self.transfers.fetches.get(&fetch) else {
+        let Some(running) = self.transfers.fetches.get_mut(&fetch) else {
             return;
         };
+        running.begun.remove(&path);
+        let wanted = running.path;
         let from = self.source_name(from);
-        for slot in self.fetch_watchers(running.path).iter() {
+        for slot in self.fetch_watchers(wanted).iter() {
             if let Some(session) = self.sessions.get_mut(slot) {
                 session.fetched += 1;
             }
@@ -230,15 +257,12 @@ impl Coordinator {
             return;
         };
         for slot in self.fetch_watchers(failed.path).iter() {
-            let path = &self.graph.paths[failed.path].name;
-            let text = format!("{path} could not be fetched: {error}");
-            self.tell(
-                slot,
-                EventKind::Message {
-                    level: "warning".to_owned(),
-                    text,
-                },
-            );
+            let told = EventKind::FetchFailed {
+                path: self.graph.paths[failed.path].name.clone(),
+                error: error.to_owned(),
+                unfinished: failed.begun.iter().cloned().collect(),
+            };
+            self.tell(slot, told);
         }
         let path = &mut self.graph.paths[failed.path];
         path.fetch = Fetching::No;
@@ -251,28 +275,20 @@ impl Coordinator {
         let Some((id, store)) = self.transfers.pushes.remove(&push) else {
             return;
         };
-        let path = &mut self.graph.paths[id];
-        path.desired_mut(store).state = Desired::There;
-        let (path, goals) = (path.name.clone(), path.goals.clone());
+        self.graph.paths[id].desired_mut(store).state = Desired::There;
         self.graph.touch_path(id);
-        let to = self.desired_name(self.graph.desired.get(store));
-        let slots: SessionSet = goals.iter().map(|(slot, _)| *slot).collect();
-        for slot in slots.iter() {
-            if self
-                .sessions
-                .get(slot)
-                .is_some_and(|session| session.to == Some(store))
-            {
-                let (path, to) = (path.clone(), to.clone());
-                self.tell(slot, EventKind::Pushed { path, to });
-            }
-        }
+        self.tell_of_push(id, store, |path, to| EventKind::Pushed { path, to });
     }
 
     pub(crate) fn push_failed(&mut self, push: PushId, error: String, transient: bool) {
         let Some((id, store)) = self.transfers.pushes.remove(&push) else {
             return;
         };
+        self.tell_of_push(id, store, |path, to| EventKind::PushFailed {
+            path,
+            to,
+            error: error.clone(),
+        });
         let entry = self.graph.paths[id].desired_mut(store);
         entry.tries = entry.tries.saturating_add(1);
         entry.error = error;

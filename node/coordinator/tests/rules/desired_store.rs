@@ -27,6 +27,10 @@ fn a_target_that_is_here_is_pushed_and_not_built() {
     desk.command(1, to_folder(), &[derivation("a", &[])]);
     assert!(desk.running.is_empty());
     assert_eq!(desk.outcome(1), None);
+    assert!(desk.was_told(
+        1,
+        |event| matches!(event, EventKind::PushStarted { to, .. } if to == "file:///srv/cache")
+    ));
     push_done(&mut desk, "a");
     assert!(desk.was_told(
         1,
@@ -142,6 +146,10 @@ fn a_push_that_fails_for_now_is_tried_again_and_one_that_is_refused_is_not() {
             });
         }
         assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
+        assert!(
+            desk.was_told(1, |event| matches!(event, EventKind::PushFailed { to, error, .. }
+            if to == "file:///srv/cache" && error == "no such folder"))
+        );
         assert!(
             desk.was_told(1, |event| matches!(event, EventKind::TargetFailed { error, .. }
             if error.contains("file:///srv/cache") && error.contains("no such folder")))

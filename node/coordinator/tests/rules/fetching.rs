@@ -124,7 +124,7 @@ fn a_fetch_that_fails_is_tried_from_others_and_built_in_the_end() {
     assert_eq!(desk.outcome(1), Some(Outcome::Success));
     assert!(desk.was_told(
         1,
-        |event| matches!(event, EventKind::Message { text, .. } if text.contains("404"))
+        |event| matches!(event, EventKind::FetchFailed { error, .. } if error == "404")
     ));
 }
 
@@ -146,6 +146,39 @@ fn an_input_that_cannot_be_fetched_is_built_before_the_build_that_waits_for_it()
     assert_eq!(desk.words(), ["input"]);
     desk.finish("input");
     assert_eq!(desk.words(), ["a"]);
+}
+
+#[test]
+fn a_fetch_that_failed_says_what_it_leaves_unfinished() {
+    let mut desk = Desk::new(1);
+    desk.cache_has("a");
+    desk.command(1, options(), &[derivation("a", &[])]);
+    let (fetch, _) = desk.fetches.remove(0);
+    let from = || Source::Peer(node(1));
+    desk.own.insert(path("arrived"));
+    for word in ["arrived", "begun", "a"] {
+        desk.send(Event::FetchStarted {
+            fetch,
+            path: path(word),
+            from: from(),
+        });
+    }
+    desk.send(Event::FetchArrived {
+        fetch,
+        path: path("arrived"),
+        from: from(),
+        bytes: 1,
+    });
+    desk.send(Event::FetchFailed {
+        fetch,
+        error: "gone".into(),
+    });
+    let mut left = vec![path("a"), path("begun")];
+    left.sort();
+    assert!(desk.was_told(1, |event| matches!(
+        event,
+        EventKind::FetchFailed { path: failed, unfinished, .. } if *failed == path("a") && *unfinished == left
+    )));
 }
 
 #[test]
