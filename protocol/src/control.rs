@@ -42,8 +42,8 @@ use crate::nix::store_path::{StorePath, basename};
 use crate::path_info::PathInfo;
 
 pub use team::{
-    InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView, RenewRequest,
-    TeamStatus, TeamView, TrafficView,
+    InviteRequest, Invited, JoinRequest, Joined, MemberError, MemberName, MemberView, PeerView, RecordView,
+    RenewRequest, TeamStatus, TeamView, TrafficView,
 };
 
 /// Version of the control protocol; a command and a node of different versions do not talk.

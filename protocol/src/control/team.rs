@@ -76,6 +76,89 @@ pub struct TeamView {
     pub members: Vec<MemberView>,
 }
 
+impl TeamView {
+    /// The member that is called `text`, or whose key is or begins with it.
+    ///
+    /// # Errors
+    /// See [`MemberError`].
+    pub fn find(&self, text: &str) -> Result<&MemberView, MemberError> {
+        let called = self.members.iter().filter(|member| member.name == text);
+        let called: Vec<&MemberView> = called.collect();
+        let begins = |member: &&MemberView| {
+            text.len() >= KEY_BEGINNING && member.key.to_string().starts_with(&text.to_ascii_lowercase())
+        };
+        match called.as_slice() {
+            [member] => Ok(*member),
+            // A name that looks like the beginning of somebody else's key is a name.
+            [] => match self.members.iter().filter(begins).collect::<Vec<_>>().as_slice() {
+                [member] => Ok(*member),
+                [] => Err(MemberError::Unknown {
+                    wanted: text.to_owned(),
+                    names: self.members.iter().map(|member| member.name.clone()).collect(),
+                }),
+                several => Err(MemberError::ambiguous(text, several)),
+            },
+            several => Err(MemberError::ambiguous(text, several)),
+        }
+    }
+}
+
+/// Letters of a key that may stand for the whole: fewer would name somebody else soon.
+const KEY_BEGINNING: usize = 8;
+
+/// Why a text names no member.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// Nobody is called so.
+    #[error(
+        "no member of the team is called '{}', and no key begins with it; the members are {}",
+        .wanted.escape_debug(),
+        listed(.names)
+    )]
+    Unknown {
+        /// What was asked for.
+        wanted: String,
+        /// What the members are called.
+        names: Vec<String>,
+    },
+    /// Several are.
+    #[error(
+        "'{}' names several members: say which one by its key, {}",
+        .wanted.escape_debug(),
+        .keys.iter().map(NodeKey::to_string).collect::<Vec<_>>().join(" or ")
+    )]
+    Ambiguous {
+        /// What was asked for.
+        wanted: String,
+        /// Whom it may mean.
+        keys: Vec<NodeKey>,
+    },
+}
+
+impl MemberError {
+    fn ambiguous(wanted: &str, members: &[&MemberView]) -> Self {
+        Self::Ambiguous {
+            wanted: wanted.to_owned(),
+            keys: members.iter().map(|member| member.key).collect(),
+        }
+    }
+}
+
+/// Names in a message: more than these would bury it.
+const NAMES_LISTED: usize = 20;
+
+fn listed(names: &[String]) -> String {
+    let shown: Vec<String> = names
+        .iter()
+        .take(NAMES_LISTED)
+        .map(|name| format!("'{}'", name.escape_debug()))
+        .collect();
+    match names.len().checked_sub(NAMES_LISTED) {
+        None | Some(0) => shown.join(", "),
+        Some(more) => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 /// A member of the team.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -245,6 +328,52 @@ mod tests {
             sandbox: "namespaces".to_owned(),
         };
         (seal(&record, &secret).unwrap(), record)
+    }
+
+    fn member(key: u8, name: &str) -> MemberView {
+        MemberView {
+            key: NodeKey([key; 32]),
+            name: name.to_owned(),
+            roles: Roles::all(),
+            issued_by: None,
+            founder: true,
+            not_after: None,
+            me: false,
+            connected: false,
+            to_renew: false,
+        }
+    }
+
+    #[test]
+    fn a_member_is_found_by_its_name_or_key() {
+        let (ann, bob) = (member(0xaa, "ann"), member(0xbb, "bob"));
+        // Somebody who takes the beginning of another's key for a name is called so.
+        let odd = member(0xcc, "bbbbbbbbbb");
+        let (twin, other) = (member(0x11, "twin"), member(0x12, "twin"));
+        let team = TeamView {
+            swarm: SwarmId([0; 32]),
+            me: ann.key,
+            name: "ann".to_owned(),
+            listening: Vec::new(),
+            members: vec![ann.clone(), bob.clone(), odd.clone(), twin.clone(), other.clone()],
+        };
+        for (text, found) in [
+            ("ann", &ann),
+            (&"b".repeat(64), &bob),
+            ("BBBBBBBB", &bob),
+            ("bbbbbbbbbb", &odd),
+            ("11111111", &twin),
+        ] {
+            assert_eq!(team.find(text), Ok(found), "{text}");
+        }
+        let keys = vec![twin.key, other.key];
+        let wanted = "twin".to_owned();
+        assert_eq!(team.find("twin"), Err(MemberError::Ambiguous { wanted, keys }));
+        for text in ["", "Ann", "aaaaaaa", "dddddddddd"] {
+            let error = team.find(text).unwrap_err();
+            assert!(matches!(error, MemberError::Unknown { .. }), "{error}");
+            assert!(error.to_string().contains("'ann', 'bob'"), "{error}");
+        }
     }
 
     #[test]
