@@ -34,6 +34,14 @@ fn a_graph_is_built_and_its_result_is_a_root() {
 }
 
 #[test]
+fn without_others_nothing_can_be_built_elsewhere() {
+    let machine = offline();
+    machine
+        .run(&["build", "-A", "greeting", "-j", "0"])
+        .failed(1, &["greeting", "no builder builds for"]);
+}
+
+#[test]
 fn a_second_run_builds_nothing_and_adds_nothing() {
     if !sandbox_works("a_second_run_builds_nothing_and_adds_nothing") {
         return;

@@ -13,7 +13,7 @@ pub struct BuildingArguments {
     /// Go on after a failure with everything that does not depend on it
     #[arg(short = 'k', long)]
     keep_going: bool,
-    /// Builds at once, or 'auto' for as many as the node has slots
+    /// Builds at once on this node, or 'auto' for as many as it has slots; 0: others build
     #[arg(short = 'j', long = "max-jobs", value_name = "N", value_parser = jobs, default_value = "auto", hide_default_value = true)]
     jobs: Jobs,
     /// Value of NIX_BUILD_CORES in each build; 0 for all cores

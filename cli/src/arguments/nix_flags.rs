@@ -121,7 +121,7 @@ const SETTINGS_ADVICE: &[(&[&str], &str)] = &[
     ),
     (
         &["builders", "build-hook"],
-        "builds on other nodes are not there yet",
+        "members of a team build for each other ('tvix-node invite'), and -j 0 builds nothing on this node",
     ),
     (
         &["restrict-eval", "pure-eval"],

@@ -47,19 +47,16 @@ pub fn cores(text: &str) -> Result<u32, String> {
 pub enum Jobs {
     /// As many as the node has slots.
     Auto,
-    /// So many.
+    /// So many; 0: none here, others build.
     Most(u32),
 }
 
-/// Reads `auto` or a number of jobs from 1 on.
+/// Reads `auto` or a number of jobs.
 pub fn jobs(text: &str) -> Result<Jobs, String> {
     if text == "auto" {
         return Ok(Jobs::Auto);
     }
-    match cores(text)? {
-        0 => Err("with 0 nothing could be built: no other node builds for this one yet".to_owned()),
-        most => Ok(Jobs::Most(most)),
-    }
+    cores(text).map(Jobs::Most)
 }
 
 #[cfg(test)]
@@ -95,11 +92,11 @@ mod tests {
     }
 
     #[test]
-    fn zero_means_no_limit_all_cores_and_no_jobs() {
+    fn zero_means_no_limit_all_cores_and_no_jobs_here() {
         assert_eq!(limit("0"), Ok(Limit(None)));
         assert_eq!(limit("90"), Ok(Limit(Some(90))));
         assert_eq!(cores("0"), Ok(0));
-        assert!(jobs("0").is_err());
+        assert_eq!(jobs("0"), Ok(Jobs::Most(0)));
         assert_eq!(jobs("auto"), Ok(Jobs::Auto));
         assert_eq!(jobs("3"), Ok(Jobs::Most(3)));
     }
