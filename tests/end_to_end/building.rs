@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use tvix_node_protocol::build::BuildRecord;
+use tvix_node_protocol::envelope::Envelope;
+
 use crate::harness::{Machine, examples, finish, sandbox_works, tool};
 
 /// A copy of the offline example with its tool made.
@@ -31,6 +34,38 @@ fn a_graph_is_built_and_its_result_is_a_root() {
     let greeting = fs::read_link(result.join("greeting")).expect("a link");
     let greeting = fs::read_to_string(machine.physical(&greeting.to_string_lossy())).expect("the greeting");
     assert_eq!(greeting, "hello, world\n");
+}
+
+#[test]
+fn what_was_built_has_a_signed_record() {
+    if !sandbox_works("what_was_built_has_a_signed_record") {
+        return;
+    }
+    let machine = offline();
+    let out = machine.run(&["build", "-A", "greeting"]).ok().to_owned();
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_str(machine.run(arguments).ok()).expect("JSON")
+    };
+    let records = json(&["record", "./result", "--json"]);
+    let record = &records[0];
+    assert_eq!(records.as_array().map(Vec::len), Some(1), "{records}");
+    assert_eq!(record["signer"], json(&["status", "--json"])["node"]);
+    assert_eq!(record["accepted"], true);
+    // The bytes that are shown are what was signed.
+    let text = record["envelope"].as_str().expect("base 16");
+    let bytes: Vec<u8> = (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("two digits"))
+        .collect();
+    let envelope = Envelope::from_bytes(&bytes, bytes.len()).expect("an envelope");
+    let signed: BuildRecord = envelope.open().expect("the signature holds");
+    assert_eq!(signed.outputs["out"].path.to_absolute_path(), out);
+    let shown = machine.run(&["record", &out]);
+    assert!(shown.ok().contains("accepted     yes"), "{}", shown.stdout);
+    let derivation = machine.run(&["instantiate", "-A", "greeting"]).ok().to_owned();
+    machine
+        .run(&["record", &derivation])
+        .failed(1, &["no record", &derivation]);
 }
 
 #[test]

@@ -99,3 +99,41 @@ fn a_builtin_that_is_not_there_fails_by_name_and_place() {
         .run(&["eval", "-A", "a"])
         .failed(3, &["getFlake", "default.nix:2:"]);
 }
+
+#[test]
+fn what_cannot_be_a_ticket_or_a_role_or_a_time_is_told_so() {
+    let machine = Machine::new();
+    let cases: [(&[&str], &[&str]); 7] = [
+        (&["join", "hello"], &["not a ticket", "invite"]),
+        (&["join", "tvix-node-ticket-1-mzxw6ytboi"], &["torn"]),
+        (&["join", "tvix-node-ticket-9-mzxw6ytboi"], &["version 9"]),
+        (
+            &["invite", "--role", "king"],
+            &["king", "request", "build", "store", "invite"],
+        ),
+        (&["invite", "--expires", "7"], &["'7'", "7d"]),
+        (&["renew", "bob", "--lasts", "soon"], &["'soon'", "7d"]),
+        (&["up", "--listen", "tower:4001"], &["tower:4001", "IP address"]),
+    ];
+    for (arguments, fragments) in cases {
+        machine.run(arguments).failed(2, fragments);
+    }
+    assert!(!machine.home().exists(), "nothing was begun");
+}
+
+#[test]
+fn a_desired_store_of_another_kind_is_refused_with_those_there_are() {
+    let machine = Machine::new();
+    machine.write("default.nix", "{ }");
+    for (store, fragment) in [
+        ("./cache", "relative folder"),
+        ("/srv/cache", "file:///srv/cache"),
+        ("s3://bucket", "'s3'"),
+        ("file://cache", "absolute"),
+    ] {
+        machine
+            .run(&["build", "--to", store])
+            .failed(2, &["--to", store, fragment]);
+    }
+    assert!(!machine.home().exists(), "nothing was begun");
+}

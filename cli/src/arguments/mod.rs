@@ -4,19 +4,24 @@
 //! |---|---|
 //! | `evaluation` | which expression, and with which arguments |
 //! | `building` | how to build |
+//! | `destination` | where outputs should be in the end |
+//! | `team` | who may join, for how long, and where members meet |
 //! | `numbers` | counts, sizes and times |
 //! | `flake` | flake references, which are refused with a way out |
 //! | `nix_flags` | the flags of Nix's own commands that are refused by name |
 //! | `parse` | from the command line to [`Invocation`] |
 
 mod building;
+mod destination;
 mod evaluation;
 mod flake;
 mod nix_flags;
 mod numbers;
 mod parse;
+mod team;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -24,8 +29,12 @@ use clap::{Args, Parser, Subcommand};
 pub use building::BuildingArguments;
 pub use evaluation::EvaluationArguments;
 pub use parse::{Parsed, UsageError, parse};
+pub use team::{InviteArguments, JoinArguments, RenewArguments, own_name};
+use tvix_node_protocol::control::Destination;
 
 use crate::progress::LogFormat;
+use destination::destination;
+use team::{Listen, listen, listening};
 
 /// A peer-to-peer build network for Nix
 #[derive(Debug, Parser)]
@@ -48,6 +57,9 @@ pub struct Invocation {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Build derivations, print their outputs and link to them
+    ///
+    /// What is in the store, or in that of a member of the team, is not built again. What has to be built is
+    /// built by whichever member of the team can do it soonest, this node included.
     Build {
         #[command(flatten)]
         evaluation: EvaluationArguments,
@@ -126,6 +138,61 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show the signed records of the builds that made a path
+    ///
+    /// A record says what was built from which inputs, by whom and when, and is signed by the node that built.
+    Record {
+        /// A store path, or a link to one
+        #[arg(value_name = "PATH")]
+        path: String,
+        /// Print them as JSON, with the signed bytes in base 16
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a ticket that lets one more node into the team
+    ///
+    /// The ticket is printed on standard output. Whoever has it can join with 'tvix-node join TICKET', once, as
+    /// long as it is good and this node is up. The first invitation of a node that is in no team founds one.
+    Invite {
+        #[command(flatten)]
+        invite: InviteArguments,
+    },
+    /// Join a team with a ticket
+    Join {
+        #[command(flatten)]
+        join: JoinArguments,
+    },
+    /// List who is in the team
+    Members {
+        /// Print them as JSON, with their whole keys
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the members that the node is connected with, and what they offer
+    Peers {
+        /// Print them as JSON, with all their addresses
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a member out of the team for good
+    ///
+    /// Its key never comes back: who runs that node needs a new home and a new ticket. Whom it invited is out
+    /// too until somebody else invites or renews them. Founders may revoke; one who is to put out another founder
+    /// may need more founders to say the same.
+    Revoke {
+        /// The member's name, or its key or the beginning of that
+        #[arg(value_name = "MEMBER")]
+        member: String,
+    },
+    /// Renew a membership before it ends, and say anew what the member may do
+    Renew {
+        #[command(flatten)]
+        renew: RenewArguments,
+    },
+    /// Leave the team for good
+    ///
+    /// The key of this home never comes back into the team. What is in its store stays.
+    Leave,
     /// Say what the node is doing
     Status {
         /// Print it as JSON
@@ -155,9 +222,13 @@ pub enum StoreCommand {
     },
 }
 
-/// Where to link to results.
+/// Where results go.
 #[derive(Debug, Args)]
 pub struct LinkArguments {
+    /// Where the outputs should be in the end: a member of the team (its name or key), or a binary cache in a
+    /// folder (file:///FOLDER). Builders push there themselves if they can. No link is made
+    #[arg(long, value_name = "STORE", value_parser = destination, conflicts_with = "out_link")]
+    pub to: Option<Destination>,
     /// Name of the link to the result, which keeps it from being collected
     #[arg(short = 'o', long = "out-link", value_name = "LINK", default_value = "result")]
     pub out_link: PathBuf,
@@ -194,13 +265,27 @@ pub struct ValueArguments {
 /// How a node runs.
 #[derive(Debug, Args)]
 pub struct UpArguments {
-    /// Builds at once [default: one for each processor]
+    /// Builds at once; 0: others build for this node [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub slots: Option<u32>,
+    /// Where members of the team reach this node; may be given several times. Port 0 is one that is free; 'none':
+    /// nowhere, this node connects to others only [default: a free port of every address]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen)]
+    listen: Vec<Listen>,
     /// End when nobody has used it for a while
     #[arg(long)]
     pub idle_exit: bool,
     /// Leave the terminal, and say on standard output when commands can connect
     #[arg(long, hide = true)]
     pub background: bool,
+}
+
+impl UpArguments {
+    /// Where to listen; none: nothing was said.
+    ///
+    /// # Errors
+    /// Nowhere and somewhere at once.
+    pub fn listening(&self) -> Result<Option<Vec<SocketAddr>>, UsageError> {
+        listening(&self.listen)
+    }
 }

@@ -1,4 +1,4 @@
-//! Counts, sizes and times as Nix reads them.
+//! Counts, sizes and times as Nix reads them, and durations.
 
 /// Reads a whole number with one of the suffixes `K`, `M`, `G` and `T`, powers of 1024, as Nix does for
 /// its numeric flags.
@@ -59,6 +59,52 @@ pub fn jobs(text: &str) -> Result<Jobs, String> {
     cores(text).map(Jobs::Most)
 }
 
+/// Seconds of the units in which a duration is written.
+const UNITS: [(char, u64); 6] = [
+    ('s', 1),
+    ('m', 60),
+    ('h', 3600),
+    ('d', 24 * 3600),
+    ('w', 7 * 24 * 3600),
+    ('y', 365 * 24 * 3600),
+];
+
+/// Reads a duration such as `30m`, `7d` or `1h30m`, in seconds. It is more than nothing.
+pub fn duration(text: &str) -> Result<u64, String> {
+    let expected = || {
+        "a duration is a number with a unit: s, m (minutes), h, d, w or y, as in 30m, 7d or 1h30m".to_owned()
+    };
+    let (mut seconds, mut number) = (0_u64, None::<u64>);
+    for letter in text.chars() {
+        let too_long = || "the duration is too long".to_owned();
+        if let Some(digit) = letter.to_digit(10) {
+            let begun = number.unwrap_or(0).checked_mul(10);
+            let longer = begun.and_then(|begun| begun.checked_add(u64::from(digit)));
+            number = Some(longer.ok_or_else(too_long)?);
+            continue;
+        }
+        let unit = UNITS.iter().find(|(name, _)| *name == letter);
+        let (Some((_, unit)), Some(count)) = (unit, number.take()) else {
+            return Err(expected());
+        };
+        let added = count
+            .checked_mul(*unit)
+            .and_then(|part| seconds.checked_add(part));
+        seconds = added.filter(|sum| *sum <= LONGEST).ok_or_else(too_long)?;
+    }
+    if number.is_some() || text.is_empty() {
+        return Err(expected());
+    }
+    if seconds == 0 {
+        return Err("the duration must be longer than nothing".to_owned());
+    }
+    Ok(seconds)
+}
+
+/// The longest duration, in seconds: a thousand years, so that adding it to the time of day does not
+/// overflow anywhere.
+const LONGEST: u64 = 1000 * 365 * 24 * 3600;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +145,28 @@ mod tests {
         assert_eq!(jobs("0"), Ok(Jobs::Most(0)));
         assert_eq!(jobs("auto"), Ok(Jobs::Auto));
         assert_eq!(jobs("3"), Ok(Jobs::Most(3)));
+    }
+    #[test]
+    fn durations_have_units() {
+        for (text, expected) in [
+            ("90s", 90),
+            ("30m", 1800),
+            ("1h30m", 5400),
+            ("7d", 604_800),
+            ("2w", 1_209_600),
+            ("1y", 31_536_000),
+        ] {
+            assert_eq!(duration(text), Ok(expected), "{text}");
+        }
+        for text in ["", "7", "d", "7 d", "-1d", "1.5h", "7days", "1h30", "soon", "７d"] {
+            let error = duration(text).expect_err(text);
+            assert!(error.contains("7d"), "{text}: {error}");
+        }
+        for text in ["0s", "0d0h"] {
+            assert!(duration(text).unwrap_err().contains("longer"), "{text}");
+        }
+        for text in ["9999999999999999999999s", "999999999999y", "1001y"] {
+            assert!(duration(text).unwrap_err().contains("too long"), "{text}");
+        }
     }
 }

@@ -1,6 +1,11 @@
 use std::path::PathBuf;
 
 use tvix_node::command::{Argument, Building, Evaluation, Expression};
+use tvix_node_protocol::build::SwarmId;
+use tvix_node_protocol::control::Destination;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::roster::Role;
+use tvix_node_protocol::ticket::Ticket;
 
 use super::super::{Command, nix_flags};
 use super::*;
@@ -254,4 +259,143 @@ fn links_are_named_or_not_made() {
     assert_eq!(link(&["build", "-o", "x"]), Some(PathBuf::from("x")));
     assert_eq!(link(&["build", "--no-link"]), None);
     assert!(refused(&["--no-out-link", "-o", "x"]).contains("cannot be used with"));
+}
+
+fn command(line: &[&str]) -> Command {
+    match parsed(line) {
+        Ok(Parsed::Invocation(invocation, _)) => invocation.command,
+        Ok(Parsed::Help(text)) => panic!("{text}"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn ticket() -> String {
+    Ticket {
+        swarm: SwarmId([1; 32]),
+        inviter: NodeKey([2; 32]),
+        addresses: vec!["/ip4/192.0.2.1/tcp/4001".to_owned()],
+        not_after: 1,
+        secret: [3; 16],
+    }
+    .to_text()
+    .unwrap()
+}
+
+#[test]
+fn an_invitation_gives_what_it_says_and_by_default_not_the_right_to_invite() {
+    let invite = |line: &[&str]| {
+        let line: Vec<&str> = std::iter::once("invite").chain(line.iter().copied()).collect();
+        match command(&line) {
+            Command::Invite { invite } => (invite.roles().to_string(), invite.expires, invite.lasts),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (day, year) = (24 * 3600, 365 * 24 * 3600);
+    assert_eq!(invite(&[]), ("request, build, store".to_owned(), day, year));
+    assert_eq!(
+        invite(&[
+            "--role",
+            "invite",
+            "--role",
+            "build,store",
+            "--expires",
+            "1h",
+            "--lasts",
+            "30d"
+        ]),
+        ("build, store, invite".to_owned(), 3600, 30 * day)
+    );
+    let error = |line: &[&str]| parsed(line).expect_err(&line.join(" ")).to_string();
+    let unknown = error(&["invite", "--role", "king"]);
+    for fragment in ["king", "request", "build", "store", "invite"] {
+        assert!(unknown.contains(fragment), "{unknown}");
+    }
+    assert!(error(&["invite", "--expires", "7"]).contains("7d"));
+    assert!(error(&["invite", "--lasts", "0d"]).contains("longer"));
+    assert!(error(&["invite", "--name", "a\tb"]).contains("cannot be a name"));
+    assert!(error(&["renew"]).contains("MEMBER"));
+}
+
+#[test]
+fn a_ticket_is_read_however_it_was_broken_and_refused_where_it_is_torn() {
+    let join = |line: &[&str]| {
+        let line: Vec<&str> = std::iter::once("join").chain(line.iter().copied()).collect();
+        match command(&line) {
+            Command::Join { join } => join.ticket(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let ticket = ticket();
+    let (head, tail) = ticket.split_at(40);
+    assert_eq!(join(&[&ticket]).unwrap(), ticket);
+    assert_eq!(join(&[&format!(" {head}\n  {tail}\n")]).unwrap(), ticket);
+    assert_eq!(join(&[head, tail]).unwrap(), ticket);
+    let refused = |text: &str| join(&[text]).unwrap_err().to_string();
+    assert!(refused(&ticket[..ticket.len() - 1]).contains("torn"));
+    assert!(refused("hello").contains("not a ticket"));
+    assert!(refused(&ticket.replace("ticket-1-", "ticket-2-")).contains("version 2"));
+    assert!(parsed(&["join"]).unwrap_err().to_string().contains("TICKET"));
+}
+
+#[test]
+fn outputs_go_to_a_member_or_a_folder() {
+    let to = |line: &[&str]| match command(line) {
+        Command::Build { links, .. } => links.to,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(to(&["build"]), None);
+    assert_eq!(
+        to(&["build", "--to", "bob"]),
+        Some(Destination::Member("bob".to_owned()))
+    );
+    assert_eq!(
+        to(&["build", "--to", "file:///srv/cache"]),
+        Some(Destination::Folder("/srv/cache".to_owned()))
+    );
+    assert!(refused(&["--to", "./cache"]).contains("file:///FOLDER"));
+    assert!(refused(&["--to", "s3://bucket"]).contains("'s3'"));
+    assert!(refused(&["--to", "bob", "-o", "x"]).contains("cannot be used with"));
+    // The result must be here to be run.
+    assert!(
+        parsed(&["run", "--to", "bob"])
+            .unwrap_err()
+            .to_string()
+            .contains("no option '--to'")
+    );
+}
+
+#[test]
+fn a_node_is_told_where_to_listen() {
+    let listening = |line: &[&str]| match command(line) {
+        Command::Up { up } => up.listening(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(listening(&["up"]).unwrap(), None);
+    assert_eq!(listening(&["up", "--listen", "none"]).unwrap(), Some(Vec::new()));
+    assert_eq!(
+        listening(&["up", "--listen", "127.0.0.1:0"]).unwrap(),
+        Some(vec!["127.0.0.1:0".parse().unwrap()])
+    );
+    let both = listening(&["up", "--listen", "none", "--listen", "127.0.0.1:0"]);
+    assert!(both.unwrap_err().to_string().contains("nowhere"));
+    let error = parsed(&["up", "--listen", "tower:1"]).unwrap_err().to_string();
+    assert!(error.contains("IP address"), "{error}");
+}
+
+#[test]
+fn roles_and_commands_of_the_team_are_explained() {
+    let help = |line: &[&str]| match parsed(line) {
+        Ok(Parsed::Help(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    let text = help(&["invite", "--help"]);
+    for role in Role::ALL {
+        assert!(text.contains(&format!("- {role}:")), "{role}: {text}");
+    }
+    let text = help(&["--help"]);
+    for name in [
+        "invite", "join", "members", "peers", "record", "revoke", "renew", "leave",
+    ] {
+        assert!(text.contains(&format!("\n  {name} ")), "{name}: {text}");
+    }
 }

@@ -5,7 +5,10 @@
 //! | `evaluate` | `instantiate` and `eval` |
 //! | `build` | `build`, `run` and `shell` |
 //! | `store` | `store info`, `log` and `why` |
+//! | `record` | `record` |
+//! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
 //! | `node` | `up`, `down` and `status` |
+//! | `table` | rows in columns, sizes and dates |
 //! | `path` | store paths, as users name them |
 //! | `failure` | why a command failed, and its exit status |
 
@@ -14,7 +17,10 @@ mod evaluate;
 mod failure;
 mod node;
 mod path;
+mod record;
 mod store;
+mod table;
+mod team;
 
 use std::io::{self, Write as _};
 
@@ -63,7 +69,9 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
             let evaluation = evaluation.to_evaluation(matches)?;
             let mut building = building.to_building();
             building.dry_run = dry_run;
-            building.out_link = (!links.no_out_link).then_some(links.out_link);
+            // What is in another store cannot be linked to.
+            building.out_link = (!links.no_out_link && links.to.is_none()).then_some(links.out_link);
+            building.to = links.to;
             build::build(home, &evaluation, &building, &output).await
         }
         Command::Instantiate {
@@ -112,6 +120,14 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
         } => store::info(home, &path, json).await,
         Command::Log { path } => store::log(home, &path).await,
         Command::Why { path, json } => store::why(home, &path, json).await,
+        Command::Record { path, json } => record::record(home, &path, json).await,
+        Command::Invite { invite } => team::invite(home, &invite).await,
+        Command::Join { join } => team::join(home, &join).await,
+        Command::Members { json } => team::members(home, json).await,
+        Command::Peers { json } => team::peers(home, json).await,
+        Command::Revoke { member } => team::revoke(home, member).await,
+        Command::Renew { renew } => team::renew(home, &renew).await,
+        Command::Leave => team::leave(home).await,
         Command::Status { json } => node::status(home, json).await,
         Command::Up { up } => node::up(home, &up).await,
         Command::Down => node::down(home).await,
@@ -143,6 +159,13 @@ pub fn print(bytes: &[u8]) -> Result<(), Failure> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Says something about a result to a person, on standard error.
+fn note(text: &str) {
+    let mut stderr = io::stderr().lock();
+    // There is nobody to tell that it cannot be written to.
+    drop(writeln!(stderr, "{text}"));
 }
 
 /// Writes a value as JSON to standard output.

@@ -7,9 +7,10 @@ use tvix_node::gateway::control::{ClientError, ControlClient};
 use tvix_node::home::Home;
 use tvix_node_protocol::control::{SessionMode, Status};
 
+use super::table::{short, size};
 use super::{Failure, print, print_json};
 use crate::arguments::UpArguments;
-use crate::progress::{called, count, running};
+use crate::progress::{called, clean, count, running};
 
 /// How long a node that was told to end may take. It kills its builds, removes their folders, which
 /// may be large, and closes the store.
@@ -17,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the node of this home until it is told to end.
 pub async fn up(home: &Home, arguments: &UpArguments) -> Result<u8, Failure> {
+    let listen = arguments.listening()?;
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -24,7 +26,7 @@ pub async fn up(home: &Home, arguments: &UpArguments) -> Result<u8, Failure> {
         .init();
     let options = UpOptions {
         slots: arguments.slots,
-        listen: None,
+        listen,
         idle_exit: arguments.idle_exit,
         background: arguments.background,
     };
@@ -60,22 +62,24 @@ pub async fn down(home: &Home) -> Result<u8, Failure> {
 
 /// Prints what the node is doing. Does not start one.
 pub async fn status(home: &Home, as_json: bool) -> Result<u8, Failure> {
-    let status = match ControlClient::connect(home.root()).await {
-        Ok(client) => client.status().await?,
-        Err(ClientError::NoNode { .. }) => {
-            return Err(Failure::Absent(format!(
-                "no node is up in '{}': commands that need one start it, and so does 'tvix-node up'",
-                home.root().display()
-            )));
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let status = connect(home).await?.status().await?;
     if as_json {
         print_json(&status)?;
     } else {
         print(status_text(&status).as_bytes())?;
     }
     Ok(0)
+}
+
+/// Talks to the node of the home, and does not start one.
+pub async fn connect(home: &Home) -> Result<ControlClient, Failure> {
+    match ControlClient::connect(home.root()).await {
+        Err(ClientError::NoNode { .. }) => Err(Failure::Absent(format!(
+            "no node is up in '{}': commands that need one start it, and so does 'tvix-node up'",
+            home.root().display()
+        ))),
+        connected => Ok(connected?),
+    }
 }
 
 fn status_text(status: &Status) -> String {
@@ -92,6 +96,28 @@ fn status_text(status: &Status) -> String {
         status.slots,
         count(status.paths, "path"),
     );
+    if let Some(team) = &status.team {
+        text += &format!(
+            "team     {} as {}: {}, {} connected\n",
+            short(team.swarm),
+            clean(&team.name),
+            count(team.members, "member"),
+            team.connected,
+        );
+        for address in &team.listening {
+            text += &format!("         reached at {address}\n");
+        }
+    }
+    for peer in &status.peers {
+        text += &format!(
+            "peer     {}: {} of {} slots free, sent {}, received {}\n",
+            clean(&peer.name),
+            peer.free,
+            peer.slots,
+            size(peer.traffic.sent),
+            size(peer.traffic.received),
+        );
+    }
     for session in &status.sessions {
         let mode = match session.mode {
             SessionMode::Instantiate => "instantiates",
@@ -111,13 +137,58 @@ fn status_text(status: &Status) -> String {
         text += &format!(
             "build    {} on {}, for {}, for session {}\n",
             called(&build.derivation),
-            build.node,
+            clean(&build.node),
             seconds(build.age),
             sessions.join(" and "),
         );
         if !build.last_line.is_empty() {
-            text += &format!("         > {}\n", crate::progress::clean(&build.last_line));
+            text += &format!("         > {}\n", clean(&build.last_line));
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use tvix_node_protocol::build::SwarmId;
+    use tvix_node_protocol::control::{CONTROL_VERSION, TeamStatus};
+    use tvix_node_protocol::envelope::NodeKey;
+
+    use super::super::table::testing::peer;
+    use super::*;
+
+    #[test]
+    fn the_team_has_its_lines_in_the_status() {
+        let mut status = Status {
+            version: CONTROL_VERSION,
+            program: "0.1.0".to_owned(),
+            node: NodeKey([1; 32]),
+            pid: 7,
+            home: "/home".to_owned(),
+            uptime: 67,
+            slots: 0,
+            idle_exit: false,
+            sessions: Vec::new(),
+            builds: Vec::new(),
+            paths: 3,
+            team: None,
+            peers: Vec::new(),
+        };
+        let alone = status_text(&status);
+        assert!(!alone.contains("team") && !alone.contains("peer"), "{alone}");
+        status.team = Some(TeamStatus {
+            swarm: SwarmId([0xab; 32]),
+            name: "ann\u{7}".to_owned(),
+            members: 2,
+            connected: 1,
+            listening: vec!["/ip4/192.0.2.1/tcp/4001".to_owned()],
+        });
+        status.peers = vec![peer("bob")];
+        let expected = "\
+team     abababababab as ann: 2 members, 1 connected
+         reached at /ip4/192.0.2.1/tcp/4001
+peer     bob: 3 of 4 slots free, sent 1.5 MiB, received 12 B
+";
+        assert_eq!(status_text(&status).strip_prefix(alone.as_str()), Some(expected));
+    }
 }

@@ -1,0 +1,225 @@
+//! Who may join the team, for how long, and where it meets.
+
+use std::net::SocketAddr;
+
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use tvix_node_protocol::limits::MEMBER_NAME_BYTES;
+use tvix_node_protocol::roster::{Role, Roles, check_name};
+use tvix_node_protocol::ticket::Ticket;
+
+use super::numbers::duration;
+use super::parse::UsageError;
+
+/// How somebody is invited.
+#[derive(Debug, Args)]
+pub struct InviteArguments {
+    /// What the new member may do; may be given several times [default: request, build and store]
+    #[arg(long = "role", value_name = "ROLE", value_parser = role(), value_delimiter = ',')]
+    roles: Vec<Role>,
+    /// How long the ticket is good for, such as 30m, 12h or 7d
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1d")]
+    pub expires: u64,
+    /// How long the membership lasts before somebody has to renew it
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1y")]
+    pub lasts: u64,
+    /// What this node calls itself, where the invitation founds the team [default: USER@HOST]
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub name: Option<String>,
+    /// Print the ticket and what it is good for as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl InviteArguments {
+    /// What the new member may do.
+    pub fn roles(&self) -> Roles {
+        if self.roles.is_empty() {
+            [Role::Request, Role::Build, Role::Store].into_iter().collect()
+        } else {
+            self.roles.iter().copied().collect()
+        }
+    }
+}
+
+/// How a ticket is redeemed.
+#[derive(Debug, Args)]
+pub struct JoinArguments {
+    /// What 'tvix-node invite' printed, on one line or broken into several
+    #[arg(value_name = "TICKET", required = true)]
+    ticket: Vec<String>,
+    /// What this node calls itself in the team [default: USER@HOST]
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub name: Option<String>,
+    /// Print what came of it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl JoinArguments {
+    /// The ticket, which is whole; whether it is still good, the inviter knows.
+    ///
+    /// # Errors
+    /// What is no ticket, or torn.
+    pub fn ticket(&self) -> Result<String, UsageError> {
+        // White space inside does not matter; one that was broken on its way may be several arguments.
+        let text: String = self.ticket.concat().split_whitespace().collect();
+        match Ticket::from_text(&text) {
+            Ok(_) => Ok(text),
+            Err(error) => Err(UsageError::new(error.to_string())),
+        }
+    }
+}
+
+/// How a membership is renewed.
+#[derive(Debug, Args)]
+pub struct RenewArguments {
+    /// The member's name, or its key or the beginning of that
+    #[arg(value_name = "MEMBER")]
+    pub member: String,
+    /// What it may do from now on; may be given several times [default: as before]
+    #[arg(long = "role", value_name = "ROLE", value_parser = role(), value_delimiter = ',')]
+    roles: Vec<Role>,
+    /// How long the membership lasts from now on
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1y")]
+    pub lasts: u64,
+}
+
+impl RenewArguments {
+    /// What the member may do from now on; none: as before.
+    pub fn roles(&self) -> Option<Roles> {
+        (!self.roles.is_empty()).then(|| self.roles.iter().copied().collect())
+    }
+}
+
+/// What each role gives, as `--help` explains it.
+fn role() -> impl TypedValueParser<Value = Role> {
+    let explained = Role::ALL.map(|role| PossibleValue::new(role.name()).help(gives(role)));
+    PossibleValuesParser::new(explained).try_map(|name| name.parse::<Role>())
+}
+
+const fn gives(role: Role) -> &'static str {
+    match role {
+        Role::Request => "may ask the other members to build",
+        Role::Build => "builds for the others: they take what it signed as built",
+        Role::Store => "others take store paths on its word, and may name it with 'build --to'",
+        Role::Invite => "may invite others, with no more roles than its own",
+    }
+}
+
+/// A place where members reach this node, or none at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Nowhere,
+    /// There.
+    At(SocketAddr),
+}
+
+/// Reads `none` or an address with its port.
+pub fn listen(text: &str) -> Result<Listen, String> {
+    if text == "none" {
+        return Ok(Listen::Nowhere);
+    }
+    text.parse().map(Listen::At).map_err(|_| {
+        "an IP address and a port are expected, such as 192.0.2.7:4001, 0.0.0.0:0 (every address of the machine, a \
+         free port) or [::1]:4001; or 'none', to connect to others only"
+            .to_owned()
+    })
+}
+
+/// Where a node listens: none where nothing was said, and an empty list for nowhere.
+///
+/// # Errors
+/// Nowhere and somewhere at once.
+pub fn listening(places: &[Listen]) -> Result<Option<Vec<SocketAddr>>, UsageError> {
+    if places.is_empty() {
+        return Ok(None);
+    }
+    let addresses: Vec<SocketAddr> = places
+        .iter()
+        .filter_map(|place| match place {
+            Listen::Nowhere => None,
+            Listen::At(address) => Some(*address),
+        })
+        .collect();
+    if !addresses.is_empty() && addresses.len() < places.len() {
+        return Err(UsageError::new(
+            "'--listen none' means to listen nowhere, and another --listen says where: give one of the two",
+        ));
+    }
+    Ok(Some(addresses))
+}
+
+/// Reads what a node calls itself.
+fn name(text: &str) -> Result<String, String> {
+    check_name(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+/// What a node calls itself that was not told: who runs it, and where.
+pub fn own_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let user = std::env::var("USER").unwrap_or_default();
+    name_of(&user, &host)
+}
+
+fn name_of(user: &str, host: &str) -> String {
+    let (user, host) = (user.trim(), host.trim());
+    let host = if host.is_empty() { "node" } else { host };
+    // Root is not who, and of a service nobody knows.
+    let wanted = if matches!(user, "" | "root") {
+        host.to_owned()
+    } else {
+        format!("{user}@{host}")
+    };
+    let mut name = String::new();
+    for letter in wanted.chars().filter(|letter| !letter.is_control()) {
+        if name.len() + letter.len_utf8() > MEMBER_NAME_BYTES {
+            break;
+        }
+        name.push(letter);
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_called_after_its_user_and_machine() {
+        assert_eq!(name_of("ann", "tower\n"), "ann@tower");
+        assert_eq!(name_of("root", "tower"), "tower");
+        assert_eq!(name_of("", ""), "node");
+        assert_eq!(name_of("a\u{7}nn", "tower"), "ann@tower");
+        for host in ["x".repeat(300), "ü".repeat(300)] {
+            let name = name_of("ann", &host);
+            assert!(name.len() > MEMBER_NAME_BYTES - 2);
+            check_name(&name).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_node_listens_where_it_is_told_or_nowhere() {
+        let place = |text: &str| listen(text).unwrap();
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert_eq!(listening(&[]), Ok(None));
+        assert_eq!(listening(&[place("none")]), Ok(Some(Vec::new())));
+        assert_eq!(
+            listening(&[place("127.0.0.1:0"), place("[::1]:4001")]),
+            Ok(Some(vec![address("127.0.0.1:0"), address("[::1]:4001")]))
+        );
+        assert!(listening(&[place("none"), place("127.0.0.1:0")]).is_err());
+        for text in [
+            "",
+            "4001",
+            "tower:4001",
+            "127.0.0.1",
+            "127.0.0.1:70000",
+            "/ip4/1.2.3.4/tcp/1",
+        ] {
+            assert!(listen(text).unwrap_err().contains("192.0.2.7:4001"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave`.
+
+use std::collections::BTreeMap;
+
+use tvix_node::background::connect_or_start;
+use tvix_node::home::Home;
+use tvix_node_protocol::control::{
+    InviteRequest, Invited, JoinRequest, MemberName, MemberView, PeerView, RenewRequest, TeamView,
+};
+use tvix_node_protocol::envelope::NodeKey;
+
+use super::node::connect;
+use super::table::{about, now, short, size, table};
+use super::{Failure, note, print, print_json};
+use crate::arguments::{InviteArguments, JoinArguments, RenewArguments, own_name};
+use crate::progress::{clean, count};
+
+/// Prints a ticket, alone on standard output.
+pub async fn invite(home: &Home, arguments: &InviteArguments) -> Result<u8, Failure> {
+    let client = connect_or_start(home).await?;
+    let request = InviteRequest {
+        roles: arguments.roles(),
+        valid: arguments.expires,
+        lasts: arguments.lasts,
+        name: Some(arguments.name.clone().unwrap_or_else(own_name)),
+    };
+    let invited = client.invite(&request).await?;
+    if arguments.json {
+        print_json(&invited)?;
+        return Ok(0);
+    }
+    print(format!("{}\n", invited.ticket).as_bytes())?;
+    let status = client.status().await?;
+    for line in about_ticket(&invited, arguments, status.idle_exit) {
+        note(&line);
+    }
+    Ok(0)
+}
+
+/// What is worth knowing of a ticket besides itself.
+fn about_ticket(invited: &Invited, arguments: &InviteArguments, idle_exit: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    if invited.founded {
+        lines.push(format!("This founded the team {}.", short(invited.swarm)));
+    } else if arguments.name.is_some() {
+        lines.push("--name was not needed: this node has a name in its team already.".to_owned());
+    }
+    lines.push(format!(
+        "Whoever has the ticket can join within {} with 'tvix-node join TICKET', once, and gets the roles: {}.",
+        about(arguments.expires),
+        invited.roles,
+    ));
+    if invited.addresses.is_empty() {
+        lines.push(
+            "warning: this node listens nowhere, so nobody can redeem the ticket: start it with 'tvix-node up --listen …'"
+                .to_owned(),
+        );
+    } else if idle_exit {
+        lines.push(
+            "warning: this node ends when nobody uses it; run 'tvix-node up', or the ticket cannot be redeemed"
+                .to_owned(),
+        );
+    }
+    lines
+}
+
+/// Joins a team.
+pub async fn join(home: &Home, arguments: &JoinArguments) -> Result<u8, Failure> {
+    let request = JoinRequest {
+        ticket: arguments.ticket()?,
+        name: Some(arguments.name.clone().unwrap_or_else(own_name)),
+    };
+    let joined = connect_or_start(home).await?.join(&request).await?;
+    if arguments.json {
+        print_json(&joined)?;
+    } else {
+        let text = format!(
+            "joined the team {} as {}: {}\n",
+            short(joined.swarm),
+            clean(&joined.name),
+            count(joined.members, "member"),
+        );
+        print(text.as_bytes())?;
+    }
+    Ok(0)
+}
+
+/// Lists who is in the team.
+pub async fn members(home: &Home, as_json: bool) -> Result<u8, Failure> {
+    let team = connect_or_start(home).await?.team().await?;
+    if as_json {
+        print_json(&team)?;
+    } else {
+        print(members_text(&team, now()).as_bytes())?;
+    }
+    Ok(0)
+}
+
+fn members_text(team: &TeamView, now: u64) -> String {
+    let names: BTreeMap<NodeKey, &str> = team
+        .members
+        .iter()
+        .map(|member| (member.key, member.name.as_str()))
+        .collect();
+    let rows = team
+        .members
+        .iter()
+        .map(|member| {
+            let issuer = member.issued_by.map_or("(founder)".to_owned(), |key| {
+                names
+                    .get(&key)
+                    .map_or_else(|| short(key), |name| (*name).to_owned())
+            });
+            [
+                member.name.clone(),
+                short(member.key),
+                member.roles.to_string(),
+                member.not_after.map_or("".to_owned(), |end| left(end, now)),
+                issuer,
+                state(member),
+            ]
+        })
+        .collect();
+    table(["NAME", "KEY", "ROLES", "ENDS", "INVITED BY", "STATE"], rows)
+}
+
+/// How long a membership goes on.
+fn left(end: u64, now: u64) -> String {
+    match end.checked_sub(now) {
+        Some(seconds) => format!("in {}", about(seconds)),
+        None => "ended".to_owned(),
+    }
+}
+
+fn state(member: &MemberView) -> String {
+    let place = if member.me {
+        "this node"
+    } else if member.connected {
+        "connected"
+    } else {
+        "not connected"
+    };
+    if member.to_renew {
+        format!("{place}, to be renewed")
+    } else {
+        place.to_owned()
+    }
+}
+
+/// Lists the members there is a connection to. Does not start a node, which would have none.
+pub async fn peers(home: &Home, as_json: bool) -> Result<u8, Failure> {
+    let peers = connect(home).await?.peers().await?;
+    if as_json {
+        print_json(&peers)?;
+    } else if peers.is_empty() {
+        note("this node is connected with no other member; 'tvix-node members' lists who there is");
+    } else {
+        print(peers_text(&peers).as_bytes())?;
+    }
+    Ok(0)
+}
+
+fn peers_text(peers: &[PeerView]) -> String {
+    let rows = peers
+        .iter()
+        .map(|peer| {
+            let more = match peer.addresses.len() {
+                0 | 1 => String::new(),
+                several => format!(" and {} more", several - 1),
+            };
+            [
+                peer.name.clone(),
+                short(peer.key),
+                format!("{} of {}", peer.free, peer.slots),
+                format!("{}.{:02}", peer.load / 100, peer.load % 100),
+                peer.round_trip_ms
+                    .map_or("".to_owned(), |time| format!("{time:.1} ms")),
+                size(peer.traffic.sent),
+                size(peer.traffic.received),
+                peer.systems.join(" "),
+                peer.addresses.first().cloned().unwrap_or_default() + &more,
+            ]
+        })
+        .collect();
+    table(
+        [
+            "NAME", "KEY", "FREE", "LOAD", "AWAY", "SENT", "RECEIVED", "SYSTEMS", "ADDRESS",
+        ],
+        rows,
+    )
+}
+
+/// Puts a member out of the team.
+pub async fn revoke(home: &Home, member: String) -> Result<u8, Failure> {
+    let text = format!("{} is out of the team\n", clean(&member));
+    connect_or_start(home)
+        .await?
+        .revoke(&MemberName { member })
+        .await?;
+    print(text.as_bytes())?;
+    Ok(0)
+}
+
+/// Vouches for a member anew.
+pub async fn renew(home: &Home, arguments: &RenewArguments) -> Result<u8, Failure> {
+    let request = RenewRequest {
+        member: arguments.member.clone(),
+        roles: arguments.roles(),
+        lasts: arguments.lasts,
+    };
+    connect_or_start(home).await?.renew(&request).await?;
+    let text = format!(
+        "{} is a member for another {}\n",
+        clean(&arguments.member),
+        about(arguments.lasts)
+    );
+    print(text.as_bytes())?;
+    Ok(0)
+}
+
+/// Leaves the team.
+pub async fn leave(home: &Home) -> Result<u8, Failure> {
+    connect_or_start(home).await?.leave().await?;
+    print(b"this node is in no team any more\n")?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use tvix_node_protocol::build::SwarmId;
+    use tvix_node_protocol::roster::{Role, Roles};
+
+    use super::super::table::testing::peer;
+    use super::*;
+
+    fn team() -> TeamView {
+        let member = |key: u8, name: &str| MemberView {
+            key: NodeKey([key; 32]),
+            name: name.to_owned(),
+            roles: [Role::Request, Role::Build].into_iter().collect(),
+            issued_by: Some(NodeKey([0xaa; 32])),
+            founder: false,
+            not_after: Some(1_000_000),
+            me: false,
+            connected: true,
+            to_renew: false,
+        };
+        TeamView {
+            swarm: SwarmId([1; 32]),
+            me: NodeKey([0xaa; 32]),
+            name: "ann".to_owned(),
+            listening: Vec::new(),
+            members: vec![
+                MemberView {
+                    roles: Roles::all(),
+                    issued_by: None,
+                    founder: true,
+                    not_after: None,
+                    me: true,
+                    connected: false,
+                    ..member(0xaa, "ann")
+                },
+                member(0xbb, "bob@tower"),
+                MemberView {
+                    issued_by: Some(NodeKey([0xdd; 32])),
+                    connected: false,
+                    to_renew: true,
+                    not_after: Some(99),
+                    ..member(0xcc, "carol")
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn members_are_listed_with_what_they_may_do_and_until_when() {
+        let expected = "\
+NAME       KEY           ROLES                          ENDS        INVITED BY    STATE
+ann        aaaaaaaaaaaa  request, build, store, invite              (founder)     this node
+bob@tower  bbbbbbbbbbbb  request, build                 in 11 days  ann           connected
+carol      cccccccccccc  request, build                 ended       dddddddddddd  not connected, to be renewed
+";
+        assert_eq!(members_text(&team(), 100), expected);
+    }
+
+    #[test]
+    fn peers_are_listed_with_what_they_offer() {
+        let expected = "\
+NAME  KEY           FREE    LOAD  AWAY    SENT     RECEIVED  SYSTEMS                  ADDRESS
+bob   bbbbbbbbbbbb  3 of 4  1.25  1.2 ms  1.5 MiB  12 B      x86_64-linux i686-linux  /ip4/192.0.2.2/tcp/4001 and 1 more
+";
+        assert_eq!(peers_text(&[peer("bob")]), expected);
+    }
+}
