@@ -94,6 +94,9 @@ pub const PATHS_BYTES: usize = PATHS_QUESTION * 256;
 /// Bytes of one path info with its record: 65,536 references and a record of a large closure.
 pub const SHOWN_BYTES: usize = 16 << 20;
 
+/// Bytes of a request for parts of one file, as iroh-blobs writes it: a digest and some thousand ranges.
+pub const BLOB_REQUEST_BYTES: usize = 64 << 10;
+
 /// Texts asked for at once: some 4 MiB of derivations, so that several such questions on their way fill a
 /// link and none of them holds up the others.
 pub const TEXTS_QUESTION: usize = 1024;

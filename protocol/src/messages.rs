@@ -14,7 +14,7 @@
 //! | `paths` | [`PathsQuestion`] | one [`PathAnswer`] for each path, in order |
 //! | `tree` | [`TreeQuestion`] | [`ServeAnswer`], then the encodings of all directories, each as a raw frame, breadth first, each once; an empty frame ends it |
 //! | `blobs` | [`BlobsQuestion`] | [`ServeAnswer`], then each blob as a raw frame, in order |
-//! | `blob` | [`BlobQuestion`] | [`ServeAnswer`], then the iroh-blobs protocol on the same stream |
+//! | `blob` | [`BlobQuestion`] | [`ServeAnswer`], then the iroh-blobs protocol on the same stream, its request as a raw frame of at most [`limits::BLOB_REQUEST_BYTES`] |
 //! | `texts` | [`TextsQuestion`] | [`ServeAnswer`], then for each path, in order, a raw frame: the byte [`TEXT_FOLLOWS`] and the file's bytes, or the byte [`TEXT_NOT_HERE`]; or the byte [`TEXTS_END`], where no more fits into [`limits::TEXTS_BYTES`]: ask again from there |
 //! | `build` | an [`Envelope`] with a build request, later perhaps [`BuildControl`] | [`BuildFrame`], until one that is final |
 //! | `push` | [`PushOffer`] | [`PushFrame`], until one that is final |

@@ -173,7 +173,7 @@ async fn fetch_counting(
     coming(answer.map_err(call::at(provider, Door::Blob))?)?;
     let ranges = ChunkRanges::from(ChunkNum(chunks.start)..ChunkNum(chunks.end));
     let request = GetRequest::blob_ranges(blob.0.into(), ranges);
-    let pair = StreamPair::new(0, BlobReader(wire.reader), BlobWriter(wire.writer));
+    let pair = StreamPair::new(0, BlobReader(wire.reader), BlobWriter::new(wire.writer));
     let connected = AtConnected::new(pair.t0, pair.recv, pair.send, request, RequestCounters::default());
     let start = match connected.next().await.map_err(|error| ended(error.to_string()))? {
         ConnectedNext::StartRoot(start) => start,

@@ -49,7 +49,6 @@ async fn fetch_counting(
     };
     let mut wire = core.open(provider, Door::Blobs).await?;
     coming(wire.ask::<_, ServeAnswer>(&question).await.map_err(at)?)?;
-    wire.writer.close().await.map_err(at)?;
     let mut reader = BlobReader(wire.reader);
     let (mut items, mut size) = (vec![], 0);
     let mut failed = None;

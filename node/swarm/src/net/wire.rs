@@ -168,11 +168,6 @@ impl WireWriter {
         patiently(self.0.write_all(bytes)).await
     }
 
-    /// For what is sent beside messages, as bytes.
-    pub(crate) fn bytes(&mut self) -> &mut BufWriter<BoxedWrite> {
-        &mut self.0
-    }
-
     pub(crate) async fn flush(&mut self) -> Result<(), WireError> {
         patiently(self.0.flush()).await
     }

@@ -1,7 +1,8 @@
 //! One large file, or parts of it: the iroh-blobs protocol on a stream of ours.
 //!
-//! After [`ServeAnswer::Coming`] the asker sends a `Get` request of that protocol and closes its side; the
-//! answer is the file's size and the ranges asked for, with the hashes that prove each group of 16 KiB.
+//! After [`ServeAnswer::Coming`] the asker sends a `Get` request of that protocol as one frame; the answer
+//! is the file's size and the ranges asked for, with the hashes that prove each group of 16 KiB. The asker
+//! does not end its side, as iroh does: over TCP, who has ended its side and then goes away is not noticed.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -9,13 +10,14 @@ use std::sync::Arc;
 use bao_tree::ChunkRanges;
 use bao_tree::io::sync::encode_ranges_validated;
 use bytes::Bytes;
-use futures::{AsyncReadExt, AsyncWriteExt};
+use futures::AsyncReadExt;
 use iroh::endpoint::VarInt;
 use iroh_blobs::protocol::{GetRequest, Request};
 use iroh_blobs::util::{RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::limits::BLOB_REQUEST_BYTES;
 use tvix_node_protocol::messages::{BlobQuestion, ServeAnswer};
 use tvix_node_protocol::tree::BlobDigest;
 
@@ -28,8 +30,18 @@ use crate::shelf::{Shelf, ShelfError};
 /// Our reading side, as iroh-blobs wants it.
 pub(crate) struct BlobReader(pub(crate) WireReader);
 
-/// Our writing side, as iroh-blobs wants it.
-pub(crate) struct BlobWriter(pub(crate) WireWriter);
+/// Our writing side, as iroh-blobs wants it, for one request.
+pub(crate) struct BlobWriter {
+    wire: WireWriter,
+    request: Vec<u8>,
+}
+
+impl BlobWriter {
+    pub(crate) fn new(wire: WireWriter) -> Self {
+        let request = Vec::new();
+        Self { wire, request }
+    }
+}
 
 fn slow(_: tokio::time::error::Elapsed) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "the peer is silent")
@@ -74,14 +86,17 @@ impl SendStream for BlobWriter {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        timeout(ANSWER_TIME, self.0.bytes().write_all(bytes))
-            .await
-            .map_err(slow)?
+        self.request.extend_from_slice(bytes);
+        Ok(())
     }
 
-    /// Closes: the other side reads a request to its end.
+    /// Sends the request, which is complete.
     async fn sync(&mut self) -> io::Result<()> {
-        timeout(ANSWER_TIME, self.0.bytes().close()).await.map_err(slow)?
+        self.wire
+            .send_raw(&self.request)
+            .await
+            .map_err(io::Error::other)?;
+        self.wire.flush().await.map_err(io::Error::other)
     }
 
     fn reset(&mut self, _: VarInt) -> io::Result<()> {
@@ -112,8 +127,9 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     };
     wire.writer.send(&ServeAnswer::Coming).await?;
     wire.writer.flush().await?;
-    let mut reader = BlobReader(wire.reader);
-    let (request, _) = Request::read_async(&mut reader).await?;
+    let request = wire.reader.receive_raw(BLOB_REQUEST_BYTES).await?;
+    let request = Bytes::from(request.ok_or(WireError::Closed)?);
+    let (request, _) = Request::read_async(&mut { request }).await?;
     let Some(ranges) = ranges_of(&request, blob) else {
         tracing::debug!(%peer, "a request of another kind than is served here");
         return Ok(());
@@ -124,7 +140,8 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         blocking(move || encode(&*core.shelf, &core.serving, blob, &ranges, sender))
     };
     let mut writer = wire.writer;
-    let writing = async {
+    // The receiver goes with the writer: the reading thread notices where nobody writes any more.
+    let writing = async move {
         while let Some(piece) = receiver.recv().await {
             writer.send_bytes(&piece).await?;
         }

@@ -79,7 +79,7 @@ pub(crate) async fn ask(
         let mut wire = core.open(peer, Door::Paths).await?;
         let question = PathsQuestion { paths: part.to_vec() };
         wire.writer.send(&question).await.map_err(at)?;
-        wire.writer.close().await.map_err(at)?;
+        wire.writer.flush().await.map_err(at)?;
         for path in part {
             let answer: PathAnswer = wire.reader.receive().await.map_err(at)?;
             if let Some(shown) = &answer.shown

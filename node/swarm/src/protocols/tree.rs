@@ -36,7 +36,8 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
                 .await
         }
     };
-    let writing = async {
+    // The receiver goes with the writer: the reading thread notices where nobody writes any more.
+    let writing = async move {
         while let Some(bytes) = receiver.recv().await {
             wire.writer.send_raw(&bytes).await?;
         }

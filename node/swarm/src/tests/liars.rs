@@ -5,13 +5,13 @@ use crate::limits::PIECE_CHUNKS;
 use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::net::wire::Wire;
-use crate::protocols::blob::BlobReader;
 use crate::protocols::serving::BLOCK;
 use bao_tree::io::outboard::PreOrderMemOutboard;
 use bao_tree::io::sync::encode_ranges_validated;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use iroh_blobs::protocol::Request;
+use tvix_node_protocol::limits::BLOB_REQUEST_BYTES;
 use tvix_node_protocol::messages::{
     BlobQuestion, BlobsQuestion, PathAnswer, PathsQuestion, ServeAnswer, TreeQuestion,
 };
@@ -60,7 +60,14 @@ async fn flip_large(core: &Core, mut wire: Wire) {
     let BlobQuestion { blob, .. } = wire.reader.receive().await.unwrap();
     wire.writer.send(&ServeAnswer::Coming).await.unwrap();
     wire.writer.flush().await.unwrap();
-    let (request, _) = Request::read_async(&mut BlobReader(wire.reader)).await.unwrap();
+    let request = wire
+        .reader
+        .receive_raw(BLOB_REQUEST_BYTES)
+        .await
+        .unwrap()
+        .unwrap();
+    let mut request = bytes::Bytes::from(request);
+    let (request, _) = Request::read_async(&mut request).await.unwrap();
     let Request::Get(request) = request else { panic!() };
     let bytes = read(core, blob);
     let outboard = PreOrderMemOutboard::create(&bytes, BLOCK);

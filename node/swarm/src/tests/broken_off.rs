@@ -1,0 +1,82 @@
+use super::shelf::{TestShelf, component, noise};
+use super::*;
+use crate::limits::CONTENT_STREAMS;
+use crate::net::Door;
+use crate::protocols::blob::{BlobReader, BlobWriter};
+use iroh_blobs::get::StreamPair;
+use iroh_blobs::get::fsm::{AtConnected, RequestCounters};
+use iroh_blobs::protocol::GetRequest;
+use tvix_node_protocol::messages::{BlobQuestion, BlobsQuestion, Message, ServeAnswer, TreeQuestion};
+use tvix_node_protocol::tree::{BlobDigest, Directory, Node, SymlinkTarget, Tree, TreeDigest};
+
+/// More than all buffers between two nodes hold: who sends it waits for who reads it.
+const LARGE: usize = 20 << 20;
+
+/// A tree whose directories have many bytes.
+fn wide(shelf: &TestShelf) -> TreeDigest {
+    let mut root = Directory::default();
+    for number in 0..40_u64 {
+        let mut inner = Directory::default();
+        for entry in 0..100 {
+            let target: String = noise(number * 1000 + entry, 2000)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            let link = Node::Symlink(SymlinkTarget::new(target.as_bytes()).unwrap());
+            inner.insert(component(&entry.to_string()), link).unwrap();
+        }
+        let inner = shelf.add_tree(Tree::Directory(inner));
+        root.insert(component(&number.to_string()), Node::Directory(inner))
+            .unwrap();
+    }
+    shelf.add_tree(Tree::Directory(root))
+}
+
+/// Asks, and goes away as soon as an answer begins.
+async fn ask_and_go<Q: Message>(bob: &TestNode, ann: &TestNode, door: Door, question: &Q) {
+    let mut wire = bob.handle.core().open(ann.key(), door).await.unwrap();
+    let answer: ServeAnswer = soon(wire.ask(question)).await.unwrap();
+    assert_eq!(answer, ServeAnswer::Coming);
+}
+
+#[tokio::test]
+async fn who_goes_away_in_the_middle_of_an_answer_leaves_room_for_others() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    let small: Vec<(String, Vec<u8>)> = (0..400)
+        .map(|seed| (format!("f{seed}"), noise(seed, 40_000)))
+        .collect();
+    let mut files: Vec<(&str, &[u8])> = small
+        .iter()
+        .map(|(name, bytes)| (&name[..], &bytes[..]))
+        .collect();
+    let large = noise(5000, LARGE);
+    files.push(("large", &large));
+    let root = ann.shelf.add_directory(&files);
+    ann.shelf.add_path("files", root);
+    let blobs: Vec<u8> = small
+        .iter()
+        .flat_map(|(_, bytes)| BlobDigest::of(bytes).0)
+        .collect();
+    let directories = wide(&ann.shelf);
+    ann.shelf.add_path("directories", directories);
+    let blob = BlobDigest::of(&large);
+    for _ in 0..CONTENT_STREAMS / 3 + 1 {
+        ask_and_go(&bob, &ann, Door::Tree, &TreeQuestion { root: directories }).await;
+        let question = BlobsQuestion {
+            root,
+            blobs: blobs.clone(),
+        };
+        ask_and_go(&bob, &ann, Door::Blobs, &question).await;
+        let mut wire = bob.handle.core().open(ann.key(), Door::Blob).await.unwrap();
+        let answer: ServeAnswer = soon(wire.ask(&BlobQuestion { root, blob })).await.unwrap();
+        assert_eq!(answer, ServeAnswer::Coming);
+        let pair = StreamPair::new(0, BlobReader(wire.reader), BlobWriter::new(wire.writer));
+        let request = GetRequest::blob(blob.0);
+        let connected = AtConnected::new(pair.t0, pair.recv, pair.send, request, RequestCounters::default());
+        drop(soon(connected.next()).await.unwrap());
+    }
+    let places = &ann.handle.core().serving.streams;
+    eventually(async || places.available_permits() == CONTENT_STREAMS).await;
+}
