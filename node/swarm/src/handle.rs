@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::core::{Core, Lost, PeerStatus, blocking, lock};
 use crate::disk::DiskError;
 use crate::events::SwarmEvents;
-use crate::fetch::{Arrival, FetchError, Fetching, fetch_tree};
+use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree};
 use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
 use crate::limits::{EVENTS, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE};
@@ -30,6 +30,7 @@ use crate::net::contacts::SharedContacts;
 use crate::net::driver::{Command, Driver};
 use crate::net::transport::{Behaviour, Setup, build as build_transport};
 use crate::net::{ConnectError, PeerTraffic, Traffic, TransportError};
+use crate::overview::{PeerOverview, overview};
 use crate::presence::{Advertisement, Allowance, PresenceTable};
 use crate::protocols::build::{self, BuildCall, BuildCallError};
 use crate::protocols::find::{self, FindScope, Holders, Through};
@@ -274,6 +275,12 @@ impl SwarmHandle {
         self.core.traffic.read()
     }
 
+    /// All that is known of each member but this node: where it is, how far and how fast, what it offers.
+    #[must_use]
+    pub fn overview(&self) -> BTreeMap<NodeKey, PeerOverview> {
+        overview(&self.core)
+    }
+
     /// What this node keeps for others: cells of presence, and keys in them.
     #[must_use]
     pub fn kept_presence(&self) -> (usize, usize) {
@@ -408,7 +415,20 @@ impl SwarmHandle {
         providers: Vec<NodeKey>,
         max_bytes: Option<u64>,
     ) -> Result<Arc<Arrival>, FetchError> {
-        fetch_tree(&self.core, root, providers, max_bytes).await
+        let order = FetchOrder {
+            max_bytes,
+            ..FetchOrder::new(root, providers)
+        };
+        self.fetch(order).await
+    }
+
+    /// As [`SwarmHandle::fetch_tree`], with everything that can be said about it; who wants to see how far
+    /// it is may watch.
+    ///
+    /// # Errors
+    /// See [`FetchError`].
+    pub async fn fetch(&self, order: FetchOrder) -> Result<Arc<Arrival>, FetchError> {
+        fetch_tree(&self.core, order).await
     }
 
     /// Asks another node to build. It signs the request, which must name this node and the builder.

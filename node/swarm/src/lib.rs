@@ -77,6 +77,7 @@ pub mod identity;
 pub mod invitations;
 pub mod limits;
 mod net;
+mod overview;
 pub mod presence;
 mod protocols;
 pub mod roster;
@@ -89,9 +90,12 @@ pub use clock::Clock;
 pub use config::Config;
 pub use core::{Lost, PeerStatus};
 pub use disk::DiskError;
-pub use fetch::{Arrival, ArrivedBlob, FetchError, ProviderError, SpoolError, copy_blob};
+pub use fetch::{
+    Arrival, ArrivedBlob, FetchError, FetchOrder, FetchProgress, ProviderError, SpoolError, copy_blob,
+};
 pub use handle::{StartError, SwarmHandle, start};
 pub use net::{ConnectError, Door, OpenError, PeerTraffic, Traffic, TransportError, WireError};
+pub use overview::PeerOverview;
 pub use protocols::build::{BuildCall, BuildCallError, BuildEvent, Unwanted};
 pub use protocols::find::{FindScope, Holders, Through};
 pub use protocols::paths::PathsError;

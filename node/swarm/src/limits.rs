@@ -231,6 +231,9 @@ pub const PIECE_CHUNKS: u64 = 16 << 10;
 /// Bytes that are verified before they are written together.
 pub const WRITE_BATCH: usize = 1 << 20;
 
+/// Bytes one provider must have brought in one fetch for its speed to be known by it: less is round trips.
+pub const SPEED_SAMPLE: u64 = 1 << 20;
+
 /// Entries of all directories of one tree that is fetched: some 100 bytes each are held meanwhile.
 pub const TREE_ENTRIES: usize = 4 << 20;
 

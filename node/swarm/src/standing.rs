@@ -1,8 +1,11 @@
 //! What peers have shown themselves to be worth.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tvix_node_protocol::envelope::NodeKey;
+
+use crate::limits::SPEED_SAMPLE;
 
 /// Seconds a lie is remembered: long enough that a whole session does without the liar.
 const LIE_MEMORY: u64 = 24 * 3600;
@@ -16,42 +19,64 @@ struct Marks {
     failures: u32,
 }
 
-/// Marks of all peers that have any. Those who keep their word have none, so there is nothing to bound
-/// but the number of members.
+/// What is known of all peers; there is nothing to bound but the number of members.
 #[derive(Debug, Default)]
-pub struct Standing(HashMap<NodeKey, Marks>);
+pub struct Standing {
+    /// Those who keep their word have none.
+    marks: HashMap<NodeKey, Marks>,
+    /// Bytes a second.
+    speeds: HashMap<NodeKey, u64>,
+}
 
 impl Standing {
     /// The peer sent something that is not what it said.
     pub fn lied(&mut self, peer: NodeKey, now: u64) {
-        self.0.entry(peer).or_default().lied_until = now + LIE_MEMORY;
+        self.marks.entry(peer).or_default().lied_until = now + LIE_MEMORY;
     }
 
     /// The peer did not answer, or not to the end.
     pub fn failed(&mut self, peer: NodeKey, now: u64) {
-        let marks = self.0.entry(peer).or_default();
+        let marks = self.marks.entry(peer).or_default();
         marks.failed_until = now + FAILURE_MEMORY;
         marks.failures = marks.failures.saturating_add(1);
     }
 
     /// The peer did what was asked. It makes up for failures, not for lies.
     pub fn served(&mut self, peer: NodeKey) {
-        if let Some(marks) = self.0.get_mut(&peer) {
+        if let Some(marks) = self.marks.get_mut(&peer) {
             (marks.failed_until, marks.failures) = (0, 0);
         }
+    }
+
+    /// So many bytes of content came from the peer in so much time. A few say nothing about the link.
+    pub fn brought(&mut self, peer: NodeKey, bytes: u64, time: Duration) {
+        if bytes < SPEED_SAMPLE {
+            return;
+        }
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+        let now = bytes.saturating_mul(1_000_000) / micros;
+        // Half the old one: a link that has changed shows within a few transfers, a hiccup does not stay.
+        let speed = self.speeds.entry(peer).or_insert(now);
+        *speed = speed.midpoint(now);
+    }
+
+    /// Bytes of content a second that came from the peer of late.
+    #[must_use]
+    pub fn speed(&self, peer: NodeKey) -> Option<u64> {
+        self.speeds.get(&peer).copied()
     }
 
     /// Whether the peer has lied lately.
     #[must_use]
     pub fn is_liar(&self, peer: NodeKey, now: u64) -> bool {
-        self.0.get(&peer).is_some_and(|marks| now < marks.lied_until)
+        self.marks.get(&peer).is_some_and(|marks| now < marks.lied_until)
     }
 
     /// The best first; among equals the order is kept. Liars come last and are not left out: who has
     /// nobody else may still try, since everything is verified.
     pub fn sort(&self, peers: &mut [NodeKey], now: u64) {
         peers.sort_by_key(|peer| {
-            let marks = self.0.get(peer).copied().unwrap_or_default();
+            let marks = self.marks.get(peer).copied().unwrap_or_default();
             let failures = if now < marks.failed_until {
                 marks.failures
             } else {
@@ -63,7 +88,8 @@ impl Standing {
 
     /// Forgets what is over, and who is not a member any more.
     pub fn expire(&mut self, is_member: impl Fn(NodeKey) -> bool, now: u64) {
-        self.0
+        self.speeds.retain(|peer, _| is_member(*peer));
+        self.marks
             .retain(|peer, marks| is_member(*peer) && now < marks.lied_until.max(marks.failed_until));
     }
 }
@@ -94,6 +120,19 @@ mod tests {
             "but forgotten in the end"
         );
         standing.expire(|_| true, LIE_MEMORY);
-        assert!(standing.0.is_empty());
+        assert!(standing.marks.is_empty());
+    }
+    #[test]
+    fn a_speed_follows_what_is_measured_and_a_few_bytes_say_nothing() {
+        let (mut standing, ann) = (Standing::default(), NodeKey([1; 32]));
+        standing.brought(ann, SPEED_SAMPLE - 1, Duration::from_secs(1));
+        assert_eq!(standing.speed(ann), None);
+        standing.brought(ann, 8 << 20, Duration::from_secs(2));
+        assert_eq!(standing.speed(ann), Some(4 << 20));
+        standing.brought(ann, 8 << 20, Duration::from_secs(4));
+        assert_eq!(standing.speed(ann), Some(3 << 20));
+        standing.brought(ann, u64::MAX, Duration::ZERO);
+        standing.expire(|_| false, 0);
+        assert_eq!(standing.speed(ann), None, "who is no member is forgotten");
     }
 }

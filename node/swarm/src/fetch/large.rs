@@ -18,14 +18,14 @@ use iroh_blobs::get::fsm::{AtConnected, BlobContentNext, ConnectedNext, DecodeEr
 use iroh_blobs::protocol::GetRequest;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{BlobQuestion, ServeAnswer};
-use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
+use tvix_node_protocol::tree::BlobDigest;
 
 use super::arrival::{Arrival, SpoolError, io_error};
-use super::coming;
 use super::plan::CHUNK;
 use super::provider::ProviderError;
+use super::{Work, coming};
 use crate::call;
-use crate::core::{Core, blocking};
+use crate::core::blocking;
 use crate::limits::WRITE_BATCH;
 use crate::net::Door;
 use crate::protocols::blob::{BlobReader, BlobWriter};
@@ -104,6 +104,12 @@ impl LargeFile {
         Ok(valid)
     }
 
+    /// Bytes in these chunks; the last of a file may be short.
+    pub(crate) fn bytes_in(&self, chunks: &Range<u64>) -> u64 {
+        let end = (chunks.end * CHUNK).min(self.size);
+        end.saturating_sub(chunks.start * CHUNK)
+    }
+
     /// How many pieces are to come.
     pub(crate) fn expect(&self, pieces: usize) {
         self.pieces.store(pieces, Ordering::Release);
@@ -147,28 +153,26 @@ impl LargeFile {
 
 /// Fetches one piece from one provider. On an error what has not come of it is told.
 pub(crate) async fn fetch(
-    core: &Arc<Core>,
+    work: &Work,
     provider: NodeKey,
-    root: TreeDigest,
     file: &Arc<LargeFile>,
     chunks: Range<u64>,
 ) -> Result<(), (Range<u64>, ProviderError)> {
     let mut next = chunks.start;
-    let result = fetch_counting(core, provider, root, file, chunks.clone(), &mut next).await;
+    let result = fetch_counting(work, provider, file, chunks.clone(), &mut next).await;
     result.map_err(|error| (next..chunks.end, error))
 }
 
 async fn fetch_counting(
-    core: &Arc<Core>,
+    work: &Work,
     provider: NodeKey,
-    root: TreeDigest,
     file: &Arc<LargeFile>,
     chunks: Range<u64>,
     next: &mut u64,
 ) -> Result<(), ProviderError> {
-    let blob = file.blob;
+    let (root, blob) = (work.arrival.root(), file.blob);
     let ended = |what: String| ProviderError::Ended(what);
-    let mut wire = core.open(provider, Door::Blob).await?;
+    let mut wire = work.core.open(provider, Door::Blob).await?;
     let answer = wire.ask::<_, ServeAnswer>(&BlobQuestion { root, blob }).await;
     coming(answer.map_err(call::at(provider, Door::Blob))?)?;
     let ranges = ChunkRanges::from(ChunkNum(chunks.start)..ChunkNum(chunks.end));
@@ -193,6 +197,12 @@ async fn fetch_counting(
         )));
     }
     let (mut items, mut bytes, mut reached) = (vec![], 0, *next);
+    // What is written counts, for the plan and for who watches.
+    let reach = |reached: u64, next: &mut u64| {
+        let come = file.bytes_in(&(*next..reached));
+        work.report.came(provider, come);
+        *next = reached;
+    };
     loop {
         let (more, item) = match content.next().await {
             BlobContentNext::Done(_) => break,
@@ -208,7 +218,7 @@ async fn fetch_counting(
             Ok(parent) => items.push(parent),
             Err(error) => {
                 write(file, std::mem::take(&mut items)).await?;
-                *next = reached;
+                reach(reached, next);
                 if reached >= chunks.end {
                     break;
                 }
@@ -218,11 +228,11 @@ async fn fetch_counting(
         if bytes >= WRITE_BATCH {
             bytes = 0;
             write(file, std::mem::take(&mut items)).await?;
-            *next = reached;
+            reach(reached, next);
         }
     }
     write(file, items).await?;
-    *next = reached;
+    reach(reached, next);
     if reached < chunks.end {
         return Err(ended("a part is missing".to_owned()));
     }

@@ -9,11 +9,13 @@
 mod arrival;
 mod large;
 mod plan;
+mod progress;
 mod provider;
 mod small;
 mod walk;
 
 pub use arrival::{Arrival, ArrivedBlob, SpoolError, copy_blob};
+pub use progress::{FetchOrder, FetchProgress};
 pub use provider::ProviderError;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -32,6 +34,7 @@ use crate::shelf::ShelfError;
 use arrival::Kind;
 use large::LargeFile;
 use plan::{Job, Plan, is_small};
+use progress::Report;
 use walk::Files;
 
 /// Why a tree could not be fetched.
@@ -122,13 +125,15 @@ pub(crate) fn coming(answer: ServeAnswer) -> Result<(), ProviderError> {
     }
 }
 
-/// Fetches a tree from these providers, the first ones first, as far as its files are not here yet.
-pub(crate) async fn fetch_tree(
-    core: &Arc<Core>,
-    root: TreeDigest,
-    providers: Vec<NodeKey>,
-    max_bytes: Option<u64>,
-) -> Result<Arc<Arrival>, FetchError> {
+/// Fetches a tree, as far as its files are not here yet.
+pub(crate) async fn fetch_tree(core: &Arc<Core>, order: FetchOrder) -> Result<Arc<Arrival>, FetchError> {
+    let FetchOrder {
+        root,
+        providers,
+        max_bytes,
+        progress,
+    } = order;
+    let report = Report::new(progress);
     if providers.is_empty() {
         return Err(FetchError::NoProvider(root));
     }
@@ -149,7 +154,7 @@ pub(crate) async fn fetch_tree(
     {
         return Err(FetchError::TooLarge { root, size, limit });
     }
-    fetch_files(core, &arrival, missing, providers, failures).await?;
+    fetch_files(core, &arrival, missing, (providers, failures), report).await?;
     drop(place);
     Ok(arrival)
 }
@@ -208,6 +213,7 @@ struct Work {
     core: Arc<Core>,
     arrival: Arc<Arrival>,
     plan: Mutex<Plan>,
+    report: Report,
     large: HashMap<BlobDigest, Arc<LargeFile>>,
     /// Providers that are asked for nothing more.
     cut: Mutex<HashSet<NodeKey>>,
@@ -219,12 +225,13 @@ async fn fetch_files(
     core: &Arc<Core>,
     arrival: &Arc<Arrival>,
     missing: BTreeMap<BlobDigest, u64>,
-    mut providers: VecDeque<NodeKey>,
-    mut failures: Vec<(NodeKey, ProviderError)>,
+    (mut providers, mut failures): (VecDeque<NodeKey>, Vec<(NodeKey, ProviderError)>),
+    report: Report,
 ) -> Result<(), FetchError> {
     let root = arrival.root();
     let (small, large): (Vec<_>, Vec<_>) = missing.into_iter().partition(|(_, size)| is_small(*size));
     let mut plan = Plan::default();
+    let mut expected: u64 = small.iter().map(|(_, size)| size).sum();
     plan.add_small(small);
     let opening = arrival.clone();
     let opened = blocking(move || {
@@ -236,6 +243,7 @@ async fn fetch_files(
     });
     let mut files = HashMap::new();
     for (blob, (file, missing)) in opened.await?? {
+        expected += missing.iter().map(|chunks| file.bytes_in(chunks)).sum::<u64>();
         let pieces = plan.add_large(blob, missing);
         if pieces == 0 {
             // All of it had come before the break.
@@ -246,10 +254,12 @@ async fn fetch_files(
         file.expect(pieces);
         files.insert(blob, Arc::new(file));
     }
+    report.expect(expected);
     let work = Arc::new(Work {
         core: core.clone(),
         arrival: arrival.clone(),
         plan: Mutex::new(plan),
+        report,
         large: files,
         cut: Mutex::default(),
         changed: Notify::new(),
@@ -261,6 +271,7 @@ async fn fetch_files(
             let Some(provider) = providers.pop_front() else {
                 break;
             };
+            work.report.asked(provider);
             for _ in 0..WORKERS_PER_PROVIDER {
                 workers.spawn(work_with(work.clone(), provider));
             }
@@ -283,6 +294,9 @@ async fn fetch_files(
                 active.remove(&provider);
             }
         }
+    }
+    for (provider, brought) in work.report.brought() {
+        lock(&core.standing).brought(provider, brought.bytes, brought.time());
     }
     if lock(&work.plan).is_done() {
         Ok(())
@@ -333,7 +347,7 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
 
 async fn run(work: &Work, provider: NodeKey, job: Job) -> Result<(), (Job, ProviderError)> {
     match job {
-        Job::Pack(files) => small::fetch(&work.core, provider, &work.arrival, files)
+        Job::Pack(files) => small::fetch(work, provider, files)
             .await
             .map_err(|(rest, error)| (Job::Pack(rest), error)),
         Job::Piece { blob, chunks } => {
@@ -341,7 +355,7 @@ async fn run(work: &Work, provider: NodeKey, job: Job) -> Result<(), (Job, Provi
                 // Pieces are planned of files that are open.
                 return Ok(());
             };
-            large::fetch(&work.core, provider, work.arrival.root(), file, chunks)
+            large::fetch(work, provider, file, chunks)
                 .await
                 .map_err(|(chunks, error)| (Job::Piece { blob, chunks }, error))
         }

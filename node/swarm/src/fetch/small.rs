@@ -1,7 +1,5 @@
 //! Fetching small files, many at a time.
 
-use std::sync::Arc;
-
 use bao_tree::io::BaoContentItem;
 use bao_tree::io::fsm::{ResponseDecoder, ResponseDecoderNext};
 use bao_tree::{BaoTree, ChunkRanges};
@@ -10,12 +8,11 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{BlobsQuestion, ServeAnswer};
 use tvix_node_protocol::tree::BlobDigest;
 
-use super::arrival::{Arrival, Item, Kind};
-use super::coming;
+use super::arrival::{Item, Kind};
 use super::provider::ProviderError;
 use super::walk::write;
+use super::{Work, coming};
 use crate::call;
-use crate::core::Core;
 use crate::limits::WRITE_BATCH;
 use crate::net::Door;
 use crate::protocols::blob::BlobReader;
@@ -25,29 +22,27 @@ use crate::protocols::serving::BLOCK;
 /// Fetches files from one provider. What has come is kept, whatever happens then; on an error those that
 /// have not come are told.
 pub(crate) async fn fetch(
-    core: &Arc<Core>,
+    work: &Work,
     provider: NodeKey,
-    arrival: &Arc<Arrival>,
     files: Vec<(BlobDigest, u64)>,
 ) -> Result<(), (Vec<(BlobDigest, u64)>, ProviderError)> {
     let mut done = 0;
-    let result = fetch_counting(core, provider, arrival, &files, &mut done).await;
+    let result = fetch_counting(work, provider, &files, &mut done).await;
     result.map_err(|error| (files[done..].to_vec(), error))
 }
 
 async fn fetch_counting(
-    core: &Arc<Core>,
+    work: &Work,
     provider: NodeKey,
-    arrival: &Arc<Arrival>,
     files: &[(BlobDigest, u64)],
     done: &mut usize,
 ) -> Result<(), ProviderError> {
     let at = call::at(provider, Door::Blobs);
     let question = BlobsQuestion {
-        root: arrival.root(),
+        root: work.arrival.root(),
         blobs: files.iter().flat_map(|(blob, _)| blob.0).collect(),
     };
-    let mut wire = core.open(provider, Door::Blobs).await?;
+    let mut wire = work.core.open(provider, Door::Blobs).await?;
     coming(wire.ask::<_, ServeAnswer>(&question).await.map_err(at)?)?;
     let mut reader = BlobReader(wire.reader);
     let (mut items, mut size) = (vec![], 0);
@@ -65,10 +60,10 @@ async fn fetch_counting(
             Err(error) => failed = Some(error),
         }
         if size >= WRITE_BATCH || failed.is_some() || number + 1 == files.len() {
-            size = 0;
             let count = items.len();
-            write(arrival, std::mem::take(&mut items)).await?;
+            write(&work.arrival, std::mem::take(&mut items)).await?;
             *done += count;
+            work.report.came(provider, std::mem::take(&mut size) as u64);
         }
         if let Some(error) = failed {
             return Err(error);

@@ -8,7 +8,7 @@ use libp2p::core::ConnectedPoint;
 use libp2p::kad::{self, KBucketKey, QueryId};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, Stream, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
 use tokio::sync::{mpsc, oneshot, watch};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::TICKET_ADDRESSES;
@@ -17,6 +17,7 @@ use super::contacts::SharedContacts;
 use super::door::Door;
 use super::doors::OpenError;
 use super::gatekeeper::Gatekeeper;
+use super::links::{Link, Links};
 use super::redial::Redial;
 use super::transport::{Behaviour, BehaviourEvent, CLOSEST};
 use crate::identity::{key_of, peer_of};
@@ -83,6 +84,7 @@ pub(crate) struct Network {
     commands: mpsc::Sender<Command>,
     addresses: watch::Receiver<Vec<Multiaddr>>,
     connected: watch::Receiver<BTreeSet<NodeKey>>,
+    links: Links,
 }
 
 impl std::fmt::Debug for Command {
@@ -138,6 +140,11 @@ impl Network {
         self.connected.borrow().clone()
     }
 
+    /// The connections to a member, as they are now.
+    pub(crate) fn link(&self, peer: NodeKey) -> Link {
+        self.links.get(peer)
+    }
+
     pub(crate) fn watch_connected(&self) -> watch::Receiver<BTreeSet<NodeKey>> {
         self.connected.clone()
     }
@@ -159,6 +166,7 @@ pub(crate) struct Driver {
     events: mpsc::Sender<NetEvent>,
     addresses: watch::Sender<Vec<Multiaddr>>,
     connected: watch::Sender<BTreeSet<NodeKey>>,
+    links: Links,
 }
 
 struct Walk {
@@ -192,11 +200,13 @@ impl Driver {
             events,
             addresses,
             connected,
+            links: Links::default(),
         };
         let network = Network {
             commands: command_sender,
             addresses: address_receiver,
             connected: connected_receiver,
+            links: driver.links.clone(),
         };
         (driver, network, event_receiver)
     }
@@ -394,6 +404,9 @@ impl Driver {
                 ..
             } => {
                 self.strangers.remove(&connection_id);
+                if let Ok(key) = key_of(&peer_id) {
+                    self.links.closed(key, connection_id);
+                }
                 if num_established == 0 {
                     self.on_gone(peer_id);
                 }
@@ -429,6 +442,8 @@ impl Driver {
             return;
         }
         self.redial.connected(key);
+        let address = endpoint.get_remote_address().clone();
+        self.links.connected(key, connection, address);
         self.connected.send_if_modified(|connected| connected.insert(key));
         if let ConnectedPoint::Dialer { address, .. } = endpoint {
             self.contacts.with(|contacts| contacts.add(key, address.clone()));
@@ -479,6 +494,15 @@ impl Driver {
                 {
                     let closest = self.closest(&walk.label, keys);
                     drop(walk.reply.send(closest));
+                }
+            }
+            BehaviourEvent::Ping(ping::Event {
+                peer,
+                result: Ok(round_trip),
+                ..
+            }) => {
+                if let Ok(key) = key_of(&peer) {
+                    self.links.measured(key, round_trip);
                 }
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {

@@ -7,6 +7,7 @@ pub(crate) mod doors;
 pub(crate) mod driver;
 pub(crate) mod gatekeeper;
 mod handler;
+pub(crate) mod links;
 mod members_only;
 mod redial;
 pub(crate) mod transport;

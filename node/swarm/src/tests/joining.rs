@@ -216,3 +216,38 @@ async fn members_find_each_other_again_after_a_restart() {
     let mut bob = bob.restart().await;
     bob.meets(ann.key()).await;
 }
+
+#[tokio::test]
+async fn of_every_member_it_is_known_where_and_how_far_it_is() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    // A round trip is measured as soon as there is a connection.
+    eventually(async || bob.handle.overview()[&ann.key()].round_trip.is_some()).await;
+    let overview = bob.handle.overview();
+    assert_eq!(
+        overview.keys().collect::<Vec<_>>(),
+        [&ann.key()],
+        "this node is not in it"
+    );
+    let seen = &overview[&ann.key()];
+    assert!(
+        !seen.connections.is_empty() && !seen.addresses.is_empty(),
+        "{seen:?}"
+    );
+    assert!(
+        seen.round_trip.unwrap() < PATIENCE && seen.status.is_some(),
+        "{seen:?}"
+    );
+    assert!(
+        seen.traffic.other_sent > 0 && !seen.lied && seen.speed.is_none(),
+        "{seen:?}"
+    );
+    ann.handle.shutdown().await;
+    eventually(async || bob.handle.overview()[&ann.key()].connections.is_empty()).await;
+    let gone = &bob.handle.overview()[&ann.key()];
+    assert!(
+        gone.round_trip.is_none() && !gone.addresses.is_empty(),
+        "{gone:?}"
+    );
+}

@@ -1,7 +1,8 @@
 use super::shelf::{component, noise};
 use super::*;
-use crate::limits::{CONTENT_PIECE, PIECE_CHUNKS};
-use crate::{Arrival, FetchError};
+use crate::limits::{CONTENT_PIECE, PIECE_CHUNKS, WRITE_BATCH};
+use crate::{Arrival, FetchError, FetchOrder, FetchProgress};
+use tokio::sync::watch;
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, SymlinkTarget, Tree, TreeDigest};
 
 /// Two members who know each other.
@@ -269,4 +270,47 @@ async fn a_fetch_that_broke_off_goes_on_where_it_was() {
         before + again < large.len() as u64 + (12 << 20),
         "{before} and {again}"
     );
+}
+
+#[tokio::test]
+async fn who_fetches_sees_how_far_it_is_and_who_brings_it() {
+    let (ann, bob) = pair().await;
+    // More than one batch of each kind; the last chunk is not a whole one.
+    let large = noise(1, 3 * WRITE_BATCH + 5);
+    let small: Vec<Vec<u8>> = (0..100).map(|seed| noise(seed, 30_001)).collect();
+    let names: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    let mut files: Vec<(&str, &[u8])> = vec![("large", &large)];
+    files.extend(
+        names
+            .iter()
+            .map(String::as_str)
+            .zip(small.iter().map(Vec::as_slice)),
+    );
+    let root = ann.shelf.add_directory(&files);
+    ann.shelf.add_path("p", root);
+    // One of them is here already.
+    bob.shelf.add_blob(&small[7]);
+    let size = (large.len() + 99 * 30_001) as u64;
+    let (progress, mut watched) = watch::channel(FetchProgress::default());
+    let order = FetchOrder {
+        progress: Some(progress),
+        ..FetchOrder::new(root, vec![ann.key()])
+    };
+    let watching = async {
+        let mut seen = vec![watched.borrow().clone()];
+        while watched.changed().await.is_ok() {
+            seen.push(watched.borrow_and_update().clone());
+        }
+        seen
+    };
+    let (fetched, seen) = soon(async { tokio::join!(bob.handle.fetch(order), watching) }).await;
+    fetched.unwrap();
+    assert_eq!((seen[0].expected, seen[0].received), (None, 0));
+    let last = seen.last().unwrap();
+    assert_eq!((last.expected, last.received), (Some(size), size));
+    assert_eq!(last.by_provider, [(ann.key(), size)].into());
+    assert!(seen.windows(2).all(|two| two[0].received <= two[1].received));
+    assert!(seen.iter().any(|step| step.received > 0 && step.received < size));
+    let speed = bob.handle.overview()[&ann.key()].speed;
+    assert!(speed.is_some_and(|speed| speed > 0), "{speed:?}");
 }

@@ -1,0 +1,120 @@
+//! What is to be fetched, and how far it is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::tree::TreeDigest;
+
+use crate::core::lock;
+
+/// A tree to be fetched.
+#[derive(Debug)]
+pub struct FetchOrder {
+    /// The tree.
+    pub root: TreeDigest,
+    /// Who has it, the first to ask first.
+    pub providers: Vec<NodeKey>,
+    /// Bytes that may come at most; none: as many as it has.
+    pub max_bytes: Option<u64>,
+    /// Is told how far it is.
+    pub progress: Option<watch::Sender<FetchProgress>>,
+}
+
+impl FetchOrder {
+    /// All of a tree, however large, from these providers.
+    #[must_use]
+    pub fn new(root: TreeDigest, providers: Vec<NodeKey>) -> Self {
+        Self {
+            root,
+            providers,
+            max_bytes: None,
+            progress: None,
+        }
+    }
+}
+
+/// How far a fetch is. Bytes are those of files, verified and written; directories and what proves the
+/// content are not among them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FetchProgress {
+    /// Bytes that have to come: neither in the store nor left from an earlier try. None while the
+    /// directories come, when it is not known yet.
+    pub expected: Option<u64>,
+    /// Bytes that have come.
+    pub received: u64,
+    /// Of those, by each provider.
+    pub by_provider: BTreeMap<NodeKey, u64>,
+}
+
+/// What one provider brought, and in what time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Brought {
+    pub(crate) bytes: u64,
+    since: Instant,
+    last: Instant,
+}
+
+impl Brought {
+    /// From when it was asked first to when the last came.
+    pub(crate) fn time(&self) -> Duration {
+        self.last.duration_since(self.since)
+    }
+}
+
+/// Notes what comes, and tells who wants to know.
+#[derive(Debug)]
+pub(crate) struct Report {
+    progress: Option<watch::Sender<FetchProgress>>,
+    brought: Mutex<HashMap<NodeKey, Brought>>,
+}
+
+impl Report {
+    pub(crate) fn new(progress: Option<watch::Sender<FetchProgress>>) -> Self {
+        Self {
+            progress,
+            brought: Mutex::default(),
+        }
+    }
+
+    /// A provider is asked for the first time.
+    pub(crate) fn asked(&self, provider: NodeKey) {
+        let now = Instant::now();
+        let nothing = Brought {
+            bytes: 0,
+            since: now,
+            last: now,
+        };
+        lock(&self.brought).entry(provider).or_insert(nothing);
+    }
+
+    /// What each has brought so far.
+    pub(crate) fn brought(&self) -> Vec<(NodeKey, Brought)> {
+        let brought = lock(&self.brought);
+        brought.iter().map(|(peer, brought)| (*peer, *brought)).collect()
+    }
+
+    pub(crate) fn expect(&self, bytes: u64) {
+        if let Some(progress) = &self.progress {
+            progress.send_modify(|progress| progress.expected = Some(bytes));
+        }
+    }
+
+    pub(crate) fn came(&self, provider: NodeKey, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        if let Some(brought) = lock(&self.brought).get_mut(&provider) {
+            brought.bytes += bytes;
+            brought.last = Instant::now();
+        }
+        if let Some(progress) = &self.progress {
+            progress.send_modify(|progress| {
+                progress.received += bytes;
+                *progress.by_provider.entry(provider).or_default() += bytes;
+            });
+        }
+    }
+}
