@@ -285,7 +285,7 @@ impl TeamNode {
             {
                 Ok(()) => {}
                 Err(FetchFailure::Reference(path)) => {
-                    drop(failure.get_or_insert(FetchFailure::Reference(path)))
+                    failure.get_or_insert(FetchFailure::Reference(path));
                 }
                 // What failed first is what the others failed for.
                 Err(error) => match failure {
