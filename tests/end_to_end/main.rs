@@ -7,3 +7,5 @@ mod harness;
 mod importing;
 mod refusing;
 mod sharing;
+#[path = "../trust/mod.rs"]
+mod trust;

@@ -1,0 +1,8 @@
+//! Members that lie, against real nodes: what is refused, and that nothing false is ever spread.
+//!
+//! The liar is in this process and speaks the swarm's protocols itself; who is lied to is the program as
+//! users have it.
+
+mod mallory;
+mod poisoning;
+mod refusals;
