@@ -4,6 +4,7 @@
 //! this module alone.
 
 pub mod derivation;
+pub mod narinfo;
 pub mod signature;
 pub mod store_path;
 
