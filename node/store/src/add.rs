@@ -359,7 +359,7 @@ fn method_of(naming: &Naming) -> Result<Option<Method>, AddError> {
     }
 }
 
-fn known_ca(info: &PathInfo) -> Result<Option<CAHash>, NamingError> {
+pub(crate) fn known_ca(info: &PathInfo) -> Result<Option<CAHash>, NamingError> {
     let parse = |ca: &String| {
         CAHash::parse(ca).map_err(|error| NamingError::ContentAddress {
             path: info.path.clone(),

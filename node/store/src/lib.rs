@@ -10,6 +10,9 @@
 //! it ([`Naming`]). *Who* is believed is not decided here: that is the caller's policy. There is no
 //! network here, no evaluation and no building.
 //!
+//! A [`FolderCache`] is another kind of place for paths: a binary cache in a folder, as stock Nix makes
+//! and reads it. Paths go there from a store and come back checked.
+//!
 //! All calls block; a node makes them from threads of their own. A store can be used from any number of
 //! threads at once.
 //!
@@ -45,6 +48,7 @@ mod fault_tests;
 #[cfg(test)]
 mod faults;
 mod file_copy;
+mod folder_cache;
 mod gc;
 mod index;
 mod intent;
@@ -75,6 +79,7 @@ mod unaccepted;
 pub use add::{AddError, Prepared, ScratchOutput};
 pub use arrived::{Arrived, ArrivedError, ArrivedFile};
 pub use disk::FileError;
+pub use folder_cache::{CacheError, FolderCache, PutReport};
 pub use gc::{GcError, GcOptions, GcReport};
 pub use index::{DecodeError, IndexError, IndexFault};
 pub use leases::Lease;

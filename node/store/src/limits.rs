@@ -56,3 +56,6 @@ pub const LOG_FILE_BYTES: u64 = 256 << 20;
 /// Threads that sync files at once: disks take some dozen requests together, and each thread waits more
 /// than it works.
 pub const SYNC_THREADS: usize = 16;
+
+/// Paths that are fetched for one path from a binary cache. The largest systems have some 100,000.
+pub const CLOSURE_PATHS: usize = 1 << 20;

@@ -1,0 +1,310 @@
+//! From a store into a cache.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest, Sha256};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::nix::hash::NixHash;
+use tvix_node_protocol::nix::narinfo::{Compression, NarInfo, NixSignature};
+use tvix_node_protocol::nix::nixbase32;
+use tvix_node_protocol::nix::signature::fingerprint;
+use tvix_node_protocol::nix::store_path::STORE_DIR;
+use tvix_node_protocol::path_info::{NarHash, PathInfo};
+
+use super::{CacheError, FolderCache, GROUP, references_first};
+use crate::add::known_ca;
+use crate::limits::NAR_BUFFER;
+use crate::read::ReadError;
+use crate::store::Store;
+
+/// What [`FolderCache::put`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PutReport {
+    /// Paths written.
+    pub written: usize,
+    /// Paths that were there already.
+    pub present: usize,
+    /// Bytes of the archives written.
+    pub bytes: u64,
+}
+
+impl FolderCache {
+    /// Writes a path and everything it refers to, as far as they are not there: archives without
+    /// compression, and signed where the cache has a key ([`FolderCache::signing`]). All of it is on the
+    /// disk when this returns. Again is nothing new: what is there stays as it is, and gets only the
+    /// signature, if it lacks it.
+    ///
+    /// # Errors
+    /// [`ReadError::NotValid`] where the store does not have it; [`CacheError::Conflict`] where the
+    /// cache has other content under the name; what the file system refuses.
+    pub fn put(&self, store: &Store, path: &StorePath) -> Result<PutReport, CacheError> {
+        let lease = store.lease();
+        if lease.hold_one(path)?.is_none() {
+            return Err(ReadError::NotValid(path.clone()).into());
+        }
+        let infos: HashMap<StorePath, PathInfo> = store
+            .closure([path])?
+            .into_iter()
+            .map(|info| (info.path.clone(), info))
+            .collect();
+        self.begin()?;
+        let mut report = PutReport::default();
+        let mut ready = Vec::new();
+        for next in references_first(path, &infos, |info| &info.references) {
+            let Some(info) = infos.get(next) else {
+                continue;
+            };
+            match self.present(info)? {
+                Some(present) => {
+                    report.present += 1;
+                    ready.extend(self.signed(&present, info)?);
+                }
+                None => {
+                    let written = self.write_archive(store, info)?;
+                    report.written += 1;
+                    report.bytes += written.file_size().unwrap_or(0);
+                    ready.push(written);
+                }
+            }
+            if ready.len() >= GROUP {
+                self.publish(&std::mem::take(&mut ready))?;
+            }
+        }
+        self.publish(&ready)?;
+        Ok(report)
+    }
+
+    fn begin(&self) -> Result<(), CacheError> {
+        if !self.check_store_dir()? {
+            let text = format!("StoreDir: {STORE_DIR}\n");
+            self.write_file(&self.folder.join("nix-cache-info"), text.as_bytes())?;
+        }
+        let archives = self.archives();
+        match fs::create_dir(&archives) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(CacheError::io("make the folder", archives, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn archives(&self) -> PathBuf {
+        self.folder.join("nar")
+    }
+
+    /// What the cache says of a path that it has whole, if it is what the store has.
+    fn present(&self, info: &PathInfo) -> Result<Option<NarInfo>, CacheError> {
+        let present = match self.info(&info.path) {
+            // What nobody can read is of no use to anybody, so it is written anew.
+            Err(CacheError::NarInfo { .. }) | Ok(None) => return Ok(None),
+            Ok(Some(present)) => present,
+            Err(error) => return Err(error),
+        };
+        if !self.has_archive(&present)? {
+            return Ok(None);
+        }
+        let here = NixHash::Sha256(info.nar_hash.0);
+        if *present.nar_hash() != here {
+            return Err(CacheError::Conflict {
+                path: info.path.clone(),
+                cache: self.url(),
+                there: present.nar_hash().to_nix_nixbase32_string(),
+                here: here.to_nix_nixbase32_string(),
+            });
+        }
+        Ok(Some(present))
+    }
+
+    /// The same with this cache's signature; nothing where it has it, or there is no key.
+    fn signed(&self, present: &NarInfo, info: &PathInfo) -> Result<Option<NarInfo>, CacheError> {
+        let Some(signature) = self.signature(info) else {
+            return Ok(None);
+        };
+        if present.signatures().contains(&signature) {
+            return Ok(None);
+        }
+        let others = present.signatures().iter().cloned();
+        let builder = NarInfo::builder(
+            present.store_path().clone(),
+            present.url(),
+            present.nar_hash().clone(),
+            present.nar_size(),
+        )
+        .compression(present.compression().clone())
+        .file_hash(present.file_hash().cloned())
+        .file_size(present.file_size())
+        .references(present.references().iter().cloned())
+        .deriver(present.deriver().cloned())
+        .content_address(present.content_address().cloned())
+        .extensions(present.extensions().iter().cloned())
+        .signatures(others.chain([signature]));
+        let signed = builder.build().map_err(|source| CacheError::Build {
+            path: info.path.clone(),
+            source,
+        })?;
+        Ok(Some(signed))
+    }
+
+    fn signature(&self, info: &PathInfo) -> Option<NixSignature> {
+        let key = self.key.as_ref()?;
+        let text = fingerprint(&info.path, info.nar_hash, info.nar_size, &info.references);
+        Some(key.sign(&text))
+    }
+
+    /// Writes the archive of a path, checks that it is the one that was registered, and says what is to
+    /// be said of it.
+    fn write_archive(&self, store: &Store, info: &PathInfo) -> Result<NarInfo, CacheError> {
+        let temporary = Temporary::create(&self.archives())?;
+        let failed = |error| CacheError::io("write", &temporary.path, error);
+        let computed = {
+            let mut to = Hashing {
+                to: BufWriter::with_capacity(NAR_BUFFER, &temporary.file),
+                hasher: Sha256::new(),
+            };
+            store.dump_nar(&info.path, &mut to).map_err(|error| match error {
+                ReadError::Output(error) => failed(error),
+                error => error.into(),
+            })?;
+            to.flush().map_err(failed)?;
+            NarHash(to.hasher.finalize().into())
+        };
+        if computed != info.nar_hash {
+            return Err(CacheError::Damaged {
+                path: info.path.clone(),
+                registered: info.nar_hash.to_nix(),
+                computed: computed.to_nix(),
+            });
+        }
+        temporary.file.sync_all().map_err(failed)?;
+        let name = format!("{}.nar", nixbase32::encode(&computed.0));
+        temporary.rename(&self.archives().join(&name))?;
+
+        let mut signatures: Vec<NixSignature> = Vec::new();
+        let own = self.signature(info);
+        // Those that came with it cover the same text. One that cannot be read helps nobody.
+        let came = info.signatures.iter().filter_map(|text| text.parse().ok());
+        for signature in came.chain(own) {
+            if !signatures.contains(&signature) {
+                signatures.push(signature);
+            }
+        }
+        let hash = NixHash::Sha256(computed.0);
+        NarInfo::builder(
+            info.path.clone(),
+            format!("nar/{name}"),
+            hash.clone(),
+            info.nar_size,
+        )
+        .compression(Compression::None)
+        .file_hash(Some(hash))
+        .file_size(Some(info.nar_size))
+        .references(info.references.iter().cloned())
+        .deriver(info.deriver.clone())
+        .content_address(known_ca(info)?)
+        .signatures(signatures)
+        .build()
+        .map_err(|source| CacheError::Build {
+            path: info.path.clone(),
+            source,
+        })
+    }
+
+    /// Makes paths known whose archives are written, in this order.
+    fn publish(&self, ready: &[NarInfo]) -> Result<(), CacheError> {
+        if ready.is_empty() {
+            return Ok(());
+        }
+        sync_folder(&self.archives())?;
+        for info in ready {
+            self.write_file(&self.info_file(info.store_path()), &info.to_canonical_bytes())?;
+        }
+        sync_folder(&self.folder)
+    }
+
+    /// Writes a small file whole or not at all.
+    fn write_file(&self, file: &Path, bytes: &[u8]) -> Result<(), CacheError> {
+        let mut temporary = Temporary::create(&self.folder)?;
+        let written = temporary
+            .file
+            .write_all(bytes)
+            .and_then(|()| temporary.file.sync_all());
+        written.map_err(|error| CacheError::io("write", &temporary.path, error))?;
+        temporary.rename(file)
+    }
+}
+
+fn sync_folder(folder: &Path) -> Result<(), CacheError> {
+    File::open(folder)
+        .and_then(|opened| opened.sync_all())
+        .map_err(|error| CacheError::io("sync", folder, error))
+}
+
+struct Hashing<W> {
+    to: W,
+    hasher: Sha256,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// A file that is removed unless it gets its name.
+struct Temporary {
+    path: PathBuf,
+    file: File,
+    named: bool,
+}
+
+impl Temporary {
+    /// In this folder, under a name that no other process and no other machine uses.
+    fn create(folder: &Path) -> Result<Self, CacheError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        /// Each try differs from the others in the time, too.
+        const TRIES: usize = 8;
+        let mut tries = 0;
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let time = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |time| time.as_nanos());
+            let path = folder.join(format!(".tmp-{time:x}-{}-{number}", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => {
+                    let named = false;
+                    return Ok(Self { path, file, named });
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < TRIES => tries += 1,
+                Err(error) => return Err(CacheError::io("make", path, error)),
+            }
+        }
+    }
+
+    fn rename(mut self, to: &Path) -> Result<(), CacheError> {
+        fs::rename(&self.path, to).map_err(|error| CacheError::io("rename to", to, error))?;
+        self.named = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.named
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("cannot remove '{}': {error}", self.path.display());
+        }
+    }
+}
