@@ -137,3 +137,19 @@ fn a_desired_store_of_another_kind_is_refused_with_those_there_are() {
     }
     assert!(!machine.home().exists(), "nothing was begun");
 }
+
+#[test]
+fn a_node_without_a_team_says_so() {
+    let machine = Machine::new();
+    machine.run(&["peers"]).failed(1, &["no node is up"]);
+    let cases: [&[&str]; 5] = [
+        &["members"],
+        &["peers"],
+        &["revoke", "bob"],
+        &["renew", "bob"],
+        &["leave"],
+    ];
+    for arguments in cases {
+        machine.run(arguments).failed(1, &["no team"]);
+    }
+}

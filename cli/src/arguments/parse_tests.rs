@@ -318,18 +318,22 @@ fn an_invitation_gives_what_it_says_and_by_default_not_the_right_to_invite() {
 
 #[test]
 fn a_ticket_is_read_however_it_was_broken_and_refused_where_it_is_torn() {
-    let join = |line: &[&str]| {
+    let with_input = |line: &[&str], input: &str| {
         let line: Vec<&str> = std::iter::once("join").chain(line.iter().copied()).collect();
         match command(&line) {
-            Command::Join { join } => join.ticket(),
+            Command::Join { join } => join.ticket(input.as_bytes()),
             other => panic!("{other:?}"),
         }
     };
+    let join = |line: &[&str]| with_input(line, "");
     let ticket = ticket();
     let (head, tail) = ticket.split_at(40);
     assert_eq!(join(&[&ticket]).unwrap(), ticket);
     assert_eq!(join(&[&format!(" {head}\n  {tail}\n")]).unwrap(), ticket);
     assert_eq!(join(&[head, tail]).unwrap(), ticket);
+    assert_eq!(with_input(&["-"], &format!("{head}\n{tail}\n")).unwrap(), ticket);
+    let endless = with_input(&["-"], &" ".repeat(100_000)).unwrap_err().to_string();
+    assert!(endless.contains("not a ticket"), "{endless}");
     let refused = |text: &str| join(&[text]).unwrap_err().to_string();
     assert!(refused(&ticket[..ticket.len() - 1]).contains("torn"));
     assert!(refused("hello").contains("not a ticket"));

@@ -1,10 +1,11 @@
 //! Who may join the team, for how long, and where it meets.
 
+use std::io::Read;
 use std::net::SocketAddr;
 
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use tvix_node_protocol::limits::MEMBER_NAME_BYTES;
+use tvix_node_protocol::limits::{MEMBER_NAME_BYTES, TICKET_BYTES};
 use tvix_node_protocol::roster::{Role, Roles, check_name};
 use tvix_node_protocol::ticket::Ticket;
 
@@ -45,7 +46,8 @@ impl InviteArguments {
 /// How a ticket is redeemed.
 #[derive(Debug, Args)]
 pub struct JoinArguments {
-    /// What 'tvix-node invite' printed, on one line or broken into several
+    /// What 'tvix-node invite' printed, on one line or broken into several; '-' reads it from standard input,
+    /// where other users of this machine cannot see it
     #[arg(value_name = "TICKET", required = true)]
     ticket: Vec<String>,
     /// What this node calls itself in the team [default: USER@HOST]
@@ -56,14 +58,25 @@ pub struct JoinArguments {
     pub json: bool,
 }
 
+/// Bytes of standard input that are looked at for a ticket: twice what the longest has, for white space.
+const INPUT_BYTES: u64 = 2 * TICKET_BYTES as u64;
+
 impl JoinArguments {
-    /// The ticket, which is whole; whether it is still good, the inviter knows.
+    /// The ticket, which is whole; whether it is still good, the inviter knows. `input` is standard input.
     ///
     /// # Errors
-    /// What is no ticket, or torn.
-    pub fn ticket(&self) -> Result<String, UsageError> {
+    /// What is no ticket, torn, or cannot be read.
+    pub fn ticket(&self, input: impl Read) -> Result<String, UsageError> {
+        let mut text = self.ticket.concat();
+        if text == "-" {
+            text.clear();
+            let read = input.take(INPUT_BYTES).read_to_string(&mut text);
+            read.map_err(|error| {
+                UsageError::new(format!("the ticket cannot be read from standard input: {error}"))
+            })?;
+        }
         // White space inside does not matter; one that was broken on its way may be several arguments.
-        let text: String = self.ticket.concat().split_whitespace().collect();
+        let text: String = text.split_whitespace().collect();
         match Ticket::from_text(&text) {
             Ok(_) => Ok(text),
             Err(error) => Err(UsageError::new(error.to_string())),

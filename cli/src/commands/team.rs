@@ -67,7 +67,7 @@ fn about_ticket(invited: &Invited, arguments: &InviteArguments, idle_exit: bool)
 /// Joins a team.
 pub async fn join(home: &Home, arguments: &JoinArguments) -> Result<u8, Failure> {
     let request = JoinRequest {
-        ticket: arguments.ticket()?,
+        ticket: arguments.ticket(std::io::stdin())?,
         name: Some(arguments.name.clone().unwrap_or_else(own_name)),
     };
     let joined = connect_or_start(home).await?.join(&request).await?;
@@ -232,6 +232,7 @@ mod tests {
 
     use super::super::table::testing::peer;
     use super::*;
+    use crate::arguments::{Command, Parsed, parse};
 
     fn team() -> TeamView {
         let member = |key: u8, name: &str| MemberView {
@@ -270,6 +271,56 @@ mod tests {
                 },
             ],
         }
+    }
+
+    #[test]
+    fn what_a_ticket_is_good_for_and_what_hinders_it_is_said() {
+        let parsed = |line: &[&str]| {
+            let line: Vec<_> = ["tvix-node", "invite"]
+                .iter()
+                .chain(line)
+                .map(Into::into)
+                .collect();
+            match parse(&line) {
+                Ok(Parsed::Invocation(invocation, _)) => match invocation.command {
+                    Command::Invite { invite } => invite,
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            }
+        };
+        let invited = |founded, addresses: &[&str]| Invited {
+            ticket: "ticket".to_owned(),
+            swarm: SwarmId([0xcd; 32]),
+            expires: 1,
+            roles: Roles::all(),
+            founded,
+            addresses: addresses.iter().map(|address| (*address).to_owned()).collect(),
+        };
+        let address: &[&str] = &["/ip4/192.0.2.1/tcp/4001"];
+        let told = |invited: &Invited, line: &[&str], idle_exit| {
+            about_ticket(invited, &parsed(line), idle_exit).join("\n")
+        };
+        let text = told(
+            &invited(true, address),
+            &["--expires", "12h", "--name", "x"],
+            false,
+        );
+        assert!(
+            text.starts_with("This founded the team cdcdcdcdcdcd.\n"),
+            "{text}"
+        );
+        assert!(text.contains("within 12 hours"), "{text}");
+        assert!(text.contains("request, build, store, invite"), "{text}");
+        assert!(!text.contains("warning"), "{text}");
+        let text = told(&invited(false, address), &["--name", "x"], true);
+        assert!(text.contains("--name was not needed"), "{text}");
+        assert!(
+            text.contains("warning") && text.contains("tvix-node up"),
+            "{text}"
+        );
+        let text = told(&invited(false, &[]), &[], false);
+        assert!(text.contains("listens nowhere"), "{text}");
     }
 
     #[test]
