@@ -375,7 +375,9 @@ impl TeamNode {
         let pushed = match store {
             DesiredStore::Node(node) => self.push_to_node(*node, outputs).await,
             DesiredStore::Folder(folder) => {
-                crate::daemon::folder::put_for_other(&self.depot, folder.clone(), outputs).await
+                crate::daemon::folder::put_for_other(&self.depot, folder.clone(), outputs)
+                    .await
+                    .map_err(super::push::PushFailure::from)
             }
         };
         match pushed {
