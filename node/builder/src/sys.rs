@@ -64,6 +64,14 @@ pub(crate) fn unshare(namespaces: c_int) -> io::Result<()> {
     check(unsafe { libc::unshare(namespaces) }).map(drop)
 }
 
+/// Leaves the session's keyring for a new, empty one.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: c_int = 1; // KEYCTL_JOIN_SESSION_KEYRING (linux/keyctl.h)
+    let name = std::ptr::null::<libc::c_char>();
+    // SAFETY: a null pointer asks for a keyring without a name.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name) }).map(drop)
+}
+
 /// Replaces the program. Returns only where that failed.
 pub(crate) fn execute(program: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {

@@ -38,6 +38,22 @@ pub(super) fn become_build_user() -> Result<(), Fault> {
     rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| "changing the user id")
 }
 
+/// Leaves the keys behind that the kernel keeps for the node's session: tickets, and what unlocks disks.
+pub(super) fn leave_keys() -> Result<(), Fault> {
+    match sys::new_session_keyring() {
+        // A kernel without keys, or a container's filter, which then holds for the build as well.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
+            ) =>
+        {
+            Ok(())
+        }
+        result => result.step(|| "leaving the session's keyring"),
+    }
+}
+
 /// Dies with the helper. To be repeated after every change of user, which clears it.
 pub(super) fn die_with_helper() -> Result<(), Fault> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))

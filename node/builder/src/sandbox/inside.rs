@@ -54,6 +54,7 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
     rustix::system::setdomainname(b"(none)").step(|| "setting the domain name")?;
     mounts::enter(order)?;
     confinement::become_build_user()?;
+    confinement::leave_keys()?;
     confinement::die_with_helper()?;
     confinement::check_helper(alive).step(|| "looking after the helper")?;
     confinement::limit(order)?;

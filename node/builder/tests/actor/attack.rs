@@ -78,12 +78,14 @@ pub fn set_bits(folder: &str) -> Done {
     if let Some(error @ 1..) = raw::chmod_32_bit(&file, 0o700) {
         return Err(io::Error::from_raw_os_error(error).into());
     }
-    match raw::set_attribute(&file) {
-        Ok(()) => println!("attribute: DONE"),
-        Err(error) => println!(
-            "attribute: {}",
-            error.raw_os_error().unwrap_or_default() == libc::ENOTSUP
-        ),
+    for attribute in [c"user.test", c"security.capability", c"system.posix_acl_access"] {
+        match raw::set_attribute(&file, attribute) {
+            Ok(()) => println!("attribute: DONE"),
+            Err(error) => println!(
+                "attribute: {}",
+                error.raw_os_error().unwrap_or_default() == libc::ENOTSUP
+            ),
+        }
     }
     Ok(())
 }
@@ -118,6 +120,9 @@ pub fn make(kind: &str, path: &str) -> Done {
             let input = std::env::current_exe()?;
             tell("hard-link", fs::hard_link(input, path));
             tell("hard-link", fs::hard_link("/etc/passwd", path));
+            // What stays writable outside of the output must not be in it.
+            fs::write("/build/own", b"x")?;
+            tell("hard-link", fs::hard_link("/build/own", path));
         }
         "nothing" => {}
         other => return Err(format!("no kind {other}").into()),
@@ -150,6 +155,50 @@ pub fn namespaces(input: &str) -> Done {
     tell("write", fs::write("/etc/new", b"x"));
     tell("core pattern", fs::write("/proc/sys/kernel/core_pattern", b"|/x"));
     tell("host name", fs::write("/proc/sys/kernel/hostname", b"x"));
+    Ok(())
+}
+
+/// Looks for processes that are not its own, and signals one of them.
+pub fn see(pid: i32) -> Done {
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        if let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok())
+            && pid != std::process::id().cast_signed()
+        {
+            println!("DONE: sees {pid}");
+        }
+    }
+    match raw::kill(pid, libc::SIGKILL) {
+        Ok(()) => println!("DONE: killed {pid}"),
+        Err(error) => println!("no such process: {}", error.raw_os_error() == Some(libc::ESRCH)),
+    }
+    Ok(())
+}
+
+/// Looks for a key that its user has outside. `number` is what the kernel calls it.
+pub fn keys(name: &str, number: i32) -> Done {
+    tell("request", raw::request_key(name));
+    tell("read", raw::read_key(number));
+    tell("change", raw::allow_key(number));
+    Ok(())
+}
+
+/// Makes an output, and leaves a process behind that goes on changing it.
+pub fn change_later(path: &str, token: &str) -> Done {
+    let mut output = fs::File::create(path)?;
+    let (mut told, mut tell) = io::pipe()?;
+    if raw::fork()? == 0 {
+        raw::setsid();
+        raw::ignore_signals();
+        loop {
+            output.write_all(token.as_bytes())?;
+            // Fails once nobody listens any more.
+            let _nobody_listens = tell.write(b"x");
+        }
+    }
+    drop(tell);
+    told.read_exact(&mut [0])?;
+    println!("changing {token}");
     Ok(())
 }
 
@@ -249,6 +298,14 @@ pub fn fill(what: &str, path: &str) -> Done {
                         std::thread::park();
                     }
                 }
+            }
+            Ok(())
+        }
+        "entries" => {
+            // Without any content.
+            fs::create_dir(path)?;
+            for number in 0.. {
+                fs::File::create(Path::new(path).join(number.to_string()))?;
             }
             Ok(())
         }

@@ -103,6 +103,17 @@ pub fn place() -> Done {
     Ok(())
 }
 
+/// Paths and what is to be in them, in turns.
+pub fn write(pairs: &[&str]) -> Done {
+    for pair in pairs.chunks(2) {
+        match pair {
+            [path, text] => fs::write(path, text)?,
+            _ => return Err("a path without text".into()),
+        }
+    }
+    Ok(())
+}
+
 pub fn read(path: &str) -> Done {
     print!("{}", String::from_utf8_lossy(&fs::read(path)?));
     Ok(())

@@ -23,7 +23,7 @@ fn main() -> Done {
         ["place"] => look::place(),
         ["read", path] => look::read(path),
         ["list", path] => look::list(path),
-        ["write", path, text] => Ok(std::fs::write(path, text)?),
+        ["write", pairs @ ..] => look::write(pairs),
         ["fetch", url, path] => look::fetch(url, path),
         ["say", text, count] => look::say(text, count.parse()?),
         ["exit", code] => std::process::exit(code.parse()?),
@@ -43,6 +43,9 @@ fn main() -> Done {
         ["fill", what, path] => attack::fill(what, path),
         ["mess", path] => attack::mess(path),
         ["trace"] => attack::trace(),
+        ["see", pid] => attack::see(pid.parse()?),
+        ["keys", name, number] => attack::keys(name, number.parse()?),
+        ["change-later", path, token] => attack::change_later(path, token),
         other => Err(format!("no act {other:?}").into()),
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: every pointer is to a C string or buffer that outlives the call.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 
 use crate::Done;
@@ -73,13 +73,51 @@ pub fn chmod_32_bit(_path: &str, _mode: u32) -> Option<i32> {
 }
 
 /// Sets an extended attribute.
-pub fn set_attribute(path: &str) -> io::Result<()> {
+pub fn set_attribute(path: &str, name: &CStr) -> io::Result<()> {
     let path = CString::new(path)?;
     // SAFETY: C strings and one byte of value.
     result(i64::from(unsafe {
-        libc::setxattr(path.as_ptr(), c"user.test".as_ptr(), b"x".as_ptr().cast(), 1, 0)
+        libc::setxattr(path.as_ptr(), name.as_ptr(), b"x".as_ptr().cast(), 1, 0)
     }))
     .map(drop)
+}
+
+/// Asks the kernel for a key that is in one of the caller's keyrings.
+pub fn request_key(name: &str) -> io::Result<()> {
+    let name = CString::new(name)?;
+    // SAFETY: C strings, and a null pointer for what a helper of the machine would be told.
+    result(unsafe {
+        libc::syscall(
+            libc::SYS_request_key,
+            c"user".as_ptr(),
+            name.as_ptr(),
+            std::ptr::null::<libc::c_char>(),
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// Reads what a key contains.
+pub fn read_key(number: i32) -> io::Result<()> {
+    let mut content = [0u8; 16];
+    // SAFETY: a buffer of the length given.
+    result(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_READ,
+            number,
+            content.as_mut_ptr(),
+            content.len(),
+        )
+    })
+    .map(drop)
+}
+
+/// Lets everybody do everything with a key.
+pub fn allow_key(number: i32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    result(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_SETPERM, number, 0x3f3f_3f3f) }).map(drop)
 }
 
 /// `mknod`.

@@ -1,13 +1,15 @@
 //! What builds are given, and what comes out of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
 
-use tvix_node_builder::{BuildInput, Cause, StorePath};
+use tvix_node_builder::{BuildInput, Cause, GraphPath, StorePath};
 use tvix_node_protocol::nix::derivation::OutputKind;
 use tvix_node_protocol::nix::hash::{CAHash, NixHash};
+use tvix_node_protocol::nix::store_path::hash_placeholder;
+use tvix_node_protocol::path_info::NarHash;
 
-use crate::stage::{ACTOR, OUT, Stage, fields, spec};
+use crate::stage::{ACTOR, OUT, Stage, actor_path, fields, spec};
 
 #[tokio::test]
 async fn an_output_comes_out_and_nothing_stays() {
@@ -184,8 +186,134 @@ async fn files_and_structured_attributes_are_in_the_build_folder() {
 }
 
 #[tokio::test]
+async fn what_is_passed_as_a_file_is_one() {
+    let Some(stage) = Stage::new().await else { return };
+    let file = "/build/.attr-1lf969yddshzhld7sr1vbagr07bnygg99lgl6gk5kxcnp4z9wbcq";
+    let mut asked = fields(&["read", file]);
+    for (name, value) in [("passAsFile", "text".to_owned()), ("text", format!("long {OUT}"))] {
+        asked.environment.insert(name.into(), value.into());
+    }
+    let asked = spec(asked);
+    let out = asked.derivation.outputs()["out"]
+        .path("play", "out")
+        .unwrap()
+        .unwrap();
+    assert_eq!(stage.play(asked).await.log, [format!("long {out}")]);
+}
+
+#[tokio::test]
+async fn the_graph_of_an_input_is_in_the_build_folder() {
+    let Some(stage) = Stage::new().await else { return };
+    let actor = actor_path();
+    let facts = GraphPath {
+        path: actor.clone(),
+        nar_hash: NarHash([0; 32]),
+        nar_size: 5,
+        references: BTreeSet::from([actor.clone()]),
+        ca: None,
+    };
+    let mut asked = fields(&["read", "graph"]);
+    asked.environment.insert(
+        b"exportReferencesGraph".to_vec(),
+        format!("graph {actor}").into_bytes(),
+    );
+    let mut asked = spec(asked);
+    asked.graph = vec![facts.clone()];
+    assert_eq!(
+        stage.play(asked).await.log,
+        [actor.to_string().as_str(), "", "1", actor.to_string().as_str()]
+    );
+    let mut asked = fields(&["read", ".attrs.json"]);
+    asked.environment.insert(
+        b"__json".to_vec(),
+        format!(r#"{{"exportReferencesGraph":{{"graph":["{actor}"]}},"name":"play"}}"#).into_bytes(),
+    );
+    let mut asked = spec(asked);
+    asked.graph = vec![facts];
+    let log = stage.play(asked).await.log;
+    assert!(log[0].contains(r#""closureSize":5"#), "{log:?}");
+    assert!(log[0].contains(r#""outputs":{"out":"/nix/store/"#), "{log:?}");
+}
+
+/// A program of the 32-bit machine that this one can also be: writes what machine it is on.
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn thirty_two_bit_builders_run_on_a_thirty_two_bit_machine() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(stage) = Stage::new().await else { return };
+    let program = stage.folder.path().join("machine");
+    std::fs::write(&program, machine_program()).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let written = stage.folder.path().join("written");
+    let outside = std::process::Command::new(&program).arg(&written).status();
+    match outside {
+        Ok(status) => assert!(status.success(), "{status}"),
+        Err(error) => {
+            println!("SKIPPED: a 32-bit builder, because this machine runs no such program: {error}");
+            return;
+        }
+    }
+    assert_eq!(std::fs::read(written).unwrap(), b"x86_64");
+    let path = StorePath::from_parts([1; 20], "machine").unwrap();
+    let mut asked = fields(&[OUT]);
+    asked.builder = path.to_absolute_path().into_bytes();
+    asked.system = b"i686-linux".to_vec();
+    let mut asked = spec(asked);
+    asked.inputs.push(BuildInput {
+        path,
+        physical: program,
+    });
+    let built = stage.play(asked).await.built();
+    assert_eq!(std::fs::read(&built.outputs["out"]).unwrap(), b"i686\0\0");
+}
+
+/// An ELF file for i386: `uname`, and its field `machine` to the file that the first argument names.
+#[cfg(target_arch = "x86_64")]
+fn machine_program() -> Vec<u8> {
+    const BASE: u32 = 0x0804_8000;
+    const HEADERS: u32 = 52 + 32;
+    const SPACE: u32 = BASE + 0x1000; // struct new_utsname: six fields of 65 bytes, the fifth is `machine`
+    let mut code = Vec::new();
+    code.extend([0x8b, 0x5c, 0x24, 0x08]); // mov ebx, [esp + 8]
+    code.extend([0xb9, 0x41, 0, 0, 0]); // mov ecx, O_WRONLY | O_CREAT
+    code.extend([0xba, 0xa4, 0x01, 0, 0]); // mov edx, 0644
+    code.extend([0xb8, 5, 0, 0, 0, 0xcd, 0x80]); // open
+    code.extend([0x89, 0xc6, 0xbb]); // mov esi, eax; mov ebx, SPACE
+    code.extend(SPACE.to_le_bytes());
+    code.extend([0xb8, 122, 0, 0, 0, 0xcd, 0x80]); // uname
+    code.extend([0x89, 0xf3, 0xb9]); // mov ebx, esi; mov ecx, machine
+    code.extend((SPACE + 4 * 65).to_le_bytes());
+    code.extend([0xba, 6, 0, 0, 0]); // mov edx, 6
+    code.extend([0xb8, 4, 0, 0, 0, 0xcd, 0x80]); // write
+    code.extend([0x31, 0xdb, 0xb8, 1, 0, 0, 0, 0xcd, 0x80]); // exit 0
+
+    let mut program = Vec::new();
+    program.extend(b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0");
+    program.extend([2, 0, 3, 0]); // executable, i386
+    for word in [1, BASE + HEADERS, 52, 0, 0] {
+        program.extend(word.to_le_bytes());
+    }
+    for half in [52u16, 32, 1, 0, 0, 0] {
+        program.extend(half.to_le_bytes());
+    }
+    // One segment, to be loaded with all rights, longer in memory than in the file.
+    let size = HEADERS + u32::try_from(code.len()).expect("a short program");
+    for word in [1, 0, BASE, BASE, size, 0x2000, 7, 0x1000] {
+        program.extend(word.to_le_bytes());
+    }
+    program.extend(code);
+    program
+}
+
+#[tokio::test]
 async fn several_outputs_come_out_by_name() {
     let Some(stage) = Stage::new().await else { return };
+    let mut asked = fields(&["write", OUT, "one", &hash_placeholder("dev"), "two"]);
+    asked.outputs.insert("dev".to_owned(), OutputKind::InputAddressed);
+    let built = stage.play(spec(asked)).await.built();
+    for (name, text) in [("out", "one"), ("dev", "two")] {
+        assert_eq!(std::fs::read_to_string(&built.outputs[name]).unwrap(), text);
+    }
     let mut asked = fields(&["write", OUT, "one"]);
     asked.outputs.insert("dev".to_owned(), OutputKind::InputAddressed);
     let played = stage.play(spec(asked)).await;

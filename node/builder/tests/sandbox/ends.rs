@@ -99,6 +99,10 @@ async fn a_flood_of_the_disk_is_ended() {
         let cause = stage.play(asked).await.cause();
         assert!(matches!(cause, Cause::DiskTooLarge(_)), "{place}: {cause}");
     }
+    // Files without content take disk as well.
+    let mut asked = spec(fields(&["fill", "entries", "/build/files"]));
+    asked.limits.disk = Some(1 << 20);
+    assert!(matches!(stage.play(asked).await.cause(), Cause::DiskTooLarge(_)));
     // One file is bounded by the kernel.
     let mut asked = spec(fields(&["fill", "file", "/build/file"]));
     asked.limits.disk = Some(8 << 20);

@@ -5,8 +5,11 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
 use tvix_node_builder::{BuildInput, Cause, StorePath};
+use tvix_node_protocol::nix::derivation::OutputKind;
+use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 
-use crate::stage::{OUT, Stage, actor_path, fields, is_running, spec, token};
+use crate::keys::add_session_key;
+use crate::stage::{Bystander, OUT, Stage, actor_path, fields, is_running, spec, token};
 
 /// No line of a log says that something worked.
 fn nothing_worked(log: &[String]) {
@@ -51,6 +54,33 @@ async fn store_paths_that_are_not_inputs_cannot_be_read() {
     assert!(listed[0].contains("-actor"));
 }
 
+/// Whoever has the same user id outside, as every build of an ordinary user's node.
+#[tokio::test]
+async fn processes_of_the_machine_are_neither_seen_nor_signalled() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut other = Bystander::new();
+    let log = stage.look(&["see", &other.pid().to_string()]).await;
+    assert_eq!(log, ["no such process: true"]);
+    assert!(other.is_alive());
+}
+
+/// That there are some of the same user, and what they are called, can be seen, as in Nix.
+#[tokio::test]
+async fn keys_of_the_machine_cannot_be_used() {
+    let Some(stage) = Stage::new().await else { return };
+    let name = token();
+    let number = match add_session_key(&name) {
+        Ok(number) => number.to_string(),
+        Err(error) => {
+            println!("SKIPPED: a look for keys, because this machine keeps none: {error}");
+            return;
+        }
+    };
+    let log = stage.look(&["keys", &name, &number]).await;
+    assert_eq!(log.len(), 3, "{log:?}");
+    nothing_worked(&log);
+}
+
 #[tokio::test]
 async fn listeners_of_the_machine_cannot_be_reached() {
     let Some(stage) = Stage::new().await else { return };
@@ -63,44 +93,57 @@ async fn listeners_of_the_machine_cannot_be_reached() {
     nothing_worked(&log);
 }
 
+/// Neither over the network nor over sockets that have no place in the file system, over which a
+/// descriptor of an output could be passed on (CVE-2024-27297). Fixed-output builds, which reach more,
+/// included.
 #[tokio::test]
 async fn builds_cannot_reach_each_other() {
     let Some(stage) = Stage::new().await else { return };
-    let name = token();
-    let mut first = spec(fields(&["listen", &name]));
-    first.slot = 1;
-    let (ready, mut when_ready) = tokio::sync::mpsc::unbounded_channel();
-    let (done, when_done) = tokio::sync::oneshot::channel::<()>();
-    let cancel = tokio_util::sync::CancellationToken::new();
-    let (events, mut heard) = tokio::sync::mpsc::channel(16);
-    let listen = async {
-        let mut log = Vec::new();
-        while let Some(event) = heard.recv().await {
-            if let tvix_node_builder::BuildEvent::Log(line) = event {
-                let line = String::from_utf8(line).unwrap();
-                ready.send(line.clone()).unwrap();
-                log.push(line);
+    for fixed_output in [false, true] {
+        let play = |arguments: &[&str]| {
+            let mut fields = fields(arguments);
+            if fixed_output {
+                let ca = CAHash::Flat(NixHash::Sha256([9; 32]));
+                fields.outputs.insert("out".to_owned(), OutputKind::Fixed(ca));
             }
-        }
-        log
-    };
-    let connect = async {
-        let port = when_ready.recv().await.unwrap();
-        let log = stage
-            .look(&["connect", port.strip_prefix("port ").unwrap(), &name])
-            .await;
-        done.send(()).unwrap();
-        log
-    };
-    let stop = async {
-        when_done.await.unwrap();
-        cancel.cancel();
-    };
-    let build = stage.builder.build(first, events, cancel.clone());
-    let (heard, log, (), result) = tokio::join!(listen, connect, stop, build);
-    assert!(matches!(*result.unwrap_err().cause, Cause::Cancelled));
-    nothing_worked(&log);
-    assert!(!heard.iter().any(|line| line.contains("ACCEPTED")));
+            spec(fields)
+        };
+        let name = token();
+        let mut first = play(&["listen", &name]);
+        first.slot = 1;
+        let (ready, mut when_ready) = tokio::sync::mpsc::unbounded_channel();
+        let (done, when_done) = tokio::sync::oneshot::channel::<()>();
+        let cancel = tokio_util::sync::CancellationToken::new();
+        let (events, mut heard) = tokio::sync::mpsc::channel(16);
+        let listen = async {
+            let mut log = Vec::new();
+            while let Some(event) = heard.recv().await {
+                if let tvix_node_builder::BuildEvent::Log(line) = event {
+                    let line = String::from_utf8(line).unwrap();
+                    ready.send(line.clone()).unwrap();
+                    log.push(line);
+                }
+            }
+            log
+        };
+        let connect = async {
+            let port = when_ready.recv().await.unwrap();
+            let port = port.strip_prefix("port ").unwrap();
+            let log = stage.play(play(&["connect", port, &name])).await.log;
+            done.send(()).unwrap();
+            log
+        };
+        let stop = async {
+            when_done.await.unwrap();
+            cancel.cancel();
+        };
+        let build = stage.builder.build(first, events, cancel.clone());
+        let (heard, log, (), result) = tokio::join!(listen, connect, stop, build);
+        assert!(matches!(*result.unwrap_err().cause, Cause::Cancelled));
+        assert_eq!(log.len(), 3, "{log:?}");
+        nothing_worked(&log);
+        assert!(!heard.iter().any(|line| line.contains("ACCEPTED")));
+    }
 }
 
 #[tokio::test]
@@ -165,7 +208,8 @@ async fn set_id_bits_and_attributes_are_refused() {
             "{line}"
         );
     }
-    assert_eq!(log.last().unwrap(), "attribute: true");
+    // Capabilities of files are attributes.
+    assert_eq!(&log[log.len() - 3..], ["attribute: true"; 3]);
 }
 
 #[tokio::test]
@@ -231,9 +275,47 @@ async fn processes_left_behind_are_dead_when_the_build_is() {
 }
 
 #[tokio::test]
+async fn an_output_does_not_change_after_the_end() {
+    let Some(stage) = Stage::new().await else { return };
+    let token = token();
+    let played = stage.act(&["change-later", OUT, &token]).await;
+    assert_eq!(played.log, [format!("changing {token}")]);
+    let built = played.built();
+    assert!(!is_running(&token));
+    let size = || std::fs::metadata(&built.outputs["out"]).unwrap().len();
+    let before = size();
+    // A look at all processes is time enough for a write.
+    assert!(!is_running(&token));
+    assert_eq!(size(), before);
+}
+
+#[tokio::test]
+async fn what_is_no_output_is_not_taken() {
+    let Some(stage) = Stage::new().await else { return };
+    let other = StorePath::from_parts([5; 20], "other").unwrap();
+    let played = stage
+        .act(&[
+            "write",
+            OUT,
+            "x",
+            &other.to_string(),
+            "y",
+            "/nix/store/.hidden",
+            "z",
+        ])
+        .await;
+    let built = played.built();
+    assert_eq!(built.outputs.keys().collect::<Vec<_>>(), ["out"]);
+    built.discard().await;
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
 async fn killing_everything_kills_only_its_own() {
     let Some(stage) = Stage::new().await else { return };
+    let mut other = Bystander::new();
     let built = stage.act(&["kill-init", OUT]).await.built();
+    assert!(other.is_alive());
     assert_eq!(std::fs::read(&built.outputs["out"]).unwrap(), b"alive");
 }
 

@@ -3,6 +3,7 @@
 mod builds;
 mod ends;
 mod hostile;
+mod keys;
 mod network;
 mod place;
 mod stage;

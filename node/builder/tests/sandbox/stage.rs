@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -54,6 +54,32 @@ pub fn processes_with(token: &str) -> impl Iterator<Item = u32> {
             let found = line.windows(token.len()).any(|part| part == token.as_bytes());
             found.then(|| path.file_name()?.to_str()?.parse().ok())?
         })
+}
+
+/// A process of the machine that has nothing to do with any build. Killed when dropped.
+pub struct Bystander(Child);
+
+impl Bystander {
+    pub fn new() -> Self {
+        let mut command = Command::new(ACTOR);
+        command.arg("wait").stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().expect("the actor runs"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.0.try_wait().expect("a child").is_none()
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        self.0.kill().expect("a child");
+        self.0.wait().expect("a child");
+    }
 }
 
 /// Whether there is any such process.
