@@ -145,9 +145,11 @@ fn kind_of_cause(cause: &Cause) -> FailureKind {
     match cause {
         Cause::Cancelled => FailureKind::Cancelled,
         Cause::Refused(_) | Cause::Sandbox(_) => FailureKind::Refused,
-        Cause::TimedOut(_) | Cause::Silent(_) | Cause::LogTooLarge(_) | Cause::DiskTooLarge(_) => {
-            FailureKind::Limit
-        }
+        Cause::TimedOut(_)
+        | Cause::Silent(_)
+        | Cause::LogTooLarge(_)
+        | Cause::DiskTooLarge(_)
+        | Cause::MemoryTooLarge(_) => FailureKind::Limit,
         cause if cause.is_transient() => FailureKind::Transient,
         _ => FailureKind::Builder,
     }
