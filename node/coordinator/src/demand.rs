@@ -62,7 +62,7 @@ impl Coordinator {
             });
         }
         let (mode, to) = (session.options.mode, session.to);
-        let existing = existing.or_else(|| self.graph.same_fixed_output(derivation));
+        let existing = existing.or_else(|| self.graph.same_outputs(derivation));
         let inputs = self.check_derivation(slot, derivation, existing)?;
         let id = match existing {
             Some(id) => {

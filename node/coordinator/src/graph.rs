@@ -300,7 +300,7 @@ pub(crate) struct Graph {
     pub(crate) drvs: Slab<DrvId, Drv>,
     paths_by_name: FxHashMap<StorePath, PathId>,
     drvs_by_name: FxHashMap<StorePath, DrvId>,
-    /// Other derivations of a fixed output, by the one that stands for all of them.
+    /// Other derivations of the same outputs, by the one that stands for all of them.
     aliases: FxHashMap<DrvId, Vec<StorePath>>,
     pub(crate) requirements: Interner<RequirementId, Requirement>,
     pub(crate) sources: Interner<SourceId, Source>,
@@ -319,23 +319,18 @@ impl Graph {
         self.drvs_by_name.get(name).copied()
     }
 
-    /// The derivation that makes the same fixed output, if there is one: two recipes for one content
-    /// (another mirror, another fetcher) are one piece of work.
-    pub(crate) fn same_fixed_output(&self, derivation: &Derivation) -> Option<DrvId> {
-        if !derivation.fixed_output {
-            return None;
-        }
+    /// The derivation that makes the same outputs, if there is one. Two recipes for one content (another
+    /// mirror, another fetcher) are one piece of work, and so is everything that is made from one or the
+    /// other: the paths of outputs do not depend on how a fixed output is come by.
+    pub(crate) fn same_outputs(&self, derivation: &Derivation) -> Option<DrvId> {
         let path = self.path(derivation.outputs.values().next()?)?;
         let producer = self.paths[path].producer?;
-        let output_names = self.drvs[producer].outputs.iter().map(|(name, _)| name);
-        let fixed = self
-            .requirements
-            .get(self.drvs[producer].requirement)
-            .fixed_output;
-        (fixed && output_names.eq(derivation.outputs.keys())).then_some(producer)
+        let outputs = self.drvs[producer].outputs.iter();
+        let outputs = outputs.map(|(name, path)| (name, &self.paths[*path].name));
+        outputs.eq(derivation.outputs.iter()).then_some(producer)
     }
 
-    /// From now on this derivation stands for another one of the same fixed output, too.
+    /// From now on this derivation stands for another one of the same outputs, too.
     pub(crate) fn alias(&mut self, id: DrvId, name: &StorePath) {
         if self.drvs_by_name.insert(name.clone(), id).is_none() {
             self.aliases.entry(id).or_default().push(name.clone());

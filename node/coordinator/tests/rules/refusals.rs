@@ -74,10 +74,11 @@ fn an_output_that_a_derivation_does_not_have() {
 #[test]
 fn two_makers_of_one_path() {
     let refusal = refused(|desk| {
-        let other = Derivation {
+        let mut other = Derivation {
             path: drv("b"),
             ..derivation("a", &[])
         };
+        other.outputs.insert("dev".into(), path("b-dev"));
         desk.instantiate(1, &[derivation("a", &[]), other]);
     });
     let wanted = Refusal::OutputConflict {

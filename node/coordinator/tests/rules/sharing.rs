@@ -1,8 +1,8 @@
-use tvix_node_coordinator::{Action, FailureKind, SessionOptions};
+use tvix_node_coordinator::{Action, Derivation, FailureKind, SessionOptions};
 use tvix_node_protocol::build::BuildLimits;
 use tvix_node_protocol::control::{EventKind, Outcome};
 
-use crate::desk::{Desk, derivation, options};
+use crate::desk::{Desk, derivation, drv, options};
 
 fn with_cores(cores: u32) -> SessionOptions {
     SessionOptions { cores, ..options() }
@@ -40,6 +40,30 @@ fn two_sessions_that_want_the_same_derivation_share_one_build() {
             EventKind::Ended { built: 1, .. }
         )));
     }
+}
+
+/// Two recipes for a source (another mirror) make two derivations of everything made from it, and one set of paths.
+#[test]
+fn derivations_of_the_same_outputs_are_one_piece_of_work() {
+    let renamed = |word: &str, path: &str, inputs: &[&str]| Derivation {
+        path: drv(path),
+        ..derivation(word, inputs)
+    };
+    let mut desk = Desk::new(4);
+    let told = [
+        derivation("source", &[]),
+        renamed("source", "source-mirror", &[]),
+        derivation("a", &["source"]),
+        renamed("a", "a-mirror", &["source-mirror"]),
+        derivation("b", &["a", "a-mirror"]),
+    ];
+    desk.command(1, options(), &told);
+    for word in ["source", "a", "b"] {
+        assert_eq!(desk.started, [word]);
+        desk.started.clear();
+        desk.finish(word);
+    }
+    assert_eq!(desk.outcome(1), Some(Outcome::Success));
 }
 
 #[test]
