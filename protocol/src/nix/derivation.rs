@@ -4,6 +4,7 @@
 //! outputs where two inputs have the same hash modulo (they must be merged), and because it cannot
 //! hold arguments that are not UTF-8.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use nix_derivation::{
@@ -11,8 +12,9 @@ pub use nix_derivation::{
 };
 use sha2::{Digest as _, Sha256};
 
+use super::aterm::{self, Shown, Text};
 use super::hash::CAHash;
-use super::store_path::{StorePath, StorePathError, build_ca_path, build_text_path};
+use super::store_path::{STORE_DIR, StorePath, StorePathError, build_ca_path, build_text_path};
 use crate::limits::{DERIVATION_BYTES, OUTPUTS};
 
 /// Why a derivation cannot be made, read, or believed.
@@ -156,10 +158,17 @@ impl DerivationFields {
         &self,
         modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
     ) -> Result<Instantiated, DrvError> {
-        let inputs = Inputs::Replaced(self.replaced_inputs(modulo)?);
-        let outputs = self.output_paths(&inputs)?;
-        let modulo = self.modulo_hash(&inputs, &outputs);
-        let aterm = self.aterm(&Inputs::Paths(&self.input_derivations), Some(&outputs));
+        let text = Text::new(self);
+        let replaced = self.replaced_inputs(modulo)?;
+        let outputs = self.output_paths(&text, &replaced)?;
+        let shown = shown(&outputs);
+        let modulo = self.modulo_hash(&text, &replaced, &shown);
+        let paths: Vec<Vec<u8>> = self.input_derivations.keys().map(absolute).collect();
+        let inputs = paths
+            .iter()
+            .map(Vec::as_slice)
+            .zip(self.input_derivations.values());
+        let aterm = text.whole(&aterm::inputs(inputs), Some(&shown));
         self.bounded("bytes", aterm.len(), DERIVATION_BYTES)?;
         let references = self.input_derivations.keys().chain(&self.input_sources);
         let drv_path = build_text_path(&format!("{}.drv", self.name), &aterm, references)
@@ -172,10 +181,13 @@ impl DerivationFields {
         })
     }
 
-    fn output_paths(&self, inputs: &Inputs<'_>) -> Result<BTreeMap<String, StorePath>, DrvError> {
+    fn output_paths(
+        &self,
+        text: &Text<'_>,
+        replaced: &[u8],
+    ) -> Result<BTreeMap<String, StorePath>, DrvError> {
         self.bounded("outputs", self.outputs.len(), OUTPUTS)?;
-        let masked = Sha256::digest(self.aterm(inputs, None));
-        let masked = nix_derivation::DerivationModuloHash::new(masked.into());
+        let masked = nix_derivation::DerivationModuloHash::new(text.digest(replaced, None));
         self.outputs
             .iter()
             .map(|(output, kind)| {
@@ -191,115 +203,51 @@ impl DerivationFields {
             .collect()
     }
 
-    fn modulo_hash(&self, inputs: &Inputs<'_>, outputs: &BTreeMap<String, StorePath>) -> ModuloHash {
-        if let (1, Some(OutputKind::Fixed(ca))) = (self.outputs.len(), self.outputs.get("out")) {
-            let text = format!(
-                "fixed:out:{}:{}:{}",
-                method(ca),
-                base16(ca.hash().digest_as_bytes()),
-                outputs["out"]
-            );
+    fn modulo_hash(&self, text: &Text<'_>, replaced: &[u8], outputs: &Shown) -> ModuloHash {
+        if let (1, Some(OutputKind::Fixed(ca)), Some(path)) =
+            (self.outputs.len(), self.outputs.get("out"), outputs.get("out"))
+        {
+            let mut text = format!("fixed:out:{}:", aterm::method(ca)).into_bytes();
+            aterm::push_base16(&mut text, ca.hash().digest_as_bytes());
+            text.push(b':');
+            text.extend_from_slice(path);
             return ModuloHash(Sha256::digest(text).into());
         }
-        ModuloHash(Sha256::digest(self.aterm(inputs, Some(outputs))).into())
+        ModuloHash(text.digest(replaced, Some(outputs)))
     }
 
+    /// The list of inputs by their hashes.
     fn replaced_inputs(
         &self,
         mut modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
-    ) -> Result<BTreeMap<String, BTreeSet<String>>, DrvError> {
-        let mut replaced: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    ) -> Result<Vec<u8>, DrvError> {
+        let mut replaced = Vec::with_capacity(self.input_derivations.len());
         for (path, outputs) in &self.input_derivations {
             let ModuloHash(hash) = modulo(path).ok_or_else(|| DrvError::UnknownInput {
                 name: self.name.clone(),
                 input: path.clone(),
             })?;
-            replaced
-                .entry(base16(&hash))
-                .or_default()
-                .extend(outputs.iter().cloned());
+            replaced.push((hash, outputs));
         }
-        Ok(replaced)
-    }
-
-    /// The ATerm form. `outputs` none: masked, as hashed for output paths.
-    fn aterm(&self, inputs: &Inputs<'_>, outputs: Option<&BTreeMap<String, StorePath>>) -> Vec<u8> {
-        let size: usize = self
-            .environment
-            .iter()
-            .map(|(name, value)| name.len() + value.len() + 8)
-            .sum();
-        let mut text = Vec::with_capacity(size + size / 8 + 128 * (self.input_derivations.len() + 4));
-        let shown = |output: &str| {
-            outputs
-                .map(|paths| paths[output].to_absolute_path())
-                .unwrap_or_default()
-        };
-        text.extend_from_slice(b"Derive([");
-        list(&mut text, &self.outputs, |text, (output, kind)| {
-            text.push(b'(');
-            quote(text, output.as_bytes());
-            text.push(b',');
-            quote(text, shown(output).as_bytes());
-            let (algorithm, hash) = match kind {
-                OutputKind::InputAddressed => (String::new(), String::new()),
-                OutputKind::Fixed(ca) => (method(ca), base16(ca.hash().digest_as_bytes())),
+        replaced.sort_by_key(|(hash, _)| *hash);
+        // Inputs with the same hash are one, with the outputs of all.
+        let mut merged: Vec<(Vec<u8>, Cow<'_, BTreeSet<String>>)> = Vec::with_capacity(replaced.len());
+        for equal in replaced.chunk_by(|(a, _), (b, _)| a == b) {
+            let [(hash, first), more @ ..] = equal else {
+                continue;
             };
-            text.push(b',');
-            quote(text, algorithm.as_bytes());
-            text.push(b',');
-            quote(text, hash.as_bytes());
-            text.push(b')');
-        });
-        text.extend_from_slice(b"],[");
-        let input = |text: &mut Vec<u8>, name: &str, outputs: &BTreeSet<String>| {
-            text.push(b'(');
-            quote(text, name.as_bytes());
-            text.extend_from_slice(b",[");
-            list(text, outputs, |text, output| quote(text, output.as_bytes()));
-            text.extend_from_slice(b"])");
-        };
-        match inputs {
-            Inputs::Paths(paths) => {
-                list(&mut text, *paths, |text, (path, outputs)| {
-                    input(text, &path.to_absolute_path(), outputs)
-                });
+            let mut name = Vec::with_capacity(2 * hash.len());
+            aterm::push_base16(&mut name, hash);
+            let mut outputs = Cow::Borrowed(*first);
+            for (_, more) in more {
+                outputs.to_mut().extend(more.iter().cloned());
             }
-            Inputs::Replaced(hashes) => list(&mut text, hashes, |text, (hash, outputs)| {
-                input(text, hash, outputs)
-            }),
+            merged.push((name, outputs));
         }
-        text.extend_from_slice(b"],[");
-        list(&mut text, &self.input_sources, |text, path| {
-            quote(text, path.to_absolute_path().as_bytes())
-        });
-        text.extend_from_slice(b"],");
-        quote(&mut text, &self.system);
-        text.push(b',');
-        quote(&mut text, &self.builder);
-        text.extend_from_slice(b",[");
-        list(&mut text, &self.arguments, |text, argument| quote(text, argument));
-        text.extend_from_slice(b"],[");
-        let own: BTreeMap<&[u8], String> = self
-            .outputs
-            .keys()
-            .map(|output| (output.as_bytes(), shown(output)))
-            .collect();
-        let mut environment: BTreeMap<&[u8], &[u8]> = self
-            .environment
+        let inputs = merged
             .iter()
-            .map(|(name, value)| (name.as_slice(), value.as_slice()))
-            .collect();
-        environment.extend(own.iter().map(|(name, value)| (*name, value.as_bytes())));
-        list(&mut text, environment, |text, (name, value)| {
-            text.push(b'(');
-            quote(text, name);
-            text.push(b',');
-            quote(text, value);
-            text.push(b')');
-        });
-        text.extend_from_slice(b"])");
-        text
+            .map(|(name, outputs)| (name.as_slice(), outputs.as_ref()));
+        Ok(aterm::inputs(inputs))
     }
 
     fn no_path(&self, source: StorePathError) -> DrvError {
@@ -369,8 +317,9 @@ pub fn check_output_paths(
     modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
 ) -> Result<(BTreeMap<String, StorePath>, ModuloHash), DrvError> {
     let fields = fields_of(derivation)?;
-    let inputs = Inputs::Replaced(fields.replaced_inputs(modulo)?);
-    let computed = fields.output_paths(&inputs)?;
+    let text = Text::new(&fields);
+    let replaced = fields.replaced_inputs(modulo)?;
+    let computed = fields.output_paths(&text, &replaced)?;
     for (output, path) in &computed {
         let claimed = match &derivation.outputs()[output] {
             Output::InputAddressed { path } => path,
@@ -385,7 +334,7 @@ pub fn check_output_paths(
             });
         }
     }
-    let hash = fields.modulo_hash(&inputs, &computed);
+    let hash = fields.modulo_hash(&text, &replaced, &shown(&computed));
     Ok((computed, hash))
 }
 
@@ -435,58 +384,18 @@ pub fn fields_of(derivation: &Derivation) -> Result<DerivationFields, DrvError> 
     })
 }
 
-enum Inputs<'a> {
-    Paths(&'a BTreeMap<StorePath, BTreeSet<String>>),
-    Replaced(BTreeMap<String, BTreeSet<String>>),
-}
-
-fn method(ca: &CAHash) -> String {
-    let prefix = match ca {
-        CAHash::Flat(_) => "",
-        CAHash::Nar(_) => "r:",
-        CAHash::Text(_) => "text:",
-        CAHash::Git(_) => "git:",
-    };
-    format!("{prefix}{}", ca.hash().algorithm())
-}
-
-fn base16(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
-    bytes
+/// The paths of outputs as text.
+fn shown(outputs: &BTreeMap<String, StorePath>) -> Shown {
+    outputs
         .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .map(|(output, path)| (output.clone(), absolute(path)))
         .collect()
 }
 
-fn list<T>(text: &mut Vec<u8>, items: impl IntoIterator<Item = T>, mut one: impl FnMut(&mut Vec<u8>, T)) {
-    for (index, item) in items.into_iter().enumerate() {
-        if index > 0 {
-            text.push(b',');
-        }
-        one(text, item);
-    }
-}
-
-fn quote(text: &mut Vec<u8>, bytes: &[u8]) {
-    text.push(b'"');
-    let mut rest = bytes;
-    while let Some(at) = rest
-        .iter()
-        .position(|byte| matches!(byte, b'"' | b'\\' | b'\n' | b'\r' | b'\t'))
-    {
-        text.extend_from_slice(&rest[..at]);
-        text.push(b'\\');
-        text.push(match rest[at] {
-            b'\n' => b'n',
-            b'\r' => b'r',
-            b'\t' => b't',
-            other => other,
-        });
-        rest = &rest[at + 1..];
-    }
-    text.extend_from_slice(rest);
-    text.push(b'"');
+fn absolute(path: &StorePath) -> Vec<u8> {
+    let mut text = Vec::with_capacity(STORE_DIR.len() + 34 + path.name().len());
+    aterm::push_path(&mut text, path);
+    text
 }
 
 #[cfg(test)]

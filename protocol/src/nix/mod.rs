@@ -3,6 +3,7 @@
 //! A facade over the `nix-*` crates with the shape of `nix-compat`, so that replacing them touches
 //! this module alone.
 
+mod aterm;
 pub mod derivation;
 pub mod narinfo;
 pub mod signature;
