@@ -10,6 +10,7 @@
 //! <home>/scratch/        builds under way
 //! <home>/teams/SWARM/    the team this node belongs to: its roster, tickets, nonces
 //! <home>/spool/          what is arriving from other nodes; deleting it loses nothing
+//! <home>/code/           compiled Nix files, to be deleted at any time
 //! ```
 
 use std::fs::{self, OpenOptions};
@@ -127,6 +128,17 @@ impl Home {
     #[must_use]
     pub fn spool_folder(&self) -> PathBuf {
         self.root.join("spool")
+    }
+
+    /// Where compiled Nix files are kept; none where the home is another version's.
+    #[must_use]
+    pub fn code_folder(&self) -> Option<PathBuf> {
+        let ours = match fs::read_to_string(self.root.join("version")) {
+            Ok(text) => text.trim().parse() == Ok(HOME_VERSION),
+            // Nobody has used it yet.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        ours.then(|| self.root.join("code"))
     }
 
     /// What a node in the background says.

@@ -44,6 +44,9 @@ pub struct EvaluationArguments {
     /// Show where an error comes from, call by call
     #[arg(long)]
     show_trace: bool,
+    /// Parse and compile every file anew, and keep none for the next evaluation
+    #[arg(long)]
+    no_eval_cache: bool,
 }
 
 impl EvaluationArguments {
@@ -60,6 +63,7 @@ impl EvaluationArguments {
             arguments: self.arguments(matches),
             system: self.eval_system.clone(),
             show_trace: self.show_trace,
+            no_eval_cache: self.no_eval_cache,
         })
     }
 

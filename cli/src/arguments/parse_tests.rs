@@ -75,6 +75,7 @@ fn every_option_of_an_evaluation_is_understood() {
         "--eval-system",
         "i686-linux",
         "--show-trace",
+        "--no-eval-cache",
     ];
     let (evaluation, _) = build(&line).unwrap();
     assert_eq!(
@@ -89,6 +90,7 @@ fn every_option_of_an_evaluation_is_understood() {
             ],
             system: Some("i686-linux".to_owned()),
             show_trace: true,
+            no_eval_cache: true,
         }
     );
 }

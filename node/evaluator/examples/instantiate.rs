@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Options: `--eval`, `--strict`, `--json`, `--xml`, `--raw`, `--show-trace`, `-I ENTRY`, `--arg NAME EXPRESSION`,
-//! `--argstr NAME TEXT`, `--stats`, `--write DIRECTORY` (writes the `.drv` files there). `NIX_PATH` is read. Each line of the
+//! `--argstr NAME TEXT`, `--stats`, `--cache DIRECTORY` (of compiled files), `--write DIRECTORY` (writes the `.drv` files there). `NIX_PATH` is read. Each line of the
 //! output is an attribute and a derivation, separated by a tab.
 
 use std::process::ExitCode;
@@ -69,6 +69,7 @@ fn run() -> Result<bool, String> {
             "--strict" => strict = true,
             "--show-trace" => options.show_trace = true,
             "--stats" => stats = true,
+            "--cache" => options.code_cache = Some(value()?.into()),
             "--write" => write = Some(std::path::PathBuf::from(value()?)),
             name => match name.strip_prefix('<').and_then(|name| name.strip_suffix('>')) {
                 Some(name) => source = Some(ExpressionSource::SearchPath(name.to_owned())),

@@ -4,6 +4,7 @@
 //! arguments, a curried function takes all its parameters at once, names of sets are sorted. Nothing is looked up
 //! by name at run time except attributes and the variables of `with`.
 
+use crate::cache::Loaded;
 use crate::heap::Value;
 use crate::syntax::position::Pos;
 use crate::syntax::symbol::Symbol;
@@ -60,6 +61,8 @@ pub(crate) enum Expr<'h> {
     Interpolate(&'h Interpolate<'h>),
     /// `__curPos`
     CurrentPosition(Pos),
+    /// Code out of the cache that is not decoded yet.
+    Later { number: u32, file: &'h Loaded<'h> },
 }
 
 /// A variable that only a `with` can bind.
@@ -160,22 +163,25 @@ pub(crate) struct Call<'h> {
 
 /// The bindings of a set.
 pub(crate) struct AttrsCode<'h> {
-    /// Attributes with static names, sorted by symbol. In a `rec` set attribute `i` is slot `i` of the scope.
+    /// Attributes with static names, sorted by symbol.
     pub(crate) attrs: &'h [AttrCode<'h>],
     /// Attributes with computed names, in source order.
     pub(crate) dynamic: &'h [DynamicAttr<'h>],
     /// Sources of `inherit (…)` that are worth sharing; in a set without `rec` they make a scope of their own.
     pub(crate) shared: &'h [Expr<'h>],
-    /// In a `rec` set: index of `__overrides`.
+    /// In a `rec` set: slot of `__overrides`.
     pub(crate) overrides: Option<u32>,
 }
 
 /// An attribute with a static name.
+#[derive(Clone, Copy)]
 pub(crate) struct AttrCode<'h> {
     pub(crate) name: Symbol,
     pub(crate) pos: Pos,
     pub(crate) value: Expr<'h>,
     pub(crate) scope: Scope,
+    /// In a `rec` set: its slot in the scope.
+    pub(crate) slot: u32,
 }
 
 /// The scope in which a binding is evaluated.
@@ -307,6 +313,7 @@ impl Expr<'_> {
             Self::Logic(code) => code.positions.first().copied().unwrap_or(Pos::NONE),
             Self::Update(code) | Self::ConcatLists(code) | Self::Sum(code) => code.pos,
             Self::Interpolate(code) => code.pos,
+            Self::Later { number, file } => file.pos(*number),
             Self::Value(_) | Self::List(_) | Self::Attrs(_) | Self::Rec(_) => Pos::NONE,
         }
     }

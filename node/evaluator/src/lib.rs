@@ -8,7 +8,7 @@
 //! and derivations byte for byte. Not there: flakes, fetchers (`fetchurl`, `fetchTarball`, `fetchGit`, `fetchTree`),
 //! floating content-addressed, impure and dynamic derivations. What is not there is refused by name.
 //!
-//! The code is a pipeline. [`syntax`] makes trees of texts, `compile` makes code of trees, `evaluation` makes values of
+//! The code is a pipeline. [`syntax`] makes trees of texts, `compile` makes code of trees (or finds it in the `cache`), `evaluation` makes values of
 //! code in a `heap`, `builtins` and `derivation` are what code can call; `run` and `schedule` evaluate targets as
 //! coroutines over one heap.
 //!
@@ -38,6 +38,7 @@
 
 mod attribute_path;
 mod builtins;
+mod cache;
 mod code;
 mod compile;
 mod coroutine;

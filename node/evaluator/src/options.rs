@@ -89,6 +89,8 @@ pub struct Options {
     pub max_call_depth: u32,
     /// Whether errors carry the whole trace.
     pub show_trace: bool,
+    /// Folder of the cache of compiled files; none: every file is parsed and compiled.
+    pub code_cache: Option<PathBuf>,
     /// How many targets may be under way at once, each with a stack of its own.
     pub max_live_stacks: usize,
 }
@@ -104,6 +106,7 @@ impl Default for Options {
             base: PathBuf::from("/"),
             max_call_depth: limits::MAX_CALL_DEPTH,
             show_trace: false,
+            code_cache: None,
             max_live_stacks: limits::MAX_LIVE_STACKS,
         }
     }

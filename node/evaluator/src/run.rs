@@ -57,6 +57,7 @@ pub fn evaluate(
             message,
         }
     })?;
+    evaluation.keep_compiled();
     if let Some(refused) = run.refused.take() {
         return Err(refused);
     }

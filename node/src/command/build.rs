@@ -57,7 +57,7 @@ pub(super) async fn build(
     building: &Building,
     notice: &mut dyn FnMut(Notice),
 ) -> Result<(Vec<BuiltTarget>, Option<Open>), CommandError> {
-    let prepared = prepare(evaluation, Action::Instantiate)?;
+    let prepared = prepare(home, evaluation, Action::Instantiate)?;
     let mode = if building.dry_run {
         SessionMode::DryRun
     } else {

@@ -21,7 +21,7 @@ pub async fn run_instantiate(
     building: &Building,
     notice: &mut dyn FnMut(Notice),
 ) -> Result<Vec<String>, CommandError> {
-    let prepared = prepare(evaluation, Action::Instantiate)?;
+    let prepared = prepare(home, evaluation, Action::Instantiate)?;
     let ended = run(
         home,
         SessionMode::Instantiate,
@@ -54,7 +54,7 @@ pub async fn run_eval(
     format: Format,
     notice: &mut dyn FnMut(Notice),
 ) -> Result<(), CommandError> {
-    let prepared = prepare(evaluation, Action::Print(format))?;
+    let prepared = prepare(home, evaluation, Action::Print(format))?;
     let building = Building::default();
     let ended = run(
         home,

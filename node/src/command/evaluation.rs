@@ -6,12 +6,17 @@ use tvix_node_evaluator::{Action, ExpressionSource, Options, Reading, SearchPath
 
 use super::error::CommandError;
 use super::options::{Evaluation, Expression};
+use crate::home::Home;
 
 /// Checks the files named and makes the evaluator's options and targets.
 ///
 /// # Errors
 /// [`CommandError::NoFile`], [`CommandError::Usage`].
-pub fn prepare(evaluation: &Evaluation, action: Action) -> Result<(Options, Vec<Target>), CommandError> {
+pub fn prepare(
+    home: &Home,
+    evaluation: &Evaluation,
+    action: Action,
+) -> Result<(Options, Vec<Target>), CommandError> {
     let base = std::env::current_dir().map_err(|source| CommandError::Io {
         what: "the current folder cannot be read".to_owned(),
         source,
@@ -20,6 +25,10 @@ pub fn prepare(evaluation: &Evaluation, action: Action) -> Result<(Options, Vec<
         arguments: evaluation.arguments.clone(),
         reading: Reading::Impure,
         show_trace: evaluation.show_trace,
+        code_cache: match evaluation.no_eval_cache {
+            true => None,
+            false => home.code_folder(),
+        },
         search_path: evaluation
             .search_path
             .iter()

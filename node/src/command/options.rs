@@ -33,6 +33,8 @@ pub struct Evaluation {
     pub system: Option<String>,
     /// `--show-trace`.
     pub show_trace: bool,
+    /// `--no-eval-cache`.
+    pub no_eval_cache: bool,
 }
 
 /// How to build.

@@ -129,7 +129,8 @@ pub(crate) fn globals<'h>(evaluation: &Evaluation<'h>) -> Result<Globals<'h>> {
     constant("null", Value::NULL, true);
     let options = evaluation.options;
     if options.reading != crate::options::Reading::Pure {
-        constant("currentTime", Value::int(heap, evaluation.host.now()), false);
+        // Code must not take it for a literal when it is kept for another evaluation.
+        constant("currentTime", Value::own_int(heap, evaluation.host.now()), false);
         constant("currentSystem", evaluation.text(options.system.as_bytes()), false);
     }
     constant("nixVersion", evaluation.text(NIX_VERSION.as_bytes()), false);

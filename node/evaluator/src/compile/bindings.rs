@@ -121,6 +121,7 @@ impl<'h> Compiler<'h, '_> {
                     pos,
                     value,
                     scope,
+                    slot: index as u32,
                 }
             }),
             dynamic: self.heap.alloc_slice(dynamic.len(), |index| {

@@ -77,6 +77,7 @@ impl<'h> Evaluation<'h> {
                 Expr::Sum(operands) => return self.sum(operands, env),
                 Expr::Interpolate(parts) => return self.interpolate(parts, env),
                 Expr::Dynamic(dynamic) => return self.dynamic(dynamic, env),
+                Expr::Later { number, file } => code = self.decoded(file, *number)?,
                 Expr::CurrentPosition(pos) => return Ok(self.position_value(*pos)),
             }
         }

@@ -84,7 +84,30 @@ impl<'h> Evaluation<'h> {
     ) -> Result<(&'h crate::code::Expr<'h>, Env<'h>)> {
         let real = self.resolve(path, pos)?;
         let text = self.read_file(&real, pos)?;
-        self.compile_text(Origin::File(path.to_vec()), text, files::parent(path), scope)
+        let (origin, folder) = (Origin::File(path.to_vec()), files::parent(path));
+        // Code in a scope of its own depends on what is in that scope.
+        match scope {
+            None => Ok((self.load_text(origin, text, folder)?, self.base)),
+            Some(_) => self.compile_text(origin, text, folder, scope),
+        }
+    }
+
+    /// The code of a file: out of the cache, or compiled and kept there.
+    fn load_text(&self, origin: Origin, text: Vec<u8>, folder: &[u8]) -> Result<&'h crate::code::Expr<'h>> {
+        let text: Arc<[u8]> = text.into();
+        let start = self.add_text(origin, &text)?;
+        let home = self.tilde();
+        let key = self.cache_key(&text, folder, home.as_deref());
+        if let Some(key) = &key
+            && let Some(code) = self.find_compiled(key, start)
+        {
+            return Ok(code);
+        }
+        let (code, _) = self.compile_added(&text, start, folder, home.as_deref(), None, self.globals())?;
+        if let Some(key) = key {
+            self.keep_code(key, code, start);
+        }
+        Ok(code)
     }
 
     /// Compiles a text.
@@ -108,23 +131,42 @@ impl<'h> Evaluation<'h> {
         globals: &Globals<'h>,
     ) -> Result<(&'h crate::code::Expr<'h>, Env<'h>)> {
         let text: Arc<[u8]> = text.into();
-        let start = {
-            let mut sources = self.sources.borrow_mut();
-            let id = sources
-                .add(origin, text.clone())
-                .map_err(|error| self.error(Pos::NONE, error.to_string()))?;
-            sources.start(id)
-        };
-        let home = match self.options.reading {
+        let start = self.add_text(origin, &text)?;
+        let home = self.tilde();
+        self.compile_added(&text, start, base, home.as_deref(), scope, globals)
+    }
+
+    /// Gives a text its place among the positions.
+    fn add_text(&self, origin: Origin, text: &Arc<[u8]>) -> Result<Pos> {
+        let mut sources = self.sources.borrow_mut();
+        let id = sources
+            .add(origin, text.clone())
+            .map_err(|error| self.error(Pos::NONE, error.to_string()))?;
+        Ok(sources.start(id))
+    }
+
+    /// What `~` means in paths.
+    fn tilde(&self) -> Option<Vec<u8>> {
+        match self.options.reading {
             crate::options::Reading::Pure => None,
-            _ => self.host.variable("HOME"),
-        };
-        let home = home
-            .as_ref()
-            .map(|home| std::os::unix::ffi::OsStrExt::as_bytes(home.as_os_str()));
+            _ => Some(std::os::unix::ffi::OsStringExt::into_vec(
+                self.host.variable("HOME")?,
+            )),
+        }
+    }
+
+    fn compile_added(
+        &self,
+        text: &[u8],
+        start: Pos,
+        base: &[u8],
+        home: Option<&[u8]>,
+        scope: Option<Attrs<'h>>,
+        globals: &Globals<'h>,
+    ) -> Result<(&'h crate::code::Expr<'h>, Env<'h>)> {
         let arena = Bump::new();
         let source = Source {
-            text: &text,
+            text,
             start,
             base_dir: base,
             home,

@@ -7,6 +7,7 @@
 //! One rule for all of them, because a force may switch to another target in the middle: **no `RefCell` borrow is
 //! held while something is forced**.
 
+mod cached;
 mod call;
 mod coerce;
 mod compare;
@@ -35,6 +36,7 @@ use crate::pure::regex::RegexCache;
 use crate::syntax::position::{Pos, SourceMap};
 use crate::syntax::symbol::SymbolTable;
 
+use cached::Cache;
 pub(crate) use call::{formals_of, parameter_of, position_of};
 pub(crate) use coerce::{Coerce, ContextBuilder};
 pub(crate) use names::Interned;
@@ -81,6 +83,8 @@ pub(crate) struct Evaluation<'h> {
     imported: OnceCell<Value<'h>>,
     /// Regular expressions, compiled once.
     pub(crate) regexes: RefCell<RegexCache>,
+    /// Compiled files of earlier evaluations.
+    cache: Option<Cache>,
 }
 
 impl<'h> Evaluation<'h> {
@@ -113,6 +117,7 @@ impl<'h> Evaluation<'h> {
             empty_attrs: Value::attrs(crate::heap::Attrs::from_sorted(heap, &[])),
             imported: OnceCell::new(),
             regexes: RefCell::default(),
+            cache: options.code_cache.as_deref().map(Cache::open),
         };
         let globals = crate::builtins::globals(&evaluation)?;
         let _ = evaluation.globals.set(globals);

@@ -33,17 +33,18 @@ impl<'h> Evaluation<'h> {
         for (slot, source) in slots[count..].iter().zip(code.shared) {
             slot.set(self.delay(source, env));
         }
-        for (slot, attr) in slots.iter().zip(code.attrs) {
+        for attr in code.attrs {
             let scope = if attr.scope == Scope::Around { around } else { env };
             // With `__overrides` every attribute is a thunk, as nothing may see a value before it is overridden.
             let value = match (code.overrides, attr.scope) {
                 (Some(_), Scope::Inner) => Value::thunk(Thunk::suspended(self.heap, &attr.value, scope)),
                 _ => self.delay(&attr.value, scope),
             };
-            slot.set(value);
+            slots[attr.slot as usize].set(value);
         }
         let mut attrs = Attrs::new(self.heap, count, |index| {
-            Attr::new(code.attrs[index].name, code.attrs[index].pos, slots[index].get())
+            let attr = &code.attrs[index];
+            Attr::new(attr.name, attr.pos, slots[attr.slot as usize].get())
         });
         if let Some(overrides) = code.overrides {
             let overrides = self.attrs(
@@ -53,7 +54,7 @@ impl<'h> Evaluation<'h> {
             )?;
             for attr in overrides.iter() {
                 if let Ok(index) = code.attrs.binary_search_by_key(&attr.name, |attr| attr.name) {
-                    slots[index].set(attr.value());
+                    slots[code.attrs[index].slot as usize].set(attr.value());
                 }
             }
             attrs = attrs.update(self.heap, overrides);

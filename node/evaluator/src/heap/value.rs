@@ -150,6 +150,16 @@ impl<'h> Value<'h> {
         Self::boxed(heap, Boxed::Int(value))
     }
 
+    /// An integer with an identity of its own: a constant that code refers to by name.
+    pub(crate) fn own_int(heap: &'h Heap, value: i64) -> Self {
+        Self::boxed(heap, Boxed::Int(value))
+    }
+
+    /// Whether it is in the heap, so that its [`address`](Self::address) is no other value's.
+    pub(crate) fn is_in_heap(self) -> bool {
+        !matches!(self.tag(), TAG_INT | TAG_CONSTANT)
+    }
+
     /// An integer that is known to be small (at most 60 bits and a sign).
     #[inline]
     pub(crate) fn small_int(value: i32) -> Self {
