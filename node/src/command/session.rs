@@ -6,9 +6,9 @@ use tokio::sync::mpsc;
 use tvix_node_evaluator::{
     Event as EvaluatorEvent, HostError, MessageKind, NamedDerivation, Options, Target,
 };
-use tvix_node_gateway::control::{ControlClient, EventStream};
+use tvix_node_gateway::control::{ClientError, ControlClient, EventStream};
 use tvix_node_protocol::control::{
-    CONTROL_VERSION, Event, EventKind, OpenSession, Outcome, SessionMode, WorkerMessage,
+    CONTROL_VERSION, Event, EventKind, FailureKind, OpenSession, Outcome, SessionMode, WorkerMessage,
 };
 
 use super::Notice;
@@ -81,6 +81,8 @@ enum Step {
     Node(Event),
     /// The node's events ended without their last one.
     Cut,
+    /// There will be no session.
+    NotOpened,
     /// The evaluation's thread has ended.
     Evaluated {
         /// What the node refused of what it was told.
@@ -218,12 +220,14 @@ struct Starter {
 
 impl Starter {
     async fn open(self) -> Result<Link, HostError> {
-        let opened = Arc::clone(&self.opened);
+        let (opened, steps) = (Arc::clone(&self.opened), self.steps.clone());
         match self.try_open().await {
             Ok(link) => Ok(link),
             Err(error) => {
                 let message = error.to_string();
                 opened.lock().unwrap_or_else(PoisonError::into_inner).failure = Some(error);
+                // Where nobody listens any more, the command has ended.
+                drop(steps.send(Step::NotOpened));
                 Err(HostError::new(message))
             }
         }
@@ -231,7 +235,14 @@ impl Starter {
 
     async fn try_open(self) -> Result<Link, CommandError> {
         let client = connect_or_start(&self.home).await?;
-        let answer = client.open_session(&self.request).await?;
+        let answer = client.open_session(&self.request).await;
+        let answer = answer.map_err(|error| match &error {
+            // What the command line asks for cannot be, as this node knows.
+            ClientError::Refused(failure, _) if failure.kind == FailureKind::Invalid => {
+                CommandError::Usage(failure.error.clone())
+            }
+            _ => error.into(),
+        })?;
         let events = client.events(answer.session).await?;
         let (link, imports) = Link::new(client.clone(), &answer);
         let events = tokio::spawn(read_events(events, imports, self.steps));
@@ -320,10 +331,10 @@ impl Evaluating {
         let mut refused = None;
         let mut number = 0;
         let summary = tvix_node_evaluator::evaluate(&options, &targets, &host, &mut |event| {
-            let told = match &event {
+            let message = match &event {
                 EvaluatorEvent::Derivation(named) => {
                     number += 1;
-                    host.tell(WorkerMessage::Target {
+                    Some(WorkerMessage::Target {
                         target: number - 1,
                         name: shown(&named.attribute),
                         derivation: named.drv_path.clone(),
@@ -334,17 +345,18 @@ impl Evaluating {
                     target,
                     attribute,
                     error,
-                } if eager_given || host.is_linked() => host.tell(WorkerMessage::TargetFailed {
+                } if eager_given || host.is_linked() => Some(WorkerMessage::TargetFailed {
                     target: *target as u64,
                     name: shown(attribute),
                     error: error.message.lines().next().unwrap_or_default().to_owned(),
                 }),
-                _ => Ok(()),
+                _ => None,
             };
-            if let Err(error) = told {
+            // Shown before the node can answer with the little that it is told of it.
+            drop(steps.send(Step::Evaluator(event)));
+            if let Some(Err(error)) = message.map(|message| host.tell(message)) {
                 refused.get_or_insert(error);
             }
-            drop(steps.send(Step::Evaluator(event)));
         });
         match summary {
             Ok(summary) => tracing::debug!(?summary, "evaluated"),
@@ -435,6 +447,10 @@ impl Progress {
                 if let (Some(error), None) = (refused, self.outcome) {
                     return Err(CommandError::BuildFailed(error.to_string()));
                 }
+            }
+            Step::NotOpened => {
+                let reason = "there is no session with the node".to_owned();
+                return Err(CommandError::BuildFailed(reason));
             }
             Step::Cut if self.outcome.is_none() => return Err(CommandError::Broken(home.background_log())),
             Step::Cut => {}

@@ -28,9 +28,8 @@ pub enum FolderError {
 /// why.
 pub async fn has(depot: &Depot, folder: String, paths: Vec<StorePath>) -> Vec<bool> {
     let count = paths.len();
-    let asked = depot.blocking(move |_| {
-        Ok(FolderCache::open(Path::new(&folder)).and_then(|cache| cache.has(&paths)))
-    });
+    let asked = depot
+        .blocking(move |_| Ok(FolderCache::open(Path::new(&folder)).and_then(|cache| cache.has(&paths))));
     match asked.await {
         Ok(Ok(has)) => has,
         Ok(Err(error)) => {
@@ -58,11 +57,7 @@ pub async fn put(depot: &Depot, folder: String, paths: Vec<StorePath>) -> Result
 
 /// The same for another member: only into a folder that is a binary cache already. A name that means
 /// nothing on this machine, or something else, is not written to.
-pub async fn put_for_other(
-    depot: &Depot,
-    folder: String,
-    paths: Vec<StorePath>,
-) -> Result<(), FolderError> {
+pub async fn put_for_other(depot: &Depot, folder: String, paths: Vec<StorePath>) -> Result<(), FolderError> {
     let marker = Path::new(&folder).join("nix-cache-info");
     if Path::new(&folder).is_dir() && !marker.is_file() {
         return Err(FolderError::NotACache(folder));
