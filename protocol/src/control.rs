@@ -30,6 +30,7 @@
 //! [`CONTROL_VERSION`]; a request that carries it with another version is refused, a request
 //! without it (curl) is not. `POST /down` is understood by every version.
 
+mod member;
 mod team;
 
 use std::collections::BTreeMap;
@@ -41,9 +42,10 @@ use crate::envelope::NodeKey;
 use crate::nix::store_path::{StorePath, basename};
 use crate::path_info::PathInfo;
 
+pub use member::{MemberError, find_member};
 pub use team::{
-    InviteRequest, Invited, JoinRequest, Joined, MemberError, MemberName, MemberView, PeerView, RecordView,
-    RenewRequest, TeamStatus, TeamView, TrafficView,
+    InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView, RenewRequest,
+    TeamStatus, TeamView, TrafficView,
 };
 
 /// Version of the control protocol; a command and a node of different versions do not talk.

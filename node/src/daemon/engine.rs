@@ -318,6 +318,10 @@ impl Engine {
             Some(Destination::Member(member)) => {
                 let team = self.team.required().map_err(invalid)?;
                 let node = team.member(member).map_err(invalid)?;
+                if node == team.swarm.key() {
+                    // It is where outputs go anyway.
+                    return Ok(None);
+                }
                 if !team.swarm.members().may(node, Role::Store) {
                     let message = format!(
                         "{member} cannot be the desired store: it does not have the role 'store' in the team \

@@ -111,27 +111,32 @@ pub fn peer_views(api: &Api) -> Vec<PeerView> {
     let Some(node) = api.team.current() else {
         return Vec::new();
     };
-    let traffic = node.swarm.traffic();
-    let peers = node.swarm.peers().into_iter().map(|(key, status)| {
-        let bytes = traffic.get(&key).copied().unwrap_or_default();
-        PeerView {
+    let peers = node.swarm.overview().into_iter().filter_map(|(key, known)| {
+        let facts = known.status?.facts;
+        let mut addresses = known.connections;
+        for address in known.addresses {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        Some(PeerView {
             key,
             name: node.name_of(key),
-            addresses: Vec::new(),
-            version: status.facts.version,
-            systems: status.facts.systems,
-            features: status.facts.features,
-            slots: status.facts.slots,
-            free: status.facts.free,
-            load: status.facts.load,
-            round_trip_ms: None,
+            addresses,
+            version: facts.version,
+            systems: facts.systems,
+            features: facts.features,
+            slots: facts.slots,
+            free: facts.free,
+            load: facts.load,
+            round_trip_ms: known.round_trip.map(|time| time.as_secs_f64() * 1000.0),
             traffic: TrafficView {
-                sent: bytes.content_sent + bytes.other_sent,
-                received: bytes.content_received + bytes.other_received,
-                content_sent: bytes.content_sent,
-                content_received: bytes.content_received,
+                sent: known.traffic.content_sent + known.traffic.other_sent,
+                received: known.traffic.content_received + known.traffic.other_received,
+                content_sent: known.traffic.content_sent,
+                content_received: known.traffic.content_received,
             },
-        }
+        })
     });
     peers.collect()
 }

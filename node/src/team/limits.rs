@@ -67,6 +67,3 @@ pub const ASSUMED_BANDWIDTH: u64 = 100_000_000;
 /// Trees of other builds' inputs that nobody vouches for are kept as long as the build needs them, at
 /// most so many at once in one request.
 pub const EVIDENCE: usize = 4096;
-
-/// Characters that the beginning of a key must have to name a member: shorter ones are typing errors.
-pub const KEY_START: usize = 6;

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tvix_node_coordinator::{Event, OwnBuilder};
 use tvix_node_protocol::build::SwarmId;
+use tvix_node_protocol::control::MemberError;
 use tvix_node_protocol::envelope::{NodeKey, NodeSecret};
 use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::roster::Founder;
@@ -53,8 +54,8 @@ pub enum TeamFailure {
     )]
     None,
     /// A name or key that is no member's, or several members'.
-    #[error("{0}")]
-    Member(String),
+    #[error(transparent)]
+    Member(#[from] MemberError),
     /// A file of the team.
     #[error("the team's folder '{}' cannot be removed: {source}", .folder.display())]
     Folder {

@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tvix_node_coordinator::{Event, PeerOffer, placement::Link};
+use tvix_node_protocol::control::find_member;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::roster::Role;
@@ -41,7 +42,7 @@ use crate::daemon::perform::Jobs;
 use evidence::ShownPaths;
 use fetch::Arriving;
 use grants::Grants;
-use limits::{ASSUMED_BANDWIDTH, ASSUMED_ROUND_TRIP, FACTS_PAUSE, KEY_START, TAKEN_PUSHES};
+use limits::{ASSUMED_BANDWIDTH, ASSUMED_ROUND_TRIP, FACTS_PAUSE, TAKEN_PUSHES};
 use manager::TeamFailure;
 use serve::Served;
 
@@ -74,35 +75,11 @@ impl TeamNode {
     /// [`TeamFailure::Member`]
     pub fn member(&self, text: &str) -> Result<NodeKey, TeamFailure> {
         let members = self.swarm.members();
-        let named: Vec<NodeKey> = members
+        let named: Vec<(NodeKey, &str)> = members
             .iter()
-            .filter(|(_, member)| member.name == text)
-            .map(|(key, _)| key)
+            .map(|(key, member)| (key, member.name.as_str()))
             .collect();
-        let found = if named.is_empty() {
-            let keys = members.iter().map(|(key, _)| key);
-            keys.filter(|key| text.len() >= KEY_START && key.to_string().starts_with(text))
-                .collect()
-        } else {
-            named
-        };
-        match found.as_slice() {
-            [one] => Ok(*one),
-            [] => {
-                let names: Vec<&str> = members.iter().map(|(_, member)| member.name.as_str()).collect();
-                Err(TeamFailure::Member(format!(
-                    "'{text}' is no member of the team; its members are {}",
-                    names.join(", ")
-                )))
-            }
-            several => {
-                let keys: Vec<String> = several.iter().map(ToString::to_string).collect();
-                Err(TeamFailure::Member(format!(
-                    "several members are called '{text}': name one by (the beginning of) its key: {}",
-                    keys.join(", ")
-                )))
-            }
-        }
+        Ok(find_member(&named, text)?)
     }
 
     /// Reports to the coordinator. Where the engine has ended, nobody needs to know.

@@ -1,0 +1,111 @@
+//! Which member a user means.
+
+use crate::envelope::NodeKey;
+
+/// Letters of a key that may stand for the whole: fewer would name somebody else soon.
+const KEY_BEGINNING: usize = 8;
+
+/// Names in a message: more than these would bury it.
+const NAMES_LISTED: usize = 20;
+
+/// The member, of these keys and names, that is called `text`, or whose key is or begins with it. A name comes first, also where it
+/// looks like the beginning of somebody else's key.
+///
+/// # Errors
+/// See [`MemberError`].
+pub fn find_member(members: &[(NodeKey, &str)], text: &str) -> Result<NodeKey, MemberError> {
+    let keys_where = |fits: &dyn Fn(&NodeKey, &str) -> bool| -> Vec<NodeKey> {
+        let found = members.iter().filter(|(key, name)| fits(key, name));
+        found.map(|(key, _)| *key).collect()
+    };
+    let mut found = keys_where(&|_, name| name == text);
+    if found.is_empty() && text.len() >= KEY_BEGINNING {
+        let beginning = text.to_ascii_lowercase();
+        found = keys_where(&|key, _| key.to_string().starts_with(&beginning));
+    }
+    let wanted = text.to_owned();
+    match found.as_slice() {
+        [one] => Ok(*one),
+        [] => Err(MemberError::Unknown {
+            wanted,
+            names: members.iter().map(|(_, name)| (*name).to_owned()).collect(),
+        }),
+        _ => Err(MemberError::Ambiguous { wanted, keys: found }),
+    }
+}
+
+/// Why a text names no member.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// Nobody is called so.
+    #[error(
+        "no member of the team is called '{}', and no key begins with it; the members are {}",
+        .wanted.escape_debug(),
+        listed(.names)
+    )]
+    Unknown {
+        /// What was asked for.
+        wanted: String,
+        /// What the members are called.
+        names: Vec<String>,
+    },
+    /// Several are.
+    #[error(
+        "'{}' names several members: say which one by its key, {}",
+        .wanted.escape_debug(),
+        .keys.iter().map(NodeKey::to_string).collect::<Vec<_>>().join(" or ")
+    )]
+    Ambiguous {
+        /// What was asked for.
+        wanted: String,
+        /// Whom it may mean.
+        keys: Vec<NodeKey>,
+    },
+}
+
+fn listed(names: &[String]) -> String {
+    let shown: Vec<String> = names
+        .iter()
+        .take(NAMES_LISTED)
+        .map(|name| format!("'{}'", name.escape_debug()))
+        .collect();
+    match names.len().checked_sub(NAMES_LISTED) {
+        None | Some(0) => shown.join(", "),
+        Some(more) => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_found_by_its_name_or_key() {
+        let key = |byte: u8| NodeKey([byte; 32]);
+        // Somebody who takes the beginning of another's key for a name is called so.
+        let members = [
+            (key(0xaa), "ann"),
+            (key(0xbb), "bob"),
+            (key(0xcc), "bbbbbbbbbb"),
+            (key(0x11), "twin"),
+            (key(0x12), "twin"),
+        ];
+        let find = |text: &str| find_member(&members, text);
+        for (text, byte) in [
+            ("ann", 0xaa),
+            (&"b".repeat(64), 0xbb),
+            ("BBBBBBBB", 0xbb),
+            ("bbbbbbbbbb", 0xcc),
+            ("11111111", 0x11),
+        ] {
+            assert_eq!(find(text), Ok(key(byte)), "{text}");
+        }
+        let (wanted, keys) = ("twin".to_owned(), vec![key(0x11), key(0x12)]);
+        assert_eq!(find("twin"), Err(MemberError::Ambiguous { wanted, keys }));
+        for text in ["", "Ann", "aaaaaaa", "dddddddddd"] {
+            let error = find(text).unwrap_err();
+            assert!(matches!(error, MemberError::Unknown { .. }), "{error}");
+            assert!(error.to_string().contains("'ann', 'bob'"), "{error}");
+        }
+    }
+}
