@@ -171,6 +171,7 @@ fn no_flag_of_nix_is_ignored() {
         "--keep-going",
         "--show-trace",
         "--eval-system",
+        "--no-eval-cache",
     ];
     let eval_takes = [
         "--strict",
@@ -179,6 +180,7 @@ fn no_flag_of_nix_is_ignored() {
         "--raw",
         "--show-trace",
         "--eval-system",
+        "--no-eval-cache",
     ];
     for command in ["build", "instantiate", "run", "shell", "eval"] {
         for flag in nix_flags::all() {

@@ -136,13 +136,16 @@ fn on(node: &str) -> String {
 }
 
 fn failure(derivation: &StorePath, node: &str, error: &str, log_tail: &[String]) -> Vec<Line> {
+    let mut said = error.lines();
+    let first = said.next().unwrap_or_default();
     let mut lines = vec![
         Line::default()
             .add(Tint::Bad, "error:")
             .add(Tint::Plain, " the build of ")
             .add(Tint::Bold, called(derivation))
-            .add(Tint::Plain, format!(" failed{}: {error}", on(node))),
+            .add(Tint::Plain, format!(" failed{}: {first}", on(node))),
     ];
+    lines.extend(said.map(|line| Line::plain(format!("       {line}"))));
     if log_tail.is_empty() {
         lines.push(Line::plain("       Its log is empty."));
     } else {

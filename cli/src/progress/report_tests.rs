@@ -61,6 +61,24 @@ fn a_failed_build_has_its_name_its_last_lines_and_the_way_to_all_of_them() {
 }
 
 #[test]
+fn an_error_of_several_lines_keeps_them() {
+    let failed = event(EventKind::BuildFailed {
+        derivation: drv("hello-2.10"),
+        node: "this node".to_owned(),
+        error: "hash mismatch:\n  specified: a\n  got:       b".to_owned(),
+        log_tail: Vec::new(),
+        demanded: true,
+    });
+    let lines = texts(&failed, LIVE);
+    let expected = [
+        "error: the build of hello-2.10 failed: hash mismatch:",
+        "         specified: a",
+        "         got:       b",
+    ];
+    assert_eq!(lines[..3], expected);
+}
+
+#[test]
 fn a_failure_that_nobody_needs_is_no_error() {
     assert!(texts(&failed(false), LIVE).is_empty());
     assert_eq!(

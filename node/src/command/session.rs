@@ -83,6 +83,9 @@ enum Step {
     Cut,
     /// There will be no session.
     NotOpened,
+    /// The node could not do something, through no fault of the expression. What the evaluation says next
+    /// may be for that.
+    NodeFailed,
     /// The evaluation's thread has ended.
     Evaluated {
         /// What the node refused of what it was told.
@@ -352,6 +355,9 @@ impl Evaluating {
                 }),
                 _ => None,
             };
+            if host.node_failed() {
+                drop(steps.send(Step::NodeFailed));
+            }
             // Shown before the node can answer with the little that it is told of it.
             drop(steps.send(Step::Evaluator(event)));
             if let Some(Err(error)) = message.map(|message| host.tell(message)) {
@@ -443,11 +449,13 @@ impl Progress {
             }
             Step::Evaluator(EvaluatorEvent::Finished { .. }) => {}
             Step::Evaluated { refused, node_failed } => {
-                (self.evaluated, self.node_failed) = (true, node_failed);
+                self.evaluated = true;
+                self.node_failed |= node_failed;
                 if let (Some(error), None) = (refused, self.outcome) {
                     return Err(CommandError::BuildFailed(error.to_string()));
                 }
             }
+            Step::NodeFailed => self.node_failed = true,
             Step::NotOpened => {
                 let reason = "there is no session with the node".to_owned();
                 return Err(CommandError::BuildFailed(reason));

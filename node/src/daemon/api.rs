@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 use tvix_node_coordinator::{Event, SessionId};
 use tvix_node_gateway::control::{ApiError, ControlApi, LogReader, UploadBody};
@@ -419,10 +420,10 @@ fn naming(source: &AddSource) -> Result<Naming, ApiError> {
 /// An error of the store as the door tells it.
 pub(super) fn failed(error: DepotError) -> ApiError {
     let kind = match &error {
+        _ if no_space(&error) => FailureKind::NoSpace,
         DepotError::Add(AddError::Naming(_) | AddError::Nar(_) | AddError::Source(_))
         | DepotError::Derivation(_) => FailureKind::Invalid,
         DepotError::Read(tvix_node_store::ReadError::NotValid(_)) => FailureKind::NotFound,
-        _ if no_space(&error) => FailureKind::NoSpace,
         _ => FailureKind::Internal,
     };
     let mut message = error.to_string();
@@ -438,6 +439,10 @@ pub(super) fn failed(error: DepotError) -> ApiError {
 fn no_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
+        let number = error.downcast_ref::<Errno>();
+        if matches!(number, Some(&(Errno::NOSPC | Errno::DQUOT))) {
+            return true;
+        }
         let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         if matches!(
             io,
