@@ -1,6 +1,6 @@
 //! What all doors share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, watch};
@@ -14,7 +14,7 @@ use crate::gate::RequestGate;
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::Network;
 use crate::net::wire::Wire;
-use crate::net::{Door, Traffic};
+use crate::net::{ConnectError, Door, Traffic};
 use crate::presence::{Advertisement, Allowance, PresenceTable};
 use crate::protocols::hello;
 use crate::protocols::serving::Serving;
@@ -74,8 +74,24 @@ impl Core {
         }
     }
 
+    /// Makes a connection to a member, where there is none.
+    pub(crate) async fn connect(&self, peer: NodeKey) -> Result<(), ConnectError> {
+        if !self.team.members().contains(peer) {
+            return Err(ConnectError::NotAMember(peer));
+        }
+        self.network.connect(peer).await
+    }
+
     pub(crate) async fn try_open(&self, peer: NodeKey, door: Door) -> Result<Wire, CallError> {
+        self.connect(peer).await?;
         call::open(&self.network, &self.traffic, peer, door).await
+    }
+
+    /// Members there is a connection to. Who is none any more may be connected for another moment.
+    pub(crate) fn connected(&self) -> BTreeSet<NodeKey> {
+        let (members, mut connected) = (self.team.members(), self.network.connected());
+        connected.retain(|peer| members.contains(*peer));
+        connected
     }
 
     /// Tells the node, which may be busy; what it misses it can read with `peers`.

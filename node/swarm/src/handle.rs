@@ -25,7 +25,7 @@ use crate::events::SwarmEvents;
 use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree};
 use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
-use crate::limits::{EVENTS, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE};
+use crate::limits::{EVENTS, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE};
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::{Command, Driver};
 use crate::net::transport::{Behaviour, Setup, build as build_transport};
@@ -34,6 +34,7 @@ use crate::overview::{PeerOverview, overview};
 use crate::presence::{Advertisement, Allowance, PresenceTable};
 use crate::protocols::build::{self, BuildCall, BuildCallError};
 use crate::protocols::find::{self, FindScope, Holders, Through};
+use crate::protocols::hello;
 use crate::protocols::paths::{self, PathsError};
 use crate::protocols::publish::{self, Serial};
 use crate::protocols::push::{self, PushError};
@@ -260,7 +261,7 @@ impl SwarmHandle {
     /// Members there is a connection to at the moment.
     #[must_use]
     pub fn connected(&self) -> BTreeSet<NodeKey> {
-        self.core.network.connected()
+        self.core.connected()
     }
 
     /// As [`SwarmHandle::connected`], to be waited on.
@@ -307,6 +308,25 @@ impl SwarmHandle {
         blocking(move || team.revoke(key)).await?
     }
 
+    /// Leaves the team for good: takes back what was advertised, says that this node's key is out, tells it
+    /// to all connected members, and shuts down. Who is away hears it from them. The key can never come
+    /// back; the team's folder stays.
+    ///
+    /// # Errors
+    /// See [`StateError`]; this node is then still a member, and goes on.
+    pub async fn leave(&self) -> Result<(), StateError> {
+        publish::withdraw(&self.core, &self.serial).await;
+        self.revoke(self.key()).await?;
+        let told = tokio::time::timeout(LEAVE_TIME, hello::greet_all(&self.core)).await;
+        if told.is_err() {
+            tracing::warn!(
+                "not everyone could be told in time that this node leaves; they hear it from others"
+            );
+        }
+        self.shutdown().await;
+        Ok(())
+    }
+
     /// Vouches for a member anew; see [`TeamState::renew`].
     ///
     /// # Errors
@@ -321,7 +341,7 @@ impl SwarmHandle {
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect(&self, peer: NodeKey) -> Result<(), ConnectError> {
-        self.core.network.connect(peer).await
+        self.core.connect(peer).await
     }
 
     /// Closes all connections to a peer, and returns when they are closed. It, or this node, may make new

@@ -54,7 +54,8 @@ async fn greet(core: Arc<Core>, peer: NodeKey) {
 pub(crate) async fn follow_roster(core: Arc<Core>) {
     let mut changes = core.team.changes();
     while changes.changed().await.is_ok() {
-        core.network.send(Command::MembersChanged).await;
+        let waiting = core.team.to_renew();
+        core.network.send(Command::MembersChanged { waiting }).await;
         let members = core.team.members();
         lock(&core.table).expire(&members, core.team.now());
         let epoch = core.team.presence_secret().epoch();

@@ -110,6 +110,10 @@ pub const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 /// A stranger has this long to become a member.
 pub const STRANGER_TIME: Duration = Duration::from_secs(30);
 
+/// A stranger that has become a member has this long to hear so; then its connection, on which nothing but
+/// `join` is offered, is closed, and it comes again as a member.
+pub const ADMITTED_TIME: Duration = Duration::from_secs(3);
+
 /// Strangers connected at once. They cannot keep members out: those have the rest.
 pub const STRANGERS: usize = 32;
 
@@ -187,6 +191,9 @@ pub const PUBLISHED_AT_ONCE: usize = 8;
 /// How long a shutdown waits for records to be taken back.
 pub const WITHDRAW_TIME: Duration = Duration::from_secs(2);
 
+/// How long who leaves the team waits for others to hear of it.
+pub const LEAVE_TIME: Duration = Duration::from_secs(5);
+
 /// Streams that carry content out, at once; others wait. Each has a thread that reads ahead.
 pub const CONTENT_STREAMS: usize = 64;
 
@@ -198,6 +205,10 @@ pub const CONTENT_QUEUE: usize = 4;
 
 /// Bytes of a file that travels together with others. Larger ones are worth a stream of their own.
 pub const PACKED_BLOB: u64 = 64 << 10;
+
+/// Paths looked up in one go for a peer: handing each to a thread by itself would take longer than looking it
+/// up. What is known of the largest of them is in memory together.
+pub const PATHS_LOOKED_UP: usize = 16;
 
 /// Questions for texts on their way to one peer: while one is answered the next is being read.
 pub const TEXTS_QUESTIONS_AT_ONCE: usize = 4;

@@ -21,7 +21,7 @@ use super::links::{Link, Links};
 use super::redial::Redial;
 use super::transport::{Behaviour, BehaviourEvent, CLOSEST};
 use crate::identity::{key_of, peer_of};
-use crate::limits::{COMMANDS, CONNECT_TIME, NETWORK_EVENTS, STRANGER_TIME, STRANGERS, WALKS};
+use crate::limits::{ADMITTED_TIME, COMMANDS, CONNECT_TIME, NETWORK_EVENTS, STRANGER_TIME, STRANGERS, WALKS};
 
 /// Why a peer could not be reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +29,9 @@ pub enum ConnectError {
     /// The key is not one.
     #[error("{0} is not the key of a node")]
     NotAKey(NodeKey),
+    /// It is not a member, so nothing is said to it; it may be connected as a stranger.
+    #[error("cannot reach {0}: it is not a member of the team")]
+    NotAMember(NodeKey),
     /// No address is known, or none works.
     #[error("cannot reach {peer}: {reason}")]
     Unreachable {
@@ -61,7 +64,11 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Vec<NodeKey>>,
     },
     /// The roster has changed.
-    MembersChanged,
+    MembersChanged {
+        /// Who is no member, but would be again with a new statement: where they can be reached is not
+        /// forgotten.
+        waiting: BTreeSet<NodeKey>,
+    },
     /// Closes all connections to a peer.
     Disconnect {
         peer: NodeKey,
@@ -247,7 +254,7 @@ impl Driver {
                     drop(reply.send(self.closest(&label, [])));
                 }
             }
-            Command::MembersChanged => self.members_changed(),
+            Command::MembersChanged { waiting } => self.members_changed(&waiting),
             Command::Disconnect { peer } => {
                 if let Some(peer) = peer_of(peer) {
                     // An error says that there was no connection.
@@ -312,7 +319,15 @@ impl Driver {
         let late: Vec<ConnectionId> = self
             .strangers
             .iter()
-            .filter(|(_, (_, since))| now.duration_since(*since) >= STRANGER_TIME)
+            .filter(|(_, (peer, since))| {
+                // Who is a member now comes again as one.
+                let time = if self.gatekeeper.is_member(peer) {
+                    ADMITTED_TIME
+                } else {
+                    STRANGER_TIME
+                };
+                now.duration_since(*since) >= time
+            })
             .map(|(connection, _)| *connection)
             .collect();
         for connection in late {
@@ -346,7 +361,7 @@ impl Driver {
 
     /// Cuts off who is no member any more. Who has become one comes again by itself, when it has been told:
     /// its connection is still a stranger's, and closed in time like every other.
-    fn members_changed(&mut self) {
+    fn members_changed(&mut self, waiting: &BTreeSet<NodeKey>) {
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         let strange: BTreeSet<PeerId> = self.strangers.values().map(|(peer, _)| *peer).collect();
         for peer in peers {
@@ -374,7 +389,8 @@ impl Driver {
             }
         }
         let is_member = |key: NodeKey| peer_of(key).is_some_and(|peer| gatekeeper.is_member(&peer));
-        self.contacts.with(|contacts| contacts.retain(is_member));
+        let is_of_use = |key| is_member(key) || waiting.contains(&key);
+        self.contacts.with(|contacts| contacts.retain(is_of_use));
         self.redial.retain(is_member);
     }
 

@@ -93,7 +93,7 @@ pub(crate) async fn have(
 async fn ask_connected(core: &Arc<Core>, epoch: Epoch, search: &mut Search) {
     let keys: Vec<PresenceKey> = search.wanted.keys().copied().collect();
     let mut questions = JoinSet::new();
-    for peer in core.network.connected() {
+    for peer in core.connected() {
         let (core, keys) = (core.clone(), keys.clone());
         questions.spawn(async move {
             let answer = tokio::time::timeout(FIND_TIME, ask(&core, peer, epoch, &keys)).await;
@@ -328,7 +328,7 @@ fn check_claim(core: &Core, claim: &Claim, epoch: Epoch) -> Option<(NodeKey, Vec
 /// Of those found, members who can be asked for the path: the best first.
 pub(crate) fn providers(core: &Core, holders: &BTreeMap<NodeKey, Through>) -> Vec<NodeKey> {
     let members = core.team.members();
-    let connected = core.network.connected();
+    let connected = core.connected();
     let mut providers: Vec<NodeKey> = holders
         .keys()
         .copied()

@@ -88,7 +88,7 @@ pub(crate) fn is_not_offered(error: &CallError) -> bool {
 /// Says hello to all who are connected: something has changed here.
 pub(crate) async fn greet_all(core: &Arc<Core>) {
     let mut greetings = tokio::task::JoinSet::new();
-    for peer in core.network.connected() {
+    for peer in core.connected() {
         let core = core.clone();
         greetings.spawn(async move {
             if let Err(error) = greet(&core, peer).await {

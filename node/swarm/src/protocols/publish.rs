@@ -234,7 +234,7 @@ pub(crate) async fn withdraw(core: &Arc<Core>, serial: &Serial) {
     };
     let mut tasks = JoinSet::new();
     let audience = lock(&core.own).audience();
-    for member in core.network.connected().intersection(&audience).copied() {
+    for member in core.connected().intersection(&audience).copied() {
         let (core, statement) = (core.clone(), statement.clone());
         tasks.spawn(async move {
             let mut wire = core.open(member, Door::Presence).await?;

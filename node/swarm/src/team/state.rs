@@ -419,17 +419,35 @@ impl TeamState {
             trial.members(now).contains(key)
         });
         if !convincing {
-            let message =
-                "the statements do not make this key a member: it was never vouched for, its time is \
-                           over, or it or who vouched for it is out"
-                    .to_owned();
-            return Err((JoinRefusal::NotAMember, message));
+            return Err((JoinRefusal::NotAMember, self.why_not(key)));
         }
         self.merge(statements).map_err(|error| {
             tracing::error!(%error, "a member introduced itself, but the roster cannot be saved");
             (JoinRefusal::Busy, "the roster cannot be saved here".to_owned())
         })?;
         Ok(())
+    }
+
+    /// Why a key is not a member, and what to do, in words for who has it. No more than that: a statement
+    /// that puts somebody out is for members alone, since the presence secret is made with it.
+    fn why_not(&self, key: NodeKey) -> String {
+        let (revoked, latest) =
+            self.with_roster(|roster| (roster.is_revoked(key), roster.latest(key).cloned()));
+        let ask = "somebody who may invite has to renew it";
+        match latest {
+            _ if revoked => "this key was put out of the team; it takes a new key to join again".to_owned(),
+            Some(member) if !self.members().contains(member.issued_by) => {
+                format!("who vouched for this key is not in the team any more; {ask}")
+            }
+            Some(member) => format!(
+                "the membership of this key was from {} to {} (seconds since 1970), and it is {} here; if no \
+                 clock is wrong, {ask}",
+                member.issued_at,
+                member.not_after,
+                self.now()
+            ),
+            None => "nobody in the team has vouched for this key".to_owned(),
+        }
     }
 
     /// Keys somebody has vouched for that need a new statement.

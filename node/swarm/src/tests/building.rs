@@ -68,7 +68,7 @@ async fn incoming(node: &mut TestNode) -> IncomingBuild {
 }
 
 /// A build that both sides have agreed on.
-async fn running(ann: &TestNode, bob: &mut TestNode) -> (BuildCall, RunningBuild) {
+pub(super) async fn running(ann: &TestNode, bob: &mut TestNode) -> (BuildCall, RunningBuild) {
     let mut call = soon(ann.handle.request_build(request(ann, bob, 1)))
         .await
         .unwrap();
@@ -78,7 +78,7 @@ async fn running(ann: &TestNode, bob: &mut TestNode) -> (BuildCall, RunningBuild
 }
 
 /// The next event that is no heartbeat.
-async fn event(call: &mut BuildCall) -> Result<BuildEvent, BuildCallError> {
+pub(super) async fn event(call: &mut BuildCall) -> Result<BuildEvent, BuildCallError> {
     loop {
         match soon(call.next()).await {
             Ok(BuildEvent::Heartbeat) => {}

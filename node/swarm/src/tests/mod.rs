@@ -4,6 +4,7 @@ mod broken_off;
 mod building;
 mod finding;
 mod joining;
+mod leaving;
 mod liars;
 mod local_network;
 mod pushing;
