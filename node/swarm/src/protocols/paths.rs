@@ -9,6 +9,7 @@ use tvix_node_protocol::nix::store_path::StorePath;
 
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
+use crate::limits::PATHS_LOOKED_UP;
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError};
 
@@ -56,13 +57,23 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         tracing::debug!(%peer, amount, "too many questions about paths; the stream is closed");
         return Ok(());
     }
-    for path in question.paths {
-        let shown = core.ask_shelf(move |shelf| shelf.path_info(peer, &path)).await;
-        let shown = shown.unwrap_or_else(|error| {
-            tracing::error!(%error, "a path could not be looked up for a peer");
-            None
+    for part in question.paths.chunks(PATHS_LOOKED_UP) {
+        let part = part.to_vec();
+        let found = core.ask_shelf(move |shelf| {
+            let look_up = |path| {
+                shelf.path_info(peer, path).unwrap_or_else(|error| {
+                    tracing::error!(%path, %error, "a path could not be looked up for a peer");
+                    None
+                })
+            };
+            Ok(part.iter().map(look_up).collect::<Vec<_>>())
         });
-        wire.writer.send(&PathAnswer { shown }).await?;
+        let found = found
+            .await
+            .map_err(|error| WireError::Io(std::io::Error::other(error)))?;
+        for shown in found {
+            wire.writer.send(&PathAnswer { shown }).await?;
+        }
     }
     wire.writer.close().await
 }
