@@ -3,7 +3,10 @@
 //! The liar is in this process and speaks the swarm's protocols itself; who is lied to is the program as
 //! users have it.
 
-#![allow(clippy::unwrap_used, reason = "what a scene needs and cannot have ends its test")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "what a scene needs and cannot have ends its test"
+)]
 
 mod mallory;
 mod poisoning;

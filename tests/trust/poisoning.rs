@@ -104,6 +104,35 @@ async fn what_is_built_from_a_false_input_stays_between_builder_and_requester() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_s_word_does_not_count_for_the_inputs_of_its_own_request() {
+    let test = "a_member_s_word_does_not_count_for_the_inputs_of_its_own_request";
+    if !tokio::task::block_in_place(|| sandbox_works(test)) {
+        return;
+    }
+    let bob = UpNode::start(1);
+    // Every role that an invitation gives by itself.
+    let ticket = bob.ticket(&["request", "build", "store"]);
+    let (mallory, derivations) = Mallory::join(&ticket, PROGRAM, &["compiler", "program"]).await;
+    let [compiler, program] = derivations.as_slice() else {
+        panic!()
+    };
+    let tool = mallory
+        .derivation(program)
+        .input_sources()
+        .first()
+        .unwrap()
+        .clone();
+    let trojan = mallory.claim(&mallory.output(compiler), "trojan", None);
+    let inputs = vec![input(&mallory.info(&tool)), input(&trojan)];
+    let built = mallory.build(mallory.request(bob.key, program, inputs)).await;
+    assert!(matches!(built, BuildEvent::Finished { .. }), "{built:?}");
+    for path in [&mallory.output(compiler), &mallory.output(program)] {
+        assert!(!has(&bob, path), "{path} is valid");
+    }
+    mallory.swarm.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_false_path_that_a_member_without_a_role_advertises_is_built_instead() {
     let test = "a_false_path_that_a_member_without_a_role_advertises_is_built_instead";
     if !tokio::task::block_in_place(|| sandbox_works(test)) {

@@ -135,6 +135,22 @@ async fn inputs_that_do_not_match_their_content_address_are_refused() {
     assert!(message.contains("-tool"), "{message}");
     scene.mallory.show(scene.mallory.info(&path));
 
+    // She gives no content address at all, and the true archive's hash with the false tree.
+    let honest = scene.mallory.info(&path);
+    let claim = scene.mallory.claim(&path, "not the tool", None);
+    let (reason, message) = scene.refused(&scene.plain, vec![input(&claim)]).await;
+    assert_eq!(reason, RefusalReason::InputContent, "{message}");
+    assert!(message.contains("no content address"), "{message}");
+    let claim = tvix_node_protocol::path_info::PathInfo {
+        nar_hash: honest.nar_hash,
+        nar_size: honest.nar_size,
+        ..claim
+    };
+    scene.mallory.show(claim.clone());
+    let (reason, message) = scene.refused(&scene.plain, vec![input(&claim)]).await;
+    assert_eq!(reason, RefusalReason::InputContent, "{message}");
+    scene.mallory.show(honest);
+
     // A fixed output: what it must be stands in the derivation, so she need not even say it.
     let fixed = scene.mallory.output(&scene.fixed);
     let plain = scene.mallory.output(&scene.plain);

@@ -100,8 +100,7 @@ fn code_from_the_cache_gives_what_fresh_code_gives() {
     let kept = packs(cache.path());
     assert!(!kept.is_empty());
     // All of it is there: nothing more is written.
-    let all =
-        "map (n: (builtins.tryEval (import (./. + \"/${toString n}.nix\"))).success) (builtins.genList (n: n) 17)";
+    let all = "map (n: (builtins.tryEval (import (./. + \"/${toString n}.nix\"))).success) (builtins.genList (n: n) 17)";
     eval(folder.path(), Some(cache.path()), all, Format::Strict);
     assert_eq!(packs(cache.path()), kept);
 }

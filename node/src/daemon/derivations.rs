@@ -27,8 +27,19 @@ pub struct CheckedDerivations(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     derivations: HashMap<StorePath, Checked>,
-    /// Fixed outputs and their content addresses in Nix's notation.
-    fixed: HashMap<StorePath, String>,
+    /// Outputs of these derivations; for fixed ones their content address in Nix's notation.
+    outputs: HashMap<StorePath, Option<String>>,
+}
+
+/// What is known of a path by the derivations that were checked here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnownAs {
+    /// No derivation makes it, as far as known: a source, which its own name must speak for.
+    Source,
+    /// An output, named by how it is made.
+    Output,
+    /// A fixed output, with this content address in Nix's notation.
+    Fixed(String),
 }
 
 impl CheckedDerivations {
@@ -37,9 +48,13 @@ impl CheckedDerivations {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The content address of a path that some derivation checked here makes as a fixed output.
-    pub fn fixed(&self, output: &StorePath) -> Option<String> {
-        self.lock().fixed.get(output).cloned()
+    /// What a path is.
+    pub fn known_as(&self, path: &StorePath) -> KnownAs {
+        match self.lock().outputs.get(path) {
+            None => KnownAs::Source,
+            Some(None) => KnownAs::Output,
+            Some(Some(ca)) => KnownAs::Fixed(ca.clone()),
+        }
     }
 
     /// Of these, those that have not been checked yet.
@@ -87,11 +102,12 @@ impl CheckedDerivations {
             let (outputs, modulo) = check_output_paths(derivation, |input| {
                 known.derivations.get(input).map(|known| known.modulo)
             })?;
-            let fixed = derivation.outputs().iter().filter_map(|(name, output)| {
-                let ca = output.fixed_content_address()?.to_nix_string();
-                Some((outputs.get(name)?.clone(), ca))
+            let made = outputs.iter().map(|(name, path)| {
+                let output = derivation.outputs().get(name);
+                let ca = output.and_then(|output| output.fixed_content_address());
+                (path.clone(), ca.map(|ca| ca.to_nix_string()))
             });
-            known.fixed.extend(fixed.collect::<Vec<_>>());
+            known.outputs.extend(made.collect::<Vec<_>>());
             let outputs = Arc::new(outputs);
             let checked = Checked { modulo, outputs };
             known.derivations.insert(path.clone(), checked.clone());

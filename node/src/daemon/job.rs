@@ -134,9 +134,9 @@ pub fn kind_of(error: &JobError) -> FailureKind {
         JobError::Build(error) => kind_of_cause(&error.cause),
         JobError::Refused(_) => FailureKind::Refused,
         // An output that cannot be what the derivation says is the derivation's fault.
-        JobError::Check(_) | JobError::Depot(DepotError::Output(_) | DepotError::Derivation(_)) => {
-            FailureKind::Builder
-        }
+        JobError::Check(_)
+        | JobError::Circle(..)
+        | JobError::Depot(DepotError::Output(_) | DepotError::Derivation(_)) => FailureKind::Builder,
         JobError::Depot(_) => FailureKind::Transient,
     }
 }

@@ -18,7 +18,7 @@ use tvix_node_protocol::build::{
 use tvix_node_protocol::envelope::{Envelope, NodeSecret, seal};
 use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
-use tvix_node_store::{Prepared, ScratchOutput};
+use tvix_node_store::{AddError, Prepared, ScratchOutput};
 
 use super::clock::now;
 use super::depot::{Depot, DepotError};
@@ -99,6 +99,9 @@ pub enum JobError {
     /// It was not begun.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Outputs that refer to each other in a circle, as Nix refuses them.
+    #[error("the outputs {0} and {1} refer to each other, directly or not; such a circle is not allowed")]
+    Circle(String, String),
     /// What the derivation says of its outputs does not hold.
     #[error(transparent)]
     Check(#[from] OutputCheckError),
@@ -182,7 +185,13 @@ impl Jobs {
                     .collect();
                 store
                     .prepare_built(&scratch, &candidates, &deriver, &Origin::Built)
-                    .map_err(DepotError::Output)
+                    .map_err(|error| match error {
+                        AddError::Source(_) | AddError::Naming(_) | AddError::Nar(_) => {
+                            DepotError::Output(error)
+                        }
+                        // The disk is full, or the index is broken: no fault of the derivation.
+                        error => DepotError::Add(error),
+                    })
             })
             .await?;
         let described: BTreeMap<String, PathInfo> = names
@@ -255,6 +264,9 @@ pub fn as_input(info: &PathInfo) -> Input {
 /// Applies what the derivation says of its outputs' sizes and references (`allowedReferences` and
 /// the like). Nothing has been registered yet.
 fn check_outputs(plan: &Plan, described: &BTreeMap<String, PathInfo>) -> Result<(), JobError> {
+    if let Some((one, other)) = circle(described) {
+        return Err(JobError::Circle(one.to_string(), other.to_string()));
+    }
     fn facts(info: &PathInfo) -> PathFacts<'_> {
         PathFacts {
             nar_size: info.nar_size,
@@ -274,6 +286,31 @@ fn check_outputs(plan: &Plan, described: &BTreeMap<String, PathInfo>) -> Result<
         input.map(|at| facts(&plan.closure[at]))
     };
     Ok(checks.apply(&outputs, find)?)
+}
+
+/// Two outputs that reach each other by references, if there are such.
+fn circle(outputs: &BTreeMap<String, PathInfo>) -> Option<(&StorePath, &StorePath)> {
+    let own: BTreeMap<&StorePath, &PathInfo> = outputs.values().map(|info| (&info.path, info)).collect();
+    let reaches = |from: &StorePath, to: &StorePath| {
+        let (mut seen, mut frontier) = (BTreeSet::new(), vec![from]);
+        while let Some(path) = frontier.pop() {
+            let references = own.get(path).into_iter().flat_map(|info| &info.references);
+            for reference in references.filter(|reference| own.contains_key(*reference)) {
+                if reference == to {
+                    return true;
+                }
+                if seen.insert(reference) {
+                    frontier.push(reference);
+                }
+            }
+        }
+        false
+    };
+    let pairs = own
+        .keys()
+        .flat_map(|one| own.keys().map(move |other| (*one, *other)));
+    let mut pairs = pairs.filter(|(one, other)| one < other);
+    pairs.find(|(one, other)| reaches(one, other) && reaches(other, one))
 }
 
 fn spec(work: &Work) -> Result<BuildSpec, JobError> {

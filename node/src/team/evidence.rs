@@ -10,35 +10,60 @@ use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
-use super::limits::{CLOSURE, EVIDENCE, PROVIDERS, SHOWN};
-use super::policy::{Accepted, Verdict, judge, names_itself, speaking_record};
+use super::limits::{CLOSURE, EVIDENCE, PROVIDERS, SHOWN_BYTES};
+use super::policy::{Accepted, Verdict, Word, judge, names_itself, speaking_record};
 
 /// What members said of paths lately. A path's info does not change while its holder has it; one that
 /// is gone costs a fetch that fails, after which it is forgotten.
 #[derive(Debug, Default)]
-pub struct ShownPaths(Mutex<HashMap<(NodeKey, StorePath), Shown>>);
+pub struct ShownPaths(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// By path, so that what is known of one can be forgotten at once.
+    paths: HashMap<StorePath, BTreeMap<NodeKey, Shown>>,
+    /// Bytes of all of it, roughly.
+    bytes: usize,
+}
+
+/// Bytes of what was shown of a path, roughly.
+fn size(shown: &Shown) -> usize {
+    let record = shown.record.as_ref().map_or(0, |record| record.payload.len());
+    512 + shown.info.references.len() * 96 + record
+}
 
 impl ShownPaths {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(NodeKey, StorePath), Shown>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
         // Entries are inserted whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, peer: NodeKey, path: &StorePath) -> Option<Shown> {
-        self.lock().get(&(peer, path.clone())).cloned()
+        self.lock().paths.get(path)?.get(&peer).cloned()
     }
 
     fn keep(&self, peer: NodeKey, shown: &Shown) {
         let mut kept = self.lock();
-        if kept.len() >= SHOWN {
-            kept.clear();
+        let new = size(shown);
+        if kept.bytes.saturating_add(new) > SHOWN_BYTES {
+            *kept = Kept::default();
         }
-        kept.insert((peer, shown.info.path.clone()), shown.clone());
+        if new > SHOWN_BYTES {
+            return;
+        }
+        kept.bytes += new;
+        let known = kept.paths.entry(shown.info.path.clone()).or_default();
+        if let Some(old) = known.insert(peer, shown.clone()) {
+            kept.bytes = kept.bytes.saturating_sub(size(&old));
+        }
     }
 
     /// This was not to be had.
     pub fn forget(&self, path: &StorePath) {
-        self.lock().retain(|(_, known), _| known != path);
+        let mut kept = self.lock();
+        if let Some(old) = kept.paths.remove(path) {
+            kept.bytes = kept.bytes.saturating_sub(old.values().map(size).sum());
+        }
     }
 }
 
@@ -90,16 +115,29 @@ impl TeamNode {
     }
 
     /// Whether what a member shows of a path is believed, and why. Where it depends on a record, what
-    /// speaks for the inputs of that record is asked of the same member.
+    /// speaks for the inputs of that record is asked of the same member. `accepted` gathers what has been
+    /// found to be believed on the way, for the paths that are judged together.
     ///
     /// # Errors
     /// Why it is not believed, in words.
-    pub async fn accept(&self, peer: NodeKey, shown: &Shown) -> Result<Origin, String> {
+    pub async fn accept(
+        &self,
+        peer: NodeKey,
+        shown: &Shown,
+        word: Word,
+        accepted: &mut Accepted,
+    ) -> Result<Origin, String> {
         let members = self.swarm.members();
-        let mut accepted = Accepted::new();
         let mut stack = vec![shown.clone()];
         let mut budget = EVIDENCE;
+        let mut counted: BTreeSet<StorePath> = BTreeSet::new();
         while let Some(top) = stack.last() {
+            if stack.len() > EVIDENCE {
+                return Err(format!(
+                    "{} is not accepted: its records go in a circle",
+                    top.info.path
+                ));
+            }
             if let Ok(record) = speaking_record(&members, top) {
                 let unknown = record.inputs.into_iter().map(|input| input.path);
                 let unknown = unknown.filter(|path| !accepted.contains_key(path)).collect();
@@ -110,7 +148,7 @@ impl TeamNode {
                     .map_err(|error| error.to_string())?;
                 accepted.extend(here.into_iter().map(|info| (info.path, info.tree)));
             }
-            let needs = match judge(&members, peer, top, &accepted) {
+            let needs = match judge(&members, peer, top, accepted, word) {
                 Verdict::Refused(why) => return Err(why),
                 Verdict::Accepted(origin) => {
                     let (path, tree) = (top.info.path.clone(), top.info.tree);
@@ -125,7 +163,11 @@ impl TeamNode {
             };
             let of = top.info.path.clone();
             let paths: Vec<StorePath> = needs.iter().map(|(path, _)| path.clone()).collect();
-            budget = budget.checked_sub(paths.len()).ok_or_else(|| {
+            let new = paths
+                .iter()
+                .filter(|path| counted.insert((*path).clone()))
+                .count();
+            budget = budget.checked_sub(new).ok_or_else(|| {
                 format!(
                     "{of} is not accepted: more than {EVIDENCE} other paths would have to be looked at for it"
                 )
@@ -155,26 +197,28 @@ impl TeamNode {
     /// Which path cannot be had, and why, in words.
     pub async fn survey(&self, roots: &[StorePath], providers: &[NodeKey]) -> Result<Survey, String> {
         let mut survey = Survey::default();
+        let mut accepted = Accepted::new();
         let mut seen: BTreeSet<StorePath> = roots.iter().cloned().collect();
         let mut level: Vec<StorePath> = seen.iter().cloned().collect();
         while !level.is_empty() {
             let missing = self.take_here(level, &mut survey).await?;
             let mut reasons = BTreeMap::new();
-            let missing = self
-                .take_there(missing, providers, &mut survey, &mut reasons)
-                .await;
+            let asked: BTreeMap<StorePath, Vec<NodeKey>> = missing
+                .into_iter()
+                .map(|path| (path, providers.to_vec()))
+                .collect();
+            let found = self.take_there(asked, &mut survey, &mut accepted, &mut reasons);
+            let missing = found.await;
             if !missing.is_empty() {
                 let holders = self.swarm.find(&missing, FindScope::All).await;
-                let mut all: BTreeMap<NodeKey, tvix_node_swarm::Through> = BTreeMap::new();
-                all.extend(holders.into_values().flatten());
-                let others: Vec<NodeKey> = self
-                    .swarm
-                    .providers(&all)
-                    .into_iter()
-                    .filter(|peer| !providers.contains(peer))
-                    .collect();
-                let missing = self.take_there(missing, &others, &mut survey, &mut reasons).await;
-                if let Some(path) = missing.first() {
+                let others = missing.into_iter().map(|path| {
+                    let holders = holders.get(&path).map(|holders| self.swarm.providers(holders));
+                    let mut holders = holders.unwrap_or_default();
+                    holders.retain(|peer| *peer != self.swarm.key() && !providers.contains(peer));
+                    (path, holders)
+                });
+                let found = self.take_there(others.collect(), &mut survey, &mut accepted, &mut reasons);
+                if let Some(path) = found.await.first() {
                     let why = reasons.remove(path);
                     return Err(why.unwrap_or_else(|| format!("nobody in the team is known to have {path}")));
                 }
@@ -210,39 +254,53 @@ impl TeamNode {
         Ok(missing)
     }
 
-    /// Of these paths, those that none of these members has and is believed for.
+    /// Asks for each of these paths the first few of its holders. Gives those paths that none of them has
+    /// and is believed for.
     async fn take_there(
         &self,
-        paths: Vec<StorePath>,
-        providers: &[NodeKey],
+        paths: BTreeMap<StorePath, Vec<NodeKey>>,
         survey: &mut Survey,
+        accepted: &mut Accepted,
         reasons: &mut BTreeMap<StorePath, String>,
     ) -> Vec<StorePath> {
-        if paths.is_empty() {
-            return paths;
+        let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
+        for (path, holders) in &paths {
+            for peer in holders.iter().take(PROVIDERS) {
+                questions.entry(*peer).or_default().push(path.clone());
+            }
         }
-        let asked = providers.iter().copied().take(PROVIDERS);
-        let questions: Vec<_> = asked.map(|peer| self.shown_with(peer, &paths)).collect();
-        let answers = futures::future::join_all(questions).await;
+        let mut asked = Vec::with_capacity(questions.len());
+        for (peer, paths) in &questions {
+            asked.push(self.shown_with(*peer, paths));
+        }
+        let mut answers: BTreeMap<(NodeKey, StorePath), Shown> = BTreeMap::new();
+        for (peer, shown) in futures::future::join_all(asked).await {
+            let paths = questions.get(&peer).into_iter().flatten();
+            let known = paths
+                .zip(shown)
+                .filter_map(|(path, shown)| Some(((peer, path.clone()), shown?)));
+            answers.extend(known);
+        }
         let mut missing = Vec::new();
-        for (at, path) in paths.into_iter().enumerate() {
+        for (path, holders) in paths {
             let mut found: Option<Remote> = None;
-            for (peer, shown) in answers
-                .iter()
-                .filter_map(|(peer, shown)| Some((*peer, shown[at].as_ref()?)))
-            {
+            for peer in holders.into_iter().take(PROVIDERS) {
+                let Some(shown) = answers.remove(&(peer, path.clone())) else {
+                    continue;
+                };
                 if let Some(remote) = &mut found {
                     if remote.shown.info.tree == shown.info.tree {
                         remote.providers.push(peer);
                     }
                     continue;
                 }
-                match self.accept(peer, shown).await {
+                match self.accept(peer, &shown, Word::Counts, accepted).await {
                     Ok(origin) => {
+                        let providers = vec![peer];
                         found = Some(Remote {
-                            shown: shown.clone(),
+                            shown,
                             origin,
-                            providers: vec![peer],
+                            providers,
                         });
                     }
                     Err(why) => drop(reasons.entry(path.clone()).or_insert(why)),

@@ -147,11 +147,7 @@ enum Progress {
 
 impl TeamNode {
     /// Fetches the tree of a path and prepares it for the store under a name that it must fit.
-    pub async fn bring(
-        &self,
-        info: PathInfo,
-        providers: Vec<NodeKey>,
-    ) -> Result<(Prepared, Arc<Arrival>), FetchFailure> {
+    pub async fn bring(&self, info: PathInfo, providers: Vec<NodeKey>) -> Result<Prepared, FetchFailure> {
         let (path, tree) = (info.path.clone(), info.tree);
         let most = info.nar_size.saturating_add(TREE_EXCESS);
         let arrival = self.swarm.fetch_tree(tree, providers, Some(most)).await;
@@ -159,14 +155,19 @@ impl TeamNode {
             path: path.clone(),
             source,
         })?;
-        let content = Content(Arc::clone(&arrival));
-        let prepared = self
-            .depot
-            .blocking(move |store| Ok(store.prepare_arrived(tree, &content, Naming::Known(info))?));
-        match prepared.await {
-            Ok(prepared) => Ok((prepared, arrival)),
-            Err(source) => Err(FetchFailure::Store { path, source }),
-        }
+        // The arrival goes once the store has it at its side: nobody may wait for something else while it
+        // holds one, since another path may have the same content.
+        let prepared = self.depot.blocking(move |store| {
+            let content = Content(arrival);
+            let prepared = store.prepare_arrived(tree, &content, Naming::Known(info))?;
+            if let Err(error) = content.0.remove() {
+                tracing::warn!(%error, "what has arrived could not be removed from the spool");
+            }
+            Ok(prepared)
+        });
+        prepared
+            .await
+            .map_err(|source| FetchFailure::Store { path, source })
     }
 
     /// Makes what was brought part of the store.
@@ -175,23 +176,21 @@ impl TeamNode {
         path: StorePath,
         prepared: Prepared,
         record: Option<Envelope>,
-        arrival: Arc<Arrival>,
     ) -> Result<(), FetchFailure> {
-        let lease = self.depot.lease();
+        let (lease, depot) = (self.depot.lease(), Arc::clone(&self.depot));
+        let added = path.clone();
         let registered = self.depot.blocking(move |store| {
             match record {
                 Some(record) => drop(store.register_built(vec![prepared], &record, &lease)?),
                 None => drop(store.register(vec![prepared], &lease)?),
             }
-            remove(&arrival);
+            // Here, and not after the wait, which may be cancelled.
+            depot.added(&[added]);
             Ok(())
         });
-        registered.await.map_err(|source| FetchFailure::Store {
-            path: path.clone(),
-            source,
-        })?;
-        self.depot.added(&[path]);
-        Ok(())
+        registered
+            .await
+            .map_err(|source| FetchFailure::Store { path, source })
     }
 
     /// Brings these paths and everything they refer to into the own store, from these members first.
@@ -243,6 +242,11 @@ impl TeamNode {
         items: BTreeMap<StorePath, Item>,
         observer: Option<Observer>,
     ) -> Result<(), FetchFailure> {
+        if let Some(path) = circle(&items) {
+            let message =
+                format!("{path} refers to itself through other paths, which nothing that was built does");
+            return Err(FetchFailure::NotToBeHad(message));
+        }
         let (senders, receivers): (BTreeMap<_, _>, BTreeMap<_, _>) = items
             .keys()
             .map(|path| {
@@ -318,7 +322,7 @@ impl TeamNode {
         }
         let from = providers.first().copied().unwrap_or(self.swarm.key());
         let bytes = info.nar_size;
-        let (prepared, arrival) = {
+        let prepared = {
             let _place = places.acquire().await.map_err(|error| lost(&error))?;
             let path = path.clone();
             tell(observer.as_ref(), Step::Started { path, from }).await;
@@ -332,9 +336,9 @@ impl TeamNode {
                         return Err(FetchFailure::Reference(path.clone()));
                     }
                 }
-                self.register(path.clone(), prepared, record, arrival).await?;
+                self.register(path.clone(), prepared, record).await?;
             }
-            Keep::Aside => self.register_aside(path.clone(), prepared, arrival).await?,
+            Keep::Aside => self.register_aside(path.clone(), prepared).await?,
         }
         let path = path.clone();
         tell(observer.as_ref(), Step::Arrived { path, from, bytes }).await;
@@ -342,16 +346,10 @@ impl TeamNode {
     }
 
     /// Keeps what was brought under its digest: nobody is believed for it, and nobody is told of it.
-    async fn register_aside(
-        &self,
-        path: StorePath,
-        prepared: Prepared,
-        arrival: Arc<Arrival>,
-    ) -> Result<(), FetchFailure> {
+    async fn register_aside(&self, path: StorePath, prepared: Prepared) -> Result<(), FetchFailure> {
         let lease = self.depot.lease();
         let registered = self.depot.blocking(move |store| {
             store.register_unaccepted(vec![prepared], &lease)?;
-            remove(&arrival);
             Ok(())
         });
         registered
@@ -435,9 +433,81 @@ async fn tell(observer: Option<&Observer>, step: Step) {
     }
 }
 
-/// The store has taken what arrived.
-pub fn remove(arrival: &Arrival) {
-    if let Err(error) = arrival.remove() {
-        tracing::warn!(%error, "what has arrived could not be removed from the spool");
+/// A path that refers to itself through others, if there is one among these. Nothing that was built can:
+/// somebody lies.
+fn circle(items: &BTreeMap<StorePath, Item>) -> Option<&StorePath> {
+    let mut waiting: BTreeMap<&StorePath, usize> = BTreeMap::new();
+    let mut referrers: BTreeMap<&StorePath, Vec<&StorePath>> = BTreeMap::new();
+    for (path, item) in items {
+        let references = item.info.references.iter();
+        let references: Vec<_> = references
+            .filter(|reference| *reference != path && items.contains_key(*reference))
+            .collect();
+        waiting.insert(path, references.len());
+        for reference in references {
+            referrers.entry(reference).or_default().push(path);
+        }
+    }
+    let mut ready: Vec<&StorePath> = waiting
+        .iter()
+        .filter(|(_, count)| **count == 0)
+        .map(|(path, _)| *path)
+        .collect();
+    while let Some(path) = ready.pop() {
+        waiting.remove(path);
+        for referrer in referrers.get(path).into_iter().flatten() {
+            if let Some(count) = waiting.get_mut(referrer) {
+                *count -= 1;
+                if *count == 0 {
+                    ready.push(referrer);
+                }
+            }
+        }
+    }
+    waiting.into_keys().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tvix_node_protocol::path_info::NarHash;
+
+    fn path(name: &str) -> StorePath {
+        let mut hash = [0; 20];
+        hash.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..20]);
+        StorePath::from_parts(hash, name).unwrap()
+    }
+
+    fn items(graph: &[(&str, &[&str])]) -> BTreeMap<StorePath, Item> {
+        let item = |name: &str, references: &[&str]| Item {
+            info: PathInfo {
+                path: path(name),
+                tree: TreeDigest([1; 32]),
+                nar_hash: NarHash([1; 32]),
+                nar_size: 1,
+                references: references.iter().map(|name| path(name)).collect(),
+                deriver: None,
+                ca: None,
+                origin: Origin::Built,
+                registered: 1,
+                signatures: vec![],
+            },
+            providers: vec![],
+            keep: Keep::Accepted { record: None },
+        };
+        graph
+            .iter()
+            .map(|(name, references)| (path(name), item(name, references)))
+            .collect()
+    }
+
+    #[test]
+    fn references_in_a_circle_are_found() {
+        assert_eq!(
+            circle(&items(&[("a", &["b", "a"]), ("b", &["c"]), ("c", &["here"])])),
+            None
+        );
+        let circular = items(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
+        assert!(circle(&circular).is_some());
     }
 }

@@ -10,16 +10,17 @@ use tvix_node_protocol::build::{BuildRequest, Input};
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::{Refusal, RefusalReason, Shown};
 use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation};
+use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_store::AddError;
 use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
 use super::fetch::{FetchFailure, Item, Keep};
-use super::limits::{REQUEST_DERIVATION_BYTES, REQUEST_DERIVATIONS};
-use super::policy::names_itself;
+use super::limits::{PROVIDERS, REQUEST_DERIVATION_BYTES, REQUEST_DERIVATIONS, REQUEST_INPUT_BYTES};
+use super::policy::{Accepted, Word, names_itself};
 use crate::daemon::depot::{DepotError, read_from};
-use crate::daemon::derivations::Checked;
+use crate::daemon::derivations::{Checked, KnownAs};
 
 /// The complete closure of what a build reads.
 pub struct Inputs {
@@ -154,6 +155,14 @@ impl TeamNode {
         direct: &BTreeSet<StorePath>,
     ) -> Result<Inputs, Refusal> {
         check_closure_of(&request.inputs, direct)?;
+        let sizes = request.inputs.iter().map(|input| input.nar_size);
+        let bytes = sizes.fold(0_u64, u64::saturating_add);
+        if bytes > REQUEST_INPUT_BYTES {
+            let message = format!(
+                "the inputs have {bytes} bytes, more than the {REQUEST_INPUT_BYTES} this builder takes"
+            );
+            return Err(refusal(RefusalReason::TooLarge, message));
+        }
         let paths: Vec<StorePath> = request.inputs.iter().map(|input| input.path.clone()).collect();
         let lease = self.depot.lease();
         let asked = paths.clone();
@@ -174,7 +183,7 @@ impl TeamNode {
             self.judge_missing(request.requester, missing, &mut known).await?;
             self.bring_inputs(&known).await?;
         }
-        Ok(self.lay_out(request, known))
+        self.lay_out(request, known).await
     }
 
     /// Decides, references first, which of the missing inputs are accepted.
@@ -194,47 +203,64 @@ impl TeamNode {
             .zip(shown)
             .filter_map(|(path, shown)| Some((path, shown?)))
             .collect();
+        let mut by_request = Accepted::new();
+        let mut by_others = Accepted::new();
         for (input, taken) in in_order(missing) {
-            let mut providers = vec![requester];
-            if let Some(holders) = holders.get(&input.path) {
-                let others = self.swarm.providers(holders).into_iter();
-                providers.extend(others.filter(|peer| *peer != requester && *peer != self.swarm.key()));
-            }
-            let said = shown
-                .remove(&input.path)
-                .filter(|shown| shown.info.tree == input.tree);
+            let path = &input.path;
+            let others = holders.get(path).map(|holders| self.swarm.providers(holders));
+            let mut others = others.unwrap_or_default();
+            others.retain(|peer| *peer != requester && *peer != self.swarm.key());
+            let said = shown.remove(path).filter(|shown| shown.info.tree == input.tree);
             let mut info = claimed(input, said.as_ref());
-            // What a derivation fixes is known here, whatever the requester says.
-            if let Some(ca) = self.depot.derivations.fixed(&input.path) {
-                info.ca = Some(ca);
+            match self.depot.derivations.known_as(path) {
+                // What a derivation fixes is known here, whatever the requester says.
+                KnownAs::Fixed(ca) => info.ca = Some(ca),
+                KnownAs::Output => {}
+                // Nothing but its name can speak for a source. A record of this node will name it with this
+                // content, and others will believe that it was checked.
+                KnownAs::Source => {
+                    if !names_itself(&info) {
+                        info.ca = Some(as_source(input));
+                    }
+                    if !names_itself(&info) {
+                        let message = format!(
+                            "{path} is no output of the derivations of the request, and no content address is given that \
+                             leads to its name"
+                        );
+                        return Err(refusal(RefusalReason::InputContent, message));
+                    }
+                }
             }
-            let references_accepted =
-                input
-                    .references
-                    .iter()
-                    .filter(|path| **path != input.path)
-                    .all(|path| {
-                        matches!(
-                            known.get(path),
-                            Some(
-                                Known::Here(_)
-                                    | Known::Coming(Item {
-                                        keep: Keep::Accepted { .. },
-                                        ..
-                                    })
-                            )
-                        )
-                    });
+            let references_accepted = input
+                .references
+                .iter()
+                .filter(|other| *other != path)
+                .all(|path| {
+                    let keep = match known.get(path) {
+                        Some(Known::Here(_)) => return true,
+                        Some(Known::Coming(item)) => &item.keep,
+                        None => return false,
+                    };
+                    matches!(keep, Keep::Accepted { .. })
+                });
             let mut record: Option<Envelope> = None;
-            let verdict = if names_itself(&info) {
+            let mut verdict = if names_itself(&info) {
                 Ok(Origin::Content)
             } else if let Some(said) = &said {
                 record = said.record.clone();
                 check_references(input, &said.info)?;
-                self.accept(requester, said).await
+                self.accept(requester, said, Word::DoesNotCount, &mut by_request)
+                    .await
             } else {
-                Err(format!("{} is not shown by the requester", input.path))
+                Err(format!("{path} is not shown by the requester"))
             };
+            if verdict.is_err()
+                && let Some((peer, shown)) = self.shown_elsewhere(&others, input).await
+                && let Ok(origin) = self.accept(peer, &shown, Word::Counts, &mut by_others).await
+            {
+                record = shown.record;
+                verdict = Ok(origin);
+            }
             // A name that has another tree here keeps it.
             let keep = match verdict {
                 Ok(origin) if references_accepted && !taken => {
@@ -244,18 +270,37 @@ impl TeamNode {
                 }
                 Ok(_) => Keep::Aside,
                 Err(why) => {
-                    tracing::info!(path = %input.path, %requester, why, "an input is used for its requester alone");
+                    tracing::info!(%path, %requester, why, "an input is used for its requester alone");
                     Keep::Aside
                 }
             };
+            let mut providers = vec![requester];
+            providers.extend(others);
             let item = Item {
                 info,
                 providers,
                 keep,
             };
-            known.insert(input.path.clone(), Known::Coming(item));
+            known.insert(path.clone(), Known::Coming(item));
         }
         Ok(())
+    }
+
+    /// What another member than the requester shows of exactly this content.
+    async fn shown_elsewhere(&self, others: &[NodeKey], input: &Input) -> Option<(NodeKey, Shown)> {
+        for peer in others.iter().take(PROVIDERS) {
+            let shown = self
+                .shown_by(*peer, std::slice::from_ref(&input.path))
+                .await
+                .pop();
+            if let Some(shown) = shown.flatten()
+                && shown.info.tree == input.tree
+                && check_references(input, &shown.info).is_ok()
+            {
+                return Some((*peer, shown));
+            }
+        }
+        None
     }
 
     async fn bring_inputs(self: &Arc<Self>, known: &BTreeMap<StorePath, Known>) -> Result<(), Refusal> {
@@ -278,18 +323,26 @@ impl TeamNode {
         })
     }
 
-    fn lay_out(&self, request: &BuildRequest, mut known: BTreeMap<StorePath, Known>) -> Inputs {
+    async fn lay_out(
+        &self,
+        request: &BuildRequest,
+        mut known: BTreeMap<StorePath, Known>,
+    ) -> Result<Inputs, Refusal> {
         let mut inputs = Inputs {
             closure: Vec::with_capacity(request.inputs.len()),
             physical: Vec::with_capacity(request.inputs.len()),
             accepted: true,
         };
         for input in &request.inputs {
-            let (info, aside) = match known.remove(&input.path) {
+            let (info, mut aside) = match known.remove(&input.path) {
                 Some(Known::Here(info)) => (info, false),
                 Some(Known::Coming(item)) => (item.info, matches!(item.keep, Keep::Aside)),
                 None => continue,
             };
+            // Somebody who is believed may have brought the same content meanwhile.
+            if aside && let Ok(Some(here)) = self.here(&info.path).await {
+                aside = here.tree != info.tree;
+            }
             inputs.accepted &= !aside;
             inputs.physical.push(if aside {
                 self.depot.store().physical_unaccepted(&info.path, &info.tree)
@@ -298,7 +351,7 @@ impl TeamNode {
             });
             inputs.closure.push(info);
         }
-        inputs
+        Ok(inputs)
     }
 }
 
@@ -308,6 +361,11 @@ enum Known {
     Here(PathInfo),
     /// It is to come.
     Coming(Item),
+}
+
+/// The content address of a source with this archive.
+fn as_source(input: &Input) -> String {
+    CAHash::Nar(NixHash::Sha256(input.nar_hash.0)).to_nix_string()
 }
 
 /// What the requester says an input is.
@@ -368,7 +426,11 @@ fn check_references(input: &Input, info: &PathInfo) -> Result<(), Refusal> {
 fn is_other_content(error: &AddError) -> bool {
     matches!(
         error,
-        AddError::Naming(_) | AddError::Archive { .. } | AddError::Tree { .. } | AddError::Source(_)
+        AddError::Naming(_)
+            | AddError::Archive { .. }
+            | AddError::Tree { .. }
+            | AddError::Source(_)
+            | AddError::Arrived(_)
     )
 }
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// What peers said of paths, remembered between asking for presence and fetching: about a kilobyte each.
-pub const SHOWN: usize = 65_536;
+/// Bytes of what peers said of paths, remembered between asking for presence and fetching: half a
+/// kilobyte each, and its record where it has one, which names every input of its build.
+pub const SHOWN_BYTES: usize = 64 << 20;
 
 /// Providers that are asked what they know of one path. A fetch uses as many at once.
 pub const PROVIDERS: usize = 4;
@@ -36,6 +37,9 @@ pub const REQUEST_DERIVATIONS: usize = 65_536;
 /// Bytes of their texts.
 pub const REQUEST_DERIVATION_BYTES: usize = 512 << 20;
 
+/// Bytes of a request's inputs: the closure of a large desktop is some 20 GB.
+pub const REQUEST_INPUT_BYTES: u64 = 64 << 30;
+
 /// Seconds for which a build request is good: long enough for a builder that is slow to take it up.
 pub const REQUEST_TIME: u64 = 600;
 
@@ -64,6 +68,6 @@ pub const ASSUMED_ROUND_TRIP: u32 = 5;
 /// Bandwidth that is assumed of a peer, in bytes per second: an ordinary local network.
 pub const ASSUMED_BANDWIDTH: u64 = 100_000_000;
 
-/// Trees of other builds' inputs that nobody vouches for are kept as long as the build needs them, at
-/// most so many at once in one request.
+/// Other paths that are looked at to find out whether the record of one is believed. The inputs of the
+/// inputs of a package of nixpkgs are some hundreds.
 pub const EVIDENCE: usize = 4096;

@@ -89,9 +89,18 @@ fn opened(envelope: &Envelope) -> Result<BuildRecord, String> {
     Ok(record)
 }
 
+/// Whether the word of a member with the role `store` is enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// It is: the member is asked what it has.
+    Counts,
+    /// It is not: the member wants something of this node, and what it says is its own request's matter.
+    DoesNotCount,
+}
+
 /// Judges what the member `peer` shows of a path. `accepted` has what is accepted of the inputs of its
 /// record, as far as known.
-pub fn judge(members: &Members, peer: NodeKey, shown: &Shown, accepted: &Accepted) -> Verdict {
+pub fn judge(members: &Members, peer: NodeKey, shown: &Shown, accepted: &Accepted, word: Word) -> Verdict {
     if names_itself(&shown.info) {
         return Verdict::Accepted(Origin::Content);
     }
@@ -115,7 +124,7 @@ pub fn judge(members: &Members, peer: NodeKey, shown: &Shown, accepted: &Accepte
             needs.clear();
         }
     }
-    if members.may(peer, Role::Store) {
+    if word == Word::Counts && members.may(peer, Role::Store) {
         return Verdict::Accepted(Origin::Peer { peer });
     }
     if !needs.is_empty() {
@@ -129,9 +138,12 @@ pub fn judge(members: &Members, peer: NodeKey, shown: &Shown, accepted: &Accepte
         ),
         Err(why) => why,
     };
+    let no_word = match word {
+        Word::Counts => format!("{peer} does not have the role 'store', on whose word it could be taken"),
+        Word::DoesNotCount => "nobody's word is taken for the inputs of his own request".to_owned(),
+    };
     Verdict::Refused(format!(
-        "{path} from {peer} is not accepted: {why}, and {peer} does not have the role 'store', on whose word it \
-         could be taken"
+        "{path} from {peer} is not accepted: {why}, and {no_word}"
     ))
 }
 

@@ -102,7 +102,8 @@ fn accepted(inputs: &[(&str, u8)]) -> Accepted {
 fn a_record_counts_where_every_input_is_accepted_as_what_it_names() {
     let shown = built(2, &[("gcc", 5), ("libc", 6)]);
     let peer = secret(1).key();
-    let judge = |inputs: &[(&str, u8)]| judge(&members(NO_STORE), peer, &shown, &accepted(inputs));
+    let judge =
+        |inputs: &[(&str, u8)]| judge(&members(NO_STORE), peer, &shown, &accepted(inputs), Word::Counts);
     let builder = secret(2).key();
     assert_eq!(
         judge(&[("gcc", 5), ("libc", 6)]),
@@ -123,11 +124,23 @@ fn a_record_counts_where_every_input_is_accepted_as_what_it_names() {
 fn a_record_counts_only_by_a_member_with_the_role_build() {
     let peer = secret(1).key();
     let taken: &[(u8, &[Role])] = &[(1, &[Role::Store]), (2, &[Role::Store, Role::Build])];
-    let Verdict::Refused(why) = judge(&members(taken), peer, &built(2, &[]), &Accepted::new()) else {
+    let Verdict::Refused(why) = judge(
+        &members(taken),
+        peer,
+        &built(2, &[]),
+        &Accepted::new(),
+        Word::Counts,
+    ) else {
         panic!()
     };
     assert!(why.contains("does not have the role 'build'"), "{why}");
-    let Verdict::Refused(_) = judge(&members(NO_STORE), peer, &built(9, &[]), &Accepted::new()) else {
+    let Verdict::Refused(_) = judge(
+        &members(NO_STORE),
+        peer,
+        &built(9, &[]),
+        &Accepted::new(),
+        Word::Counts,
+    ) else {
         panic!("a stranger's record")
     };
 }
@@ -138,7 +151,7 @@ fn a_record_counts_only_for_exactly_its_content() {
     let members = members(NO_STORE);
     let honest = built(2, &[]);
     assert!(matches!(
-        judge(&members, peer, &honest, &Accepted::new()),
+        judge(&members, peer, &honest, &Accepted::new(), Word::Counts),
         Verdict::Accepted(Origin::Record { .. })
     ));
     let changes: [fn(&mut Shown); 7] = [
@@ -153,7 +166,7 @@ fn a_record_counts_only_for_exactly_its_content() {
     for (number, change) in changes.into_iter().enumerate() {
         let mut shown = honest.clone();
         change(&mut shown);
-        let verdict = judge(&members, peer, &shown, &Accepted::new());
+        let verdict = judge(&members, peer, &shown, &Accepted::new(), Word::Counts);
         assert!(
             matches!(verdict, Verdict::Refused(_)),
             "change {number}: {verdict:?}"
@@ -171,7 +184,13 @@ fn a_record_signed_by_another_than_its_builder_does_not_count() {
         info,
         record: Some(envelope),
     };
-    let verdict = judge(&members(NO_STORE), secret(1).key(), &shown, &Accepted::new());
+    let verdict = judge(
+        &members(NO_STORE),
+        secret(1).key(),
+        &shown,
+        &Accepted::new(),
+        Word::Counts,
+    );
     let Verdict::Refused(why) = verdict else { panic!() };
     assert!(why.contains("signed by another"), "{why}");
 }
@@ -184,10 +203,29 @@ fn the_word_of_a_member_with_the_role_store_counts_for_itself_alone() {
     };
     let only_two: &[(u8, &[Role])] = &[(1, &[Role::Store])];
     let (one, two) = (secret(1).key(), secret(2).key());
-    let verdict = judge(&members(only_two), two, &shown, &Accepted::new());
+    let verdict = judge(&members(only_two), two, &shown, &Accepted::new(), Word::Counts);
     assert_eq!(verdict, Verdict::Accepted(Origin::Peer { peer: two }));
-    let verdict = judge(&members(only_two), one, &shown, &Accepted::new());
+    let verdict = judge(&members(only_two), one, &shown, &Accepted::new(), Word::Counts);
     assert!(matches!(verdict, Verdict::Refused(_)));
+}
+
+#[test]
+fn nobody_s_word_counts_for_the_inputs_of_his_own_request() {
+    let shown = Shown {
+        info: info("hello", 1),
+        record: None,
+    };
+    let one = secret(1).key();
+    let judged = |word| judge(&members(&[]), one, &shown, &Accepted::new(), word);
+    assert_eq!(
+        judged(Word::Counts),
+        Verdict::Accepted(Origin::Peer { peer: one })
+    );
+    assert!(matches!(judged(Word::DoesNotCount), Verdict::Refused(_)));
+    // What speaks for itself does.
+    let shown = built(2, &[]);
+    let verdict = judge(&members(&[]), one, &shown, &Accepted::new(), Word::DoesNotCount);
+    assert!(matches!(verdict, Verdict::Accepted(Origin::Record { .. })));
 }
 
 #[test]
@@ -204,10 +242,22 @@ fn what_names_itself_needs_nobody() {
         record: None,
     };
     let nobody = secret(9).key();
-    let verdict = judge(&members(NO_STORE), nobody, &shown(&info), &Accepted::new());
+    let verdict = judge(
+        &members(NO_STORE),
+        nobody,
+        &shown(&info),
+        &Accepted::new(),
+        Word::Counts,
+    );
     assert_eq!(verdict, Verdict::Accepted(Origin::Content));
     // A content address that does not give the path proves nothing.
     info.path = path("x");
-    let verdict = judge(&members(NO_STORE), nobody, &shown(&info), &Accepted::new());
+    let verdict = judge(
+        &members(NO_STORE),
+        nobody,
+        &shown(&info),
+        &Accepted::new(),
+        Word::Counts,
+    );
     assert!(matches!(verdict, Verdict::Refused(_)));
 }

@@ -10,6 +10,7 @@ use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
 use super::limits::PROVIDERS;
+use super::policy::{Accepted, Word};
 
 impl TeamNode {
     /// Answers a question of the coordinator. `own`: what this node has of the paths, and its size.
@@ -85,6 +86,7 @@ impl TeamNode {
             })
             .collect();
         let mut found = BTreeMap::new();
+        let mut accepted = Accepted::new();
         // In each round every path is asked of the best holder that has not been asked for it yet.
         for round in 0..PROVIDERS {
             let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
@@ -100,7 +102,7 @@ impl TeamNode {
             for (peer, paths, shown) in futures::future::join_all(answers).await {
                 for (path, shown) in paths.into_iter().zip(shown) {
                     let Some(shown) = shown else { continue };
-                    if let Err(why) = self.accept(peer, &shown).await {
+                    if let Err(why) = self.accept(peer, &shown, Word::Counts, &mut accepted).await {
                         tracing::info!(%path, %peer, why, "a path that is there is not accepted");
                         continue;
                     }

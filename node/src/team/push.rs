@@ -7,6 +7,7 @@ use tvix_node_coordinator::{Event, PushId};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::limits::PUSH_BYTES;
 use tvix_node_protocol::messages::{PushRefusal, Shown};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_swarm::PushError;
@@ -15,6 +16,7 @@ use tvix_node_swarm::events::IncomingPush;
 use super::TeamNode;
 use super::fetch::{Item, Keep};
 use super::limits::{CLOSURE, OFFERED};
+use super::policy::{Accepted, Word};
 use super::shelf::shown;
 use crate::daemon::depot::DepotError;
 use crate::daemon::folder::FolderError;
@@ -82,6 +84,7 @@ impl TeamNode {
         if store == me {
             return Ok(());
         }
+        let roots: BTreeSet<StorePath> = paths.iter().cloned().collect();
         let closure = self
             .depot
             .blocking(move |store| Ok(store.closure(paths.iter())?))
@@ -94,7 +97,8 @@ impl TeamNode {
         let missing: Vec<PathInfo> = closure
             .into_iter()
             .zip(has)
-            .filter(|(_, has)| !has)
+            // What is asked for is offered in any case: the store has to confirm it with its content.
+            .filter(|(info, has)| !has || roots.contains(&info.path))
             .map(|(info, _)| info)
             .collect();
         let offered: Vec<Shown> = self
@@ -107,8 +111,8 @@ impl TeamNode {
                 Ok(offered)
             })
             .await?;
-        for part in offered.chunks(OFFERED) {
-            self.swarm.push(store, part.to_vec()).await?;
+        for part in parts(offered) {
+            self.swarm.push(store, part).await?;
         }
         Ok(())
     }
@@ -129,6 +133,7 @@ impl TeamNode {
             Err(error) => return taken.refuse(PushRefusal::Failed, error.to_string()).await,
         };
         let mut items = BTreeMap::new();
+        let mut accepted = Accepted::new();
         for (shown, own) in paths.iter().zip(own) {
             let path = &shown.info.path;
             match own {
@@ -139,7 +144,7 @@ impl TeamNode {
                 }
                 None => {}
             }
-            let origin = match self.accept(peer, shown).await {
+            let origin = match self.accept(peer, shown, Word::Counts, &mut accepted).await {
                 Ok(origin) => origin,
                 Err(why) => return taken.refuse(PushRefusal::Policy, why).await,
             };
@@ -175,6 +180,27 @@ impl TeamNode {
     }
 }
 
+/// Cuts an offer so that each part fits into a message.
+fn parts(offered: Vec<Shown>) -> Vec<Vec<Shown>> {
+    let mut parts: Vec<Vec<Shown>> = Vec::new();
+    let mut room = 0;
+    for shown in offered {
+        let record = shown.record.as_ref().map_or(0, |record| record.payload.len());
+        let size = 1024 + record + shown.info.references.len() * 256;
+        match parts.last_mut() {
+            Some(part) if part.len() < OFFERED && size <= room => {
+                room -= size;
+                part.push(shown);
+            }
+            _ => {
+                room = (PUSH_BYTES / 2).saturating_sub(size);
+                parts.push(vec![shown]);
+            }
+        }
+    }
+    parts
+}
+
 /// A closure, or what is left of one, with references before what refers to them.
 fn references_first(infos: Vec<PathInfo>) -> Vec<PathInfo> {
     let mut left: BTreeMap<StorePath, PathInfo> =
@@ -190,17 +216,65 @@ fn references_first(infos: Vec<PathInfo>) -> Vec<PathInfo> {
             }
         }
     }
-    debug_assert!(is_ordered(&ordered));
     ordered
 }
 
-fn is_ordered(infos: &[PathInfo]) -> bool {
-    let all: BTreeSet<&StorePath> = infos.iter().map(|info| &info.path).collect();
-    let mut seen = BTreeSet::new();
-    infos.iter().all(|info| {
-        let mut references = info.references.iter();
-        let ready = references.all(|path| *path == info.path || !all.contains(path) || seen.contains(path));
-        seen.insert(&info.path);
-        ready
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tvix_node_protocol::path_info::NarHash;
+    use tvix_node_protocol::tree::TreeDigest;
+
+    fn path(name: &str) -> StorePath {
+        let mut hash = [0; 20];
+        hash.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..20]);
+        StorePath::from_parts(hash, name).unwrap()
+    }
+
+    fn info(name: &str, references: &[&str]) -> PathInfo {
+        PathInfo {
+            path: path(name),
+            tree: TreeDigest([1; 32]),
+            nar_hash: NarHash([1; 32]),
+            nar_size: 1,
+            references: references.iter().map(|name| path(name)).collect(),
+            deriver: None,
+            ca: None,
+            origin: Origin::Built,
+            registered: 1,
+            signatures: vec![],
+        }
+    }
+
+    #[test]
+    fn references_are_offered_before_what_refers_to_them() {
+        let ordered = references_first(vec![
+            info("a", &["b", "c", "a"]),
+            info("b", &["c", "gone"]),
+            info("c", &[]),
+            info("d", &["a"]),
+        ]);
+        let at = |name: &str| ordered.iter().position(|info| info.path == path(name)).unwrap();
+        assert!(at("c") < at("b") && at("b") < at("a") && at("a") < at("d"));
+        // Even where something refers in a circle, all of it is offered.
+        assert_eq!(
+            references_first(vec![info("x", &["y"]), info("y", &["x"])]).len(),
+            2
+        );
+    }
+
+    #[test]
+    fn an_offer_is_cut_into_parts_that_fit() {
+        let shown = |name: &str, references: &[&str]| Shown {
+            info: info(name, references),
+            record: None,
+        };
+        let many: Vec<Shown> = (0..OFFERED * 2 + 1)
+            .map(|n| shown(&format!("p{n}"), &[]))
+            .collect();
+        let cut = parts(many.clone());
+        assert_eq!(cut.len(), 3);
+        assert_eq!(cut.concat(), many);
+        assert!(parts(vec![]).is_empty());
+    }
 }

@@ -15,10 +15,10 @@ use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::roster::Role;
 use tvix_node_store::Prepared;
-use tvix_node_swarm::{Arrival, BuildCall, BuildCallError, BuildEvent};
+use tvix_node_swarm::{BuildCall, BuildCallError, BuildEvent};
 
 use super::TeamNode;
-use super::fetch::{FetchFailure, remove};
+use super::fetch::FetchFailure;
 use super::limits::{LAST_WORDS, REQUEST_TIME};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
@@ -343,11 +343,10 @@ impl TeamNode {
             name: name.to_owned(),
             source,
         };
-        let (prepared, arrivals) = self.bring_outputs(order.node, infos).await.map_err(failed)?;
+        let prepared = self.bring_outputs(order.node, infos).await.map_err(failed)?;
         self.depot
             .register(order.derivation.clone(), prepared, envelope.clone(), note)
             .await?;
-        arrivals.iter().for_each(|arrival| remove(arrival));
         let delivery = Delivery::OwnStore;
         Ok(Delivered { outputs, delivery })
     }
@@ -357,7 +356,7 @@ impl TeamNode {
         self: &Arc<Self>,
         builder: NodeKey,
         infos: BTreeMap<String, PathInfo>,
-    ) -> Result<(Vec<Prepared>, Vec<Arc<Arrival>>), FetchFailure> {
+    ) -> Result<Vec<Prepared>, FetchFailure> {
         let own: BTreeSet<StorePath> = infos.values().map(|info| info.path.clone()).collect();
         let references: BTreeSet<StorePath> = infos
             .values()
@@ -375,7 +374,7 @@ impl TeamNode {
             futures::future::try_join_all(bringing)
         );
         ensured?;
-        Ok(brought?.into_iter().unzip())
+        brought
     }
 
     async fn line(&self, build: BuildId, line: &[u8]) {
