@@ -9,7 +9,7 @@ use tvix_node_protocol::nix::hash::CAHash;
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
 use tvix_node_protocol::tree::TreeDigest;
 
-use crate::arrived::{self, Arrived, ArrivedError, BuildError};
+use crate::arrived::{self, Arrived, ArrivedError, BuildError, Origins};
 use crate::commit::Batch;
 use crate::disk::FileError;
 use crate::index::IndexError;
@@ -20,6 +20,7 @@ use crate::naming::{
 use crate::nar_reader::{NarFault, NarReadError, expect_end, read_nar};
 use crate::nar_tap::{NarSummary, NarTap};
 use crate::scan::Candidates;
+use crate::share::Sharing;
 use crate::source_walk::{SourceError, WalkError, read_source};
 use crate::store::Store;
 use crate::tree_writer::{TreeWriteError, TreeWriter, Written};
@@ -197,13 +198,25 @@ impl Store {
         content: &dyn Arrived,
         naming: Naming,
     ) -> Result<Prepared, AddError> {
+        let origins = Origins::ArrivedAndStored;
+        self.prepare_from(root, content, naming, origins, &self.inner.sharing)
+    }
+
+    pub(crate) fn prepare_from(
+        &self,
+        root: TreeDigest,
+        content: &dyn Arrived,
+        naming: Naming,
+        origins: Origins,
+        sharing: &Sharing,
+    ) -> Result<Prepared, AddError> {
         let method = method_of(&naming)?;
         let most = match &naming {
             Naming::Content(_) => None,
             Naming::Known(info) | Naming::KnownArchive(info) => Some(info.nar_size),
         };
-        let (summary, written) = self.write_tree(method, None, |tap, writer| {
-            arrived::build(self, root, content, most, tap, writer).map_err(from_build)
+        let (summary, written) = self.write_tree_sharing(sharing, method, None, |tap, writer| {
+            arrived::build(self, root, (content, origins), most, tap, writer).map_err(from_build)
         })?;
         describe(naming, method, summary, written)
     }
@@ -326,8 +339,18 @@ impl Store {
     }
 
     /// Runs `read` over a new tree and its archive.
-    fn write_tree(
+    pub(crate) fn write_tree(
         &self,
+        method: Option<Method>,
+        candidates: Option<&Candidates>,
+        read: impl FnOnce(&mut NarTap<'_>, &mut TreeWriter<'_>) -> Result<(), AddError>,
+    ) -> Result<(NarSummary, Written), AddError> {
+        self.write_tree_sharing(&self.inner.sharing, method, candidates, read)
+    }
+
+    fn write_tree_sharing(
+        &self,
+        sharing: &Sharing,
         method: Option<Method>,
         candidates: Option<&Candidates>,
         read: impl FnOnce(&mut NarTap<'_>, &mut TreeWriter<'_>) -> Result<(), AddError>,
@@ -337,7 +360,7 @@ impl Store {
         let mut tap = NarTap::new(&inner.buffers, extra, candidates.map(Candidates::scanner));
         let temporary = Temporary::new(&inner.trees, inner.next_number());
         let flat = method.and_then(Method::flat);
-        let mut writer = TreeWriter::new(&inner.index, &inner.sharing, temporary, flat);
+        let mut writer = TreeWriter::new(&inner.index, sharing, temporary, flat);
         read(&mut tap, &mut writer)?;
         let written = writer.finish()?;
         let summary = tap.finish().map_err(|source| SourceError::Read {
@@ -471,7 +494,7 @@ fn check_fixed(
     check_path(&info.path, &computed, &BTreeSet::new())
 }
 
-fn from_nar(error: NarReadError) -> AddError {
+pub(crate) fn from_nar(error: NarReadError) -> AddError {
     match error {
         NarReadError::Fault(fault) => fault.into(),
         NarReadError::Write(error) => error.into(),

@@ -159,11 +159,19 @@ impl From<TreeWriteError> for BuildError {
     }
 }
 
+/// Where the bytes of files may come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origins {
+    /// What did not arrive is taken from the store.
+    ArrivedAndStored,
+    ArrivedOnly,
+}
+
 /// Builds the tree with this digest. `most`: bytes that its archive has, where that is known.
 pub(crate) fn build(
     store: &Store,
     root: TreeDigest,
-    content: &dyn Arrived,
+    (content, origins): (&dyn Arrived, Origins),
     most: Option<u64>,
     tap: &mut NarTap<'_>,
     writer: &mut TreeWriter<'_>,
@@ -171,6 +179,7 @@ pub(crate) fn build(
     Build {
         store,
         content,
+        origins,
         most: most.unwrap_or_else(|| content.most_bytes()),
         place: Vec::new(),
         tap,
@@ -189,6 +198,7 @@ struct Level {
 struct Build<'a, 't, 'w> {
     store: &'a Store,
     content: &'a dyn Arrived,
+    origins: Origins,
     most: u64,
     /// Names from the root to the object at hand, for messages.
     place: Vec<PathComponent>,
@@ -365,7 +375,12 @@ impl Build<'_, '_, '_> {
             Some(ArrivedFile::Bytes(bytes)) => copy_file(&mut &bytes[..], what, self.tap, self.writer),
             Some(ArrivedFile::File(mut opened)) => copy_file(&mut opened, what, self.tap, self.writer),
             None => {
-                let stored = self.store.open_blob(&file.blob).map_err(ArrivedError::from)?;
+                let stored = match self.origins {
+                    Origins::ArrivedAndStored => {
+                        self.store.open_blob(&file.blob).map_err(ArrivedError::from)?
+                    }
+                    Origins::ArrivedOnly => None,
+                };
                 let missing = || ArrivedError::MissingBlob {
                     blob: file.blob,
                     place: self.place(),

@@ -11,7 +11,6 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{ReadableTable, WriteTransaction};
 use rustix::io::Errno;
@@ -22,14 +21,14 @@ use crate::add::{AddError, Prepared};
 use crate::disk::{Context, FileError};
 use crate::index::{
     IndexError, IndexFault, PATHS, PathRecord, UNACCEPTED, insert_path, insert_tree, path_key, read_path,
-    read_unaccepted,
+    read_unaccepted, write_uses,
 };
 use crate::intent::Intended;
 use crate::leases::Lease;
 use crate::limits::RESERVED_BYTES;
 use crate::records::RecordRow;
 use crate::registration::Registration;
-use crate::store::{Inner, Store};
+use crate::store::{Inner, Store, now};
 use crate::sync::sync_trees;
 use crate::tree_writer::Written;
 use crate::trees::unaccepted_name;
@@ -188,10 +187,10 @@ impl Inner {
         }
         self.check_space()?;
         let mut registration = Registration::begin(self, &intended_names(group))?;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs());
+        let now = now();
+        let uses = self.leases.take_uses();
         let written = self.index.write(|transaction| {
+            write_uses(transaction, &uses)?;
             group.iter_mut().try_for_each(|job| {
                 job.outcome = Some(self.register_job(transaction, job, now, &mut registration)?);
                 Ok(())

@@ -29,6 +29,11 @@ impl FileError {
         Self { action, path, source }
     }
 
+    pub(crate) fn of_io(action: &'static str, path: impl Into<PathBuf>, error: &std::io::Error) -> Self {
+        let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+        Self::new(action, path, errno)
+    }
+
     /// Whether the file system or the user's quota is full.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -203,6 +208,12 @@ impl Disk {
     ) -> Result<(), Errno> {
         step!(self, Rename);
         rustix::fs::renameat(from.0, from.1, to.0, to.1)
+    }
+
+    /// Two names change places in one step.
+    pub(crate) fn exchange(&self, parent: BorrowedFd<'_>, one: &[u8], other: &[u8]) -> Result<(), Errno> {
+        step!(self, Rename);
+        rustix::fs::renameat_with(parent, one, parent, other, RenameFlags::EXCHANGE)
     }
 
     pub(crate) fn unlink(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {

@@ -4,7 +4,8 @@
 //! Only when the index on the disk does not know a tree any more is the tree moved out of the way and
 //! removed, so a crash leaves at most rubbish, never a valid path without its tree.
 
-use std::collections::{BTreeSet, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -14,14 +15,14 @@ use tvix_node_protocol::tree::TreeDigest;
 
 use crate::disk::FileError;
 use crate::index::{
-    IndexError, IndexFault, PATHS, PathRecord, RECORD_OUTPUTS, RECORDS, ROOTS, UNACCEPTED, path_from_key,
-    path_key, read_path, remove_path, remove_tree,
+    IndexError, IndexFault, PATHS, PathRecord, RECORD_OUTPUTS, RECORDS, ROOTS, UNACCEPTED, USED,
+    path_from_key, path_key, read_path, remove_path, remove_tree, write_uses,
 };
 use crate::intent::Intended;
 use crate::limits::LOG_BYTES;
 use crate::logs::LogError;
 use crate::registration::Registration;
-use crate::store::{Inner, Store};
+use crate::store::{Inner, Store, now};
 use crate::trees::unaccepted_name;
 
 /// What a collection does.
@@ -29,8 +30,13 @@ use crate::trees::unaccepted_name;
 pub struct GcOptions {
     /// Only say what would go.
     pub dry_run: bool,
-    /// Stop when so many bytes of archives have gone; none: everything that can go.
+    /// Stop when so many bytes of archives have gone; none: everything that can go. What was not used
+    /// for longest goes first.
     pub most: Option<u64>,
+    /// Stop when the archives of what is left have at most so many bytes together.
+    pub target: Option<u64>,
+    /// Keep what was added or used in the last so many seconds, and what it refers to.
+    pub younger_than: Option<u64>,
     /// Keep also these paths and what they refer to.
     pub keep: BTreeSet<StorePath>,
 }
@@ -83,6 +89,12 @@ impl Store {
     /// [`GcError`]
     pub fn gc(&self, options: &GcOptions) -> Result<GcReport, GcError> {
         let inner = &self.inner;
+        let uses = inner.leases.take_uses();
+        if !uses.is_empty() {
+            inner
+                .index
+                .write_lazily(|transaction| write_uses(transaction, &uses))?;
+        }
         if options.dry_run {
             let held = inner.leases.lock();
             let leased = held.values().flatten().cloned().collect();
@@ -143,24 +155,33 @@ impl Inner {
         let mut sweep = Sweep::default();
         let (roots, stale) = self.read_roots(&transaction.open_table(ROOTS)?)?;
         let roots = roots.into_iter().map(|root| root.path);
-        let live = {
-            let paths = transaction.open_table(PATHS)?;
-            let start = roots
-                .chain(leased.iter().cloned())
-                .chain(options.keep.iter().cloned());
-            mark(&paths, start)?
-        };
-        let mut dead = Vec::new();
-        for entry in transaction.open_table(PATHS)?.iter()? {
-            let (key, record) = entry?;
-            let path = path_from_key(key.value())?;
-            if live.contains(&path) {
-                sweep.report.kept += 1;
-            } else {
-                dead.push(PathRecord::decode(path, record.value())?);
-            }
+        let mut all = read_all(transaction)?;
+        let since = options.younger_than.map(|seconds| now().saturating_sub(seconds));
+        let young = all
+            .iter()
+            .filter(|(_, used)| since.is_some_and(|since| *used >= since));
+        let start = roots
+            .chain(leased.iter().cloned())
+            .chain(options.keep.iter().cloned())
+            .chain(young.map(|(record, _)| record.info.path.clone()));
+        let live = mark(&transaction.open_table(PATHS)?, start)?;
+        let mut total: u64 = all.iter().map(|(record, _)| record.info.nar_size).sum();
+        for record in transaction.open_table(UNACCEPTED)?.iter()? {
+            let (key, record) = record?;
+            let path = path_from_key(key.value().0)?;
+            total += PathRecord::decode(path, record.value())?.info.nar_size;
         }
-        let full = |report: &GcReport| options.most.is_some_and(|most| report.bytes >= most);
+        let before = all.len();
+        all.retain(|(record, _)| !live.contains(&record.info.path));
+        let dead = all;
+        sweep.report.kept = (before - dead.len()) as u64;
+        let most = options
+            .target
+            .map(|target| total.saturating_sub(target))
+            .into_iter()
+            .chain(options.most)
+            .min();
+        let full = |report: &GcReport| most.is_some_and(|most| report.bytes >= most);
         // A path goes before what it refers to, so a collection that stops early leaves closures whole.
         for record in referrers_first(dead) {
             if full(&sweep.report) {
@@ -173,7 +194,10 @@ impl Inner {
             sweep.names.push(record.info.path.to_basename());
             sweep.report.removed.push(record.info.path);
         }
-        self.sweep_unaccepted(transaction, &leased, &mut sweep, &full)?;
+        let keeps = |record: &PathRecord| {
+            leased.contains(&record.info.path) || since.is_some_and(|since| record.info.registered >= since)
+        };
+        self.sweep_unaccepted(transaction, &keeps, &mut sweep, &full)?;
         sweep_records(transaction)?;
         let mut table = transaction.open_table(ROOTS)?;
         for link in &stale {
@@ -186,7 +210,7 @@ impl Inner {
     fn sweep_unaccepted(
         &self,
         transaction: &WriteTransaction,
-        leased: &HashSet<StorePath>,
+        keeps: &dyn Fn(&PathRecord) -> bool,
         sweep: &mut Sweep,
         full: &dyn Fn(&GcReport) -> bool,
     ) -> Result<(), IndexFault> {
@@ -195,8 +219,9 @@ impl Inner {
         for entry in unaccepted.iter()? {
             let (key, record) = entry?;
             let path = path_from_key(key.value().0)?;
-            if !leased.contains(&path) {
-                dead.push(PathRecord::decode(path, record.value())?);
+            let record = PathRecord::decode(path, record.value())?;
+            if !keeps(&record) {
+                dead.push(record);
             }
         }
         for record in dead {
@@ -212,6 +237,21 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// All accepted paths, each with when it was added or last used.
+fn read_all(transaction: &WriteTransaction) -> Result<Vec<(PathRecord, u64)>, IndexFault> {
+    let used = transaction.open_table(USED)?;
+    let paths = transaction.open_table(PATHS)?;
+    let mut all = Vec::new();
+    for entry in paths.iter()? {
+        let (key, record) = entry?;
+        let record = PathRecord::decode(path_from_key(key.value())?, record.value())?;
+        let used = used.get(key.value())?.map_or(0, |time| time.value());
+        let last = used.max(record.info.registered);
+        all.push((record, last));
+    }
+    Ok(all)
 }
 
 /// Everything that is reached.
@@ -239,8 +279,10 @@ fn mark(
     Ok(live)
 }
 
-/// Orders paths so that each comes before what it refers to.
-fn referrers_first(dead: Vec<PathRecord>) -> Vec<PathRecord> {
+/// Orders paths so that each comes before what it refers to, and among those that could be next the one
+/// that was not used for longest.
+fn referrers_first(dead: Vec<(PathRecord, u64)>) -> Vec<PathRecord> {
+    let (dead, used): (Vec<PathRecord>, Vec<u64>) = dead.into_iter().unzip();
     let numbers: std::collections::HashMap<StorePath, usize> = dead
         .iter()
         .enumerate()
@@ -262,14 +304,17 @@ fn referrers_first(dead: Vec<PathRecord>) -> Vec<PathRecord> {
             .into_iter()
             .for_each(|number| referrers[number] += 1);
     }
-    let mut ready: Vec<usize> = (0..dead.len()).filter(|&number| referrers[number] == 0).collect();
+    let mut ready: BinaryHeap<Reverse<(u64, usize)>> = (0..dead.len())
+        .filter(|&number| referrers[number] == 0)
+        .map(|number| Reverse((used[number], number)))
+        .collect();
     let mut order = Vec::with_capacity(dead.len());
-    while let Some(number) = ready.pop() {
+    while let Some(Reverse((_, number))) = ready.pop() {
         order.push(number);
         for reference in references(&dead[number]) {
             referrers[reference] -= 1;
             if referrers[reference] == 0 {
-                ready.push(reference);
+                ready.push(Reverse((used[reference], reference)));
             }
         }
     }
@@ -308,3 +353,7 @@ fn sweep_records(transaction: &WriteTransaction) -> Result<(), IndexFault> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "gc_tests.rs"]
+mod tests;

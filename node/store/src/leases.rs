@@ -8,13 +8,16 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
 
 use crate::index::IndexError;
-use crate::store::Inner;
+use crate::limits::NOTED_USES;
+use crate::store::{Inner, now};
 
 /// All leases of a store.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     next: AtomicU64,
     held: Mutex<HashMap<u64, HashSet<StorePath>>>,
+    /// Paths used since that was last written down.
+    used: Mutex<HashMap<StorePath, u64>>,
 }
 
 pub(crate) type Held<'a> = MutexGuard<'a, HashMap<u64, HashSet<StorePath>>>;
@@ -23,6 +26,23 @@ impl Leases {
     /// While the answer is held, no path can be leased.
     pub(crate) fn lock(&self) -> Held<'_> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_use<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath>) {
+        let now = now();
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in paths {
+            if used.len() >= NOTED_USES {
+                // What is missing is at most collected too early, and nobody was using it any more.
+                return;
+            }
+            used.insert(path.clone(), now);
+        }
+    }
+
+    /// What was used since this was asked last.
+    pub(crate) fn take_uses(&self) -> HashMap<StorePath, u64> {
+        std::mem::take(&mut self.used.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -58,6 +78,7 @@ impl Lease {
         paths: impl IntoIterator<Item = &'p StorePath> + Clone,
     ) -> Result<Vec<Option<PathInfo>>, IndexError> {
         self.reserve(paths.clone());
+        self.store.leases.note_use(paths.clone());
         // Read after the lease is written down: a collection that did not see it has ended.
         let records = self.store.index.paths(paths)?;
         Ok(records

@@ -44,6 +44,9 @@ pub const FINGERPRINT_BYTES: usize = 4096;
 /// Build records of different builders kept for one build key. More than any quorum asks for.
 pub const RECORDS_PER_KEY: usize = 64;
 
+/// Uses of paths that are remembered until they are written down, with the next addition or collection.
+pub const NOTED_USES: usize = 1 << 18;
+
 /// Roots. Each is a link that somebody made by hand or by a command.
 pub const ROOTS: u64 = 1 << 20;
 
@@ -56,6 +59,15 @@ pub const LOG_FILE_BYTES: u64 = 256 << 20;
 /// Threads that sync files at once: disks take some dozen requests together, and each thread waits more
 /// than it works.
 pub const SYNC_THREADS: usize = 16;
+
+/// Paths that are looked up at once while the whole store is checked.
+pub const VERIFY_GROUP: usize = 1024;
+
+/// Paths that one path in an export may refer to. The largest have some thousand.
+pub const EXPORT_REFERENCES: u64 = 1 << 20;
+
+/// Paths of an export that are registered together, so that they share a sync.
+pub const IMPORT_GROUP: usize = 64;
 
 /// Paths that are fetched for one path from a binary cache. The largest systems have some 100,000.
 pub const CLOSURE_PATHS: usize = 1 << 20;

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use rustix::fs::FileType;
@@ -12,7 +13,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, PathComponent, Tree, TreeDigest};
 
-use crate::disk::{FileError, open_directory};
+use crate::disk::{CANONICAL_TIME, FileError, list, open_directory};
 use crate::index::{IndexError, PathRecord};
 use crate::nar_framing as framing;
 use crate::store::Store;
@@ -40,6 +41,9 @@ pub enum ReadError {
         /// How.
         reason: &'static str,
     },
+    /// A tree that no tree in the store has.
+    #[error("the store has no tree {0}")]
+    NoObject(TreeDigest),
     /// The index cannot be read.
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -196,6 +200,15 @@ impl Store {
     }
 
     fn dump_record(&self, record: &PathRecord, to: &mut impl Write) -> Result<u64, ReadError> {
+        self.dump(record, to, false)
+    }
+
+    /// Writes the archive of a tree and looks at everything that is not in it, too.
+    pub(crate) fn check_dump(&self, record: &PathRecord, to: &mut impl Write) -> Result<u64, ReadError> {
+        self.dump(record, to, true)
+    }
+
+    fn dump(&self, record: &PathRecord, to: &mut impl Write, checked: bool) -> Result<u64, ReadError> {
         let trees = &self.inner.trees;
         let name = self.inner.index.tree_name(record.number)?;
         let name = name.ok_or_else(|| ReadError::NotValid(record.info.path.clone()))?;
@@ -203,6 +216,7 @@ impl Store {
             store: self,
             path: trees.path().join(&name),
             to: Counted { to, count: 0 },
+            checked,
         };
         let root = self.node(record.info.tree, &dump.path)?;
         dump.tree(trees.fd(), name.as_bytes(), root)?;
@@ -221,7 +235,7 @@ impl Store {
     }
 }
 
-fn file_error(action: &'static str, path: PathBuf, error: Errno) -> ReadError {
+pub(crate) fn file_error(action: &'static str, path: PathBuf, error: Errno) -> ReadError {
     match error {
         Errno::NOENT | Errno::NOTDIR => ReadError::Damaged {
             path,
@@ -235,7 +249,7 @@ fn file_error(action: &'static str, path: PathBuf, error: Errno) -> ReadError {
     }
 }
 
-fn open_file(parent: BorrowedFd<'_>, name: &[u8]) -> Result<File, Errno> {
+pub(crate) fn open_file(parent: BorrowedFd<'_>, name: &[u8]) -> Result<File, Errno> {
     let fd = open_below(parent, name)?;
     if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
         return Err(Errno::INVAL);
@@ -273,6 +287,8 @@ struct Dump<'a, W> {
     /// Of the object at hand.
     path: PathBuf,
     to: Counted<W>,
+    /// Whether modes, times, link targets and names that should not be there are looked at.
+    checked: bool,
 }
 
 impl<W: Write> Dump<'_, W> {
@@ -282,7 +298,7 @@ impl<W: Write> Dump<'_, W> {
         match root {
             Tree::Directory(directory) => stack.push(self.open(parent, name, &directory, false)?),
             Tree::Leaf(Leaf::File { size, executable, .. }) => self.file(parent, name, size, executable)?,
-            Tree::Leaf(Leaf::Symlink(target)) => self.frame(|to| framing::symlink(to, target.as_bytes()))?,
+            Tree::Leaf(Leaf::Symlink(target)) => self.link(parent, name, target.as_bytes())?,
         }
         while let Some(level) = stack.last_mut() {
             let Some((name, node)) = level.entries.pop() else {
@@ -312,7 +328,7 @@ impl<W: Write> Dump<'_, W> {
                 Node::File { size, executable, .. } => {
                     self.file(parent, name.as_bytes(), size, executable)?
                 }
-                Node::Symlink(target) => self.frame(|to| framing::symlink(to, target.as_bytes()))?,
+                Node::Symlink(target) => self.link(parent, name.as_bytes(), target.as_bytes())?,
             }
             self.frame(|to| framing::after_node(to, true))?;
             self.path.pop();
@@ -329,6 +345,9 @@ impl<W: Write> Dump<'_, W> {
     ) -> Result<Level, ReadError> {
         let fd = open_directory(parent, name);
         let fd = fd.map_err(|error| file_error("open", self.path.clone(), error))?;
+        if self.checked {
+            self.check_directory(&fd, directory)?;
+        }
         self.frame(framing::open_directory)?;
         let mut entries: Vec<_> = directory
             .entries()
@@ -347,9 +366,12 @@ impl<W: Write> Dump<'_, W> {
     ) -> Result<(), ReadError> {
         let file = open_file(parent, name);
         let file = file.map_err(|error| file_error("open", self.path.clone(), error))?;
-        let length = file.metadata().map_err(|error| self.unreadable(&error))?.len();
-        if length != size {
+        let metadata = file.metadata().map_err(|error| self.unreadable(&error))?;
+        if metadata.len() != size {
             return Err(self.damaged("has another size than when it was registered"));
+        }
+        if self.checked {
+            self.check_metadata(metadata.mode(), metadata.mtime(), executable)?;
         }
         self.frame(|to| framing::open_file(to, executable, size))?;
         let mut file = file.take(size);
@@ -367,6 +389,42 @@ impl<W: Write> Dump<'_, W> {
             }
         }
         self.frame(|to| framing::close_file(to, size))
+    }
+
+    fn link(&mut self, parent: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<(), ReadError> {
+        if self.checked {
+            let found = rustix::fs::readlinkat(parent, name, Vec::new());
+            let found = found.map_err(|error| file_error("read the link", self.path.clone(), error))?;
+            if found.as_bytes() != target {
+                return Err(self.damaged("points elsewhere than when it was registered"));
+            }
+        }
+        self.frame(|to| framing::symlink(to, target))
+    }
+
+    fn check_directory(&self, fd: &OwnedFd, directory: &Directory) -> Result<(), ReadError> {
+        let fail = |error| file_error("list", self.path.clone(), error);
+        let stat = rustix::fs::fstat(fd).map_err(fail)?;
+        self.check_metadata(stat.st_mode, stat.st_mtime, true)?;
+        for (name, _) in list(fd).map_err(fail)? {
+            let known = PathComponent::new(&name).is_ok_and(|name| directory.get(&name).is_some());
+            if !known {
+                let path = self.path.join(String::from_utf8_lossy(&name).as_ref());
+                let reason = "was not there when the tree was registered";
+                return Err(ReadError::Damaged { path, reason });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_metadata(&self, mode: u32, time: i64, executable: bool) -> Result<(), ReadError> {
+        if mode & 0o7777 != if executable { 0o555 } else { 0o444 } {
+            return Err(self.damaged("has other permissions than when it was registered"));
+        }
+        if time != CANONICAL_TIME {
+            return Err(self.damaged("was written to after it was registered"));
+        }
+        Ok(())
     }
 
     fn frame(&mut self, write: impl FnOnce(&mut Counted<W>) -> io::Result<()>) -> Result<(), ReadError> {

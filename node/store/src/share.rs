@@ -55,6 +55,14 @@ pub(crate) struct Sharing {
 }
 
 impl Sharing {
+    /// Every file is a new one.
+    pub(crate) fn none() -> Self {
+        Self {
+            no_reflink: AtomicBool::new(true),
+            no_hard_link: AtomicBool::new(true),
+        }
+    }
+
     /// Makes `name` in `parent` an equal of a stored file, where that is possible.
     pub(crate) fn share(
         &self,

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tvix_node_protocol::StorePath;
 
 use crate::commit::Committer;
-use crate::index::Index;
+use crate::index::{Index, write_uses};
 use crate::leases::{Lease, Leases};
 use crate::nar_tap::Buffers;
 use crate::open::HomeLock;
@@ -41,10 +42,29 @@ pub(crate) struct Inner {
     pub(crate) _lock: HomeLock,
 }
 
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}
+
 impl Inner {
     /// The number of a new tree.
     pub(crate) fn next_number(&self) -> u64 {
         self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let uses = self.leases.take_uses();
+        if uses.is_empty() {
+            return;
+        }
+        if let Err(error) = self.index.write(|transaction| write_uses(transaction, &uses)) {
+            tracing::warn!(%error, "when paths were used last could not be written down");
+        }
     }
 }
 

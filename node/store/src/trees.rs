@@ -84,6 +84,17 @@ impl Trees {
         Ok(leftover)
     }
 
+    /// Gives a tree the name of another one, which gets the first one's; where none has it, just the
+    /// name.
+    pub(crate) fn put_in_place(&self, from: &str, to: &str) -> Result<(), FileError> {
+        let exchanged = self.disk.exchange(self.fd(), from.as_bytes(), to.as_bytes());
+        let placed = match exchanged {
+            Err(Errno::NOENT) => self.disk.rename(self.fd(), from.as_bytes(), to.as_bytes()),
+            exchanged => exchanged,
+        };
+        placed.on("put a whole tree in the place of", || self.path.join(to))
+    }
+
     /// Takes a tree out of the way and returns its name in the trash; nothing where it is gone.
     pub(crate) fn discard(&self, name: &str) -> Result<Option<String>, FileError> {
         loop {

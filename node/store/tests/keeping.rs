@@ -219,3 +219,38 @@ fn nothing_of_the_users_is_replaced_by_a_root() {
     assert!(fs::symlink_metadata(folder.path().join("gone")).is_err());
     assert_eq!(store.roots().unwrap(), []);
 }
+
+/// Sources of 1,000 bytes and more, each larger than the one before.
+fn numbered(store: &Store, count: usize) -> Vec<tvix_node_protocol::path_info::PathInfo> {
+    let texts: Vec<Text> = (0..count)
+        .map(|number| text("text", &vec![b'x'; 1000 + number], &[]))
+        .collect();
+    store.add_texts(&texts, &store.lease()).unwrap()
+}
+
+#[test]
+fn a_collection_stops_at_the_size_it_is_to_reach() {
+    let (_folder, store) = store();
+    let infos = numbered(&store, 6);
+    let total: u64 = infos.iter().map(|info| info.nar_size).sum();
+    let sized = |target, dry_run| GcOptions {
+        target: Some(target),
+        dry_run,
+        ..GcOptions::default()
+    };
+    assert_eq!(store.gc(&sized(total, false)).unwrap().removed, []);
+    let target = total / 2;
+    let planned = store.gc(&sized(target, true)).unwrap();
+    assert_eq!(store.count().unwrap(), 6, "a dry run takes nothing");
+    let report = store.gc(&sized(target, false)).unwrap();
+    assert_eq!((&report.removed, report.bytes), (&planned.removed, planned.bytes));
+    let left = total - report.bytes;
+    let last = infos
+        .iter()
+        .find(|info| report.removed.last() == Some(&info.path));
+    assert!(
+        left <= target && left + last.unwrap().nar_size > target,
+        "no more than needed"
+    );
+    assert_eq!(report.kept, 6 - report.removed.len() as u64);
+}

@@ -11,8 +11,9 @@ use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::decode::Decoder;
-use super::{CacheError, FolderCache, GROUP, references_first};
+use super::{CacheError, FolderCache, GROUP};
 use crate::add::{AddError, Prepared};
+use crate::graph::references_first;
 use crate::leases::Lease;
 use crate::limits::CLOSURE_PATHS;
 use crate::naming::Naming;
@@ -46,7 +47,7 @@ impl FolderCache {
         }
         // All of them before the first archive is read.
         let accepted = self.accept_closure(path, trusted, lease)?;
-        let order = references_first(path, &accepted, |accepted| accepted.info.references());
+        let order = references_first(&accepted, |accepted| accepted.info.references());
         let mut group: Vec<Prepared> = Vec::new();
         for next in order {
             if let Some(accepted) = accepted.get(next) {
@@ -56,12 +57,8 @@ impl FolderCache {
                 store.register(std::mem::take(&mut group), lease)?;
             }
         }
-        // The path itself is the last of the order.
-        let info = store.register(group, lease)?.pop();
-        match info {
-            Some(info) => Ok(info),
-            None => lease.hold_one(path)?.ok_or(AddError::Interrupted.into()),
-        }
+        store.register(group, lease)?;
+        Ok(lease.hold_one(path)?.ok_or(AddError::Interrupted)?)
     }
 
     fn accept_closure(

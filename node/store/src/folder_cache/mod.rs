@@ -15,7 +15,6 @@ mod error;
 mod fetch;
 mod put;
 
-use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
@@ -174,62 +173,4 @@ fn read_bounded(file: &Path, limit: u64) -> Result<Option<Vec<u8>>, CacheError> 
     let read = opened.take(limit + 1).read_to_end(&mut bytes);
     read.map_err(|error| CacheError::io("read", file, error))?;
     Ok(Some(bytes))
-}
-
-/// The paths reached from `root`, each after everything it refers to. Those that `references` does not
-/// know are left out. Cycles are cut somewhere: whoever registers paths in this order refuses them.
-fn references_first<'a, R>(
-    root: &'a StorePath,
-    references: &'a HashMap<StorePath, R>,
-    of: impl Fn(&'a R) -> &'a std::collections::BTreeSet<StorePath>,
-) -> Vec<&'a StorePath> {
-    let mut order = Vec::new();
-    let mut seen: HashSet<&StorePath> = HashSet::new();
-    let mut stack = Vec::new();
-    let mut enter = |path: &'a StorePath, stack: &mut Vec<_>| {
-        if let Some(known) = references.get(path)
-            && seen.insert(path)
-        {
-            stack.push((path, of(known).iter()));
-        }
-    };
-    enter(root, &mut stack);
-    while let Some((path, rest)) = stack.last_mut() {
-        match rest.next() {
-            Some(reference) => enter(reference, &mut stack),
-            None => {
-                order.push(*path);
-                stack.pop();
-            }
-        }
-    }
-    order
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn references_come_before_who_refers_to_them() {
-        let path = |number: u8| StorePath::from_parts([number; 20], "path").unwrap();
-        let graph = |edges: &[(u8, &[u8])]| -> HashMap<StorePath, BTreeSet<StorePath>> {
-            let edge = |&(from, to): &(u8, &[u8])| (path(from), to.iter().map(|&to| path(to)).collect());
-            edges.iter().map(edge).collect()
-        };
-        let order = |edges: &[(u8, &[u8])]| -> Vec<u8> {
-            let graph = graph(edges);
-            let root = path(1);
-            let order = references_first(&root, &graph, |references| references);
-            order.into_iter().map(|path| path.digest()[0]).collect()
-        };
-        assert_eq!(order(&[(1, &[2, 3]), (2, &[3]), (3, &[3])]), [3, 2, 1]);
-        assert_eq!(order(&[(1, &[2, 9]), (2, &[9])]), [2, 1], "9 is there already");
-        assert_eq!(order(&[(1, &[2]), (2, &[1])]), [2, 1], "a cycle ends");
-        let deep: Vec<(u8, Vec<u8>)> = (1..200).map(|from| (from, vec![from + 1])).collect();
-        let deep: Vec<(u8, &[u8])> = deep.iter().map(|(from, to)| (*from, to.as_slice())).collect();
-        assert_eq!(order(&deep), (1..200).rev().collect::<Vec<u8>>());
-    }
 }

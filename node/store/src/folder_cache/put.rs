@@ -16,8 +16,9 @@ use tvix_node_protocol::nix::signature::fingerprint;
 use tvix_node_protocol::nix::store_path::STORE_DIR;
 use tvix_node_protocol::path_info::{NarHash, PathInfo};
 
-use super::{CacheError, FolderCache, GROUP, references_first};
+use super::{CacheError, FolderCache, GROUP};
 use crate::add::known_ca;
+use crate::graph::references_first;
 use crate::limits::NAR_BUFFER;
 use crate::read::ReadError;
 use crate::store::Store;
@@ -55,7 +56,7 @@ impl FolderCache {
         self.begin()?;
         let mut report = PutReport::default();
         let mut ready = Vec::new();
-        for next in references_first(path, &infos, |info| &info.references) {
+        for next in references_first(&infos, |info| &info.references) {
             let Some(info) = infos.get(next) else {
                 continue;
             };

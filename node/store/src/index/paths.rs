@@ -1,11 +1,15 @@
 //! Paths and what is known of them.
 
+use std::collections::HashMap;
+use std::ops::Bound;
+
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, WriteTransaction};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::{
-    Index, IndexError, IndexFault, PATHS, PathRecord, REFERRERS, TREES, UNACCEPTED, path_from_key, path_key,
+    Index, IndexError, IndexFault, PATHS, PathRecord, REFERRERS, TREES, UNACCEPTED, USED, path_from_key,
+    path_key,
 };
 
 impl Index {
@@ -67,6 +71,42 @@ impl Index {
             let records = table.range(range)?.map(|entry| {
                 let (_, record) = entry?;
                 Ok(PathRecord::decode(path.clone(), record.value())?)
+            });
+            records.collect()
+        })
+    }
+
+    /// At most so many paths, in the order of the index, after this one.
+    pub(crate) fn paths_after(
+        &self,
+        after: Option<&StorePath>,
+        most: usize,
+    ) -> Result<Vec<PathRecord>, IndexError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(PATHS)?;
+            let key = after.map(path_key);
+            let start = match &key {
+                Some(key) => Bound::Excluded(key.as_slice()),
+                None => Bound::Unbounded,
+            };
+            let records = table
+                .range::<&[u8]>((start, Bound::Unbounded))?
+                .take(most)
+                .map(|entry| {
+                    let (key, record) = entry?;
+                    Ok(PathRecord::decode(path_from_key(key.value())?, record.value())?)
+                });
+            records.collect()
+        })
+    }
+
+    /// All trees that were stored beside the accepted ones.
+    pub(crate) fn every_unaccepted(&self) -> Result<Vec<PathRecord>, IndexError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(UNACCEPTED)?;
+            let records = table.iter()?.map(|entry| {
+                let (key, record) = entry?;
+                Ok(PathRecord::decode(path_from_key(key.value().0)?, record.value())?)
             });
             records.collect()
         })
@@ -168,10 +208,30 @@ pub(crate) fn insert_path(transaction: &WriteTransaction, record: &PathRecord) -
     Ok(())
 }
 
+/// Writes down when paths were used last; of those that are not valid nothing.
+pub(crate) fn write_uses(
+    transaction: &WriteTransaction,
+    uses: &HashMap<StorePath, u64>,
+) -> Result<(), IndexFault> {
+    if uses.is_empty() {
+        return Ok(());
+    }
+    let paths = transaction.open_table(PATHS)?;
+    let mut used = transaction.open_table(USED)?;
+    for (path, time) in uses {
+        let key = path_key(path);
+        if paths.get(key.as_slice())?.is_some() {
+            used.insert(key.as_slice(), time)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a path invalid again.
 pub(crate) fn remove_path(transaction: &WriteTransaction, record: &PathRecord) -> Result<(), IndexFault> {
     let key = path_key(&record.info.path);
     transaction.open_table(PATHS)?.remove(key.as_slice())?;
+    transaction.open_table(USED)?.remove(key.as_slice())?;
     let mut referrers = transaction.open_table(REFERRERS)?;
     for reference in &record.info.references {
         referrers.remove((path_key(reference).as_slice(), key.as_slice()))?;

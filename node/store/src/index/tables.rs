@@ -38,6 +38,11 @@ pub(crate) const NODE_USES: TableDefinition<'_, &[u8; 32], u64> = TableDefinitio
 pub(crate) const FILES: TableDefinition<'_, (&[u8; 32], bool, u32, u64), &[u8]> =
     TableDefinition::new("files");
 
+/// When paths were last asked for by somebody who meant to use them, in seconds since 1970. Some may be
+/// missing: what is not written down yet when the node is killed is lost. Made when it is first written
+/// to, so it is opened in changes alone.
+pub(crate) const USED: TableDefinition<'_, PathKey<'_>, u64> = TableDefinition::new("used");
+
 /// Links outside the home: the link's path to the store path it pointed to when it was made.
 pub(crate) const ROOTS: TableDefinition<'_, &[u8], PathKey<'_>> = TableDefinition::new("roots");
 

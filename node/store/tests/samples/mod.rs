@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // No test uses all of it.
 
+pub mod sent;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

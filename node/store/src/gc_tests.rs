@@ -1,0 +1,99 @@
+//! Collections by age, with entries that were made long ago.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::Text;
+use crate::index::insert_path;
+
+fn text(name: &str, content: &str, references: BTreeSet<StorePath>) -> Text {
+    let path = tvix_node_protocol::nix::store_path::build_text_path(name, content.as_bytes(), &references);
+    Text {
+        path: path.unwrap(),
+        references,
+        content: content.as_bytes().to_vec(),
+    }
+}
+
+/// As if everything had been added so many seconds ago.
+fn make_older(store: &Store, seconds: u64) {
+    let index = &store.inner.index;
+    let all = index.paths_after(None, usize::MAX).unwrap();
+    let rewritten = index.write(|transaction| {
+        for mut record in all {
+            record.info.registered -= seconds;
+            insert_path(transaction, &record)?;
+        }
+        Ok(())
+    });
+    rewritten.unwrap();
+}
+
+#[test]
+fn what_was_added_or_used_lately_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let open = || Store::open(&home).unwrap();
+    let store = open();
+    let leaf = text("leaf", "leaf", BTreeSet::new());
+    let user = text("user", "user", [leaf.path.clone()].into());
+    let others = [
+        text("one", "1", BTreeSet::new()),
+        text("two", "2", BTreeSet::new()),
+    ];
+    let all = [&others[..], &[leaf.clone(), user.clone()]].concat();
+    store.add_texts(&all, &store.lease()).unwrap();
+    let young = GcOptions {
+        younger_than: Some(3600),
+        ..GcOptions::default()
+    };
+    assert_eq!(store.gc(&young).unwrap().removed, []);
+    drop(store);
+
+    let store = open();
+    make_older(&store, 10_000);
+    assert!(store.lease().hold_one(&user.path).unwrap().is_some());
+    let dry_run = true;
+    let plan = store
+        .gc(&GcOptions {
+            dry_run,
+            ..young.clone()
+        })
+        .unwrap();
+    assert_eq!(plan.removed.len(), 2);
+    // Its use is remembered, also after the next start.
+    drop(store);
+    let store = open();
+    assert_eq!(store.gc(&young).unwrap().removed.len(), 2);
+    let paths = [&leaf.path, &user.path];
+    assert_eq!(store.is_valid_many(paths).unwrap(), [true, true]);
+    assert_eq!(store.gc(&GcOptions::default()).unwrap().removed.len(), 2);
+}
+
+#[test]
+fn what_was_not_used_for_longest_goes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("home")).unwrap();
+    let texts: Vec<Text> = (0..6)
+        .map(|number| text("text", &number.to_string(), BTreeSet::new()))
+        .collect();
+    for text in &texts {
+        store
+            .add_texts(std::slice::from_ref(text), &store.lease())
+            .unwrap();
+        make_older(&store, 10);
+    }
+    // The third was used since.
+    assert!(store.lease().hold_one(&texts[2].path).unwrap().is_some());
+    let size = store.query(&texts[0].path).unwrap().unwrap().nar_size;
+    let most = Some(size * 3);
+    let report = store
+        .gc(&GcOptions {
+            most,
+            ..GcOptions::default()
+        })
+        .unwrap();
+    let expected = [0, 1, 3].map(|number: usize| texts[number].path.clone());
+    assert_eq!(report.removed, expected);
+    assert_eq!(report.kept, 3);
+}
