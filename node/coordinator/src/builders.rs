@@ -16,6 +16,8 @@ pub(crate) struct Builders {
     own: Option<OwnBuilder>,
     /// Builds placed here and not over.
     pub(crate) used_here: u32,
+    /// Slots that build for others.
+    pub(crate) lent: u32,
     peers: BTreeMap<NodeKey, Peer>,
     /// Peers that could build what requires this, were they free. Emptied when an offer changes.
     capable: BTreeMap<RequirementId, Vec<NodeKey>>,
@@ -51,7 +53,9 @@ impl Builders {
     }
 
     pub(crate) fn free_here(&self) -> u32 {
-        self.slots_here().saturating_sub(self.used_here)
+        self.slots_here()
+            .saturating_sub(self.used_here)
+            .saturating_sub(self.lent)
     }
 
     pub(crate) fn slots_here(&self) -> u32 {

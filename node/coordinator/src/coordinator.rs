@@ -172,6 +172,7 @@ impl Coordinator {
             }
             Event::EvaluationEnded { session } => self.evaluation_ended(session),
             Event::OwnBuilder(builder) => self.builders.set_own(builder),
+            Event::SlotsLent { count } => self.builders.lent = count,
             Event::Peer { node, offer } => self.peer_offers(node, offer),
             Event::PeerGone { node } => self.peer_gone(node),
             Event::Presence { question, paths } => self.presence(question, paths),
@@ -226,6 +227,13 @@ impl Coordinator {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.sessions.is_empty() && self.attempts.is_empty()
+    }
+
+    /// Slots of this node that are neither used, promised to a build whose inputs are still on their way,
+    /// nor lent.
+    #[must_use]
+    pub fn free_slots(&self) -> u32 {
+        self.builders.free_here()
     }
 
     /// Sessions to which a build's log is of interest: those that were told that it was placed.

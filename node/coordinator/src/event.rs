@@ -91,6 +91,11 @@ pub enum Event {
 
     /// This node's own builder: what it can do from now on.
     OwnBuilder(OwnBuilder),
+    /// So many of this node's slots build for others at the moment. They are not free, and come back.
+    SlotsLent {
+        /// How many.
+        count: u32,
+    },
     /// What a peer offers as a builder from now on.
     Peer {
         /// Who.
@@ -362,6 +367,9 @@ pub enum FailureKind {
     Limit,
     /// The connection broke, the builder died, the result does not verify. Tried elsewhere.
     Transient,
+    /// Nothing is wrong with the builder or the derivation: it has too much to do, or something that is to
+    /// be there is not there yet. Tried again, there too, a little later.
+    Busy,
     /// This builder will not or cannot (role, features, disk full, no user namespaces). Tried
     /// elsewhere, never there again.
     Refused,

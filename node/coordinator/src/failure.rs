@@ -58,10 +58,20 @@ impl Coordinator {
                     failure,
                 );
             }
-            FailureKind::Transient | FailureKind::Refused | FailureKind::Cancelled => {
+            FailureKind::Busy if attempt.node.is_some() => self.try_later(&attempt),
+            FailureKind::Busy | FailureKind::Transient | FailureKind::Refused | FailureKind::Cancelled => {
                 self.try_elsewhere(&attempt, participants, failure);
             }
         }
+    }
+
+    /// A builder has too much to do. It is left alone for a moment, and nothing is held against it.
+    fn try_later(&mut self, attempt: &Attempt) {
+        if let Some(node) = attempt.node {
+            self.builders.pause(&node, self.now.after(limits::REFUSAL_PAUSE));
+        }
+        let drv = &mut self.graph.drvs[attempt.drv];
+        drv.tries = drv.tries.saturating_sub(1);
     }
 
     /// A build came to nothing, which says nothing about its derivation.

@@ -357,6 +357,7 @@ impl Desk {
         let error = match kind {
             FailureKind::Builder => "exit code 1",
             FailureKind::Limit => "too slow",
+            FailureKind::Busy => "it has too much to do",
             FailureKind::Transient => "the line is dead",
             FailureKind::Refused => "no, thank you",
             FailureKind::Cancelled => "cancelled",

@@ -6,6 +6,7 @@ mod dry_run;
 mod failures;
 mod fetching;
 mod leases;
+mod lending;
 mod order;
 mod placement;
 mod presence;

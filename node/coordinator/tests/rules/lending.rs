@@ -1,0 +1,51 @@
+//! Slots that build for others, and builders that have too much to do.
+
+use std::time::Duration;
+
+use tvix_node_coordinator::{Event, FailureKind, limits};
+use tvix_node_protocol::control::Outcome;
+
+use crate::desk::{Desk, derivation, node, offer, options};
+
+#[test]
+fn a_lent_slot_is_not_free_and_is_waited_for() {
+    let mut desk = Desk::new(1);
+    desk.send(Event::SlotsLent { count: 1 });
+    desk.command(1, options(), &[derivation("a", &[])]);
+    assert!(desk.running.is_empty(), "the one slot builds for somebody else");
+    // However long that takes: the node can build it, only not now.
+    desk.wait(u64::try_from(limits::NO_BUILDER_PATIENCE.as_millis()).unwrap() * 3);
+    assert_eq!(desk.outcome(1), None);
+    desk.send(Event::SlotsLent { count: 0 });
+    assert_eq!(desk.build("a").node, None);
+    desk.finish("a");
+    assert_eq!(desk.outcome(1), Some(Outcome::Success));
+}
+
+#[test]
+fn a_busy_builder_is_asked_again_later_and_not_blamed() {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 2));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    for _ in 0..u32::from(limits::TRIES) * 2 {
+        assert_eq!(desk.build("a").node, Some(node(1)));
+        desk.fail("a", FailureKind::Busy);
+        assert!(desk.running.is_empty(), "it is left alone for a moment");
+        assert_eq!(desk.outcome(1), None);
+        let pause = limits::REFUSAL_PAUSE + Duration::from_millis(1);
+        desk.wait(u64::try_from(pause.as_millis()).unwrap());
+    }
+    desk.finish("a");
+    assert_eq!(desk.outcome(1), Some(Outcome::Success));
+}
+
+#[test]
+fn another_builder_takes_what_a_busy_one_cannot() {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 4));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    assert_eq!(desk.build("a").node, Some(node(1)));
+    desk.peer(2, offer("c", 1));
+    desk.fail("a", FailureKind::Busy);
+    assert_eq!(desk.build("a").node, Some(node(2)));
+}
