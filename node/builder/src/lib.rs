@@ -38,6 +38,7 @@
 mod build_spec;
 mod builder;
 mod cgroup;
+mod channel;
 mod config;
 mod diagnosis;
 mod disk;

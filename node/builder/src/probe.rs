@@ -26,7 +26,7 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         host_id: rustix::process::geteuid()
             .is_root()
             .then_some(config.first_build_user),
-        program: None,
+        task: None,
         inputs: Vec::new(),
         files: Vec::new(),
         paths: Vec::new(),

@@ -5,13 +5,11 @@ use std::collections::BTreeSet;
 use tvix_node_protocol::nix::derivation::{Derivation, Output};
 use tvix_node_protocol::nix::hash::CAHash;
 
+use crate::channel;
 use crate::config::Config;
 use crate::error::Refused;
 use crate::fetch::Fetch;
 use crate::options::DerivationOptions;
-
-/// Builders inside of Nix that exist here as well.
-const BUILTINS: &[&str] = &["fetchurl"];
 
 /// Checks that a derivation can be built with this configuration, and reads its options.
 ///
@@ -84,13 +82,12 @@ fn check_output(name: &str, output: &Output) -> Result<(), Refused> {
 
 fn check_system(config: &Config, derivation: &Derivation) -> Result<(), Refused> {
     if let Some(builtin) = derivation.builder().strip_prefix("builtin:") {
-        if !BUILTINS.contains(&builtin) {
-            return Err(Refused::Builtin(builtin.to_owned()));
-        }
-        if config.network.is_none() {
-            return Err(Refused::NoNetwork);
-        }
-        return Fetch::read(derivation).map(drop);
+        return match builtin {
+            "fetchurl" if config.network.is_none() => Err(Refused::NoNetwork),
+            "fetchurl" => Fetch::read(derivation).map(drop),
+            "unpack-channel" => channel::read(derivation, "").map(drop),
+            _ => Err(Refused::Builtin(builtin.to_owned())),
+        };
     }
     if config.systems.contains(derivation.system()) {
         return Ok(());

@@ -16,6 +16,7 @@ use tvix_node_protocol::build::BuildLimits;
 
 use crate::StorePath;
 use crate::build_spec::{BuildEvent, BuildSpec, Built, Timings};
+use crate::channel;
 use crate::config::Config;
 use crate::diagnosis::{SandboxError, explain_execution};
 use crate::disk;
@@ -30,7 +31,7 @@ use crate::proxy::{self, address::AddressRange};
 use crate::refusal;
 use crate::scratch::{Scratch, slot_folder};
 use crate::terminal::LogReader;
-use crate::wire::{Bytes, Exit, HostPath, JoinGroup, Order, Program, Report, Usage};
+use crate::wire::{Bytes, Exit, HostPath, JoinGroup, Order, Program, Report, Task, Usage};
 
 /// A build that was not even tried.
 pub(crate) fn not_begun(drv_path: StorePath, cause: Cause) -> BuildError {
@@ -110,8 +111,8 @@ async fn attempt(
     let began = Instant::now();
     let options = refusal::check(config, &spec.derivation)?;
     let paths = environment::output_paths(&spec.derivation)?;
-    if spec.derivation.builder().starts_with(BUILTIN) {
-        return builtin(config, spec, events, cancel, folder, &paths).await;
+    if spec.derivation.builder() == FETCH {
+        return fetch(config, spec, events, cancel, folder, &paths).await;
     }
     let given = environment::given(spec, &options, &paths, config.network.is_some())?;
     let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
@@ -189,11 +190,11 @@ async fn attempt(
     Ok((outputs, timings))
 }
 
-/// How the builders begin that are no programs.
-const BUILTIN: &str = "builtin:";
+/// The builder that runs in the node.
+const FETCH: &str = "builtin:fetchurl";
 
-/// Runs such a builder, bounded and cancelled like any other.
-async fn builtin(
+/// Runs it, bounded and cancelled like any other.
+async fn fetch(
     config: &Config,
     spec: &BuildSpec,
     events: &mpsc::Sender<BuildEvent>,
@@ -202,7 +203,7 @@ async fn builtin(
     paths: &BTreeMap<String, StorePath>,
 ) -> Result<(Outputs, Timings), Cause> {
     let began = Instant::now();
-    let fetch = Fetch::read(&spec.derivation)?;
+    let wanted = Fetch::read(&spec.derivation)?;
     let scratch = &*folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
     let Some(output) = paths.get("out") else {
         return Err(Refused::Builtin("fetchurl without the output 'out'".to_owned()).into());
@@ -221,7 +222,7 @@ async fn builtin(
         biased;
         () = cancel.cancelled() => return Err(Cause::Cancelled),
         cause = watch.limits() => return Err(cause),
-        fetched = fetch.run(config, scratch, output, spec.limits.disk, say) => fetched?,
+        fetched = wanted.run(config, scratch, output, spec.limits.disk, say) => fetched?,
     }
     let timings = Timings {
         run: began.elapsed(),
@@ -486,16 +487,24 @@ fn order(
         outside: Bytes::path(&path.outside),
         writable: path.writable,
     });
-    Ok(Order {
-        scratch: Bytes::path(scratch.path()),
-        slot: Bytes::path(&slot_folder(&config.scratch, spec.slot)),
-        host_id: order_host_id(config, spec),
-        program: Some(Program {
+    let task = if derivation.builder() == channel::BUILTIN {
+        let output = outputs
+            .get("out")
+            .ok_or_else(|| Refused::Builtin("unpack-channel without the output 'out'".to_owned()))?;
+        Task::UnpackChannel(channel::read(derivation, &output.to_absolute_path())?)
+    } else {
+        Task::Program(Program {
             path: Bytes(derivation.builder().into()),
             arguments: given.arguments.into_iter().map(Bytes).collect(),
             environment: given.environment.into_iter().map(Bytes).collect(),
             thirty_two_bit: environment::is_thirty_two_bit(derivation.system()),
-        }),
+        })
+    };
+    Ok(Order {
+        scratch: Bytes::path(scratch.path()),
+        slot: Bytes::path(&slot_folder(&config.scratch, spec.slot)),
+        host_id: order_host_id(config, spec),
+        task: Some(task),
         inputs,
         files: given
             .files

@@ -43,7 +43,7 @@ pub(crate) struct Order {
     /// Host uid and gid of the build; none: the helper's own. Only root can use another.
     pub(crate) host_id: Option<u32>,
     /// What runs in the sandbox; none: only set it up.
-    pub(crate) program: Option<Program>,
+    pub(crate) task: Option<Task>,
     /// Base name in the store, and where it lies.
     pub(crate) inputs: Vec<(String, Bytes)>,
     /// Files of the build folder: name and content.
@@ -73,6 +73,22 @@ pub(crate) struct JoinGroup {
     pub(crate) door: Bytes,
     /// Where the kernel counts kills.
     pub(crate) events: Bytes,
+}
+
+/// What runs in a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Task {
+    Program(Program),
+    UnpackChannel(UnpackChannel),
+}
+
+/// What `builtin:unpack-channel` is to do. Paths are those inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UnpackChannel {
+    pub(crate) archive: Bytes,
+    pub(crate) output: Bytes,
+    /// What the one thing in the archive is to be called.
+    pub(crate) name: String,
 }
 
 /// The builder program.

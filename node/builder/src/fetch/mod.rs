@@ -1,4 +1,4 @@
-//! `builtin:fetchurl`: the one builder that is no program.
+//! `builtin:fetchurl`: the one builder that runs in the node.
 //!
 //! As Nix 2.34 (`builtins/fetchurl.cc`): the content of `url` becomes the output, with `unpack = "1"` the
 //! archive (NAR) that it is, with `executable = "1"` an executable file. Whether it has the declared hash

@@ -11,9 +11,10 @@ use super::confinement;
 use super::fault::{Fault, Step};
 use super::tree::BUILD_FOLDER;
 use super::{CONTROL, mounts};
+use crate::channel;
 use crate::proxy::PORT;
 use crate::sys;
-use crate::wire::{self, Order, Report};
+use crate::wire::{self, Order, Report, Task};
 
 /// Exit status of a first process that did not become the builder program; nobody reads it, because a
 /// report came before.
@@ -25,7 +26,7 @@ pub(super) fn become_builder(order: &Order, control: &UnixStream, alive: &OwnedF
         Ok(Some(error)) => Report::NotExecuted {
             errno: error.raw_os_error().unwrap_or_default(),
         },
-        // A probe ends here.
+        // A probe ends here, and what is no program.
         Ok(None) => sys::exit_now(0),
         Err(fault) => fault.into_report(),
     };
@@ -60,19 +61,31 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
     confinement::limit(order)?;
     rustix::process::chdir(BUILD_FOLDER).step(|| format!("entering {BUILD_FOLDER}"))?;
     sys::reset_signals().step(|| "resetting signals")?;
-    if let Some(program) = &order.program {
+    if let Some(Task::Program(program)) = &order.task {
         confinement::set_personality(program.thirty_two_bit)?;
     }
     debug_assert_eq!(control.as_fd().as_raw_fd(), CONTROL);
     confinement::drop_privileges()
 }
 
-/// Executes the builder program; gives the error where that failed, nothing where there is none.
+/// Executes the builder program; gives the error where that failed. Does what a builder that is no program
+/// does, and gives nothing.
 fn run(order: &Order, control: &UnixStream) -> Result<Option<std::io::Error>, Fault> {
     let string = |bytes: &wire::Bytes| CString::new(bytes.0.clone());
-    let Some(program) = &order.program else {
-        wire::write(control, &Report::Started).step(|| "reporting to the node")?;
-        return Ok(None);
+    let program = match &order.task {
+        Some(Task::Program(program)) => program,
+        Some(Task::UnpackChannel(wanted)) => {
+            wire::write(control, &Report::Started).step(|| "reporting to the node")?;
+            if let Err(error) = channel::unpack(wanted) {
+                eprintln!("error: {error}");
+                sys::exit_now(1);
+            }
+            return Ok(None);
+        }
+        None => {
+            wire::write(control, &Report::Started).step(|| "reporting to the node")?;
+            return Ok(None);
+        }
     };
     let strings = |list: &[wire::Bytes]| -> Result<Vec<CString>, Fault> {
         list.iter()

@@ -1,6 +1,7 @@
 //! Real builds in real sandboxes. Where the machine does not allow them, the tests say so and pass.
 
 mod builds;
+mod channel;
 mod ends;
 mod hostile;
 mod keys;
