@@ -9,7 +9,10 @@ use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::path_info::NarHash;
 
 use crate::StorePath;
-use crate::scratch::Scratch;
+use crate::compare::{self, Difference};
+use crate::config::Config;
+use crate::error::Cause;
+use crate::scratch::{self, Scratch};
 
 /// One path of a build's input closure, and where it lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +129,51 @@ pub struct Built {
 }
 
 impl Built {
+    /// Where its outputs differ from those of an earlier build, by output: nothing where they are equal.
+    /// `before` says where those lie. At most [`crate::limits::DIFFERENCES`] places of each.
+    ///
+    /// Outputs of other names are not compared.
+    ///
+    /// # Errors
+    /// [`Cause::Cancelled`] where the runtime ends meanwhile.
+    pub async fn differences(
+        &self,
+        before: &BTreeMap<String, PathBuf>,
+    ) -> Result<BTreeMap<String, Vec<Difference>>, Cause> {
+        let pairs: Vec<(String, PathBuf, PathBuf)> = self
+            .outputs
+            .iter()
+            .filter_map(|(name, after)| Some((name.clone(), before.get(name)?.clone(), after.clone())))
+            .collect();
+        let compare = move || {
+            let compared = pairs
+                .into_iter()
+                .map(|(name, before, after)| (name, compare::differences(&before, &after)));
+            compared.filter(|(_, found)| !found.is_empty()).collect()
+        };
+        match tokio::task::spawn_blocking(compare).await {
+            Ok(differences) => Ok(differences),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Cause::Cancelled),
+            },
+        }
+    }
+
+    /// Moves an output to a place where it stays, as the build left it: beside the folders of failed
+    /// builds, see [`crate::Config::kept`].
+    ///
+    /// # Errors
+    /// [`Cause::Scratch`] where it cannot be moved, or has been already.
+    pub fn keep(&mut self, output: &str, config: &Config) -> Result<PathBuf, Cause> {
+        let physical = self.outputs.remove(output).ok_or_else(|| Cause::Scratch {
+            path: output.into(),
+            action: "kept",
+            source: std::io::ErrorKind::NotFound.into(),
+        })?;
+        scratch::keep_output(&physical, &config.kept)
+    }
+
     /// Removes what is left of the build. Dropping does the same, but blocks the thread for it.
     pub async fn discard(self) {
         self.scratch.discard().await;

@@ -39,6 +39,7 @@ mod build_spec;
 mod builder;
 mod cgroup;
 mod channel;
+mod compare;
 mod config;
 mod diagnosis;
 mod disk;
@@ -66,6 +67,7 @@ mod wire;
 
 pub use build_spec::{BuildEvent, BuildInput, BuildSpec, Built, GraphPath, Timings};
 pub use builder::Builder;
+pub use compare::{Difference, DifferenceKind};
 pub use config::{Config, FIRST_BUILD_USER, Helper, Network, SANDBOX_ARGUMENT, SandboxPath};
 pub use diagnosis::SandboxError;
 pub use error::{BuildError, Cause, Refused, StartError};

@@ -84,3 +84,10 @@ pub const DISK_DEPTH: usize = 128;
 
 /// How often the memory of a build is looked at, where it has a limit and no control group.
 pub const MEMORY_LOOK: Duration = Duration::from_millis(250);
+
+/// Differences told of one output: enough to see what kind of thing differs.
+pub const DIFFERENCES: usize = 100;
+
+/// Folders in folders that are compared, each with two open descriptors; the store refuses outputs that are
+/// deeper.
+pub const COMPARE_DEPTH: usize = 64;

@@ -80,22 +80,9 @@ impl Scratch {
 
     /// Moves the build folder to a place where it stays.
     pub(crate) fn keep(&self, kept: &Path, drv_path: &StorePath) -> Result<PathBuf, Cause> {
-        let failed = |path: &Path, action| {
-            let path = path.to_path_buf();
-            move |source| Cause::Scratch { path, action, source }
-        };
-        fs::create_dir_all(kept).map_err(failed(kept, "created"))?;
-        let name = drv_path.name();
-        let (from, mut number) = (self.path.join("build"), 0u64);
-        let target = loop {
-            let target = kept.join(format!("{name}-{number}"));
-            match fs::DirBuilder::new().mode(0o700).create(&target) {
-                Ok(()) => break target,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                Err(source) => return Err(failed(&target, "created")(source)),
-            }
-        };
-        fs::rename(&from, &target).map_err(failed(&from, "moved"))?;
+        let (from, name) = (self.path.join("build"), drv_path.name());
+        let target = new_folder(kept, name)?;
+        rename(&from, &target)?;
         Ok(target)
     }
 
@@ -105,6 +92,43 @@ impl Scratch {
         // those that the next start removes.
         let _runtime_ended = tokio::task::spawn_blocking(move || drop(self)).await;
     }
+}
+
+/// Moves an output to a place where it stays: into a new folder, as it need not be one itself.
+pub(crate) fn keep_output(output: &Path, kept: &Path) -> Result<PathBuf, Cause> {
+    let base = output.file_name().unwrap_or_default();
+    let target = new_folder(kept, &base.to_string_lossy())?.join(base);
+    rename(output, &target)?;
+    Ok(target)
+}
+
+/// Moves to another folder. One that its owner may not write to cannot be moved by an ordinary user.
+fn rename(from: &Path, to: &Path) -> Result<(), Cause> {
+    let about = fs::symlink_metadata(from).map_err(failed(from, "looked at"))?;
+    if about.is_dir() {
+        let mode = about.permissions().mode() | 0o700;
+        fs::set_permissions(from, fs::Permissions::from_mode(mode)).map_err(failed(from, "made writable"))?;
+    }
+    fs::rename(from, to).map_err(failed(from, "moved"))
+}
+
+/// Makes a folder for what is kept, private to its owner, under a name that nothing has yet.
+fn new_folder(kept: &Path, name: &str) -> Result<PathBuf, Cause> {
+    fs::create_dir_all(kept).map_err(failed(kept, "created"))?;
+    let mut number = 0u64;
+    loop {
+        let target = kept.join(format!("{name}-{number}"));
+        match fs::DirBuilder::new().mode(0o700).create(&target) {
+            Ok(()) => return Ok(target),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(source) => return Err(failed(&target, "created")(source)),
+        }
+    }
+}
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Cause {
+    let path = path.to_path_buf();
+    move |source| Cause::Scratch { path, action, source }
 }
 
 impl Drop for Scratch {

@@ -114,6 +114,15 @@ pub fn write(pairs: &[&str]) -> Done {
     Ok(())
 }
 
+/// A folder that not even its owner may write to.
+pub fn write_read_only(path: &str) -> Done {
+    use std::os::unix::fs::PermissionsExt;
+    fs::create_dir(path)?;
+    fs::write(format!("{path}/file"), "x")?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o555))?;
+    Ok(())
+}
+
 pub fn read(path: &str) -> Done {
     print!("{}", String::from_utf8_lossy(&fs::read(path)?));
     Ok(())

@@ -42,6 +42,7 @@ fn main() -> Done {
         ["close-log", path] => attack::close_log(path),
         ["fill", what, path] => attack::fill(what, path),
         ["mess", path] => attack::mess(path),
+        ["read-only", path] => look::write_read_only(path),
         ["trace"] => attack::trace(),
         ["see", pid] => attack::see(pid.parse()?),
         ["keys", name, number] => attack::keys(name, number.parse()?),

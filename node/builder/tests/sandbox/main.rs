@@ -7,4 +7,5 @@ mod hostile;
 mod keys;
 mod network;
 mod place;
+mod repeated;
 mod stage;
