@@ -247,6 +247,14 @@ impl<'a> Lexer<'a> {
     /// A token that begins with a character that may stand in a path.
     #[inline]
     fn word(&mut self, first: u8, at: usize) -> Token {
+        if is(first, NAME_START) {
+            // Most words are names, and what follows says so: nothing that a path or a URI could go on with.
+            let end = self.run(at + 1, NAME);
+            let next = self.byte(end);
+            if at < self.plain_until || !(is(next, PATH) || next == b'/' || next == b':') {
+                return token(keyword(&self.text[at..end]), at, end);
+            }
+        }
         if at >= self.plain_until {
             let end = self.run(at, PATH);
             match self.byte(end) {
