@@ -105,8 +105,8 @@ pub struct Instantiated<'a> {
     pub drv_path: &'a StorePath,
     /// The contents of the `.drv` file.
     pub aterm: &'a [u8],
-    /// Sources and derivations the `.drv` file refers to.
-    pub references: &'a BTreeSet<StorePath>,
+    /// Sources and derivations the `.drv` file refers to, sorted.
+    pub references: &'a [&'a StorePath],
 }
 
 /// Something that must exist before an evaluation can go on.

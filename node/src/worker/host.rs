@@ -31,8 +31,9 @@ pub struct NodeHost {
     /// The home's own `nix/store`, where it is known before a session is open.
     store_folder: PathBuf,
     messages: Messages,
-    /// Texts and derivations told to the node by this evaluation, with what they refer to.
-    told: RefCell<HashMap<StorePath, BTreeSet<StorePath>>>,
+    /// Texts and derivations told to the node by this evaluation, texts with what they refer to. (The evaluator
+    /// knows what derivations refer to; large evaluations have millions of such references.)
+    told: RefCell<HashMap<StorePath, Option<BTreeSet<StorePath>>>>,
     /// Paths known to be in the home's store.
     present: RefCell<HashSet<StorePath>>,
     /// Sources added already, by what was asked.
@@ -139,11 +140,14 @@ impl NodeHost {
         self.node_failed.get()
     }
 
-    fn remember(&self, path: &StorePath, references: &BTreeSet<StorePath>) -> bool {
-        self.told
-            .borrow_mut()
-            .insert(path.clone(), references.clone())
-            .is_none()
+    /// Remembers that a path was told; whether it was not before.
+    fn remember(&self, path: &StorePath, references: Option<&BTreeSet<StorePath>>) -> bool {
+        let mut told = self.told.borrow_mut();
+        if told.contains_key(path) {
+            return false;
+        }
+        told.insert(path.clone(), references.cloned());
+        true
     }
 
     fn upload(&self, source: &Source<'_>, physical: PathBuf) -> Result<StorePath, HostError> {
@@ -257,7 +261,7 @@ impl Host for NodeHost {
         contents: &[u8],
         references: &BTreeSet<StorePath>,
     ) -> Result<(), HostError> {
-        if !self.remember(path, references) {
+        if !self.remember(path, Some(references)) {
             return Ok(());
         }
         self.tell(WorkerMessage::Text {
@@ -268,7 +272,7 @@ impl Host for NodeHost {
     }
 
     fn instantiate(&self, derivation: &Instantiated<'_>) -> Result<(), HostError> {
-        if !self.remember(derivation.drv_path, derivation.references) {
+        if !self.remember(derivation.drv_path, None) {
             return Ok(());
         }
         let (path, aterm) = (derivation.drv_path.clone(), derivation.aterm.to_vec());
@@ -350,7 +354,7 @@ impl Host for NodeHost {
     }
 
     fn references(&self, path: &StorePath) -> Result<BTreeSet<StorePath>, HostError> {
-        if let Some(references) = self.told.borrow().get(path) {
+        if let Some(Some(references)) = self.told.borrow().get(path) {
             return Ok(references.clone());
         }
         match self

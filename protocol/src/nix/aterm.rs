@@ -5,11 +5,11 @@
 //! by path). Most of the text is its environment and the same in all three, so it is quoted once, with the places
 //! noted where output paths go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
-use super::derivation::{DerivationFields, OutputKind};
+use super::derivation::{FieldsView, ModuloHash, OutputKind};
 use super::hash::CAHash;
 use super::store_path::{STORE_DIR, StorePath};
 
@@ -18,7 +18,7 @@ const BLOCK: usize = 32;
 
 /// A derivation's text in the parts that its variants share.
 pub(super) struct Text<'a> {
-    fields: &'a DerivationFields,
+    fields: &'a FieldsView<'a>,
     /// Everything behind the list of input derivations, with output paths left out.
     rest: Vec<u8>,
     /// Where in `rest` the path of which output goes, in ascending order.
@@ -30,7 +30,7 @@ pub(super) type Shown = BTreeMap<String, Vec<u8>>;
 
 impl<'a> Text<'a> {
     /// Quotes what all variants share.
-    pub(super) fn new(fields: &'a DerivationFields) -> Self {
+    pub(super) fn new(fields: &'a FieldsView<'a>) -> Self {
         let size: usize = fields
             .environment
             .iter()
@@ -44,9 +44,9 @@ impl<'a> Text<'a> {
             text.push(b'"');
         });
         rest.extend_from_slice(b"],");
-        quote(&mut rest, &fields.system);
+        quote(&mut rest, fields.system);
         rest.push(b',');
-        quote(&mut rest, &fields.builder);
+        quote(&mut rest, fields.builder);
         rest.extend_from_slice(b",[");
         list(&mut rest, &fields.arguments, |text, argument| {
             quote(text, argument)
@@ -58,19 +58,11 @@ impl<'a> Text<'a> {
         let mut separator = "";
         loop {
             let (name, value): (&[u8], Option<&[u8]>) = match (outputs.peek(), plain.peek()) {
-                (Some(output), Some((name, _))) if name.as_slice() < output.as_bytes() => {
-                    let Some((name, value)) = plain.next() else { break };
-                    (name, Some(value))
-                }
-                (Some(output), other) => {
-                    // The variable of an output is its own.
-                    if other.is_some_and(|(name, _)| name.as_slice() == output.as_bytes()) {
-                        plain.next();
-                    }
+                (Some(output), other) if other.is_none_or(|(name, _)| output.as_bytes() < *name) => {
                     let Some(output) = outputs.next() else { break };
                     (output.as_bytes(), None)
                 }
-                (None, _) => {
+                _ => {
                     let Some((name, value)) = plain.next() else { break };
                     (name, Some(value))
                 }
@@ -117,7 +109,7 @@ impl<'a> Text<'a> {
         };
         let mut head = Vec::with_capacity(128 * self.fields.outputs.len() + 16);
         head.extend_from_slice(b"Derive([");
-        list(&mut head, &self.fields.outputs, |text, (output, kind)| {
+        list(&mut head, self.fields.outputs, |text, (output, kind)| {
             text.push(b'(');
             quote(text, output.as_bytes());
             text.extend_from_slice(b",\"");
@@ -148,17 +140,35 @@ impl<'a> Text<'a> {
     }
 }
 
-/// The list of input derivations, without its brackets.
-pub(super) fn inputs<'a>(inputs: impl ExactSizeIterator<Item = (&'a [u8], &'a BTreeSet<String>)>) -> Vec<u8> {
+/// The list of input derivations by path, without its brackets.
+pub(super) fn inputs_by_path(inputs: &[(&StorePath, &str)]) -> Vec<u8> {
     let mut text = Vec::with_capacity(inputs.len() * 128);
-    list(&mut text, inputs, |text, (name, outputs)| {
-        text.extend_from_slice(b"(\"");
-        text.extend_from_slice(name);
-        text.extend_from_slice(b"\",[");
-        list(text, outputs, |text, output| quote(text, output.as_bytes()));
-        text.extend_from_slice(b"])");
+    let by_path = inputs.chunk_by(|(a, _), (b, _)| a == b);
+    list(&mut text, by_path, |text, inputs| {
+        input(text, inputs, |text, path| push_path(text, path))
     });
     text
+}
+
+/// The list of input derivations by hash, without its brackets.
+pub(super) fn inputs_by_hash(inputs: &[(ModuloHash, &str)]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(inputs.len() * 96);
+    let by_hash = inputs.chunk_by(|(a, _), (b, _)| a == b);
+    list(&mut text, by_hash, |text, inputs| {
+        input(text, inputs, |text, ModuloHash(hash)| push_base16(text, hash))
+    });
+    text
+}
+
+/// An input and the outputs wanted of it.
+fn input<T>(text: &mut Vec<u8>, outputs: &[(T, &str)], name: impl Fn(&mut Vec<u8>, &T)) {
+    text.extend_from_slice(b"(\"");
+    if let [(first, _), ..] = outputs {
+        name(text, first);
+    }
+    text.extend_from_slice(b"\",[");
+    list(text, outputs, |text, (_, output)| quote(text, output.as_bytes()));
+    text.extend_from_slice(b"])");
 }
 
 /// How a content address is made, as `.drv` files say it.

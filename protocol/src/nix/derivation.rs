@@ -4,7 +4,6 @@
 //! outputs where two inputs have the same hash modulo (they must be merged), and because it cannot
 //! hold arguments that are not UTF-8.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use nix_derivation::{
@@ -14,7 +13,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::aterm::{self, Shown, Text};
 use super::hash::CAHash;
-use super::store_path::{STORE_DIR, StorePath, StorePathError, build_ca_path, build_text_path};
+use super::store_path::{
+    StorePath, StorePathError, absolute_path, build_ca_path, build_text_path, text_path,
+};
 use crate::limits::{DERIVATION_BYTES, OUTPUTS};
 
 /// Why a derivation cannot be made, read, or believed.
@@ -148,7 +149,52 @@ pub struct DerivationFields {
     pub environment: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+/// [`DerivationFields`] by reference: what an evaluation has in its heap need not be copied to be hashed.
+#[derive(Debug, Clone)]
+pub struct FieldsView<'a> {
+    /// Without `.drv`.
+    pub name: &'a str,
+    /// Output name to how it is addressed. Not empty; a fixed output is called `out` and is alone.
+    pub outputs: &'a BTreeMap<String, OutputKind>,
+    /// Input derivations and the outputs wanted of them, one by one, sorted, each once.
+    pub input_derivations: Vec<(&'a StorePath, &'a str)>,
+    /// Store paths wanted as they are, sorted, each once.
+    pub input_sources: Vec<&'a StorePath>,
+    /// Platform, such as `x86_64-linux`.
+    pub system: &'a [u8],
+    /// Program that builds.
+    pub builder: &'a [u8],
+    /// Its arguments.
+    pub arguments: Vec<&'a [u8]>,
+    /// Its environment, sorted by name, each once, without the outputs' own variables.
+    pub environment: Vec<(&'a [u8], &'a [u8])>,
+}
+
 impl DerivationFields {
+    /// The fields by reference.
+    #[must_use]
+    pub fn view(&self) -> FieldsView<'_> {
+        let inputs = self.input_derivations.iter();
+        let own = |name: &[u8]| self.outputs.keys().any(|output| output.as_bytes() == name);
+        FieldsView {
+            name: &self.name,
+            outputs: &self.outputs,
+            input_derivations: inputs
+                .flat_map(|(path, outputs)| outputs.iter().map(move |output| (path, output.as_str())))
+                .collect(),
+            input_sources: self.input_sources.iter().collect(),
+            system: &self.system,
+            builder: &self.builder,
+            arguments: self.arguments.iter().map(Vec::as_slice).collect(),
+            environment: self
+                .environment
+                .iter()
+                .map(|(name, value)| (name.as_slice(), value.as_slice()))
+                .filter(|(name, _)| !own(name))
+                .collect(),
+        }
+    }
+
     /// Computes output paths, text and path of the derivation. `modulo` answers for every input
     /// derivation.
     ///
@@ -158,20 +204,27 @@ impl DerivationFields {
         &self,
         modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
     ) -> Result<Instantiated, DrvError> {
+        self.view().instantiate(modulo)
+    }
+}
+
+impl FieldsView<'_> {
+    /// As [`DerivationFields::instantiate`].
+    ///
+    /// # Errors
+    /// See [`DrvError`].
+    pub fn instantiate(
+        &self,
+        modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
+    ) -> Result<Instantiated, DrvError> {
         let text = Text::new(self);
         let replaced = self.replaced_inputs(modulo)?;
         let outputs = self.output_paths(&text, &replaced)?;
         let shown = shown(&outputs);
         let modulo = self.modulo_hash(&text, &replaced, &shown);
-        let paths: Vec<Vec<u8>> = self.input_derivations.keys().map(absolute).collect();
-        let inputs = paths
-            .iter()
-            .map(Vec::as_slice)
-            .zip(self.input_derivations.values());
-        let aterm = text.whole(&aterm::inputs(inputs), Some(&shown));
+        let aterm = text.whole(&aterm::inputs_by_path(&self.input_derivations), Some(&shown));
         self.bounded("bytes", aterm.len(), DERIVATION_BYTES)?;
-        let references = self.input_derivations.keys().chain(&self.input_sources);
-        let drv_path = build_text_path(&format!("{}.drv", self.name), &aterm, references)
+        let drv_path = text_path(&format!("{}.drv", self.name), &aterm, &self.references())
             .map_err(|source| self.no_path(source))?;
         Ok(Instantiated {
             drv_path,
@@ -179,6 +232,16 @@ impl DerivationFields {
             outputs,
             modulo,
         })
+    }
+
+    /// What the `.drv` file refers to, sorted, each once.
+    #[must_use]
+    pub fn references(&self) -> Vec<&StorePath> {
+        let inputs = self.input_derivations.iter().map(|(path, _)| *path);
+        let mut references: Vec<&StorePath> = inputs.chain(self.input_sources.iter().copied()).collect();
+        references.sort_unstable();
+        references.dedup();
+        references
     }
 
     fn output_paths(
@@ -193,9 +256,9 @@ impl DerivationFields {
             .map(|(output, kind)| {
                 let path = match kind {
                     OutputKind::InputAddressed => {
-                        nix_derivation::store_path::build_output_path(masked, output, &self.name)
+                        nix_derivation::store_path::build_output_path(masked, output, self.name)
                     }
-                    OutputKind::Fixed(ca) => super::store_path::output_path_name(&self.name, output)
+                    OutputKind::Fixed(ca) => super::store_path::output_path_name(self.name, output)
                         .and_then(|name| build_ca_path(&name, ca, std::iter::empty(), false)),
                 };
                 Ok((output.clone(), path.map_err(|source| self.no_path(source))?))
@@ -216,43 +279,27 @@ impl DerivationFields {
         ModuloHash(text.digest(replaced, Some(outputs)))
     }
 
-    /// The list of inputs by their hashes.
+    /// The list of inputs by their hashes. Inputs with the same hash are one, with the outputs of all.
     fn replaced_inputs(
         &self,
         mut modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
     ) -> Result<Vec<u8>, DrvError> {
         let mut replaced = Vec::with_capacity(self.input_derivations.len());
-        for (path, outputs) in &self.input_derivations {
-            let ModuloHash(hash) = modulo(path).ok_or_else(|| DrvError::UnknownInput {
-                name: self.name.clone(),
-                input: path.clone(),
+        for (path, output) in &self.input_derivations {
+            let hash = modulo(path).ok_or_else(|| DrvError::UnknownInput {
+                name: self.name.to_owned(),
+                input: (*path).clone(),
             })?;
-            replaced.push((hash, outputs));
+            replaced.push((hash, *output));
         }
-        replaced.sort_by_key(|(hash, _)| *hash);
-        // Inputs with the same hash are one, with the outputs of all.
-        let mut merged: Vec<(Vec<u8>, Cow<'_, BTreeSet<String>>)> = Vec::with_capacity(replaced.len());
-        for equal in replaced.chunk_by(|(a, _), (b, _)| a == b) {
-            let [(hash, first), more @ ..] = equal else {
-                continue;
-            };
-            let mut name = Vec::with_capacity(2 * hash.len());
-            aterm::push_base16(&mut name, hash);
-            let mut outputs = Cow::Borrowed(*first);
-            for (_, more) in more {
-                outputs.to_mut().extend(more.iter().cloned());
-            }
-            merged.push((name, outputs));
-        }
-        let inputs = merged
-            .iter()
-            .map(|(name, outputs)| (name.as_slice(), outputs.as_ref()));
-        Ok(aterm::inputs(inputs))
+        replaced.sort_unstable();
+        replaced.dedup();
+        Ok(aterm::inputs_by_hash(&replaced))
     }
 
     fn no_path(&self, source: StorePathError) -> DrvError {
         DrvError::StorePath {
-            name: self.name.clone(),
+            name: self.name.to_owned(),
             source,
         }
     }
@@ -260,7 +307,7 @@ impl DerivationFields {
     fn bounded(&self, what: &'static str, size: usize, limit: usize) -> Result<(), DrvError> {
         if size > limit {
             return Err(DrvError::TooLarge {
-                name: self.name.clone(),
+                name: self.name.to_owned(),
                 what,
                 size,
                 limit,
@@ -317,6 +364,7 @@ pub fn check_output_paths(
     modulo: impl FnMut(&StorePath) -> Option<ModuloHash>,
 ) -> Result<(BTreeMap<String, StorePath>, ModuloHash), DrvError> {
     let fields = fields_of(derivation)?;
+    let fields = fields.view();
     let text = Text::new(&fields);
     let replaced = fields.replaced_inputs(modulo)?;
     let computed = fields.output_paths(&text, &replaced)?;
@@ -388,14 +436,8 @@ pub fn fields_of(derivation: &Derivation) -> Result<DerivationFields, DrvError> 
 fn shown(outputs: &BTreeMap<String, StorePath>) -> Shown {
     outputs
         .iter()
-        .map(|(output, path)| (output.clone(), absolute(path)))
+        .map(|(output, path)| (output.clone(), absolute_path(path)))
         .collect()
-}
-
-fn absolute(path: &StorePath) -> Vec<u8> {
-    let mut text = Vec::with_capacity(STORE_DIR.len() + 34 + path.name().len());
-    aterm::push_path(&mut text, path);
-    text
 }
 
 #[cfg(test)]

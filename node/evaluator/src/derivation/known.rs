@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
-use tvix_node_protocol::nix::derivation::{DerivationFields, ModuloHash, fields_of, read_derivation};
+use tvix_node_protocol::nix::derivation::{ModuloHash, fields_of, read_derivation};
 use tvix_node_protocol::nix::store_path::StorePath;
 
 use crate::error::Result;
@@ -33,16 +33,11 @@ impl<'h> Known<'h> {
     pub(crate) fn get(&self, path: &StorePath) -> Option<Rc<KnownDerivation<'h>>> {
         self.derivations.borrow().get(path).cloned()
     }
-}
 
-/// What a derivation with these fields refers to.
-pub(super) fn references(fields: &DerivationFields) -> BTreeSet<StorePath> {
-    fields
-        .input_derivations
-        .keys()
-        .chain(&fields.input_sources)
-        .cloned()
-        .collect()
+    /// Identity of a derivation that is known.
+    pub(crate) fn modulo(&self, path: &StorePath) -> Option<ModuloHash> {
+        Some(self.derivations.borrow().get(path)?.modulo)
+    }
 }
 
 impl<'h> Evaluation<'h> {
@@ -52,7 +47,7 @@ impl<'h> Evaluation<'h> {
         path: &StorePath,
         modulo: ModuloHash,
         outputs: &BTreeMap<String, StorePath>,
-        references: &BTreeSet<StorePath>,
+        references: &[&StorePath],
     ) {
         let path = self.intern_path(path);
         let known = KnownDerivation {
@@ -79,15 +74,19 @@ impl<'h> Evaluation<'h> {
             let failed = |error: &dyn std::fmt::Display| self.error(pos, error.to_string());
             let derivation = read_derivation(path, &text).map_err(|error| failed(&error))?;
             let fields = fields_of(&derivation).map_err(|error| failed(&error))?;
-            let mut inputs = FxHashMap::default();
             for input in fields.input_derivations.keys() {
-                inputs.insert(input.clone(), self.derivation(input, pos)?.modulo);
+                self.derivation(input, pos)?;
             }
-            let instantiated = fields
-                .instantiate(|input| inputs.get(input).copied())
+            let view = fields.view();
+            let instantiated = view
+                .instantiate(|input| self.derivations.modulo(input))
                 .map_err(|error| failed(&error))?;
-            let references = references(&fields);
-            self.remember(path, instantiated.modulo, &instantiated.outputs, &references);
+            self.remember(
+                path,
+                instantiated.modulo,
+                &instantiated.outputs,
+                &view.references(),
+            );
             match self.derivations.get(path) {
                 Some(known) => Ok(known),
                 None => unreachable!("it was just remembered"),

@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rustc_hash::FxHashMap;
-use tvix_node_protocol::nix::derivation::{DerivationFields, DrvError, OutputKind};
+use tvix_node_protocol::nix::derivation::{DrvError, FieldsView, OutputKind};
 use tvix_node_protocol::nix::hash::{CAHash, HashAlgorithm, NixHash};
-use tvix_node_protocol::nix::store_path::StorePath;
+use tvix_node_protocol::nix::store_path::{StorePath, absolute_path};
 
-use super::known::references;
 use super::output_hash::{digest_length, parse_hash};
 use super::structured::Structured;
 use crate::error::Result;
@@ -20,10 +18,11 @@ use crate::syntax::symbol::known;
 /// What the attributes of a derivation say, collected one by one.
 struct Fields<'h> {
     name: String,
-    builder: Vec<u8>,
-    system: Vec<u8>,
-    arguments: Vec<Vec<u8>>,
-    environment: BTreeMap<Vec<u8>, Vec<u8>>,
+    builder: &'h [u8],
+    system: &'h [u8],
+    arguments: Vec<&'h [u8]>,
+    /// Sorted by name, as attributes come in that order.
+    environment: Vec<(&'h [u8], &'h [u8])>,
     context: ContextBuilder<'h>,
     structured: Option<Structured>,
     ignore_nulls: bool,
@@ -94,10 +93,10 @@ fn instantiate<'h>(
     check_name(evaluation, &name, pos)?;
     let mut fields = Fields {
         name,
-        builder: Vec::new(),
-        system: Vec::new(),
+        builder: b"",
+        system: b"",
         arguments: Vec::new(),
-        environment: BTreeMap::new(),
+        environment: Vec::with_capacity(attrs.len()),
         context: ContextBuilder::default(),
         structured: structured.then(Structured::default),
         ignore_nulls,
@@ -177,7 +176,7 @@ impl<'h> Fields<'h> {
                         Coerce::ATTRIBUTE,
                         "while evaluating an element of the argument list",
                     )?;
-                    self.arguments.push(argument.to_vec());
+                    self.arguments.push(argument);
                 }
                 return Ok(());
             }
@@ -192,8 +191,8 @@ impl<'h> Fields<'h> {
     fn plain_attribute(&mut self, evaluation: &Evaluation<'h>, attr: &Attr<'h>, pos: Pos) -> Result<()> {
         let text = evaluation.coerce(attr.value(), Pos::NONE, &mut self.context, Coerce::ATTRIBUTE, "")?;
         match attr.name {
-            known::BUILDER => self.builder = text.to_vec(),
-            known::SYSTEM => self.system = text.to_vec(),
+            known::BUILDER => self.builder = text,
+            known::SYSTEM => self.system = text,
             known::OUTPUT_HASH => self.hash = Some(text.to_vec()),
             known::OUTPUT_HASH_ALGO => self.algorithm = algorithm(text),
             known::OUTPUT_HASH_MODE => self.mode(evaluation, text, pos)?,
@@ -211,8 +210,9 @@ impl<'h> Fields<'h> {
             ),
             _ => {}
         }
-        let key = evaluation.symbols.borrow().bytes(attr.name).to_vec();
-        self.environment.insert(key, text.to_vec());
+        if let Some(name) = evaluation.name_value(attr.name).as_str() {
+            self.environment.push((name.bytes(), text));
+        }
         Ok(())
     }
 
@@ -230,13 +230,10 @@ impl<'h> Fields<'h> {
             known::BUILDER => {
                 let text = evaluation.string(value, pos, "")?;
                 self.context.add(text.context());
-                self.builder = text.bytes().to_vec();
+                self.builder = text.bytes();
             }
             known::SYSTEM => {
-                self.system = evaluation
-                    .string_no_context(value, attr.pos, "")?
-                    .bytes()
-                    .to_vec()
+                self.system = evaluation.string_no_context(value, attr.pos, "")?.bytes();
             }
             known::OUTPUT_HASH => {
                 self.hash = Some(
@@ -343,34 +340,35 @@ impl<'h> Fields<'h> {
                 })
             }
         };
+        let json;
         let mut environment = self.environment;
         if let Some(structured) = self.structured {
-            environment.insert(b"__json".to_vec(), structured.finish());
+            json = structured.finish();
+            environment.push((b"__json", &json));
         }
-        for output in &self.outputs {
-            // Their paths are filled in when they are known.
-            environment.remove(output.as_bytes());
-        }
-        let mut fields = DerivationFields {
-            name: self.name,
-            outputs: self
-                .outputs
-                .into_iter()
-                .map(|output| (output, kind.clone()))
-                .collect(),
-            input_derivations: BTreeMap::new(),
-            input_sources: BTreeSet::new(),
+        // The paths of outputs are filled in when they are known.
+        environment.retain(|(name, _)| !self.outputs.iter().any(|output| output.as_bytes() == *name));
+        let outputs = self
+            .outputs
+            .into_iter()
+            .map(|output| (output, kind.clone()))
+            .collect();
+        let (input_derivations, input_sources) = inputs(evaluation, self.context, pos)?;
+        let fields = FieldsView {
+            name: &self.name,
+            outputs: &outputs,
+            input_derivations,
+            input_sources,
             system: self.system,
             builder: self.builder,
             arguments: self.arguments,
             environment,
         };
-        let modulo = inputs(evaluation, &mut fields, self.context, pos)?;
         let instantiated = fields
-            .instantiate(|input| modulo.get(input).copied())
+            .instantiate(|input| evaluation.derivations.modulo(input))
             .map_err(|error| evaluation.error(pos, describe(&error)))?;
-        let references = references(&fields);
         if evaluation.derivations.get(&instantiated.drv_path).is_none() {
+            let references = fields.references();
             // Remembered only once it was taken: a failure must fail again when it is asked for again.
             evaluation
                 .host
@@ -402,11 +400,7 @@ fn result<'h>(
     let mut attrs = AttrsBuilder::with_capacity(outputs.len() + 1);
     let string = |path: &StorePath, element| {
         let context = evaluation.context_of(element);
-        Value::str(Str::with_context(
-            heap,
-            path.to_absolute_path().as_bytes(),
-            context,
-        ))
+        Value::str(Str::with_context(heap, &absolute_path(path), context))
     };
     attrs.insert(known::DRV_PATH, string(drv_path, ContextElement::Deep(kept)));
     for (output, path) in outputs {
@@ -417,46 +411,41 @@ fn result<'h>(
     Value::attrs(attrs.finish(heap))
 }
 
-/// Turns what the attributes refer to into inputs; gives the identities of the input derivations.
-fn inputs<'h>(
-    evaluation: &Evaluation<'h>,
-    fields: &mut DerivationFields,
-    context: ContextBuilder<'h>,
-    pos: Pos,
-) -> Result<FxHashMap<StorePath, tvix_node_protocol::nix::derivation::ModuloHash>> {
+/// Outputs of derivations, and store paths as they are; sorted, each once.
+type Inputs<'h> = (Vec<(&'h StorePath, &'h str)>, Vec<&'h StorePath>);
+
+/// Turns what the attributes refer to into inputs. All input derivations are known then.
+fn inputs<'h>(evaluation: &Evaluation<'h>, context: ContextBuilder<'h>, pos: Pos) -> Result<Inputs<'h>> {
+    let (mut derivations, mut sources) = (Vec::new(), Vec::new());
+    let mut deep = false;
     for element in context.elements() {
-        match element {
-            ContextElement::Opaque(path) => {
-                fields.input_sources.insert((*path).clone());
-            }
+        match *element {
+            ContextElement::Opaque(path) => sources.push(path),
             ContextElement::Output(path, output) => {
-                fields
-                    .input_derivations
-                    .entry((*path).clone())
-                    .or_default()
-                    .insert((*output).to_owned());
+                evaluation.derivation(path, pos)?;
+                derivations.push((path, output));
             }
             ContextElement::Deep(path) => {
+                deep = true;
                 for path in evaluation.derivation_closure(path, pos)? {
+                    let path = evaluation.intern_path(&path);
                     if path.name().ends_with(".drv") {
-                        let known = evaluation.derivation(&path, pos)?;
-                        let outputs = known.outputs.iter().map(|(output, _)| (*output).to_owned());
-                        fields
-                            .input_derivations
-                            .entry(path.clone())
-                            .or_default()
-                            .extend(outputs);
+                        let known = evaluation.derivation(path, pos)?;
+                        derivations.extend(known.outputs.iter().map(|(output, _)| (path, *output)));
                     }
-                    fields.input_sources.insert(path);
+                    sources.push(path);
                 }
             }
         }
     }
-    let mut modulo = FxHashMap::default();
-    for input in fields.input_derivations.keys() {
-        modulo.insert(input.clone(), evaluation.derivation(input, pos)?.modulo);
+    if deep {
+        derivations.sort_unstable();
+        derivations.dedup();
+        sources.sort_unstable();
+        sources.dedup();
     }
-    Ok(modulo)
+    debug_assert!(derivations.is_sorted() && sources.is_sorted());
+    Ok((derivations, sources))
 }
 
 /// A hash algorithm by name; an unknown name counts as none, as in Nix.
