@@ -1,5 +1,33 @@
 //! Newtypes of 32-byte digests and keys: types carry meaning, so a tree cannot pass for a blob.
 
+use serde::de;
+
+/// Reads a digest in base 16 or as bytes. What is inside an enum with a tag comes by way of a buffer of
+/// serde's, which says that it is for people whatever it was filled from.
+pub(crate) struct Either<T>(pub(crate) std::marker::PhantomData<T>);
+
+impl<T> de::Visitor<'_> for Either<T>
+where
+    T: std::str::FromStr<Err = String> + From<[u8; 32]>,
+{
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a digest of 32 bytes")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<T, E> {
+        let bytes: [u8; 32] = bytes
+            .try_into()
+            .map_err(|_| E::invalid_length(bytes.len(), &self))?;
+        Ok(bytes.into())
+    }
+}
+
 macro_rules! digest {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -28,6 +56,12 @@ macro_rules! digest {
             }
         }
 
+        impl From<[u8; 32]> for $name {
+            fn from(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+        }
+
         /// Base 16 in formats for people, 32 bytes elsewhere.
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -41,9 +75,8 @@ macro_rules! digest {
 
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                use serde::de::Error;
                 if deserializer.is_human_readable() {
-                    return <String as serde::Deserialize>::deserialize(deserializer)?.parse().map_err(D::Error::custom);
+                    return deserializer.deserialize_any($crate::digest::Either::<Self>(std::marker::PhantomData));
                 }
                 crate::bytes::deserialize(deserializer).map(Self)
             }

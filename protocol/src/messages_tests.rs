@@ -20,6 +20,38 @@ fn envelope() -> Envelope {
 }
 
 #[test]
+fn paths_come_back_from_the_wire_wherever_they_came_from() {
+    use crate::path_info::{NarHash, Origin, PathInfo};
+    let node = NodeKey([3; 32]);
+    let origins = [
+        Origin::Content,
+        Origin::Built,
+        Origin::Record { builder: node },
+        Origin::Peer { peer: node },
+        Origin::Cache {
+            url: "file:///cache".into(),
+            key: "key".into(),
+        },
+    ];
+    let paths = origins.map(|origin| Shown {
+        info: PathInfo {
+            path: StorePath::from_parts([1; 20], "hello").unwrap(),
+            tree: TreeDigest([2; 32]),
+            nar_hash: NarHash([4; 32]),
+            nar_size: 5,
+            references: [StorePath::from_parts([6; 20], "libc").unwrap()].into(),
+            deriver: Some(StorePath::from_parts([7; 20], "hello.drv").unwrap()),
+            ca: None,
+            origin,
+            registered: 8,
+            signatures: vec![],
+        },
+        record: Some(envelope()),
+    });
+    comes_back(&PushOffer { paths: paths.into() });
+}
+
+#[test]
 fn messages_come_back_from_the_wire() {
     comes_back(&envelope());
     comes_back(&JoinRequest::Introduce {
