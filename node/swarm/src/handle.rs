@@ -1,10 +1,12 @@
 //! The swarm as the node sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::SwarmEvent;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -166,6 +168,7 @@ pub(crate) async fn start_serving(
     tasks.spawn(housekeeping::follow_roster(core.clone()));
     tasks.spawn(housekeeping::follow_facts(core.clone()));
     tasks.spawn(housekeeping::tidy(core.clone()));
+    tasks.spawn(housekeeping::save_contacts(core.clone()));
     tasks.spawn(publish::publish(core.clone(), serial.clone()));
     let handle = SwarmHandle {
         core,
@@ -181,6 +184,21 @@ pub(crate) async fn start_serving(
 }
 
 /// Listens everywhere, and waits until the machine has said where that really is.
+/// Whether nobody listens at a TCP port of one's choice. The transport lets several programs share one, and
+/// each would get some of the connections that are meant for the other.
+fn is_free(address: &Multiaddr) -> std::io::Result<()> {
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        _ => return Ok(()),
+    };
+    match parts.next() {
+        Some(Protocol::Tcp(port)) if port != 0 => std::net::TcpListener::bind((ip, port)).map(drop),
+        _ => Ok(()),
+    }
+}
+
 async fn listen(
     swarm: &mut libp2p::Swarm<Behaviour>,
     wanted: &[String],
@@ -192,6 +210,7 @@ async fn listen(
             reason,
         };
         let parsed: Multiaddr = address.parse().map_err(|error| failed(format!("{error}")))?;
+        is_free(&parsed).map_err(|error| failed(error.to_string()))?;
         let listener = swarm
             .listen_on(parsed)
             .map_err(|error| failed(error.to_string()))?;

@@ -8,7 +8,7 @@ use tvix_node_protocol::nix::store_path::StorePath;
 
 use crate::core::{Core, blocking, lock};
 use crate::events::Notice;
-use crate::limits::{ADVERTISED_PAGE, TIDY};
+use crate::limits::{ADVERTISED_PAGE, CONTACTS_PAUSE, TIDY};
 use crate::net::driver::{Command, NetEvent};
 use crate::presence::Advertisement;
 use crate::protocols::hello;
@@ -81,6 +81,22 @@ pub(crate) async fn follow_facts(core: Arc<Core>) {
     }
 }
 
+/// Writes down where members can be reached, soon after it becomes known: a node that is killed finds its team
+/// again.
+pub(crate) async fn save_contacts(core: Arc<Core>) {
+    loop {
+        core.contacts.news().await;
+        // Addresses come in groups.
+        tokio::time::sleep(CONTACTS_PAUSE).await;
+        let contacts = core.contacts.clone();
+        match blocking(move || contacts.save()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "where members can be reached is not saved"),
+            Err(error) => tracing::debug!(%error, "where members can be reached is not saved"),
+        }
+    }
+}
+
 /// Throws away what is over, from time to time.
 pub(crate) async fn tidy(core: Arc<Core>) {
     let mut tick = tokio::time::interval(TIDY);
@@ -96,9 +112,6 @@ pub(crate) async fn tidy(core: Arc<Core>) {
         let written = blocking(move || {
             if let Err(error) = lock(&core.gate).forget(now) {
                 tracing::warn!(%error, "old nonces are not forgotten");
-            }
-            if let Err(error) = core.contacts.save() {
-                tracing::warn!(%error, "where members can be reached is not saved");
             }
         });
         if let Err(error) = written.await {

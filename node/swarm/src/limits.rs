@@ -107,6 +107,13 @@ pub const MEMORY_SHARE: f64 = 0.5;
 /// A connection nobody uses and nobody wants kept is closed after this time.
 pub const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 
+/// How often a member is asked whether it is there.
+pub const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long it may take to say so before its connection is closed: a machine that went to sleep or was cut
+/// off keeps no builder busy for long, and one that is overloaded is not taken for gone.
+pub const PING_TIME: Duration = Duration::from_secs(10);
+
 /// A stranger has this long to become a member.
 pub const STRANGER_TIME: Duration = Duration::from_secs(30);
 
@@ -143,6 +150,9 @@ pub const ANSWER_TIME: Duration = Duration::from_secs(30);
 
 /// How long making a connection may take.
 pub const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// How long a member is dialled over TCP before it is dialled over QUIC too: a handshake across an ocean.
+pub const TCP_HEAD_START: Duration = Duration::from_millis(500);
 
 /// How long a QUIC handshake may take: a port where nobody is says nothing, and a dial over several
 /// transports fails only when all have.
@@ -265,6 +275,10 @@ pub const LISTEN_TIME: Duration = Duration::from_secs(5);
 
 /// Paths listed at once of those this node has.
 pub const ADVERTISED_PAGE: usize = 4096;
+
+/// Pause before where members can be reached is written down, so that addresses that become known together are
+/// written together.
+pub const CONTACTS_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often what is over is thrown away.
 pub const TIDY: Duration = Duration::from_secs(30);

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+use tokio::sync::Notify;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::{ADDRESS_BYTES, ROSTER_STATEMENTS};
 use tvix_node_protocol::messages::Contact;
@@ -19,7 +20,11 @@ const FILE_BYTES: usize = ROSTER_STATEMENTS * (ADDRESSES_PER_MEMBER * ADDRESS_BY
 
 /// Addresses of members, the latest first.
 #[derive(Debug, Default)]
-pub(crate) struct Contacts(BTreeMap<NodeKey, Vec<Multiaddr>>);
+pub(crate) struct Contacts {
+    addresses: BTreeMap<NodeKey, Vec<Multiaddr>>,
+    /// Whether one has become known, or a member been forgotten, since it was last looked.
+    has_changed: bool,
+}
 
 impl Contacts {
     /// Notes where a member was reached: the first to try next time. True where that is new.
@@ -27,13 +32,14 @@ impl Contacts {
         let Some(address) = without_name(&address) else {
             return false;
         };
-        let known = self.0.entry(key).or_default();
+        let known = self.addresses.entry(key).or_default();
         if let Some(position) = known.iter().position(|other| *other == address) {
             known[..=position].rotate_right(1);
             return false;
         }
         known.insert(0, address);
         known.truncate(ADDRESSES_PER_MEMBER);
+        self.has_changed = true;
         true
     }
 
@@ -42,26 +48,29 @@ impl Contacts {
         let Some(address) = without_name(&address) else {
             return;
         };
-        let known = self.0.entry(key).or_default();
+        let known = self.addresses.entry(key).or_default();
         if known.contains(&address) {
             return;
         }
         // The first one stays: it may be the only one that works.
         known.truncate(ADDRESSES_PER_MEMBER - 1);
         known.push(address);
+        self.has_changed = true;
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = NodeKey> {
-        self.0.keys().copied()
+        self.addresses.keys().copied()
     }
 
     pub(crate) fn get(&self, key: NodeKey) -> &[Multiaddr] {
-        self.0.get(&key).map_or(&[], Vec::as_slice)
+        self.addresses.get(&key).map_or(&[], Vec::as_slice)
     }
 
     /// Forgets who is not a member.
     pub(crate) fn retain(&mut self, is_member: impl Fn(NodeKey) -> bool) {
-        self.0.retain(|key, _| is_member(*key));
+        let before = self.addresses.len();
+        self.addresses.retain(|key, _| is_member(*key));
+        self.has_changed |= self.addresses.len() < before;
     }
 
     /// As they travel.
@@ -70,7 +79,7 @@ impl Contacts {
             key: *key,
             addresses: addresses.iter().map(ToString::to_string).collect(),
         };
-        self.0.iter().map(contact).collect()
+        self.addresses.iter().map(contact).collect()
     }
 
     /// Adds what travelled; what is no address is passed over.
@@ -97,6 +106,9 @@ fn without_name(address: &Multiaddr) -> Option<Multiaddr> {
 pub(crate) struct SharedContacts {
     contacts: Arc<Mutex<Contacts>>,
     path: Arc<Option<PathBuf>>,
+    news: Arc<Notify>,
+    /// One at a time writes the file.
+    saving: Arc<Mutex<()>>,
 }
 
 impl SharedContacts {
@@ -105,6 +117,8 @@ impl SharedContacts {
         Self {
             contacts: Arc::new(Mutex::new(contacts)),
             path: Arc::new(None),
+            news: Arc::default(),
+            saving: Arc::default(),
         }
     }
 
@@ -116,11 +130,23 @@ impl SharedContacts {
         Ok(Self {
             contacts: Arc::new(Mutex::new(contacts)),
             path: Arc::new(Some(path)),
+            news: Arc::default(),
+            saving: Arc::default(),
         })
     }
 
     pub(crate) fn with<T>(&self, action: impl FnOnce(&mut Contacts) -> T) -> T {
-        action(&mut self.contacts.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut contacts = self.contacts.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = action(&mut contacts);
+        if std::mem::take(&mut contacts.has_changed) {
+            self.news.notify_one();
+        }
+        result
+    }
+
+    /// Waits until something has changed since this returned last.
+    pub(crate) async fn news(&self) {
+        self.news.notified().await;
     }
 
     pub(crate) fn addresses(&self, key: NodeKey) -> Vec<Multiaddr> {
@@ -132,6 +158,7 @@ impl SharedContacts {
         let Some(path) = self.path.as_deref() else {
             return Ok(());
         };
+        let _turn = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let wire = self.with(|contacts| contacts.to_wire());
         disk::save(path, SCHEMA, &wire)
     }
@@ -169,6 +196,23 @@ mod tests {
         assert_eq!(contacts.addresses(ANN), [address(2), address(1)]);
         contacts.with(|contacts| contacts.retain(|_| false));
         assert!(contacts.addresses(ANN).is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_becomes_known_is_news_once() {
+        let contacts = SharedContacts::in_memory(Contacts::default());
+        let is_news = async || {
+            let news = tokio::time::timeout(std::time::Duration::ZERO, contacts.news());
+            news.await.is_ok()
+        };
+        assert!(!is_news().await);
+        contacts.with(|contacts| contacts.add(ANN, address(1)));
+        assert!(is_news().await);
+        contacts.with(|contacts| contacts.add(ANN, address(1)));
+        contacts.with(|contacts| contacts.add_last(ANN, address(1)));
+        assert!(!is_news().await);
+        contacts.with(|contacts| contacts.add_last(ANN, address(2)));
+        assert!(is_news().await);
     }
 
     #[test]

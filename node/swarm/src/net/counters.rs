@@ -41,14 +41,20 @@ struct PeerCounts {
 pub struct Traffic(Arc<Mutex<BTreeMap<NodeKey, PeerCounts>>>);
 
 impl Traffic {
-    fn counts(&self, peer: NodeKey, door: Door) -> Arc<Counts> {
+    /// Where the answers through a door are counted, and where its questions.
+    fn counts(&self, peer: NodeKey, door: Door) -> (Arc<Counts>, Arc<Counts>) {
+        if door == Door::Join {
+            // Strangers come and go; remembering each would be theirs to decide.
+            return Default::default();
+        }
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = peers.entry(peer).or_default();
-        if door.carries_content() {
+        let answers = if door.carries_content() {
             counts.content.clone()
         } else {
             counts.other.clone()
-        }
+        };
+        (answers, counts.other.clone())
     }
 
     /// What has been counted so far.
@@ -67,14 +73,24 @@ impl Traffic {
             .collect()
     }
 
-    /// Counts what goes over a stream.
+    /// Counts what goes over a stream on which this node asks: content is what comes back.
     pub(crate) fn counted<S>(&self, stream: S, peer: NodeKey, door: Door) -> Counted<S> {
-        let counts = match door {
-            // Strangers come and go; remembering each would be theirs to decide.
-            Door::Join => Arc::default(),
-            _ => self.counts(peer, door),
-        };
-        Counted { stream, counts }
+        let (content, other) = self.counts(peer, door);
+        Counted {
+            stream,
+            sent: other,
+            received: content,
+        }
+    }
+
+    /// The same for a stream on which this node is asked.
+    pub(crate) fn counted_serving<S>(&self, stream: S, peer: NodeKey, door: Door) -> Counted<S> {
+        let (content, other) = self.counts(peer, door);
+        Counted {
+            stream,
+            sent: content,
+            received: other,
+        }
     }
 }
 
@@ -82,7 +98,8 @@ impl Traffic {
 #[derive(Debug)]
 pub(crate) struct Counted<S> {
     stream: S,
-    counts: Arc<Counts>,
+    sent: Arc<Counts>,
+    received: Arc<Counts>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
@@ -93,7 +110,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     ) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if let Poll::Ready(Ok(count)) = &result {
-            self.counts.received.fetch_add(*count as u64, Ordering::Relaxed);
+            self.received.received.fetch_add(*count as u64, Ordering::Relaxed);
         }
         result
     }
@@ -107,7 +124,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     ) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(context, buffer);
         if let Poll::Ready(Ok(count)) = &result {
-            self.counts.sent.fetch_add(*count as u64, Ordering::Relaxed);
+            self.sent.sent.fetch_add(*count as u64, Ordering::Relaxed);
         }
         result
     }

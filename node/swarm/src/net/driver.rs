@@ -14,6 +14,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::TICKET_ADDRESSES;
 
 use super::contacts::SharedContacts;
+use super::dialling::{Dialling, in_words};
 use super::door::Door;
 use super::doors::OpenError;
 use super::gatekeeper::Gatekeeper;
@@ -130,7 +131,14 @@ impl Network {
     pub(crate) async fn open(&self, peer: NodeKey, door: Door) -> Result<Stream, OpenError> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Open { peer, door, reply }).await;
-        answer.await.unwrap_or(Err(OpenError::ShuttingDown))
+        // Its connection was closed in this very moment, or there is no driver any more.
+        answer.await.unwrap_or_else(|_| {
+            Err(if self.commands.is_closed() {
+                OpenError::ShuttingDown
+            } else {
+                OpenError::NotConnected
+            })
+        })
     }
 
     pub(crate) async fn closest(&self, label: Vec<u8>, walk: bool) -> Vec<NodeKey> {
@@ -166,8 +174,7 @@ pub(crate) struct Driver {
     redial: Redial,
     strangers: HashMap<ConnectionId, (PeerId, Instant)>,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), ConnectError>>>>,
-    /// The addresses with which each of those is being dialled.
-    tried: HashMap<PeerId, Vec<Multiaddr>>,
+    dialling: Dialling,
     walks: HashMap<QueryId, Walk>,
     commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<NetEvent>,
@@ -201,7 +208,7 @@ impl Driver {
             redial: Redial::default(),
             strangers: HashMap::new(),
             connecting: HashMap::new(),
-            tried: HashMap::new(),
+            dialling: Dialling::default(),
             walks: HashMap::new(),
             commands,
             events,
@@ -279,34 +286,46 @@ impl Driver {
     }
 
     fn dial(&mut self, peer: PeerId) {
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
-            .build();
-        let addresses = key_of(&peer).map(|key| self.contacts.addresses(key));
-        match self.swarm.dial(options) {
-            Ok(()) => {
-                self.tried.insert(peer, addresses.unwrap_or_default());
-            }
-            // It is being dialled already; the outcome is reported like any other.
-            Err(libp2p::swarm::DialError::DialPeerConditionFalse(_)) => {}
-            Err(error) => self.fail(peer, &error.to_string()),
+        // The outcome of a dial that is under way is reported like any other.
+        if !self.dialling.is_under_way(peer)
+            && !self.dial_next(peer, PeerCondition::DisconnectedAndNotDialing)
+        {
+            self.fail(peer, "no address of it is known");
         }
     }
 
-    /// Dials again where an address has become known since, and somebody waits.
-    fn dial_failed(&mut self, peer: PeerId, reason: &str) {
-        let tried = self.tried.remove(&peer).unwrap_or_default();
-        let known = key_of(&peer)
-            .map(|key| self.contacts.addresses(key))
-            .unwrap_or_default();
-        if self.connecting.contains_key(&peer) && known.iter().any(|address| !tried.contains(address)) {
-            self.dial(peer);
-        } else {
-            self.fail(peer, reason);
+    /// Dials with the addresses that come next. Whether there were any.
+    fn dial_next(&mut self, peer: PeerId, condition: PeerCondition) -> bool {
+        let known = key_of(&peer).map(|key| self.contacts.addresses(key));
+        let addresses = self.dialling.next(peer, known.unwrap_or_default());
+        if addresses.is_empty() {
+            return false;
         }
+        let options = DialOpts::peer_id(peer)
+            .condition(condition)
+            .addresses(addresses.clone())
+            .build();
+        match self.swarm.dial(options) {
+            Ok(()) => self.dialling.begun(peer, addresses, Instant::now()),
+            // It is connected, or being dialled already.
+            Err(libp2p::swarm::DialError::DialPeerConditionFalse(_)) => {}
+            Err(error) => self.fail(peer, &in_words(&error)),
+        }
+        true
+    }
+
+    /// Dials again where there are addresses that have not been tried.
+    fn dial_failed(&mut self, peer: PeerId, reason: &str) {
+        let last = self.dialling.failed(peer, reason);
+        if self.dial_next(peer, PeerCondition::Disconnected) || !last {
+            return;
+        }
+        let reason = self.dialling.reasons(peer).unwrap_or(reason.to_owned());
+        self.fail(peer, &reason);
     }
 
     fn fail(&mut self, peer: PeerId, reason: &str) {
+        self.dialling.over(peer);
         let Ok(key) = key_of(&peer) else { return };
         for reply in self.connecting.remove(&peer).unwrap_or_default() {
             let reason = reason.to_owned();
@@ -339,6 +358,9 @@ impl Driver {
             replies.retain(|reply| !reply.is_closed());
             !replies.is_empty()
         });
+        for peer in self.dialling.slow(now) {
+            self.dial_next(peer, PeerCondition::Disconnected);
+        }
         self.keep_connected(now);
     }
 
@@ -431,7 +453,7 @@ impl Driver {
                 peer_id: Some(peer),
                 error,
                 ..
-            } => self.dial_failed(peer, &error.to_string()),
+            } => self.dial_failed(peer, &in_words(&error)),
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             _ => {}
         }
@@ -442,7 +464,7 @@ impl Driver {
             self.swarm.close_connection(connection);
             return;
         };
-        self.tried.remove(&peer);
+        self.dialling.over(peer);
         for reply in self.connecting.remove(&peer).unwrap_or_default() {
             drop(reply.send(Ok(())));
         }
@@ -520,6 +542,14 @@ impl Driver {
                 if let Ok(key) = key_of(&peer) {
                     self.links.measured(key, round_trip);
                 }
+            }
+            BehaviourEvent::Ping(ping::Event {
+                connection,
+                result: Err(ping::Failure::Timeout),
+                ..
+            }) => {
+                // Over TCP nothing else tells that the other machine is gone.
+                self.swarm.close_connection(connection);
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 for (peer, address) in found {

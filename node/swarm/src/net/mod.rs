@@ -2,6 +2,7 @@
 
 pub(crate) mod contacts;
 mod counters;
+mod dialling;
 mod door;
 pub(crate) mod doors;
 pub(crate) mod driver;

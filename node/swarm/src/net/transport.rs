@@ -21,7 +21,8 @@ use super::members_only::MembersOnly;
 use crate::identity::{BadSecret, keypair};
 use crate::limits::{
     CONNECTIONS, CONNECTIONS_INCOMING, CONNECTIONS_PENDING, CONNECTIONS_PER_PEER, HANDSHAKE_TIME,
-    IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, ROUTING_REFRESH, STREAMS_PER_CONNECTION, WALK_TIME,
+    IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, PING_INTERVAL, PING_TIME, ROUTING_REFRESH,
+    STREAMS_PER_CONNECTION, WALK_TIME,
 };
 
 /// Why the network could not be set up.
@@ -102,7 +103,14 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
         doors,
         identify: MembersOnly::new(identify::Behaviour::new(identify), setup.gatekeeper.clone()),
         kad: MembersOnly::new(routing(peer, setup.swarm), setup.gatekeeper.clone()),
-        ping: MembersOnly::new(ping::Behaviour::new(ping::Config::new()), setup.gatekeeper),
+        ping: MembersOnly::new(
+            ping::Behaviour::new(
+                ping::Config::new()
+                    .with_interval(PING_INTERVAL)
+                    .with_timeout(PING_TIME),
+            ),
+            setup.gatekeeper,
+        ),
         mdns: mdns.into(),
     };
     let swarm = SwarmBuilder::with_existing_identity(keypair)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tvix_node_protocol::build::{BuildRecord, BuildRequest, RequestHash};
 use tvix_node_protocol::cbor::CborError;
 use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, seal};
@@ -22,7 +23,8 @@ use crate::net::wire::{Wire, WireError, WireReader, WireWriter};
 /// Longer than any build.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// A request that has passed the gate, for the node to take or to refuse. Dropping it refuses it.
+/// A request that has passed the gate, for the node to take or to refuse. While it or what becomes of it
+/// exists heartbeats are sent; dropping it refuses it.
 #[derive(Debug)]
 pub struct IncomingBuild {
     /// What is asked for.
@@ -33,7 +35,7 @@ pub struct IncomingBuild {
     cancelled: watch::Receiver<bool>,
 }
 
-/// A request that was taken. While it exists heartbeats are sent; dropping it fails the build.
+/// A request that was taken. Dropping it fails the build.
 #[derive(Debug)]
 pub struct RunningBuild {
     frames: mpsc::Sender<BuildFrame>,
@@ -110,16 +112,6 @@ impl RunningBuild {
             .send(BuildFrame::Failed(failure))
             .await
             .map_err(|_| Unwanted)
-    }
-
-    /// It cannot be built here after all; the requester sees why.
-    pub async fn refuse(self, reason: RefusalReason, message: impl Into<String>) {
-        let message = message.into();
-        // Gone: then nobody wants to know.
-        self.frames
-            .send(BuildFrame::Refused(Refusal { reason, message }))
-            .await
-            .ok();
     }
 
     /// Returns when nobody waits for the build any more: stop it.
@@ -220,13 +212,14 @@ async fn pump(
     // Whatever comes from the requester now, an end included, means that it does not want the build.
     let control = reader.receive_within::<BuildControl>(FOR_EVER);
     tokio::pin!(control);
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    // From the beginning: finding out whether a request can be taken may take a while too.
+    let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
     let mut accepted = false;
     loop {
         let frame = tokio::select! {
             _ = &mut control => return Ok(()),
             frame = frames.recv() => frame,
-            _ = heartbeat.tick(), if accepted => Some(BuildFrame::Heartbeat),
+            _ = heartbeat.tick() => Some(BuildFrame::Heartbeat),
         };
         let frame = frame.unwrap_or_else(|| dropped(accepted));
         accepted |= frame == BuildFrame::Accepted;
@@ -264,7 +257,7 @@ pub enum BuildEvent {
     Accepted,
     /// A piece of the log.
     Log(Vec<u8>),
-    /// It is still working.
+    /// It is still working, or finding out whether it takes the request.
     Heartbeat,
     /// It does not take the request. The last event.
     Refused(Refusal),

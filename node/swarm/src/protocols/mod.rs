@@ -64,7 +64,7 @@ async fn serve(core: Arc<Core>, inbound: Inbound) {
     if door != Door::Join && !core.team.members().contains(peer) {
         return;
     }
-    let wire = Wire::new(core.traffic.counted(stream, peer, door));
+    let wire = Wire::new(core.traffic.counted_serving(stream, peer, door));
     let result: Result<(), WireError> = match door {
         Door::Join => join::serve(&core, peer, wire).await,
         Door::Hello => hello::serve(&core, peer, wire).await,

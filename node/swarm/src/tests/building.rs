@@ -73,7 +73,7 @@ pub(super) async fn running(ann: &TestNode, bob: &mut TestNode) -> (BuildCall, R
         .await
         .unwrap();
     let running = incoming(bob).await.accept().await.unwrap();
-    assert_eq!(soon(call.next()).await.unwrap(), BuildEvent::Accepted);
+    assert_eq!(event(&mut call).await.unwrap(), BuildEvent::Accepted);
     (call, running)
 }
 
@@ -116,6 +116,18 @@ async fn a_build_is_asked_for_done_and_recorded() {
     };
     assert_eq!((record.builder, pushed), (bob.key(), Pushed::NotAsked));
     assert!(matches!(call.next().await, Err(BuildCallError::Over)));
+}
+
+#[tokio::test]
+async fn heartbeats_come_while_a_builder_finds_out_whether_it_takes_a_request() {
+    let (ann, mut bob) = pair().await;
+    let mut call = soon(ann.handle.request_build(request(&ann, &bob, 1)))
+        .await
+        .unwrap();
+    let incoming = incoming(&mut bob).await;
+    assert_eq!(soon(call.next()).await.unwrap(), BuildEvent::Heartbeat);
+    drop(incoming.accept().await.unwrap());
+    assert_eq!(event(&mut call).await.unwrap(), BuildEvent::Accepted);
 }
 
 #[tokio::test]

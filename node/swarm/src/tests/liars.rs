@@ -27,7 +27,7 @@ fn with_a_flipped_bit(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, (
         stream,
         permits,
     } = inbound;
-    let wire = |stream| Wire::new(core.traffic.counted(stream, peer, door));
+    let wire = |stream| Wire::new(core.traffic.counted_serving(stream, peer, door));
     match door {
         Door::Blob => {
             let wire = wire(stream);
@@ -106,7 +106,7 @@ fn with_something_else(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, 
     } = inbound;
     match door {
         Door::Tree => async move {
-            let mut wire = Wire::new(core.traffic.counted(stream, peer, door));
+            let mut wire = Wire::new(core.traffic.counted_serving(stream, peer, door));
             let _: TreeQuestion = wire.reader.receive().await.unwrap();
             wire.writer.send(&ServeAnswer::Coming).await.unwrap();
             let other = tvix_node_protocol::tree::Tree::Directory(Default::default());
@@ -116,7 +116,7 @@ fn with_something_else(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, 
         }
         .boxed(),
         Door::Paths => async move {
-            let mut wire = Wire::new(core.traffic.counted(stream, peer, door));
+            let mut wire = Wire::new(core.traffic.counted_serving(stream, peer, door));
             let _: PathsQuestion = wire.reader.receive().await.unwrap();
             let path = core.shelf.advertised(None, 1).unwrap().remove(0);
             let shown = core.shelf.path_info(peer, &path).unwrap();

@@ -167,7 +167,10 @@ fn answering(
         return honestly(core, inbound);
     }
     async move {
-        let mut wire = Wire::new(core.traffic.counted(inbound.stream, inbound.peer, inbound.door));
+        let mut wire = Wire::new(
+            core.traffic
+                .counted_serving(inbound.stream, inbound.peer, inbound.door),
+        );
         let _: TextsQuestion = wire.reader.receive().await.unwrap();
         wire.writer.send(&ServeAnswer::Coming).await.unwrap();
         let length = u32::try_from(length).unwrap();

@@ -105,7 +105,7 @@ async fn bytes_are_counted_per_peer_and_direction() {
         "{sent:?}"
     );
     assert!(received.content_received > 1_000_000, "{received:?}");
-    assert!(sent.content_received < 1000 && received.content_sent < 1000);
+    assert_eq!((sent.content_received, received.content_sent), (0, 0));
     assert!(sent.other_sent < 100_000, "{sent:?}");
 }
 
