@@ -96,6 +96,10 @@ pub enum Action {
         kind: BuildKind,
         /// Where the outputs should go.
         desired_store: Option<DesiredStore>,
+        /// Whether the outputs are wanted in the own store where they do not go to the desired one. Else they
+        /// may stay where they are built ([`Delivery::AtBuilder`](crate::Delivery::AtBuilder)): whoever wants
+        /// them wants what is built from them, in another store, so they need not come by way of this node.
+        bring: bool,
         /// `NIX_BUILD_CORES`; 0: all.
         cores: u32,
         /// Bounds.

@@ -204,6 +204,15 @@ impl Coordinator {
         let stores = goals.filter_map(|(slot, _)| self.sessions.get(*slot)?.options.to.clone());
         let desired_store = stores.into_iter().next();
         let urgency = self.urgency(id, participants);
+        let mut goals = drv
+            .outputs
+            .iter()
+            .flat_map(|(_, path)| &self.graph.paths[*path].goals);
+        let bring = goals.next().is_some()
+            || participants
+                .iter()
+                .filter_map(|slot| self.sessions.get(slot))
+                .any(|session| session.to.is_none());
         let Some(attempt) = self.attempts.get_mut(&build) else {
             return;
         };
@@ -215,6 +224,7 @@ impl Coordinator {
             outputs,
             kind: urgency.kind(),
             desired_store,
+            bring,
             cores: attempt.cores,
             limits: attempt.limits,
             urgency,

@@ -19,6 +19,8 @@ pub(crate) struct Builders {
     /// Slots that build for others.
     pub(crate) lent: u32,
     peers: BTreeMap<NodeKey, Peer>,
+    /// What people call members, connected or not. Bounded by the team.
+    pub(crate) names: BTreeMap<NodeKey, String>,
     /// Peers that could build what requires this, were they free. Emptied when an offer changes.
     capable: BTreeMap<RequirementId, Vec<NodeKey>>,
 }
@@ -125,8 +127,9 @@ impl Builders {
     }
 
     pub(crate) fn name(&self, node: &NodeKey) -> String {
-        match self.peers.get(node) {
-            Some(peer) => peer.offer.name.clone(),
+        let offered = self.peers.get(node).map(|peer| &peer.offer.name);
+        match offered.or_else(|| self.names.get(node)) {
+            Some(name) => name.clone(),
             None => node.to_string().chars().take(12).collect(),
         }
     }

@@ -174,6 +174,7 @@ impl Coordinator {
             Event::OwnBuilder(builder) => self.builders.set_own(builder),
             Event::SlotsLent { count } => self.builders.lent = count,
             Event::Peer { node, offer } => self.peer_offers(node, offer),
+            Event::Named { names } => self.builders.names = names,
             Event::PeerGone { node } => self.peer_gone(node),
             Event::Presence { question, paths } => self.presence(question, paths),
             Event::InputsWeighed {

@@ -103,6 +103,11 @@ pub enum Event {
         /// What it offers.
         offer: PeerOffer,
     },
+    /// What people call the members of the team, whether connected or not. Replaces what was said before.
+    Named {
+        /// By key.
+        names: BTreeMap<NodeKey, String>,
+    },
     /// A peer's connection is gone: its builds are placed elsewhere, its store is not asked.
     PeerGone {
         /// Who.

@@ -58,7 +58,9 @@ impl Coordinator {
                     failure,
                 );
             }
-            FailureKind::Busy if attempt.node.is_some() => self.try_later(&attempt),
+            FailureKind::Busy if attempt.node.is_some() && !attempt.inputs_missing => {
+                self.try_later(&attempt)
+            }
             FailureKind::Busy | FailureKind::Transient | FailureKind::Refused | FailureKind::Cancelled => {
                 self.try_elsewhere(&attempt, participants, failure);
             }

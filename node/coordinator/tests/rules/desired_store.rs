@@ -1,7 +1,8 @@
-use tvix_node_coordinator::{Delivery, Event, limits};
+use tvix_node_coordinator::{Delivery, Event, SessionOptions, limits};
+use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::control::{EventKind, Outcome};
 
-use crate::desk::{Desk, derivation, offer, path, to_folder};
+use crate::desk::{Desk, derivation, node, offer, options, path, to_folder};
 
 fn push_done(desk: &mut Desk, word: &str) {
     let found = desk.pushes.iter().position(|(_, pushed)| *pushed == path(word));
@@ -188,4 +189,46 @@ fn two_sessions_may_want_the_same_target_in_different_places() {
     assert_eq!(desk.outcome(2), None);
     push_done(&mut desk, "a");
     assert_eq!(desk.outcome(2), Some(Outcome::Success));
+}
+
+#[test]
+fn what_only_leads_to_something_for_another_store_stays_with_its_builder() {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 2));
+    let graph = [
+        derivation("input", &[]),
+        derivation("shared", &[]),
+        derivation("a", &["input", "shared"]),
+    ];
+    desk.command(1, to_folder(), &graph);
+    assert!(!desk.build("input").bring);
+    let input = desk.build("input").build;
+    desk.finish_as(input, "input", Delivery::AtBuilder);
+    // What does not reach the store is brought here.
+    desk.finish("shared");
+    assert!(desk.build("a").bring);
+    desk.finish("a");
+    push_done(&mut desk, "a");
+    assert_eq!(desk.outcome(1), Some(Outcome::Success));
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 2));
+    desk.command(2, options(), &graph);
+    assert!(desk.build("input").bring && desk.build("shared").bring);
+}
+
+#[test]
+fn a_desired_store_that_is_not_connected_has_its_name() {
+    let mut desk = Desk::new(0);
+    let names = [(node(7), "carol".to_owned())].into();
+    desk.send(Event::Named { names });
+    desk.own.insert(path("a"));
+    let to_carol = SessionOptions {
+        to: Some(DesiredStore::Node(node(7))),
+        ..options()
+    };
+    desk.command(1, to_carol, &[derivation("a", &[])]);
+    assert!(desk.was_told(
+        1,
+        |event| matches!(event, EventKind::PushStarted { to, .. } if to == "carol")
+    ));
 }

@@ -82,6 +82,8 @@ pub struct Started {
     pub word: String,
     pub node: Option<NodeKey>,
     pub demanded: bool,
+    /// Whether its outputs are wanted here.
+    pub bring: bool,
 }
 
 pub struct Desk {
@@ -173,12 +175,14 @@ impl Desk {
                         word,
                         node: None,
                         demanded,
+                        bring: true,
                     });
                 }
                 Action::Request {
                     build,
                     node,
                     derivation,
+                    bring,
                     ..
                 } => {
                     let word = word_of(&derivation);
@@ -188,6 +192,7 @@ impl Desk {
                         word,
                         node: Some(node),
                         demanded: true,
+                        bring,
                     });
                 }
                 Action::CancelBuild { build, node } => {

@@ -101,6 +101,8 @@ impl Checker {
                 }
             }
             Event::EvaluationEnded { session } => self.session(*session).evaluating = false,
+            // Nobody borrows slots in these worlds.
+            Event::SlotsLent { .. } => {}
             Event::OwnBuilder(own) => {
                 self.slots = own.slots;
                 self.own_kvm = own.features.contains(&"kvm".to_owned());
