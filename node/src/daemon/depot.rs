@@ -256,7 +256,8 @@ impl Depot {
         })
     }
 
-    /// Makes the outputs of a build part of the store, with their record and note.
+    /// Makes the outputs of a build part of the store, with their record and note. An output whose name has
+    /// another tree already keeps that: not every package is reproducible, and the first one accepted counts.
     pub async fn register(
         &self,
         derivation: StorePath,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tvix_node_coordinator::{Event, OwnBuilder};
 use tvix_node_protocol::build::SwarmId;
@@ -14,13 +14,15 @@ use tvix_node_protocol::envelope::{NodeKey, NodeSecret};
 use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::roster::Founder;
 use tvix_node_protocol::ticket::Ticket;
+use tvix_node_store::{IndexError, Store};
 use tvix_node_swarm::team::{JoinError, StateError, Team, TeamError, join};
-use tvix_node_swarm::{Clock, Config, StartError};
+use tvix_node_swarm::{Clock, Config, StartError, SwarmHandle};
 
 use super::TeamNode;
 use super::evidence::ShownPaths;
 use super::fetch::Arriving;
 use super::grants::Grants;
+use super::limits::{CONSIDERED, TAKEN_PUSHES};
 use super::serve::Served;
 use super::shelf::StoreShelf;
 use crate::daemon::depot::Depot;
@@ -90,6 +92,8 @@ pub struct Parts {
 pub struct TeamManager {
     parts: Parts,
     current: Mutex<Option<Arc<TeamNode>>>,
+    /// One founds, joins, leaves or stops at a time.
+    changing: tokio::sync::Mutex<()>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -99,6 +103,7 @@ impl TeamManager {
         Self {
             parts,
             current: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
             tasks: tokio::sync::Mutex::default(),
         }
     }
@@ -124,6 +129,7 @@ impl TeamManager {
     /// # Errors
     /// See [`TeamFailure`].
     pub async fn resume(&self) -> Result<(), TeamFailure> {
+        let _turn = self.changing.lock().await;
         let teams = Team::list(&self.parts.teams)?;
         let Some(swarm) = teams.first() else {
             return Ok(());
@@ -136,6 +142,7 @@ impl TeamManager {
     /// # Errors
     /// See [`TeamFailure`].
     pub async fn found(&self, name: &str) -> Result<(Arc<TeamNode>, bool), TeamFailure> {
+        let _turn = self.changing.lock().await;
         if let Some(node) = self.current() {
             return Ok((node, false));
         }
@@ -152,6 +159,7 @@ impl TeamManager {
     /// # Errors
     /// See [`TeamFailure`].
     pub async fn join(&self, ticket: &Ticket, name: &str) -> Result<Arc<TeamNode>, TeamFailure> {
+        let _turn = self.changing.lock().await;
         if let Some(node) = self.current() {
             let swarm = node.swarm.swarm();
             return Err(if swarm == ticket.swarm {
@@ -169,6 +177,7 @@ impl TeamManager {
     /// # Errors
     /// See [`TeamFailure`].
     pub async fn leave(&self) -> Result<(), TeamFailure> {
+        let _turn = self.changing.lock().await;
         let node = self.required()?;
         let (me, swarm) = (node.swarm.key(), node.swarm.swarm());
         node.swarm.revoke(me).await?;
@@ -232,6 +241,8 @@ impl TeamManager {
             shown: ShownPaths::default(),
             arriving: Arriving::default(),
             served: Arc::new(Served::default()),
+            considering: Semaphore::new(CONSIDERED),
+            pushes: Arc::new(Semaphore::new(TAKEN_PUSHES)),
         });
         parts
             .depot
@@ -240,10 +251,36 @@ impl TeamManager {
         tasks.spawn(Arc::clone(&node).attend(events));
         tasks.spawn(Arc::clone(&node).publish_facts(facts, parts.free.clone()));
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&node));
+        // What was added between the listing at the start and the announcer.
+        let (announcer, store) = (node.swarm.clone(), parts.depot.store().clone());
+        tasks.spawn(async move {
+            let listing = tokio::task::spawn_blocking(move || announce_all(&announcer, &store));
+            match listing.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "not everything here could be announced"),
+                Err(error) => tracing::error!(%error, "not everything here could be announced"),
+            }
+        });
         tracing::info!(swarm = %node.swarm.swarm(), addresses = ?node.swarm.addresses(), "takes part in its team");
         Ok(node)
     }
 }
+
+/// Announces every path, once more.
+fn announce_all(swarm: &SwarmHandle, store: &Store) -> Result<(), IndexError> {
+    let mut after = None;
+    loop {
+        let page = store.paths_after(after.as_ref(), ANNOUNCED_PAGE)?;
+        let Some(last) = page.last() else {
+            return Ok(());
+        };
+        after = Some(last.clone());
+        swarm.announce(&page);
+    }
+}
+
+/// Paths listed at once.
+const ANNOUNCED_PAGE: usize = 4096;
 
 /// TCP and QUIC at the same address.
 fn multiaddresses(address: &SocketAddr) -> [String; 2] {
