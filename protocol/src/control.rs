@@ -596,6 +596,10 @@ pub struct BuildStatus {
     pub last_line: String,
     /// Sessions that want it.
     pub sessions: Vec<u64>,
+    /// The slot of this node that it has; none: another node builds it.
+    pub slot: Option<u32>,
+    /// The member that asked this node to build it; none: it is for this node's own sessions.
+    pub requester: Option<String>,
 }
 
 /// Where a path came from and why: `tvix-node why PATH`.

@@ -92,7 +92,7 @@ fn status_text(status: &Status) -> String {
         status.program,
         status.pid,
         seconds(status.uptime),
-        status.builds.len(),
+        status.builds.iter().filter(|build| build.slot.is_some()).count(),
         status.slots,
         count(status.paths, "path"),
     );
@@ -134,12 +134,15 @@ fn status_text(status: &Status) -> String {
     }
     for build in &status.builds {
         let sessions: Vec<String> = build.sessions.iter().map(u64::to_string).collect();
+        let whom = match &build.requester {
+            Some(member) => clean(member),
+            None => format!("session {}", sessions.join(" and ")),
+        };
         text += &format!(
-            "build    {} on {}, for {}, for session {}\n",
+            "build    {} on {}, for {}, for {whom}\n",
             called(&build.derivation),
             clean(&build.node),
             seconds(build.age),
-            sessions.join(" and "),
         );
         if !build.last_line.is_empty() {
             text += &format!("         > {}\n", clean(&build.last_line));
@@ -154,12 +157,14 @@ mod tests {
     use tvix_node_protocol::control::{CONTROL_VERSION, TeamStatus};
     use tvix_node_protocol::envelope::NodeKey;
 
+    use tvix_node_protocol::StorePath;
+    use tvix_node_protocol::control::BuildStatus;
+
     use super::super::table::testing::peer;
     use super::*;
 
-    #[test]
-    fn the_team_has_its_lines_in_the_status() {
-        let mut status = Status {
+    fn alone() -> Status {
+        Status {
             version: CONTROL_VERSION,
             program: "0.1.0".to_owned(),
             node: NodeKey([1; 32]),
@@ -173,7 +178,12 @@ mod tests {
             paths: 3,
             team: None,
             peers: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn the_team_has_its_lines_in_the_status() {
+        let mut status = alone();
         let alone = status_text(&status);
         assert!(!alone.contains("team") && !alone.contains("peer"), "{alone}");
         status.team = Some(TeamStatus {
@@ -190,5 +200,38 @@ team     abababababab as ann: 2 members, 1 connected
 peer     bob: 3 of 4 slots free, sent 1.5 MiB, received 12 B
 ";
         assert_eq!(status_text(&status).strip_prefix(alone.as_str()), Some(expected));
+    }
+
+    #[test]
+    fn builds_here_and_elsewhere_are_told_apart() {
+        let build = |name: &str, node: &str, slot, requester: Option<&str>| BuildStatus {
+            derivation: StorePath::from_parts([0; 20], name).unwrap(),
+            node: node.to_owned(),
+            age: 5,
+            last_line: String::new(),
+            sessions: if requester.is_some() {
+                Vec::new()
+            } else {
+                vec![1, 2]
+            },
+            slot,
+            requester: requester.map(str::to_owned),
+        };
+        let text = status_text(&Status {
+            slots: 2,
+            builds: vec![
+                build("own.drv", "this node", Some(0), None),
+                build("far.drv", "tower", None, None),
+                build("lent.drv", "this node", Some(1), Some("ann")),
+            ],
+            ..alone()
+        });
+        let expected = "\
+build    own on this node, for 5s, for session 1 and 2
+build    far on tower, for 5s, for session 1 and 2
+build    lent on this node, for 5s, for ann
+";
+        assert!(text.contains("slots    2 of 2 in use\n"), "{text}");
+        assert!(text.ends_with(expected), "{text}");
     }
 }

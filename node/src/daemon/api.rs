@@ -70,6 +70,18 @@ impl Api {
         })
     }
 
+    /// A member in words: what it is called, and its key, which is who it is.
+    fn called(&self, node: NodeKey) -> String {
+        let team = self.team.current();
+        match team
+            .as_ref()
+            .and_then(|team| team.swarm.members().get(node).map(|member| member.name.clone()))
+        {
+            Some(name) => format!("{name} ({node})"),
+            None => format!("the node {node}"),
+        }
+    }
+
     /// The derivation that a path is, or that made it.
     async fn derivation_of(&self, path: StorePath) -> Result<StorePath, ApiError> {
         if path.is_derivation() {
@@ -217,7 +229,7 @@ impl ControlApi for Api {
         let record = record.and_then(|envelope| envelope.open::<BuildRecord>().ok());
         let node = match &info.origin {
             Origin::Built => Some("this node".to_owned()),
-            Origin::Record { builder } => Some(builder.to_string()),
+            Origin::Record { builder } => Some(self.called(*builder)),
             Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } => None,
         };
         let summary = match &info.origin {
@@ -227,9 +239,14 @@ impl ControlApi for Api {
             Origin::Content if info.deriver.is_none() => format!("{path} is a source, named by its content"),
             Origin::Content | Origin::Built => format!("{path} was built by this node"),
             Origin::Record { builder } => {
-                format!("{path} was built by the node {builder}, whose record was accepted")
+                format!(
+                    "{path} was built by {}, whose record was accepted",
+                    self.called(*builder)
+                )
             }
-            Origin::Peer { peer } => format!("{path} was fetched from the store of the node {peer}"),
+            Origin::Peer { peer } => {
+                format!("{path} was fetched from the store of {}", self.called(*peer))
+            }
             Origin::Cache { url, key } => format!("{path} was fetched from the cache {url}, signed by {key}"),
         };
         Ok(Provenance {

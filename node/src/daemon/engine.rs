@@ -1,7 +1,7 @@
 //! The engine: one task that owns the coordinator, tells it what happens, and carries out what it
 //! wants.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -72,8 +72,19 @@ pub enum Message {
     },
     /// A build for another member wants a slot of the own builder.
     LendSlot {
+        /// What it builds.
+        derivation: StorePath,
+        /// For whom, by name.
+        requester: String,
         /// Which it gets, once one is free that no build of this node wants.
-        reply: oneshot::Sender<u32>,
+        reply: oneshot::Sender<LentSlot>,
+    },
+    /// A build in such a slot wrote a line.
+    LentLine {
+        /// Which slot.
+        slot: u32,
+        /// The line.
+        line: String,
     },
     /// Such a slot comes back.
     SlotBack {
@@ -110,6 +121,48 @@ struct Running {
     last_line: String,
 }
 
+/// A build for another member that waits for a slot.
+struct Borrower {
+    derivation: StorePath,
+    requester: String,
+    reply: oneshot::Sender<LentSlot>,
+}
+
+/// A build for another member that has one.
+struct Lent {
+    derivation: StorePath,
+    requester: String,
+    since: Instant,
+    last_line: String,
+}
+
+/// A slot of the own builder, lent to a build for another member. Goes back when dropped.
+pub struct LentSlot {
+    /// Which.
+    pub slot: u32,
+    engine: mpsc::Sender<Message>,
+}
+
+impl LentSlot {
+    /// Shows the build's last line to who looks on here.
+    pub async fn line(&self, line: String) {
+        let message = Message::LentLine {
+            slot: self.slot,
+            line,
+        };
+        // Where the engine has ended, nobody looks on.
+        drop(self.engine.send(message).await);
+    }
+}
+
+impl Drop for LentSlot {
+    fn drop(&mut self) {
+        let (slot, engine) = (self.slot, self.engine.clone());
+        // Where the engine has ended, nobody needs the slot.
+        tokio::spawn(async move { drop(engine.send(Message::SlotBack { slot }).await) });
+    }
+}
+
 /// Something that moves paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Transfer {
@@ -131,12 +184,11 @@ pub struct Engine {
     next_session: u64,
     running: HashMap<BuildId, Running>,
     transfers: HashMap<Transfer, CancellationToken>,
-    own: OwnBuilder,
     free_slots: BTreeSet<u32>,
     /// Slots of this node that build for others.
-    lent: BTreeSet<u32>,
+    lent: BTreeMap<u32, Lent>,
     /// Builds for others that wait for a slot.
-    borrowers: VecDeque<oneshot::Sender<u32>>,
+    borrowers: VecDeque<Borrower>,
     /// How many slots are free, for the team to know.
     free: watch::Sender<u32>,
     /// Who was to build a derivation, and why.
@@ -168,8 +220,7 @@ impl Engine {
             running: HashMap::new(),
             transfers: HashMap::new(),
             free_slots: (0..own.slots).collect(),
-            own: own.clone(),
-            lent: BTreeSet::new(),
+            lent: BTreeMap::new(),
             borrowers: VecDeque::new(),
             free,
             placements: HashMap::new(),
@@ -222,6 +273,7 @@ impl Engine {
             && self.sessions.is_empty()
             && self.running.is_empty()
             && self.lent.is_empty()
+            && self.team.current().is_none_or(|team| !team.is_serving())
             && self.last_used.elapsed() > IDLE
     }
 
@@ -233,7 +285,7 @@ impl Engine {
         // What peers do of their own accord is no use.
         if !matches!(
             message,
-            Message::Line { .. } | Message::Happened(_) | Message::Warn { .. }
+            Message::Line { .. } | Message::LentLine { .. } | Message::Happened(_) | Message::Warn { .. }
         ) {
             self.last_used = Instant::now();
         }
@@ -271,23 +323,34 @@ impl Engine {
             Message::Happened(event) => {
                 self.forget(&event);
                 self.happened(event);
-                self.lend();
             }
-            Message::LendSlot { reply } => {
-                self.borrowers.push_back(reply);
-                self.lend();
+            Message::LendSlot {
+                derivation,
+                requester,
+                reply,
+            } => {
+                self.borrowers.push_back(Borrower {
+                    derivation,
+                    requester,
+                    reply,
+                });
+            }
+            Message::LentLine { slot, line } => {
+                if let Some(lent) = self.lent.get_mut(&slot) {
+                    lent.last_line = line;
+                }
             }
             Message::SlotBack { slot } => {
                 self.lent.remove(&slot);
                 self.free_slots.insert(slot);
-                self.own_slots_changed();
-                self.lend();
+                self.lent_changed();
             }
             Message::Warn { text } => self.warn(&text),
             Message::Line { build, line } => self.line(build, line),
             Message::Status(reply) => drop(reply.send(self.activity())),
             Message::Stop => self.stop(),
         }
+        self.lend();
     }
 
     fn open(&mut self, request: &OpenSession) -> Result<u64, ApiError> {
@@ -381,36 +444,41 @@ impl Engine {
         }
     }
 
-    /// Gives slots that this node's own builds have left to builds for others.
+    /// Gives slots that this node's own builds have left to builds for others. A slot that is promised to a
+    /// build whose inputs are still on their way is not among them.
     fn lend(&mut self) {
-        while !self.free_slots.is_empty()
+        while self.coordinator.free_slots() > 0
+            && !self.free_slots.is_empty()
             && let Some(borrower) = self.borrowers.pop_front()
         {
+            if borrower.reply.is_closed() {
+                // Its requester has cancelled.
+                continue;
+            }
             let Some(slot) = self.free_slots.pop_last() else {
                 break;
             };
-            match borrower.send(slot) {
-                Ok(()) => {
-                    self.lent.insert(slot);
-                    self.own_slots_changed();
-                }
-                // Its requester has cancelled.
-                Err(slot) => drop(self.free_slots.insert(slot)),
-            }
+            let lent = Lent {
+                derivation: borrower.derivation,
+                requester: borrower.requester,
+                since: Instant::now(),
+                last_line: String::new(),
+            };
+            self.lent.insert(slot, lent);
+            self.lent_changed();
+            let engine = self.outbox.clone();
+            // Where its requester cancels before it takes the slot, that comes back by itself.
+            drop(borrower.reply.send(LentSlot { slot, engine }));
         }
-        let free = u32::try_from(self.free_slots.len()).unwrap_or(u32::MAX);
+        let free = self.coordinator.free_slots();
         self.free
             .send_if_modified(|known| std::mem::replace(known, free) != free);
     }
 
-    /// The coordinator has the slots that are not lent.
-    fn own_slots_changed(&mut self) {
-        let lent = u32::try_from(self.lent.len()).unwrap_or(u32::MAX);
-        let own = OwnBuilder {
-            slots: self.own.slots.saturating_sub(lent),
-            ..self.own.clone()
-        };
-        self.happened(Event::OwnBuilder(own));
+    /// The coordinator does not count on the slots that are lent.
+    fn lent_changed(&mut self) {
+        let count = u32::try_from(self.lent.len()).unwrap_or(u32::MAX);
+        self.happened(Event::SlotsLent { count });
     }
 
     fn warn(&mut self, text: &str) {
@@ -539,6 +607,7 @@ impl Engine {
                 outputs,
                 kind,
                 desired_store,
+                bring,
                 cores,
                 limits,
                 urgency,
@@ -566,6 +635,7 @@ impl Engine {
                     outputs,
                     kind,
                     desired_store,
+                    bring,
                     cores,
                     limits,
                     urgency,
@@ -759,8 +829,19 @@ impl Engine {
                     .into_iter()
                     .map(|session| session.0)
                     .collect(),
+                slot: running.slot,
+                requester: None,
             })
             .collect();
+        builds.extend(self.lent.iter().map(|(slot, lent)| BuildStatus {
+            derivation: lent.derivation.clone(),
+            node: THIS_NODE.to_owned(),
+            age: seconds(lent.since),
+            last_line: lent.last_line.clone(),
+            sessions: Vec::new(),
+            slot: Some(*slot),
+            requester: Some(lent.requester.clone()),
+        }));
         builds.sort_by(|a, b| a.derivation.cmp(&b.derivation));
         Activity { sessions, builds }
     }

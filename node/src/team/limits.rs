@@ -30,12 +30,30 @@ pub const SERVED_BUILDS: usize = 512;
 /// Of these, for one requester: nobody fills the queue alone.
 pub const SERVED_BUILDS_PER_REQUESTER: usize = 256;
 
+/// Seconds that a build for another may take: a browser on two cores takes most of a day.
+pub const SERVED_TIME: u64 = 24 * 3600;
+
+/// Seconds for which it may say nothing: large links and tests do so for a while.
+pub const SERVED_SILENCE: u64 = 2 * 3600;
+
+/// Bytes of its log.
+pub const SERVED_LOG: u64 = 256 << 20;
+
+/// Bytes that it may use on the disk.
+pub const SERVED_DISK: u64 = 64 << 30;
+
+/// How long a build for another waits for a slot before its requester is told to look elsewhere.
+pub const SLOT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Requests whose derivations are looked at at once: each may hold [`REQUEST_DERIVATION_BYTES`].
+pub const CONSIDERED: usize = 4;
+
 /// Derivations of one request that are fetched to recompute its output paths. All of nixpkgs' largest
 /// closures have some 20,000.
 pub const REQUEST_DERIVATIONS: usize = 65_536;
 
 /// Bytes of their texts.
-pub const REQUEST_DERIVATION_BYTES: usize = 512 << 20;
+pub const REQUEST_DERIVATION_BYTES: usize = 256 << 20;
 
 /// Bytes of a request's inputs: the closure of a large desktop is some 20 GB.
 pub const REQUEST_INPUT_BYTES: u64 = 64 << 30;
@@ -61,6 +79,10 @@ pub const FACTS_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a builder is waited for that could not be spoken to at all.
 pub const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How often the coordinator hears of a far build while it waits for this node: as often as its builder
+/// gives a sign of life.
+pub const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Round trip that is assumed of a peer whose round trip is not known, in milliseconds.
 pub const ASSUMED_ROUND_TRIP: u32 = 5;

@@ -31,7 +31,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tvix_node_coordinator::{Event, PeerOffer, placement::Link};
 use tvix_node_protocol::control::find_member;
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::messages::Facts;
+use tvix_node_protocol::messages::{Facts, PushRefusal};
 use tvix_node_protocol::roster::Role;
 use tvix_node_swarm::SwarmHandle;
 use tvix_node_swarm::events::{Notice, PeerStatus, SwarmEvents};
@@ -42,7 +42,7 @@ use crate::daemon::perform::Jobs;
 use evidence::ShownPaths;
 use fetch::Arriving;
 use grants::Grants;
-use limits::{ASSUMED_BANDWIDTH, ASSUMED_ROUND_TRIP, FACTS_PAUSE, TAKEN_PUSHES};
+use limits::{ASSUMED_BANDWIDTH, ASSUMED_ROUND_TRIP, FACTS_PAUSE};
 use manager::TeamFailure;
 use serve::Served;
 
@@ -58,9 +58,16 @@ pub struct TeamNode {
     shown: ShownPaths,
     arriving: Arriving,
     served: Arc<Served>,
+    considering: Semaphore,
+    pushes: Arc<Semaphore>,
 }
 
 impl TeamNode {
+    /// Whether builds for other members are under way, those that wait for their inputs included.
+    pub fn is_serving(&self) -> bool {
+        self.served.is_serving()
+    }
+
     /// What people call a member.
     pub fn name_of(&self, node: NodeKey) -> String {
         match self.swarm.members().get(node) {
@@ -89,7 +96,7 @@ impl TeamNode {
 
     /// Attends to what the swarm tells, until it is shut down.
     async fn attend(self: Arc<Self>, mut events: SwarmEvents) {
-        let pushes = Arc::new(Semaphore::new(TAKEN_PUSHES));
+        self.tell_names().await;
         loop {
             tokio::select! {
                 notice = events.notices.recv() => match notice {
@@ -102,12 +109,14 @@ impl TeamNode {
                 },
                 push = events.pushes.recv() => {
                     let Some(push) = push else { return };
-                    let (node, pushes) = (Arc::clone(&self), Arc::clone(&pushes));
+                    let Ok(place) = Arc::clone(&self.pushes).try_acquire_owned() else {
+                        tokio::spawn(push.refuse(PushRefusal::Busy, "this store takes no more pushes at the moment"));
+                        continue;
+                    };
+                    let node = Arc::clone(&self);
                     tokio::spawn(async move {
-                        // Closed only with the node.
-                        if let Ok(_place) = pushes.acquire().await {
-                            node.take(push).await;
-                        }
+                        node.take(push).await;
+                        drop(place);
                     });
                 }
             }
@@ -126,6 +135,7 @@ impl TeamNode {
                 drop(self.engine.send(Message::Warn { text }).await);
             }
             Notice::RosterChanged => {
+                self.tell_names().await;
                 // Roles may have come or gone.
                 for (peer, status) in self.swarm.peers() {
                     let offer = self.offer(peer, &status);
@@ -133,6 +143,16 @@ impl TeamNode {
                 }
             }
         }
+    }
+
+    /// Tells the coordinator what people call the members.
+    async fn tell_names(&self) {
+        let members = self.swarm.members();
+        let names = members
+            .iter()
+            .map(|(key, member)| (key, member.name.clone()))
+            .collect();
+        self.tell(Event::Named { names }).await;
     }
 
     fn offer(&self, peer: NodeKey, status: &PeerStatus) -> PeerOffer {

@@ -123,38 +123,47 @@ impl TeamNode {
         found
     }
 
-    /// How much of a derivation's input closure which of these nodes has. Only what is known here counts:
-    /// what this node has not itself, somebody else has to send in any case.
+    /// How much of a derivation's inputs which of these nodes has: of what is here the whole closure counts,
+    /// of what is not here what each says that it has itself.
     pub async fn weigh(&self, derivation: StorePath, inputs: Vec<StorePath>, nodes: Vec<NodeKey>) {
         let lease = self.depot.lease();
-        let closure = self.depot.blocking(move |store| {
-            let infos = lease.hold(inputs.iter())?;
-            let here: Vec<StorePath> = infos.into_iter().flatten().map(|info| info.path).collect();
-            Ok(store.closure(here.iter())?)
+        let asked = inputs.clone();
+        let here = self.depot.blocking(move |store| {
+            let infos = lease.hold(asked.iter())?;
+            let (here, missing): (Vec<_>, Vec<_>) =
+                asked.into_iter().zip(infos).partition(|(_, info)| info.is_some());
+            let paths =
+                |part: Vec<(StorePath, _)>| part.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+            Ok((store.closure(paths(here).iter())?, paths(missing)))
         });
-        let closure = closure.await.unwrap_or_else(|error| {
+        let (closure, missing) = here.await.unwrap_or_else(|error| {
             tracing::warn!(%error, "a derivation's inputs could not be weighed");
-            Vec::new()
+            (Vec::new(), Vec::new())
         });
-        let total = closure.iter().map(|info| info.nar_size).sum();
+        let total: u64 = closure.iter().map(|info| info.nar_size).sum();
         let paths: Vec<StorePath> = closure.iter().map(|info| info.path.clone()).collect();
         let asked = nodes.into_iter().map(|node| {
-            let (paths, closure) = (&paths, &closure);
+            let (paths, closure, missing) = (&paths, &closure, &missing);
             async move {
-                let has = self.swarm.have(node, paths).await.ok()?;
-                let bytes = closure.iter().zip(has).filter(|(_, has)| *has);
-                Some((Some(node), bytes.map(|(info, _)| info.nar_size).sum()))
+                let (has, shown) = tokio::join!(self.swarm.have(node, paths), self.shown_by(node, missing));
+                let bytes = closure.iter().zip(has.ok()?).filter(|(_, has)| *has);
+                let bytes: u64 = bytes.map(|(info, _)| info.nar_size).sum();
+                Some((node, bytes, shown))
             }
         });
-        let mut there: Vec<(Option<NodeKey>, u64)> = futures::future::join_all(asked)
-            .await
-            .into_iter()
-            .flatten()
-            .collect();
-        there.push((None, total));
+        let answers = futures::future::join_all(asked).await;
+        let mut sizes: BTreeMap<StorePath, u64> = BTreeMap::new();
+        let mut there = vec![(None, total)];
+        for (node, mut bytes, shown) in answers.into_iter().flatten() {
+            for shown in shown.into_iter().flatten() {
+                bytes = bytes.saturating_add(shown.info.nar_size);
+                sizes.insert(shown.info.path, shown.info.nar_size);
+            }
+            there.push((Some(node), bytes));
+        }
         self.tell(Event::InputsWeighed {
             derivation,
-            total,
+            total: total.saturating_add(sizes.values().sum()),
             there,
         })
         .await;

@@ -15,11 +15,11 @@ use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::roster::Role;
 use tvix_node_store::Prepared;
-use tvix_node_swarm::{BuildCall, BuildCallError, BuildEvent};
+use tvix_node_swarm::{BuildCall, BuildCallError, BuildEvent, CallError};
 
 use super::TeamNode;
 use super::fetch::FetchFailure;
-use super::limits::{LAST_WORDS, REQUEST_TIME};
+use super::limits::{LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
 use crate::daemon::engine::Message;
@@ -39,6 +39,8 @@ pub struct Order {
     pub kind: BuildKind,
     /// Where the outputs should go.
     pub desired_store: Option<DesiredStore>,
+    /// Whether the outputs are wanted here where they do not get there.
+    pub bring: bool,
     /// `NIX_BUILD_CORES`; 0: all.
     pub cores: u32,
     /// Bounds.
@@ -56,14 +58,22 @@ enum RequestFailure {
     #[error(transparent)]
     Depot(#[from] DepotError),
     /// An input that can be had from nobody.
-    #[error("the inputs cannot all be had: {0}")]
-    Inputs(String),
+    #[error("the inputs cannot all be had: {reason}")]
+    Inputs {
+        /// What the build reads itself; some of it, or of what that refers to, is gone.
+        direct: Vec<StorePath>,
+        /// Which, and why.
+        reason: String,
+    },
     /// No random numbers for the nonce.
     #[error("the machine gives no random numbers: {0}")]
     Random(getrandom::Error),
-    /// The builder cannot be reached, or the talk broke off.
+    /// The builder cannot be reached.
     #[error(transparent)]
     Call(#[from] BuildCallError),
+    /// It was reached, and is gone.
+    #[error("it went away during the build: {}", without_who(.0))]
+    WentAway(BuildCallError),
     /// The builder says no.
     #[error("{name} does not build it: {refusal}")]
     Refused {
@@ -103,7 +113,7 @@ impl RequestFailure {
             Self::Cancelled => FailureKind::Cancelled,
             Self::Refused { refusal, .. } => match refusal.reason {
                 // Neither says anything about the builder.
-                RefusalReason::Busy | RefusalReason::InputMissing => FailureKind::Transient,
+                RefusalReason::Busy | RefusalReason::InputMissing => FailureKind::Busy,
                 _ => FailureKind::Refused,
             },
             Self::Failed(failure) => match failure.kind {
@@ -113,10 +123,11 @@ impl RequestFailure {
                 | messages::FailureKind::Machine
                 | messages::FailureKind::Input => FailureKind::Transient,
             },
+            Self::Inputs { .. } => FailureKind::Busy,
             Self::Depot(_)
-            | Self::Inputs(_)
             | Self::Random(_)
             | Self::Call(_)
+            | Self::WentAway(_)
             | Self::Record { .. }
             | Self::Outputs { .. } => FailureKind::Transient,
         }
@@ -130,6 +141,14 @@ impl RequestFailure {
             }
             _ => Vec::new(),
         }
+    }
+}
+
+/// Who it is about is said already.
+fn without_who(error: &BuildCallError) -> String {
+    match error {
+        BuildCallError::Call(CallError::Wire { source, .. }) => source.to_string(),
+        error => error.to_string(),
     }
 }
 
@@ -160,6 +179,11 @@ impl TeamNode {
             },
             Err(error) => {
                 tracing::info!(derivation = %order.derivation, builder = name, %error, "a far build came to nothing");
+                if let RequestFailure::Inputs { direct, .. } = &error {
+                    // They are looked for, or made, anew.
+                    let paths = direct.clone();
+                    self.tell(Event::InputsMissing { build, paths }).await;
+                }
                 Event::BuildFailed {
                     build,
                     failure: BuildFailure {
@@ -180,7 +204,7 @@ impl TeamNode {
         cancel: &CancellationToken,
     ) -> Result<Delivered, RequestFailure> {
         let asked = tokio::select! {
-            asked = self.what_is_asked(order) => asked?,
+            asked = self.own_part(order.build, self.what_is_asked(order)) => asked?,
             () = cancel.cancelled() => return Err(RequestFailure::Cancelled),
         };
         let request = self.signed_request(order, asked.inputs.clone())?;
@@ -219,6 +243,7 @@ impl TeamNode {
                     envelope,
                     pushed,
                 }) => break Ok((record, envelope, pushed)),
+                Err(error @ BuildCallError::Call(_)) => break Err(RequestFailure::WentAway(error)),
                 Err(error) => break Err(error.into()),
             }
         };
@@ -244,18 +269,41 @@ impl TeamNode {
         };
         let receiving = self.receive(order, name, &asked, &record, &envelope, pushed);
         tokio::select! {
-            delivered = receiving => delivered,
+            delivered = self.own_part(order.build, receiving) => delivered,
             () = cancel.cancelled() => Err(RequestFailure::Cancelled),
+        }
+    }
+
+    /// Does what this node itself has to do for a far build, however long it takes: its builder has nothing
+    /// to say meanwhile, and is not silent.
+    async fn own_part<T>(&self, build: BuildId, work: impl Future<Output = T>) -> T {
+        let mut signs = tokio::time::interval(SIGN_OF_LIFE);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = signs.tick() => self.tell(Event::Heartbeat { build }).await,
+            }
         }
     }
 
     async fn what_is_asked(&self, order: &Order) -> Result<Asked, RequestFailure> {
         let (derivation, checked, wanted) = self.depot.checked(order.derivation.clone()).await?;
         let wanted: Vec<StorePath> = wanted.into_iter().collect();
-        let survey = self
-            .survey(&wanted, &[order.node])
-            .await
-            .map_err(RequestFailure::Inputs)?;
+        let survey = match self.survey(&wanted, &[order.node]).await {
+            Ok(survey) => survey,
+            Err(reason) => {
+                let here: BTreeSet<StorePath> = self
+                    .depot
+                    .infos(wanted.clone())
+                    .await?
+                    .into_iter()
+                    .map(|info| info.path)
+                    .collect();
+                let direct = wanted.into_iter().filter(|path| !here.contains(path)).collect();
+                return Err(RequestFailure::Inputs { direct, reason });
+            }
+        };
         let here: Vec<StorePath> = survey.here.into_keys().collect();
         let closure = self
             .depot
@@ -329,11 +377,17 @@ impl TeamNode {
             (output.clone(), BuiltPath { path, nar_size })
         });
         let outputs = outputs.collect();
-        if pushed == Pushed::Pushed {
+        let elsewhere = if pushed == Pushed::Pushed {
+            Some(Delivery::DesiredStore)
+        } else if !order.bring && self.are_at(order.node, &infos).await {
+            Some(Delivery::AtBuilder)
+        } else {
+            None
+        };
+        if let Some(delivery) = elsewhere {
             self.depot
                 .keep_record(order.derivation.clone(), envelope.clone(), note)
                 .await?;
-            let delivery = Delivery::DesiredStore;
             return Ok(Delivered { outputs, delivery });
         }
         if let Pushed::NotPushed { reason } = &pushed {
@@ -349,6 +403,15 @@ impl TeamNode {
             .await?;
         let delivery = Delivery::OwnStore;
         Ok(Delivered { outputs, delivery })
+    }
+
+    /// Whether a builder shows everybody what it has built, under its name. What it built from inputs that it
+    /// does not accept itself is for the requester alone, and can only be had now.
+    async fn are_at(&self, builder: NodeKey, infos: &BTreeMap<String, PathInfo>) -> bool {
+        let paths: Vec<StorePath> = infos.values().map(|info| info.path.clone()).collect();
+        let shown = self.shown_by(builder, &paths).await;
+        let mut both = infos.values().zip(shown);
+        both.all(|(info, shown)| shown.is_some_and(|shown| shown.info.tree == info.tree))
     }
 
     /// The outputs of a build from its builder, after what they refer to.

@@ -1,14 +1,15 @@
 //! Builds that other members ask this node for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tvix_node_builder::DerivationOptions;
 use tvix_node_coordinator::FailureKind;
-use tvix_node_protocol::build::{BuildRecord, BuildRequest, DesiredStore};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::{BuildLimits, BuildRecord, BuildRequest, DesiredStore, RequestHash};
 use tvix_node_protocol::envelope::{Envelope, NodeKey, seal};
 use tvix_node_protocol::messages::{self, Pushed, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
@@ -17,10 +18,13 @@ use tvix_node_swarm::events::{IncomingBuild, RunningBuild};
 
 use super::TeamNode;
 use super::inputs::{Inputs, refusal};
-use super::limits::{SERVED_BUILDS, SERVED_BUILDS_PER_REQUESTER};
+use super::limits::{
+    SERVED_BUILDS, SERVED_BUILDS_PER_REQUESTER, SERVED_DISK, SERVED_LOG, SERVED_SILENCE, SERVED_TIME,
+    SLOT_PATIENCE,
+};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
-use crate::daemon::engine::Message;
+use crate::daemon::engine::{LentSlot, Message};
 use crate::daemon::job::kind_of;
 use crate::daemon::perform::{JobError, Listener, Performed, Plan, Work};
 
@@ -32,6 +36,11 @@ impl Served {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeKey, usize>> {
         // A count is changed in one step.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether any is.
+    pub fn is_serving(&self) -> bool {
+        !self.lock().is_empty()
     }
 
     /// Counts one in, if there is room for it.
@@ -69,22 +78,11 @@ impl Drop for ServedPlace {
     }
 }
 
-/// A slot of the node's own builder, lent to a build for another member. Goes back when dropped.
-struct LentSlot {
-    slot: u32,
-    engine: mpsc::Sender<Message>,
-}
-
-impl Drop for LentSlot {
-    fn drop(&mut self) {
-        let (slot, engine) = (self.slot, self.engine.clone());
-        // Where the engine has ended, nobody needs the slot.
-        tokio::spawn(async move { drop(engine.send(Message::SlotBack { slot }).await) });
-    }
-}
-
 /// The log of a build on its way to the requester. One that is gone cancels the build.
-struct ToRequester<'a>(&'a RunningBuild);
+struct ToRequester<'a> {
+    running: &'a RunningBuild,
+    slot: &'a LentSlot,
+}
 
 impl Listener for ToRequester<'_> {
     async fn started(&mut self) {}
@@ -94,7 +92,8 @@ impl Listener for ToRequester<'_> {
         bytes.extend_from_slice(line);
         bytes.push(b'\n');
         // A requester that is gone has cancelled.
-        self.0.log(&bytes).await.ok();
+        self.running.log(&bytes).await.ok();
+        self.slot.line(String::from_utf8_lossy(line).into_owned()).await;
     }
 }
 
@@ -117,36 +116,61 @@ impl TeamNode {
             }
         };
         let hash = incoming.hash;
-        // Whoever cancels at this very moment is gone.
+        if let Some(record) = self.reuse(&request, hash).await {
+            // Whoever cancels at this very moment is gone.
+            let Ok(running) = incoming.accept().await else {
+                return;
+            };
+            let pushed = self.deliver(&request, &record, true).boxed().await;
+            running.finish(record, pushed).await.ok();
+            return;
+        }
+        let gathering = self.gather(&request, &direct).boxed();
+        let gathered = tokio::select! {
+            gathered = gathering => gathered,
+            () = incoming.cancelled() => return,
+        };
+        let (inputs, slot) = match gathered {
+            Ok(gathered) => gathered,
+            Err(refusal) => {
+                tracing::info!(derivation = %request.derivation, %requester, %refusal, "a build is refused");
+                return incoming.refuse(refusal.reason, refusal.message).await;
+            }
+        };
         let Ok(running) = incoming.accept().await else {
             return;
         };
-        let cancel = CancellationToken::new();
-        let mut gone = running.cancellation();
-        let watching = async {
-            // An error says that the stream is gone, which is the same.
-            drop(gone.wait_for(|gone| *gone).await);
-            cancel.cancel();
-            std::future::pending::<()>().await;
+        let Inputs {
+            closure,
+            physical,
+            accepted,
+        } = inputs;
+        let plan = Plan {
+            path: request.derivation.clone(),
+            derivation,
+            outputs,
+            closure,
+            physical,
         };
-        let working = async {
-            match self.reuse(&request, hash).await {
-                Some(record) => {
-                    let pushed = self.deliver(&request, &record, true).boxed().await;
-                    running.finish(record, pushed).await.ok();
-                }
-                None => {
-                    let plan = (derivation, outputs);
-                    let building = self.build_for(&request, hash, plan, &direct, running, cancel.clone());
-                    building.boxed().await;
-                }
-            }
-        };
-        tokio::select! {
-            () = working => {}
-            () = watching => {}
-        }
+        let building = self.build_for(&request, hash, (plan, accepted), slot, running);
+        building.boxed().await;
         drop(place);
+    }
+
+    /// What a build needs before it can begin: its inputs, and a slot. A slot that does not come for a while
+    /// is for another builder to have.
+    async fn gather(
+        self: &Arc<Self>,
+        request: &BuildRequest,
+        direct: &BTreeSet<StorePath>,
+    ) -> Result<(Inputs, LentSlot), Refusal> {
+        let inputs = self.inputs(request, direct).await?;
+        let busy = |message: &str| refusal(RefusalReason::Busy, message);
+        match tokio::time::timeout(SLOT_PATIENCE, self.slot(request)).await {
+            Ok(Some(slot)) => Ok((inputs, slot)),
+            Ok(None) => Err(busy("this node is going down")),
+            Err(_) => Err(busy("all slots of this builder are in use")),
+        }
     }
 
     /// Everything that can be refused before anything is done.
@@ -157,8 +181,8 @@ impl TeamNode {
         (
             ServedPlace,
             Derivation,
-            BTreeMap<String, tvix_node_protocol::StorePath>,
-            std::collections::BTreeSet<tvix_node_protocol::StorePath>,
+            BTreeMap<String, StorePath>,
+            BTreeSet<StorePath>,
         ),
         Refusal,
     > {
@@ -169,7 +193,11 @@ impl TeamNode {
                 "this node builds nothing: it has no slots".to_owned(),
             ));
         }
-        let (derivation, checked, direct) = self.derivation(request.requester, &request.derivation).await?;
+        let (derivation, checked, direct) = {
+            // Each may hold many derivations in memory while it is looked at.
+            let _place = self.considering.acquire().await;
+            self.derivation(request.requester, &request.derivation).await?
+        };
         for output in &request.outputs {
             if !checked.outputs.contains_key(output) {
                 let message = format!("{} has no output '{output}'", request.derivation);
@@ -194,11 +222,7 @@ impl TeamNode {
     }
 
     /// The record of an earlier build of the same work by this node, made out to this request.
-    async fn reuse(
-        &self,
-        request: &BuildRequest,
-        hash: tvix_node_protocol::build::RequestHash,
-    ) -> Option<Envelope> {
+    async fn reuse(&self, request: &BuildRequest, hash: RequestHash) -> Option<Envelope> {
         if request.fresh {
             return None;
         }
@@ -242,58 +266,40 @@ impl TeamNode {
     async fn build_for(
         self: &Arc<Self>,
         request: &BuildRequest,
-        hash: tvix_node_protocol::build::RequestHash,
-        (derivation, outputs): (Derivation, BTreeMap<String, tvix_node_protocol::StorePath>),
-        direct: &std::collections::BTreeSet<tvix_node_protocol::StorePath>,
+        hash: RequestHash,
+        (plan, accepted): (Plan, bool),
+        slot: LentSlot,
         running: RunningBuild,
-        cancel: CancellationToken,
     ) {
-        let gathering = async {
-            let inputs = self.inputs(request, direct).await?;
-            let going_down = || refusal(RefusalReason::Busy, "this node is going down");
-            Ok((inputs, self.slot().await.ok_or_else(going_down)?))
-        };
-        // Nobody is there to be told.
-        let Some(gathered) = cancel.run_until_cancelled(gathering.boxed()).await else {
-            return;
-        };
-        let (inputs, slot) = match gathered {
-            Ok(gathered) => gathered,
-            Err(refusal) => {
-                let refusal: Refusal = refusal;
-                tracing::info!(derivation = %request.derivation, %refusal, "a build is refused for its inputs");
-                return running.refuse(refusal.reason, refusal.message).await;
-            }
-        };
-        let Inputs {
-            closure,
-            physical,
-            accepted,
-        } = inputs;
-        let plan = Plan {
-            path: request.derivation.clone(),
-            derivation,
-            outputs,
-            closure,
-            physical,
+        let cancel = CancellationToken::new();
+        let mut gone = running.cancellation();
+        let watching = async {
+            // An error says that the stream is gone, which is the same.
+            drop(gone.wait_for(|gone| *gone).await);
+            cancel.cancel();
+            std::future::pending::<()>().await;
         };
         let work = Work {
             plan,
             wanted: request.outputs.clone(),
             cores: request.options.cores,
-            limits: request.limits,
+            limits: bounded(request.limits),
             slot: slot.slot,
             request: Some(hash),
         };
-        let performed = self.jobs.perform(&work, &mut ToRequester(&running), cancel).await;
-        drop(slot);
-        let result = match performed {
-            Ok(performed) => self
-                .keep(request, performed, accepted)
-                .await
-                .map_err(JobError::from),
-            Err(error) => Err(error),
+        let working = async {
+            let mut listener = ToRequester {
+                running: &running,
+                slot: &slot,
+            };
+            let performed = self.jobs.perform(&work, &mut listener, cancel.clone()).await?;
+            Ok(self.keep(request, performed, accepted).await?)
         };
+        let result: Result<Envelope, JobError> = tokio::select! {
+            result = working => result,
+            () = watching => return,
+        };
+        drop(slot);
         // A requester that is gone has cancelled.
         match result {
             Ok(record) => {
@@ -307,12 +313,15 @@ impl TeamNode {
         }
     }
 
-    async fn slot(&self) -> Option<LentSlot> {
+    async fn slot(&self, request: &BuildRequest) -> Option<LentSlot> {
         let (reply, slot) = oneshot::channel();
-        self.engine.send(Message::LendSlot { reply }).await.ok()?;
-        let slot = slot.await.ok()?;
-        let engine = self.engine.clone();
-        Some(LentSlot { slot, engine })
+        let message = Message::LendSlot {
+            derivation: request.derivation.clone(),
+            requester: self.name_of(request.requester),
+            reply,
+        };
+        self.engine.send(message).await.ok()?;
+        slot.await.ok()
     }
 
     /// Registers what was built: under its name where every input is accepted, else for the requester
@@ -324,7 +333,23 @@ impl TeamNode {
         accepted: bool,
     ) -> Result<Envelope, DepotError> {
         let record = performed.record;
-        if accepted {
+        let names: Vec<StorePath> = performed
+            .outputs
+            .iter()
+            .map(|output| output.info().path.clone())
+            .collect();
+        let present = self.depot.infos(names).await?;
+        // Not every package is reproducible: a name that has another tree keeps it, and the requester gets
+        // what was built for it.
+        let differs = performed
+            .outputs
+            .iter()
+            .map(|output| output.info())
+            .any(|output| {
+                let mut present = present.iter();
+                present.any(|info| info.path == output.path && info.tree != output.tree)
+            });
+        if accepted && !differs {
             let note = BuildNote {
                 reason: format!("{} asked for it", self.name_of(request.requester)),
                 started: performed.started,
@@ -389,12 +414,23 @@ impl TeamNode {
     }
 }
 
+/// The narrower of what a request and this node allow.
+fn bounded(limits: BuildLimits) -> BuildLimits {
+    let narrower = |asked: Option<u64>, own: u64| Some(asked.map_or(own, |asked| asked.min(own)));
+    BuildLimits {
+        time: narrower(limits.time, SERVED_TIME),
+        silence: narrower(limits.silence, SERVED_SILENCE),
+        log: narrower(limits.log, SERVED_LOG),
+        disk: narrower(limits.disk, SERVED_DISK),
+    }
+}
+
 fn failure_of(error: &JobError) -> messages::BuildFailure {
     let kind = match kind_of(error) {
         FailureKind::Builder => messages::FailureKind::Build,
         FailureKind::Limit => messages::FailureKind::Limit,
         FailureKind::Cancelled => messages::FailureKind::Cancelled,
-        FailureKind::Transient | FailureKind::Refused => messages::FailureKind::Machine,
+        FailureKind::Transient | FailureKind::Refused | FailureKind::Busy => messages::FailureKind::Machine,
     };
     let tail = match error {
         JobError::Build(error) => error.log_tail.join("\n").into_bytes(),
