@@ -7,5 +7,6 @@ mod harness;
 mod importing;
 mod refusing;
 mod sharing;
+mod swarm;
 #[path = "../trust/mod.rs"]
 mod trust;

@@ -1,0 +1,107 @@
+//! One node asks, another builds, a third fetches.
+
+use std::collections::BTreeMap;
+
+use super::nodes::{Build, Node, team, text};
+use crate::harness::sandbox_works;
+
+/// Every output that was built, with its NAR hash.
+fn hashes(node: &Node, build: &Build) -> BTreeMap<String, String> {
+    let outputs = build
+        .of_kind("build-finished")
+        .flat_map(|event| event["outputs"].as_object().expect("outputs").values());
+    let hashes = outputs.map(|output| {
+        let path = format!("/nix/store/{}", text(output));
+        let info = node.json(&["store", "info", &path]);
+        let hash = text(&info["narHash"]);
+        (path, hash)
+    });
+    hashes.collect()
+}
+
+#[test]
+fn what_a_peer_builds_is_what_would_be_built_here() {
+    if !sandbox_works("what_a_peer_builds_is_what_would_be_built_here") {
+        return;
+    }
+    let [alice, bob, carol] = team([("alice", 0), ("bob", 2), ("carol", 0)]);
+    let alone = Node::up("alone", 2);
+    for node in [&alice, &carol, &alone] {
+        node.offline_example();
+    }
+    let far = alice.build("all", &[]);
+    let here = alone.build("all", &[]);
+    assert_eq!(far.path(), here.path());
+    assert_eq!(
+        (far.count("built"), far.count("failed")),
+        (6, 0),
+        "{}",
+        far.messages()
+    );
+    for event in far.of_kind("build-started") {
+        assert_eq!(event["node"], "bob", "{event}");
+    }
+    let expected = hashes(&alone, &here);
+    // Two outputs of `letter`, one of each of the others.
+    assert_eq!(expected.len(), 7);
+    assert_eq!(hashes(&alice, &far), expected);
+
+    // The third one knows nothing of all this but the expression.
+    let third = carol.build("all", &[]);
+    assert_eq!(third.path(), far.path());
+    assert_eq!(third.count("built"), 0, "{}", third.messages());
+    assert!(third.of_kind("placed").next().is_none(), "{}", third.messages());
+    assert!(third.count("fetched") > 0);
+    let closure = [far.path()];
+    for path in closure {
+        let info = carol.json(&["store", "info", &path]);
+        assert_eq!(text(&info["narHash"]), expected[&path]);
+    }
+    drop(bob);
+}
+
+#[test]
+fn a_second_request_for_the_same_work_is_answered_from_what_is_there() {
+    if !sandbox_works("a_second_request_for_the_same_work_is_answered_from_what_is_there") {
+        return;
+    }
+    let [alice, bob] = team([("alice", 0), ("bob", 1)]);
+    alice
+        .machine
+        .expression(r#"{ one = build "one" { } "write $out 1"; }"#);
+    bob.machine
+        .expression(r#"{ one = build "one" { } "write $out 1"; }"#);
+    let first = bob.build("one", &[]);
+    assert_eq!(first.count("built"), 1);
+    let second = alice.build("one", &[]);
+    assert_eq!((second.count("built"), second.count("fetched")), (0, 1));
+    assert_eq!(first.path(), second.path());
+}
+
+#[test]
+fn many_small_builds_are_shared_by_all_who_have_room() {
+    if !sandbox_works("many_small_builds_are_shared_by_all_who_have_room") {
+        return;
+    }
+    let [alice, _bob, _carol] = team([("alice", 1), ("bob", 1), ("carol", 1)]);
+    // Each holds its slot until all three are taken.
+    alice.machine.expression(
+        r#"let one = number: build "one-${number}" { } "echo mark-of-many\nwait\nwrite $out ${number}";
+        in { all = build "all" { a = one "a"; b = one "b"; c = one "c"; } "write $out done"; }"#,
+    );
+    let mut running = alice.start_build("all", &[]);
+    let (mut builders, mut waiting) = (Vec::new(), 0);
+    while waiting < 3 {
+        let line = running.until("");
+        waiting += usize::from(line.contains(r#""line":"waiting""#));
+        if line.contains("build-started") {
+            let event: serde_json::Value = serde_json::from_str(&line).expect("an event");
+            builders.push(text(&event["node"]));
+        }
+    }
+    builders.sort();
+    assert_eq!(builders, ["bob", "carol", "this node"]);
+    crate::harness::release("mark-of-many");
+    let built = super::nodes::finished(running.finish());
+    assert_eq!(built.count("built"), 4);
+}

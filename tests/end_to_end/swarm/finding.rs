@@ -1,0 +1,89 @@
+//! Advertised through the team, found by who has never met the holder, and taken back.
+
+use rustix::process::Signal;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::envelope::NodeKey;
+
+use super::nodes::{Node, team};
+use super::observer::Observer;
+use crate::harness::sandbox_works;
+
+pub fn store_path(printed: &str) -> StorePath {
+    StorePath::from_absolute_path(printed.as_bytes()).expect("a store path")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_is_found_and_fetched_from_a_holder_never_met() {
+    let test = "a_path_is_found_and_fetched_from_a_holder_never_met";
+    if !tokio::task::block_in_place(|| sandbox_works(test)) {
+        return;
+    }
+    let expression = r#"{ thing = build "thing" { } "write $out thing"; }"#;
+    let ([alice, bob], path, bob_key) = tokio::task::block_in_place(|| {
+        let nodes = team([("alice", 0), ("bob", 1)]);
+        nodes[1].machine.expression(expression);
+        let path = nodes[1].build("thing", &[]).path();
+        let key = nodes[1].key().parse::<NodeKey>().expect("a key");
+        (nodes, store_path(&path), key)
+    });
+    // Until alice keeps bob's record: who joins while bob stands still can have it from nobody else.
+    loop {
+        bob.signal(Signal::STOP);
+        let observer = Observer::join(&alice).await;
+        let holders = observer.holders(&path).await;
+        let met = observer.swarm.connected();
+        observer.leave().await;
+        assert!(!met.contains(&bob_key), "{met:?}");
+        if holders == [bob_key] {
+            break;
+        }
+        bob.signal(Signal::CONT);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    tokio::task::block_in_place(|| {
+        let carol = Node::up("carol", 0);
+        carol.join(&alice.ticket(&[])).ok();
+        carol.machine.expression(expression);
+        let mut building = carol.start_build("thing", &[]);
+        building.until("target-named");
+        assert!(carol.peer("bob").is_none(), "carol has met bob");
+        bob.signal(Signal::CONT);
+        let build = super::nodes::finished(building.finish());
+        assert_eq!(store_path(&build.path()), path);
+        assert_eq!(
+            (build.count("built"), build.count("fetched")),
+            (0, 1),
+            "{}",
+            build.messages()
+        );
+        assert!(!alice.has(&build.path()), "it did not come by way of alice");
+        assert!(carol.content_received("bob") > 0);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_path_is_advertised_until_its_node_goes_down() {
+    let test = "every_path_is_advertised_until_its_node_goes_down";
+    if !tokio::task::block_in_place(|| sandbox_works(test)) {
+        return;
+    }
+    let ([alice, mut bob], built, source, bob_key) = tokio::task::block_in_place(|| {
+        let nodes = team([("alice", 0), ("bob", 1)]);
+        nodes[1]
+            .machine
+            .expression(r#"{ thing = build "thing" { inherit tool; } "write $out thing"; tool = tool; }"#);
+        let built = nodes[1].build("thing", &[]).path();
+        let source = nodes[1].machine.run(&["eval", "-A", "tool"]);
+        let source = source.ok().trim_matches('"').to_owned();
+        let key = nodes[1].key().parse::<NodeKey>().expect("a key");
+        (nodes, store_path(&built), store_path(&source), key)
+    });
+    let observer = Observer::join(&alice).await;
+    observer.sees(&built, &[bob_key]).await;
+    observer.sees(&source, &[bob_key]).await;
+    tokio::task::block_in_place(|| bob.down());
+    // Without a withdrawal they would be good for an hour.
+    observer.sees(&built, &[]).await;
+    observer.sees(&source, &[]).await;
+    observer.leave().await;
+}

@@ -1,0 +1,12 @@
+//! Nodes of one team, each a real process with a home of its own, on the loopback interface.
+
+mod broken;
+mod building;
+mod desired_store;
+mod finding;
+mod importing;
+mod joining;
+mod nodes;
+mod observer;
+mod refused;
+mod sight;

@@ -1,0 +1,94 @@
+//! What a user sees of work that others do.
+
+use tvix_node_protocol::build::BuildRecord;
+use tvix_node_protocol::envelope::Envelope;
+
+use super::nodes::{finished, team, text};
+use crate::harness::{release, sandbox_works};
+
+#[test]
+fn a_far_build_is_seen_live_and_known_afterwards() {
+    if !sandbox_works("a_far_build_is_seen_live_and_known_afterwards") {
+        return;
+    }
+    let [alice, bob] = team([("alice", 0), ("bob", 1)]);
+    alice.machine.expression(
+        r#"{ seen = build "seen" { } "echo mark-of-sight\nwait\necho and on it goes\nwrite $out x"; }"#,
+    );
+    let mut running = alice.start_build("seen", &[]);
+    let placed = running.until(r#""event":"placed""#);
+    assert!(
+        placed.contains(r#""node":"bob""#) && placed.contains("bob: "),
+        "{placed}"
+    );
+    let started = running.until(r#""event":"build-started""#);
+    assert!(started.contains(r#""node":"bob""#), "{started}");
+    // It cannot end before this test lets it, so what is read now is live.
+    running.until(r#""line":"waiting""#);
+    let status = alice.json(&["status"]);
+    let builds = status["builds"].as_array().expect("a list");
+    assert_eq!(builds.len(), 1, "{status}");
+    assert_eq!(builds[0]["node"], "bob", "{status}");
+    assert_eq!(builds[0]["lastLine"], "waiting", "{status}");
+    let shown = alice.machine.run(&["status"]);
+    assert!(shown.ok().contains("on bob"), "{}", shown.stdout);
+    assert!(shown.ok().contains("slots    0 of 0 in use"), "{}", shown.stdout);
+    // The builder's user sees it too, and for whom it is.
+    let there = bob.machine.run(&["status"]);
+    assert!(there.ok().contains("slots    1 of 1 in use"), "{}", there.stdout);
+    assert!(
+        there.ok().contains("seen") && there.ok().contains("alice"),
+        "{}",
+        there.stdout
+    );
+    release("mark-of-sight");
+    let built = finished(running.finish());
+    let path = built.path();
+
+    let log = alice.machine.run(&["log", &path]);
+    assert_eq!(log.ok(), "mark-of-sight\nwaiting\nand on it goes");
+
+    let why = alice.machine.run(&["why", &path]);
+    let reason = text(&serde_json::from_str::<serde_json::Value>(&placed).expect("an event")["reason"]);
+    for part in ["bob", &bob.key(), &reason] {
+        assert!(why.ok().contains(part), "no '{part}' in:\n{}", why.stdout);
+    }
+    let there = bob.machine.run(&["why", &path]);
+    assert!(there.ok().contains("alice asked for it"), "{}", there.stdout);
+
+    let records = alice.json(&["record", &path]);
+    assert_eq!(records.as_array().map(Vec::len), Some(1), "{records}");
+    let record = &records[0];
+    assert_eq!(record["signer"], bob.key().as_str());
+    assert_eq!(record["signerName"], "bob");
+    assert_eq!(record["accepted"], true);
+    let hex = text(&record["envelope"]);
+    let bytes: Vec<u8> = (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("two digits"))
+        .collect();
+    let envelope = Envelope::from_bytes(&bytes, bytes.len()).expect("an envelope");
+    let signed: BuildRecord = envelope.open().expect("the signature holds");
+    assert_eq!(signed.builder.to_string(), bob.key());
+    assert_eq!(signed.outputs["out"].path.to_absolute_path(), path);
+}
+
+#[test]
+fn a_far_build_that_fails_shows_its_log() {
+    if !sandbox_works("a_far_build_that_fails_shows_its_log") {
+        return;
+    }
+    let [alice, _bob] = team([("alice", 0), ("bob", 1)]);
+    alice
+        .machine
+        .expression(r#"{ bad = build "bad" { } "echo what went wrong\nfail 7"; }"#);
+    let failed = alice.build("bad", &[]);
+    assert_eq!(failed.finished.status, 1, "{}", failed.messages());
+    let event = failed.of_kind("build-failed").next().expect("it failed");
+    assert_eq!(event["node"], "bob", "{event}");
+    assert!(text(&event["error"]).contains("exit code 7"), "{event}");
+    assert_eq!(event["logTail"][0], "what went wrong", "{event}");
+    let derivation = format!("/nix/store/{}", text(&event["derivation"]));
+    let log = alice.machine.run(&["log", &derivation]);
+    assert_eq!(log.ok(), "what went wrong");
+}
