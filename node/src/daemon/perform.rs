@@ -151,7 +151,8 @@ impl Jobs {
         self.depot.end_log(log).await?;
         let built = built?;
         let performed = self.prepare(work, &built, started).await;
-        built.discard().await;
+        // What comes next need not wait until the build's folder is gone.
+        tokio::spawn(built.discard());
         performed
     }
 
