@@ -11,6 +11,7 @@
 //! <home>/teams/SWARM/    the team this node belongs to: its roster, tickets, nonces
 //! <home>/spool/          what is arriving from other nodes; deleting it loses nothing
 //! <home>/code/           compiled Nix files, to be deleted at any time
+//! <home>/scratch-kept/   folders of failed builds, where asked for; never removed
 //! ```
 
 use std::fs::{self, OpenOptions};

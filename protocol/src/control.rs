@@ -101,6 +101,9 @@ pub struct OpenSession {
     pub mode: SessionMode,
     /// Go on after a failure with everything that does not depend on it.
     pub keep_going: bool,
+    /// Keep the folders of builds that fail on this node.
+    #[serde(default)]
+    pub keep_failed: bool,
     /// Builds of this session at once on this node; none: the node's slots.
     pub jobs: Option<u32>,
     /// `NIX_BUILD_CORES`; 0: all.

@@ -45,6 +45,38 @@ fn a_failing_build_ends_the_command_with_its_name_and_log() {
 }
 
 #[test]
+fn the_folder_of_a_failed_build_is_kept_when_asked_for() {
+    if !sandbox_works("the_folder_of_a_failed_build_is_kept_when_asked_for") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(r#"{ broken = build "broken" { } "write evidence something\nfail 3"; }"#);
+    let finished = machine.run(&["build", "-A", "broken"]);
+    finished.failed(1, &["exit code 3"]);
+    assert!(!finished.stderr.contains("kept"), "{}", finished.stderr);
+    let finished = machine.run(&["build", "-K", "-A", "broken"]);
+    finished.failed(1, &["exit code 3; its folder is kept as '"]);
+    let kept = finished.stderr.split("kept as '").nth(1).expect("a path");
+    let kept = std::path::Path::new(kept.split('\'').next().expect("a path"));
+    let evidence = std::fs::read_to_string(kept.join("evidence")).expect("what the build wrote");
+    assert_eq!(evidence.trim(), "something");
+}
+
+#[test]
+fn a_build_that_uses_too_much_disk_is_stopped() {
+    if !sandbox_works("a_build_that_uses_too_much_disk_is_stopped") {
+        return;
+    }
+    let machine = Machine::new();
+    let folders: String = (0..200).map(|number| format!("mkdir $out-{number}\\n")).collect();
+    machine.expression(&format!(
+        r#"{{ large = build "large" {{ }} "{folders}wait never"; }}"#
+    ));
+    let finished = machine.run(&["build", "-A", "large", "--max-build-disk-size", "32K"]);
+    finished.failed(1, &["killed after using more than 32768 bytes of disk"]);
+}
+
+#[test]
 fn keep_going_builds_what_does_not_depend_on_the_failure() {
     if !sandbox_works("keep_going_builds_what_does_not_depend_on_the_failure") {
         return;

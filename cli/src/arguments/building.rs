@@ -13,6 +13,9 @@ pub struct BuildingArguments {
     /// Go on after a failure with everything that does not depend on it
     #[arg(short = 'k', long)]
     keep_going: bool,
+    /// Keep the folder of a build that fails on this machine, and say where it is
+    #[arg(short = 'K', long)]
+    keep_failed: bool,
     /// Builds at once on this node, or 'auto' for as many as it has slots; 0: others build
     #[arg(short = 'j', long = "max-jobs", value_name = "N", value_parser = jobs, default_value = "auto", hide_default_value = true)]
     jobs: Jobs,
@@ -28,6 +31,9 @@ pub struct BuildingArguments {
     /// Bytes of log after which a build is stopped; 0 for none
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     max_build_log_size: Option<Limit>,
+    /// Bytes of disk after which a build is stopped; 0 for none
+    #[arg(long, value_name = "BYTES", value_parser = limit)]
+    max_build_disk_size: Option<Limit>,
 }
 
 impl BuildingArguments {
@@ -36,6 +42,7 @@ impl BuildingArguments {
         let bound = |limit: Option<Limit>| limit.unwrap_or_default().0;
         Building {
             keep_going: self.keep_going,
+            keep_failed: self.keep_failed,
             jobs: match self.jobs {
                 Jobs::Auto => None,
                 Jobs::Most(most) => Some(most),
@@ -45,7 +52,7 @@ impl BuildingArguments {
                 time: bound(self.timeout),
                 silence: bound(self.max_silent_time),
                 log: bound(self.max_build_log_size),
-                disk: None,
+                disk: bound(self.max_build_disk_size),
             },
             dry_run: false,
             out_link: None,

@@ -34,10 +34,6 @@ const FLAGS: &[(&[&str], &str)] = &[
         &["--no-build-output", "-Q"],
         "--log-format bar shows only the last line of a build's log, and '2>/dev/null' nothing",
     ),
-    (
-        &["--keep-failed", "-K"],
-        "the folder of a failed build is not kept; 'tvix-node log' has the whole log",
-    ),
     (&["--fallback"], "what cannot be fetched is built anyway"),
     (
         &["--readonly-mode", "--read-write-mode"],
@@ -106,6 +102,7 @@ const SETTINGS_ADVICE: &[(&[&str], &str)] = &[
         "use --max-build-log-size",
     ),
     (&["keep-going"], "use -k"),
+    (&["keep-failed"], "use -K"),
     (&["show-trace"], "use --show-trace"),
     (&["nix-path"], "use -I or NIX_PATH"),
     (&["system", "eval-system"], "use --eval-system"),

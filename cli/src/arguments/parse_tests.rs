@@ -98,7 +98,7 @@ fn every_option_of_an_evaluation_is_understood() {
 #[test]
 fn every_option_of_a_build_is_understood() {
     let line = [
-        "-kj4",
+        "-kKj4",
         "--cores",
         "2",
         "--timeout",
@@ -107,14 +107,16 @@ fn every_option_of_a_build_is_understood() {
         "0",
         "--max-build-log-size",
         "1M",
+        "--max-build-disk-size",
+        "2G",
     ];
     let (_, building) = build(&line).unwrap();
-    assert!(building.keep_going);
+    assert!(building.keep_going && building.keep_failed);
     assert_eq!((building.jobs, building.cores), (Some(4), 2));
     let limits = building.limits;
     assert_eq!(
-        (limits.time, limits.silence, limits.log),
-        (Some(60), None, Some(1 << 20))
+        (limits.time, limits.silence, limits.log, limits.disk),
+        (Some(60), None, Some(1 << 20), Some(2 << 30))
     );
 }
 
@@ -169,6 +171,7 @@ fn no_flag_of_nix_is_ignored() {
         "--max-silent-time",
         "--max-build-log-size",
         "--keep-going",
+        "--keep-failed",
         "--show-trace",
         "--eval-system",
         "--no-eval-cache",
@@ -213,7 +216,7 @@ fn what_can_be_done_instead_is_said() {
         (&["--option"], "no nix.conf"),
         (&["--no-sandbox"], "every build runs in a sandbox"),
         (&["--substituters=https://x"], "'--substituters' is not supported"),
-        (&["-kK"], "'-K' is not supported"),
+        (&["-kQ"], "'-Q' is not supported"),
         (&["--eval"], "use 'tvix-node eval'"),
     ];
     for (line, expected) in cases {

@@ -42,11 +42,13 @@ pub struct Evaluation {
 pub struct Building {
     /// `-k`.
     pub keep_going: bool,
+    /// `-K`.
+    pub keep_failed: bool,
     /// `-j`; none: as many as the node has slots.
     pub jobs: Option<u32>,
     /// `--cores`; 0: all.
     pub cores: u32,
-    /// `--timeout`, `--max-silent-time`, `--max-build-log-size`.
+    /// `--timeout`, `--max-silent-time`, `--max-build-log-size`, `--max-build-disk-size`.
     pub limits: BuildLimits,
     /// `--dry-run`.
     pub dry_run: bool,
@@ -60,6 +62,7 @@ impl Default for Building {
     fn default() -> Self {
         Self {
             keep_going: false,
+            keep_failed: false,
             jobs: None,
             cores: 0,
             limits: BuildLimits::NONE,

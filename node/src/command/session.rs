@@ -111,6 +111,7 @@ pub async fn run(
         version: CONTROL_VERSION,
         mode,
         keep_going: building.keep_going,
+        keep_failed: building.keep_failed,
         jobs: building.jobs,
         cores: building.cores,
         limits: building.limits,

@@ -363,7 +363,8 @@ impl Engine {
         let to = self.destination(request)?;
         let number = self.next_session;
         self.next_session += 1;
-        self.sessions.insert(number, Session::new(request.mode));
+        self.sessions
+            .insert(number, Session::new(request.mode, request.keep_failed));
         self.depot.begin_session(number);
         self.happened(Event::SessionOpened {
             session: SessionId(number),
@@ -534,6 +535,8 @@ impl Engine {
                 };
                 self.running.insert(build, running);
                 let (_, reason) = self.placements.get(&derivation).cloned().unwrap_or_default();
+                // Several sessions may wait for one build, so that it is kept where any of them wants that.
+                let keep_failed = self.sessions.values().any(|session| session.keep_failed);
                 let job = Job {
                     build,
                     derivation,
@@ -543,6 +546,7 @@ impl Engine {
                     limits,
                     slot,
                     reason,
+                    keep_failed,
                 };
                 tokio::spawn(Arc::clone(&self.jobs).run(job, self.outbox.clone(), cancel));
             }

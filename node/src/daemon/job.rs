@@ -32,6 +32,8 @@ pub struct Job {
     pub slot: u32,
     /// Why it was placed here.
     pub reason: String,
+    /// Keep its folder if it fails.
+    pub keep_failed: bool,
 }
 
 /// Tells the engine of one build. Where the engine has ended, nobody listens.
@@ -94,6 +96,7 @@ impl Jobs {
             limits: job.limits,
             slot: job.slot,
             request: None,
+            keep_failed: job.keep_failed,
         };
         let mut listener = ToEngine {
             build: job.build,

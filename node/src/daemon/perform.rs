@@ -53,6 +53,8 @@ pub struct Work {
     pub slot: u32,
     /// The request it is built for; none: this node's own build.
     pub request: Option<RequestHash>,
+    /// Keep its folder if it fails.
+    pub keep_failed: bool,
 }
 
 /// Who watches a build.
@@ -94,7 +96,7 @@ pub enum JobError {
     #[error(transparent)]
     Depot(#[from] DepotError),
     /// The build.
-    #[error("{}", .0.cause)]
+    #[error("{}{}", .0.cause, kept(.0))]
     Build(#[from] BuildError),
     /// It was not begun.
     #[error(transparent)]
@@ -105,6 +107,14 @@ pub enum JobError {
     /// What the derivation says of its outputs does not hold.
     #[error(transparent)]
     Check(#[from] OutputCheckError),
+}
+
+/// Where the folder of a failed build is, where it was to be kept.
+fn kept(error: &BuildError) -> String {
+    match &error.kept {
+        Some(path) => format!("; its folder is kept as '{}'", path.display()),
+        None => String::new(),
+    }
 }
 
 impl Jobs {
@@ -352,5 +362,6 @@ fn spec(work: &Work) -> Result<BuildSpec, JobError> {
     spec.slot = work.slot;
     spec.cores = work.cores;
     spec.limits = work.limits;
+    spec.keep_failed = work.keep_failed;
     Ok(spec)
 }

@@ -14,6 +14,8 @@ pub struct Session {
     pub opened: Instant,
     /// What it does.
     pub mode: SessionMode,
+    /// Whether folders of failed builds are to be kept.
+    pub keep_failed: bool,
     sender: mpsc::Sender<Event>,
     /// Until somebody reads the events.
     pub receiver: Option<mpsc::Receiver<Event>>,
@@ -27,11 +29,12 @@ pub struct Session {
 
 impl Session {
     /// One that begins now.
-    pub fn new(mode: SessionMode) -> Self {
+    pub fn new(mode: SessionMode, keep_failed: bool) -> Self {
         let (sender, receiver) = mpsc::channel(SESSION_EVENTS);
         Self {
             opened: Instant::now(),
             mode,
+            keep_failed,
             sender,
             receiver: Some(receiver),
             backlog: VecDeque::new(),

@@ -286,6 +286,7 @@ impl TeamNode {
             limits: bounded(request.limits),
             slot: slot.slot,
             request: Some(hash),
+            keep_failed: false,
         };
         let working = async {
             let mut listener = ToRequester {

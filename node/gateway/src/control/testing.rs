@@ -392,6 +392,7 @@ pub(super) fn open(version: u32) -> OpenSession {
         version,
         mode: SessionMode::Build,
         keep_going: false,
+        keep_failed: false,
         jobs: None,
         cores: 0,
         limits: BuildLimits::NONE,
