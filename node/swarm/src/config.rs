@@ -9,6 +9,7 @@ use tvix_node_protocol::roster::Roles;
 
 use crate::clock::Clock;
 use crate::limits::KEPT_PEERS;
+use crate::net::Caps;
 
 /// How a node takes part in a team.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub struct Config {
     pub distrusted: BTreeMap<NodeKey, Roles>,
     /// What this node offers at first.
     pub facts: Facts,
+    /// How fast content may go out and come in at first.
+    pub caps: Caps,
     /// Where the time comes from.
     pub clock: Clock,
 }
@@ -44,6 +47,7 @@ impl Config {
             mdns: false,
             distrusted: BTreeMap::new(),
             facts: Facts::default(),
+            caps: Caps::default(),
             clock: Clock::system(),
         }
     }

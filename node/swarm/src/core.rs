@@ -11,6 +11,7 @@ use crate::call::{self, CallError};
 use crate::events::{IncomingBuild, IncomingPush, Notice};
 use crate::fetch::Fetching;
 use crate::gate::RequestGate;
+use crate::net::caps::Throttles;
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::Network;
 use crate::net::wire::Wire;
@@ -36,6 +37,7 @@ pub(crate) struct Core {
     pub(crate) network: Network,
     pub(crate) contacts: SharedContacts,
     pub(crate) traffic: Traffic,
+    pub(crate) throttles: Throttles,
     pub(crate) shelf: Arc<dyn Shelf>,
     pub(crate) own: Mutex<Advertisement>,
     pub(crate) table: Mutex<PresenceTable>,

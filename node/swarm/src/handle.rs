@@ -28,6 +28,7 @@ use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree};
 use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
 use crate::limits::{EVENTS, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE};
+use crate::net::caps::{Caps, Throttles};
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::{Command, Driver};
 use crate::net::transport::{Behaviour, Setup, build as build_transport};
@@ -150,6 +151,7 @@ pub(crate) async fn start_serving(
         publish: tokio::sync::Notify::new(),
         stopping: watch::channel(false).0,
         traffic: Traffic::default(),
+        throttles: Throttles::default(),
         own: Mutex::new(own),
         team: Arc::new(team),
         network,
@@ -159,6 +161,7 @@ pub(crate) async fn start_serving(
         builds,
         pushes,
     });
+    core.throttles.set(config.caps);
     housekeeping::list_own(&core).await?;
     let serial = Arc::new(Serial::new(core.team.now()));
     let mut tasks = JoinSet::new();
@@ -375,6 +378,11 @@ impl SwarmHandle {
             let serial = current.serial + 1;
             *current = Facts { serial, ..facts };
         });
+    }
+
+    /// Sets how fast content may go out and come in from now on, transfers that are going on included.
+    pub fn set_caps(&self, caps: Caps) {
+        self.core.throttles.set(caps);
     }
 
     /// This node has these paths now, and all members may know: they are advertised.

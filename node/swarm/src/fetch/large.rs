@@ -211,6 +211,7 @@ async fn fetch_counting(
         content = more;
         match item {
             Ok(BaoContentItem::Leaf(leaf)) => {
+                work.core.throttles.download.pass(leaf.data.len()).await;
                 bytes += leaf.data.len();
                 reached = (leaf.offset + leaf.data.len() as u64).div_ceil(CHUNK);
                 items.push(BaoContentItem::Leaf(leaf));

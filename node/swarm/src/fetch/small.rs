@@ -50,6 +50,7 @@ async fn fetch_counting(
     for (number, (blob, length)) in files.iter().enumerate() {
         match receive(&mut reader, *blob, *length).await {
             Ok(bytes) => {
+                work.core.throttles.download.pass(bytes.len()).await;
                 size += bytes.len();
                 items.push(Item {
                     kind: Kind::File,

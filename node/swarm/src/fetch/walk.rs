@@ -99,6 +99,7 @@ pub(crate) async fn fetch(
         if bytes.is_empty() {
             break;
         }
+        core.throttles.download.pass(bytes.len()).await;
         let digest = walk.take(&bytes).map_err(ProviderError::Lied)?;
         size += bytes.len();
         items.push(Item {

@@ -1,5 +1,6 @@
 //! The network: libp2p, and the doors our own protocols go through.
 
+pub(crate) mod caps;
 pub(crate) mod contacts;
 mod counters;
 mod dialling;
@@ -14,6 +15,7 @@ mod redial;
 pub(crate) mod transport;
 pub(crate) mod wire;
 
+pub use caps::Caps;
 pub use counters::{PeerTraffic, Traffic};
 pub use door::Door;
 pub use doors::OpenError;

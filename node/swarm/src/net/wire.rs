@@ -9,6 +9,7 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tvix_node_protocol::cbor::{self, CborError};
 use tvix_node_protocol::messages::Message;
 
+use super::caps::Throttle;
 use super::counters::Counted;
 use crate::limits::{ANSWER_TIME, STREAM_BUFFER};
 
@@ -166,6 +167,15 @@ impl WireWriter {
     /// Sends bytes as they are.
     pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         patiently(self.0.write_all(bytes)).await
+    }
+
+    /// Sends bytes as they are, no faster than is allowed; the other side may take its time for each part.
+    pub(crate) async fn send_content(&mut self, bytes: &[u8], throttle: &Throttle) -> Result<(), WireError> {
+        for part in bytes.chunks(STREAM_BUFFER) {
+            throttle.pass(part.len()).await;
+            self.send_bytes(part).await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn flush(&mut self) -> Result<(), WireError> {

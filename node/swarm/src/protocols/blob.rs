@@ -143,7 +143,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     // The receiver goes with the writer: the reading thread notices where nobody writes any more.
     let writing = async move {
         while let Some(piece) = receiver.recv().await {
-            writer.send_bytes(&piece).await?;
+            writer.send_content(&piece, &core.throttles.upload).await?;
         }
         writer.close().await
     };

@@ -80,7 +80,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     // The receiver goes with the writer: the reading thread notices where nobody writes any more.
     let writing = async move {
         while let Some(piece) = receiver.recv().await {
-            wire.writer.send_bytes(&piece).await?;
+            wire.writer.send_content(&piece, &core.throttles.upload).await?;
         }
         Ok::<_, WireError>(wire)
     };

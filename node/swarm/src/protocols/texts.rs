@@ -49,7 +49,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     // The receiver goes with the writer: the reading thread notices where nobody writes any more.
     let writing = async move {
         while let Some(piece) = receiver.recv().await {
-            wire.writer.send_bytes(&piece).await?;
+            wire.writer.send_content(&piece, &core.throttles.upload).await?;
         }
         Ok::<_, WireError>(wire)
     };
@@ -232,6 +232,7 @@ async fn ask_once(
         match (frame.first(), frame.len()) {
             (Some(&TEXT_FOLLOWS), length) => {
                 let size = length - 1;
+                core.throttles.download.pass(size).await;
                 room -= size;
                 let enough = |left: usize| left.checked_sub(size);
                 if left

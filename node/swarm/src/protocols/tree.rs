@@ -39,6 +39,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     // The receiver goes with the writer: the reading thread notices where nobody writes any more.
     let writing = async move {
         while let Some(bytes) = receiver.recv().await {
+            core.throttles.upload.pass(bytes.len()).await;
             wire.writer.send_raw(&bytes).await?;
         }
         Ok::<_, WireError>(wire)

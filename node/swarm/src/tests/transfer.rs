@@ -1,7 +1,7 @@
 use super::shelf::{component, noise};
 use super::*;
 use crate::limits::{CONTENT_PIECE, PIECE_CHUNKS, WRITE_BATCH};
-use crate::{Arrival, FetchError, FetchOrder, FetchProgress};
+use crate::{Arrival, Caps, FetchError, FetchOrder, FetchProgress};
 use tokio::sync::watch;
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, SymlinkTarget, Tree, TreeDigest};
 
@@ -313,4 +313,44 @@ async fn who_fetches_sees_how_far_it_is_and_who_brings_it() {
     assert!(seen.iter().any(|step| step.received > 0 && step.received < size));
     let speed = bob.handle.overview()[&ann.key()].speed;
     assert!(speed.is_some_and(|speed| speed > 0), "{speed:?}");
+}
+
+/// Seconds that fetching a megabyte takes, half of it in small files.
+async fn seconds_of_a_megabyte(ann: &TestNode, bob: &TestNode, name: &str) -> f64 {
+    let seed = name.len() as u64;
+    let small: Vec<Vec<u8>> = (0..10).map(|number| noise(seed * 100 + number, 50_000)).collect();
+    let names: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+    let large = noise(seed, 500_000);
+    let mut files: Vec<(&str, &[u8])> = vec![("large", &large)];
+    files.extend(
+        names
+            .iter()
+            .map(String::as_str)
+            .zip(small.iter().map(Vec::as_slice)),
+    );
+    let root = ann.shelf.add_directory(&files);
+    ann.shelf.add_path(name, root);
+    let start = std::time::Instant::now();
+    fetch(bob, root, &[ann]).await.unwrap();
+    start.elapsed().as_secs_f64()
+}
+
+#[tokio::test]
+async fn caps_hold_in_both_directions() {
+    let (ann, bob) = pair().await;
+    let half = Some(500_000);
+    ann.handle.set_caps(Caps {
+        upload: half,
+        download: None,
+    });
+    // The last piece goes at once: with pieces of a quarter of a megabyte a second or more is left.
+    let time = seconds_of_a_megabyte(&ann, &bob, "up").await;
+    assert!(time > 0.9, "{time} s");
+    ann.handle.set_caps(Caps::default());
+    bob.handle.set_caps(Caps {
+        upload: None,
+        download: half,
+    });
+    let time = seconds_of_a_megabyte(&ann, &bob, "down").await;
+    assert!(time > 1.5, "{time} s");
 }
