@@ -1,0 +1,305 @@
+//! Measures what it costs to advertise many paths, to keep what others advertise, and to ask about a whole
+//! closure, with all nodes of a team in one process.
+//!
+//! `cargo run --release -p tvix-node-swarm --example measure_presence -- [PATHS [NODES]]`
+//!
+//! One node of a team of NODES has PATHS paths. Printed are CPU, memory and bytes of: listing them at the
+//! start, telling them to who keeps them, and asking the holder and the records about 10,000 of them. The
+//! questions go through a relay that holds every byte back for 5 ms, so that a round trip takes 10 ms.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::Shown;
+use tvix_node_protocol::nix::store_path::StorePath;
+use tvix_node_protocol::roster::{Founder, Roles};
+use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
+use tvix_node_swarm::events::SwarmEvents;
+use tvix_node_swarm::team::{Team, join, new_secret};
+use tvix_node_swarm::{Clock, Config, FindScope, PeerTraffic, Shelf, ShelfError, SwarmHandle, start};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const ASKED: usize = 10_000;
+const ONE_WAY: Duration = Duration::from_millis(5);
+
+/// Has paths, and nothing in them.
+struct Names(Vec<StorePath>);
+
+impl Shelf for Names {
+    fn advertised(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, ShelfError> {
+        let start = after.map_or(0, |after| self.0.partition_point(|path| path <= after));
+        Ok(self.0[start..].iter().take(limit).cloned().collect())
+    }
+    fn path_info(&self, _: NodeKey, _: &StorePath) -> Result<Option<Shown>, ShelfError> {
+        Ok(None)
+    }
+    fn may_serve(&self, _: NodeKey, _: TreeDigest) -> Result<bool, ShelfError> {
+        Ok(false)
+    }
+    fn tree(&self, _: TreeDigest) -> Result<Option<Tree>, ShelfError> {
+        Ok(None)
+    }
+    fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, ShelfError> {
+        Ok(vec![false; blobs.len()])
+    }
+    fn blob(&self, _: BlobDigest) -> Result<Option<File>, ShelfError> {
+        Ok(None)
+    }
+}
+
+fn paths(count: usize) -> Outcome<Vec<StorePath>> {
+    let path = |number: usize| {
+        let mut hash = [0; 20];
+        hash.copy_from_slice(&blake3::hash(&number.to_le_bytes()).as_bytes()[..20]);
+        StorePath::from_parts(hash, &format!("package-{number}"))
+    };
+    let mut paths = (0..count).map(path).collect::<Result<Vec<_>, _>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// CPU time of this process so far, and the memory it has now in MiB.
+fn cpu_and_memory() -> Outcome<(Duration, f64)> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    let pages: f64 = fields[21].parse()?;
+    Ok((Duration::from_millis(ticks * 10), pages * 4.0 / 1024.0))
+}
+
+/// What something took.
+struct Meter {
+    start: Instant,
+    cpu: Duration,
+    memory: f64,
+}
+
+impl Meter {
+    fn start() -> Outcome<Self> {
+        let (cpu, memory) = cpu_and_memory()?;
+        Ok(Self {
+            start: Instant::now(),
+            cpu,
+            memory,
+        })
+    }
+
+    fn print(&self, what: &str) -> Outcome<()> {
+        let elapsed = self.start.elapsed();
+        let (cpu, memory) = cpu_and_memory()?;
+        println!(
+            "{what}: {:.0} ms, {:.0} ms CPU of all nodes, {:+.1} MiB",
+            elapsed.as_secs_f64() * 1000.0,
+            (cpu - self.cpu).as_secs_f64() * 1000.0,
+            memory - self.memory
+        );
+        Ok(())
+    }
+}
+
+struct Running {
+    handle: SwarmHandle,
+    _events: SwarmEvents,
+    _home: tempfile::TempDir,
+}
+
+fn config(home: &Path) -> Config {
+    Config {
+        listen: vec!["/ip4/127.0.0.1/tcp/0".to_owned()],
+        // As many as a node needs; a mesh of all would measure connections.
+        keep_peers: 8,
+        ..Config::new(home.join("spool"))
+    }
+}
+
+async fn run(
+    home: tempfile::TempDir,
+    team: Team,
+    secret: tvix_node_protocol::envelope::NodeSecret,
+    paths: Vec<StorePath>,
+) -> Outcome<Running> {
+    let (handle, events) = start(config(home.path()), team, secret, Arc::new(Names(paths))).await?;
+    Ok(Running {
+        handle,
+        _events: events,
+        _home: home,
+    })
+}
+
+async fn member(of: &SwarmHandle, name: &str, paths: Vec<StorePath>, relayed: bool) -> Outcome<Running> {
+    let home = tempfile::tempdir()?;
+    let secret = new_secret()?;
+    let hour = Clock::system().now() + 3600;
+    let mut ticket = of.invite(Roles::all(), hour, 3600).await?;
+    if relayed {
+        ticket.addresses = vec![slowly(&ticket.addresses[0]).await?];
+    }
+    let team = join(home.path(), &secret, &ticket, name, &Clock::system()).await?;
+    run(home, team, secret, paths).await
+}
+
+/// Listens, and passes on to the address what comes, both ways, each byte after [`ONE_WAY`].
+async fn slowly(address: &str) -> Outcome<String> {
+    let port: u16 = address
+        .rsplit('/')
+        .next()
+        .ok_or("an address without port")?
+        .parse()?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let own = listener.local_addr()?.port();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else {
+                return;
+            };
+            if near.set_nodelay(true).and(far.set_nodelay(true)).is_err() {
+                return;
+            }
+            let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+            delayed(near_read, far_write);
+            delayed(far_read, near_write);
+        }
+    });
+    Ok(format!("/ip4/127.0.0.1/tcp/{own}"))
+}
+
+fn delayed(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    let (sender, mut receiver) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            if sender
+                .send((Instant::now() + ONE_WAY, buffer[..count].to_vec()))
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
+    tokio::spawn(async move {
+        while let Some((due, bytes)) = receiver.recv().await {
+            tokio::time::sleep_until(due.into()).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+async fn until(what: impl AsyncFn() -> bool) {
+    while !what().await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn bytes(handle: &SwarmHandle) -> (u64, u64) {
+    let sum = |of: fn(&PeerTraffic) -> u64| handle.traffic().values().map(of).sum();
+    (
+        sum(|traffic| traffic.other_sent),
+        sum(|traffic| traffic.other_received),
+    )
+}
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let mut arguments = std::env::args().skip(1);
+    let count: usize = arguments.next().map_or(Ok(100_000), |text| text.parse())?;
+    let nodes: usize = arguments.next().map_or(Ok(20), |text| text.parse())?;
+    let all = paths(count)?;
+    println!("{count} paths at one of {nodes} nodes");
+    let home = tempfile::tempdir()?;
+    let secret = new_secret()?;
+    let me = Founder {
+        key: secret.key(),
+        name: "founder".to_owned(),
+    };
+    let team = Team::found(home.path(), "measured", me, vec![], 1)?;
+    let founder = run(home, team, secret, vec![]).await?;
+    let meter = Meter::start()?;
+    let mut others = VecDeque::new();
+    for number in 3..nodes {
+        others.push_back(member(&founder.handle, &format!("node {number}"), vec![], false).await?);
+    }
+    until(async || {
+        let known = others.iter().map(|node| node.handle.members().len());
+        known.min().unwrap_or(nodes - 2) >= nodes - 2
+    })
+    .await;
+    meter.print("the others join")?;
+
+    let holder = member(&founder.handle, "holder", vec![], false).await?;
+    until(async || holder.handle.peers().len() >= 8.min(nodes - 2)).await;
+    let before = bytes(&holder.handle);
+    let meter = Meter::start()?;
+    holder.handle.announce(&all);
+    meter.print("listing the paths, and who asks the node itself is answered")?;
+    until(async || holder.handle.is_published().await).await;
+    meter.print("telling who keeps them")?;
+    let after = bytes(&holder.handle);
+    println!(
+        "  {} bytes sent, {} received",
+        after.0 - before.0,
+        after.1 - before.1
+    );
+    for node in others.iter().chain([&founder]) {
+        let (cells, keys) = node.handle.kept_presence();
+        if cells > 0 {
+            println!(
+                "  a keeper has {cells} cells with {keys} keys, in {} KiB",
+                keys * 16 / 1024
+            );
+        }
+    }
+
+    let asker = member(&holder.handle, "asker", vec![], true).await?;
+    asker.handle.connect(holder.handle.key()).await?;
+    until(async || asker.handle.overview()[&holder.handle.key()].round_trip.is_some()).await;
+    let round_trip = asker.handle.overview()[&holder.handle.key()].round_trip;
+    println!("asking through {round_trip:?}");
+    let step = (all.len() / ASKED).max(1);
+    let wanted: Vec<StorePath> = all.iter().step_by(step).take(ASKED).cloned().collect();
+    for run in 1..=3 {
+        let meter = Meter::start()?;
+        let held = asker.handle.have(holder.handle.key(), &wanted).await?;
+        meter.print(&format!("asking the holder about {}, run {run}", wanted.len()))?;
+        if held.iter().any(|held| !held) {
+            return Err("the holder has them all".into());
+        }
+    }
+    for (what, scope) in [
+        ("all connected members", FindScope::Connected),
+        ("the records", FindScope::Records),
+    ] {
+        let meter = Meter::start()?;
+        let found = asker.handle.find(&wanted, scope).await;
+        meter.print(&format!("asking {what} about {}", wanted.len()))?;
+        println!("  {} found", found.len());
+    }
+
+    let quiet = Meter::start()?;
+    let before = bytes(&holder.handle);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    quiet.print("a quiet minute")?;
+    let after = bytes(&holder.handle);
+    println!(
+        "  {} bytes sent by the holder, {} received",
+        after.0 - before.0,
+        after.1 - before.1
+    );
+    Ok(())
+}
