@@ -142,7 +142,7 @@ fn can_use_kvm() -> bool {
 }
 
 /// Where distributions keep the certificates that they trust.
-fn default_certificates() -> Option<PathBuf> {
+pub(crate) fn default_certificates() -> Option<PathBuf> {
     [
         "/etc/ssl/certs/ca-certificates.crt",
         "/etc/pki/tls/certs/ca-bundle.crt",

@@ -71,6 +71,7 @@ pub use compare::{Difference, DifferenceKind};
 pub use config::{Config, FIRST_BUILD_USER, Helper, Network, SANDBOX_ARGUMENT, SandboxPath};
 pub use diagnosis::SandboxError;
 pub use error::{BuildError, Cause, Refused, StartError};
+pub use fetch::http::{Client, Downloaded};
 pub use options::DerivationOptions;
 pub use output_checks::{OutputCheckError, OutputChecks, PathFacts};
 pub use proxy::address::AddressRange;

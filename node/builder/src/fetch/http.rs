@@ -1,12 +1,13 @@
-//! A client of HTTP and HTTPS that connects only where builds may.
+//! A client of HTTP and HTTPS. That of builds connects only where builds may.
 
 use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{HOST, LOCATION, USER_AGENT};
+use hyper::header::{ETAG, HOST, HeaderValue, IF_NONE_MATCH, LOCATION, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
@@ -19,17 +20,26 @@ use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::{failed, fetch_failed};
-use crate::config::Config;
+use crate::config::{Config, default_certificates};
 use crate::diagnosis::SandboxError;
 use crate::error::Cause;
 use crate::limits::{ANSWER_TIME, FETCH_TRIES, FETCH_WAIT, REDIRECTS};
 use crate::proxy::address::AddressRange;
 use crate::proxy::dial::{DialError, dial};
 
-/// Fetches what builds may reach.
-pub(super) struct Client {
+/// Downloads files over HTTP and HTTPS.
+pub struct Client {
     tls: TlsConnector,
     allowed: Arc<[AddressRange]>,
+}
+
+/// How a download ended that did not fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Downloaded {
+    /// Whether the file was written; otherwise the server says that what the caller has is current.
+    pub fresh: bool,
+    /// What the server calls this version of the file (its entity tag).
+    pub tag: Option<String>,
 }
 
 /// Why a try came to nothing.
@@ -47,9 +57,32 @@ struct Answer {
 }
 
 impl Client {
+    /// A client for somebody who may reach everything that this process reaches, the local network too: the user
+    /// who evaluates, not a build. Trusts the machine's certificates where it has any.
+    ///
+    /// # Errors
+    /// The certificates cannot be read.
+    pub fn unrestricted() -> Result<Self, Cause> {
+        let everything = [
+            AddressRange::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+            AddressRange::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+        ];
+        Self::with(
+            default_certificates().as_deref(),
+            everything.into_iter().flatten().collect(),
+        )
+    }
+
+    /// The client of builds.
     pub(super) fn new(config: &Config) -> Result<Self, Cause> {
+        let allowed = config.network.iter();
+        let allowed = allowed.flat_map(|network| network.allowed.iter().copied());
+        Self::with(config.ca_certificates.as_deref(), allowed.collect())
+    }
+
+    fn with(certificates: Option<&Path>, allowed: Arc<[AddressRange]>) -> Result<Self, Cause> {
         let mut roots = RootCertStore::empty();
-        match &config.ca_certificates {
+        match certificates {
             Some(path) => {
                 let certificates = CertificateDer::pem_file_iter(path)
                     .map_err(|error| unreadable(path, error.to_string()))?
@@ -65,27 +98,30 @@ impl Client {
             .map_err(|error| SandboxError::new("setting up TLS", std::io::Error::other(error)))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let network = config.network.iter();
         Ok(Self {
             tls: TlsConnector::from(Arc::new(tls)),
-            allowed: network
-                .flat_map(|network| network.allowed.iter().copied())
-                .collect(),
+            allowed,
         })
     }
 
-    /// Fetches a file of at most `most` bytes, and tries again where that may help.
-    pub(super) async fn download<F: Future<Output = ()>>(
+    /// Fetches a file of at most `most` bytes, and tries again where that may help; `tell` hears of it. Where
+    /// `known` is given, the version of a file that the caller has, the server may say that it is current; nothing is
+    /// written then.
+    ///
+    /// # Errors
+    /// [`Cause::Fetch`] says why the file cannot be had, [`Cause::DiskTooLarge`] that it is larger than `most`.
+    pub async fn download<F: Future<Output = ()>>(
         &self,
         url: &Url,
         target: &Path,
         most: u64,
+        known: Option<&str>,
         tell: &impl Fn(String) -> F,
-    ) -> Result<(), Cause> {
+    ) -> Result<Downloaded, Cause> {
         let mut wait = FETCH_WAIT;
         for left in (0..FETCH_TRIES).rev() {
-            let reason = match self.try_download(url, target, most).await {
-                Ok(()) => return Ok(()),
+            let reason = match self.try_download(url, target, most, known).await {
+                Ok(downloaded) => return Ok(downloaded),
                 Err(Failure::Lasting(cause)) => return Err(cause),
                 Err(Failure::Passing(reason)) if left == 0 => return Err(fetch_failed(url, reason)),
                 Err(Failure::Passing(reason)) => reason,
@@ -101,10 +137,21 @@ impl Client {
         Err(fetch_failed(url, "it was never tried".to_owned()))
     }
 
-    async fn try_download(&self, url: &Url, target: &Path, most: u64) -> Result<(), Failure> {
+    async fn try_download(
+        &self,
+        url: &Url,
+        target: &Path,
+        most: u64,
+        known: Option<&str>,
+    ) -> Result<Downloaded, Failure> {
         let lasting = |cause: Cause| Failure::Lasting(cause);
-        let mut answer = self.follow(url).await?;
+        let mut answer = self.follow(url, known).await?;
         let status = answer.response.status();
+        let tag = answer.response.headers().get(ETAG);
+        let tag = tag.and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+        if status == StatusCode::NOT_MODIFIED && known.is_some() {
+            return Ok(Downloaded { fresh: false, tag });
+        }
         if status != StatusCode::OK {
             let reason = format!("the server answered {status}");
             let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
@@ -128,14 +175,14 @@ impl Client {
                     .map_err(|error| lasting(failed(target, "written")(error)))?;
             }
         }
-        Ok(())
+        Ok(Downloaded { fresh: true, tag })
     }
 
     /// Asks for a resource, wherever it has moved to.
-    async fn follow(&self, url: &Url) -> Result<Answer, Failure> {
+    async fn follow(&self, url: &Url, known: Option<&str>) -> Result<Answer, Failure> {
         let mut at = url.clone();
         for _ in 0..=REDIRECTS {
-            let answer = match timeout(ANSWER_TIME, self.ask(&at)).await {
+            let answer = match timeout(ANSWER_TIME, self.ask(&at, known)).await {
                 Ok(answer) => answer?,
                 Err(_) => return Err(Failure::Passing(format!("'{at}' does not answer"))),
             };
@@ -161,7 +208,7 @@ impl Client {
         Err(Failure::Lasting(fetch_failed(url, reason)))
     }
 
-    async fn ask(&self, url: &Url) -> Result<Answer, Failure> {
+    async fn ask(&self, url: &Url, known: Option<&str>) -> Result<Answer, Failure> {
         let wrong = |reason: String| Failure::Lasting(fetch_failed(url, reason));
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(wrong("it has no host".to_owned()));
@@ -175,15 +222,15 @@ impl Client {
                 DialError::Resolve { .. } | DialError::Connect { .. } => Failure::Passing(error.to_string()),
             })?;
         if url.scheme() == "http" {
-            return self.send(url, stream).await;
+            return self.send(url, known, stream).await;
         }
         let server = ServerName::try_from(name.to_owned()).map_err(|error| wrong(error.to_string()))?;
         let secured = self.tls.connect(server, stream).await;
         let stream = secured.map_err(|error| wrong(format!("no secure connection to {host}: {error}")))?;
-        self.send(url, stream).await
+        self.send(url, known, stream).await
     }
 
-    async fn send<S>(&self, url: &Url, stream: S) -> Result<Answer, Failure>
+    async fn send<S>(&self, url: &Url, known: Option<&str>, stream: S) -> Result<Answer, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -198,11 +245,14 @@ impl Client {
         });
         let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
         let resource = &url[url::Position::BeforePath..url::Position::AfterQuery];
-        let request = Request::get(resource)
+        let mut request = Request::get(resource)
             .header(HOST, format!("{}{port}", url.host_str().unwrap_or_default()))
             .header(USER_AGENT, concat!("tvix-node/", env!("CARGO_PKG_VERSION")))
             .body(Empty::<Bytes>::new())
             .map_err(|error| Failure::Lasting(fetch_failed(url, error.to_string())))?;
+        if let Some(known) = known.and_then(|known| HeaderValue::from_str(known).ok()) {
+            request.headers_mut().insert(IF_NONE_MATCH, known);
+        }
         let response = sender.send_request(request).await.map_err(passing)?;
         Ok(Answer {
             response,

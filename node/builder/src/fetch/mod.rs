@@ -7,7 +7,7 @@
 //! It runs in the node itself, not in a sandbox: there is no program of the derivation that could do
 //! harm, and only addresses that builds may reach are connected to ([`crate::proxy`]).
 
-mod http;
+pub(crate) mod http;
 mod unpack;
 
 use std::fs::{self, File};
@@ -77,7 +77,7 @@ impl Fetch {
         };
         let client = http::Client::new(config)?;
         tell(format!("downloading '{}'", self.url)).await;
-        client.download(&self.url, &downloaded, most, &tell).await?;
+        client.download(&self.url, &downloaded, most, None, &tell).await?;
         let Self {
             url,
             unpack,
