@@ -256,11 +256,8 @@ fn place<'h>(
     key: Value<'h>,
     pos: Pos,
 ) -> Result<bool> {
+    // The first key is compared with nothing; of which kind it is does not matter while it is the only one.
     let (mut low, mut high) = (0, keys.len());
-    if keys.is_empty() {
-        // A single key must be of a kind that has an order too.
-        evaluation.order(key, key, pos)?;
-    }
     while low < high {
         let middle = (low + high) / 2;
         match super::lists::order(evaluation, key, keys[middle], pos)? {

@@ -13,6 +13,7 @@ use crate::error::{ErrorKind, EvalError, Result};
 use crate::evaluation::{ContextBuilder, Evaluation, files};
 use crate::heap::{AttrsBuilder, ContextElement, Str, Value, View};
 use crate::host::{FileKind, Ingestion, Source, Wanted};
+use crate::pure::store_name;
 use crate::syntax::position::Pos;
 use crate::syntax::symbol::known;
 
@@ -286,6 +287,7 @@ fn to_file<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -
             }
         }
     }
+    store_name::check(&name).map_err(|error| evaluation.error(pos, error))?;
     let stored = build_text_path(&name, contents.bytes(), &references)
         .map_err(|error| evaluation.error(pos, format!("cannot make a store path for '{name}': {error}")))?;
     evaluation
@@ -468,15 +470,7 @@ fn add_to_store<'h>(
                 return Err(evaluation.error(pos, format!("path '{}' does not exist", files::show(path))));
             };
             if kind == FileKind::Directory {
-                walk(
-                    evaluation,
-                    &resolved,
-                    path,
-                    &PathBuf::new(),
-                    filter,
-                    &mut kept,
-                    pos,
-                )?;
+                walk(evaluation, &resolved, &PathBuf::new(), filter, &mut kept, pos)?;
             }
             Some(kept)
         }
@@ -502,11 +496,10 @@ fn add_to_store<'h>(
     }
 }
 
-/// Asks the filter about everything below a folder; what it refuses is not entered.
+/// Asks the filter about everything below a folder whose path has no links left; what it refuses is not entered.
 fn walk<'h>(
     evaluation: &Evaluation<'h>,
     folder: &[u8],
-    shown: &[u8],
     relative: &Path,
     filter: Value<'h>,
     kept: &mut Vec<PathBuf>,
@@ -515,9 +508,9 @@ fn walk<'h>(
     let mut entries = evaluation.read_folder(folder, pos)?;
     entries.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
     for (name, kind) in entries {
-        let shown = files::join(shown, name.as_bytes());
+        let path = files::join(folder, name.as_bytes());
         let kind_value = evaluation.name_value(evaluation.symbol(kind.nix_name().as_bytes()));
-        let answer = evaluation.call(filter, &[evaluation.text(&shown), kind_value], pos)?;
+        let answer = evaluation.call(filter, &[evaluation.text(&path), kind_value], pos)?;
         if !evaluation.bool(
             answer,
             pos,
@@ -528,9 +521,8 @@ fn walk<'h>(
         let relative = relative.join(&name);
         kept.push(relative.clone());
         if kind == FileKind::Directory {
-            let folder = files::join(folder, name.as_bytes());
             evaluation.check_stack(pos)?;
-            walk(evaluation, &folder, &shown, &relative, filter, kept, pos)?;
+            walk(evaluation, &path, &relative, filter, kept, pos)?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use super::PrimOp;
 use crate::error::Result;
-use crate::evaluation::Evaluation;
+use crate::evaluation::{Evaluation, position_of};
 use crate::heap::{AttrsBuilder, List, Thunk, Value};
 use crate::syntax::position::Pos;
 use crate::syntax::symbol::{Symbol, known};
@@ -400,7 +400,7 @@ fn concat_map<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos
         let result = evaluation.call(function, &[item], pos)?;
         lists.push(evaluation.list(
             result,
-            pos,
+            position_of(function),
             "while evaluating the return value of the function passed to builtins.concatMap",
         )?);
     }

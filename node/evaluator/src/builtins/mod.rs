@@ -170,7 +170,7 @@ pub(crate) fn embedded<'h>(
     name: &str,
     text: &str,
 ) -> Result<Value<'h>> {
-    let origin = Origin::File(format!("/{name}").into_bytes());
+    let origin = Origin::File(format!("«nix-internal»/{name}").into_bytes());
     let (code, env) = evaluation.compile_with(origin, text.as_bytes().to_vec(), b"/", None, globals)?;
     evaluation.eval(code, env)
 }

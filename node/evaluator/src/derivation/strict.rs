@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::evaluation::{Coerce, ContextBuilder, Evaluation};
 use crate::heap::{Attr, Attrs, AttrsBuilder, ContextElement, Str, Value, View};
 use crate::host::{Instantiated, MessageKind};
+use crate::pure::store_name;
 use crate::syntax::position::Pos;
 use crate::syntax::symbol::known;
 
@@ -128,10 +129,10 @@ fn check_name(evaluation: &Evaluation<'_>, name: &str, pos: Pos) -> Result<()> {
             "derivation names are allowed to end in '.drv' only if they produce a single derivation file",
         ));
     }
-    StorePath::from_parts([0; 20], name).map(|_| ()).map_err(|error| {
+    store_name::check(name).map_err(|error| {
         evaluation.error(
             pos,
-            format!("invalid derivation name: {error}. Please pass a different 'name'"),
+            format!("invalid derivation name: {error}. Please pass a different 'name'."),
         )
     })
 }

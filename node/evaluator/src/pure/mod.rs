@@ -10,5 +10,6 @@ pub mod json_float;
 pub mod json_parse;
 pub mod limits;
 pub mod regex;
+pub mod store_name;
 pub mod toml_parse;
 pub mod version;
