@@ -33,7 +33,7 @@
 mod member;
 mod team;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -239,6 +239,9 @@ pub struct AddSource {
     /// The hash that the content must have, in any of Nix's notations with its algorithm; none:
     /// SHA-256, whatever it is.
     pub expected: Option<String>,
+    /// Store paths that the content refers to; they are part of what the path follows from.
+    #[serde(with = "basename")]
+    pub references: BTreeSet<StorePath>,
 }
 
 /// What of a source is hashed for its path.

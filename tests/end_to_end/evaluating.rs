@@ -70,6 +70,64 @@ fn instantiated_derivations_are_in_the_store() {
     );
 }
 
+/// In the process that instantiated it, and in another one that knows its path alone.
+#[test]
+fn a_derivation_is_read_back_from_the_store() {
+    let machine = Machine::new();
+    machine.write(
+        "default.nix",
+        r#"let made = derivation { name = "made"; system = "s"; builder = "/b"; outputs = [ "out" "dev" ]; };
+           in { inherit made; back = import made.drvPath; }"#,
+    );
+    let eval = |expression: &str| {
+        machine
+            .run(&["eval", "--strict", "-E", expression])
+            .ok()
+            .to_owned()
+    };
+    assert_eq!(
+        eval(
+            r#"with import ./default.nix; [ (back.outPath == made.outPath) (back.dev.outPath == made.dev.outPath)
+               (back.drvPath == made.drvPath) back.outputName (builtins.getContext back.dev.outPath == builtins.getContext made.dev.outPath) ]"#
+        ),
+        r#"[ true true true "out" true ]"#
+    );
+    let path = machine.run(&["instantiate", "-A", "made"]).ok().to_owned();
+    let out = eval("(import ./default.nix).made.dev.outPath");
+    assert_eq!(
+        eval(&format!(r#"(import (builtins.storePath "{path}")).dev.outPath"#)),
+        out
+    );
+    // As an input it is the same derivation, with the whole closure behind it.
+    let uses = |input: &str| {
+        let uses = r#"(derivation { name = "uses"; system = "s"; builder = "/b"; inherit input; }).drvPath"#;
+        eval(&format!("let input = {input}; in {uses}"))
+    };
+    assert_eq!(
+        uses(&format!(r#"(import (builtins.storePath "{path}")).dev"#)),
+        uses("(import ./default.nix).made.dev")
+    );
+}
+
+/// What is a part of a store path refers to what the store path refers to, as in current Nix.
+#[test]
+fn a_part_of_a_store_path_keeps_its_references() {
+    let machine = Machine::new();
+    let eval = |expression: &str| {
+        let files = r#"let f = builtins.toFile "f" "hi"; g = builtins.toFile "g" "see ${f}"; in "#;
+        machine
+            .run(&["eval", "-E", &format!("{files}{expression}")])
+            .ok()
+            .to_owned()
+    };
+    let with = eval(r#"builtins.path { path = g; name = "h"; }"#);
+    assert_eq!(with, r#""/nix/store/ab61k5m2cd01p9ai5zg51lkly2l6yjpn-h""#);
+    let without = eval(r#"builtins.path { path = builtins.unsafeDiscardStringContext g; name = "h"; }"#);
+    assert_eq!(without, r#""/nix/store/saffdd3ywmrq4p3jpqydd8bhx43gs7cc-h""#);
+    let info = machine.run(&["store", "info", with.trim_matches('"')]);
+    assert!(info.ok().contains("-f"), "{}", info.ok());
+}
+
 /// Every derivation of the example against stock Nix's answers. Needs the example's inputs.
 #[test]
 fn the_c_package_graph_instantiates_as_in_stock_nix() {

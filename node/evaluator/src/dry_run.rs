@@ -212,7 +212,7 @@ pub fn source_path(host: &dyn Host, source: &Source<'_>) -> Result<StorePath, Ho
         Ingestion::Nar => CAHash::Nar(hash),
         Ingestion::Flat => CAHash::Flat(hash),
     };
-    build_ca_path(source.name, &content, std::iter::empty(), false)
+    build_ca_path(source.name, &content, source.references, false)
         .map_err(|error| HostError::caused(format!("'{}' cannot be named in the store", source.name), error))
 }
 

@@ -93,6 +93,8 @@ pub struct Source<'a> {
     /// With a filter: the paths (relative to `path`, parents before children, sorted by name in each folder)
     /// that are part of the source, `path` itself excluded. Without: everything.
     pub only: Option<&'a [PathBuf]>,
+    /// Store paths that the content refers to, part of the store path's hash.
+    pub references: &'a BTreeSet<StorePath>,
     /// The hash the expression demands. The host must refuse contents that differ; where the wanted store path
     /// is there already it need not read the source.
     pub expected: Option<&'a NixHash>,

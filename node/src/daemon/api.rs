@@ -416,6 +416,7 @@ fn naming(source: &AddSource) -> Result<Naming, ApiError> {
     };
     let mut content = ContentName {
         method,
+        references: source.references.clone(),
         ..ContentName::source(source.name.clone())
     };
     if let Some(hash) = expected {
@@ -423,7 +424,7 @@ fn naming(source: &AddSource) -> Result<Naming, ApiError> {
             AddedAs::Nar => tvix_node_protocol::nix::hash::CAHash::Nar(hash),
             AddedAs::Flat => tvix_node_protocol::nix::hash::CAHash::Flat(hash),
         };
-        let path = build_ca_path(&source.name, &ca, std::iter::empty(), false).map_err(|error| {
+        let path = build_ca_path(&source.name, &ca, &source.references, false).map_err(|error| {
             invalid(format!(
                 "'{}' cannot be a store path's name: {error}",
                 source.name

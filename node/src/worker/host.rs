@@ -51,6 +51,7 @@ struct SourceKey {
     name: String,
     path: PathBuf,
     flat: bool,
+    references: BTreeSet<StorePath>,
     only: Option<Vec<PathBuf>>,
 }
 
@@ -159,7 +160,14 @@ impl NodeHost {
         };
         let link = self.link()?;
         let tree = SourceTree::new(physical, source.only);
-        let tag = format!("{}\0{:?}\0{:?}", source.name, source.ingestion, source.expected);
+        let tree = match source.ingestion {
+            Ingestion::Nar => tree,
+            Ingestion::Flat => tree.bytes_alone(),
+        };
+        let tag = format!(
+            "{}\0{:?}\0{:?}\0{:?}",
+            source.name, source.ingestion, source.expected, source.references
+        );
         for _ in 0..SOURCE_TRIES {
             let fingerprint = tree.fingerprint(&tag).map_err(failed)?;
             if let Some(fingerprint) = &fingerprint
@@ -177,6 +185,7 @@ impl NodeHost {
                 },
                 fingerprint: fingerprint.clone(),
                 expected: source.expected.map(|hash| hash.to_sri_string()),
+                references: source.references.clone(),
             });
             let written = tree.write_archive(&mut upload);
             match written {
@@ -242,6 +251,7 @@ impl Host for NodeHost {
             name: source.name.to_owned(),
             path: source.path.to_owned(),
             flat: source.ingestion == Ingestion::Flat,
+            references: source.references.clone(),
             only: source.only.map(<[PathBuf]>::to_vec),
         };
         if source.expected.is_none()

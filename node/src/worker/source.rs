@@ -63,6 +63,8 @@ pub struct SourceTree {
     root: PathBuf,
     /// With a filter: for each folder (relative to the root) the names that count, sorted.
     only: Option<BTreeMap<PathBuf, Vec<OsString>>>,
+    /// Whether only the bytes count, not whether a file is executable.
+    bytes_alone: bool,
 }
 
 impl SourceTree {
@@ -85,7 +87,20 @@ impl SourceTree {
             }
             folders
         });
-        Self { root, only }
+        Self {
+            root,
+            only,
+            bytes_alone: false,
+        }
+    }
+
+    /// Of files the bytes alone count: what is to be named by the hash of its bytes is never executable.
+    #[must_use]
+    pub fn bytes_alone(self) -> Self {
+        Self {
+            bytes_alone: true,
+            ..self
+        }
     }
 
     /// What identifies the source without reading it; `tag` says what becomes of it (name, method).
@@ -126,6 +141,21 @@ impl SourceTree {
         Ok(settled.then(|| hash.finalize().to_hex().to_string()))
     }
 
+    /// The time of the youngest file or folder, in seconds since 1970; 0 where all are older.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub fn last_modified(&self) -> Result<u64, SourceError> {
+        let mut youngest = 0;
+        self.walk(&mut |visit| {
+            if let Visit::Enter { metadata, .. } | Visit::Leaf { metadata, .. } = visit {
+                youngest = youngest.max(u64::try_from(metadata.mtime()).unwrap_or(0));
+            }
+            Ok(())
+        })?;
+        Ok(youngest)
+    }
+
     /// Writes the source's archive (NAR).
     ///
     /// # Errors
@@ -149,7 +179,7 @@ impl SourceTree {
                     .map_err(archive)
             }
             Visit::Leaf { name, path, metadata } => {
-                let executable = metadata.permissions().mode() & 0o100 != 0;
+                let executable = !self.bytes_alone && metadata.permissions().mode() & 0o100 != 0;
                 let mut file = File::open(path).map_err(|source| io_error(path, source))?;
                 let mut content = encoder
                     .start_regular(name.map(OsStrExt::as_bytes), executable, metadata.size())
@@ -345,5 +375,31 @@ mod tests {
         let mut expected = Encoder::new(Vec::new()).unwrap();
         expected.regular(None, false, b"text").unwrap();
         assert_eq!(bytes, expected.finish().unwrap());
+    }
+
+    #[test]
+    fn a_file_of_which_the_bytes_alone_count_is_not_executable() {
+        let folder = sample();
+        let run = folder.path().join("sub/run");
+        let plain = archive(&SourceTree::new(run.clone(), None).bytes_alone());
+        assert_ne!(plain, archive(&SourceTree::new(run.clone(), None)));
+        fs::set_permissions(&run, fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(plain, archive(&SourceTree::new(run, None)));
+    }
+
+    #[test]
+    fn the_youngest_file_tells_when_a_source_was_modified() {
+        let folder = sample();
+        let time = |path: &str, seconds| {
+            let file = fs::File::open(folder.path().join(path)).unwrap();
+            let time = UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            file.set_modified(time).unwrap();
+        };
+        fs::remove_file(folder.path().join("link")).unwrap();
+        for (path, seconds) in [("sub/run", 50), ("note", 70), ("sub", 60), ("", 10)] {
+            time(path, seconds);
+        }
+        let tree = SourceTree::new(folder.path().to_owned(), None);
+        assert_eq!(tree.last_modified().unwrap(), 70);
     }
 }

@@ -215,17 +215,8 @@ fn read_file<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos)
     }
     // A file in the store depends on those references of its store path whose hash part it mentions.
     let mut context = ContextBuilder::default();
-    if let Some(stored) = in_store(&path)
-        && evaluation
-            .host
-            .is_valid(&stored)
-            .map_err(|error| evaluation.host_error(pos, &error))?
-    {
-        let references = evaluation
-            .host
-            .references(&stored)
-            .map_err(|error| evaluation.host_error(pos, &error))?;
-        for reference in references {
+    if let Some(stored) = in_store(&path) {
+        for reference in evaluation.references_of(&stored, pos)? {
             let basename = reference.to_basename();
             if memchr::memmem::find(&text, &basename.as_bytes()[..32]).is_some() {
                 let reference = evaluation.intern_path(&reference);
@@ -397,6 +388,19 @@ fn path<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -> R
     add(evaluation, path, context, &wanted, pos)
 }
 
+impl Evaluation<'_> {
+    /// What a store path refers to; nothing where it is not valid.
+    fn references_of(&self, stored: &StorePath, pos: Pos) -> Result<BTreeSet<StorePath>> {
+        let there = self.host.is_valid(stored);
+        if !there.map_err(|error| self.host_error(pos, &error))? {
+            return Ok(BTreeSet::new());
+        }
+        self.host
+            .references(stored)
+            .map_err(|error| self.host_error(pos, &error))
+    }
+}
+
 /// What is to be added to the store, and how.
 struct Added<'h> {
     name: Vec<u8>,
@@ -436,8 +440,13 @@ fn add_to_store<'h>(
             ),
         )
     })?;
+    // A part of a store path that the expression depends on keeps what that store path refers to.
+    let mut references = BTreeSet::new();
     if !context.is_empty() {
         evaluation.realise_context(context, pos)?;
+        if let Some(stored) = in_store(path) {
+            references = evaluation.references_of(&stored, pos)?;
+        }
     }
     // What is demanded by hash and there already need not be looked at.
     let expected_path = match &wanted.expected {
@@ -447,7 +456,7 @@ fn add_to_store<'h>(
                 Ingestion::Nar => CAHash::Nar(hash.clone()),
                 Ingestion::Flat => CAHash::Flat(hash.clone()),
             };
-            let stored = build_ca_path(name, &content, std::iter::empty(), false)
+            let stored = build_ca_path(name, &content, &references, false)
                 .map_err(|error| evaluation.error(pos, error.to_string()))?;
             if evaluation
                 .host
@@ -480,6 +489,7 @@ fn add_to_store<'h>(
         path: Path::new(files::os(&resolved)),
         ingestion: wanted.ingestion,
         only: only.as_deref(),
+        references: &references,
         expected: wanted.expected.as_ref(),
     };
     let stored = evaluation.add_source(&source, pos)?;

@@ -1,5 +1,7 @@
 //! Making strings and paths of values, and the context that strings carry.
 
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use tvix_node_protocol::nix::store_path::StorePath;
@@ -268,6 +270,7 @@ impl<'h> Evaluation<'h> {
                 path: Path::new(files::os(&resolved)),
                 ingestion: Ingestion::Nar,
                 only: None,
+                references: &BTreeSet::new(),
                 expected: None,
             },
             pos,
@@ -280,9 +283,13 @@ impl<'h> Evaluation<'h> {
 
     /// Has the host add a source.
     pub(crate) fn add_source(&self, source: &Source<'_>, pos: Pos) -> Result<StorePath> {
-        self.host
-            .add_source(source)
-            .map_err(|error| self.host_error(pos, &error))
+        self.host.add_source(source).map_err(|error| {
+            let path = source.path.as_os_str().as_bytes();
+            match self.lstat(path, pos) {
+                Ok(None) => self.error(pos, format!("path '{}' does not exist", files::show(path))),
+                _ => self.host_error(pos, &error),
+            }
+        })
     }
 
     /// The text of a store path, with the path as its context.

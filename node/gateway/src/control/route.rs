@@ -1,5 +1,7 @@
 //! Requests as values: read from a method and an address by the server, written by the client.
 
+use std::collections::BTreeSet;
+
 use hyper::{Method, Uri};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{AddSource, AddedAs};
@@ -137,6 +139,11 @@ impl Route {
                         encode(value, &mut address);
                     }
                 }
+                if !source.references.is_empty() {
+                    let names: Vec<String> = source.references.iter().map(StorePath::to_basename).collect();
+                    address.push_str("&references=");
+                    encode(&names.join(","), &mut address);
+                }
                 (Method::PUT, address)
             }
             Self::Paths => post("/v1/paths".to_owned()),
@@ -214,7 +221,22 @@ impl Query {
             method,
             fingerprint: self.take("fingerprint"),
             expected: self.take("expected"),
+            references: self.references()?,
         })
+    }
+
+    /// Base names of store paths, with commas between them, which no name has.
+    fn references(&mut self) -> Result<BTreeSet<StorePath>, RouteError> {
+        let text = self.take("references").unwrap_or_default();
+        let names = text.split(',').filter(|name| !name.is_empty());
+        names
+            .map(|name| {
+                StorePath::from_basename(name.as_bytes()).map_err(|error| RouteError::Value {
+                    key: "references",
+                    reason: format!("'{name}' is not the name of a store path: {error}"),
+                })
+            })
+            .collect()
     }
 
     fn finish(self) -> Result<(), RouteError> {
@@ -246,7 +268,11 @@ mod tests {
             method: AddedAs::Flat,
             fingerprint: fingerprint.map(str::to_owned),
             expected: expected.map(str::to_owned),
+            references: BTreeSet::new(),
         };
+        let mut referring = source(None, None);
+        let other = StorePath::from_parts([7; 20], "o=?+").unwrap();
+        referring.references = BTreeSet::from([path.clone(), other]);
         let routes = [
             Route::Status,
             Route::Down,
@@ -255,6 +281,7 @@ mod tests {
             Route::Batch(u64::MAX),
             Route::AddSource(3, source(None, None)),
             Route::AddSource(3, source(Some("a&b"), Some("sha256-6zPPDz+/=="))),
+            Route::AddSource(3, referring),
             Route::FindSource(7),
             Route::Paths,
             Route::Log(path.clone()),

@@ -1,6 +1,6 @@
 //! What the tests of the socket share: a node that only takes notes, up on a socket of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -429,5 +429,6 @@ pub(super) fn source(name: &str) -> AddSource {
         method: AddedAs::Nar,
         fingerprint: None,
         expected: None,
+        references: BTreeSet::new(),
     }
 }
