@@ -1,7 +1,7 @@
 //! Which expression, and with which arguments.
 
 use clap::{ArgAction, ArgMatches, Args};
-use tvix_node::command::{Argument, Evaluation, Expression};
+use tvix_node::command::{Argument, Evaluation, Expression, Reading};
 
 use super::flake::flake_advice;
 use super::parse::UsageError;
@@ -41,6 +41,18 @@ pub struct EvaluationArguments {
     /// Value of builtins.currentSystem [default: this machine's]
     #[arg(long, value_name = "SYSTEM")]
     eval_system: Option<String>,
+    /// See the whole machine: files, environment, clock; the default, as with -f in Nix
+    #[arg(long, conflicts_with_all = ["restrict_eval", "pure_eval"])]
+    impure: bool,
+    /// Read nothing but what -I and NIX_PATH name and the store, and fetch nothing
+    #[arg(long, conflicts_with = "pure_eval")]
+    restrict_eval: bool,
+    /// Read nothing but the store, see neither environment nor clock, and fetch only what is pinned by its hash
+    #[arg(long)]
+    pure_eval: bool,
+    /// How deep calls of functions may nest before that counts as endless [default: 10000, as in Nix]
+    #[arg(long, value_name = "NUMBER")]
+    max_call_depth: Option<u32>,
     /// Show where an error comes from, call by call
     #[arg(long)]
     show_trace: bool,
@@ -62,9 +74,19 @@ impl EvaluationArguments {
             search_path: self.search_path.clone(),
             arguments: self.arguments(matches),
             system: self.eval_system.clone(),
+            reading: self.reading(),
+            max_call_depth: self.max_call_depth,
             show_trace: self.show_trace,
             no_eval_cache: self.no_eval_cache,
         })
+    }
+
+    const fn reading(&self) -> Reading {
+        match (self.pure_eval, self.restrict_eval) {
+            (true, _) => Reading::Pure,
+            (false, true) => Reading::Restricted,
+            (false, false) => Reading::Impure,
+        }
     }
 
     fn expression(&self) -> Result<Expression, UsageError> {

@@ -15,10 +15,6 @@ const FLAGS: &[(&[&str], &str)] = &[
         "what is in the store is not built again",
     ),
     (
-        &["--impure"],
-        "the evaluation sees files and environment anyway, as that of nix-build does",
-    ),
-    (
         &["--pure"],
         "there is no nix-shell here; 'tvix-node shell' adds programs to your PATH",
     ),
@@ -122,7 +118,7 @@ const SETTINGS_ADVICE: &[(&[&str], &str)] = &[
     ),
     (
         &["restrict-eval", "pure-eval"],
-        "the evaluation sees files and environment, as that of nix-build does",
+        "--restrict-eval and --pure-eval say what the evaluation may see",
     ),
 ];
 

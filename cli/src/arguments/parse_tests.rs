@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use tvix_node::command::{Argument, Building, Evaluation, Expression};
+use tvix_node::command::{Argument, Building, Evaluation, Expression, Reading};
 use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::control::Destination;
 use tvix_node_protocol::envelope::NodeKey;
@@ -74,6 +74,8 @@ fn every_option_of_an_evaluation_is_understood() {
         "--text",
         "--eval-system",
         "i686-linux",
+        "--max-call-depth",
+        "20000",
         "--show-trace",
         "--no-eval-cache",
     ];
@@ -89,6 +91,8 @@ fn every_option_of_an_evaluation_is_understood() {
                 ("s".to_owned(), Argument::Text("--text".to_owned())),
             ],
             system: Some("i686-linux".to_owned()),
+            reading: Reading::Impure,
+            max_call_depth: Some(20_000),
             show_trace: true,
             no_eval_cache: true,
         }
@@ -175,6 +179,9 @@ fn no_flag_of_nix_is_ignored() {
         "--show-trace",
         "--eval-system",
         "--no-eval-cache",
+        "--pure-eval",
+        "--restrict-eval",
+        "--max-call-depth",
     ];
     let eval_takes = [
         "--strict",
@@ -184,6 +191,9 @@ fn no_flag_of_nix_is_ignored() {
         "--show-trace",
         "--eval-system",
         "--no-eval-cache",
+        "--pure-eval",
+        "--restrict-eval",
+        "--max-call-depth",
     ];
     for command in ["build", "instantiate", "run", "shell", "eval"] {
         for flag in nix_flags::all() {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tvix_node_evaluator::{Action, ExpressionSource, Options, Reading, SearchPathEntry, Target};
+use tvix_node_evaluator::{Action, ExpressionSource, Options, SearchPathEntry, Target};
 
 use super::error::CommandError;
 use super::options::{Evaluation, Expression};
@@ -23,7 +23,7 @@ pub fn prepare(
     })?;
     let mut options = Options {
         arguments: evaluation.arguments.clone(),
-        reading: Reading::Impure,
+        reading: evaluation.reading,
         show_trace: evaluation.show_trace,
         code_cache: match evaluation.no_eval_cache {
             true => None,
@@ -37,6 +37,9 @@ pub fn prepare(
         base: base.clone(),
         ..Options::default()
     };
+    if let Some(depth) = evaluation.max_call_depth {
+        options.max_call_depth = depth;
+    }
     if let Some(system) = &evaluation.system {
         options.system.clone_from(system);
     }

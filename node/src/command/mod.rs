@@ -13,7 +13,7 @@ pub use error::CommandError;
 pub use evaluate::{run_eval, run_instantiate};
 pub use options::{Building, Evaluation, Expression};
 pub use run::{Ran, run_in_store, run_shell};
-pub use tvix_node_evaluator::{Argument, Format, MessageKind, Rendered};
+pub use tvix_node_evaluator::{Argument, Format, MessageKind, Reading, Rendered};
 
 use tvix_node_protocol::control::Event;
 

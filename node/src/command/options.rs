@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tvix_node_evaluator::Argument;
+use tvix_node_evaluator::{Argument, Reading};
 use tvix_node_protocol::build::BuildLimits;
 use tvix_node_protocol::control::Destination;
 
@@ -31,6 +31,10 @@ pub struct Evaluation {
     pub arguments: Vec<(String, Argument)>,
     /// `--eval-system`; none: this machine's.
     pub system: Option<String>,
+    /// `--restrict-eval`, `--pure-eval`.
+    pub reading: Reading,
+    /// `--max-call-depth`; none: as Nix has it.
+    pub max_call_depth: Option<u32>,
     /// `--show-trace`.
     pub show_trace: bool,
     /// `--no-eval-cache`.

@@ -67,6 +67,14 @@ pub(crate) fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
     path
 }
 
+/// A path that is relative to a folder unless it is absolute.
+pub(crate) fn join_absolute(folder: &[u8], path: &[u8]) -> Vec<u8> {
+    match path.starts_with(b"/") {
+        true => path.to_vec(),
+        false => join(folder, path),
+    }
+}
+
 impl<'h> Evaluation<'h> {
     /// An error of the host about a file.
     #[cold]
@@ -213,14 +221,18 @@ impl<'h> Evaluation<'h> {
         let inside = |folder: &[u8]| {
             path == folder || (path.starts_with(folder) && path.get(folder.len()) == Some(&b'/'))
         };
-        let listed = self.options.reading == Reading::Restricted
-            && self
-                .options
-                .search_path
-                .iter()
-                .any(|entry| inside(&canonical(entry.location.as_bytes())));
-        if listed || inside(b"/nix/store") {
+        if inside(b"/nix/store") {
             return Ok(());
+        }
+        if self.options.reading == Reading::Restricted {
+            for entry in &self.options.search_path {
+                let base = self.options.base.as_os_str().as_bytes();
+                let folder = canonical(&join_absolute(base, entry.location.as_bytes()));
+                // What is compared with has its links followed.
+                if inside(&folder) || inside(&self.resolve(&folder, pos)?) {
+                    return Ok(());
+                }
+            }
         }
         let mode = if self.options.reading == Reading::Pure {
             "pure"
