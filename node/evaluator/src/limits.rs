@@ -3,6 +3,10 @@
 /// Deepest nesting of function calls: Nix's default, so that what evaluates there evaluates here.
 pub const MAX_CALL_DEPTH: u32 = 10_000;
 
+/// Bytes of heap beyond which further targets begin on a fresh one: some thousand packages of nixpkgs fit, and a
+/// machine with 8 GiB must be left room for builds. A fresh heap costs evaluating again what targets share.
+pub const HEAP_LIMIT: usize = 2 << 30;
+
 /// Size of one target's stack in bytes. Pages are committed when touched, so this is address space, not memory;
 /// 10,000 nested calls, each through several levels of operators, use less than half of it.
 pub const STACK_SIZE: usize = 256 << 20;

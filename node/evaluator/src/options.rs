@@ -91,6 +91,9 @@ pub struct Options {
     pub show_trace: bool,
     /// Folder of the cache of compiled files; none: every file is parsed and compiled.
     pub code_cache: Option<PathBuf>,
+    /// Bytes of the heap beyond which no further targets, or members of them, are begun on it: they go on with a fresh
+    /// one.
+    pub heap_limit: usize,
     /// How many targets may be under way at once, each with a stack of its own.
     pub max_live_stacks: usize,
 }
@@ -107,6 +110,7 @@ impl Default for Options {
             max_call_depth: limits::MAX_CALL_DEPTH,
             show_trace: false,
             code_cache: None,
+            heap_limit: limits::HEAP_LIMIT,
             max_live_stacks: limits::MAX_LIVE_STACKS,
         }
     }

@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
-use std::rc::Rc;
 
 use tvix_node_protocol::nix::store_path::StorePath;
 
@@ -23,6 +22,9 @@ use crate::target::{Action, Event, ExpressionSource, Format, NamedDerivation, Su
 /// one that waits for import-from-derivation does not hold up the others. Derivations go to the host as they are
 /// instantiated, `sink` is told what the targets come to. A target that fails does not end the others.
 ///
+/// Where the heap passes [`Options::heap_limit`], what is not begun yet goes on with a fresh one, so that thousands of
+/// targets need no more memory than some hundreds.
+///
 /// # Errors
 /// The evaluation could not begin: an argument does not parse, or there is no memory for a stack.
 pub fn evaluate(
@@ -31,21 +33,48 @@ pub fn evaluate(
     host: &dyn Host,
     sink: &mut dyn FnMut(Event),
 ) -> std::result::Result<Summary, Rendered> {
+    let left: Vec<Cell<usize>> = targets.iter().map(|_| Cell::new(1)).collect();
+    let mut work: Vec<Work> = (0..targets.len()).map(Work::Target).collect();
+    let mut summary = Summary::default();
+    let sink = RefCell::new(sink);
+    let tell = |event| (sink.borrow_mut())(event);
+    loop {
+        work = generation(options, targets, host, &tell, &left, work, &mut summary)?;
+        if work.is_empty() {
+            return Ok(summary);
+        }
+    }
+}
+
+/// Performs work on a heap of its own, which is freed at the end. What was not begun when the heap had become too
+/// large is left for the next one: what was evaluated for it is evaluated again there.
+fn generation(
+    options: &Options,
+    targets: &[Target],
+    host: &dyn Host,
+    tell: &dyn Fn(Event),
+    left: &[Cell<usize>],
+    work: Vec<Work>,
+    summary: &mut Summary,
+) -> std::result::Result<Vec<Work>, Rendered> {
     let heap = Heap::new();
     let evaluation = Evaluation::new(&heap, host, options).map_err(|error| Rendered {
         text: format!("error: {}", error.message),
         message: error.message,
     })?;
-    let jobs = Jobs::from(VecDeque::from([Job::Begin]));
+    let jobs = Jobs::from(VecDeque::from([Job::Begin(work)]));
     let run = Run {
         evaluation: &evaluation,
         arguments: Cell::new(Attrs::from_sorted(&heap, &[])),
         refused: RefCell::default(),
         targets,
+        left,
         jobs: &jobs,
-        sink: RefCell::new(sink),
+        tell,
         roots: RefCell::default(),
-        summary: Cell::default(),
+        summary: Cell::new(*summary),
+        begun: Cell::new(false),
+        postponed: RefCell::default(),
     };
     schedule::run(&evaluation, &jobs, &|job| run.perform(job)).map_err(|error| {
         let message = format!(
@@ -61,10 +90,10 @@ pub fn evaluate(
     if let Some(refused) = run.refused.take() {
         return Err(refused);
     }
-    Ok(Summary {
-        heap_bytes: heap.allocated(),
-        ..run.summary.get()
-    })
+    *summary = run.summary.get();
+    summary.heap_bytes = summary.heap_bytes.max(heap.allocated());
+    summary.heaps += 1;
+    Ok(run.postponed.take())
 }
 
 /// The arguments for automatically called functions.
@@ -85,25 +114,33 @@ fn arguments<'h>(evaluation: &Evaluation<'h>) -> Result<Attrs<'h>> {
     Ok(attrs.finish(evaluation.heap))
 }
 
-/// How many jobs of a target are left.
-struct Pending {
-    target: usize,
-    left: Cell<usize>,
-}
-
-/// What runs as one coroutine. Everything that parses or evaluates does, because the caller's stack may be small.
-enum Job<'h> {
-    /// Compiles the arguments, then makes jobs of the targets.
-    Begin,
+/// Work that can be begun on any heap.
+enum Work {
     /// The target with this index.
     Target(usize),
     /// A member of a set or list that a target instantiates.
     Member {
-        value: Value<'h>,
+        /// Index of the target.
+        target: usize,
+        /// Attribute path from the expression on.
         attribute: String,
         /// Whether a set is entered without asking for it.
         enter: bool,
-        pending: Rc<Pending>,
+    },
+}
+
+/// What runs as one coroutine. Everything that parses or evaluates does, because the caller's stack may be small.
+enum Job<'h> {
+    /// Compiles the arguments, then makes jobs of the work.
+    Begin(Vec<Work>),
+    /// Work to be begun.
+    Work(Work),
+    /// A member of a set or list, whose value is known on this heap.
+    Member {
+        value: Value<'h>,
+        target: usize,
+        attribute: String,
+        enter: bool,
     },
 }
 
@@ -113,11 +150,17 @@ struct Run<'e, 'h> {
     /// Why the evaluation could not begin.
     refused: RefCell<Option<Rendered>>,
     targets: &'e [Target],
+    /// How many pieces of work are left of each target, those of other heaps included.
+    left: &'e [Cell<usize>],
     jobs: &'e Jobs<Job<'h>>,
-    sink: RefCell<&'e mut dyn FnMut(Event)>,
+    tell: &'e dyn Fn(Event),
     /// Values of expressions, so that targets with equal sources share them.
     roots: RefCell<BTreeMap<ExpressionSource, Value<'h>>>,
     summary: Cell<Summary>,
+    /// Whether any work was begun on this heap: some must be, so that it comes to an end.
+    begun: Cell<bool>,
+    /// What is left for the next heap.
+    postponed: RefCell<Vec<Work>>,
 }
 
 impl<'h> Run<'_, 'h> {
@@ -129,7 +172,7 @@ impl<'h> Run<'_, 'h> {
             Event::Value { .. } | Event::Finished { .. } => {}
         }
         self.summary.set(summary);
-        (self.sink.borrow_mut())(event);
+        (self.tell)(event);
     }
 
     fn render(&self, error: &Error) -> Rendered {
@@ -148,58 +191,97 @@ impl<'h> Run<'_, 'h> {
         });
     }
 
-    fn done(&self, pending: &Pending) {
-        pending.left.set(pending.left.get() - 1);
-        if pending.left.get() == 0 {
-            self.emit(Event::Finished {
-                target: pending.target,
-            });
+    fn done(&self, target: usize) {
+        let left = &self.left[target];
+        left.set(left.get() - 1);
+        if left.get() == 0 {
+            self.emit(Event::Finished { target });
         }
+    }
+
+    /// Whether the heap has become so large that what is not begun is left for the next one.
+    fn is_full(&self) -> bool {
+        let limit = self.evaluation.options.heap_limit;
+        self.begun.get() && self.evaluation.heap.allocated() > limit
     }
 
     fn perform(&self, job: Job<'h>) {
         match job {
-            Job::Begin => match arguments(self.evaluation) {
+            Job::Begin(work) => match arguments(self.evaluation) {
                 Ok(arguments) => {
                     self.arguments.set(arguments);
-                    self.jobs
-                        .borrow_mut()
-                        .extend((0..self.targets.len()).map(Job::Target));
+                    self.jobs.borrow_mut().extend(work.into_iter().map(Job::Work));
                 }
                 Err(error) => *self.refused.borrow_mut() = Some(self.render(&error)),
             },
-            Job::Target(index) => {
+            Job::Work(work) if self.is_full() => self.postponed.borrow_mut().push(work),
+            Job::Member {
+                target,
+                attribute,
+                enter,
+                ..
+            } if self.is_full() => self.postponed.borrow_mut().push(Work::Member {
+                target,
+                attribute,
+                enter,
+            }),
+            Job::Work(work) => {
+                self.begun.set(true);
+                self.begin(work);
+            }
+            Job::Member {
+                value,
+                target,
+                attribute,
+                enter,
+            } => {
+                self.begun.set(true);
+                self.member(value, target, attribute, enter);
+            }
+        }
+    }
+
+    fn begin(&self, work: Work) {
+        match work {
+            Work::Target(index) => {
                 if let Some(target) = self.targets.get(index) {
                     self.target(index, target);
                 }
             }
-            Job::Member {
-                value,
+            Work::Member {
+                target,
                 attribute,
                 enter,
-                pending,
-            } => self.member(value, attribute, enter, &pending),
+            } => {
+                let source = &self.targets[target].source;
+                let found = self
+                    .root(source)
+                    .and_then(|root| self.evaluation.find_along(root, &attribute, self.arguments.get()));
+                match found {
+                    Ok(value) => self.member(value, target, attribute, enter),
+                    Err(error) => {
+                        self.fail(target, &attribute, &error);
+                        self.done(target);
+                    }
+                }
+            }
         }
     }
 
     fn target(&self, index: usize, target: &Target) {
-        let pending = &Rc::new(Pending {
-            target: index,
-            left: Cell::new(1),
-        });
         let value = self.root(&target.source).and_then(|root| {
             self.evaluation
                 .find_along(root, &target.attribute, self.arguments.get())
         });
         match (value, target.action) {
             (Err(error), _) => self.fail(index, &target.attribute, &error),
-            (Ok(value), Action::Instantiate) => self.instantiate(value, target.attribute.clone(), pending),
+            (Ok(value), Action::Instantiate) => self.instantiate(value, target.attribute.clone(), index),
             (Ok(value), Action::Print(format)) => match self.print(value, format) {
                 Ok(text) => self.emit(Event::Value { target: index, text }),
                 Err(error) => self.fail(index, &target.attribute, &error),
             },
         }
-        self.done(pending);
+        self.done(index);
     }
 
     /// The value of an expression, not evaluated yet.
@@ -273,18 +355,18 @@ impl<'h> Run<'_, 'h> {
     }
 
     /// Names all derivations in a value; members of sets and lists become jobs of their own.
-    fn instantiate(&self, value: Value<'h>, attribute: String, pending: &Rc<Pending>) {
+    fn instantiate(&self, value: Value<'h>, attribute: String, target: usize) {
         let found = self
             .evaluation
             .auto_call(value, self.arguments.get())
             .and_then(|value| match self.evaluation.is_derivation(value)? {
-                true => self.named(value, &attribute, pending.target).map(|()| None),
+                true => self.named(value, &attribute, target).map(|()| None),
                 false => Ok(Some(value)),
             });
         let value = match found {
             Ok(None) => return,
             Ok(Some(value)) => value,
-            Err(error) => return self.fail(pending.target, &attribute, &error),
+            Err(error) => return self.fail(target, &attribute, &error),
         };
         if let Some(attrs) = value.as_attrs() {
             let combine = self
@@ -298,39 +380,39 @@ impl<'h> Run<'_, 'h> {
             for attr in sorted {
                 let name = self.evaluation.name(attr.name);
                 if is_member_name(&name) {
-                    self.push_member(attr.value(), extend(&attribute, &name), combine, pending);
+                    self.push_member(attr.value(), extend(&attribute, &name), combine, target);
                 }
             }
         } else if let Some(list) = value.as_list() {
             for (index, item) in list.iter().enumerate() {
-                self.push_member(item, extend(&attribute, &index.to_string()), true, pending);
+                self.push_member(item, extend(&attribute, &index.to_string()), true, target);
             }
         } else {
             let error = self.evaluation.error(
                 Pos::NONE,
                 "expression does not evaluate to a derivation (or a set or list of those)",
             );
-            self.fail(pending.target, &attribute, &error);
+            self.fail(target, &attribute, &error);
         }
     }
 
     /// Makes a job of a member of a set or list.
-    fn push_member(&self, value: Value<'h>, attribute: String, enter: bool, pending: &Rc<Pending>) {
-        pending.left.set(pending.left.get() + 1);
+    fn push_member(&self, value: Value<'h>, attribute: String, enter: bool, target: usize) {
+        self.left[target].set(self.left[target].get() + 1);
         self.jobs.borrow_mut().push_back(Job::Member {
             value,
+            target,
             attribute,
             enter,
-            pending: pending.clone(),
         });
     }
 
     /// A member of a set or list: named if it is a derivation, entered if it is a set that asks for it (or if
     /// `enter` says so).
-    fn member(&self, value: Value<'h>, attribute: String, enter: bool, pending: &Rc<Pending>) {
+    fn member(&self, value: Value<'h>, target: usize, attribute: String, enter: bool) {
         let entered = self.evaluation.force(value).and_then(|value| {
             if self.evaluation.is_derivation(value)? {
-                self.named(value, &attribute, pending.target)?;
+                self.named(value, &attribute, target)?;
                 return Ok(None);
             }
             let asks = match value
@@ -348,10 +430,10 @@ impl<'h> Run<'_, 'h> {
         });
         match entered {
             Ok(None) => {}
-            Ok(Some(value)) => self.instantiate(value, attribute, pending),
-            Err(error) => self.fail(pending.target, &attribute, &error),
+            Ok(Some(value)) => self.instantiate(value, attribute, target),
+            Err(error) => self.fail(target, &attribute, &error),
         }
-        self.done(pending);
+        self.done(target);
     }
 
     /// Reports a derivation, which is instantiated by asking for its path.

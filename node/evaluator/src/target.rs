@@ -115,6 +115,8 @@ pub struct Summary {
     pub derivations: usize,
     /// Failures reported.
     pub failures: usize,
-    /// Bytes of the heap that were in use at the end.
+    /// Bytes of the largest heap at its end.
     pub heap_bytes: usize,
+    /// How many heaps were used, one after the other.
+    pub heaps: usize,
 }

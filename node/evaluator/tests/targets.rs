@@ -131,6 +131,55 @@ fn members_of_lists_are_instantiated() {
 }
 
 #[test]
+fn what_does_not_fit_one_heap_goes_on_with_a_fresh_one() {
+    let attributes = ["", "list", "inner", "dev", "missing", "function"];
+    let targets = attributes.map(|attribute| Target {
+        source: ExpressionSource::Text(PACKAGES.to_owned()),
+        attribute: attribute.to_owned(),
+        action: Action::Instantiate,
+    });
+    let run = |heap_limit| {
+        let options = Options {
+            heap_limit,
+            ..Options::default()
+        };
+        let mut lines = Vec::new();
+        let summary = evaluate(&options, &targets, &DryRun::default(), &mut |event| {
+            lines.push(match event {
+                Event::Derivation(found) => {
+                    format!("{} {} {}", found.target, found.attribute, found.drv_path)
+                }
+                Event::Failed {
+                    target,
+                    attribute,
+                    error,
+                } => format!("{target} {attribute}: {}", error.message),
+                Event::Finished { target } => format!("{target} ends"),
+                Event::Value { .. } => panic!("no value was asked for"),
+            });
+        })
+        .expect("the options are valid");
+        for target in 0..targets.len() {
+            let last = lines.iter().rfind(|line| line.starts_with(&target.to_string()));
+            assert_eq!(
+                last,
+                Some(&format!("{target} ends")),
+                "a target ends after its members"
+            );
+        }
+        lines.sort();
+        (lines, summary)
+    };
+    let (together, one) = run(usize::MAX);
+    let (apart, many) = run(0);
+    assert_eq!(together, apart);
+    assert_eq!(one.heaps, 1);
+    // Every piece of work was begun on a heap of its own.
+    assert!(many.heaps > 15, "{many:?}");
+    assert_eq!((one.derivations, one.failures), (many.derivations, many.failures));
+}
+
+#[test]
 fn a_failed_target_does_not_end_the_others() {
     assert_eq!(
         instantiate(&["broken", "hello", "nope"]),
