@@ -12,6 +12,7 @@
 //! <home>/spool/          what is arriving from other nodes; deleting it loses nothing
 //! <home>/code/           compiled Nix files, to be deleted at any time
 //! <home>/scratch-kept/   folders of failed builds, where asked for; never removed
+//! <home>/cache/fetch/    what expressions fetched; may be deleted at any time
 //! ```
 
 use std::fs::{self, OpenOptions};
@@ -140,6 +141,12 @@ impl Home {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         };
         ours.then(|| self.root.join("code"))
+    }
+
+    /// What is remembered of what expressions fetched.
+    #[must_use]
+    pub fn fetch_folder(&self) -> PathBuf {
+        self.root.join("cache/fetch")
     }
 
     /// What a node in the background says.

@@ -6,6 +6,7 @@
 //! | [`daemon`] | the process that a home belongs to: store, coordinator, builder behind the control socket |
 //! | [`background`] | commands find that process, or start it |
 //! | [`worker`] | the evaluation in the process of a command, as the coordinator's worker |
+//! | [`fetch`] | files, archives and Git repositories that expressions want fetched |
 //! | [`command`] | what `build`, `instantiate`, `eval`, `run` and `shell` do |
 //! | `team` | the node in its team: the swarm wired to store, coordinator and builder |
 //! | [`namespace`] | programs that see the home's store at `/nix/store` |
@@ -24,6 +25,7 @@
 pub mod background;
 pub mod command;
 pub mod daemon;
+pub mod fetch;
 pub mod home;
 pub mod namespace;
 mod team;

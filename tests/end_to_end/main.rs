@@ -3,6 +3,7 @@
 mod building;
 mod evaluating;
 mod failing;
+mod fetching;
 mod harness;
 mod importing;
 mod refusing;

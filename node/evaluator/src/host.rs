@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use tvix_node_protocol::nix::hash::NixHash;
 use tvix_node_protocol::nix::store_path::StorePath;
 
+use crate::fetch::{Fetch, Fetched};
+
 /// Kind of a file system object, links not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
@@ -261,14 +263,18 @@ pub trait Host {
     /// Something to tell the user while the evaluation goes on.
     fn message(&self, kind: MessageKind, text: &str);
 
-    /// Fetches an archive or file that the search path or a file argument names by URL and returns where it
-    /// lies (unpacked, for an archive).
+    /// Fetches something into the store. Must refuse what differs from the hash that is demanded.
     ///
     /// # Errors
-    /// The default refuses: this host does not fetch.
-    fn fetch_tarball(&self, url: &str) -> Result<PathBuf, HostError> {
+    /// It cannot be fetched or differs. The default refuses: this host does not fetch.
+    fn fetch(&self, wanted: &Fetch) -> Result<Fetched, HostError> {
+        let what = match wanted {
+            Fetch::File { url, .. } | Fetch::Archive { url, .. } => url.clone(),
+            Fetch::Path { path, .. } => path.display().to_string(),
+            Fetch::Git(git) => git.url.clone(),
+        };
         Err(HostError::new(format!(
-            "cannot fetch '{url}': fetching is not available here; use a local path"
+            "cannot fetch '{what}': fetching is not available here; use a local path"
         )))
     }
 }

@@ -307,11 +307,8 @@ impl<'h> Run<'_, 'h> {
                 evaluation.import_lazily(&path, Pos::NONE)?
             }
             ExpressionSource::Tarball(url) => {
-                let path = evaluation
-                    .host
-                    .fetch_tarball(url)
-                    .map_err(|error| evaluation.host_error(Pos::NONE, &error))?;
-                evaluation.import_lazily(path.as_os_str().as_bytes(), Pos::NONE)?
+                let path = evaluation.fetch_archive(url, Pos::NONE)?;
+                evaluation.import_lazily(&path, Pos::NONE)?
             }
             ExpressionSource::Text(text) => {
                 let (code, env) =

@@ -15,6 +15,7 @@ use super::Notice;
 use super::error::CommandError;
 use super::options::Building;
 use crate::background::connect_or_start;
+use crate::fetch::Fetcher;
 use crate::home::Home;
 use crate::worker::{ImportSender, Link, NodeHost};
 
@@ -128,11 +129,13 @@ pub async fn run(
     let runtime = tokio::runtime::Handle::current();
     let eager = (opening == Opening::Now).then(|| runtime.spawn(starter.clone().open()));
     let store_folder = home.store_folder();
+    let fetcher = Fetcher::new(home.fetch_folder(), runtime.clone());
     let evaluation = Evaluating {
         runtime,
         starter,
         eager,
         store_folder,
+        fetcher,
         options,
         targets,
         steps,
@@ -301,6 +304,7 @@ struct Evaluating {
     starter: Starter,
     eager: Option<tokio::task::JoinHandle<Result<Link, HostError>>>,
     store_folder: std::path::PathBuf,
+    fetcher: Fetcher,
     options: Options,
     targets: Vec<Target>,
     steps: mpsc::UnboundedSender<Step>,
@@ -313,6 +317,7 @@ impl Evaluating {
             starter,
             eager,
             store_folder,
+            fetcher,
             options,
             targets,
             steps,
@@ -328,6 +333,7 @@ impl Evaluating {
         let messages = steps.clone();
         let host = NodeHost::new(
             store_folder,
+            fetcher,
             Box::new(open),
             // Where nobody listens any more, nobody reads it either.
             Box::new(move |kind, text| drop(messages.send(Step::Message(kind, text.to_owned())))),

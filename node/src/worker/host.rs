@@ -8,15 +8,18 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tvix_node_evaluator::{
-    Host, HostError, Ingestion, Instantiated, MessageKind, Realised, Source, Ticket, Wanted,
+    Fetch, Fetched, Host, HostError, Ingestion, Instantiated, MessageKind, Realised, Source, Ticket, Wanted,
 };
+use tvix_node_gateway::control::Upload;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{AddSource, AddedAs, WorkerMessage};
 use tvix_node_protocol::nix::store_path::STORE_DIR;
+use tvix_node_protocol::path_info::PathInfo;
 
 use super::limits::SOURCE_TRIES;
 use super::link::{Link, LinkError};
 use super::source::{SourceError, SourceTree};
+use crate::fetch::{FetchError, Fetcher};
 
 /// Opens the session when the evaluation first needs the node.
 pub type OpenLink = Box<dyn Fn() -> Result<Link, HostError>>;
@@ -41,6 +44,7 @@ pub struct NodeHost {
     /// Something was told since the last time the node was known to have taken all of it.
     unsettled: Cell<bool>,
     node_failed: Cell<bool>,
+    fetcher: Fetcher,
     next_ticket: Cell<u64>,
     next_import: Cell<u64>,
     waiting: RefCell<Waiting>,
@@ -65,9 +69,9 @@ struct Waiting {
 }
 
 impl NodeHost {
-    /// A host whose store paths lie in `store_folder` (`<home>/nix/store`).
+    /// A host whose store paths lie in `store_folder` (`<home>/nix/store`), and that fetches with `fetcher`.
     #[must_use]
-    pub fn new(store_folder: PathBuf, open: OpenLink, messages: Messages) -> Self {
+    pub fn new(store_folder: PathBuf, fetcher: Fetcher, open: OpenLink, messages: Messages) -> Self {
         Self {
             open,
             link: RefCell::default(),
@@ -78,6 +82,7 @@ impl NodeHost {
             sources: RefCell::default(),
             unsettled: Cell::new(false),
             node_failed: Cell::new(false),
+            fetcher,
             next_ticket: Cell::new(0),
             next_import: Cell::new(0),
             waiting: RefCell::default(),
@@ -151,6 +156,17 @@ impl NodeHost {
         true
     }
 
+    /// Writes a tree to an upload. Where the node takes no more, the end of the upload has its reason.
+    fn send(&self, tree: &SourceTree, upload: &mut Upload) -> Result<(), SourceError> {
+        match tree.write_archive(upload) {
+            Err(SourceError::Archive {
+                source: tvix_node_protocol::nix::nar::NarError::Io(error),
+                ..
+            }) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        }
+    }
+
     fn upload(&self, source: &Source<'_>, physical: PathBuf) -> Result<StorePath, HostError> {
         let failed = |error: SourceError| {
             HostError::caused(
@@ -187,14 +203,8 @@ impl NodeHost {
                 expected: source.expected.map(|hash| hash.to_sri_string()),
                 references: source.references.clone(),
             });
-            let written = tree.write_archive(&mut upload);
-            match written {
+            match self.send(&tree, &mut upload) {
                 Ok(()) => {}
-                // Where the node takes no more, `finish` below has its reason.
-                Err(SourceError::Archive {
-                    source: tvix_node_protocol::nix::nar::NarError::Io(error),
-                    ..
-                }) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
                 Err(SourceError::Changed(_)) => continue,
                 Err(error) => return Err(failed(error)),
             }
@@ -349,6 +359,15 @@ impl Host for NodeHost {
         }
     }
 
+    fn fetch(&self, wanted: &Fetch) -> Result<Fetched, HostError> {
+        let fetched = self.fetcher.fetch(wanted, self).map_err(|error| match error {
+            FetchError::Store(error) => error,
+            error => HostError::new(error.to_string()),
+        })?;
+        self.present.borrow_mut().insert(fetched.path.clone());
+        Ok(fetched)
+    }
+
     fn is_valid(&self, path: &StorePath) -> Result<bool, HostError> {
         if self.told.borrow().contains_key(path) || self.present.borrow().contains(path) {
             return Ok(true);
@@ -389,6 +408,31 @@ impl Host for NodeHost {
 
     fn message(&self, kind: MessageKind, text: &str) {
         (self.messages)(kind, text);
+    }
+}
+
+impl crate::fetch::Store for NodeHost {
+    fn find(&self, fingerprint: &str) -> Result<Option<StorePath>, HostError> {
+        self.link()?
+            .find_source(fingerprint.to_owned())
+            .map_err(|error| self.node_error(&error))
+    }
+
+    fn add(&self, tree: &SourceTree, source: AddSource) -> Result<PathInfo, HostError> {
+        let link = self.link()?;
+        let mut upload = link.add_source(source);
+        self.send(tree, &mut upload)
+            .map_err(|error| HostError::caused("what was fetched cannot be put into the store", error))?;
+        link.finish_upload(upload)
+            .map_err(|error| self.node_error(&error))
+    }
+
+    fn physical(&self, logical: &Path) -> PathBuf {
+        Host::physical(self, logical)
+    }
+
+    fn warn(&self, text: &str) {
+        (self.messages)(MessageKind::Warning, text);
     }
 }
 

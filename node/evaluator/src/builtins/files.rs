@@ -458,11 +458,7 @@ fn add_to_store<'h>(
             };
             let stored = build_ca_path(name, &content, &references, false)
                 .map_err(|error| evaluation.error(pos, error.to_string()))?;
-            if evaluation
-                .host
-                .is_valid(&stored)
-                .map_err(|error| evaluation.host_error(pos, &error))?
-            {
+            if evaluation.is_there(&stored, pos)? {
                 return Ok(stored);
             }
             Some(stored)

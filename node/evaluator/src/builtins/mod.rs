@@ -4,6 +4,8 @@ mod arith;
 mod attrs;
 mod context;
 mod control;
+mod fetch;
+mod fetch_tree;
 mod files;
 mod hash;
 mod lists;
@@ -85,6 +87,8 @@ const TABLES: &[&[PrimOp]] = &[
     attrs::TABLE,
     context::TABLE,
     control::TABLE,
+    fetch::TABLE,
+    fetch_tree::TABLE,
     files::TABLE,
     hash::TABLE,
     lists::TABLE,

@@ -261,11 +261,13 @@ impl<'h> Evaluation<'h> {
         }
         let text = String::from_utf8_lossy(location).into_owned();
         let found = if let Some(url) = tarball_url(&text) {
-            match self.host.fetch_tarball(&url) {
-                Ok(path) => Some(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec()),
+            match self.fetch_archive(&url, pos) {
+                Ok(path) => Some(path),
                 Err(error) => {
-                    let message =
-                        format!("Nix search path entry '{text}' cannot be downloaded, ignoring: {error}");
+                    let message = format!(
+                        "Nix search path entry '{text}' cannot be downloaded, ignoring: {}",
+                        error.message
+                    );
                     self.host.message(MessageKind::Warning, &message);
                     None
                 }

@@ -7,17 +7,7 @@ use crate::heap::Value;
 use crate::syntax::position::Pos;
 
 pub(super) const TABLE: &[PrimOp] = &[
-    PrimOp::new("fetchurl", 1, |e, _, pos| refuse(e, "fetchurl", pos)).lazy(),
-    PrimOp::new("fetchTarball", 1, |e, _, pos| refuse(e, "fetchTarball", pos))
-        .plain()
-        .lazy(),
-    PrimOp::new("fetchGit", 1, |e, _, pos| refuse(e, "fetchGit", pos))
-        .plain()
-        .lazy(),
     PrimOp::new("fetchMercurial", 1, |e, _, pos| refuse(e, "fetchMercurial", pos))
-        .plain()
-        .lazy(),
-    PrimOp::new("fetchTree", 1, |e, _, pos| refuse(e, "fetchTree", pos))
         .plain()
         .lazy(),
     PrimOp::new("outputOf", 2, |e, _, pos| refuse(e, "outputOf", pos)).lazy(),

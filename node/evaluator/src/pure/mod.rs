@@ -3,6 +3,7 @@
 //! Each file follows one piece of current Nix to the byte. Nothing here knows values, thunks or string contexts.
 
 pub mod builder;
+pub mod date;
 pub mod escape;
 pub mod float_format;
 pub mod hash_text;
