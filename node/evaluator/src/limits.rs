@@ -3,8 +3,9 @@
 /// Deepest nesting of function calls: Nix's default, so that what evaluates there evaluates here.
 pub const MAX_CALL_DEPTH: u32 = 10_000;
 
-/// Bytes of heap beyond which further targets begin on a fresh one: some thousand packages of nixpkgs fit, and a
-/// machine with 8 GiB must be left room for builds. A fresh heap costs evaluating again what targets share.
+/// Bytes of heap beyond which further targets begin on a fresh one: more than the largest packages known need alone
+/// (1.5 GB for the full scheme of texlive), and a machine with 8 GiB is left room for builds. A fresh heap costs
+/// evaluating again what targets share.
 pub const HEAP_LIMIT: usize = 2 << 30;
 
 /// Size of one target's stack in bytes. Pages are committed when touched, so this is address space, not memory;
