@@ -30,6 +30,10 @@ pub const MAX_LAYERS: u32 = 8;
 /// lookups in two layers then cost more than the copy saves.
 pub const MAX_LAYER_LEN: usize = 16;
 
+/// A right side of this share of the left one is put on top, too: a package set of ten thousand attributes, copied for
+/// some hundred, is most of what a small evaluation would keep.
+pub const LAYER_SHARE: usize = 16;
+
 /// How many lines of a trace are kept: what the deepest nesting of calls leaves behind, and no more, where errors
 /// are made and caught again and again.
 pub const MAX_TRACE_FRAMES: usize = 50_000;

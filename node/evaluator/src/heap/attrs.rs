@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 
 use super::thin::Thin;
 use super::{Heap, Value};
-use crate::limits::{MAX_LAYER_LEN, MAX_LAYERS};
+use crate::limits::{LAYER_SHARE, MAX_LAYER_LEN, MAX_LAYERS};
 use crate::syntax::position::Pos;
 use crate::syntax::symbol::Symbol;
 
@@ -149,7 +149,8 @@ impl<'h> Attrs<'h> {
             return self;
         }
         let head = self.0.header();
-        if over.len() <= MAX_LAYER_LEN && head.layers < MAX_LAYERS && self.len() > over.len() {
+        let small = over.len() <= MAX_LAYER_LEN.max(self.len() / LAYER_SHARE);
+        if small && head.layers < MAX_LAYERS && self.len() > over.len() {
             let new = over.iter().filter(|attr| self.get(attr.name).is_none()).count() as u32;
             let head = AttrsHead {
                 below: Some(self),
