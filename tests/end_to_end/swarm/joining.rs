@@ -201,7 +201,7 @@ fn what_needs_a_team_says_how_to_get_one() {
 
 #[test]
 fn a_member_that_is_put_out_is_out() {
-    let [alice, bob, carol] = team([("alice", 0), ("bob", 1), ("carol", 0)]);
+    let [alice, _bob, carol] = team([("alice", 0), ("bob", 1), ("carol", 0)]);
     alice.machine.run(&["revoke", "bob"]).ok();
     for node in [&alice, &carol] {
         until("bob is out", || node.peer("bob").is_none().then_some(()));
