@@ -26,7 +26,11 @@ async fn a_path_is_found_and_fetched_from_a_holder_never_met() {
         let key = nodes[1].key().parse::<NodeKey>().expect("a key");
         (nodes, store_path(&path), key)
     });
-    // Until alice keeps bob's record: who joins while bob stands still can have it from nobody else.
+    // Bob tells all who keep his records at once.
+    let keeper = Observer::join(&alice).await;
+    keeper.sees(&path, &[bob_key]).await;
+    keeper.leave().await;
+    // Until alice is known to keep it: who joins while bob stands still can have it from nobody else.
     loop {
         bob.signal(Signal::STOP);
         let observer = Observer::join(&alice).await;
@@ -38,7 +42,7 @@ async fn a_path_is_found_and_fetched_from_a_holder_never_met() {
             break;
         }
         bob.signal(Signal::CONT);
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     }
     tokio::task::block_in_place(|| {
         let carol = Node::up("carol", 0);

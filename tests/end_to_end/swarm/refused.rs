@@ -76,5 +76,5 @@ fn a_port_that_is_taken_is_named() {
     // Its home is as good as before.
     bob.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
     bob.meet("alice");
-    bob.machine.run(&["up"]).failed(1, &["up"]);
+    bob.machine.run(&["up"]).failed(1, &["in use by process"]);
 }
