@@ -18,6 +18,7 @@ use tvix_node_protocol::path_info::PathInfo;
 
 use super::limits::SOURCE_TRIES;
 use super::link::{Link, LinkError};
+use super::offer::Offer;
 use super::source::{SourceError, SourceTree};
 use crate::fetch::{FetchError, Fetcher};
 
@@ -167,6 +168,18 @@ impl NodeHost {
         }
     }
 
+    /// Sends a source that was read while the evaluation goes on.
+    fn offer(&self, offer: Offer) -> Result<StorePath, HostError> {
+        let path = offer.path.clone();
+        if self.remember(&path, Some(&BTreeSet::new())) {
+            self.unsettled.set(true);
+            self.link()?
+                .offer(offer)
+                .map_err(|error| self.node_error(&error))?;
+        }
+        Ok(path)
+    }
+
     fn upload(&self, source: &Source<'_>, physical: PathBuf) -> Result<StorePath, HostError> {
         let failed = |error: SourceError| {
             HostError::caused(
@@ -180,10 +193,7 @@ impl NodeHost {
             Ingestion::Nar => tree,
             Ingestion::Flat => tree.bytes_alone(),
         };
-        let tag = format!(
-            "{}\0{:?}\0{:?}\0{:?}",
-            source.name, source.ingestion, source.expected, source.references
-        );
+        let tag = tag(source);
         for _ in 0..SOURCE_TRIES {
             let fingerprint = tree.fingerprint(&tag).map_err(failed)?;
             if let Some(fingerprint) = &fingerprint
@@ -220,6 +230,14 @@ impl NodeHost {
         }
         Err(failed(SourceError::Changed(source.path.to_owned())))
     }
+}
+
+/// What becomes of a source, for its fingerprint.
+fn tag(source: &Source<'_>) -> String {
+    format!(
+        "{}\0{:?}\0{:?}\0{:?}",
+        source.name, source.ingestion, source.expected, source.references
+    )
 }
 
 /// The store path that a logical path lies in, and the rest of it.
@@ -269,9 +287,16 @@ impl Host for NodeHost {
         {
             return Ok(path.clone());
         }
-        let path = self.upload(source, self.physical(source.path))?;
+        let physical = self.physical(source.path);
+        let path = match Offer::read(source, physical.clone(), &tag(source))? {
+            Some(offer) => self.offer(offer)?,
+            None => {
+                let path = self.upload(source, physical)?;
+                self.present.borrow_mut().insert(path.clone());
+                path
+            }
+        };
         self.sources.borrow_mut().insert(key, path.clone());
-        self.present.borrow_mut().insert(path.clone());
         Ok(path)
     }
 

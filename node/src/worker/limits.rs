@@ -9,5 +9,12 @@ pub const BATCH_MESSAGES: usize = 2048;
 /// Bytes of texts in one batch, well below what the node takes at once.
 pub const BATCH_TEXT_BYTES: usize = 4 << 20;
 
+/// Largest archive of a source that is held in memory and sent while the evaluation goes on. Nearly all sources of
+/// packages are patches and scripts far below it.
+pub const OFFER_BYTES: usize = 256 << 10;
+
+/// Sources on their way at once: enough to share the store's syncs, few enough for a connection each.
+pub const OFFERS: usize = 16;
+
 /// How often a source that changes while it is read is read again before the command gives up.
 pub const SOURCE_TRIES: usize = 3;

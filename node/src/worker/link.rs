@@ -6,13 +6,15 @@ use std::sync::mpsc as blocking;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tvix_node_gateway::control::{ClientError, ControlClient, Upload};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{AddSource, FailureKind, SessionOpened, SourceQuery, WorkerMessage};
 use tvix_node_protocol::path_info::PathInfo;
 
-use super::limits::{BATCH_MESSAGES, BATCH_TEXT_BYTES, OUTBOX_MESSAGES};
+use super::limits::{BATCH_MESSAGES, BATCH_TEXT_BYTES, OFFERS, OUTBOX_MESSAGES};
+use super::offer::Offer;
 
 /// Why the node cannot be told or asked something.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -20,6 +22,14 @@ pub enum LinkError {
     /// The node refused or the connection broke.
     #[error("{0}")]
     Client(Arc<ClientError>),
+    /// The node computed another path for a source, so one of both is wrong.
+    #[error("the node says that the path of the source is {theirs}, and here it is {ours}")]
+    Differs {
+        /// Computed here.
+        ours: StorePath,
+        /// Computed by the node.
+        theirs: StorePath,
+    },
     /// Nobody is left on the other side of this process.
     #[error("the session with the node is over")]
     Over,
@@ -43,6 +53,8 @@ impl From<ClientError> for LinkError {
 
 enum Item {
     Message(WorkerMessage),
+    /// A source on its way. What comes after it may refer to it.
+    Source(JoinHandle<Result<(), LinkError>>),
     /// Answered when everything before it has been taken by the node.
     Barrier(oneshot::Sender<()>),
 }
@@ -59,6 +71,8 @@ pub struct Link {
     store_root: PathBuf,
     outbox: mpsc::Sender<Item>,
     failure: Arc<Mutex<Option<LinkError>>>,
+    /// Turns of sources that are sent beside the evaluation.
+    turns: Arc<Semaphore>,
     imports: blocking::Receiver<ImportResult>,
 }
 
@@ -84,6 +98,7 @@ impl Link {
                 store_root,
                 outbox,
                 failure,
+                turns: Arc::new(Semaphore::new(OFFERS)),
                 imports,
             },
             import_sender,
@@ -133,6 +148,21 @@ impl Link {
             .runtime
             .block_on(self.client.find_source(self.session, &query))?
             .path)
+    }
+
+    /// Sends a source while the evaluation goes on. It is there before anything that is told after this.
+    ///
+    /// # Errors
+    /// An earlier message was refused; see [`LinkError`]. Where this one is, a later call says so.
+    pub(super) fn offer(&self, offer: Offer) -> Result<(), LinkError> {
+        let turn = self.runtime.block_on(Arc::clone(&self.turns).acquire_owned());
+        let turn = turn.map_err(|_| self.failed())?;
+        let (client, session) = (self.client.clone(), self.session);
+        self.put(Item::Source(self.runtime.spawn(async move {
+            let sent = send_source(&client, session, offer).await;
+            drop(turn);
+            sent
+        })))
     }
 
     /// Begins to add a source; its archive is then written to the upload.
@@ -191,6 +221,7 @@ async fn send_batches(
     failure: Arc<Mutex<Option<LinkError>>>,
 ) {
     let mut batch = Vec::new();
+    let mut sources = Vec::new();
     while let Some(first) = queue.recv().await {
         let mut barriers = Vec::new();
         let mut size = 0;
@@ -201,6 +232,7 @@ async fn send_batches(
                     size += text_size(&message);
                     batch.push(message);
                 }
+                Item::Source(task) => sources.push(task),
                 Item::Barrier(done) => barriers.push(done),
             }
             next = if size < BATCH_TEXT_BYTES && batch.len() < BATCH_MESSAGES {
@@ -209,10 +241,9 @@ async fn send_batches(
                 None
             };
         }
-        if !batch.is_empty()
-            && let Err(error) = client.send_batch(session, &batch).await
-        {
-            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
+        let sent = send_batch(&client, session, &mut sources, &batch).await;
+        if let Err(error) = sent {
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             // Dropping the queue and the barriers tells the evaluation.
             return;
         }
@@ -221,6 +252,53 @@ async fn send_batches(
             // The evaluation may have been given up meanwhile.
             done.send(()).unwrap_or_default();
         }
+    }
+}
+
+/// Sends a batch when the sources before it are there.
+async fn send_batch(
+    client: &ControlClient,
+    session: u64,
+    sources: &mut Vec<JoinHandle<Result<(), LinkError>>>,
+    batch: &[WorkerMessage],
+) -> Result<(), LinkError> {
+    for source in sources.drain(..) {
+        source.await.map_err(|_| LinkError::Over)??;
+    }
+    if !batch.is_empty() {
+        client.send_batch(session, batch).await?;
+    }
+    Ok(())
+}
+
+async fn send_source(client: &ControlClient, session: u64, offer: Offer) -> Result<(), LinkError> {
+    let Offer {
+        request,
+        archive,
+        path,
+    } = offer;
+    if let Some(fingerprint) = &request.fingerprint {
+        let query = SourceQuery {
+            fingerprint: fingerprint.clone(),
+        };
+        // The answer is held for this session, so it is there when something refers to it.
+        if client.find_source(session, &query).await?.path.as_ref() == Some(&path) {
+            return Ok(());
+        }
+    }
+    let mut upload = client.add_source(session, request);
+    match upload.send(archive.into()).await {
+        Ok(()) => {}
+        // Where the node takes no more, the end of the upload has its reason.
+        Err(error) => tracing::debug!(%error, "a source was not taken whole"),
+    }
+    let info = upload.finish().await?;
+    match info.path == path {
+        true => Ok(()),
+        false => Err(LinkError::Differs {
+            ours: path,
+            theirs: info.path,
+        }),
     }
 }
 

@@ -3,6 +3,7 @@
 mod host;
 mod limits;
 mod link;
+mod offer;
 mod source;
 
 pub use host::{Messages, NodeHost, OpenLink};

@@ -103,6 +103,8 @@ impl Checker {
             Event::EvaluationEnded { session } => self.session(*session).evaluating = false,
             // Nobody borrows slots in these worlds.
             Event::SlotsLent { .. } => {}
+            // What people call members decides nothing.
+            Event::Named { .. } => {}
             Event::OwnBuilder(own) => {
                 self.slots = own.slots;
                 self.own_kvm = own.features.contains(&"kvm".to_owned());
