@@ -132,11 +132,11 @@ mod tests {
         let known = vec![quic.clone(), tcp.clone()];
         let (ann, now) = (PeerId::random(), Instant::now());
         let mut dialling = Dialling::default();
-        assert_eq!(dialling.next(ann, known.clone()), [tcp.clone()]);
+        assert_eq!(dialling.next(ann, known.clone()), std::slice::from_ref(&tcp));
         dialling.begun(ann, vec![tcp.clone()], now);
         assert!(dialling.slow(now).is_empty());
         assert_eq!(dialling.slow(now + TCP_HEAD_START), [ann]);
-        assert_eq!(dialling.next(ann, known.clone()), [quic.clone()]);
+        assert_eq!(dialling.next(ann, known.clone()), std::slice::from_ref(&quic));
         dialling.begun(ann, vec![quic], now + TCP_HEAD_START);
         assert!(dialling.next(ann, known.clone()).is_empty());
         // What has become known since.
