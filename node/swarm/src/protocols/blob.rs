@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use bao_tree::ChunkRanges;
-use bao_tree::io::sync::encode_ranges_validated;
+use bao_tree::io::sync::{encode_ranges, encode_ranges_validated};
 use bytes::Bytes;
 use futures::AsyncReadExt;
 use iroh::endpoint::VarInt;
@@ -179,8 +179,9 @@ fn encode(
     let Some(file) = shelf.blob(blob)? else {
         return Ok(());
     };
-    let size = file.metadata().map_err(ShelfError::new)?.len();
-    let Some(outboard) = serving.outboard(blob, size, &file).map_err(ShelfError::new)? else {
+    let metadata = file.metadata().map_err(ShelfError::new)?;
+    let proof = serving.proof(blob, &file).map_err(ShelfError::new)?;
+    let Some(proof) = proof.filter(|proof| proof.outboard.tree.size() == metadata.len()) else {
         return Err(ShelfError::new(format!(
             "the file of blob {blob} has other content"
         )));
@@ -190,9 +191,15 @@ fn encode(
         sender,
     };
     let sent = pieces
-        .write_all(&size.to_le_bytes())
+        .write_all(&metadata.len().to_le_bytes())
         .and_then(|()| {
-            encode_ranges_validated(&file, &*outboard, ranges, &mut pieces).map_err(io::Error::other)
+            let outboard = &proof.outboard;
+            let encoded = if proof.is_from(&metadata) {
+                encode_ranges(&file, outboard, ranges, &mut pieces)
+            } else {
+                encode_ranges_validated(&file, outboard, ranges, &mut pieces)
+            };
+            encoded.map_err(io::Error::other)
         })
         .and_then(|()| pieces.flush());
     match sent {

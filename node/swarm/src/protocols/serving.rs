@@ -4,7 +4,9 @@
 //! it once, and remembered for a while.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::io::{BufReader, Read};
+use std::fs::{File, Metadata};
+use std::io::BufReader;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 
 use bao_tree::BlockSize;
@@ -23,6 +25,41 @@ pub(crate) const BLOCK: BlockSize = iroh_blobs::store::IROH_BLOCK_SIZE;
 
 /// The hashes inside a file above its groups of 16 KiB: 64 bytes each, 1/256 of the file.
 pub(crate) type Outboard = PreOrderOutboard<Vec<u8>>;
+
+/// What a file system changes when a file's content is changed, whatever is done to its other times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileState {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl FileState {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// The hashes inside a file, and the file they were made from.
+#[derive(Debug)]
+pub(crate) struct Proof {
+    pub(crate) outboard: Outboard,
+    made_from: FileState,
+}
+
+impl Proof {
+    /// Whether this is the file the hashes were made from, unchanged: then it need not be hashed again. What
+    /// a disk loses without being written to is found by who fetches.
+    pub(crate) fn is_from(&self, metadata: &Metadata) -> bool {
+        self.made_from == FileState::of(metadata)
+    }
+}
 
 /// Values that were used lately, bounded by their weight.
 #[derive(Debug)]
@@ -74,7 +111,7 @@ impl<K: Copy + Eq + std::hash::Hash, V> Recent<K, V> {
 #[derive(Debug)]
 pub(crate) struct Serving {
     trees: Mutex<Recent<TreeDigest, HashSet<BlobDigest>>>,
-    outboards: Mutex<Recent<BlobDigest, Outboard>>,
+    proofs: Mutex<Recent<BlobDigest, Proof>>,
     /// Streams that carry content, at once.
     pub(crate) streams: Arc<Semaphore>,
 }
@@ -83,7 +120,7 @@ impl Serving {
     pub(crate) fn new() -> Self {
         Self {
             trees: Mutex::new(Recent::new(SERVED_BLOBS)),
-            outboards: Mutex::new(Recent::new(OUTBOARD_BYTES)),
+            proofs: Mutex::new(Recent::new(OUTBOARD_BYTES)),
             streams: Arc::new(Semaphore::new(CONTENT_STREAMS)),
         }
     }
@@ -97,23 +134,21 @@ impl Serving {
 
     /// The hashes inside a file, which is read for them where they are not remembered. Blocks. None where
     /// the file does not have the digest it should.
-    pub(crate) fn outboard(
-        &self,
-        blob: BlobDigest,
-        size: u64,
-        file: impl Read,
-    ) -> std::io::Result<Option<Arc<Outboard>>> {
-        if let Some(outboard) = lock(&self.outboards).get(blob) {
-            return Ok(Some(outboard));
+    pub(crate) fn proof(&self, blob: BlobDigest, file: &File) -> std::io::Result<Option<Arc<Proof>>> {
+        if let Some(proof) = lock(&self.proofs).get(blob) {
+            return Ok(Some(proof));
         }
-        let outboard = Outboard::create_sized(BufReader::with_capacity(1 << 20, file), size, BLOCK)?;
+        // As it was before it is read: a change meanwhile shows.
+        let made_from = FileState::of(&file.metadata()?);
+        let reader = BufReader::with_capacity(1 << 20, file);
+        let outboard = Outboard::create_sized(reader, made_from.size, BLOCK)?;
         if *outboard.root.as_bytes() != blob.0 {
             return Ok(None);
         }
         let weight = outboard.data.len() + 128;
-        let outboard = Arc::new(outboard);
-        lock(&self.outboards).insert(blob, outboard.clone(), weight);
-        Ok(Some(outboard))
+        let proof = Arc::new(Proof { outboard, made_from });
+        lock(&self.proofs).insert(blob, proof.clone(), weight);
+        Ok(Some(proof))
     }
 }
 

@@ -107,6 +107,11 @@ impl TestShelf {
         self.add_path(name, tree)
     }
 
+    /// Writes other bytes into a file.
+    pub(super) fn damage(&self, blob: BlobDigest, bytes: &[u8]) {
+        std::fs::write(&lock(&self.held).blobs[&blob], bytes).unwrap();
+    }
+
     pub(super) fn make_private(&self, path: &StorePath) {
         lock(&self.held).private.insert(path.clone());
     }

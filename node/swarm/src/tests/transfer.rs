@@ -354,3 +354,21 @@ async fn caps_hold_in_both_directions() {
     let time = seconds_of_a_megabyte(&ann, &bob, "down").await;
     assert!(time > 1.5, "{time} s");
 }
+
+#[tokio::test]
+async fn a_file_that_is_damaged_after_it_was_served_is_not_served_and_is_no_lie() {
+    let (ann, bob) = pair().await;
+    let mut cat = ann.invite(3).await;
+    cat.meets(ann.key()).await;
+    let large = noise(1, 1_000_000);
+    let root = ann.shelf.add_directory(&[("large", &large)]);
+    ann.shelf.add_path("p", root);
+    // Its hashes are remembered from now on.
+    fetch(&bob, root, &[&ann]).await.unwrap();
+    let mut damaged = large.clone();
+    damaged[500_000] ^= 1;
+    ann.shelf.damage(BlobDigest::of(&large), &damaged);
+    fetch(&cat, root, &[&ann]).await.unwrap_err();
+    let now = now();
+    assert!(!crate::core::lock(&cat.handle.core().standing).is_liar(ann.key(), now));
+}
