@@ -17,6 +17,7 @@
 //! | `GET /why?path=PATH` | | [`Provenance`] |
 //! | `GET /record?path=PATH` | | list of [`RecordView`], the newest first |
 //! | `POST /roots` | [`AddRoot`] | 204 |
+//! | `POST /store` | [`StoreQuestion`] | [`StoreAnswer`] |
 //! | `POST /team/invite` | [`InviteRequest`] | [`Invited`] |
 //! | `POST /team/join` | [`JoinRequest`] | [`Joined`] |
 //! | `GET /team` | | [`TeamView`] |
@@ -31,6 +32,7 @@
 //! without it (curl) is not. `POST /down` is understood by every version.
 
 mod member;
+mod store;
 mod team;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +45,7 @@ use crate::nix::store_path::{StorePath, basename};
 use crate::path_info::PathInfo;
 
 pub use member::{MemberError, find_member};
+pub use store::{ChainLink, DamagedPath, StoreAnswer, StoreQuestion, TreeDifference};
 pub use team::{
     InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView, RenewRequest,
     TeamStatus, TeamView, TrafficView,

@@ -6,6 +6,7 @@ mod failing;
 mod fetching;
 mod harness;
 mod importing;
+mod keeping;
 mod refusing;
 mod sharing;
 mod swarm;

@@ -27,6 +27,11 @@ fn number(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "the number is too large".to_owned())
 }
 
+/// A number of bytes.
+pub fn size(text: &str) -> Result<u64, String> {
+    number(text)
+}
+
 /// A bound: [`number`], where 0 means none, as in Nix.
 pub fn limit(text: &str) -> Result<Limit, String> {
     let number = number(text)?;

@@ -5,6 +5,7 @@
 //! | `evaluate` | `instantiate` and `eval` |
 //! | `build` | `build`, `run` and `shell` |
 //! | `store` | `store info`, `log` and `why` |
+//! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
 //! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
 //! | `node` | `up`, `down` and `status` |
@@ -18,6 +19,7 @@ mod failure;
 mod node;
 mod path;
 mod record;
+mod relations;
 mod store;
 mod table;
 mod team;
@@ -29,6 +31,7 @@ use tvix_node::command::{CommandError, Notice};
 use tvix_node::home::Home;
 
 pub use failure::Failure;
+use relations::Relation;
 
 use crate::arguments::{Command, Invocation, OutputArguments, StoreCommand};
 use crate::progress::Progress;
@@ -115,9 +118,7 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
             let evaluation = evaluation.to_evaluation(matches)?;
             build::shell(home, &evaluation, &building.to_building(), &output, &command).await
         }
-        Command::Store {
-            command: StoreCommand::Info { path, json },
-        } => store::info(home, &path, json).await,
+        Command::Store { command } => dispatch_store(home, command).await,
         Command::Log { path } => store::log(home, &path).await,
         Command::Why { path, json } => store::why(home, &path, json).await,
         Command::Record { path, json } => record::record(home, &path, json).await,
@@ -131,6 +132,21 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
         Command::Status { json } => node::status(home, json).await,
         Command::Up { up } => node::up(home, &up).await,
         Command::Down => node::down(home).await,
+    }
+}
+
+async fn dispatch_store(home: &Home, command: StoreCommand) -> Result<u8, Failure> {
+    match command {
+        StoreCommand::Info { path, json } => store::info(home, &path, json).await,
+        StoreCommand::References { paths } => relations::related(home, Relation::References, &paths).await,
+        StoreCommand::Referrers { paths } => relations::related(home, Relation::Referrers, &paths).await,
+        StoreCommand::Closure { paths } => relations::related(home, Relation::Closure, &paths).await,
+        StoreCommand::Deriver { paths } => relations::related(home, Relation::Deriver, &paths).await,
+        StoreCommand::WhyDepends { path, needed } => relations::why_depends(home, &path, &needed).await,
+        StoreCommand::Diff { before, after } => relations::diff(home, &before, &after).await,
+        StoreCommand::Du { paths, json } => relations::usage(home, &paths, json).await,
+        StoreCommand::Gc { collect } => relations::collect(home, &collect).await,
+        StoreCommand::Verify { paths, json } => relations::verify(home, &paths, json).await,
     }
 }
 

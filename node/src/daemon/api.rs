@@ -12,7 +12,7 @@ use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
     AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event as SessionEvent, FailureKind, InviteRequest, Invited,
     JoinRequest, Joined, MemberName, OpenSession, PeerView, Provenance, RecordView, RenewRequest,
-    SessionOpened, SourceAnswer, SourceQuery, Status, TeamView, WorkerMessage,
+    SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, WorkerMessage,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::derivation::read_derivation;
@@ -23,7 +23,7 @@ use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
 
 use super::depot::{Depot, DepotError, describe};
 use super::engine::{Activity, Message};
-use super::team_api;
+use super::{store_api, team_api};
 use crate::team::manager::TeamManager;
 
 /// The node behind its control socket.
@@ -274,6 +274,10 @@ impl ControlApi for Api {
             .blocking(move |store| Ok(store.add_root(std::path::Path::new(&root.link), &root.path)?))
             .await
             .map_err(failed)
+    }
+
+    async fn ask_store(&self, question: StoreQuestion) -> Result<StoreAnswer, ApiError> {
+        store_api::answer(self, question).await
     }
 
     async fn records(&self, path: StorePath) -> Result<Vec<RecordView>, ApiError> {

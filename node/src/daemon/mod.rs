@@ -10,6 +10,7 @@ pub(crate) mod job;
 mod limits;
 pub(crate) mod perform;
 mod session;
+mod store_api;
 mod team_api;
 
 use std::io::Write as _;

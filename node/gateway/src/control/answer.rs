@@ -134,6 +134,10 @@ async fn respond<A: ControlApi>(
             let root = read_json(body, JSON_BYTES).await?;
             empty(api.add_root(root)).await
         }
+        Route::Store => {
+            let question = read_json(body, PATH_QUERY_BYTES).await?;
+            json(&api.ask_store(question).await?)
+        }
         Route::Invite => {
             let request = read_json(body, JSON_BYTES).await?;
             json(&api.invite(request).await?)

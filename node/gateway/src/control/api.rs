@@ -9,7 +9,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
     AddRoot, AddSource, Event, Failure, FailureKind, InviteRequest, Invited, JoinRequest, Joined, MemberName,
     OpenSession, PeerView, Provenance, RecordView, RenewRequest, SessionOpened, SourceAnswer, SourceQuery,
-    Status, TeamView, WorkerMessage,
+    Status, StoreAnswer, StoreQuestion, TeamView, WorkerMessage,
 };
 use tvix_node_protocol::path_info::PathInfo;
 
@@ -144,6 +144,12 @@ pub trait ControlApi: Send + Sync + 'static {
 
     /// Makes a link outside the home a root.
     fn add_root(&self, root: AddRoot) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Answers a question about the store, or does what is asked with it.
+    fn ask_store(
+        &self,
+        question: StoreQuestion,
+    ) -> impl Future<Output = Result<StoreAnswer, ApiError>> + Send;
 
     /// Makes a ticket for one new member. A node that takes part in no team founds one.
     fn invite(&self, request: InviteRequest) -> impl Future<Output = Result<Invited, ApiError>> + Send;

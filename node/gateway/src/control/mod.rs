@@ -9,6 +9,7 @@
 //! | `answer` | from one request to its answer |
 //! | `body` | bodies that come in and go out piece by piece |
 //! | `client` | [`ControlClient`], the commands' half |
+//! | `client_store` | what commands ask about the store |
 //! | `client_team` | what commands ask about the team |
 //! | `ending` | waiting for a node that was told to end |
 //! | `stream` | events, uploads and logs on the commands' side |
@@ -23,6 +24,7 @@ mod api;
 mod body;
 mod client;
 mod client_error;
+mod client_store;
 mod client_team;
 mod ending;
 mod query;

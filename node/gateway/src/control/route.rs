@@ -23,6 +23,7 @@ pub(super) enum Route {
     Why(StorePath),
     Records(StorePath),
     AddRoot,
+    Store,
     Invite,
     Join,
     Team,
@@ -36,7 +37,7 @@ pub(super) enum Route {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum RouteError {
     #[error(
-        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why, /v1/record, /v1/roots, /v1/team and /v1/team/invite, join, peers, revoke, renew and leave"
+        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why, /v1/record, /v1/roots, /v1/store, /v1/team and /v1/team/invite, join, peers, revoke, renew and leave"
     )]
     NoSuchAddress(String),
     #[error("'{address}' is asked with {wanted}, not with {method}")]
@@ -85,6 +86,7 @@ impl Route {
             ["why"] => ("GET", Self::Why(query.path()?)),
             ["record"] => ("GET", Self::Records(query.path()?)),
             ["roots"] => ("POST", Self::AddRoot),
+            ["store"] => ("POST", Self::Store),
             ["team"] => ("GET", Self::Team),
             ["team", what] => match *what {
                 "peers" => ("GET", Self::Peers),
@@ -151,6 +153,7 @@ impl Route {
             Self::Why(path) => (Method::GET, with_path("/v1/why", path)),
             Self::Records(path) => (Method::GET, with_path("/v1/record", path)),
             Self::AddRoot => post("/v1/roots".to_owned()),
+            Self::Store => post("/v1/store".to_owned()),
             Self::Team => get("/v1/team"),
             Self::Peers => get("/v1/team/peers"),
             Self::Invite => post("/v1/team/invite".to_owned()),
@@ -288,6 +291,7 @@ mod tests {
             Route::Why(path.clone()),
             Route::Records(path),
             Route::AddRoot,
+            Route::Store,
             Route::Invite,
             Route::Join,
             Route::Team,

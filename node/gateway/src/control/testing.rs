@@ -13,8 +13,8 @@ use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildRecord, SwarmId};
 use tvix_node_protocol::control::{
     AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event, EventKind, FailureKind, InviteRequest, Invited,
     JoinRequest, Joined, MemberName, MemberView, OpenSession, Outcome, PeerView, Provenance, RecordView,
-    RenewRequest, SessionMode, SessionOpened, SourceAnswer, SourceQuery, Status, TeamView, TrafficView,
-    WorkerMessage,
+    RenewRequest, SessionMode, SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion,
+    TeamView, TrafficView, WorkerMessage,
 };
 use tvix_node_protocol::envelope::{NodeSecret, seal};
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
@@ -192,6 +192,13 @@ impl ControlApi for Notes {
     async fn records(&self, path: StorePath) -> Result<Vec<RecordView>, ApiError> {
         self.note(format!("records {}", path.name()));
         Ok(vec![record(path.name())])
+    }
+
+    async fn ask_store(&self, question: StoreQuestion) -> Result<StoreAnswer, ApiError> {
+        self.note(format!("store {question:?}"));
+        Ok(StoreAnswer::Paths {
+            infos: vec![info("hello", 1)],
+        })
     }
 
     async fn invite(&self, request: InviteRequest) -> Result<Invited, ApiError> {

@@ -1,0 +1,251 @@
+//! `store references`, `referrers`, `closure`, `deriver`, `why-depends`, `diff`, `du`, `gc` and `verify`.
+
+use serde_json::json;
+use tvix_node::background::connect_or_start;
+use tvix_node::home::Home;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::control::{StoreAnswer, StoreQuestion};
+use tvix_node_protocol::path_info::PathInfo;
+
+use super::path::store_path;
+use super::table::size;
+use super::{Failure, print, print_json};
+use crate::arguments::CollectArguments;
+use crate::progress::clean;
+
+/// Exit status where damage was found.
+const DAMAGED: u8 = 1;
+
+/// Which paths are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relation {
+    /// What the paths refer to.
+    References,
+    /// What refers to them.
+    Referrers,
+    /// They and everything they refer to.
+    Closure,
+    /// The derivations that made them.
+    Deriver,
+}
+
+/// Prints related paths, one a line.
+pub async fn related(home: &Home, relation: Relation, paths: &[String]) -> Result<u8, Failure> {
+    let paths = store_paths(home, paths)?;
+    let mut found: Vec<StorePath> = Vec::new();
+    match relation {
+        Relation::Closure => found.extend(
+            infos(home, StoreQuestion::Closure { paths })
+                .await?
+                .into_iter()
+                .map(|info| info.path),
+        ),
+        Relation::Referrers => {
+            for path in paths {
+                let infos = infos(home, StoreQuestion::Referrers { path }).await?;
+                found.extend(infos.into_iter().map(|info| info.path));
+            }
+        }
+        Relation::References | Relation::Deriver => {
+            let client = connect_or_start(home).await?;
+            for path in paths {
+                let known = client.path_infos(vec![path.clone()]).await?.pop();
+                let info = known.ok_or_else(|| absent(home, &path))?;
+                match relation {
+                    Relation::Deriver => found.push(info.deriver.ok_or_else(|| {
+                        Failure::Absent(format!("{path} was not built, so no derivation made it"))
+                    })?),
+                    _ => found.extend(info.references),
+                }
+            }
+        }
+    }
+    found.sort();
+    found.dedup();
+    let lines: String = found.iter().map(|path| format!("{path}\n")).collect();
+    print(lines.as_bytes())?;
+    Ok(0)
+}
+
+/// Prints a shortest chain from one path to another.
+pub async fn why_depends(home: &Home, path: &str, needed: &str) -> Result<u8, Failure> {
+    let (path, needed) = (store_path(home, path)?, store_path(home, needed)?);
+    let question = StoreQuestion::WhyDepends {
+        path: path.clone(),
+        needed: needed.clone(),
+    };
+    let StoreAnswer::Chain { links } = ask(home, &question).await? else {
+        return Err(other_answer());
+    };
+    if links.is_empty() {
+        return Err(Failure::Absent(format!("{path} does not need {needed}")));
+    }
+    let mut text = String::new();
+    for (index, link) in links.iter().enumerate() {
+        let arrow = if index == 0 { "" } else { "-> " };
+        text += &format!("{}{arrow}{}\n", "   ".repeat(index.saturating_sub(1)), link.path);
+        for place in &link.places {
+            text += &format!("{}in {}\n", "   ".repeat(index + 1), clean(&format!("/{place}")));
+        }
+    }
+    print(text.as_bytes())?;
+    Ok(0)
+}
+
+/// Prints where the trees of two paths differ.
+pub async fn diff(home: &Home, before: &str, after: &str) -> Result<u8, Failure> {
+    let question = StoreQuestion::Diff {
+        before: store_path(home, before)?,
+        after: store_path(home, after)?,
+    };
+    let StoreAnswer::Differences { differences } = ask(home, &question).await? else {
+        return Err(other_answer());
+    };
+    let mut text = String::new();
+    for difference in differences {
+        let line = match (difference.before, difference.after) {
+            (Some(before), Some(after)) => format!("~ /{}: {before}, then {after}", difference.place),
+            (Some(before), None) => format!("- /{}: {before}", difference.place),
+            (None, after) => format!("+ /{}: {}", difference.place, after.unwrap_or_default()),
+        };
+        text += &clean(&line);
+        text.push('\n');
+    }
+    print(text.as_bytes())?;
+    Ok(0)
+}
+
+/// Prints what paths take with everything they refer to.
+pub async fn usage(home: &Home, paths: &[String], as_json: bool) -> Result<u8, Failure> {
+    let paths = store_paths(home, paths)?;
+    let StoreAnswer::Usage {
+        paths,
+        archives,
+        files,
+    } = ask(home, &StoreQuestion::Usage { paths }).await?
+    else {
+        return Err(other_answer());
+    };
+    if as_json {
+        print_json(&json!({ "paths": paths, "archives": archives, "files": files }))?;
+    } else {
+        let (archives, files) = (size(archives), size(files));
+        let text = format!(
+            "paths        {paths}\narchives     {archives}\nfiles        {files} (equal files counted once)\n"
+        );
+        print(text.as_bytes())?;
+    }
+    Ok(0)
+}
+
+/// Collects garbage and prints what went.
+pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Failure> {
+    let question = StoreQuestion::Collect {
+        dry_run: collect.dry_run,
+        younger_than: collect.older_than,
+        target: collect.target_size,
+        most: collect.max_freed,
+    };
+    let StoreAnswer::Collected {
+        removed,
+        removed_beside,
+        bytes,
+        kept,
+        stale_roots,
+        failures,
+    } = ask(home, &question).await?
+    else {
+        return Err(other_answer());
+    };
+    if collect.json {
+        let removed: Vec<String> = removed.iter().map(StorePath::to_absolute_path).collect();
+        print_json(&json!({
+            "dryRun": collect.dry_run, "removed": removed, "removedBeside": removed_beside, "bytes": bytes,
+            "kept": kept, "staleRoots": stale_roots, "failures": failures,
+        }))?;
+    } else {
+        let mut text: String = removed.iter().map(|path| format!("{path}\n")).collect();
+        let verb = if collect.dry_run { "would go" } else { "went" };
+        text += &format!("{} paths {verb} ({}), {kept} stay\n", removed.len(), size(bytes));
+        if removed_beside > 0 {
+            text += &format!("{removed_beside} trees beside the accepted ones {verb}\n");
+        }
+        for link in stale_roots {
+            text += &clean(&format!("'{link}' is no root any more"));
+            text.push('\n');
+        }
+        for failure in failures {
+            text += &clean(&format!("not removed yet: {failure}"));
+            text.push('\n');
+        }
+        print(text.as_bytes())?;
+    }
+    Ok(0)
+}
+
+/// Checks paths, or everything, and prints what is damaged.
+pub async fn verify(home: &Home, paths: &[String], as_json: bool) -> Result<u8, Failure> {
+    let paths = store_paths(home, paths)?;
+    let StoreAnswer::Verified {
+        trees,
+        bytes,
+        damaged,
+    } = ask(home, &StoreQuestion::Verify { paths }).await?
+    else {
+        return Err(other_answer());
+    };
+    let status = if damaged.is_empty() { 0 } else { DAMAGED };
+    if as_json {
+        let damaged: Vec<_> = damaged
+            .iter()
+            .map(|damage| json!({ "path": damage.path.to_absolute_path(), "accepted": damage.accepted, "reason": damage.reason }))
+            .collect();
+        print_json(&json!({ "trees": trees, "bytes": bytes, "damaged": damaged }))?;
+        return Ok(status);
+    }
+    let mut text = String::new();
+    for damage in &damaged {
+        let beside = if damage.accepted {
+            ""
+        } else {
+            " (a tree beside the accepted one)"
+        };
+        text += &clean(&format!("{}{beside} is damaged: {}", damage.path, damage.reason));
+        text.push('\n');
+    }
+    text += &format!(
+        "{trees} trees ({}) looked at, {} damaged\n",
+        size(bytes),
+        damaged.len()
+    );
+    print(text.as_bytes())?;
+    Ok(status)
+}
+
+async fn infos(home: &Home, question: StoreQuestion) -> Result<Vec<PathInfo>, Failure> {
+    match ask(home, &question).await? {
+        StoreAnswer::Paths { infos } => Ok(infos),
+        _ => Err(other_answer()),
+    }
+}
+
+async fn ask(home: &Home, question: &StoreQuestion) -> Result<StoreAnswer, Failure> {
+    Ok(connect_or_start(home).await?.ask_store(question).await?)
+}
+
+fn store_paths(home: &Home, paths: &[String]) -> Result<Vec<StorePath>, Failure> {
+    paths.iter().map(|path| store_path(home, path)).collect()
+}
+
+fn absent(home: &Home, path: &StorePath) -> Failure {
+    Failure::Absent(format!(
+        "{path} is not in the store of '{}'",
+        home.root().display()
+    ))
+}
+
+fn other_answer() -> Failure {
+    Failure::Absent(
+        "the node answered another question than it was asked; this is a bug in tvix-node".to_owned(),
+    )
+}

@@ -1,0 +1,184 @@
+//! Questions about the store, as they come over the control socket.
+
+use tvix_node_gateway::control::ApiError;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::control::{
+    ChainLink, DamagedPath, FailureKind, StoreAnswer, StoreQuestion, TreeDifference,
+};
+use tvix_node_protocol::path_info::PathInfo;
+use tvix_node_protocol::tree::Node;
+use tvix_node_store::{Damage, GcError, GcOptions, ReadError, Store, VerifyError};
+
+use super::api::{Api, failed};
+use super::depot::DepotError;
+
+/// Places in one tree that are shown where a path is mentioned.
+const PLACES: usize = 10;
+
+/// Answers a question about the store.
+pub(super) async fn answer(api: &Api, question: StoreQuestion) -> Result<StoreAnswer, ApiError> {
+    // What is asked runs on a thread that may block; a refusal is a result of its own there.
+    let answered = api.depot.blocking(move |store| Ok(ask(store, question))).await;
+    answered.map_err(failed)?
+}
+
+fn ask(store: &Store, question: StoreQuestion) -> Result<StoreAnswer, ApiError> {
+    let read = |error: ReadError| failed(DepotError::Read(error));
+    match question {
+        StoreQuestion::Closure { paths } => {
+            let infos = store.closure(&paths).map_err(read)?;
+            Ok(StoreAnswer::Paths { infos })
+        }
+        StoreQuestion::Referrers { path } => {
+            valid(store, &path)?;
+            let index = |error| failed(DepotError::Index(error));
+            let paths = store.referrers(&path).map_err(index)?;
+            let infos = store.query_many(&paths).map_err(index)?;
+            let infos = infos.into_iter().flatten().collect();
+            Ok(StoreAnswer::Paths { infos })
+        }
+        StoreQuestion::WhyDepends { path, needed } => {
+            let chain = store.why_depends(&path, &needed).map_err(read)?;
+            let chain = chain.unwrap_or_default();
+            let mut links = Vec::with_capacity(chain.len());
+            for (index, path) in chain.iter().enumerate() {
+                let places = match chain.get(index + 1) {
+                    Some(next) => store.mentions(path, next, PLACES).map_err(read)?,
+                    None => Vec::new(),
+                };
+                links.push(ChainLink {
+                    path: path.clone(),
+                    places: places.iter().map(|place| shown(place)).collect(),
+                });
+            }
+            Ok(StoreAnswer::Chain { links })
+        }
+        StoreQuestion::Diff { before, after } => {
+            let (before, after) = (valid(store, &before)?, valid(store, &after)?);
+            let found = store.diff(before.tree, after.tree).map_err(read)?;
+            let differences = found
+                .into_iter()
+                .map(|difference| TreeDifference {
+                    place: shown(&difference.place),
+                    before: difference.before.as_ref().map(describe),
+                    after: difference.after.as_ref().map(describe),
+                })
+                .collect();
+            Ok(StoreAnswer::Differences { differences })
+        }
+        StoreQuestion::Usage { paths } => {
+            let paths = if paths.is_empty() {
+                let roots = store.roots().map_err(|error| failed(DepotError::Index(error)))?;
+                roots.into_iter().map(|root| root.path).collect()
+            } else {
+                paths
+            };
+            let closure = store.closure(&paths).map_err(read)?;
+            let usage = store.usage(closure.iter().map(|info| &info.path)).map_err(read)?;
+            Ok(StoreAnswer::Usage {
+                paths: usage.paths,
+                archives: usage.archives,
+                files: usage.files,
+            })
+        }
+        StoreQuestion::Collect {
+            dry_run,
+            younger_than,
+            target,
+            most,
+        } => collect(
+            store,
+            &GcOptions {
+                dry_run,
+                most,
+                target,
+                younger_than,
+                ..GcOptions::default()
+            },
+        ),
+        StoreQuestion::Verify { paths } => verify(store, &paths),
+    }
+}
+
+fn collect(store: &Store, options: &GcOptions) -> Result<StoreAnswer, ApiError> {
+    let report = store.gc(options).map_err(|error| match error {
+        GcError::Index(error) => failed(DepotError::Index(error)),
+        GcError::Log(error) => failed(DepotError::Log(error)),
+        GcError::File(error) => ApiError::caused(
+            FailureKind::Internal,
+            "the collection of garbage was ended early by the file system",
+            error,
+        ),
+    })?;
+    Ok(StoreAnswer::Collected {
+        removed: report.removed,
+        removed_beside: report.removed_unaccepted.len() as u64,
+        bytes: report.bytes,
+        kept: report.kept,
+        stale_roots: report
+            .stale_roots
+            .iter()
+            .map(|link| link.display().to_string())
+            .collect(),
+        failures: report.failures.iter().map(ToString::to_string).collect(),
+    })
+}
+
+fn verify(store: &Store, paths: &[StorePath]) -> Result<StoreAnswer, ApiError> {
+    if paths.is_empty() {
+        let report = store
+            .verify(&mut |_, _| {})
+            .map_err(|error| failed(DepotError::Index(error)))?;
+        return Ok(StoreAnswer::Verified {
+            trees: report.trees,
+            bytes: report.bytes,
+            damaged: report.damaged.into_iter().map(damaged).collect(),
+        });
+    }
+    let (mut bytes, mut found) = (0, Vec::new());
+    for path in paths {
+        bytes += valid(store, path)?.nar_size;
+        let damage = store.verify_path(path).map_err(|error| match error {
+            VerifyError::NotValid(path) => failed(DepotError::Read(ReadError::NotValid(path))),
+            VerifyError::Index(error) => failed(DepotError::Index(error)),
+        })?;
+        found.extend(damage.map(damaged));
+    }
+    Ok(StoreAnswer::Verified {
+        trees: paths.len() as u64,
+        bytes,
+        damaged: found,
+    })
+}
+
+fn damaged(damage: Damage) -> DamagedPath {
+    DamagedPath {
+        path: damage.path,
+        accepted: damage.accepted,
+        reason: damage.reason,
+    }
+}
+
+fn valid(store: &Store, path: &StorePath) -> Result<PathInfo, ApiError> {
+    let info = store
+        .query(path)
+        .map_err(|error| failed(DepotError::Index(error)))?;
+    info.ok_or_else(|| failed(DepotError::Read(ReadError::NotValid(path.clone()))))
+}
+
+fn describe(node: &Node) -> String {
+    match node {
+        Node::Directory(_) => "directory".to_owned(),
+        Node::File {
+            size,
+            executable: true,
+            ..
+        } => format!("executable file of {size} bytes"),
+        Node::File { size, .. } => format!("file of {size} bytes"),
+        Node::Symlink(target) => format!("link to {}", shown(target.as_bytes())),
+    }
+}
+
+fn shown(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,72 @@
+//! What `store` says of paths and does with them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::harness::{Machine, examples, sandbox_works, tool};
+
+#[test]
+fn paths_are_related_checked_and_collected() {
+    if !sandbox_works("paths_are_related_checked_and_collected") {
+        return;
+    }
+    let machine = Machine::new();
+    fs::copy(
+        examples().join("offline/default.nix"),
+        machine.folder().join("default.nix"),
+    )
+    .expect("a copy");
+    fs::copy(tool(), machine.folder().join("tool")).expect("a copy");
+    let letter = machine.run(&["build", "-A", "letter", "--no-out-link"]);
+    let letter = letter.ok().to_owned();
+    let built = machine.run(&["build", "-A", "letter.envelope", "-o", "keep"]);
+    let envelope = built.ok().to_owned();
+    let store = |arguments: &[&str]| machine.run(&[&["store"], arguments].concat());
+
+    assert_eq!(store(&["references", "keep-envelope"]).ok(), letter);
+    assert_eq!(store(&["referrers", &letter]).ok(), envelope);
+    let mut both = [letter.as_str(), envelope.as_str()];
+    both.sort_unstable();
+    assert_eq!(store(&["closure", "keep-envelope"]).ok(), both.join("\n"));
+    assert!(store(&["deriver", &letter]).ok().ends_with("-letter.drv"));
+    let why = store(&["why-depends", "keep-envelope", &letter]);
+    assert_eq!(why.ok(), format!("{envelope}\n   in /contains\n-> {letter}"));
+    store(&["why-depends", &letter, &envelope]).failed(1, &[&letter, "does not need", &envelope]);
+    assert_eq!(store(&["diff", &letter, &letter]).ok(), "");
+    let differences = store(&["diff", &letter, &envelope]);
+    let lines: Vec<&str> = differences.ok().lines().collect();
+    assert!(
+        lines[0].starts_with("+ /contains: file of ") && lines[1].starts_with("- /text: file of 13 bytes")
+    );
+    let usage: serde_json::Value = serde_json::from_str(store(&["du", "--json"]).ok()).expect("JSON");
+    assert_eq!(usage["paths"], 2, "{usage}");
+    store(&["closure", "/nix/store/00000000000000000000000000000000-absent"]).failed(1, &["absent"]);
+
+    // What the commands above used is free again once the node has ended.
+    machine.run(&["down"]).ok();
+    let plan = store(&["gc", "--dry-run"]).ok().to_owned();
+    assert!(plan.contains("would go") && plan.contains("-letter.drv") && !plan.contains(&letter));
+    store(&["info", &letter]).ok();
+    let young = store(&["gc", "--older-than", "1h"]);
+    assert!(young.ok().starts_with("0 paths went"), "{}", young.stdout);
+    let collected: serde_json::Value = serde_json::from_str(store(&["gc", "--json"]).ok()).expect("JSON");
+    assert_eq!(collected["kept"], 2, "{collected}");
+    assert!(store(&["verify"]).ok().ends_with(" looked at, 0 damaged"));
+
+    let harmed = machine.physical(&envelope).join("contains");
+    fs::set_permissions(&harmed, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    fs::write(&harmed, "nothing").expect("it is writable now");
+    let verified = store(&["verify"]);
+    assert_eq!(verified.status, 1);
+    assert!(verified.stdout.contains(&envelope) && verified.stdout.contains("1 damaged"));
+    assert_eq!(store(&["verify", &letter]).status, 0);
+
+    fs::remove_file(machine.folder().join("keep-envelope")).expect("the root goes");
+    machine.run(&["down"]).ok();
+    let gone = store(&["gc"]).ok().to_owned();
+    assert!(
+        gone.contains(&letter) && gone.contains("is no root any more"),
+        "{gone}"
+    );
+    store(&["info", &letter]).failed(1, &["is not in the store"]);
+}
