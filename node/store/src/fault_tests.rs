@@ -12,8 +12,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, hash_bytes};
 use tvix_node_protocol::nix::store_path::build_text_path;
@@ -433,6 +435,16 @@ fn run_and_check(
     reported: &mut Reported,
     enough: &mut dyn FnMut(&str) -> bool,
 ) -> bool {
+    run_killed(place, (kill_at, None), reported, enough)
+}
+
+/// The same, killed from outside after some time at the latest.
+fn run_killed(
+    place: &Place,
+    (kill_at, after): (Option<u64>, Option<Duration>),
+    reported: &mut Reported,
+    enough: &mut dyn FnMut(&str) -> bool,
+) -> bool {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "fault_tests::child", "--nocapture", "--test-threads=1"]);
     command.env(HOME, place.home()).env(SOURCES, place.sources());
@@ -444,13 +456,24 @@ fn run_and_check(
         .stderr(Stdio::inherit())
         .spawn()
         .unwrap();
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        let line = line.unwrap();
-        reported.hear(&line);
-        if enough(&line) {
-            child.kill().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    std::thread::scope(|scope| {
+        if let Some(after) = after {
+            // Nobody waits for the process before this thread has ended, so its number stays its own.
+            let process = Pid::from_child(&child);
+            scope.spawn(move || {
+                std::thread::sleep(after);
+                kill_process(process, Signal::KILL).unwrap();
+            });
         }
-    }
+        for line in lines {
+            let line = line.unwrap();
+            reported.hear(&line);
+            if enough(&line) {
+                child.kill().unwrap();
+            }
+        }
+    });
     let status = child.wait().unwrap();
     let killed = status.signal() == Some(9);
     assert!(killed || status.success(), "{status}");
@@ -502,6 +525,46 @@ fn what_was_reported_survives_any_number_of_kills() {
             false
         });
     }
+}
+
+/// Numbers without a pattern, the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// One home, killed from outside at random times, recovery included.
+fn killed_at_random(enough: &mut dyn FnMut(u64) -> bool) {
+    let (place, mut reported, mut random) = (Place::new(), Reported::default(), Random(11));
+    let mut kills = 0;
+    while !enough(kills) {
+        // From before the store is open to some rounds of work.
+        let after = Duration::from_micros(random.below(600_000));
+        let killed = run_killed(&place, (None, Some(after)), &mut reported, &mut |_| false);
+        assert!(killed, "the process ends only when it is killed");
+        kills += 1;
+    }
+    println!("{kills} kills");
+}
+
+#[test]
+fn a_store_survives_kills_at_random_times() {
+    killed_at_random(&mut |kills| kills == 10);
+}
+
+/// `cargo test -p tvix-node-store --release -- --ignored --nocapture an_hour`
+#[test]
+#[ignore = "takes an hour; the test of ten kills is the short form"]
+fn a_store_survives_an_hour_of_kills_at_random_times() {
+    let start = Instant::now();
+    killed_at_random(&mut |_| start.elapsed() > Duration::from_secs(3600));
 }
 
 /// Killed from outside, after some reports, wherever the process is by then.
