@@ -160,3 +160,46 @@ fn stock_nix_reads_and_writes_the_same() {
         assert_eq!(there.deriver, info.deriver);
     }
 }
+
+/// Whatever a stream says, what is added from it is whole.
+#[test]
+fn a_changed_export_is_refused_or_another_one() {
+    let (_folder, from) = store();
+    let first = text("first", b"first", &[]);
+    let second = text("second", b"second", &[&first]);
+    let infos = from.add_texts(&[first, second], &from.lease()).unwrap();
+    let stream = export(&from, &infos);
+    let (_folder, to) = store();
+    let (mut random, mut refused) = (5_u64, 0);
+    let mut below = |bound: usize| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(random >> 33).unwrap() % bound
+    };
+    for _ in 0..200 {
+        let mut changed = stream.clone();
+        for _ in 0..=below(3) {
+            let at = below(changed.len().max(1));
+            match below(4) {
+                _ if at >= changed.len() => {}
+                0 => changed[at] ^= 1 << below(8),
+                1 => changed[at] = u8::try_from(below(256)).unwrap(),
+                2 => {
+                    let end = (at + below(32)).min(changed.len());
+                    changed.drain(at..end);
+                }
+                _ => changed.truncate(at),
+            }
+        }
+        match to.import(&mut &changed[..], &Origin::Built, &to.lease()) {
+            Err(_) => refused += 1,
+            Ok(infos) => {
+                for info in infos {
+                    assert_eq!(to.verify_path(&info.path).unwrap(), None);
+                }
+            }
+        }
+    }
+    assert!(refused > 100, "{refused} of 200 refused");
+}

@@ -190,3 +190,51 @@ impl<'a> Fields<'a> {
         Ok(text.to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn record() -> PathRecord {
+        let path = |name| StorePath::from_parts([7; 20], name).unwrap();
+        let info = PathInfo {
+            path: path("it"),
+            tree: TreeDigest([1; 32]),
+            nar_hash: NarHash([2; 32]),
+            nar_size: 3,
+            references: [path("it"), path("other")].into(),
+            deriver: Some(path("it.drv")),
+            ca: Some("text:sha256:0".to_owned()),
+            origin: Origin::Cache {
+                url: "file:///x".to_owned(),
+                key: "key-1".to_owned(),
+            },
+            registered: 4,
+            signatures: vec!["key-1:AAAA".to_owned()],
+        };
+        PathRecord { number: 5, info }
+    }
+
+    #[test]
+    fn a_changed_entry_is_refused_or_another_one() {
+        let record = record();
+        let encoded = record.encode();
+        let decode = |bytes: &[u8]| PathRecord::decode(record.info.path.clone(), bytes);
+        assert_eq!(decode(&encoded).unwrap().encode(), encoded);
+        for cut in 0..encoded.len() {
+            assert!(decode(&encoded[..cut]).is_err(), "{cut}");
+        }
+        assert!(decode(&[&encoded[..], &[0]].concat()).is_err());
+        for at in 0..encoded.len() {
+            for bit in 0..8 {
+                let mut changed = encoded.clone();
+                changed[at] ^= 1 << bit;
+                if let Ok(other) = decode(&changed) {
+                    assert_ne!(other.encode(), encoded, "byte {at}");
+                }
+            }
+        }
+    }
+}
