@@ -90,7 +90,8 @@ fn a_derivation_is_read_back_from_the_store() {
             r#"with import ./default.nix; [ (back.outPath == made.outPath) (back.dev.outPath == made.dev.outPath)
                (back.drvPath == made.drvPath) back.outputName (builtins.getContext back.dev.outPath == builtins.getContext made.dev.outPath) ]"#
         ),
-        r#"[ true true true "out" true ]"#
+        // A `.drv` file has its outputs in alphabetical order, and the first one is the default, as in Nix.
+        r#"[ false true true "dev" true ]"#
     );
     let path = machine.run(&["instantiate", "-A", "made"]).ok().to_owned();
     let out = eval("(import ./default.nix).made.dev.outPath");

@@ -153,6 +153,11 @@ impl ControlApi for Api {
         if !texts.is_empty() {
             self.depot.add_texts(session, texts).await.map_err(failed)?;
         }
+        let depot = Arc::clone(&self.depot);
+        let completed = self
+            .depot
+            .blocking(move |store| depot.told.complete(store, session, events));
+        let events = completed.await.map_err(failed)?;
         self.ask(|reply| Message::Told {
             session,
             events,

@@ -19,6 +19,7 @@ use tvix_node_store::{
 
 use super::derivations::{Checked, CheckedDerivations};
 use super::perform::Plan;
+use super::told::Told;
 
 /// Why the store cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +90,8 @@ pub struct Depot {
     notes: PathBuf,
     /// Derivations whose output paths have been checked.
     pub derivations: CheckedDerivations,
+    /// Derivations that the coordinator was told of.
+    pub told: Told,
     /// Told of every path that is added.
     announcer: Mutex<Option<Announcer>>,
     /// What the open sessions protect.
@@ -106,6 +109,7 @@ impl Depot {
             store,
             notes,
             derivations: CheckedDerivations::default(),
+            told: Told::default(),
             announcer: Mutex::default(),
             sessions: Mutex::default(),
             own,
@@ -157,12 +161,14 @@ impl Depot {
     /// From now on a session protects what it adds and names.
     pub fn begin_session(&self, session: u64) {
         lock(&self.sessions).insert(session, Arc::new(self.store.lease()));
+        self.told.begin(session);
     }
 
     /// What the session protected may be collected.
     pub fn end_session(&self, session: u64) {
         let lease = lock(&self.sessions).remove(&session);
         drop(lease);
+        self.told.end(session);
     }
 
     /// The lease of a session; the node's own where the session has just ended.

@@ -12,6 +12,7 @@ pub(crate) mod perform;
 mod session;
 mod store_api;
 mod team_api;
+mod told;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
