@@ -88,8 +88,8 @@ fn load(
     let read = |path: &StorePath| describe(path, &read_from(store, path)?);
     let mut stack = vec![read(path)?];
     while let Some(top) = stack.last() {
-        let next = top.inputs.iter().map(|input| &input.derivation);
-        let next = next.filter(|input| !told.contains(*input)).next().cloned();
+        let mut inputs = top.inputs.iter().map(|input| &input.derivation);
+        let next = inputs.find(|input| !told.contains(*input)).cloned();
         match next {
             Some(input) => {
                 let derivation = read(&input)?;
