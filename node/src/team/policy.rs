@@ -150,3 +150,6 @@ pub fn judge(members: &Members, peer: NodeKey, shown: &Shown, accepted: &Accepte
 #[cfg(test)]
 #[path = "policy_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "policy_worlds.rs"]
+mod worlds;
