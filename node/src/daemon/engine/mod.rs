@@ -1,5 +1,7 @@
 //! The engine: one task that owns the coordinator, tells it what happens, and carries out what it
 //! wants.
+//!
+//! `actions` carries out what the coordinator wants, `lending` gives slots to builds for other members.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,8 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tvix_node_coordinator::{
-    Action, BuildId, Config, Coordinator, Event, FetchId, OwnBuilder, PathPresence, PushId, QuestionId,
-    SessionId, SessionOptions, Time,
+    BuildId, Config, Coordinator, Event, OwnBuilder, SessionId, SessionOptions, Time,
 };
 use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
@@ -19,13 +20,17 @@ use tvix_node_protocol::control::{
 };
 use tvix_node_protocol::roster::Role;
 
+mod actions;
+mod lending;
+
 use super::depot::Depot;
-use super::job::Job;
 use super::limits::{BUILD_EVENTS, FAREWELL, IDLE, LONGEST_SLEEP, TICK};
 use super::perform::Jobs;
 use super::session::Session;
 use crate::team::manager::{TeamFailure, TeamManager};
-use crate::team::request::Order;
+use actions::Transfer;
+pub use lending::LentSlot;
+use lending::{Borrower, Lent};
 
 /// What the engine is told.
 pub enum Message {
@@ -119,55 +124,6 @@ struct Running {
     slot: Option<u32>,
     cancel: CancellationToken,
     last_line: String,
-}
-
-/// A build for another member that waits for a slot.
-struct Borrower {
-    derivation: StorePath,
-    requester: String,
-    reply: oneshot::Sender<LentSlot>,
-}
-
-/// A build for another member that has one.
-struct Lent {
-    derivation: StorePath,
-    requester: String,
-    since: Instant,
-    last_line: String,
-}
-
-/// A slot of the own builder, lent to a build for another member. Goes back when dropped.
-pub struct LentSlot {
-    /// Which.
-    pub slot: u32,
-    engine: mpsc::Sender<Message>,
-}
-
-impl LentSlot {
-    /// Shows the build's last line to who looks on here.
-    pub async fn line(&self, line: String) {
-        let message = Message::LentLine {
-            slot: self.slot,
-            line,
-        };
-        // Where the engine has ended, nobody looks on.
-        drop(self.engine.send(message).await);
-    }
-}
-
-impl Drop for LentSlot {
-    fn drop(&mut self) {
-        let (slot, engine) = (self.slot, self.engine.clone());
-        // Where the engine has ended, nobody needs the slot.
-        tokio::spawn(async move { drop(engine.send(Message::SlotBack { slot }).await) });
-    }
-}
-
-/// Something that moves paths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Transfer {
-    Fetch(FetchId),
-    Push(PushId),
 }
 
 /// The engine's own state.
@@ -445,43 +401,6 @@ impl Engine {
         }
     }
 
-    /// Gives slots that this node's own builds have left to builds for others. A slot that is promised to a
-    /// build whose inputs are still on their way is not among them.
-    fn lend(&mut self) {
-        while self.coordinator.free_slots() > 0
-            && !self.free_slots.is_empty()
-            && let Some(borrower) = self.borrowers.pop_front()
-        {
-            if borrower.reply.is_closed() {
-                // Its requester has cancelled.
-                continue;
-            }
-            let Some(slot) = self.free_slots.pop_last() else {
-                break;
-            };
-            let lent = Lent {
-                derivation: borrower.derivation,
-                requester: borrower.requester,
-                since: Instant::now(),
-                last_line: String::new(),
-            };
-            self.lent.insert(slot, lent);
-            self.lent_changed();
-            let engine = self.outbox.clone();
-            // Where its requester cancels before it takes the slot, that comes back by itself.
-            drop(borrower.reply.send(LentSlot { slot, engine }));
-        }
-        let free = self.coordinator.free_slots();
-        self.free
-            .send_if_modified(|known| std::mem::replace(known, free) != free);
-    }
-
-    /// The coordinator does not count on the slots that are lent.
-    fn lent_changed(&mut self) {
-        let count = u32::try_from(self.lent.len()).unwrap_or(u32::MAX);
-        self.happened(Event::SlotsLent { count });
-    }
-
     fn warn(&mut self, text: &str) {
         tracing::warn!("{text}");
         for state in self.sessions.values_mut().filter(|state| !state.ended) {
@@ -498,244 +417,6 @@ impl Engine {
         for action in self.coordinator.handle(now, event) {
             self.act(action);
         }
-    }
-
-    fn act(&mut self, action: Action) {
-        match action {
-            Action::AskPresence {
-                question,
-                desired_store,
-                paths,
-            } => self.ask_presence(question, desired_store, paths),
-            Action::BuildHere {
-                build,
-                derivation,
-                kind,
-                demanded,
-                cores,
-                limits,
-            } => {
-                let Some(slot) = self.free_slots.pop_first() else {
-                    // The coordinator counts the slots too; if it ever disagrees, the build is placed anew.
-                    self.later(Event::BuildFailed {
-                        build,
-                        failure: super::job::no_slot(),
-                    });
-                    return;
-                };
-                let cancel = CancellationToken::new();
-                let started = Instant::now();
-                let running = Running {
-                    derivation: derivation.clone(),
-                    started,
-                    node: THIS_NODE.to_owned(),
-                    slot: Some(slot),
-                    cancel: cancel.clone(),
-                    last_line: String::new(),
-                };
-                self.running.insert(build, running);
-                let (_, reason) = self.placements.get(&derivation).cloned().unwrap_or_default();
-                // Several sessions may wait for one build, so that it is kept where any of them wants that.
-                let keep_failed = self.sessions.values().any(|session| session.keep_failed);
-                let job = Job {
-                    build,
-                    derivation,
-                    kind,
-                    demanded,
-                    cores,
-                    limits,
-                    slot,
-                    reason,
-                    keep_failed,
-                };
-                tokio::spawn(Arc::clone(&self.jobs).run(job, self.outbox.clone(), cancel));
-            }
-            Action::CancelBuild { build, node } => {
-                if let Some(running) = self.running.get(&build) {
-                    running.cancel.cancel();
-                    // One on a peer is over at once.
-                    if node.is_some() {
-                        self.running.remove(&build);
-                    }
-                }
-            }
-            Action::Release { paths } => self.depot.release(&paths),
-            Action::Tell { session, event } => self.tell(session.0, event),
-            Action::Refuse { session, refusal } => {
-                let text = refusal.to_string();
-                tracing::warn!(session = session.0, refusal = text, "a session was refused");
-                self.tell(
-                    session.0,
-                    EventKind::Message {
-                        level: "error".to_owned(),
-                        text,
-                    },
-                );
-                self.end_refused(session.0);
-            }
-            Action::WeighInputs {
-                derivation,
-                inputs,
-                nodes,
-            } => match self.team.current() {
-                Some(team) => drop(tokio::spawn(async move {
-                    team.weigh(derivation, inputs, nodes).await
-                })),
-                None => self.later(Event::InputsWeighed {
-                    derivation,
-                    total: 0,
-                    there: Vec::new(),
-                }),
-            },
-            Action::Fetch {
-                fetch, path, from, ..
-            } => match self.team.current() {
-                Some(team) => {
-                    let cancel = self.transfer(Transfer::Fetch(fetch));
-                    tokio::spawn(async move {
-                        cancel.run_until_cancelled(team.fetch(fetch, path, from)).await;
-                    });
-                }
-                None => {
-                    let error = format!("{path} cannot be fetched: this node takes part in no team");
-                    self.later(Event::FetchFailed { fetch, error });
-                }
-            },
-            Action::Push { push, path, to } => self.push(push, path, to),
-            Action::CancelFetch { fetch } => self.stop_transfer(Transfer::Fetch(fetch)),
-            Action::CancelPush { push } => self.stop_transfer(Transfer::Push(push)),
-            Action::Request {
-                build,
-                node,
-                derivation,
-                outputs,
-                kind,
-                desired_store,
-                bring,
-                cores,
-                limits,
-                urgency,
-            } => {
-                let Some(team) = self.team.current() else {
-                    let failure = super::job::no_peer();
-                    self.later(Event::BuildFailed { build, failure });
-                    return;
-                };
-                let (name, reason) = self.placements.get(&derivation).cloned().unwrap_or_default();
-                let cancel = CancellationToken::new();
-                let running = Running {
-                    derivation: derivation.clone(),
-                    started: Instant::now(),
-                    node: name,
-                    slot: None,
-                    cancel: cancel.clone(),
-                    last_line: String::new(),
-                };
-                self.running.insert(build, running);
-                let order = Order {
-                    build,
-                    node,
-                    derivation,
-                    outputs,
-                    kind,
-                    desired_store,
-                    bring,
-                    cores,
-                    limits,
-                    urgency,
-                    reason,
-                };
-                tokio::spawn(team.request(order, cancel));
-            }
-            // The stream of the request is the lease: a builder whose requester is gone sees it end, and
-            // one whose requester's machine is gone sees the connection time out.
-            Action::RenewLease { .. } => {}
-        }
-    }
-
-    fn transfer(&mut self, transfer: Transfer) -> CancellationToken {
-        let cancel = CancellationToken::new();
-        self.transfers.insert(transfer, cancel.clone());
-        cancel
-    }
-
-    fn stop_transfer(&mut self, transfer: Transfer) {
-        if let Some(cancel) = self.transfers.remove(&transfer) {
-            cancel.cancel();
-        }
-    }
-
-    fn push(&mut self, push: PushId, path: StorePath, to: DesiredStore) {
-        let cancel = self.transfer(Transfer::Push(push));
-        match (self.team.current(), to) {
-            (Some(team), to) => {
-                tokio::spawn(async move {
-                    cancel.run_until_cancelled(team.push(push, path, to)).await;
-                });
-            }
-            (None, DesiredStore::Folder(folder)) => {
-                let (depot, outbox) = (Arc::clone(&self.depot), self.outbox.clone());
-                tokio::spawn(async move {
-                    let pushing = super::folder::put(&depot, folder, vec![path]);
-                    let event = match cancel.run_until_cancelled(pushing).await {
-                        None => return,
-                        Some(Ok(())) => Event::PushFinished { push },
-                        Some(Err(error)) => Event::PushFailed {
-                            push,
-                            error: error.to_string(),
-                            transient: false,
-                        },
-                    };
-                    drop(outbox.send(Message::Happened(event)).await);
-                });
-            }
-            (None, DesiredStore::Node(node)) => {
-                let error = format!("{path} cannot be pushed to {node}: this node takes part in no team");
-                self.later(Event::PushFailed {
-                    push,
-                    error,
-                    transient: false,
-                });
-            }
-        }
-    }
-
-    /// Reports something to the coordinator after the current event.
-    fn later(&self, event: Event) {
-        let outbox = self.outbox.clone();
-        tokio::spawn(async move {
-            // Where the engine has ended, nobody needs to know.
-            drop(outbox.send(Message::Happened(event)).await);
-        });
-    }
-
-    fn ask_presence(&self, question: QuestionId, desired: Option<DesiredStore>, paths: Vec<StorePath>) {
-        let (depot, outbox, team) = (Arc::clone(&self.depot), self.outbox.clone(), self.team.current());
-        tokio::spawn(async move {
-            let own = depot.presence(paths.clone()).await;
-            if let Some(team) = team {
-                return team.presence(question, desired, own).await;
-            }
-            let in_folder = match desired {
-                Some(DesiredStore::Folder(folder)) => super::folder::has(&depot, folder, paths).await,
-                Some(DesiredStore::Node(_)) | None => vec![false; paths.len()],
-            };
-            let paths = own
-                .into_iter()
-                .zip(in_folder)
-                .map(|((path, nar_size), desired)| PathPresence {
-                    own: nar_size.is_some(),
-                    desired,
-                    sources: Vec::new(),
-                    nar_size,
-                    path,
-                });
-            let event = Event::Presence {
-                question,
-                paths: paths.collect(),
-            };
-            drop(outbox.send(Message::Happened(event)).await);
-        });
     }
 
     fn tell(&mut self, session: u64, kind: EventKind) {

@@ -1,0 +1,267 @@
+//! Carrying out what the coordinator wants.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+use tvix_node_coordinator::{Action, Event, FetchId, PathPresence, PushId, QuestionId};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::DesiredStore;
+use tvix_node_protocol::control::EventKind;
+
+use super::{Engine, Message, Running, THIS_NODE};
+use crate::daemon::folder;
+use crate::daemon::job::{Job, no_peer, no_slot};
+use crate::team::request::Order;
+
+/// Something that moves paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Transfer {
+    Fetch(FetchId),
+    Push(PushId),
+}
+
+impl Engine {
+    pub(super) fn act(&mut self, action: Action) {
+        match action {
+            Action::AskPresence {
+                question,
+                desired_store,
+                paths,
+            } => self.ask_presence(question, desired_store, paths),
+            Action::BuildHere {
+                build,
+                derivation,
+                kind,
+                demanded,
+                cores,
+                limits,
+            } => {
+                let Some(slot) = self.free_slots.pop_first() else {
+                    // The coordinator counts the slots too; if it ever disagrees, the build is placed anew.
+                    self.later(Event::BuildFailed {
+                        build,
+                        failure: no_slot(),
+                    });
+                    return;
+                };
+                let cancel = CancellationToken::new();
+                let started = Instant::now();
+                let running = Running {
+                    derivation: derivation.clone(),
+                    started,
+                    node: THIS_NODE.to_owned(),
+                    slot: Some(slot),
+                    cancel: cancel.clone(),
+                    last_line: String::new(),
+                };
+                self.running.insert(build, running);
+                let (_, reason) = self.placements.get(&derivation).cloned().unwrap_or_default();
+                // Several sessions may wait for one build, so that it is kept where any of them wants that.
+                let keep_failed = self.sessions.values().any(|session| session.keep_failed);
+                let job = Job {
+                    build,
+                    derivation,
+                    kind,
+                    demanded,
+                    cores,
+                    limits,
+                    slot,
+                    reason,
+                    keep_failed,
+                };
+                tokio::spawn(Arc::clone(&self.jobs).run(job, self.outbox.clone(), cancel));
+            }
+            Action::CancelBuild { build, node } => {
+                if let Some(running) = self.running.get(&build) {
+                    running.cancel.cancel();
+                    // One on a peer is over at once.
+                    if node.is_some() {
+                        self.running.remove(&build);
+                    }
+                }
+            }
+            Action::Release { paths } => self.depot.release(&paths),
+            Action::Tell { session, event } => self.tell(session.0, event),
+            Action::Refuse { session, refusal } => {
+                let text = refusal.to_string();
+                tracing::warn!(session = session.0, refusal = text, "a session was refused");
+                self.tell(
+                    session.0,
+                    EventKind::Message {
+                        level: "error".to_owned(),
+                        text,
+                    },
+                );
+                self.end_refused(session.0);
+            }
+            Action::WeighInputs {
+                derivation,
+                inputs,
+                nodes,
+            } => match self.team.current() {
+                Some(team) => drop(tokio::spawn(async move {
+                    team.weigh(derivation, inputs, nodes).await
+                })),
+                None => self.later(Event::InputsWeighed {
+                    derivation,
+                    total: 0,
+                    there: Vec::new(),
+                }),
+            },
+            Action::Fetch {
+                fetch, path, from, ..
+            } => match self.team.current() {
+                Some(team) => {
+                    let cancel = self.transfer(Transfer::Fetch(fetch));
+                    tokio::spawn(async move {
+                        cancel.run_until_cancelled(team.fetch(fetch, path, from)).await;
+                    });
+                }
+                None => {
+                    let error = format!("{path} cannot be fetched: this node takes part in no team");
+                    self.later(Event::FetchFailed { fetch, error });
+                }
+            },
+            Action::Push { push, path, to } => self.push(push, path, to),
+            Action::CancelFetch { fetch } => self.stop_transfer(Transfer::Fetch(fetch)),
+            Action::CancelPush { push } => self.stop_transfer(Transfer::Push(push)),
+            Action::Request {
+                build,
+                node,
+                derivation,
+                outputs,
+                kind,
+                desired_store,
+                bring,
+                cores,
+                limits,
+                urgency,
+            } => {
+                let Some(team) = self.team.current() else {
+                    let failure = no_peer();
+                    self.later(Event::BuildFailed { build, failure });
+                    return;
+                };
+                let (name, reason) = self.placements.get(&derivation).cloned().unwrap_or_default();
+                let cancel = CancellationToken::new();
+                let running = Running {
+                    derivation: derivation.clone(),
+                    started: Instant::now(),
+                    node: name,
+                    slot: None,
+                    cancel: cancel.clone(),
+                    last_line: String::new(),
+                };
+                self.running.insert(build, running);
+                let order = Order {
+                    build,
+                    node,
+                    derivation,
+                    outputs,
+                    kind,
+                    desired_store,
+                    bring,
+                    cores,
+                    limits,
+                    urgency,
+                    reason,
+                };
+                tokio::spawn(team.request(order, cancel));
+            }
+            // The stream of the request is the lease: a builder whose requester is gone sees it end, and
+            // one whose requester's machine is gone sees the connection time out.
+            Action::RenewLease { .. } => {}
+        }
+    }
+
+    pub(super) fn transfer(&mut self, transfer: Transfer) -> CancellationToken {
+        let cancel = CancellationToken::new();
+        self.transfers.insert(transfer, cancel.clone());
+        cancel
+    }
+
+    pub(super) fn stop_transfer(&mut self, transfer: Transfer) {
+        if let Some(cancel) = self.transfers.remove(&transfer) {
+            cancel.cancel();
+        }
+    }
+
+    pub(super) fn push(&mut self, push: PushId, path: StorePath, to: DesiredStore) {
+        let cancel = self.transfer(Transfer::Push(push));
+        match (self.team.current(), to) {
+            (Some(team), to) => {
+                tokio::spawn(async move {
+                    cancel.run_until_cancelled(team.push(push, path, to)).await;
+                });
+            }
+            (None, DesiredStore::Folder(folder)) => {
+                let (depot, outbox) = (Arc::clone(&self.depot), self.outbox.clone());
+                tokio::spawn(async move {
+                    let pushing = folder::put(&depot, folder, vec![path]);
+                    let event = match cancel.run_until_cancelled(pushing).await {
+                        None => return,
+                        Some(Ok(())) => Event::PushFinished { push },
+                        Some(Err(error)) => Event::PushFailed {
+                            push,
+                            error: error.to_string(),
+                            transient: false,
+                        },
+                    };
+                    drop(outbox.send(Message::Happened(event)).await);
+                });
+            }
+            (None, DesiredStore::Node(node)) => {
+                let error = format!("{path} cannot be pushed to {node}: this node takes part in no team");
+                self.later(Event::PushFailed {
+                    push,
+                    error,
+                    transient: false,
+                });
+            }
+        }
+    }
+
+    /// Reports something to the coordinator after the current event.
+    pub(super) fn later(&self, event: Event) {
+        let outbox = self.outbox.clone();
+        tokio::spawn(async move {
+            // Where the engine has ended, nobody needs to know.
+            drop(outbox.send(Message::Happened(event)).await);
+        });
+    }
+
+    pub(super) fn ask_presence(
+        &self,
+        question: QuestionId,
+        desired: Option<DesiredStore>,
+        paths: Vec<StorePath>,
+    ) {
+        let (depot, outbox, team) = (Arc::clone(&self.depot), self.outbox.clone(), self.team.current());
+        tokio::spawn(async move {
+            let own = depot.presence(paths.clone()).await;
+            if let Some(team) = team {
+                return team.presence(question, desired, own).await;
+            }
+            let in_folder = match desired {
+                Some(DesiredStore::Folder(folder)) => folder::has(&depot, folder, paths).await,
+                Some(DesiredStore::Node(_)) | None => vec![false; paths.len()],
+            };
+            let paths = own
+                .into_iter()
+                .zip(in_folder)
+                .map(|((path, nar_size), desired)| PathPresence {
+                    own: nar_size.is_some(),
+                    desired,
+                    sources: Vec::new(),
+                    nar_size,
+                    path,
+                });
+            let event = Event::Presence {
+                question,
+                paths: paths.collect(),
+            };
+            drop(outbox.send(Message::Happened(event)).await);
+        });
+    }
+}

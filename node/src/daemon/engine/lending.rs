@@ -1,0 +1,90 @@
+//! Slots of the own builder, lent to builds for other members.
+
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+use tvix_node_coordinator::Event;
+use tvix_node_protocol::StorePath;
+
+use super::{Engine, Message};
+
+/// A build for another member that waits for a slot.
+pub(super) struct Borrower {
+    pub(super) derivation: StorePath,
+    pub(super) requester: String,
+    pub(super) reply: oneshot::Sender<LentSlot>,
+}
+
+/// A build for another member that has one.
+pub(super) struct Lent {
+    pub(super) derivation: StorePath,
+    pub(super) requester: String,
+    pub(super) since: Instant,
+    pub(super) last_line: String,
+}
+
+/// A slot of the own builder, lent to a build for another member. Goes back when dropped.
+pub struct LentSlot {
+    /// Which.
+    pub slot: u32,
+    engine: mpsc::Sender<Message>,
+}
+
+impl LentSlot {
+    /// Shows the build's last line to who looks on here.
+    pub async fn line(&self, line: String) {
+        let message = Message::LentLine {
+            slot: self.slot,
+            line,
+        };
+        // Where the engine has ended, nobody looks on.
+        drop(self.engine.send(message).await);
+    }
+}
+
+impl Drop for LentSlot {
+    fn drop(&mut self) {
+        let (slot, engine) = (self.slot, self.engine.clone());
+        // Where the engine has ended, nobody needs the slot.
+        tokio::spawn(async move { drop(engine.send(Message::SlotBack { slot }).await) });
+    }
+}
+
+impl Engine {
+    /// Gives slots that this node's own builds have left to builds for others. A slot that is promised to a
+    /// build whose inputs are still on their way is not among them.
+    pub(super) fn lend(&mut self) {
+        while self.coordinator.free_slots() > 0
+            && !self.free_slots.is_empty()
+            && let Some(borrower) = self.borrowers.pop_front()
+        {
+            if borrower.reply.is_closed() {
+                // Its requester has cancelled.
+                continue;
+            }
+            let Some(slot) = self.free_slots.pop_last() else {
+                break;
+            };
+            let lent = Lent {
+                derivation: borrower.derivation,
+                requester: borrower.requester,
+                since: Instant::now(),
+                last_line: String::new(),
+            };
+            self.lent.insert(slot, lent);
+            self.lent_changed();
+            let engine = self.outbox.clone();
+            // Where its requester cancels before it takes the slot, that comes back by itself.
+            drop(borrower.reply.send(LentSlot { slot, engine }));
+        }
+        let free = self.coordinator.free_slots();
+        self.free
+            .send_if_modified(|known| std::mem::replace(known, free) != free);
+    }
+
+    /// The coordinator does not count on the slots that are lent.
+    pub(super) fn lent_changed(&mut self) {
+        let count = u32::try_from(self.lent.len()).unwrap_or(u32::MAX);
+        self.happened(Event::SlotsLent { count });
+    }
+}
