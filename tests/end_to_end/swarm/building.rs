@@ -78,6 +78,28 @@ fn a_second_request_for_the_same_work_is_answered_from_what_is_there() {
     assert_eq!(first.path(), second.path());
 }
 
+/// Neither waits for the other, although both are the same tree.
+#[test]
+fn outputs_of_equal_content_come_from_a_peer_together() {
+    if !sandbox_works("outputs_of_equal_content_come_from_a_peer_together") {
+        return;
+    }
+    let [alice, _bob] = team([("alice", 0), ("bob", 1)]);
+    alice.machine.expression(
+        r#"rec {
+          twins = build "twins" { outputs = [ "out" "doc" ]; } "write $out same\nwrite $doc same";
+          copy = build "copy" { inherit twins; } "copy $twins $out";
+        }"#,
+    );
+    let build = alice.build("copy", &[]);
+    assert_eq!(
+        (build.count("built"), build.count("failed")),
+        (2, 0),
+        "{}",
+        build.messages()
+    );
+}
+
 #[test]
 fn many_small_builds_are_shared_by_all_who_have_room() {
     if !sandbox_works("many_small_builds_are_shared_by_all_who_have_room") {
