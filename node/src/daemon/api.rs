@@ -24,7 +24,7 @@ use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
 use super::depot::{Depot, DepotError, describe};
 use super::engine::{Activity, Message};
 use super::{store_api, team_api};
-use crate::team::manager::TeamManager;
+use crate::team::membership::Membership;
 
 /// The node behind its control socket.
 pub struct Api {
@@ -33,7 +33,7 @@ pub struct Api {
     /// Where the engine is told things.
     pub engine: mpsc::Sender<Message>,
     /// The team.
-    pub team: Arc<TeamManager>,
+    pub team: Arc<Membership>,
     /// This node.
     pub node: NodeKey,
     /// Builds at once.

@@ -32,7 +32,7 @@ use depot::Depot;
 use engine::{Engine, Message};
 use perform::Jobs;
 
-use crate::team::manager::{Parts, TeamFailure, TeamManager};
+use crate::team::membership::{Membership, Parts, TeamFailure};
 
 /// How a node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +113,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     });
     let (sender, inbox) = mpsc::channel(limits::ENGINE_MESSAGES);
     let (free, free_slots) = watch::channel(slots);
-    let team = Arc::new(TeamManager::new(Parts {
+    let team = Arc::new(Membership::new(Parts {
         teams: home.teams_folder(),
         spool: home.spool_folder(),
         depot: Arc::clone(&depot),
@@ -167,7 +167,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     Ok(())
 }
 
-fn say_ready(home: &Home, background: bool, team: &TeamManager) -> Result<(), UpError> {
+fn say_ready(home: &Home, background: bool, team: &Membership) -> Result<(), UpError> {
     let failed = |source| UpError::Process {
         what: "say that it is ready",
         source,

@@ -15,7 +15,7 @@ use tvix_node_swarm::team::JoinError;
 
 use super::api::{Api, failed};
 use super::clock::now;
-use crate::team::manager::TeamFailure;
+use crate::team::membership::TeamFailure;
 
 fn refused(error: TeamFailure) -> ApiError {
     let kind = match &error {

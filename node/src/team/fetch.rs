@@ -17,7 +17,7 @@ use tvix_node_swarm::{Arrival, ArrivedBlob};
 
 use super::TeamNode;
 use super::evidence::Remote;
-use super::limits::{ARRIVING, STEPS, TREE_EXCESS};
+use super::limits::{ARRIVING, STEPS};
 use crate::daemon::depot::DepotError;
 
 /// Why a path was not brought here.
@@ -149,7 +149,8 @@ impl TeamNode {
     /// Fetches the tree of a path and prepares it for the store under a name that it must fit.
     pub async fn bring(&self, info: PathInfo, providers: Vec<NodeKey>) -> Result<Prepared, FetchFailure> {
         let (path, tree) = (info.path.clone(), info.tree);
-        let most = info.nar_size.saturating_add(TREE_EXCESS);
+        // An archive has every byte of every file.
+        let most = info.nar_size;
         let arrival = self.swarm.fetch_tree(tree, providers, Some(most)).await;
         let arrival = arrival.map_err(|source| FetchFailure::Transfer {
             path: path.clone(),

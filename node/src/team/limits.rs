@@ -19,10 +19,6 @@ pub const CLOSURE: usize = tvix_node_protocol::limits::CLOSURE_PATHS;
 /// Steps of one fetch that wait for the engine.
 pub const STEPS: usize = 256;
 
-/// Bytes by which a tree may exceed what its archive's size says. An archive has every byte of every
-/// file, so none.
-pub const TREE_EXCESS: u64 = 0;
-
 /// Builds for others that are taken at once, waiting for a slot or their inputs included. Each holds a
 /// stream, a plan and a place in a queue.
 pub const SERVED_BUILDS: usize = 512;

@@ -2,7 +2,7 @@
 //!
 //! | module | what it has |
 //! |---|---|
-//! | [`manager`] | founding, joining, starting and leaving a team |
+//! | [`membership`] | founding, joining, starting and leaving a team |
 //! | [`policy`] | whom this node believes about a path |
 //! | [`evidence`] | what members know of paths, and whether it is believed |
 //! | [`presence`] | where paths are |
@@ -17,7 +17,7 @@ pub mod fetch;
 pub mod grants;
 pub mod inputs;
 pub mod limits;
-pub mod manager;
+pub mod membership;
 pub mod policy;
 pub mod presence;
 pub mod push;
@@ -43,7 +43,7 @@ use evidence::ShownPaths;
 use fetch::Arriving;
 use grants::Grants;
 use limits::{ASSUMED_BANDWIDTH, ASSUMED_ROUND_TRIP, FACTS_PAUSE};
-use manager::TeamFailure;
+use membership::TeamFailure;
 use serve::Served;
 
 /// A node that takes part in a team.

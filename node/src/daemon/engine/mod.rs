@@ -27,7 +27,7 @@ use super::depot::Depot;
 use super::limits::{BUILD_EVENTS, FAREWELL, IDLE, LONGEST_SLEEP, TICK};
 use super::perform::Jobs;
 use super::session::Session;
-use crate::team::manager::{TeamFailure, TeamManager};
+use crate::team::membership::{Membership, TeamFailure};
 use actions::Transfer;
 pub use lending::LentSlot;
 use lending::{Borrower, Lent};
@@ -135,7 +135,7 @@ pub struct Engine {
     inbox: mpsc::Receiver<Message>,
     /// Handed to what runs beside the engine.
     outbox: mpsc::Sender<Message>,
-    team: Arc<TeamManager>,
+    team: Arc<Membership>,
     sessions: HashMap<u64, Session>,
     next_session: u64,
     running: HashMap<BuildId, Running>,
@@ -157,7 +157,7 @@ pub struct Engine {
 impl Engine {
     /// An engine for a node with so many slots. `free` is told how many of them are free.
     pub fn new(
-        (depot, jobs, team): (Arc<Depot>, Arc<Jobs>, Arc<TeamManager>),
+        (depot, jobs, team): (Arc<Depot>, Arc<Jobs>, Arc<Membership>),
         own: OwnBuilder,
         free: watch::Sender<u32>,
         idle_exit: bool,

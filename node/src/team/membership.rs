@@ -89,7 +89,7 @@ pub struct Parts {
 }
 
 /// The team of a node, if it has one.
-pub struct TeamManager {
+pub struct Membership {
     parts: Parts,
     current: Mutex<Option<Arc<TeamNode>>>,
     /// One founds, joins, leaves or stops at a time.
@@ -97,7 +97,7 @@ pub struct TeamManager {
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
-impl TeamManager {
+impl Membership {
     /// A node that takes part in nothing yet.
     pub fn new(parts: Parts) -> Self {
         Self {
@@ -116,7 +116,7 @@ impl TeamManager {
             .clone()
     }
 
-    /// As [`TeamManager::current`].
+    /// As [`Membership::current`].
     ///
     /// # Errors
     /// [`TeamFailure::None`]
