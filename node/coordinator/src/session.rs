@@ -59,6 +59,8 @@ pub(crate) struct Sessions {
     opened: u64,
     /// Those whose derivations may be built before they are demanded.
     pub(crate) speculating: SessionSet,
+    /// Those whose evaluation has ended, but of which it is not known yet what they need of what was begun so.
+    pub(crate) undecided: SessionSet,
     /// Those that build only what an evaluation imports.
     pub(crate) planning: SessionSet,
 }
@@ -70,6 +72,7 @@ impl Default for Sessions {
             numbers: BTreeMap::new(),
             opened: 0,
             speculating: SessionSet::EMPTY,
+            undecided: SessionSet::EMPTY,
             planning: SessionSet::EMPTY,
         }
     }
@@ -217,18 +220,31 @@ impl Coordinator {
         if session.ending.is_some() || !std::mem::replace(&mut session.evaluating, false) {
             return;
         }
-        self.sessions.speculating.remove(slot);
+        if self.sessions.speculating.remove(slot) {
+            self.sessions.undecided.insert(slot);
+        }
         self.tell(slot, EventKind::EvaluationEnded);
-        let Some(session) = self.sessions.get_mut(slot) else {
-            return;
+    }
+
+    /// Gives up what was begun on speculation for sessions whose evaluation has ended, once it is known of all that
+    /// they demand whether it is to be had: until then, what that needs is not demanded yet, and would be cancelled
+    /// and begun again. Whether there was anything to decide.
+    pub(crate) fn end_speculation(&mut self) -> bool {
+        let decided = |slot: &Slot| {
+            let session = self.sessions.get(*slot);
+            session.is_none_or(|session| session.unknown == 0)
         };
-        let derivations = std::mem::take(&mut session.derivations);
-        for id in &derivations {
-            self.graph.touch_drv(*id);
+        let over: Vec<Slot> = self.sessions.undecided.iter().filter(decided).collect();
+        for slot in &over {
+            self.sessions.undecided.remove(*slot);
+            let Some(session) = self.sessions.get(*slot) else {
+                continue;
+            };
+            for id in &session.derivations {
+                self.graph.touch_drv(*id);
+            }
         }
-        if let Some(session) = self.sessions.get_mut(slot) {
-            session.derivations = derivations;
-        }
+        !over.is_empty()
     }
 
     /// Stops a session before everything is done: all that only it wants is cancelled.
@@ -255,6 +271,7 @@ impl Coordinator {
     /// Takes back everything a session wants.
     fn release_session(&mut self, slot: Slot) {
         self.sessions.speculating.remove(slot);
+        self.sessions.undecided.remove(slot);
         self.sessions.planning.remove(slot);
         let Some(session) = self.sessions.get_mut(slot) else {
             return;

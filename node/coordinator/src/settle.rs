@@ -37,7 +37,7 @@ impl Coordinator {
                 self.settle_drv(drv);
             } else if !self.gone.is_empty() {
                 self.remove_gone();
-            } else {
+            } else if !self.end_speculation() {
                 return;
             }
         }
@@ -213,7 +213,8 @@ impl Coordinator {
             return SessionSet::EMPTY;
         }
         let done = drv.demanded.or(drv.failed).or(drv.blocked);
-        drv.known.and(self.sessions.speculating).without(done)
+        let sessions = self.sessions.speculating.or(self.sessions.undecided);
+        drv.known.and(sessions).without(done)
     }
 
     /// Sessions that want a derivation built with this value of `NIX_BUILD_CORES`.
@@ -333,7 +334,9 @@ impl Coordinator {
         let drv = &self.graph.drvs[id];
         let free =
             drv.missing_inputs == 0 && drv.attempts.is_empty() && !matches!(drv.weighing, Weighing::Asked(_));
-        let (needed, speculated) = (self.needed_by(id), self.speculated_by(id));
+        // Once the evaluation has ended nothing new is begun on speculation.
+        let speculated = self.speculated_by(id).and(self.sessions.speculating);
+        let needed = self.needed_by(id);
         let wanted = !needed.or(speculated).is_empty();
         if !free || !wanted || !self.is_known(id) {
             let interrupted = drv.missing_inputs > 0 && drv.tries > 0 && drv.attempts.is_empty();

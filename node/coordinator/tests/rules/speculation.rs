@@ -76,6 +76,27 @@ fn speculation_is_cancelled_when_the_evaluation_ends_without_it() {
     assert_eq!(desk.outcome(1), Some(Outcome::Success));
 }
 
+/// While nobody knows whether the target is to be had, nobody knows either whether its inputs are needed.
+#[test]
+fn what_runs_already_goes_on_until_it_is_known_what_is_needed() {
+    let mut desk = Desk::new(2);
+    desk.open(1, options());
+    desk.instantiate(1, &[derivation("input", &[]), derivation("needless", &[])]);
+    let needless = desk.build("needless").build;
+    desk.hold_answers = true;
+    let target = derivation("target", &["input"]);
+    desk.instantiate(1, &[derivation("unbegun", &[]), target]);
+    desk.target(1, 0, "target");
+    desk.end_evaluation(1);
+    assert!(desk.cancelled.is_empty());
+    desk.answer_all();
+    assert_eq!(desk.cancelled, [needless]);
+    desk.finish("input");
+    desk.finish("target");
+    assert_eq!(desk.outcome(1), Some(Outcome::Success));
+    assert_eq!(desk.started, ["input", "needless", "target"]);
+}
+
 #[test]
 fn speculation_is_cancelled_when_what_would_read_it_turns_out_to_be_present() {
     let mut desk = Desk::new(1);
