@@ -12,6 +12,37 @@ fn what_a_build_made_is_imported() {
     assert_eq!(machine.run(&["eval", "-A", "value.a"]).ok(), "3");
 }
 
+/// Every builtin that reads files is asked about a file that a build of its own has to make first.
+#[test]
+fn every_builtin_that_reads_files_builds_what_it_reads() {
+    if !sandbox_works("every_builtin_that_reads_files_builds_what_it_reads") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"let
+          file = name: text: build name { } "write $out ${text}";
+          folder = name: build name { } "mkdir $out\nwrite $out/file inside\nwrite $out/default.nix 7";
+        in {
+          import = import (file "import.nix" "1 + 1");
+          importFolder = import (folder "import-folder");
+          scopedImport = builtins.scopedImport { three = 3; } (file "scoped.nix" "three");
+          readFile = builtins.readFile (file "read" "text");
+          readFileOf = builtins.readFile "${folder "read-of"}/file";
+          readDir = builtins.readDir (folder "read-dir");
+          readFileType = builtins.readFileType (folder "type");
+          pathExists = [ (builtins.pathExists (file "exists" "x")) (builtins.pathExists "${folder "lacks"}/absent") ];
+          hashFile = builtins.hashFile "md5" (file "hash" "x");
+          findFile = toString (builtins.findFile [ { prefix = "found"; path = folder "found"; } ] "found/file") == "${folder "found"}/file";
+          path = builtins.readFile (builtins.path { name = "copy"; path = file "path" "copied"; });
+          filterSource = builtins.readDir (builtins.filterSource (path: type: baseNameOf path == "file") (folder "filtered"));
+          fetchTree = builtins.readFile "${builtins.fetchTree { type = "path"; path = "${folder "tree"}"; }}/file";
+        }"#,
+    );
+    let expected = r#"{ fetchTree = "inside\n"; filterSource = { file = "regular"; }; findFile = true; hashFile = "401b30e3b8b5d629635a5c613cdb7919"; import = 2; importFolder = 7; path = "copied\n"; pathExists = [ true false ]; readDir = { "default.nix" = "regular"; file = "regular"; }; readFile = "text\n"; readFileOf = "inside\n"; readFileType = "directory"; scopedImport = 3; }"#;
+    assert_eq!(machine.run(&["eval", "--strict"]).ok(), expected);
+}
+
 /// The evaluation stands still at an import whose build waits for this test. Until then, a
 /// derivation instantiated before it is built, though the evaluation has not ended.
 #[test]
