@@ -42,6 +42,24 @@ pub enum Fetch {
     },
     /// A tree of a Git repository.
     Git(GitFetch),
+    /// A tree of a Mercurial repository.
+    Mercurial(MercurialFetch),
+}
+
+/// A tree of a Mercurial repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MercurialFetch {
+    /// The repository, in any form that `hg` takes; a `file:` URL is a local one.
+    pub url: String,
+    /// Name of the store path to make.
+    pub name: String,
+    /// Branch or tag; none: the branch `default`, or the work tree of a local repository where no revision is wanted
+    /// either and it has changes.
+    pub reference: Option<String>,
+    /// The changeset, in hexadecimal digits.
+    pub revision: Option<String>,
+    /// The hash of the tree's NAR that the expression demands.
+    pub expected: Option<NixHash>,
 }
 
 /// A tree of a Git repository.
@@ -80,6 +98,18 @@ pub struct Fetched {
     pub last_modified: Option<u64>,
     /// What a Git repository says.
     pub git: Option<GitRevision>,
+    /// What a Mercurial repository says.
+    pub mercurial: Option<MercurialRevision>,
+}
+
+/// Which changeset a tree of a Mercurial repository is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MercurialRevision {
+    /// The branch that it is on.
+    pub branch: String,
+    /// The changeset and its number in the copy of the repository. None for a work tree with changes that are not
+    /// committed.
+    pub changeset: Option<(String, u64)>,
 }
 
 /// Which commit a tree of a Git repository is.

@@ -272,6 +272,7 @@ pub trait Host {
             Fetch::File { url, .. } | Fetch::Archive { url, .. } => url.clone(),
             Fetch::Path { path, .. } => path.display().to_string(),
             Fetch::Git(git) => git.url.clone(),
+            Fetch::Mercurial(mercurial) => mercurial.url.clone(),
         };
         Err(HostError::new(format!(
             "cannot fetch '{what}': fetching is not available here; use a local path"

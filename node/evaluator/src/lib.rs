@@ -5,7 +5,7 @@
 //! files, store and builds are the host's.
 //!
 //! Compatible with current Nix: values, laziness, errors (to the letter where that is reasonable), string context,
-//! and derivations byte for byte. Not there: flakes and the inputs that belong to them, `fetchMercurial`,
+//! and derivations byte for byte. Not there: flakes and the inputs that belong to them,
 //! floating content-addressed, impure and dynamic derivations. What is not there is refused by name.
 //!
 //! The code is a pipeline. [`syntax`] makes trees of texts, `compile` makes code of trees (or finds it in the `cache`), `evaluation` makes values of
@@ -62,7 +62,7 @@ mod xml;
 
 pub use dry_run::{DryRun, source_path};
 pub use error::Rendered;
-pub use fetch::{Fetch, Fetched, GitFetch, GitRevision};
+pub use fetch::{Fetch, Fetched, GitFetch, GitRevision, MercurialFetch, MercurialRevision};
 pub use host::{
     FileKind, Host, HostError, Ingestion, Instantiated, MessageKind, Realised, Source, Ticket, Wanted,
 };

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use tvix_node_evaluator::{
     Action, DryRun, Event, ExpressionSource, Fetch, Fetched, Format, GitFetch, GitRevision, Host, HostError,
-    Ingestion, Instantiated, MessageKind, Options, Reading, Realised, SearchPathEntry, Source, Target,
-    Ticket, Wanted, evaluate,
+    Ingestion, Instantiated, MercurialFetch, MercurialRevision, MessageKind, Options, Reading, Realised,
+    SearchPathEntry, Source, Target, Ticket, Wanted, evaluate,
 };
 use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 use tvix_node_protocol::nix::store_path::{StorePath, build_ca_path};
@@ -18,6 +18,7 @@ struct Fetching {
     inner: DryRun,
     asked: RefCell<Vec<Fetch>>,
     git: Option<GitRevision>,
+    mercurial: Option<MercurialRevision>,
     last_modified: Option<u64>,
     /// The one path that is in the store from the start.
     there: Option<StorePath>,
@@ -35,6 +36,7 @@ impl Host for Fetching {
             nar_hash: NixHash::Sha256([1; 32]),
             last_modified: self.last_modified,
             git: self.git.clone(),
+            mercurial: self.mercurial.clone(),
         })
     }
     fn add_source(&self, source: &Source<'_>) -> Result<StorePath, HostError> {
@@ -305,8 +307,93 @@ fn a_tree_says_where_it_comes_from() {
 }
 
 #[test]
+fn mercurial_trees_are_asked_for_and_say_where_they_come_from() {
+    let revision = "0123456789abcdef0123456789abcdef01234567";
+    let tree = |url: &str| MercurialFetch {
+        url: url.to_owned(),
+        name: "source".to_owned(),
+        reference: None,
+        revision: None,
+        expected: None,
+    };
+    let pinned = MercurialFetch {
+        name: "n".to_owned(),
+        revision: Some(revision.to_owned()),
+        ..tree("https://h/x")
+    };
+    let branch = MercurialFetch {
+        reference: Some("v1.0".to_owned()),
+        ..tree("https://h/x")
+    };
+    for (expression, expected) in [
+        ("builtins.fetchMercurial /a/b".to_owned(), tree("file:///a/b")),
+        (
+            format!(r#"builtins.fetchMercurial {{ url = "https://h/x"; rev = "{revision}"; name = "n"; }}"#),
+            pinned.clone(),
+        ),
+        (
+            r#"builtins.fetchMercurial { url = "https://h/x"; rev = "v1.0"; }"#.to_owned(),
+            branch.clone(),
+        ),
+        (
+            format!(r#"fetchTree {{ type = "hg"; url = "https://h/x"; rev = "{revision}"; }}"#),
+            MercurialFetch {
+                name: "source".to_owned(),
+                ..pinned
+            },
+        ),
+        (
+            r#"fetchTree { type = "hg"; url = "https://h/x"; ref = "v1.0"; }"#.to_owned(),
+            branch,
+        ),
+    ] {
+        assert_eq!(asked(&expression).0, Fetch::Mercurial(expected), "{expression}");
+    }
+    let out = fetched_path().to_absolute_path();
+    let of = |changeset: Option<(String, u64)>, expression: &str| {
+        let host = Fetching {
+            mercurial: Some(MercurialRevision {
+                branch: "default".to_owned(),
+                changeset,
+            }),
+            ..Fetching::default()
+        };
+        eval_with(&host, &Options::default(), expression).expect(expression)
+    };
+    assert_eq!(
+        of(Some((revision.to_owned(), 7)), "builtins.fetchMercurial /x"),
+        format!(
+            "{{ branch = \"default\"; outPath = \"{out}\"; rev = \"{revision}\"; revCount = 7; shortRev = \"0123456789ab\"; }}"
+        )
+    );
+    assert_eq!(
+        of(None, "builtins.fetchMercurial /x"),
+        format!(
+            "{{ branch = \"default\"; outPath = \"{out}\"; rev = \"{}\"; shortRev = \"000000000000\"; }}",
+            "0".repeat(40)
+        )
+    );
+    assert_eq!(
+        of(
+            Some((revision.to_owned(), 7)),
+            r#"removeAttrs (fetchTree { type = "hg"; url = "https://h/x"; }) [ "narHash" "outPath" ]"#
+        ),
+        format!("{{ rev = \"{revision}\"; revCount = 7; shortRev = \"0123456\"; }}")
+    );
+}
+
+#[test]
 fn wrong_arguments_are_refused_with_a_reason() {
     for (expression, reason) in [
+        ("builtins.fetchMercurial { }", "'url' argument required"),
+        (
+            r#"builtins.fetchMercurial { url = "x"; foo = 1; }"#,
+            "unsupported argument 'foo' to 'fetchMercurial'",
+        ),
+        (
+            r#"builtins.fetchMercurial { url = "x"; rev = "--config=x"; }"#,
+            "invalid Mercurial branch/tag name '--config=x'",
+        ),
         ("builtins.fetchurl { }", "'url' argument required"),
         (
             r#"builtins.fetchurl { url = "x"; foo = 1; }"#,

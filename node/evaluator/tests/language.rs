@@ -409,8 +409,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("builtins.substring (-1) 1 \"a\"", "negative start position"),
     ("builtins.match \"(\" \"a\"", "invalid regular expression '('"),
     (
-        "builtins.fetchMercurial \"https://example.org\"",
-        "the builtin 'fetchMercurial' is not supported yet",
+        "builtins.outputOf \"x\" \"out\"",
+        "the builtin 'outputOf' is not supported yet",
     ),
     ("<nixpkgs>", "file 'nixpkgs' was not found in the Nix search path"),
     ("import /nonexistent", "path '/nonexistent' does not exist"),

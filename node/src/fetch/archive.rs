@@ -1,13 +1,12 @@
-//! Archives (tar, perhaps compressed) to folders.
+//! Archives (tar, perhaps compressed, or zip) to folders.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _};
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{OpenOptionsExt as _, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use super::growing::{EntryPath, Growing};
 use super::limits::{MOST_BYTES, MOST_ENTRIES};
+use super::zip;
 
 /// What came of an archive.
 pub(super) struct Unpacked {
@@ -77,9 +76,7 @@ pub(super) fn unpack(mut archive: File, target: &Path) -> Result<Unpacked, Strin
             let plain = File::open(&plain).map_err(|error| error.to_string())?;
             extract(BufReader::with_capacity(BLOCK, plain), target)
         }
-        Some(Compression::Zip) => {
-            Err("it is a zip file; only tar archives (plain, gzip, bzip2, xz, zstd) are supported".to_owned())
-        }
+        Some(Compression::Zip) => zip::extract(archive, target),
     }
 }
 
@@ -102,28 +99,9 @@ impl<W: io::Write> io::Write for Bounded<W> {
     }
 }
 
-/// What was made of an entry.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Made {
-    Folder,
-    File,
-    Link,
-}
-
-/// A tree that grows entry by entry. Nothing is ever written through a link: the kinds of all that was made are
-/// known, and everything is made new.
-struct Growing<'a> {
-    root: &'a Path,
-    made: BTreeMap<PathBuf, Made>,
-}
-
 fn extract(reader: impl Read, target: &Path) -> Result<Unpacked, String> {
     let mut archive = tar::Archive::new(reader.take(MOST_BYTES));
-    fs::create_dir(target).map_err(|error| error.to_string())?;
-    let mut growing = Growing {
-        root: target,
-        made: BTreeMap::new(),
-    };
+    let mut growing = Growing::new(target)?;
     let mut last_modified = 0;
     let wrong = |error: io::Error| format!("not a valid tar archive: {error}");
     for (number, entry) in archive.entries().map_err(wrong)?.enumerate() {
@@ -132,128 +110,43 @@ fn extract(reader: impl Read, target: &Path) -> Result<Unpacked, String> {
         }
         let mut entry = entry.map_err(wrong)?;
         last_modified = last_modified.max(entry.header().mtime().map_err(wrong)?);
-        growing.take(&mut entry)?;
+        take(&mut growing, &mut entry)?;
     }
-    if growing.made.is_empty() {
-        return Err("it is empty, or not a tar archive".to_owned());
-    }
-    let mut top = growing
-        .made
-        .iter()
-        .filter(|(path, _)| path.components().count() == 1);
-    let root = match (top.next(), top.next()) {
-        (Some((only, Made::Folder)), None) => target.join(only),
-        _ => target.to_owned(),
-    };
+    let root = growing.root().ok_or("it is empty, or not a tar archive")?;
     Ok(Unpacked { root, last_modified })
 }
 
-impl Growing<'_> {
-    fn take(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), String> {
-        let kind = entry.header().entry_type();
-        if kind.is_pax_global_extensions() {
-            return Ok(());
-        }
-        let name = entry.path_bytes().into_owned();
-        let shown = String::from_utf8_lossy(&name).into_owned();
-        let path = inside(&name).ok_or_else(|| format!("the entry '{shown}' leads out of it"))?;
-        if path.as_os_str().is_empty() {
-            // The folder that everything is in.
-            return Ok(());
-        }
-        let failed = |error: io::Error| format!("'{shown}': {error}");
-        let link_name = |entry: &tar::Entry<'_, _>| -> Result<Vec<u8>, String> {
-            let name = entry.link_name_bytes();
-            Ok(name
-                .ok_or_else(|| format!("the link '{shown}' leads nowhere"))?
-                .into_owned())
-        };
-        if kind.is_dir() {
-            return self.folders(&path);
-        }
-        if let Some(parent) = path.parent() {
-            self.folders(parent)?;
-        }
-        self.make_way(&path)?;
-        let place = self.root.join(&path);
-        if kind.is_symlink() {
-            let to = link_name(entry)?;
-            symlink(std::ffi::OsStr::from_bytes(&to), &place).map_err(failed)?;
-            self.made.insert(path, Made::Link);
-        } else if kind.is_hard_link() {
-            let to = link_name(entry)?;
-            let to = inside(&to).filter(|to| self.made.get(to) == Some(&Made::File));
-            let to =
-                to.ok_or_else(|| format!("'{shown}' is a hard link to what is no file of the archive"))?;
-            fs::copy(self.root.join(to), &place).map_err(failed)?;
-            self.made.insert(path, Made::File);
-        } else if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
-            let executable = entry.header().mode().map_err(failed)? & 0o100 != 0;
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(if executable { 0o755 } else { 0o644 })
-                .open(&place)
-                .map_err(failed)?;
-            io::copy(entry, &mut file).map_err(failed)?;
-            self.made.insert(path, Made::File);
-        } else {
-            return Err(format!(
-                "'{shown}' is neither a file nor a folder nor a link (type {:?})",
-                char::from(kind.as_byte())
-            ));
-        }
-        Ok(())
+fn take(growing: &mut Growing<'_>, entry: &mut tar::Entry<'_, impl Read>) -> Result<(), String> {
+    let kind = entry.header().entry_type();
+    if kind.is_pax_global_extensions() {
+        return Ok(());
     }
-
-    /// Makes a folder and those above it.
-    fn folders(&mut self, path: &Path) -> Result<(), String> {
-        let mut folder = PathBuf::new();
-        for component in path.components() {
-            folder.push(component);
-            match self.made.get(&folder) {
-                Some(Made::Folder) => {}
-                Some(Made::File | Made::Link) => {
-                    return Err(format!(
-                        "'{}' is both a folder and something else",
-                        folder.display()
-                    ));
-                }
-                None => {
-                    fs::create_dir(self.root.join(&folder))
-                        .map_err(|error| format!("'{}': {error}", folder.display()))?;
-                    self.made.insert(folder.clone(), Made::Folder);
-                }
-            }
-        }
-        Ok(())
+    let Some(entry_path) = EntryPath::of(&entry.path_bytes())? else {
+        return Ok(());
+    };
+    let shown = entry_path.to_string();
+    let link_name = |entry: &tar::Entry<'_, _>| -> Result<Vec<u8>, String> {
+        let name = entry.link_name_bytes();
+        Ok(name
+            .ok_or_else(|| format!("the link '{shown}' leads nowhere"))?
+            .into_owned())
+    };
+    if kind.is_dir() {
+        growing.folder(&entry_path)
+    } else if kind.is_symlink() {
+        growing.link(&entry_path, &link_name(entry)?)
+    } else if kind.is_hard_link() {
+        growing.copy(&entry_path, &link_name(entry)?)
+    } else if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
+        let mode = entry.header().mode();
+        let mode = mode.map_err(|error| format!("'{shown}': {error}"))?;
+        growing.file(&entry_path, mode & 0o100 != 0, entry)
+    } else {
+        Err(format!(
+            "'{shown}' is neither a file nor a folder nor a link (type {:?})",
+            char::from(kind.as_byte())
+        ))
     }
-
-    /// A later entry takes the place of an earlier one of its name.
-    fn make_way(&mut self, path: &Path) -> Result<(), String> {
-        match self.made.remove(path) {
-            None => Ok(()),
-            Some(Made::Folder) => Err(format!(
-                "'{}' is both a folder and something else",
-                path.display()
-            )),
-            Some(Made::File | Made::Link) => fs::remove_file(self.root.join(path))
-                .map_err(|error| format!("'{}': {error}", path.display())),
-        }
-    }
-}
-
-/// The path of an entry below the folder it is unpacked to; none where it leads out of it.
-fn inside(name: &[u8]) -> Option<PathBuf> {
-    let mut path = PathBuf::new();
-    for component in Path::new(std::ffi::OsStr::from_bytes(name)).components() {
-        match component {
-            Component::Normal(part) => path.push(part),
-            Component::CurDir => {}
-            Component::RootDir | Component::ParentDir | Component::Prefix(_) => return None,
-        }
-    }
-    Some(path)
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -132,7 +133,7 @@ fn what_is_no_archive_is_refused() {
         (&b""[..], "empty"),
         (&[b'x'; 2000], "not a valid tar"),
         (b"\x1f\x8bnot gzip", "not a valid tar"),
-        (b"PK\x03\x04zip", "zip file"),
+        (b"PK\x03\x04zip", "not a valid zip file"),
         (&cut, "not a valid tar"),
     ] {
         let error = unpacked(bytes).err().expect(why);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tvix_node_evaluator::{Fetched, GitRevision};
+use tvix_node_evaluator::{Fetched, GitRevision, MercurialRevision};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::hash::NixHash;
 
@@ -28,6 +28,7 @@ pub(super) struct Entry {
     pub(super) nar_hash: NixHash,
     pub(super) last_modified: Option<u64>,
     pub(super) git: Option<GitRevision>,
+    pub(super) mercurial: Option<MercurialRevision>,
     /// What the server calls this version.
     pub(super) tag: Option<String>,
     /// When it was fetched, or found current, in seconds since 1970.
@@ -46,6 +47,7 @@ impl Entry {
             nar_hash: self.nar_hash.clone(),
             last_modified: self.last_modified,
             git: self.git.clone(),
+            mercurial: self.mercurial.clone(),
         }
     }
 }
@@ -101,6 +103,8 @@ struct Written {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     git: Option<WrittenGit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    mercurial: Option<WrittenMercurial>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
     at: u64,
 }
@@ -111,6 +115,13 @@ struct WrittenGit {
     revision: Option<String>,
     changed: Option<String>,
     count: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenMercurial {
+    branch: String,
+    revision: String,
+    count: u64,
 }
 
 impl Cache {
@@ -134,6 +145,10 @@ impl Cache {
                 changed: git.changed,
                 count: git.count,
             }),
+            mercurial: written.mercurial.map(|mercurial| MercurialRevision {
+                branch: mercurial.branch,
+                changeset: Some((mercurial.revision, mercurial.count)),
+            }),
             tag: written.tag,
             at: written.at,
         })
@@ -149,6 +164,14 @@ impl Cache {
                 revision: git.revision.clone(),
                 changed: git.changed.clone(),
                 count: git.count,
+            }),
+            mercurial: entry.mercurial.as_ref().and_then(|mercurial| {
+                let (revision, count) = mercurial.changeset.clone()?;
+                Some(WrittenMercurial {
+                    branch: mercurial.branch.clone(),
+                    revision,
+                    count,
+                })
             }),
             tag: entry.tag.clone(),
             at: entry.at,
@@ -209,6 +232,10 @@ mod tests {
                 revision: Some("a".repeat(40)),
                 changed: None,
                 count: Some(3),
+            }),
+            mercurial: Some(MercurialRevision {
+                branch: "default".to_owned(),
+                changeset: Some(("b".repeat(40), 4)),
             }),
             tag: Some("\"x\"".to_owned()),
             at,

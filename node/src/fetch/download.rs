@@ -47,6 +47,7 @@ pub(super) fn file(
                 nar_hash,
                 last_modified: None,
                 git: None,
+                mercurial: None,
             })
         },
     )
@@ -85,6 +86,7 @@ pub(super) fn unpacked(
                 nar_hash,
                 last_modified: Some(unpacked.last_modified),
                 git: None,
+                mercurial: None,
             })
         },
     )
@@ -154,6 +156,7 @@ fn download(
             nar_hash: fetched.nar_hash.clone(),
             last_modified: fetched.last_modified,
             git: None,
+            mercurial: None,
             tag,
             at: cache::now(),
         };

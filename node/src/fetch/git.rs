@@ -3,17 +3,16 @@
 //! Source of the behaviour: `git.cc` of Nix 2.34.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tvix_node_evaluator::{Fetched, GitFetch, GitRevision, Ingestion};
 use tvix_node_protocol::nix::hash::NixHash;
-use url::Url;
 
 use super::cache::{self, Entry, Reference};
 use super::export::{export, inside};
 use super::limits::SUBMODULE_DEPTH;
 use super::repository::Repository;
-use super::{FetchError, Fetcher, Store, adding, check_tree, work_tree};
+use super::{FetchError, Fetcher, Store, adding, check_tree, local_path, work_tree};
 use crate::worker::SourceTree;
 
 /// Fetches a tree.
@@ -72,21 +71,6 @@ impl Place {
             is_local: local.is_some(),
         })
     }
-}
-
-/// The folder that a URL means, where it means one of this machine.
-fn local_path(url: &str) -> Result<Option<PathBuf>, FetchError> {
-    if url.starts_with('/') {
-        return Ok(Some(PathBuf::from(url)));
-    }
-    if !url.starts_with("file:") {
-        return Ok(None);
-    }
-    let path = Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
-    path.map(Some).ok_or_else(|| FetchError::Url {
-        url: url.to_owned(),
-        reason: "a 'file' URL needs an absolute path and no host".to_owned(),
-    })
 }
 
 fn missing(repository: &Repository, revision: &str, wanted: &GitFetch) -> FetchError {
@@ -239,6 +223,7 @@ fn tree(
             changed: None,
             count,
         }),
+        mercurial: None,
         tag: None,
         at: cache::now(),
     };

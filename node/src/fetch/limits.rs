@@ -11,6 +11,9 @@ pub const MOST_BYTES: u64 = 64 << 30;
 /// Entries that an archive may have: some twenty times as many as nixpkgs.
 pub const MOST_ENTRIES: usize = 1 << 20;
 
+/// Bytes that the target of a link in a zip file may have: as many as Linux allows (`PATH_MAX`).
+pub const LINK_BYTES: u64 = 4096;
+
 /// How deep submodules may have submodules; real ones have two or three levels, and a cycle has no end.
 pub const SUBMODULE_DEPTH: usize = 16;
 

@@ -1,4 +1,4 @@
-//! Fetching for evaluations: files, archives, folders and Git repositories, into the store.
+//! Fetching for evaluations: files, archives, folders, Git and Mercurial repositories, into the store.
 //!
 //! What was fetched is remembered in the home (`<home>/cache/fetch`), so that it is not fetched again while it
 //! counts as current, and not downloaded again where the server says that nothing has changed:
@@ -6,6 +6,7 @@
 //! ```text
 //! cache/fetch/known/     what URLs and commits gave: store path, hash, dates
 //! cache/fetch/git/       copies of Git repositories
+//! cache/fetch/hg/        copies of Mercurial repositories
 //! cache/fetch/work-…/    downloads and unpacked trees under way
 //! ```
 //!
@@ -19,9 +20,12 @@ mod cache;
 mod download;
 mod export;
 mod git;
+mod growing;
 mod limits;
+mod mercurial;
 mod repository;
 mod work_tree;
+mod zip;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -34,6 +38,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{AddSource, AddedAs};
 use tvix_node_protocol::nix::hash::NixHash;
 use tvix_node_protocol::path_info::PathInfo;
+use url::Url;
 
 use crate::worker::SourceTree;
 use cache::{Cache, Entry};
@@ -81,6 +86,14 @@ pub enum FetchError {
     /// `git` says no, or is not there.
     #[error("cannot fetch the Git repository '{url}': {reason}")]
     Git {
+        /// Which repository.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+    /// `hg` says no, or is not there.
+    #[error("cannot fetch the Mercurial repository '{url}': {reason}")]
+    Mercurial {
         /// Which repository.
         url: String,
         /// Why not.
@@ -164,6 +177,7 @@ impl Fetcher {
             }
             Fetch::Path { path, name, expected } => folder(store, path, name, expected.as_ref()),
             Fetch::Git(wanted) => git::fetch(self, store, wanted),
+            Fetch::Mercurial(wanted) => mercurial::fetch(self, store, wanted),
         }
     }
 
@@ -238,6 +252,21 @@ fn check_tree(url: &str, expected: Option<&NixHash>, found: &NixHash) -> Result<
     }
 }
 
+/// The folder that a URL means, where it means one of this machine.
+fn local_path(url: &str) -> Result<Option<PathBuf>, FetchError> {
+    if url.starts_with('/') {
+        return Ok(Some(PathBuf::from(url)));
+    }
+    if !url.starts_with("file:") {
+        return Ok(None);
+    }
+    let path = Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
+    path.map(Some).ok_or_else(|| FetchError::Url {
+        url: url.to_owned(),
+        reason: "a 'file' URL needs an absolute path and no host".to_owned(),
+    })
+}
+
 /// A file or folder of this machine.
 fn folder(
     store: &dyn Store,
@@ -261,6 +290,7 @@ fn folder(
         nar_hash,
         last_modified: Some(last_modified),
         git: None,
+        mercurial: None,
     })
 }
 

@@ -16,10 +16,10 @@ use super::*;
 
 /// A store that knows what was added by its path alone.
 #[derive(Default)]
-struct Shelf {
+pub(super) struct Shelf {
     found: RefCell<BTreeMap<String, StorePath>>,
     archives: RefCell<BTreeMap<StorePath, Vec<u8>>>,
-    warnings: RefCell<Vec<String>>,
+    pub(super) warnings: RefCell<Vec<String>>,
 }
 
 impl Store for Shelf {
@@ -136,15 +136,15 @@ impl Server {
 }
 
 /// A fetcher with a folder of its own.
-struct Bench {
+pub(super) struct Bench {
     fetcher: Fetcher,
-    store: Shelf,
-    folder: tempfile::TempDir,
+    pub(super) store: Shelf,
+    pub(super) folder: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -159,18 +159,18 @@ impl Bench {
         }
     }
 
-    fn fetch(&self, wanted: &Fetch) -> Result<Fetched, String> {
+    pub(super) fn fetch(&self, wanted: &Fetch) -> Result<Fetched, String> {
         self.fetcher
             .fetch(wanted, &self.store)
             .map_err(|error| error.to_string())
     }
 
-    fn archive(&self, fetched: &Fetched) -> Vec<u8> {
+    pub(super) fn archive(&self, fetched: &Fetched) -> Vec<u8> {
         self.store.archives.borrow()[&fetched.path].clone()
     }
 
     /// Makes everything that is remembered too old to count as current.
-    fn age(&self) {
+    pub(super) fn age(&self) {
         for file in fs::read_dir(self.folder.path().join("fetch/known")).unwrap() {
             let file = file.unwrap().path();
             let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -421,7 +421,7 @@ fn a_tree(url: &str) -> GitFetch {
 }
 
 /// Paths of files and links in an archive, by the names in it, with their contents or targets.
-fn names(archive: &[u8]) -> Vec<String> {
+pub(super) fn names(archive: &[u8]) -> Vec<String> {
     use tvix_node_protocol::nix::nar::{Event, decode_events_reader};
     let mut at: Vec<String> = Vec::new();
     let mut found = Vec::new();

@@ -91,6 +91,7 @@ fn present(store: &dyn Store, repository: &Repository, wanted: &GitFetch) -> Res
         path: info.path,
         last_modified: None,
         git: None,
+        mercurial: None,
     })
 }
 

@@ -1,6 +1,6 @@
-//! `fetchGit` and `fetchTree`: trees with what is known of where they come from.
+//! `fetchGit`, `fetchMercurial` and `fetchTree`: trees with what is known of where they come from.
 //!
-//! Source of the behaviour: `fetchTree.cc` and libfetchers of Nix 2.34. The input types that belong to flakes
+//! Source of the behaviour: `fetchTree.cc`, `fetchMercurial.cc` and libfetchers of Nix 2.34. The input types that belong to flakes
 //! (`github`, `gitlab`, `sourcehut`, `indirect`) are not there.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use super::PrimOp;
 use super::fetch::sha256;
 use crate::error::Result;
 use crate::evaluation::{Coerce, ContextBuilder, Evaluation, files};
-use crate::fetch::{Fetch, Fetched, GitFetch};
+use crate::fetch::{Fetch, Fetched, GitFetch, MercurialFetch};
 use crate::heap::{AttrsBuilder, Value, View};
 use crate::host::Ingestion;
 use crate::options::Reading;
@@ -77,6 +77,7 @@ const GIT: &[&str] = &[
     "dirtyRev",
     "dirtyShortRev",
 ];
+const MERCURIAL: &[&str] = &["url", "ref", "rev", "revCount", "narHash", "name"];
 const DOWNLOAD: &[&str] = &[
     "url",
     "narHash",
@@ -213,11 +214,7 @@ impl Input {
                     format!("inputs of type '{kind}' belong to flakes, which are not supported yet");
                 return Err(error(message));
             }
-            "hg" => {
-                return Err(error(
-                    "Mercurial repositories (type 'hg') are not supported".to_owned(),
-                ));
-            }
+            "hg" => MERCURIAL,
             kind => return Err(error(format!("cannot fetch unsupported input of type '{kind}'"))),
         };
         for name in self.attributes.keys() {
@@ -253,7 +250,7 @@ impl Input {
         };
         let place = if self.kind == "path" { "path" } else { "url" };
         let place = self.required(evaluation, place, pos)?;
-        let locked = expected.is_some() || (self.kind == "git" && revision.is_some());
+        let locked = expected.is_some() || (matches!(self.kind.as_str(), "git" | "hg") && revision.is_some());
         if evaluation.options.reading == Reading::Pure && !locked {
             let message = format!(
                 "in pure evaluation mode, '{}' doesn't fetch unlocked input '{place}'",
@@ -263,6 +260,19 @@ impl Input {
         }
         match self.kind.as_str() {
             "git" => self.git(evaluation, pos, builtin, place, expected),
+            "hg" => {
+                evaluation.check_url(&place, pos)?;
+                let reference = self.text(evaluation, "ref", pos)?;
+                Ok(Fetch::Mercurial(MercurialFetch {
+                    reference: checked_reference(evaluation, reference, pos)?,
+                    url: place,
+                    name: self
+                        .text(evaluation, "name", pos)?
+                        .unwrap_or_else(|| SOURCE.to_owned()),
+                    revision,
+                    expected,
+                }))
+            }
             "path" => {
                 if !place.starts_with('/') {
                     let message = format!("cannot fetch input '{place}' because it uses a relative path");
@@ -340,13 +350,13 @@ impl Input {
 }
 
 /// The name of a tree's store path where nothing else is said.
-const SOURCE: &str = "source";
+pub(super) const SOURCE: &str = "source";
 
 /// How many digits of a commit its short form has.
 const SHORT_REVISION: usize = 7;
 
 /// The commit of a tree that is none, as `fetchGit` has always called it.
-const NO_REVISION: &str = "0000000000000000000000000000000000000000";
+pub(super) const NO_REVISION: &str = "0000000000000000000000000000000000000000";
 
 /// The set that the builtins return.
 fn described<'h>(
@@ -375,12 +385,22 @@ fn described<'h>(
     };
     // `fetchGit` has always had a commit and a count, zero where there are none.
     let lacking = builtin == Builtin::Git;
-    let revision = git.and_then(|git| git.revision.as_deref()).or(said);
+    let changeset = fetched
+        .mercurial
+        .as_ref()
+        .and_then(|mercurial| mercurial.changeset.as_ref());
+    let revision = git.and_then(|git| git.revision.as_deref());
+    let revision = revision
+        .or(changeset.map(|(revision, _)| revision.as_str()))
+        .or(said);
     if let Some(revision) = revision.or(lacking.then_some(NO_REVISION)) {
         put("rev", text(revision));
         put("shortRev", text(&revision[..SHORT_REVISION]));
     }
-    let count = input.number("revCount").or(git.and_then(|git| git.count));
+    let count = input
+        .number("revCount")
+        .or(git.and_then(|git| git.count))
+        .or(changeset.map(|(_, count)| *count));
     if let Some(count) = count.or(lacking.then_some(0)) {
         put("revCount", number(count));
     }
@@ -399,8 +419,26 @@ fn described<'h>(
 }
 
 /// Whether a text is a commit: a SHA-1 or SHA-256 in hexadecimal digits.
-fn is_revision(text: &str) -> bool {
+pub(super) fn is_revision(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Refuses what names no branch or tag of Mercurial, which would take some of it for options or expressions.
+pub(super) fn checked_reference(
+    evaluation: &Evaluation<'_>,
+    reference: Option<String>,
+    pos: Pos,
+) -> Result<Option<String>> {
+    let wrong = reference.as_ref().filter(|reference| {
+        let first = reference.bytes().next();
+        let starts_well = first.is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'@');
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_./@+-".contains(&byte);
+        !starts_well || !reference.bytes().all(good)
+    });
+    match wrong {
+        Some(wrong) => Err(evaluation.error(pos, format!("invalid Mercurial branch/tag name '{wrong}'"))),
+        None => Ok(reference),
+    }
 }
 
 /// Whether a text can name a branch, a tag or another reference: `git check-ref-format`.

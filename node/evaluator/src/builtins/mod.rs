@@ -5,6 +5,7 @@ mod attrs;
 mod context;
 mod control;
 mod fetch;
+mod fetch_mercurial;
 mod fetch_tree;
 mod files;
 mod hash;
@@ -89,6 +90,7 @@ const TABLES: &[&[PrimOp]] = &[
     control::TABLE,
     fetch::TABLE,
     fetch_tree::TABLE,
+    fetch_mercurial::TABLE,
     files::TABLE,
     hash::TABLE,
     lists::TABLE,

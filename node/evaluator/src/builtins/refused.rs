@@ -6,12 +6,8 @@ use crate::evaluation::Evaluation;
 use crate::heap::Value;
 use crate::syntax::position::Pos;
 
-pub(super) const TABLE: &[PrimOp] = &[
-    PrimOp::new("fetchMercurial", 1, |e, _, pos| refuse(e, "fetchMercurial", pos))
-        .plain()
-        .lazy(),
-    PrimOp::new("outputOf", 2, |e, _, pos| refuse(e, "outputOf", pos)).lazy(),
-];
+pub(super) const TABLE: &[PrimOp] =
+    &[PrimOp::new("outputOf", 2, |e, _, pos| refuse(e, "outputOf", pos)).lazy()];
 
 fn refuse<'h>(evaluation: &Evaluation<'h>, name: &str, pos: Pos) -> Result<Value<'h>> {
     Err(evaluation.error(pos, format!("the builtin '{name}' is not supported yet")))
