@@ -18,6 +18,9 @@
 //! | `GET /record?path=PATH` | | list of [`RecordView`], the newest first |
 //! | `POST /roots` | [`AddRoot`] | 204 |
 //! | `POST /store` | [`StoreQuestion`] | [`StoreAnswer`] |
+//! | `GET /nar?path=PATH` | | the archive (NAR) of a path |
+//! | `POST /export` | [`PathQuery`] | the paths as `nix-store --export` writes them |
+//! | `PUT /import` | such an export | list of [`PathInfo`] |
 //! | `POST /team/invite` | [`InviteRequest`] | [`Invited`] |
 //! | `POST /team/join` | [`JoinRequest`] | [`Joined`] |
 //! | `GET /team` | | [`TeamView`] |
@@ -45,14 +48,14 @@ use crate::nix::store_path::{StorePath, basename};
 use crate::path_info::PathInfo;
 
 pub use member::{MemberError, find_member};
-pub use store::{ChainLink, DamagedPath, StoreAnswer, StoreQuestion, TreeDifference};
+pub use store::{ChainLink, DamagedPath, Repair, StoreAnswer, StoreQuestion, TreeDifference};
 pub use team::{
     InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView, RenewRequest,
     TeamStatus, TeamView, TrafficView,
 };
 
 /// Version of the control protocol; a command and a node of different versions do not talk.
-pub const CONTROL_VERSION: u32 = 2;
+pub const CONTROL_VERSION: u32 = 3;
 
 /// Header that carries [`CONTROL_VERSION`] in requests and answers.
 pub const VERSION_HEADER: &str = "tvix-node-control";

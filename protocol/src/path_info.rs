@@ -48,6 +48,8 @@ pub enum Origin {
         /// The name of the key that signed it.
         key: String,
     },
+    /// Given by the owner of this node, from an export.
+    Imported,
 }
 
 /// What is known of a store path.

@@ -60,6 +60,16 @@ fn paths_are_related_checked_and_collected() {
     assert_eq!(verified.status, 1);
     assert!(verified.stdout.contains(&envelope) && verified.stdout.contains("1 damaged"));
     assert_eq!(store(&["verify", &letter]).status, 0);
+    // Nobody has it: it is said, and what is left of it stays.
+    let repaired = store(&["verify", "--repair", "--json"]);
+    assert_eq!(repaired.status, 1);
+    let repaired: serde_json::Value = serde_json::from_str(&repaired.stdout).expect("JSON");
+    assert_eq!(
+        repaired["damaged"][0]["repair"]["outcome"], "failed",
+        "{repaired}"
+    );
+    store(&["verify", "--repair"]).failed(1, &["envelope was not repaired", "takes part in no team"]);
+    assert_eq!(fs::read(&harmed).expect("it is left"), b"nothing");
 
     fs::remove_file(machine.folder().join("keep-envelope")).expect("the root goes");
     machine.run(&["down"]).ok();

@@ -2,6 +2,7 @@
 
 mod building;
 mod evaluating;
+mod exchanging;
 mod failing;
 mod fetching;
 mod harness;

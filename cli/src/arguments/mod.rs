@@ -5,6 +5,7 @@
 //! | `evaluation` | which expression, and with which arguments |
 //! | `building` | how to build |
 //! | `destination` | where outputs should be in the end |
+//! | `store` | what can be asked of the store |
 //! | `team` | who may join, for how long, and where members meet |
 //! | `numbers` | counts, sizes and times |
 //! | `flake` | flake references, which are refused with a way out |
@@ -18,6 +19,7 @@ mod flake;
 mod nix_flags;
 mod numbers;
 mod parse;
+mod store;
 mod team;
 
 use std::ffi::OsString;
@@ -29,12 +31,12 @@ use clap::{Args, Parser, Subcommand};
 pub use building::BuildingArguments;
 pub use evaluation::EvaluationArguments;
 pub use parse::{Parsed, UsageError, parse};
+pub use store::{CollectArguments, StoreCommand};
 pub use team::{InviteArguments, JoinArguments, RenewArguments, own_name};
 use tvix_node_protocol::control::Destination;
 
 use crate::progress::LogFormat;
 use destination::destination;
-use numbers::{duration, size};
 use team::{Listen, listen, listening};
 
 /// A peer-to-peer build network for Nix
@@ -207,110 +209,6 @@ pub enum Command {
     },
     /// Stop the node of this home
     Down,
-}
-
-/// What can be asked of the store.
-#[derive(Debug, Subcommand)]
-pub enum StoreCommand {
-    /// Say what is known of a path
-    Info {
-        /// A store path, or a link to one
-        #[arg(value_name = "PATH")]
-        path: String,
-        /// Print it as JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// List what paths refer to
-    References {
-        /// Store paths, or links to them
-        #[arg(value_name = "PATH", required = true)]
-        paths: Vec<String>,
-    },
-    /// List what refers to paths
-    Referrers {
-        /// Store paths, or links to them
-        #[arg(value_name = "PATH", required = true)]
-        paths: Vec<String>,
-    },
-    /// List paths and everything they refer to
-    Closure {
-        /// Store paths, or links to them
-        #[arg(value_name = "PATH", required = true)]
-        paths: Vec<String>,
-    },
-    /// List the derivations that made paths
-    Deriver {
-        /// Store paths, or links to them
-        #[arg(value_name = "PATH", required = true)]
-        paths: Vec<String>,
-    },
-    /// Say why one path needs another one, and where it mentions it
-    WhyDepends {
-        /// A store path, or a link to one
-        #[arg(value_name = "PATH")]
-        path: String,
-        /// What it needs
-        #[arg(value_name = "NEEDED")]
-        needed: String,
-    },
-    /// List where the trees of two paths differ
-    Diff {
-        /// The first path, or a link to it
-        #[arg(value_name = "BEFORE")]
-        before: String,
-        /// The second path, or a link to it
-        #[arg(value_name = "AFTER")]
-        after: String,
-    },
-    /// Say how much paths take, with everything they refer to
-    Du {
-        /// Store paths, or links to them [default: what the roots point to]
-        #[arg(value_name = "PATH")]
-        paths: Vec<String>,
-        /// Print it as JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove what no root and nothing that runs needs
-    ///
-    /// Roots are the links that 'build' made (result), as long as they are there. What was not used for longest goes
-    /// first where a bound is given.
-    Gc {
-        #[command(flatten)]
-        collect: CollectArguments,
-    },
-    /// Compare what lies on the disk with what was registered
-    ///
-    /// The exit status is 1 where something is damaged.
-    Verify {
-        /// Store paths, or links to them [default: everything]
-        #[arg(value_name = "PATH")]
-        paths: Vec<String>,
-        /// Print it as JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-/// What a collection of garbage takes.
-#[derive(Debug, Args)]
-pub struct CollectArguments {
-    /// Only say what would go
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Keep what was added or used in this time, such as 7d
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub older_than: Option<u64>,
-    /// Stop when what is left has at most this size, such as 20G
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub target_size: Option<u64>,
-    /// Stop when this much is gone, such as 1G
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub max_freed: Option<u64>,
-    /// Print it as JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Where results go.

@@ -7,6 +7,7 @@ use tvix_node::command::CommandError;
 use tvix_node::daemon::UpError;
 use tvix_node::gateway::control::ClientError;
 use tvix_node::home::HomeError;
+use tvix_node::worker::SourceError;
 
 use crate::arguments::UsageError;
 
@@ -31,6 +32,12 @@ pub enum Failure {
     /// The node cannot run.
     #[error(transparent)]
     Up(#[from] UpError),
+    /// What is to be added cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// What is copied cannot be read or written.
+    #[error("what should be copied cannot be: {0}")]
+    Stream(#[from] io::Error),
     /// What was asked for is not there.
     #[error("{0}")]
     Absent(String),

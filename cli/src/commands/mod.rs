@@ -5,6 +5,7 @@
 //! | `evaluate` | `instantiate` and `eval` |
 //! | `build` | `build`, `run` and `shell` |
 //! | `store` | `store info`, `log` and `why` |
+//! | `exchange` | `store add`, `export` and `import` |
 //! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
 //! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
@@ -15,6 +16,7 @@
 
 mod build;
 mod evaluate;
+mod exchange;
 mod failure;
 mod node;
 mod path;
@@ -137,6 +139,9 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
 
 async fn dispatch_store(home: &Home, command: StoreCommand) -> Result<u8, Failure> {
     match command {
+        StoreCommand::Add { place, name } => exchange::add(home, &place, name).await,
+        StoreCommand::Export { paths, nar } => exchange::export(home, &paths, nar).await,
+        StoreCommand::Import { nar } => exchange::import(home, nar).await,
         StoreCommand::Info { path, json } => store::info(home, &path, json).await,
         StoreCommand::References { paths } => relations::related(home, Relation::References, &paths).await,
         StoreCommand::Referrers { paths } => relations::related(home, Relation::Referrers, &paths).await,
@@ -146,7 +151,7 @@ async fn dispatch_store(home: &Home, command: StoreCommand) -> Result<u8, Failur
         StoreCommand::Diff { before, after } => relations::diff(home, &before, &after).await,
         StoreCommand::Du { paths, json } => relations::usage(home, &paths, json).await,
         StoreCommand::Gc { collect } => relations::collect(home, &collect).await,
-        StoreCommand::Verify { paths, json } => relations::verify(home, &paths, json).await,
+        StoreCommand::Verify { paths, repair, json } => relations::verify(home, &paths, repair, json).await,
     }
 }
 

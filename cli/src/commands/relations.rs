@@ -4,12 +4,12 @@ use serde_json::json;
 use tvix_node::background::connect_or_start;
 use tvix_node::home::Home;
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::control::{StoreAnswer, StoreQuestion};
+use tvix_node_protocol::control::{DamagedPath, Repair, StoreAnswer, StoreQuestion};
 use tvix_node_protocol::path_info::PathInfo;
 
 use super::path::store_path;
 use super::table::size;
-use super::{Failure, print, print_json};
+use super::{Failure, note, print, print_json};
 use crate::arguments::CollectArguments;
 use crate::progress::clean;
 
@@ -183,22 +183,29 @@ pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Fail
     Ok(0)
 }
 
-/// Checks paths, or everything, and prints what is damaged.
-pub async fn verify(home: &Home, paths: &[String], as_json: bool) -> Result<u8, Failure> {
+/// Checks paths, or everything, repairs what is damaged where that is asked for, and prints it.
+pub async fn verify(home: &Home, paths: &[String], repair: bool, as_json: bool) -> Result<u8, Failure> {
     let paths = store_paths(home, paths)?;
     let StoreAnswer::Verified {
         trees,
         bytes,
         damaged,
-    } = ask(home, &StoreQuestion::Verify { paths }).await?
+    } = ask(home, &StoreQuestion::Verify { paths, repair }).await?
     else {
         return Err(other_answer());
     };
-    let status = if damaged.is_empty() { 0 } else { DAMAGED };
+    let repaired = |damage: &&DamagedPath| matches!(damage.repair, Some(Repair::Done { .. }));
+    let repaired = damaged.iter().filter(repaired).count();
+    let status = if damaged.len() == repaired { 0 } else { DAMAGED };
     if as_json {
         let damaged: Vec<_> = damaged
             .iter()
-            .map(|damage| json!({ "path": damage.path.to_absolute_path(), "accepted": damage.accepted, "reason": damage.reason }))
+            .map(|damage| {
+                json!({
+                    "path": damage.path.to_absolute_path(), "accepted": damage.accepted, "reason": damage.reason,
+                    "repair": damage.repair,
+                })
+            })
             .collect();
         print_json(&json!({ "trees": trees, "bytes": bytes, "damaged": damaged }))?;
         return Ok(status);
@@ -212,12 +219,32 @@ pub async fn verify(home: &Home, paths: &[String], as_json: bool) -> Result<u8, 
         };
         text += &clean(&format!("{}{beside} is damaged: {}", damage.path, damage.reason));
         text.push('\n');
+        match &damage.repair {
+            None => {}
+            Some(Repair::Done { from }) => {
+                text += &clean(&format!(
+                    "{} is whole again, with content from {from}",
+                    damage.path
+                ));
+                text.push('\n');
+            }
+            Some(Repair::Failed { reason }) => {
+                note(&clean(&format!(
+                    "error: {} was not repaired: {reason}",
+                    damage.path
+                )));
+            }
+        }
     }
     text += &format!(
-        "{trees} trees ({}) looked at, {} damaged\n",
+        "{trees} trees ({}) looked at, {} damaged",
         size(bytes),
         damaged.len()
     );
+    text += &match repair {
+        true => format!(", {repaired} repaired\n"),
+        false => "\n".to_owned(),
+    };
     print(text.as_bytes())?;
     Ok(status)
 }

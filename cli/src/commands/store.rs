@@ -109,6 +109,7 @@ fn origin(origin: &Origin) -> String {
         Origin::Record { builder } => format!("built by the node {builder}"),
         Origin::Peer { peer } => format!("taken from the node {peer}"),
         Origin::Cache { url, key } => format!("taken from {url}, signed by {key}"),
+        Origin::Imported => "imported from an export".to_owned(),
     }
 }
 

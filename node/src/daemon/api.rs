@@ -23,7 +23,7 @@ use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
 
 use super::depot::{Depot, DepotError, describe};
 use super::engine::{Activity, Message};
-use super::{store_api, team_api};
+use super::{exchange_api, store_api, team_api};
 use crate::team::membership::Membership;
 
 /// The node behind its control socket.
@@ -235,7 +235,7 @@ impl ControlApi for Api {
         let node = match &info.origin {
             Origin::Built => Some("this node".to_owned()),
             Origin::Record { builder } => Some(self.called(*builder)),
-            Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } => None,
+            Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } | Origin::Imported => None,
         };
         let summary = match &info.origin {
             Origin::Content if path.is_derivation() => {
@@ -253,6 +253,7 @@ impl ControlApi for Api {
                 format!("{path} was fetched from the store of {}", self.called(*peer))
             }
             Origin::Cache { url, key } => format!("{path} was fetched from the cache {url}, signed by {key}"),
+            Origin::Imported => format!("{path} was imported from an export by the owner of this node"),
         };
         Ok(Provenance {
             summary,
@@ -283,6 +284,18 @@ impl ControlApi for Api {
 
     async fn ask_store(&self, question: StoreQuestion) -> Result<StoreAnswer, ApiError> {
         store_api::answer(self, question).await
+    }
+
+    async fn archive(&self, path: StorePath) -> Result<LogReader, ApiError> {
+        exchange_api::archive(self, path).await
+    }
+
+    async fn export(&self, paths: Vec<StorePath>) -> Result<LogReader, ApiError> {
+        exchange_api::export(self, paths).await
+    }
+
+    async fn import(&self, export: UploadBody) -> Result<Vec<PathInfo>, ApiError> {
+        exchange_api::import(self, export).await
     }
 
     async fn records(&self, path: StorePath) -> Result<Vec<RecordView>, ApiError> {
@@ -319,7 +332,7 @@ impl ControlApi for Api {
 }
 
 /// As large as the pieces in which archives cross the socket.
-const ARCHIVE_BUFFER: usize = 256 * 1024;
+pub(super) const ARCHIVE_BUFFER: usize = 256 * 1024;
 
 type ReadBatch = (Vec<Text>, Vec<Event>, u64);
 

@@ -11,15 +11,21 @@ use tvix_node_store::{Damage, GcError, GcOptions, ReadError, Store, VerifyError}
 
 use super::api::{Api, failed};
 use super::depot::DepotError;
+use super::repair;
 
 /// Places in one tree that are shown where a path is mentioned.
 const PLACES: usize = 10;
 
 /// Answers a question about the store.
 pub(super) async fn answer(api: &Api, question: StoreQuestion) -> Result<StoreAnswer, ApiError> {
+    let repairs = matches!(question, StoreQuestion::Verify { repair: true, .. });
     // What is asked runs on a thread that may block; a refusal is a result of its own there.
     let answered = api.depot.blocking(move |store| Ok(ask(store, question))).await;
-    answered.map_err(failed)?
+    let mut answer = answered.map_err(failed)??;
+    if repairs && let StoreAnswer::Verified { damaged, .. } = &mut answer {
+        repair::repair(api, damaged).await?;
+    }
+    Ok(answer)
 }
 
 fn ask(store: &Store, question: StoreQuestion) -> Result<StoreAnswer, ApiError> {
@@ -96,7 +102,7 @@ fn ask(store: &Store, question: StoreQuestion) -> Result<StoreAnswer, ApiError> 
                 ..GcOptions::default()
             },
         ),
-        StoreQuestion::Verify { paths } => verify(store, &paths),
+        StoreQuestion::Verify { paths, .. } => verify(store, &paths),
     }
 }
 
@@ -156,6 +162,7 @@ fn damaged(damage: Damage) -> DamagedPath {
         path: damage.path,
         accepted: damage.accepted,
         reason: damage.reason,
+        repair: None,
     }
 }
 

@@ -214,7 +214,7 @@ fn came_by(info: &PathInfo, record: &BuildRecord, node: NodeKey) -> bool {
     let builder = match &info.origin {
         Origin::Built => node,
         Origin::Record { builder } => *builder,
-        Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } => return false,
+        Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } | Origin::Imported => return false,
     };
     builder == record.builder
         && record

@@ -98,7 +98,7 @@ impl Arriving {
 }
 
 /// What arrived, as the store wants to see it.
-struct Content(Arc<Arrival>);
+pub(super) struct Content(pub(super) Arc<Arrival>);
 
 impl Arrived for Content {
     fn tree(&self, digest: TreeDigest) -> io::Result<Option<Tree>> {

@@ -7,6 +7,7 @@
 //! | [`evidence`] | what members know of paths, and whether it is believed |
 //! | [`presence`] | where paths are |
 //! | [`fetch`] | paths of others into this store |
+//! | [`repair`] | content of damaged paths from others |
 //! | [`request`] | builds that others do for this node |
 //! | [`serve`], [`inputs`] | builds that this node does for others |
 //! | [`push`] | paths into the stores of others, and what they push here |
@@ -21,6 +22,7 @@ pub mod membership;
 pub mod policy;
 pub mod presence;
 pub mod push;
+pub mod repair;
 pub mod request;
 pub mod serve;
 pub mod shelf;

@@ -67,14 +67,18 @@ impl Shelf for StoreShelf {
 /// # Errors
 /// [`IndexError`]
 pub fn shown(store: &Store, me: NodeKey, path: &StorePath) -> Result<Option<Shown>, IndexError> {
-    let Some(info) = store.query(path)? else {
+    let Some(mut info) = store.query(path)? else {
         return Ok(None);
     };
+    if info.origin == Origin::Imported {
+        // To others it is this node's word.
+        info.origin = Origin::Peer { peer: me };
+    }
     let builder = match &info.origin {
         Origin::Built => Some(me),
         Origin::Record { builder } => Some(*builder),
         // A fixed output has a record where it was built and not fetched; its name speaks for it.
-        Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } => None,
+        Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } | Origin::Imported => None,
     };
     let record = match builder {
         Some(builder) => record_of(store, builder, &info)?,

@@ -68,6 +68,8 @@ pub enum StoreQuestion {
         /// The paths, which must be valid; none: everything.
         #[serde(with = "basename")]
         paths: Vec<StorePath>,
+        /// Put whole trees in the places of damaged ones, as far as they can be had.
+        repair: bool,
     },
 }
 
@@ -166,4 +168,27 @@ pub struct DamagedPath {
     pub accepted: bool,
     /// What is wrong.
     pub reason: String,
+    /// What became of the repair; none: it was not asked for.
+    pub repair: Option<Repair>,
+}
+
+/// What became of the repair of a tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    tag = "outcome",
+    rename_all = "kebab-case",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields
+)]
+pub enum Repair {
+    /// The tree is whole again.
+    Done {
+        /// From whom the content came, in words.
+        from: String,
+    },
+    /// The tree is as it was.
+    Failed {
+        /// Why.
+        reason: String,
+    },
 }

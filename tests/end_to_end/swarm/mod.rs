@@ -9,4 +9,5 @@ mod joining;
 mod nodes;
 mod observer;
 mod refused;
+mod repairing;
 mod sight;

@@ -138,6 +138,23 @@ async fn respond<A: ControlApi>(
             let question = read_json(body, PATH_QUERY_BYTES).await?;
             json(&api.ask_store(question).await?)
         }
+        Route::Archive(path) => Ok(found(
+            AnswerBody::Log(api.archive(path).await?),
+            "application/x-nix-archive",
+        )),
+        Route::Export => {
+            let query: PathQuery = read_json(body, PATH_QUERY_BYTES).await?;
+            Ok(found(
+                AnswerBody::Log(api.export(query.paths).await?),
+                "application/octet-stream",
+            ))
+        }
+        Route::Import => {
+            let (export, rest) = UploadBody::new(body);
+            let answer = api.import(export).await;
+            tokio::spawn(rest.discard());
+            json(&answer?)
+        }
         Route::Invite => {
             let request = read_json(body, JSON_BYTES).await?;
             json(&api.invite(request).await?)

@@ -15,7 +15,8 @@ use tvix_node_protocol::path_info::PathInfo;
 
 use super::body::UploadBody;
 
-/// A build log that is read piece by piece.
+/// A build log or another stream that is read piece by piece. Where it ends in an error, the answer
+/// breaks off.
 pub type LogReader = Box<dyn AsyncRead + Send + Unpin>;
 
 /// Why a node refuses or fails; becomes a [`Failure`] on the wire.
@@ -150,6 +151,15 @@ pub trait ControlApi: Send + Sync + 'static {
         &self,
         question: StoreQuestion,
     ) -> impl Future<Output = Result<StoreAnswer, ApiError>> + Send;
+
+    /// The archive (NAR) of a path.
+    fn archive(&self, path: StorePath) -> impl Future<Output = Result<LogReader, ApiError>> + Send;
+
+    /// Paths, all of which are valid, as `nix-store --export` writes them.
+    fn export(&self, paths: Vec<StorePath>) -> impl Future<Output = Result<LogReader, ApiError>> + Send;
+
+    /// Adds what is in such an export, on the owner's word.
+    fn import(&self, export: UploadBody) -> impl Future<Output = Result<Vec<PathInfo>, ApiError>> + Send;
 
     /// Makes a ticket for one new member. A node that takes part in no team founds one.
     fn invite(&self, request: InviteRequest) -> impl Future<Output = Result<Invited, ApiError>> + Send;

@@ -143,10 +143,14 @@ impl ControlClient {
     /// Begins to add a source whose archive is then written to the answer. May be called on any thread.
     #[must_use]
     pub fn add_source(&self, session: u64, source: AddSource) -> Upload {
+        self.upload(Route::AddSource(session, source))
+    }
+
+    /// Begins a request whose body is then written to the answer.
+    pub(super) fn upload<T: DeserializeOwned + Send + 'static>(&self, route: Route) -> Upload<T> {
         let (upload, body, answer) = Upload::new();
         let client = self.clone();
         self.shared.runtime.spawn(async move {
-            let route = Route::AddSource(session, source);
             answer.give(client.ask(&route, body).await);
         });
         upload
@@ -173,10 +177,14 @@ impl ControlClient {
     /// # Errors
     /// See [`ClientError`].
     pub async fn log(&self, path: StorePath) -> Result<LogStream, ClientError> {
-        let route = Route::Log(path);
+        self.stream(&Route::Log(path), RequestBody::empty()).await
+    }
+
+    /// An answer that is read piece by piece, over a connection of its own.
+    pub(super) async fn stream(&self, route: &Route, body: RequestBody) -> Result<LogStream, ClientError> {
         let sender = self.open().await?;
-        let (sender, answer) = self.send_over(sender, &route, RequestBody::empty()).await?;
-        let answer = self.checked(&route, answer).await?;
+        let (sender, answer) = self.send_over(sender, route, body).await?;
+        let answer = self.checked(route, answer).await?;
         Ok(LogStream::new(route.to_request().1, sender, answer.into_body()))
     }
 
@@ -371,6 +379,7 @@ fn request(route: &Route, body: RequestBody) -> Result<Request<RequestBody>, Cli
     let kind = match route {
         Route::Batch(_) => "application/cbor",
         Route::AddSource(..) => "application/x-nix-archive",
+        Route::Import => "application/octet-stream",
         _ => "application/json",
     };
     Request::builder()
@@ -447,7 +456,7 @@ impl RequestBody {
         Self::Whole(Full::new(Bytes::from(bytes)))
     }
 
-    fn json<T: Serialize>(route: &Route, value: &T) -> Result<Self, ClientError> {
+    pub(super) fn json<T: Serialize>(route: &Route, value: &T) -> Result<Self, ClientError> {
         serde_json::to_vec(value)
             .map(Self::whole)
             .map_err(|error| ClientError::Request {

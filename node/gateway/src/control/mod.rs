@@ -12,6 +12,7 @@
 //! | `client_store` | what commands ask about the store |
 //! | `client_team` | what commands ask about the team |
 //! | `ending` | waiting for a node that was told to end |
+//! | `outflow` | streams that a thread writes while they are sent |
 //! | `stream` | events, uploads and logs on the commands' side |
 //!
 //! A session lives as long as somebody reads its events: when the connection that carries them
@@ -27,6 +28,7 @@ mod client_error;
 mod client_store;
 mod client_team;
 mod ending;
+mod outflow;
 mod query;
 mod route;
 mod server;
@@ -42,6 +44,7 @@ pub use body::{ArchiveReader, UploadBody, UploadError};
 pub use client::ControlClient;
 pub use client_error::ClientError;
 pub use ending::Ending;
+pub use outflow::Outflow;
 pub use server::serve;
 pub use socket::{ControlSocket, SOCKET_NAME, SocketAddress, SocketError};
 pub use stream::{EventStream, LogStream, Upload};

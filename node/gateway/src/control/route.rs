@@ -24,6 +24,9 @@ pub(super) enum Route {
     Records(StorePath),
     AddRoot,
     Store,
+    Archive(StorePath),
+    Export,
+    Import,
     Invite,
     Join,
     Team,
@@ -37,7 +40,7 @@ pub(super) enum Route {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum RouteError {
     #[error(
-        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why, /v1/record, /v1/roots, /v1/store, /v1/team and /v1/team/invite, join, peers, revoke, renew and leave"
+        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why, /v1/record, /v1/roots, /v1/store, /v1/nar, /v1/export, /v1/import, /v1/team and /v1/team/invite, join, peers, revoke, renew and leave"
     )]
     NoSuchAddress(String),
     #[error("'{address}' is asked with {wanted}, not with {method}")]
@@ -87,6 +90,9 @@ impl Route {
             ["record"] => ("GET", Self::Records(query.path()?)),
             ["roots"] => ("POST", Self::AddRoot),
             ["store"] => ("POST", Self::Store),
+            ["nar"] => ("GET", Self::Archive(query.path()?)),
+            ["export"] => ("POST", Self::Export),
+            ["import"] => ("PUT", Self::Import),
             ["team"] => ("GET", Self::Team),
             ["team", what] => match *what {
                 "peers" => ("GET", Self::Peers),
@@ -154,6 +160,9 @@ impl Route {
             Self::Records(path) => (Method::GET, with_path("/v1/record", path)),
             Self::AddRoot => post("/v1/roots".to_owned()),
             Self::Store => post("/v1/store".to_owned()),
+            Self::Archive(path) => (Method::GET, with_path("/v1/nar", path)),
+            Self::Export => post("/v1/export".to_owned()),
+            Self::Import => (Method::PUT, "/v1/import".to_owned()),
             Self::Team => get("/v1/team"),
             Self::Peers => get("/v1/team/peers"),
             Self::Invite => post("/v1/team/invite".to_owned()),
@@ -289,7 +298,10 @@ mod tests {
             Route::Paths,
             Route::Log(path.clone()),
             Route::Why(path.clone()),
-            Route::Records(path),
+            Route::Records(path.clone()),
+            Route::Archive(path),
+            Route::Export,
+            Route::Import,
             Route::AddRoot,
             Route::Store,
             Route::Invite,

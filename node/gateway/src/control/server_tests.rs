@@ -51,6 +51,29 @@ async fn every_request_has_its_answer() {
 }
 
 #[tokio::test]
+async fn archives_and_exports_go_both_ways_and_a_torn_one_is_no_whole_one() {
+    let mut up = Up::patient();
+    let client = up.client().await;
+    let mut archive = client.archive(path("a")).await.unwrap();
+    up.called("archive of a").await;
+    assert_eq!(archive.chunk().await.unwrap().unwrap(), "archive");
+    assert_eq!(archive.chunk().await.unwrap(), None);
+    let mut export = client.export(vec![path("a"), path("b")]).await.unwrap();
+    up.called("export of 2").await;
+    let torn = loop {
+        match export.chunk().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("a stream that broke off looks whole"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(torn, ClientError::Broken { .. }), "{torn}");
+    let mut import = client.import();
+    import.send("12345".into()).await.unwrap();
+    assert_eq!(import.finish().await.unwrap()[0].nar_size, 5);
+}
+
+#[tokio::test]
 async fn events_arrive_one_by_one_while_the_session_goes_on() {
     let mut up = Up::patient();
     let client = up.client().await;

@@ -190,7 +190,7 @@ impl Body for RequestBody {
     }
 }
 
-/// An archive on its way into the store.
+/// An archive, or an export (then `T` is a list), on its way into the store.
 ///
 /// It is written either with [`Write`], on a thread where blocking is allowed (it panics on one
 /// that drives async tasks), or with [`send`](Self::send). The source is added by
@@ -200,30 +200,30 @@ impl Body for RequestBody {
 /// Where the node refuses the archive in the middle, writing fails with `BrokenPipe`, and `finish`
 /// has the reason.
 #[derive(Debug)]
-pub struct Upload {
+pub struct Upload<T = PathInfo> {
     pieces: mpsc::Sender<Piece>,
     buffer: BytesMut,
-    answer: oneshot::Receiver<Result<PathInfo, ClientError>>,
+    answer: oneshot::Receiver<Result<T, ClientError>>,
     /// There is an answer: before the archive's end, that is a refusal.
     answered: Arc<AtomicBool>,
 }
 
 /// Where the node's answer to an [`Upload`] goes.
-pub(super) struct Answer {
-    answer: oneshot::Sender<Result<PathInfo, ClientError>>,
+pub(super) struct Answer<T> {
+    answer: oneshot::Sender<Result<T, ClientError>>,
     answered: Arc<AtomicBool>,
 }
 
-impl Answer {
-    pub(super) fn give(self, answer: Result<PathInfo, ClientError>) {
+impl<T> Answer<T> {
+    pub(super) fn give(self, answer: Result<T, ClientError>) {
         // Nobody receives it where the upload was given up.
         drop(self.answer.send(answer));
         self.answered.store(true, Ordering::Release);
     }
 }
 
-impl Upload {
-    pub(super) fn new() -> (Self, RequestBody, Answer) {
+impl<T> Upload<T> {
+    pub(super) fn new() -> (Self, RequestBody, Answer<T>) {
         let (pieces, receiver) = mpsc::channel(UPLOAD_CHUNKS);
         let (answer, answered) = oneshot::channel();
         let flag = Arc::new(AtomicBool::new(false));
@@ -267,7 +267,7 @@ impl Upload {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn finish(mut self) -> Result<PathInfo, ClientError> {
+    pub async fn finish(mut self) -> Result<T, ClientError> {
         let sent = match self.send(Bytes::new()).await {
             Ok(()) => self.pieces.send(Piece::End).await.is_ok(),
             Err(_) => false,
@@ -283,7 +283,7 @@ impl Upload {
     }
 }
 
-impl Write for Upload {
+impl<T> Write for Upload<T> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if self.buffer.len() + data.len() > UPLOAD_CHUNK {
             self.flush()?;

@@ -24,6 +24,7 @@ use tvix_node_protocol::tree::TreeDigest;
 use super::api::{ApiError, ControlApi, LogReader};
 use super::body::UploadBody;
 use super::client::ControlClient;
+use super::outflow::Outflow;
 use super::server::{Settings, serve_with};
 use super::socket::{ControlSocket, SOCKET_NAME, own_user};
 
@@ -199,6 +200,34 @@ impl ControlApi for Notes {
         Ok(StoreAnswer::Paths {
             infos: vec![info("hello", 1)],
         })
+    }
+
+    async fn archive(&self, path: StorePath) -> Result<LogReader, ApiError> {
+        self.note(format!("archive of {}", path.name()));
+        Ok(Box::new(std::io::Cursor::new(b"archive".to_vec())))
+    }
+
+    async fn export(&self, paths: Vec<StorePath>) -> Result<LogReader, ApiError> {
+        self.note(format!("export of {}", paths.len()));
+        let (mut outflow, reader) = Outflow::new();
+        tokio::task::spawn_blocking(move || {
+            let written = std::io::Write::write_all(&mut outflow, b"export");
+            outflow.end(written.and_then(|()| Err(std::io::Error::other("the disk is on fire"))));
+        });
+        Ok(reader)
+    }
+
+    async fn import(&self, export: UploadBody) -> Result<Vec<PathInfo>, ApiError> {
+        let mut reader = export.into_reader();
+        let read = tokio::task::spawn_blocking(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        match read.await.unwrap() {
+            Ok(size) => Ok(vec![info("imported", size)]),
+            Err(error) => Err(ApiError::caused(
+                FailureKind::Invalid,
+                "the export is torn",
+                error,
+            )),
+        }
     }
 
     async fn invite(&self, request: InviteRequest) -> Result<Invited, ApiError> {

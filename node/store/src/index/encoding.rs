@@ -1,9 +1,10 @@
 //! How a path info is kept in the index: compact, and read in a few microseconds.
 //!
-//! Version 1, all numbers little-endian: version (u8), tree number (u64), tree digest (32), NAR hash
+//! Version 1 or 2, all numbers little-endian: version (u8), tree number (u64), tree digest (32), NAR hash
 //! (32), NAR size (u64), registered (u64), then with a u32 length or count before each: references
 //! (keys), deriver (key, empty for none), content address (empty for none), origin (u8 and its
-//! fields), signatures.
+//! fields), signatures. Version 2 is what programs that do not know imported paths must not read; it
+//! is written for those alone.
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeKey;
@@ -11,7 +12,9 @@ use tvix_node_protocol::nix::store_path::DIGEST_LEN;
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
 use tvix_node_protocol::tree::TreeDigest;
 
-const VERSION: u8 = 1;
+const FIRST: u8 = 1;
+/// Has an origin that the first version does not know.
+const VERSION: u8 = 2;
 
 /// Bytes in the index are not what this program writes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +58,10 @@ pub(crate) struct PathRecord {
 impl PathRecord {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let info = &self.info;
-        let mut to = vec![VERSION];
+        let mut to = vec![match info.origin {
+            Origin::Imported => VERSION,
+            _ => FIRST,
+        }];
         to.extend_from_slice(&self.number.to_le_bytes());
         to.extend_from_slice(&info.tree.0);
         to.extend_from_slice(&info.nar_hash.0);
@@ -83,6 +89,7 @@ impl PathRecord {
                 bytes(&mut to, url.as_bytes());
                 bytes(&mut to, key.as_bytes());
             }
+            Origin::Imported => to.push(5),
         }
         count(&mut to, info.signatures.len());
         for signature in &info.signatures {
@@ -94,9 +101,9 @@ impl PathRecord {
     /// Reads the record of `path`.
     pub(crate) fn decode(path: StorePath, encoded: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Fields(encoded);
-        match from.array::<1>()? {
-            [VERSION] => {}
-            [other] => return Err(DecodeError::Version(other)),
+        let [version] = from.array::<1>()?;
+        if !(FIRST..=VERSION).contains(&version) {
+            return Err(DecodeError::Version(version));
         }
         let number = from.number()?;
         let tree = TreeDigest(from.array()?);
@@ -123,6 +130,7 @@ impl PathRecord {
                 url: from.text("url")?,
                 key: from.text("key")?,
             },
+            [5] if version == VERSION => Origin::Imported,
             _ => return Err(DecodeError::Field("origin")),
         };
         let signatures = (0..from.count()?)
@@ -215,6 +223,23 @@ mod tests {
             signatures: vec!["key-1:AAAA".to_owned()],
         };
         PathRecord { number: 5, info }
+    }
+
+    #[test]
+    fn only_imported_paths_are_written_so_that_older_programs_refuse_them() {
+        let mut record = record();
+        assert_eq!(record.encode()[0], 1);
+        record.info.origin = Origin::Imported;
+        let encoded = record.encode();
+        assert_eq!(encoded[0], 2);
+        assert_eq!(
+            PathRecord::decode(record.info.path.clone(), &encoded),
+            Ok(record.clone())
+        );
+        let mut newer = encoded;
+        newer[0] = 3;
+        let error = PathRecord::decode(record.info.path, &newer).unwrap_err();
+        assert_eq!(error, DecodeError::Version(3));
     }
 
     #[test]

@@ -131,6 +131,7 @@ pub(crate) async fn fetch_tree(core: &Arc<Core>, order: FetchOrder) -> Result<Ar
         root,
         providers,
         max_bytes,
+        whole,
         progress,
     } = order;
     let report = Report::new(progress);
@@ -147,7 +148,7 @@ pub(crate) async fn fetch_tree(core: &Arc<Core>, order: FetchOrder) -> Result<Ar
     let Some(files) = files else {
         return Err(FetchError::Failed { root, failures });
     };
-    let missing = missing(core, &arrival, files).await?;
+    let missing = missing(core, &arrival, files, whole).await?;
     let size = missing.values().sum();
     if let Some(limit) = max_bytes
         && size > limit
@@ -182,11 +183,13 @@ async fn walk_first(
     None
 }
 
-/// Files that are neither in the store nor in the arrival, with their sizes.
+/// Files that are neither in the store (unless they are wanted all the same) nor in the arrival, with
+/// their sizes.
 async fn missing(
     core: &Arc<Core>,
     arrival: &Arc<Arrival>,
     files: Files,
+    whole: bool,
 ) -> Result<BTreeMap<BlobDigest, u64>, FetchError> {
     let arrival = arrival.clone();
     let missing = core.ask_shelf(move |shelf| {
@@ -195,7 +198,7 @@ async fn missing(
         let mut missing = BTreeMap::new();
         for (blob, here) in wanted.iter().zip(here) {
             let size = files[blob];
-            if here || arrival.has(Kind::File, blob.0) {
+            if (here && !whole) || arrival.has(Kind::File, blob.0) {
                 continue;
             }
             if !is_small(size) && arrival.completed_before(*blob).map_err(ShelfError::new)? {

@@ -19,6 +19,8 @@ pub struct FetchOrder {
     pub providers: Vec<NodeKey>,
     /// Bytes that may come at most; none: as many as it has.
     pub max_bytes: Option<u64>,
+    /// Files that are in the store come, too: what is there may be what is damaged.
+    pub whole: bool,
     /// Is told how far it is.
     pub progress: Option<watch::Sender<FetchProgress>>,
 }
@@ -31,6 +33,7 @@ impl FetchOrder {
             root,
             providers,
             max_bytes: None,
+            whole: false,
             progress: None,
         }
     }

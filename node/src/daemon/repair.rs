@@ -1,0 +1,41 @@
+//! Whole trees in the places of damaged ones.
+
+use tvix_node_gateway::control::ApiError;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::control::{DamagedPath, Repair};
+
+use super::api::{Api, failed};
+
+/// Repairs what is damaged of the accepted trees, one after the other, as far as the content can be had.
+/// What came is compared with what was registered before it takes the place of the damaged tree; nothing
+/// is removed where it cannot be had.
+pub(super) async fn repair(api: &Api, damaged: &mut [DamagedPath]) -> Result<(), ApiError> {
+    for damage in damaged {
+        let outcome = if damage.accepted {
+            one(api, &damage.path).await?
+        } else {
+            let reason =
+                "it is a tree beside the accepted one; build it again, or let 'tvix-node store gc' remove it";
+            Err(reason.to_owned())
+        };
+        damage.repair = Some(match outcome {
+            Ok(from) => Repair::Done { from },
+            Err(reason) => Repair::Failed { reason },
+        });
+    }
+    Ok(())
+}
+
+/// From whom a path was repaired, or why it was not.
+async fn one(api: &Api, path: &StorePath) -> Result<Result<String, String>, ApiError> {
+    let known = api.depot.infos(vec![path.clone()]).await.map_err(failed)?;
+    let Some(info) = known.into_iter().next() else {
+        return Ok(Err("it has been collected meanwhile".to_owned()));
+    };
+    let Some(team) = api.team.current() else {
+        return Ok(Err(
+            "there is nobody to fetch it from: this node takes part in no team".to_owned(),
+        ));
+    };
+    Ok(team.repair(&info).await)
+}
