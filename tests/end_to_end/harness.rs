@@ -39,11 +39,11 @@ pub fn skipped(test: &str, reason: &str) {
 
 /// Whether builds can run here; says why not, visibly.
 pub fn sandbox_works(test: &str) -> bool {
+    let program = Path::new(env!("CARGO_BIN_EXE_tvix-node"));
+    // Says nothing about this machine, so it must not count as a reason to skip.
+    assert!(program.is_file(), "there is no program {}", program.display());
     let scratch = tempfile::tempdir().expect("a temporary folder can be made");
-    match tvix_node::sandbox_probe(
-        Path::new(env!("CARGO_BIN_EXE_tvix-node")),
-        &scratch.path().join("probe"),
-    ) {
+    match tvix_node::sandbox_probe(program, &scratch.path().join("probe")) {
         Ok(()) => true,
         Err(reason) => {
             skipped(test, &format!("builds cannot run here: {reason}"));

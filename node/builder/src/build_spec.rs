@@ -60,7 +60,7 @@ pub struct BuildSpec {
     /// Most processes and threads at once; see [`crate::limits::PROCESSES`].
     pub processes: u32,
     /// Bytes of memory that all processes of the build may use together; none: no limit. Bound by a
-    /// control group where this user may make one, else watched.
+    /// control group where this user may make one ([`Config::control_groups`]), else watched.
     pub memory: Option<u64>,
     /// Values for variables that a fixed-output derivation names in `impureEnvVars`. A name that is
     /// not here is set to the empty string, as Nix does.

@@ -84,6 +84,11 @@ pub struct Config {
     pub sandbox_paths: BTreeMap<PathBuf, SandboxPath>,
     /// How fixed-output builds reach the network; none: not at all.
     pub network: Option<Network>,
+    /// Whether a bound on memory is set with a control group where this user may make one; else it is
+    /// always watched. Switch it off where somebody looks after the node's own group and takes every
+    /// process that the kernel ends for lack of memory in it, or below it, for a fault of the node:
+    /// service managers and machines that test software may do that.
+    pub control_groups: bool,
     /// Certificates shown to fixed-output builds as `/etc/ssl/certs/ca-certificates.crt`.
     pub ca_certificates: Option<PathBuf>,
 }
@@ -104,6 +109,7 @@ impl Config {
             first_build_user: FIRST_BUILD_USER,
             sandbox_paths: BTreeMap::new(),
             network: Some(Network::default()),
+            control_groups: true,
             ca_certificates: default_certificates(),
         }
     }

@@ -117,7 +117,7 @@ async fn attempt(
     let given = environment::given(spec, &options, &paths, config.network.is_some())?;
     let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
     let mut order = order(config, spec, given, &paths, scratch)?;
-    order.memory_group = spec.memory.and_then(|bytes| {
+    order.memory_group = spec.memory.filter(|_| config.control_groups).and_then(|bytes| {
         let group = scratch.bound_memory(bytes)?;
         Some(JoinGroup {
             door: Bytes::path(&group.door()),

@@ -9,7 +9,7 @@ use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 use tvix_node_protocol::nix::store_path::hash_placeholder;
 use tvix_node_protocol::path_info::NarHash;
 
-use crate::stage::{ACTOR, OUT, Stage, actor_path, fields, spec};
+use crate::stage::{ACTOR, OUT, Stage, actor_path, fields, skipped, spec};
 
 #[tokio::test]
 async fn an_output_comes_out_and_nothing_stays() {
@@ -249,7 +249,10 @@ async fn thirty_two_bit_builders_run_on_a_thirty_two_bit_machine() {
     match outside {
         Ok(status) => assert!(status.success(), "{status}"),
         Err(error) => {
-            println!("SKIPPED: a 32-bit builder, because this machine runs no such program: {error}");
+            skipped(
+                "a 32-bit builder",
+                &format!("this machine runs no such program: {error}"),
+            );
             return;
         }
     }

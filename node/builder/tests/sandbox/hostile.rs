@@ -9,7 +9,7 @@ use tvix_node_protocol::nix::derivation::OutputKind;
 use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 
 use crate::keys::add_session_key;
-use crate::stage::{Bystander, OUT, Stage, actor_path, fields, is_running, spec, token};
+use crate::stage::{Bystander, OUT, Stage, actor_path, fields, is_running, skipped, spec, token};
 
 /// No line of a log says that something worked.
 fn nothing_worked(log: &[String]) {
@@ -72,7 +72,7 @@ async fn keys_of_the_machine_cannot_be_used() {
     let number = match add_session_key(&name) {
         Ok(number) => number.to_string(),
         Err(error) => {
-            println!("SKIPPED: a look for keys, because this machine keeps none: {error}");
+            skipped("a look for keys", &format!("this machine keeps none: {error}"));
             return;
         }
     };
@@ -254,7 +254,10 @@ async fn a_fork_bomb_ends_in_its_sandbox() {
         .map_while(|part| part.parse().ok())
         .collect();
     if numbers < vec![5, 14] && !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: a limit on processes, because kernel {release} counts them per user");
+        skipped(
+            "a limit on processes",
+            &format!("kernel {release} counts them per user"),
+        );
         return;
     }
     let played = stage.play(asked).await;
