@@ -5,10 +5,15 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::harness::Machine;
+use crate::harness::{Machine, sandbox_works};
 
 /// A server that has one file, and counts how often it was asked. It ends with the test's process.
 fn server(body: Vec<u8>) -> (String, Arc<AtomicUsize>) {
+    server_that(body, || ())
+}
+
+/// A server that does something before it answers.
+fn server_that(body: Vec<u8>, wait: impl Fn() + Send + 'static) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}/x.tar", listener.local_addr().expect("an address"));
     let asked = Arc::new(AtomicUsize::new(0));
@@ -23,6 +28,7 @@ fn server(body: Vec<u8>) -> (String, Arc<AtomicUsize>) {
                 .count();
             assert!(lines > 0, "a request has lines");
             count.fetch_add(1, Ordering::SeqCst);
+            wait();
             let head = format!(
                 "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
                 body.len()
@@ -79,6 +85,48 @@ fn expressions_and_the_search_path_may_be_archives() {
     std::fs::write(&file, archive()).expect("a file");
     let local = format!("file://{}", file.display());
     assert_eq!(machine.run(&["eval", "-f", &local, "-A", "value"]).ok(), "2");
+}
+
+/// While two targets wait for a server, others of the same command are evaluated and built; what both want is fetched
+/// once.
+#[test]
+fn other_targets_go_on_while_one_fetches() {
+    if !sandbox_works("other_targets_go_on_while_one_fetches") {
+        return;
+    }
+    let machine = Machine::new();
+    let (open, gate) = std::sync::mpsc::channel();
+    let (url, asked) = server_that(archive(), move || gate.recv().expect("the test opens it"));
+    machine.expression(&format!(
+        r#"let waits = name: build name {{ text = builtins.readFile "${{fetchTarball "{url}"}}/text"; }} "write $out $text";
+        in {{ a = waits "a"; b = waits "b"; other = build "other" {{ }} "write $out other"; }}"#
+    ));
+    let mut running = machine.start(&[
+        "build",
+        "-A",
+        "a",
+        "-A",
+        "b",
+        "-A",
+        "other",
+        "--no-out-link",
+        "--log-format",
+        "internal-json",
+    ]);
+    loop {
+        let line = running.until("");
+        assert!(
+            !line.contains("evaluation-ended"),
+            "nothing was waited for: {line}"
+        );
+        if line.contains("build-finished") && line.contains("-other") {
+            break;
+        }
+    }
+    open.send(()).expect("the server waits");
+    let finished = running.finish();
+    assert_eq!(finished.ok().lines().count(), 3, "{}", finished.stderr);
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }
 
 #[test]

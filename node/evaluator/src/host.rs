@@ -2,8 +2,9 @@
 //!
 //! The evaluator itself opens no socket and knows no store. Every effect goes through one `Host`: source files
 //! are read through it, sources, texts and derivations leave through it at the moment they are known, and
-//! import-from-derivation asks it for builds. All calls but [`Host::realise`] answer at once; a realisation is
-//! answered by a ticket, the target that needs it is suspended, and other targets go on.
+//! import-from-derivation asks it for builds. All calls answer at once but [`Host::realise`] and
+//! [`Host::begin_fetch`], which are answered by a ticket: the target that needs it is suspended, and other targets
+//! go on.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -127,11 +128,11 @@ pub enum Wanted {
     Path(StorePath),
 }
 
-/// Names a realisation under way.
+/// Names a realisation or a fetch under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
-/// How a realisation ended.
+/// How a realisation or a fetch ended.
 pub type Realised = Result<(), HostError>;
 
 /// What a message to the user is.
@@ -262,6 +263,24 @@ pub trait Host {
 
     /// Something to tell the user while the evaluation goes on.
     fn message(&self, kind: MessageKind, text: &str);
+
+    /// Begins to fetch something into the store without waiting for it. Its end is one of [`Host::finished`]; then
+    /// [`Host::fetched`] has the result. None: this host fetches at once, by [`Host::fetch`].
+    ///
+    /// # Errors
+    /// As of [`Host::fetch`], where it is known at once.
+    fn begin_fetch(&self, _wanted: &Fetch) -> Result<Option<Ticket>, HostError> {
+        Ok(None)
+    }
+
+    /// The result of a fetch that was begun and has ended well. Asked for once.
+    ///
+    /// # Errors
+    /// No such fetch has ended. The default: this host begins none.
+    fn fetched(&self, ticket: Ticket) -> Result<Fetched, HostError> {
+        let Ticket(number) = ticket;
+        Err(HostError::new(format!("no fetch has the number {number}")))
+    }
 
     /// Fetches something into the store. Must refuse what differs from the hash that is demanded.
     ///

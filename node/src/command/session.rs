@@ -275,9 +275,8 @@ async fn read_events(mut events: EventStream, imports: ImportSender, steps: mpsc
                     EventKind::ImportFailed { import, error } => Some((*import, Err(error.clone()))),
                     _ => None,
                 };
-                if let Some(import) = import {
-                    // An evaluation that has ended waits for nothing.
-                    drop(imports.send(import));
+                if let Some((import, result)) = import {
+                    imports.send(import, result);
                 }
                 Step::Node(event)
             }

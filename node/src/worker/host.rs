@@ -10,16 +10,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tvix_node_evaluator::{
     Fetch, Fetched, Host, HostError, Ingestion, Instantiated, MessageKind, Realised, Source, Ticket, Wanted,
 };
-use tvix_node_gateway::control::Upload;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{AddSource, AddedAs, WorkerMessage};
 use tvix_node_protocol::nix::store_path::STORE_DIR;
 use tvix_node_protocol::path_info::PathInfo;
 
+use super::beside::{Beside, Ended, Fetches};
 use super::limits::SOURCE_TRIES;
-use super::link::{Link, LinkError};
+use super::link::{Happened, Link, LinkError};
 use super::offer::Offer;
-use super::source::{SourceError, SourceTree};
+use super::source::{SourceError, SourceTree, send};
 use crate::fetch::{FetchError, Fetcher};
 
 /// Opens the session when the evaluation first needs the node.
@@ -45,7 +45,7 @@ pub struct NodeHost {
     /// Something was told since the last time the node was known to have taken all of it.
     unsettled: Cell<bool>,
     node_failed: Cell<bool>,
-    fetcher: Fetcher,
+    fetches: RefCell<Fetches>,
     next_ticket: Cell<u64>,
     next_import: Cell<u64>,
     waiting: RefCell<Waiting>,
@@ -69,6 +69,23 @@ struct Waiting {
     tickets: BTreeMap<Ticket, (usize, Option<String>)>,
 }
 
+impl Waiting {
+    /// Takes note of the end of an import. Gives the ticket that has ended with it, if one has.
+    fn end(&mut self, import: u64, result: Result<(), String>) -> Option<(Ticket, Realised)> {
+        let ticket = self.imports.remove(&import)?;
+        let (left, failure) = self.tickets.get_mut(&ticket)?;
+        *left -= 1;
+        if let Err(error) = result {
+            failure.get_or_insert(error);
+        }
+        if *left > 0 {
+            return None;
+        }
+        let (_, failure) = self.tickets.remove(&ticket)?;
+        Some((ticket, failure.map_or(Ok(()), |error| Err(HostError::new(error)))))
+    }
+}
+
 impl NodeHost {
     /// A host whose store paths lie in `store_folder` (`<home>/nix/store`), and that fetches with `fetcher`.
     #[must_use]
@@ -83,7 +100,7 @@ impl NodeHost {
             sources: RefCell::default(),
             unsettled: Cell::new(false),
             node_failed: Cell::new(false),
-            fetcher,
+            fetches: RefCell::new(Fetches::new(fetcher)),
             next_ticket: Cell::new(0),
             next_import: Cell::new(0),
             waiting: RefCell::default(),
@@ -133,6 +150,28 @@ impl NodeHost {
         Ok(())
     }
 
+    fn ticket(&self) -> Ticket {
+        let ticket = Ticket(self.next_ticket.get());
+        self.next_ticket.set(ticket.0 + 1);
+        ticket
+    }
+
+    /// Who waited for a fetch that has ended, and what came of it.
+    fn fetch_ended(&self, link: &Link, ended: Ended) -> Vec<(Ticket, Realised)> {
+        if ended.node_failed {
+            self.node_failed.set(true);
+        }
+        let (tickets, result) = self.fetches.borrow_mut().end(link, ended);
+        if let Ok(path) = &result {
+            self.present.borrow_mut().insert(path.clone());
+        }
+        let realised = |ticket| {
+            let realised = result.as_ref().map(drop);
+            (ticket, realised.map_err(|error| HostError::new(error.clone())))
+        };
+        tickets.into_iter().map(realised).collect()
+    }
+
     fn node_error(&self, error: &LinkError) -> HostError {
         if !error.is_the_expressions() {
             self.node_failed.set(true);
@@ -157,17 +196,6 @@ impl NodeHost {
         true
     }
 
-    /// Writes a tree to an upload. Where the node takes no more, the end of the upload has its reason.
-    fn send(&self, tree: &SourceTree, upload: &mut Upload) -> Result<(), SourceError> {
-        match tree.write_archive(upload) {
-            Err(SourceError::Archive {
-                source: tvix_node_protocol::nix::nar::NarError::Io(error),
-                ..
-            }) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => written,
-        }
-    }
-
     /// Sends a source that was read while the evaluation goes on.
     fn offer(&self, offer: Offer) -> Result<StorePath, HostError> {
         let path = offer.path.clone();
@@ -188,6 +216,7 @@ impl NodeHost {
             )
         };
         let link = self.link()?;
+        let sources = link.sources();
         let tree = SourceTree::new(physical, source.only);
         let tree = match source.ingestion {
             Ingestion::Nar => tree,
@@ -197,13 +226,13 @@ impl NodeHost {
         for _ in 0..SOURCE_TRIES {
             let fingerprint = tree.fingerprint(&tag).map_err(failed)?;
             if let Some(fingerprint) = &fingerprint
-                && let Some(path) = link
-                    .find_source(fingerprint.clone())
+                && let Some(path) = sources
+                    .find(fingerprint.clone())
                     .map_err(|error| self.node_error(&error))?
             {
                 return Ok(path);
             }
-            let mut upload = link.add_source(AddSource {
+            let mut upload = sources.add(AddSource {
                 name: source.name.to_owned(),
                 method: match source.ingestion {
                     Ingestion::Nar => AddedAs::Nar,
@@ -213,7 +242,7 @@ impl NodeHost {
                 expected: source.expected.map(|hash| hash.to_sri_string()),
                 references: source.references.clone(),
             });
-            match self.send(&tree, &mut upload) {
+            match send(&tree, &mut upload) {
                 Ok(()) => {}
                 Err(SourceError::Changed(_)) => continue,
                 Err(error) => return Err(failed(error)),
@@ -223,9 +252,7 @@ impl NodeHost {
             if fingerprint.is_some() && tree.fingerprint(&tag).map_err(failed)? != fingerprint {
                 continue;
             }
-            let info = link
-                .finish_upload(upload)
-                .map_err(|error| self.node_error(&error))?;
+            let info = sources.finish(upload).map_err(|error| self.node_error(&error))?;
             return Ok(info.path);
         }
         Err(failed(SourceError::Changed(source.path.to_owned())))
@@ -325,8 +352,7 @@ impl Host for NodeHost {
     }
 
     fn realise(&self, wanted: &[Wanted]) -> Result<Ticket, HostError> {
-        let ticket = Ticket(self.next_ticket.get());
-        self.next_ticket.set(ticket.0 + 1);
+        let ticket = self.ticket();
         for wanted in wanted {
             let import = self.next_import.get();
             self.next_import.set(import + 1);
@@ -356,26 +382,22 @@ impl Host for NodeHost {
         let link = self.link()?;
         let mut finished = Vec::new();
         loop {
-            let ended = link
-                .ended_imports(wait && finished.is_empty())
+            let happened = link
+                .happened(wait && finished.is_empty())
                 .map_err(|error| self.node_error(&error))?;
-            let none = ended.is_empty();
-            let mut waiting = self.waiting.borrow_mut();
-            for (import, result) in ended {
-                let Some(ticket) = waiting.imports.remove(&import) else {
-                    continue;
-                };
-                let Some((left, failure)) = waiting.tickets.get_mut(&ticket) else {
-                    continue;
-                };
-                *left -= 1;
-                if let Err(error) = result {
-                    failure.get_or_insert(error);
-                }
-                if *left == 0
-                    && let Some((_, failure)) = waiting.tickets.remove(&ticket)
-                {
-                    finished.push((ticket, failure.map_or(Ok(()), |error| Err(HostError::new(error)))));
+            let none = happened.is_empty();
+            for one in happened {
+                match one {
+                    Happened::Import(import, result) => {
+                        finished.extend(self.waiting.borrow_mut().end(import, result));
+                    }
+                    Happened::Beside(Beside::Warning(text)) => {
+                        (self.messages)(MessageKind::Warning, &text);
+                    }
+                    Happened::Beside(Beside::Ended(ended)) => {
+                        finished.extend(self.fetch_ended(&link, *ended))
+                    }
+                    Happened::Over => {}
                 }
             }
             if !wait || !finished.is_empty() || none {
@@ -384,8 +406,26 @@ impl Host for NodeHost {
         }
     }
 
+    /// What comes from elsewhere takes long; what is on this machine is taken at once.
+    fn begin_fetch(&self, wanted: &Fetch) -> Result<Option<Ticket>, HostError> {
+        if matches!(wanted, Fetch::Path { .. }) {
+            return Ok(None);
+        }
+        let link = self.link()?;
+        let ticket = self.ticket();
+        self.fetches.borrow_mut().begin(&link, wanted, ticket);
+        Ok(Some(ticket))
+    }
+
+    fn fetched(&self, ticket: Ticket) -> Result<Fetched, HostError> {
+        let Ticket(number) = ticket;
+        let fetched = self.fetches.borrow_mut().take(ticket);
+        fetched.ok_or_else(|| HostError::new(format!("no fetch with the number {number} has ended")))
+    }
+
     fn fetch(&self, wanted: &Fetch) -> Result<Fetched, HostError> {
-        let fetched = self.fetcher.fetch(wanted, self).map_err(|error| match error {
+        let fetcher = self.fetches.borrow().fetcher();
+        let fetched = fetcher.fetch(wanted, self).map_err(|error| match error {
             FetchError::Store(error) => error,
             error => HostError::new(error.to_string()),
         })?;
@@ -439,16 +479,18 @@ impl Host for NodeHost {
 impl crate::fetch::Store for NodeHost {
     fn find(&self, fingerprint: &str) -> Result<Option<StorePath>, HostError> {
         self.link()?
-            .find_source(fingerprint.to_owned())
+            .sources()
+            .find(fingerprint.to_owned())
             .map_err(|error| self.node_error(&error))
     }
 
     fn add(&self, tree: &SourceTree, source: AddSource) -> Result<PathInfo, HostError> {
         let link = self.link()?;
-        let mut upload = link.add_source(source);
-        self.send(tree, &mut upload)
+        let mut upload = link.sources().add(source);
+        send(tree, &mut upload)
             .map_err(|error| HostError::caused("what was fetched cannot be put into the store", error))?;
-        link.finish_upload(upload)
+        link.sources()
+            .finish(upload)
             .map_err(|error| self.node_error(&error))
     }
 

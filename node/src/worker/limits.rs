@@ -18,3 +18,6 @@ pub const OFFERS: usize = 16;
 
 /// How often a source that changes while it is read is read again before the command gives up.
 pub const SOURCE_TRIES: usize = 3;
+
+/// Fetches at once: as many as keep a link busy, few enough that no server takes it for an attack.
+pub const FETCHES: usize = 8;

@@ -1,6 +1,6 @@
 //! A session with the node, as the evaluation's thread sees it: blocking calls, messages in order.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::mpsc as blocking;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{AddSource, FailureKind, SessionOpened, SourceQuery, WorkerMessage};
 use tvix_node_protocol::path_info::PathInfo;
 
+use super::beside::Beside;
 use super::limits::{BATCH_MESSAGES, BATCH_TEXT_BYTES, OFFERS, OUTBOX_MESSAGES};
 use super::offer::Offer;
 
@@ -59,32 +60,84 @@ enum Item {
     Barrier(oneshot::Sender<()>),
 }
 
-/// How an import ended: its number, and why it failed.
-pub type ImportResult = (u64, Result<(), String>);
+/// What an evaluation may wait for.
+pub(super) enum Happened {
+    /// An import has ended: its number, and why it failed.
+    Import(u64, Result<(), String>),
+    /// What was begun beside the evaluation has something to say.
+    Beside(Beside),
+    /// The session is over: no import will end any more.
+    Over,
+}
 
 /// The evaluation's side of a session. Its methods block; they must not be called on a thread that
 /// drives async tasks.
 pub struct Link {
-    client: ControlClient,
-    runtime: Handle,
-    session: u64,
+    sources: Sources,
     store_root: PathBuf,
     outbox: mpsc::Sender<Item>,
     failure: Arc<Mutex<Option<LinkError>>>,
     /// Turns of sources that are sent beside the evaluation.
     turns: Arc<Semaphore>,
-    imports: blocking::Receiver<ImportResult>,
+    happened: blocking::Receiver<Happened>,
+    /// For what is begun beside the evaluation.
+    sender: blocking::Sender<Happened>,
+    /// The session is over.
+    over: Cell<bool>,
 }
 
-/// Where the end of an import is told: given to whoever reads the session's events.
-pub type ImportSender = blocking::Sender<ImportResult>;
+/// Where the end of an import is told: given to whoever reads the session's events. When it is dropped, no more will
+/// end.
+pub struct ImportSender(blocking::Sender<Happened>);
+
+impl ImportSender {
+    /// Tells that an import has ended, and why it failed. An evaluation that has ended waits for nothing.
+    pub fn send(&self, import: u64, result: Result<(), String>) {
+        drop(self.0.send(Happened::Import(import, result)));
+    }
+}
+
+impl Drop for ImportSender {
+    fn drop(&mut self) {
+        drop(self.0.send(Happened::Over));
+    }
+}
+
+/// The store's way to take sources within a session. Its methods block, as those of [`Link`].
+#[derive(Clone)]
+pub(super) struct Sources {
+    client: ControlClient,
+    runtime: Handle,
+    session: u64,
+}
+
+impl Sources {
+    /// Whether an unchanged source is in the store.
+    pub(super) fn find(&self, fingerprint: String) -> Result<Option<StorePath>, LinkError> {
+        let query = SourceQuery { fingerprint };
+        Ok(self
+            .runtime
+            .block_on(self.client.find_source(self.session, &query))?
+            .path)
+    }
+
+    /// Begins to add a source; its archive is then written to the upload.
+    pub(super) fn add(&self, source: AddSource) -> Upload {
+        self.client.add_source(self.session, source)
+    }
+
+    /// Ends an upload whose archive is complete.
+    pub(super) fn finish(&self, upload: Upload) -> Result<PathInfo, LinkError> {
+        Ok(self.runtime.block_on(upload.finish())?)
+    }
+}
 
 impl Link {
     /// A link over an open session. Must be called within a tokio runtime.
     #[must_use]
     pub fn new(client: ControlClient, opened: &SessionOpened) -> (Self, ImportSender) {
         let (outbox, queue) = mpsc::channel(OUTBOX_MESSAGES);
-        let (import_sender, imports) = blocking::channel();
+        let (sender, happened) = blocking::channel();
         let failure = Arc::default();
         let session = opened.session;
         tokio::spawn(send_batches(client.clone(), session, queue, Arc::clone(&failure)));
@@ -92,16 +145,20 @@ impl Link {
         let runtime = Handle::current();
         (
             Self {
-                client,
-                runtime,
-                session,
+                sources: Sources {
+                    client,
+                    runtime,
+                    session,
+                },
                 store_root,
                 outbox,
                 failure,
                 turns: Arc::new(Semaphore::new(OFFERS)),
-                imports,
+                happened,
+                sender: sender.clone(),
+                over: Cell::new(false),
             },
-            import_sender,
+            ImportSender(sender),
         )
     }
 
@@ -138,45 +195,31 @@ impl Link {
         failure.clone().unwrap_or(LinkError::Over)
     }
 
-    /// Whether an unchanged source is in the store.
-    ///
-    /// # Errors
-    /// See [`LinkError`].
-    pub fn find_source(&self, fingerprint: String) -> Result<Option<StorePath>, LinkError> {
-        let query = SourceQuery { fingerprint };
-        Ok(self
-            .runtime
-            .block_on(self.client.find_source(self.session, &query))?
-            .path)
-    }
-
     /// Sends a source while the evaluation goes on. It is there before anything that is told after this.
     ///
     /// # Errors
     /// An earlier message was refused; see [`LinkError`]. Where this one is, a later call says so.
     pub(super) fn offer(&self, offer: Offer) -> Result<(), LinkError> {
-        let turn = self.runtime.block_on(Arc::clone(&self.turns).acquire_owned());
+        let runtime = &self.sources.runtime;
+        let turn = runtime.block_on(Arc::clone(&self.turns).acquire_owned());
         let turn = turn.map_err(|_| self.failed())?;
-        let (client, session) = (self.client.clone(), self.session);
-        self.put(Item::Source(self.runtime.spawn(async move {
+        let (client, session) = (self.sources.client.clone(), self.sources.session);
+        self.put(Item::Source(runtime.spawn(async move {
             let sent = send_source(&client, session, offer).await;
             drop(turn);
             sent
         })))
     }
 
-    /// Begins to add a source; its archive is then written to the upload.
-    #[must_use]
-    pub fn add_source(&self, source: AddSource) -> Upload {
-        self.client.add_source(self.session, source)
+    /// The store's way to take sources.
+    pub(super) fn sources(&self) -> &Sources {
+        &self.sources
     }
 
-    /// Ends an upload whose archive is complete.
-    ///
-    /// # Errors
-    /// See [`LinkError`].
-    pub fn finish_upload(&self, upload: Upload) -> Result<PathInfo, LinkError> {
-        Ok(self.runtime.block_on(upload.finish())?)
+    /// Runs something beside the evaluation, which [`Self::happened`] learns of through what it is given.
+    pub(super) fn beside(&self, work: impl FnOnce(Reporter) + Send + 'static) {
+        let reporter = Reporter(self.sender.clone());
+        drop(self.sources.runtime.spawn_blocking(move || work(reporter)));
     }
 
     /// What is known of a path, if it is valid.
@@ -186,29 +229,43 @@ impl Link {
     pub fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, LinkError> {
         self.settle()?;
         let infos = self
+            .sources
             .runtime
-            .block_on(self.client.path_infos(vec![path.clone()]))?;
+            .block_on(self.sources.client.path_infos(vec![path.clone()]))?;
         Ok(infos.into_iter().next())
     }
 
-    /// Imports that ended; with `wait`, at least one.
+    /// What has happened; with `wait`, at least one thing.
     ///
     /// # Errors
-    /// [`LinkError::Over`] where no more will end.
-    pub fn ended_imports(&self, wait: bool) -> Result<BTreeMap<u64, Result<(), String>>, LinkError> {
-        let mut ended = BTreeMap::new();
-        if wait {
-            let (import, result) = self.imports.recv().map_err(|_| self.failed())?;
-            ended.insert(import, result);
+    /// [`LinkError::Over`] where no more imports will end.
+    pub(super) fn happened(&self, wait: bool) -> Result<Vec<Happened>, LinkError> {
+        let mut all = Vec::new();
+        if self.over.get() {
+            return Err(self.failed());
         }
-        loop {
-            match self.imports.try_recv() {
-                Ok((import, result)) => drop(ended.insert(import, result)),
-                Err(blocking::TryRecvError::Empty) => return Ok(ended),
-                Err(blocking::TryRecvError::Disconnected) if ended.is_empty() => return Err(self.failed()),
-                Err(blocking::TryRecvError::Disconnected) => return Ok(ended),
+        if wait {
+            all.push(self.happened.recv().map_err(|_| self.failed())?);
+        }
+        all.extend(self.happened.try_iter());
+        if let Some(at) = all.iter().position(|one| matches!(one, Happened::Over)) {
+            self.over.set(true);
+            all.truncate(at);
+            if all.is_empty() {
+                return Err(self.failed());
             }
         }
+        Ok(all)
+    }
+}
+
+/// Tells the evaluation what comes of something that runs beside it.
+pub(super) struct Reporter(blocking::Sender<Happened>);
+
+impl Reporter {
+    /// An evaluation that has ended waits for nothing.
+    pub(super) fn tell(&self, what: Beside) {
+        drop(self.0.send(Happened::Beside(what)));
     }
 }
 

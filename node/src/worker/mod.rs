@@ -1,5 +1,6 @@
 //! The evaluation as the coordinator's worker: what runs in the process of a command.
 
+mod beside;
 mod host;
 mod limits;
 mod link;

@@ -13,6 +13,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tvix_node_gateway::control::Upload;
 use tvix_node_protocol::limits::TREE_DEPTH;
 use tvix_node_protocol::nix::nar::{Encoder, NarError};
 
@@ -302,6 +303,20 @@ fn special(metadata: &Metadata) -> Option<&'static str> {
         Some("device")
     } else {
         None
+    }
+}
+
+/// Writes a tree to an upload. Where the node takes no more, the end of the upload has its reason.
+///
+/// # Errors
+/// The tree cannot be read.
+pub(super) fn send(tree: &SourceTree, upload: &mut Upload) -> Result<(), SourceError> {
+    match tree.write_archive(upload) {
+        Err(SourceError::Archive {
+            source: NarError::Io(error),
+            ..
+        }) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 

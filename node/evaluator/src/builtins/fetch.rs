@@ -194,12 +194,18 @@ impl<'h> Evaluation<'h> {
         Ok(fetched.path.to_absolute_path().into_bytes())
     }
 
-    /// Has the host fetch something.
+    /// Has the host fetch something, suspending this target until it is there.
     pub(crate) fn fetch(&self, wanted: &Fetch, pos: Pos) -> Result<Fetched> {
-        let fetched = self
-            .host
-            .fetch(wanted)
-            .map_err(|error| self.host_error(pos, &error))?;
+        let failed = |error| self.host_error(pos, &error);
+        let fetched = match self.host.begin_fetch(wanted).map_err(failed)? {
+            None => self.host.fetch(wanted),
+            Some(ticket) => {
+                let ended = self.switch.wait_for_ticket(self, ticket);
+                ended.map_err(|error| error.at(pos))?.map_err(failed)?;
+                self.host.fetched(ticket)
+            }
+        };
+        let fetched = fetched.map_err(failed)?;
         self.remember_added(&fetched.path);
         Ok(fetched)
     }
