@@ -149,6 +149,8 @@ pub enum SessionMode {
     Build,
     /// Say what would be built, build only what an evaluation imports.
     DryRun,
+    /// Build the targets again on this node and compare them with what is there.
+    Check,
 }
 
 /// A session is open.
@@ -406,6 +408,18 @@ pub enum EventKind {
         /// Whether the failure counts against the command.
         demanded: bool,
     },
+    /// A derivation was built again, to be compared with what is in the store.
+    Checked {
+        /// What was built.
+        #[serde(with = "basename")]
+        derivation: StorePath,
+        /// Name of the node.
+        node: String,
+        /// Milliseconds it took.
+        duration: u64,
+        /// Output name to how it differs; none where all are the same.
+        differences: BTreeMap<String, OutputDifference>,
+    },
     /// A derivation cannot be built because another one failed.
     DependencyFailed {
         /// Which.
@@ -529,6 +543,21 @@ pub enum EventKind {
         /// Builds that failed and counted.
         failed: u64,
     },
+}
+
+/// An output that was built again and is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutputDifference {
+    /// Its path, where the store has what was built before.
+    #[serde(with = "basename")]
+    pub path: StorePath,
+    /// Where it lies as it was built now, outside of the store; none: it could not be kept.
+    pub kept: Option<String>,
+    /// The first places where it differs, each in words that begin with the place.
+    pub places: Vec<String>,
+    /// Whether there may be more of them.
+    pub more: bool,
 }
 
 /// How a session ended.

@@ -1,6 +1,7 @@
 //! The program as a user has it: real processes, homes of their own, real sandboxes.
 
 mod building;
+mod checking;
 mod evaluating;
 mod exchanging;
 mod failing;

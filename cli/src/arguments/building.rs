@@ -55,6 +55,7 @@ impl BuildingArguments {
                 disk: bound(self.max_build_disk_size),
             },
             dry_run: false,
+            check: false,
             out_link: None,
             to: None,
         }

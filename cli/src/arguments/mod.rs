@@ -73,6 +73,9 @@ pub enum Command {
         /// Say what would be built or fetched, and do only what the evaluation itself needs
         #[arg(long)]
         dry_run: bool,
+        /// Build the targets again on this node, where they are built already, and say where the results differ
+        #[arg(long, conflicts_with_all = ["dry_run", "to"])]
+        check: bool,
         #[command(flatten)]
         output: OutputArguments,
     },

@@ -11,8 +11,12 @@ const FLAGS: &[(&[&str], &str)] = &[
         "-o LINK makes a link that keeps the result",
     ),
     (
-        &["--check", "--repair"],
-        "what is in the store is not built again",
+        &["--check"],
+        "'tvix-node build --check' builds again what is there, and compares",
+    ),
+    (
+        &["--repair"],
+        "'tvix-node store verify' finds what is damaged; what is in the store is not built again",
     ),
     (
         &["--pure"],

@@ -69,11 +69,13 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
             building,
             links,
             dry_run,
+            check,
             output,
         } => {
             let evaluation = evaluation.to_evaluation(matches)?;
             let mut building = building.to_building();
             building.dry_run = dry_run;
+            building.check = check;
             // What is in another store cannot be linked to.
             building.out_link = (!links.no_out_link && links.to.is_none()).then_some(links.out_link);
             building.to = links.to;

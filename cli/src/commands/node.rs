@@ -123,6 +123,7 @@ fn status_text(status: &Status) -> String {
             SessionMode::Instantiate => "instantiates",
             SessionMode::Build => "builds",
             SessionMode::DryRun => "plans",
+            SessionMode::Check => "checks",
         };
         text += &format!(
             "session  {} {mode}, for {}: {}, {} waiting\n",

@@ -1,11 +1,12 @@
 //! The lines that stay: what each event has to say for good, and the summary at the end.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 
 use tvix_node::command::MessageKind;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildKind;
-use tvix_node_protocol::control::{Event, EventKind, Outcome};
+use tvix_node_protocol::control::{Event, EventKind, Outcome, OutputDifference};
 
 use crate::errors;
 
@@ -68,6 +69,25 @@ pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
                 .add(Tint::Bold, called(derivation))
                 .add(Tint::Plain, format!(" in {}{}", took(*duration), on(node))),
         ],
+        EventKind::Checked {
+            derivation,
+            node,
+            duration,
+            differences,
+        } if differences.is_empty() => vec![
+            Line::default()
+                .add(Tint::Good, "checked ")
+                .add(Tint::Bold, called(derivation))
+                .add(
+                    Tint::Plain,
+                    format!(" in {}{}: the same", took(*duration), on(node)),
+                ),
+        ],
+        EventKind::Checked {
+            derivation,
+            differences,
+            ..
+        } => different(derivation, differences),
         EventKind::BuildFailed {
             derivation,
             node,
@@ -125,6 +145,37 @@ pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
         EventKind::Message { level, text } => message(level, text),
         _ => Vec::new(),
     }
+}
+
+/// What was built again and is not what it was.
+fn different(derivation: &StorePath, differences: &BTreeMap<String, OutputDifference>) -> Vec<Line> {
+    let mut lines = vec![
+        Line::default()
+            .add(Tint::Bad, "error:")
+            .add(Tint::Plain, " ")
+            .add(Tint::Bold, called(derivation))
+            .add(Tint::Plain, " is not the same when built again:"),
+    ];
+    for (name, difference) in differences {
+        lines.push(Line::plain(format!(
+            "       output '{name}', {}",
+            difference.path
+        )));
+        lines.extend(
+            difference
+                .places
+                .iter()
+                .map(|place| Line::plain(format!("         {place}"))),
+        );
+        if difference.more {
+            lines.push(Line::plain("         and more"));
+        }
+        lines.push(match &difference.kept {
+            Some(kept) => Line::plain("       as built now: ").add(Tint::Bold, kept),
+            None => Line::plain("       as built now, it could not be kept"),
+        });
+    }
+    lines
 }
 
 fn on(node: &str) -> String {

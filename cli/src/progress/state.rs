@@ -167,6 +167,19 @@ impl State {
                 self.counts.built += 1;
                 self.end_build(derivation);
             }
+            EventKind::Checked {
+                derivation,
+                differences,
+                ..
+            } => {
+                if differences.is_empty() {
+                    self.counts.built += 1;
+                } else {
+                    self.counts.failed += 1;
+                    self.failed.insert(derivation.clone(), derivation.clone());
+                }
+                self.end_build(derivation);
+            }
             EventKind::BuildFailed {
                 derivation, demanded, ..
             } => {

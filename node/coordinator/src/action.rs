@@ -82,6 +82,25 @@ pub enum Action {
         /// Bounds.
         limits: BuildLimits,
     },
+    /// Build a derivation of which outputs are in the own store again, on this node and in a slot that no
+    /// build wants, and compare. All inputs are in the own store with their closure. Answered by
+    /// [`Event::Checked`](crate::Event::Checked).
+    Check {
+        /// For which session.
+        session: SessionId,
+        /// What to build.
+        derivation: StorePath,
+        /// `NIX_BUILD_CORES`; 0: all.
+        cores: u32,
+        /// Bounds.
+        limits: BuildLimits,
+    },
+    /// None of a session's checks is wanted any more. Each is over when
+    /// [`Event::Checked`](crate::Event::Checked) says so.
+    CancelChecks {
+        /// Whose.
+        session: SessionId,
+    },
     /// Send a build request to a peer. Every input is in the own store or can be had from a source.
     Request {
         /// Names the build.

@@ -208,6 +208,11 @@ impl Coordinator {
                 self.build_finished(build, &outputs, delivery);
             }
             Event::BuildFailed { build, failure } => self.build_failed(build, failure),
+            Event::Checked {
+                session,
+                derivation,
+                outcome,
+            } => self.checked(session, &derivation, outcome),
             Event::Tick => self.tick(),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildLimits, DesiredStore};
-use tvix_node_protocol::control::{OpenSession, SessionMode};
+use tvix_node_protocol::control::{OpenSession, OutputDifference, SessionMode};
 use tvix_node_protocol::envelope::NodeKey;
 
 use crate::action::Source;
@@ -216,6 +216,16 @@ pub enum Event {
         failure: BuildFailure,
     },
 
+    /// What came of [`Action::Check`](crate::Action::Check).
+    Checked {
+        /// For which session.
+        session: SessionId,
+        /// What was built.
+        derivation: StorePath,
+        /// What came of it.
+        outcome: CheckOutcome,
+    },
+
     /// Time has passed. Due at [`Coordinator::deadline`](crate::Coordinator::deadline) at the latest.
     Tick,
 }
@@ -349,6 +359,20 @@ pub enum Delivery {
     DesiredStore,
     /// In the builder's store, from where they are fetched if they are needed.
     AtBuilder,
+}
+
+/// What came of building something again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// It was built.
+    Built {
+        /// Milliseconds it took.
+        duration: u64,
+        /// Output name to how it differs from what is there.
+        differences: BTreeMap<String, OutputDifference>,
+    },
+    /// It came to nothing.
+    Failed(BuildFailure),
 }
 
 /// How a build came to nothing.

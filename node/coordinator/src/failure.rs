@@ -270,7 +270,7 @@ impl Coordinator {
         self.stop_after_failure(slot);
     }
 
-    fn stop_after_failure(&mut self, slot: Slot) {
+    pub(crate) fn stop_after_failure(&mut self, slot: Slot) {
         if self
             .sessions
             .get(slot)
@@ -380,6 +380,14 @@ impl Coordinator {
                 );
             }
             GoalKind::Import { number } => self.import_failed(slot, number, error),
+            GoalKind::Check(check) => self.tell(
+                slot,
+                EventKind::TargetFailed {
+                    target: check.number,
+                    name: check.name,
+                    error,
+                },
+            ),
         }
     }
 

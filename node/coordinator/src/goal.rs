@@ -4,6 +4,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{EventKind, SessionMode};
 
 use crate::action::{Refusal, Urgency};
+use crate::check::{Check, CheckStage};
 use crate::coordinator::Coordinator;
 use crate::graph::{Asked, Desired, DesiredId, DrvId, GoalId, Own, PathId};
 use crate::id::SessionId;
@@ -15,6 +16,7 @@ use crate::session_set::{SessionSet, Slot};
 pub(crate) enum GoalKind {
     Target { number: u64, name: String },
     Import { number: u64 },
+    Check(Check),
 }
 
 /// Something a session waits for.
@@ -80,6 +82,7 @@ impl Coordinator {
                 let kind = GoalKind::Target { number, name };
                 self.add_goal(slot, Goal { kind, outputs });
             }
+            SessionMode::Check => self.begin_check(slot, number, name, drv, outputs),
         }
     }
 
@@ -170,14 +173,18 @@ impl Coordinator {
         Ok((id, found))
     }
 
-    fn add_goal(&mut self, slot: Slot, goal: Goal) {
+    /// Gives the goal a number of its own.
+    pub(crate) fn add_goal(&mut self, slot: Slot, goal: Goal) -> GoalId {
         let Some(session) = self.sessions.get_mut(slot) else {
-            return;
+            return GoalId(u32::MAX);
         };
         let number = GoalId(session.next_goal);
         session.next_goal += 1;
         let import = matches!(goal.kind, GoalKind::Import { .. });
-        let to = session.to.filter(|_| !import);
+        let to = session
+            .to
+            .filter(|_| matches!(goal.kind, GoalKind::Target { .. }));
+        let looks_only = matches!(&goal.kind, GoalKind::Check(check) if check.stage == CheckStage::Outputs);
         let paths: Vec<PathId> = goal.outputs.iter().map(|(_, path)| *path).collect();
         session.goals.insert(number, goal);
         for path in paths {
@@ -197,10 +204,11 @@ impl Coordinator {
                 }
                 matches!(entry.state, Desired::Unknown(_) | Desired::There)
             });
-            if !wait {
+            if !wait && !looks_only {
                 self.demand(slot, path, urgency, 1);
             }
         }
+        number
     }
 
     pub(crate) fn import_failed(&mut self, slot: Slot, import: u64, error: String) {
@@ -219,6 +227,7 @@ impl Coordinator {
             return false;
         };
         match (&goal.kind, session.to) {
+            (GoalKind::Check(check), _) => check.stage == CheckStage::Inputs,
             (GoalKind::Import { .. }, _) | (GoalKind::Target { .. }, None) => true,
             (GoalKind::Target { .. }, Some(store)) => {
                 let state = self.graph.paths[path].desired(store).map(|entry| entry.state);
@@ -236,6 +245,14 @@ impl Coordinator {
             let Some(goal) = session.goals.get(&number) else {
                 continue;
             };
+            if let GoalKind::Check(Check {
+                stage: CheckStage::Outputs,
+                ..
+            }) = goal.kind
+            {
+                self.look_for_outputs(slot, number);
+                continue;
+            }
             let to = session
                 .to
                 .filter(|_| matches!(goal.kind, GoalKind::Target { .. }));
@@ -297,6 +314,7 @@ impl Coordinator {
             }
         }
         match goal.kind {
+            GoalKind::Check(check) => self.ready_to_check(slot, number, check),
             GoalKind::Import { number } => self.tell(slot, EventKind::ImportDone { import: number }),
             GoalKind::Target { number, name } => {
                 let paths = goal.outputs.into_iter();

@@ -18,6 +18,8 @@
 //!   those who shared it when it was placed; one that is stopped by a limit fails only for sessions
 //!   that would not have let it go on.
 //! - A session that ends takes along only what nobody else wants.
+//! - A session that checks builds its targets again on this node, where their outputs are, once what
+//!   they read is here; it shares that with nobody.
 //! - Builders that refuse, vanish or fall silent are replaced, a bounded number of times.
 //! - Every session that is told [`Ended`](tvix_node_protocol::control::EventKind::Ended) is told
 //!   nothing after it, and every session ends if its evaluation does and what was asked for is
@@ -82,6 +84,7 @@
 pub mod action;
 mod build;
 mod builders;
+mod check;
 mod coordinator;
 mod demand;
 pub mod event;
@@ -106,7 +109,7 @@ mod transfer;
 pub use action::{Action, Refusal, Source, Urgency};
 pub use coordinator::{BuildView, Config, Coordinator, SessionView};
 pub use event::{
-    BuildFailure, BuiltPath, Delivery, Derivation, Event, FailureKind, InputDerivation, OwnBuilder,
-    PathPresence, PeerOffer, SessionOptions,
+    BuildFailure, BuiltPath, CheckOutcome, Delivery, Derivation, Event, FailureKind, InputDerivation,
+    OwnBuilder, PathPresence, PeerOffer, SessionOptions,
 };
 pub use id::{BuildId, FetchId, PushId, QuestionId, SessionId, Time};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{EventKind, Outcome, SessionMode};
 
 use crate::action::{Action, Refusal};
@@ -43,6 +44,8 @@ pub(crate) struct Session {
     /// An import failed, and the evaluation has not said yet what came of it.
     pub(crate) import_unreported: bool,
     pub(crate) ending: Option<Ending>,
+    /// Derivations that are being built again for it.
+    pub(crate) checking: BTreeSet<StorePath>,
 }
 
 /// A session that is only waiting for its remains to be over.
@@ -126,6 +129,8 @@ impl Coordinator {
         match options.mode {
             SessionMode::Build => self.sessions.speculating.insert(slot),
             SessionMode::Instantiate | SessionMode::DryRun => self.sessions.planning.insert(slot),
+            // Nothing but what the targets read is built for it, and that only where it is not there.
+            SessionMode::Check => true,
         };
         self.sessions.opened += 1;
         self.sessions.numbers.insert(id, slot);
@@ -152,6 +157,7 @@ impl Coordinator {
             evaluation_failed: false,
             import_unreported: false,
             ending: None,
+            checking: BTreeSet::new(),
         }));
     }
 
@@ -265,6 +271,10 @@ impl Coordinator {
             session.import_unreported = false;
         }
         session.ending = Some(Ending { outcome, since });
+        if !session.checking.is_empty() {
+            let session = session.id;
+            self.actions.push(Action::CancelChecks { session });
+        }
         self.release_session(slot);
     }
 
@@ -357,7 +367,8 @@ impl Coordinator {
     /// that failed, or for its builds on this node to be over, so that a command that was
     /// interrupted leaves nothing running behind it.
     fn lingers(&self, slot: Slot, session: &Session, ending: Ending) -> bool {
-        let dying = ending.outcome != Outcome::Success && self.is_dying(slot);
+        let dying =
+            ending.outcome != Outcome::Success && (self.is_dying(slot) || !session.checking.is_empty());
         self.now < ending.since.after(limits::END_PATIENCE) && (session.import_unreported || dying)
     }
 

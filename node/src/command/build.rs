@@ -60,15 +60,19 @@ pub(super) async fn build(
     let prepared = prepare(home, evaluation, Action::Instantiate)?;
     let mode = if building.dry_run {
         SessionMode::DryRun
+    } else if building.check {
+        SessionMode::Check
     } else {
         SessionMode::Build
     };
     let ended = run(home, mode, Opening::Now, building, prepared, notice).await?;
     match ended.outcome {
         Some(Outcome::BuildFailed) => {
-            return Err(CommandError::BuildFailed(
-                "not everything could be built".to_owned(),
-            ));
+            let what = match mode {
+                SessionMode::Check => "not everything is the same when built again",
+                _ => "not everything could be built",
+            };
+            return Err(CommandError::BuildFailed(what.to_owned()));
         }
         Some(Outcome::Interrupted) => return Err(CommandError::Interrupted),
         _ if ended.failures > 0 => {

@@ -56,6 +56,8 @@ pub struct Building {
     pub limits: BuildLimits,
     /// `--dry-run`.
     pub dry_run: bool,
+    /// `--check`: build again what is there, and compare.
+    pub check: bool,
     /// `-o`, by default `result`; none: `--no-out-link`.
     pub out_link: Option<PathBuf>,
     /// `--to`.
@@ -71,6 +73,7 @@ impl Default for Building {
             cores: 0,
             limits: BuildLimits::NONE,
             dry_run: false,
+            check: false,
             out_link: Some(PathBuf::from("result")),
             to: None,
         }

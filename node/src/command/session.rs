@@ -438,7 +438,8 @@ impl Progress {
         }
         // A build that failed ends the command though the evaluation still runs; where the value is
         // what counts, the evaluation has the last word.
-        self.mode == SessionMode::Build && self.outcome.is_some_and(|outcome| outcome != Outcome::Success)
+        matches!(self.mode, SessionMode::Build | SessionMode::Check)
+            && self.outcome.is_some_and(|outcome| outcome != Outcome::Success)
     }
 
     fn take(&mut self, step: Step, home: &Home, notice: &mut dyn FnMut(Notice)) -> Result<(), CommandError> {

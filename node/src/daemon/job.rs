@@ -119,7 +119,7 @@ impl Jobs {
     }
 }
 
-fn failure_of(error: &JobError) -> BuildFailure {
+pub(super) fn failure_of(error: &JobError) -> BuildFailure {
     let log_tail = match error {
         JobError::Build(error) => error.log_tail.clone(),
         _ => Vec::new(),

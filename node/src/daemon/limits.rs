@@ -33,3 +33,10 @@ pub const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// Log lines of a build that wait for the word that it has started. It comes within a few
 /// milliseconds; a builder that floods its log meanwhile is shown at once.
 pub const EARLY_LINES: usize = 256;
+
+/// Places at which an output that was built again differs, as a command is told them: enough to see what
+/// kind of difference it is. The output itself is kept for more.
+pub const DIFFERENT_PLACES: usize = 20;
+
+/// Characters of such a place: a name of the length that people choose, and how it differs.
+pub const DIFFERENT_PLACE: usize = 500;

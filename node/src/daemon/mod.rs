@@ -1,6 +1,7 @@
 //! The process that a home belongs to: `tvix-node up`.
 
 mod api;
+mod check;
 pub(crate) mod clock;
 pub(crate) mod depot;
 pub(crate) mod derivations;

@@ -125,8 +125,22 @@ impl Jobs {
         listener: &mut impl Listener,
         cancel: CancellationToken,
     ) -> Result<Performed, JobError> {
-        let spec = spec(work)?;
         let started = now();
+        let built = self.execute(work, listener, cancel).await?;
+        let performed = self.prepare(work, &built, started).await;
+        // What comes next need not wait until the build's folder is gone.
+        tokio::spawn(built.discard());
+        performed
+    }
+
+    /// Builds. The log is kept in any case.
+    pub(super) async fn execute(
+        &self,
+        work: &Work,
+        listener: &mut impl Listener,
+        cancel: CancellationToken,
+    ) -> Result<Built, JobError> {
+        let spec = spec(work)?;
         let (sender, mut events) = build_channel();
         let mut log = self.depot.begin_log(work.plan.path.clone()).await?;
         let building = self.builder.build(spec, sender, cancel);
@@ -159,11 +173,7 @@ impl Jobs {
         };
         let (built, log) = tokio::join!(building, listening);
         self.depot.end_log(log).await?;
-        let built = built?;
-        let performed = self.prepare(work, &built, started).await;
-        // What comes next need not wait until the build's folder is gone.
-        tokio::spawn(built.discard());
-        performed
+        Ok(built?)
     }
 
     /// Copies the outputs to the side of the store, and signs a record.

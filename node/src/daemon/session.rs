@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tvix_node_protocol::control::{Event, EventKind, SessionMode};
 
 use super::limits::SESSION_EVENTS;
@@ -16,6 +17,8 @@ pub struct Session {
     pub mode: SessionMode,
     /// Whether folders of failed builds are to be kept.
     pub keep_failed: bool,
+    /// Ends what is being built again for it.
+    pub checks: CancellationToken,
     sender: mpsc::Sender<Event>,
     /// Until somebody reads the events.
     pub receiver: Option<mpsc::Receiver<Event>>,
@@ -35,6 +38,7 @@ impl Session {
             opened: Instant::now(),
             mode,
             keep_failed,
+            checks: CancellationToken::new(),
             sender,
             receiver: Some(receiver),
             backlog: VecDeque::new(),

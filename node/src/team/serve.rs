@@ -24,7 +24,7 @@ use super::limits::{
 };
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
-use crate::daemon::engine::{LentSlot, Message};
+use crate::daemon::engine::{LentSlot, LentTo, Message};
 use crate::daemon::job::kind_of;
 use crate::daemon::perform::{JobError, Listener, Performed, Plan, Work};
 
@@ -318,7 +318,7 @@ impl TeamNode {
         let (reply, slot) = oneshot::channel();
         let message = Message::LendSlot {
             derivation: request.derivation.clone(),
-            requester: self.name_of(request.requester),
+            to: LentTo::Member(self.name_of(request.requester)),
             reply,
         };
         self.engine.send(message).await.ok()?;

@@ -209,7 +209,7 @@ impl Desk {
                     }
                 }
                 Action::WeighInputs { nodes, .. } => self.weighed.extend(nodes),
-                Action::RenewLease { .. } => {}
+                Action::RenewLease { .. } | Action::Check { .. } | Action::CancelChecks { .. } => {}
             }
         }
         for (question, paths) in answers {

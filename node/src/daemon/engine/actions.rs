@@ -10,6 +10,7 @@ use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::control::EventKind;
 
 use super::{Engine, Message, Running, THIS_NODE};
+use crate::daemon::check::Check;
 use crate::daemon::folder;
 use crate::daemon::job::{Job, no_peer, no_slot};
 use crate::team::request::Order;
@@ -71,6 +72,31 @@ impl Engine {
                     keep_failed,
                 };
                 tokio::spawn(Arc::clone(&self.jobs).run(job, self.outbox.clone(), cancel));
+            }
+            Action::Check {
+                session,
+                derivation,
+                cores,
+                limits,
+            } => {
+                let Some(state) = self.sessions.get(&session.0) else {
+                    // Its command is gone, and so is what would hear of it.
+                    return;
+                };
+                let check = Check {
+                    session: session.0,
+                    derivation,
+                    cores,
+                    limits,
+                    keep_failed: state.keep_failed,
+                };
+                let cancel = state.checks.child_token();
+                tokio::spawn(Arc::clone(&self.jobs).check(check, self.outbox.clone(), cancel));
+            }
+            Action::CancelChecks { session } => {
+                if let Some(state) = self.sessions.get(&session.0) {
+                    state.checks.cancel();
+                }
             }
             Action::CancelBuild { build, node } => {
                 if let Some(running) = self.running.get(&build) {

@@ -1,4 +1,4 @@
-//! Slots of the own builder, lent to builds for other members.
+//! Slots of the own builder, lent to builds for other members and to checks.
 
 use std::time::Instant;
 
@@ -8,22 +8,31 @@ use tvix_node_protocol::StorePath;
 
 use super::{Engine, Message};
 
-/// A build for another member that waits for a slot.
+/// Whom a lent slot builds for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LentTo {
+    /// Another member, by name.
+    Member(String),
+    /// An own session that checks what is there.
+    Session(u64),
+}
+
+/// A build for another member, or a check, that waits for a slot.
 pub(super) struct Borrower {
     pub(super) derivation: StorePath,
-    pub(super) requester: String,
+    pub(super) to: LentTo,
     pub(super) reply: oneshot::Sender<LentSlot>,
 }
 
-/// A build for another member that has one.
+/// One that has a slot.
 pub(super) struct Lent {
     pub(super) derivation: StorePath,
-    pub(super) requester: String,
+    pub(super) to: LentTo,
     pub(super) since: Instant,
     pub(super) last_line: String,
 }
 
-/// A slot of the own builder, lent to a build for another member. Goes back when dropped.
+/// A slot of the own builder, lent. Goes back when dropped.
 pub struct LentSlot {
     /// Which.
     pub slot: u32,
@@ -67,7 +76,7 @@ impl Engine {
             };
             let lent = Lent {
                 derivation: borrower.derivation,
-                requester: borrower.requester,
+                to: borrower.to,
                 since: Instant::now(),
                 last_line: String::new(),
             };

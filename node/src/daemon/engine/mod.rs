@@ -1,7 +1,8 @@
 //! The engine: one task that owns the coordinator, tells it what happens, and carries out what it
 //! wants.
 //!
-//! `actions` carries out what the coordinator wants, `lending` gives slots to builds for other members.
+//! `actions` carries out what the coordinator wants, `lending` gives slots to builds for other members
+//! and to checks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -29,8 +30,8 @@ use super::perform::Jobs;
 use super::session::Session;
 use crate::team::membership::{Membership, TeamFailure};
 use actions::Transfer;
-pub use lending::LentSlot;
 use lending::{Borrower, Lent};
+pub use lending::{LentSlot, LentTo};
 
 /// What the engine is told.
 pub enum Message {
@@ -75,12 +76,19 @@ pub enum Message {
         /// The line.
         line: String,
     },
-    /// A build for another member wants a slot of the own builder.
+    /// Something of a session that the coordinator need not know of.
+    Tell {
+        /// Whose.
+        session: u64,
+        /// What.
+        event: EventKind,
+    },
+    /// A build for another member, or a check, wants a slot of the own builder.
     LendSlot {
         /// What it builds.
         derivation: StorePath,
-        /// For whom, by name.
-        requester: String,
+        /// For whom.
+        to: LentTo,
         /// Which it gets, once one is free that no build of this node wants.
         reply: oneshot::Sender<LentSlot>,
     },
@@ -141,9 +149,9 @@ pub struct Engine {
     running: HashMap<BuildId, Running>,
     transfers: HashMap<Transfer, CancellationToken>,
     free_slots: BTreeSet<u32>,
-    /// Slots of this node that build for others.
+    /// Slots of this node that build for others, or check.
     lent: BTreeMap<u32, Lent>,
-    /// Builds for others that wait for a slot.
+    /// Builds for others, and checks, that wait for a slot.
     borrowers: VecDeque<Borrower>,
     /// How many slots are free, for the team to know.
     free: watch::Sender<u32>,
@@ -241,7 +249,11 @@ impl Engine {
         // What peers do of their own accord is no use.
         if !matches!(
             message,
-            Message::Line { .. } | Message::LentLine { .. } | Message::Happened(_) | Message::Warn { .. }
+            Message::Line { .. }
+                | Message::Tell { .. }
+                | Message::LentLine { .. }
+                | Message::Happened(_)
+                | Message::Warn { .. }
         ) {
             self.last_used = Instant::now();
         }
@@ -280,14 +292,15 @@ impl Engine {
                 self.forget(&event);
                 self.happened(event);
             }
+            Message::Tell { session, event } => self.tell(session, event),
             Message::LendSlot {
                 derivation,
-                requester,
+                to,
                 reply,
             } => {
                 self.borrowers.push_back(Borrower {
                     derivation,
-                    requester,
+                    to,
                     reply,
                 });
             }
@@ -523,9 +536,15 @@ impl Engine {
             node: THIS_NODE.to_owned(),
             age: seconds(lent.since),
             last_line: lent.last_line.clone(),
-            sessions: Vec::new(),
+            sessions: match lent.to {
+                LentTo::Session(session) => vec![session],
+                LentTo::Member(_) => Vec::new(),
+            },
             slot: Some(*slot),
-            requester: Some(lent.requester.clone()),
+            requester: match &lent.to {
+                LentTo::Session(_) => None,
+                LentTo::Member(name) => Some(name.clone()),
+            },
         }));
         builds.sort_by(|a, b| a.derivation.cmp(&b.derivation));
         Activity { sessions, builds }
@@ -533,7 +552,7 @@ impl Engine {
 }
 
 /// What this node calls itself in front of its own user.
-const THIS_NODE: &str = "this node";
+pub const THIS_NODE: &str = "this node";
 
 fn no_session(session: u64) -> ApiError {
     ApiError::new(
