@@ -198,7 +198,7 @@ fn no_flag_of_nix_is_ignored() {
     for command in ["build", "instantiate", "run", "shell", "eval"] {
         for flag in nix_flags::all() {
             let taken: &[&str] = if command == "eval" { &eval_takes } else { &taken };
-            if taken.contains(&flag.as_str()) {
+            if taken.contains(&flag.as_str()) || (command, flag.as_str()) == ("build", "--check") {
                 continue;
             }
             let error = parsed(&[command, "-A", "x", &flag, "value"])

@@ -160,7 +160,7 @@ async fn attempt(
     };
     let status = helper.wait().await;
     drop(proxy);
-    let (started, exit, usage) = finished(outcome, status, spec)?;
+    let (started, exit, usage) = finished(outcome, status, config, spec)?;
     // Also where it succeeded: what it did without the process it lost is not what it would have done.
     if let Some(limit) = spec.memory
         && scratch.exceeded_memory()

@@ -354,6 +354,9 @@ impl World {
             } => {
                 self.request(build, node, &derivation, desired_store);
             }
+            Action::Check { .. } | Action::CancelChecks { .. } => {
+                panic!("no session of the simulation checks")
+            }
             Action::RenewLease { build, node } => self.renew(build, node),
             Action::CancelBuild {
                 build,

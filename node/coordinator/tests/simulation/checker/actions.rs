@@ -157,6 +157,9 @@ impl Checker {
                 self.check_start(derivation, true, *cores);
                 self.start(*build, derivation, Some(*node), true, *cores);
             }
+            Action::Check { .. } | Action::CancelChecks { .. } => {
+                panic!("no session of the simulation checks")
+            }
             Action::RenewLease { build, node } => {
                 let running = self
                     .builds

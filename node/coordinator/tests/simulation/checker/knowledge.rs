@@ -221,6 +221,7 @@ impl Checker {
                     }
                 }
             }
+            Event::Checked { .. } => panic!("no session of the simulation checks"),
             Event::Tick => {}
         }
     }
