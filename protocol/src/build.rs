@@ -84,6 +84,8 @@ pub struct BuildLimits {
     pub log: Option<u64>,
     /// Bytes on the builder's disk; none: no limit.
     pub disk: Option<u64>,
+    /// Bytes of memory of all processes together; none: no limit.
+    pub memory: Option<u64>,
 }
 
 impl BuildLimits {
@@ -93,6 +95,7 @@ impl BuildLimits {
         silence: None,
         log: None,
         disk: None,
+        memory: None,
     };
 }
 
@@ -136,7 +139,7 @@ pub struct BuildRequest {
 
 impl Statement for BuildRequest {
     const DOMAIN: &'static str = "build-request";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 /// Why a request or record does not hold together.

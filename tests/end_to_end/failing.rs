@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 
 use crate::harness::{Machine, processes_with, release, sandbox_works};
+use crate::swarm::nodes::Node;
 
 #[test]
 fn a_failing_build_ends_the_command_with_its_name_and_log() {
@@ -74,6 +75,28 @@ fn a_build_that_uses_too_much_disk_is_stopped() {
     ));
     let finished = machine.run(&["build", "-A", "large", "--max-build-disk-size", "32K"]);
     finished.failed(1, &["killed after using more than 32768 bytes of disk"]);
+}
+
+#[test]
+fn a_build_that_uses_too_much_memory_is_stopped() {
+    if !sandbox_works("a_build_that_uses_too_much_memory_is_stopped") {
+        return;
+    }
+    // No process is as small as that. Watched, so that nobody takes the kernel's kill for that of the tests.
+    let small = |limits: &[&str], arguments: &[&str]| {
+        let mut node = Node::up("small", 1);
+        node.down();
+        node.start(&[&["--listen", "none", "--no-control-groups"], limits].concat());
+        node.machine
+            .expression(r#"{ large = build "large" { } "echo begun\nwait never"; }"#);
+        node.machine.run(&[&["build", "-A", "large"], arguments].concat())
+    };
+    small(&[], &["--max-build-memory", "1K"])
+        .failed(1, &["killed after using more than 1024 bytes of memory"]);
+    let of_node = "killed after using more than the 512 bytes of memory that a build may use on this node";
+    let limit = ["--max-build-memory", "512"];
+    small(&limit, &[]).failed(1, &[of_node]);
+    small(&limit, &["--max-build-memory", "1K"]).failed(1, &[of_node]);
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub struct BuildingArguments {
     /// Bytes of log after which a build is stopped; 0 for none
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     max_build_log_size: Option<Limit>,
+    /// Bytes of memory after which a build is stopped, all of its processes together; 0 for none
+    #[arg(long, value_name = "BYTES", value_parser = limit)]
+    max_build_memory: Option<Limit>,
     /// Bytes of disk after which a build is stopped; 0 for none
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     max_build_disk_size: Option<Limit>,
@@ -53,6 +56,7 @@ impl BuildingArguments {
                 silence: bound(self.max_silent_time),
                 log: bound(self.max_build_log_size),
                 disk: bound(self.max_build_disk_size),
+                memory: bound(self.max_build_memory),
             },
             dry_run: false,
             check: false,

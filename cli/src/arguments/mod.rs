@@ -37,6 +37,7 @@ use tvix_node_protocol::control::Destination;
 
 use crate::progress::LogFormat;
 use destination::destination;
+use numbers::{Limit, limit};
 use team::{Listen, listen, listening};
 
 /// A peer-to-peer build network for Nix
@@ -264,6 +265,12 @@ pub struct UpArguments {
     /// nowhere, this node connects to others only [default: a free port of every address]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen)]
     listen: Vec<Listen>,
+    /// Bytes of memory after which a build is stopped on this node, for whomever it is [default: what each asks for]
+    #[arg(long, value_name = "BYTES", value_parser = limit)]
+    pub max_build_memory: Option<Limit>,
+    /// Watch the memory of builds that have a limit, and make no control groups for them
+    #[arg(long)]
+    pub no_control_groups: bool,
     /// End when nobody has used it for a while
     #[arg(long)]
     pub idle_exit: bool,

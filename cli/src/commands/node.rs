@@ -27,6 +27,8 @@ pub async fn up(home: &Home, arguments: &UpArguments) -> Result<u8, Failure> {
     let options = UpOptions {
         slots: arguments.slots,
         listen,
+        build_memory: arguments.max_build_memory.unwrap_or_default().0,
+        control_groups: !arguments.no_control_groups,
         idle_exit: arguments.idle_exit,
         background: arguments.background,
     };

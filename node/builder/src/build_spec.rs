@@ -55,13 +55,11 @@ pub struct BuildSpec {
     pub slot: u32,
     /// `NIX_BUILD_CORES`; 0 means all.
     pub cores: u32,
-    /// Bounds on time, silence, log and disk.
+    /// Bounds on time, silence, log, disk and memory. What of memory is bound by a control group where this
+    /// user may make one ([`Config::control_groups`]), else watched.
     pub limits: BuildLimits,
     /// Most processes and threads at once; see [`crate::limits::PROCESSES`].
     pub processes: u32,
-    /// Bytes of memory that all processes of the build may use together; none: no limit. Bound by a
-    /// control group where this user may make one ([`Config::control_groups`]), else watched.
-    pub memory: Option<u64>,
     /// Values for variables that a fixed-output derivation names in `impureEnvVars`. A name that is
     /// not here is set to the empty string, as Nix does.
     pub impure_environment: BTreeMap<String, Vec<u8>>,
@@ -82,7 +80,6 @@ impl BuildSpec {
             cores: 0,
             limits: BuildLimits::NONE,
             processes: crate::limits::PROCESSES,
-            memory: None,
             impure_environment: BTreeMap::new(),
             keep_failed: false,
         }

@@ -84,6 +84,9 @@ pub struct Config {
     pub sandbox_paths: BTreeMap<PathBuf, SandboxPath>,
     /// How fixed-output builds reach the network; none: not at all.
     pub network: Option<Network>,
+    /// Bytes of memory that all processes of a build may use together, whatever the build's own limit
+    /// says; none: only that counts.
+    pub memory: Option<u64>,
     /// Whether a bound on memory is set with a control group where this user may make one; else it is
     /// always watched. Switch it off where somebody looks after the node's own group and takes every
     /// process that the kernel ends for lack of memory in it, or below it, for a fault of the node:
@@ -109,6 +112,7 @@ impl Config {
             first_build_user: FIRST_BUILD_USER,
             sandbox_paths: BTreeMap::new(),
             network: Some(Network::default()),
+            memory: None,
             control_groups: true,
             ca_certificates: default_certificates(),
         }

@@ -178,6 +178,9 @@ pub enum Cause {
     /// It used too much disk.
     #[error("killed after using more than {0} bytes of disk")]
     DiskTooLarge(u64),
+    /// It used more memory than this builder allows, though its own limit did not say so.
+    #[error("killed after using more than the {0} bytes of memory that a build may use on this node")]
+    MemoryOfBuilder(u64),
     /// It used too much memory.
     #[error("killed after using more than {0} bytes of memory")]
     MemoryTooLarge(u64),
@@ -248,7 +251,8 @@ impl Cause {
             | Self::DiskTooLarge(_)
             | Self::MemoryTooLarge(_)
             | Self::OutputMissing { .. }
-            | Self::OutputRejected { .. } => false,
+            | Self::OutputRejected { .. }
+            | Self::MemoryOfBuilder(_) => false,
         }
     }
 }

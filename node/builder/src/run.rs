@@ -117,7 +117,8 @@ async fn attempt(
     let given = environment::given(spec, &options, &paths, config.network.is_some())?;
     let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
     let mut order = order(config, spec, given, &paths, scratch)?;
-    order.memory_group = spec.memory.filter(|_| config.control_groups).and_then(|bytes| {
+    let memory = memory_limit(config, spec);
+    order.memory_group = memory.filter(|_| config.control_groups).and_then(|bytes| {
         let group = scratch.bound_memory(bytes)?;
         Some(JoinGroup {
             door: Bytes::path(&group.door()),
@@ -162,10 +163,8 @@ async fn attempt(
     drop(proxy);
     let (started, exit, usage) = finished(outcome, status, config, spec)?;
     // Also where it succeeded: what it did without the process it lost is not what it would have done.
-    if let Some(limit) = spec.memory
-        && scratch.exceeded_memory()
-    {
-        return Err(Cause::MemoryTooLarge(limit));
+    if scratch.exceeded_memory() {
+        return Err(too_much_memory(config, spec));
     }
     match exit {
         Exit::Code(0) => {}
@@ -240,7 +239,12 @@ struct Outcome {
 }
 
 /// Whether the builder program ran to its end, and how that was.
-fn finished(outcome: Outcome, status: String, spec: &BuildSpec) -> Result<(Instant, Exit, Usage), Cause> {
+fn finished(
+    outcome: Outcome,
+    status: String,
+    config: &Config,
+    spec: &BuildSpec,
+) -> Result<(Instant, Exit, Usage), Cause> {
     match (outcome.failure, outcome.started, outcome.ended) {
         (Some(Report::NotExecuted { errno }), ..) => {
             let builder = spec.derivation.builder();
@@ -255,7 +259,7 @@ fn finished(outcome: Outcome, status: String, spec: &BuildSpec) -> Result<(Insta
                 hint: explain_execution(errno, builder, physical),
             })
         }
-        (Some(Report::TooMuchMemory), ..) => Err(Cause::MemoryTooLarge(spec.memory.unwrap_or_default())),
+        (Some(Report::TooMuchMemory), ..) => Err(too_much_memory(config, spec)),
         (Some(failure), ..) => Err(setup_failure(failure)),
         (None, Some(started), Some((exit, usage))) => Ok((started, exit, usage)),
         (None, ..) => Err(Cause::HelperDied(status)),
@@ -437,6 +441,19 @@ async fn tell(events: &mpsc::Sender<BuildEvent>, event: BuildEvent) {
     let _nobody_listens = events.send(event).await;
 }
 
+/// Bytes of memory that a build may use: the smaller of what it and the builder allow.
+fn memory_limit(config: &Config, spec: &BuildSpec) -> Option<u64> {
+    spec.limits.memory.into_iter().chain(config.memory).min()
+}
+
+/// Whose limit it was decides whether another builder may do better.
+fn too_much_memory(config: &Config, spec: &BuildSpec) -> Cause {
+    match (spec.limits.memory, config.memory) {
+        (asked, Some(own)) if asked.is_none_or(|asked| own < asked) => Cause::MemoryOfBuilder(own),
+        (asked, _) => Cause::MemoryTooLarge(asked.unwrap_or_default()),
+    }
+}
+
 /// The host uid and gid that a build must run as; none where the node is an ordinary user.
 pub(crate) fn order_host_id(config: &Config, spec: &BuildSpec) -> Option<u32> {
     rustix::process::geteuid()
@@ -516,7 +533,7 @@ fn order(
         proxy: fixed_output && config.network.is_some(),
         kvm: config.features.contains("kvm"),
         processes: spec.processes,
-        memory: spec.memory,
+        memory: memory_limit(config, spec),
         memory_group: None,
         file_bytes: spec.limits.disk,
     })

@@ -73,6 +73,7 @@ fn wider(one: BuildLimits, other: BuildLimits) -> BuildLimits {
         silence: max(one.silence, other.silence),
         log: max(one.log, other.log),
         disk: max(one.disk, other.disk),
+        memory: max(one.memory, other.memory),
     }
 }
 

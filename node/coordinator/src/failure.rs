@@ -27,6 +27,7 @@ fn is_wider(one: &BuildLimits, other: &BuildLimits) -> bool {
         || wider(one.silence, other.silence)
         || wider(one.log, other.log)
         || wider(one.disk, other.disk)
+        || wider(one.memory, other.memory)
 }
 
 impl Coordinator {

@@ -147,7 +147,8 @@ pub fn kind_of(error: &JobError) -> FailureKind {
 fn kind_of_cause(cause: &Cause) -> FailureKind {
     match cause {
         Cause::Cancelled => FailureKind::Cancelled,
-        Cause::Refused(_) | Cause::Sandbox(_) => FailureKind::Refused,
+        // Another builder may allow more.
+        Cause::Refused(_) | Cause::Sandbox(_) | Cause::MemoryOfBuilder(_) => FailureKind::Refused,
         Cause::TimedOut(_)
         | Cause::Silent(_)
         | Cause::LogTooLarge(_)

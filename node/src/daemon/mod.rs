@@ -45,6 +45,10 @@ pub struct UpOptions {
     /// Where members of the team reach this node; port 0: one that is free. Empty: nowhere, it connects
     /// to others only; none: where a node listens that was not told.
     pub listen: Option<Vec<SocketAddr>>,
+    /// Bytes of memory that a build may use, for whomever it is; none: what each asks for.
+    pub build_memory: Option<u64>,
+    /// Whether builds' memory may be bound with control groups, see [`Config::control_groups`].
+    pub control_groups: bool,
     /// End when nobody uses it any more.
     pub idle_exit: bool,
     /// Started by a command: leave its terminal, and say [`READY`] on standard output.
@@ -100,7 +104,9 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let secret = home.identity()?;
     let node = secret.key();
     let store = Store::open(home.root())?;
-    let config = Config::new(home.scratch_folder(), Helper::this_program());
+    let mut config = Config::new(home.scratch_folder(), Helper::this_program());
+    config.memory = options.build_memory;
+    config.control_groups = options.control_groups;
     let slots = options.slots.unwrap_or_else(processors);
     let own = OwnBuilder {
         slots,

@@ -423,6 +423,8 @@ fn bounded(limits: BuildLimits) -> BuildLimits {
         silence: narrower(limits.silence, SERVED_SILENCE),
         log: narrower(limits.log, SERVED_LOG),
         disk: narrower(limits.disk, SERVED_DISK),
+        // Bounded by the builder for everybody's builds.
+        memory: limits.memory,
     }
 }
 

@@ -6,7 +6,7 @@ mod desired_store;
 mod finding;
 mod importing;
 mod joining;
-mod nodes;
+pub mod nodes;
 mod observer;
 mod refused;
 mod repairing;

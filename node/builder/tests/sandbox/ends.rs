@@ -136,7 +136,7 @@ async fn a_flood_of_memory_is_ended() {
     }
     for what in ["memory", "children", "shared"] {
         let mut asked = spec(fields(&["fill", what, "-"]));
-        asked.memory = Some(64 << 20);
+        asked.limits.memory = Some(64 << 20);
         let drv_path = asked.drv_path.clone();
         let cause = stage.play(asked).await.cause();
         assert!(matches!(cause, Cause::MemoryTooLarge(_)), "{what}: {cause}");
@@ -144,7 +144,7 @@ async fn a_flood_of_memory_is_ended() {
     }
     // Shared memory that belongs to no process.
     let mut asked = spec(fields(&["fill", "file", "/dev/shm/file"]));
-    asked.memory = Some(64 << 20);
+    asked.limits.memory = Some(64 << 20);
     let played = stage.play(asked).await;
     let full = played.log.iter().any(|line| line.contains("StorageFull"));
     assert!(full || matches!(played.cause(), Cause::MemoryTooLarge(_)));
@@ -157,7 +157,7 @@ async fn without_control_groups_none_is_made() {
         return;
     };
     let mut asked = spec(fields(&["wait"]));
-    asked.memory = Some(64 << 20);
+    asked.limits.memory = Some(64 << 20);
     let drv_path = asked.drv_path.clone();
     let none = std::cell::Cell::new(false);
     let look = |line: &str| {
@@ -171,12 +171,32 @@ async fn without_control_groups_none_is_made() {
     assert!(none.get());
 }
 
+#[tokio::test]
+async fn the_smaller_bound_on_memory_counts() {
+    for (own, asked, of_builder) in [(32, None, true), (32, Some(64), true), (128, Some(64), false)] {
+        let small = |config: &mut Config| {
+            config.control_groups = false;
+            config.memory = Some(own << 20);
+        };
+        let Some(stage) = Stage::with(small).await else {
+            return;
+        };
+        let mut flood = spec(fields(&["fill", "memory", "-"]));
+        flood.limits.memory = asked.map(|asked: u64| asked << 20);
+        match stage.play(flood).await.cause() {
+            Cause::MemoryOfBuilder(limit) => assert!(of_builder && limit == own << 20),
+            Cause::MemoryTooLarge(limit) => assert!(!of_builder && Some(limit >> 20) == asked),
+            other => panic!("{other}"),
+        }
+    }
+}
+
 /// The kernel's own bound, where this user may set one.
 #[tokio::test]
 async fn a_build_with_a_bound_on_memory_is_in_a_group_while_it_runs() {
     let Some(stage) = Stage::new().await else { return };
     let mut asked = spec(fields(&["wait"]));
-    asked.memory = Some(64 << 20);
+    asked.limits.memory = Some(64 << 20);
     let drv_path = asked.drv_path.clone();
     let groups = std::cell::RefCell::new(Vec::new());
     let look = |line: &str| {

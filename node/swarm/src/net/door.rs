@@ -64,6 +64,16 @@ impl Door {
         }
     }
 
+    /// Version of what is said there. One for each door: a node that speaks another version of one is still
+    /// understood at the others.
+    fn version(self) -> u32 {
+        match self {
+            // Since requests bound the memory of builds.
+            Self::Build => 2,
+            _ => 1,
+        }
+    }
+
     /// Whether what goes through this door is the content of store paths.
     #[must_use]
     pub fn carries_content(self) -> bool {
@@ -81,7 +91,7 @@ impl Names {
         let names = Door::ALL.into_iter().filter_map(|door| {
             let name = match door {
                 Door::Join => "/tvix-node/join/1".to_owned(),
-                _ => format!("/tvix-node/{swarm}/{}/1", door.name()),
+                _ => format!("/tvix-node/{swarm}/{}/{}", door.name(), door.version()),
             };
             // A name is refused only where it does not begin with a slash.
             Some((StreamProtocol::try_from_owned(name).ok()?, door))
