@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
-use tvix_node_coordinator::{Action, Event, FetchId, PathPresence, PushId, QuestionId};
+use tvix_node_coordinator::{Action, BuildId, Event, FetchId, PathPresence, PushId, QuestionId};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::control::EventKind;
@@ -46,18 +46,7 @@ impl Engine {
                     });
                     return;
                 };
-                let cancel = CancellationToken::new();
-                let started = Instant::now();
-                let running = Running {
-                    derivation: derivation.clone(),
-                    started,
-                    node: THIS_NODE.to_owned(),
-                    slot: Some(slot),
-                    cancel: cancel.clone(),
-                    last_line: String::new(),
-                };
-                self.running.insert(build, running);
-                let (_, reason) = self.placements.get(&derivation).cloned().unwrap_or_default();
+                let (cancel, reason) = self.begin(build, &derivation, Some(slot));
                 // Several sessions may wait for one build, so that it is kept where any of them wants that.
                 let keep_failed = self.sessions.values().any(|session| session.keep_failed);
                 let job = Job {
@@ -169,17 +158,7 @@ impl Engine {
                     self.later(Event::BuildFailed { build, failure });
                     return;
                 };
-                let (name, reason) = self.placements.get(&derivation).cloned().unwrap_or_default();
-                let cancel = CancellationToken::new();
-                let running = Running {
-                    derivation: derivation.clone(),
-                    started: Instant::now(),
-                    node: name,
-                    slot: None,
-                    cancel: cancel.clone(),
-                    last_line: String::new(),
-                };
-                self.running.insert(build, running);
+                let (cancel, reason) = self.begin(build, &derivation, None);
                 let order = Order {
                     build,
                     node,
@@ -199,6 +178,31 @@ impl Engine {
             // one whose requester's machine is gone sees the connection time out.
             Action::RenewLease { .. } => {}
         }
+    }
+
+    /// Takes note of a build that begins in a slot of this node, or on another node. Gives what cancels it, and why it
+    /// was placed there.
+    fn begin(
+        &mut self,
+        build: BuildId,
+        derivation: &StorePath,
+        slot: Option<u32>,
+    ) -> (CancellationToken, String) {
+        let (node, reason) = self.placements.remove(derivation).unwrap_or_default();
+        let cancel = CancellationToken::new();
+        let running = Running {
+            derivation: derivation.clone(),
+            started: Instant::now(),
+            node: match slot {
+                Some(_) => THIS_NODE.to_owned(),
+                None => node,
+            },
+            slot,
+            cancel: cancel.clone(),
+            last_line: String::new(),
+        };
+        self.running.insert(build, running);
+        (cancel, reason)
     }
 
     pub(super) fn transfer(&mut self, transfer: Transfer) -> CancellationToken {

@@ -439,6 +439,8 @@ impl Engine {
             reason,
             ..
         } = &kind
+            // Who joins a build that runs already is told as well.
+            && !self.running.values().any(|running| running.derivation == *derivation)
         {
             self.placements
                 .insert(derivation.clone(), (node.clone(), reason.clone()));
@@ -446,12 +448,8 @@ impl Engine {
         let Some(state) = self.sessions.get_mut(&session) else {
             return;
         };
-        match &kind {
-            EventKind::BuildFinished { derivation, .. }
-            | EventKind::BuildFailed { derivation, .. }
-            | EventKind::Cancelled { derivation, .. } => drop(self.placements.remove(derivation)),
-            EventKind::Ended { .. } => state.ended = true,
-            _ => {}
+        if matches!(kind, EventKind::Ended { .. }) {
+            state.ended = true;
         }
         state.send(kind);
     }
