@@ -49,7 +49,7 @@ fn a_syntax_error_shows_file_line_column_and_source() {
 fn flags_of_nix_build_that_are_not_there_are_refused_by_name() {
     let machine = Machine::new();
     machine.write("default.nix", "{ }");
-    for flag in ["--check", "--repair", "--fallback", "--no-such-flag"] {
+    for flag in ["--repair", "--fallback", "--no-such-flag"] {
         machine.run(&["build", flag]).failed(2, &[flag]);
     }
 }

@@ -335,6 +335,15 @@ impl Depot {
         .await
     }
 
+    /// Gives up the log of a build that never was: that of an earlier one stays.
+    pub async fn discard_log(&self, log: Log) -> Result<(), DepotError> {
+        self.blocking(move |_| {
+            let (Lines(writer), _) = log.writer.into_parts();
+            Ok(writer.discard()?)
+        })
+        .await
+    }
+
     /// The log of the last build of a derivation, if there was one here.
     pub async fn open_log(&self, derivation: &StorePath) -> Result<Option<tokio::fs::File>, DepotError> {
         let derivation = derivation.clone();

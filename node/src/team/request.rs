@@ -220,7 +220,7 @@ impl TeamNode {
                 event = call.next() => event,
                 () = cancel.cancelled() => {
                     stop(call).await;
-                    self.depot.end_log(log).await?;
+                    self.depot.discard_log(log).await?;
                     return Err(RequestFailure::Cancelled);
                 }
             };
@@ -251,7 +251,10 @@ impl TeamNode {
             log.line(&line);
             self.line(order.build, &line).await;
         }
-        self.depot.end_log(log).await?;
+        match ended {
+            Err(RequestFailure::Refused { .. }) => self.depot.discard_log(log).await?,
+            _ => self.depot.end_log(log).await?,
+        }
         let (record, envelope, pushed) = match ended {
             Ok(ended) => ended,
             Err(RequestFailure::Refused { name, refusal }) => {

@@ -90,6 +90,15 @@ impl LogWriter {
         self.end()
     }
 
+    /// Gives the log up: the log of an earlier build of its derivation stays.
+    ///
+    /// # Errors
+    /// [`LogError::File`]
+    pub fn discard(mut self) -> Result<(), LogError> {
+        self.done = true;
+        std::fs::remove_file(&self.running).map_err(|error| failed("remove", &self.running, &error))
+    }
+
     fn end(&self) -> Result<(), LogError> {
         std::fs::rename(&self.running, &self.finished)
             .map_err(|error| failed("finish", &self.finished, &error))?;

@@ -126,6 +126,11 @@ fn a_log_is_read_while_it_is_written_and_after() {
     log.write(b"again\xff").unwrap();
     drop(log);
     assert_eq!(store.log_tail(&derivation, 25).unwrap(), ["again\u{fffd}"]);
+    // One that was given up never was.
+    let mut log = store.create_log(&derivation, None).unwrap();
+    log.write(b"of no use").unwrap();
+    log.discard().unwrap();
+    assert_eq!(store.log_tail(&derivation, 25).unwrap(), ["again\u{fffd}"]);
 }
 
 #[test]
