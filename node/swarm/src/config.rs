@@ -23,6 +23,8 @@ pub struct Config {
     pub keep_peers: usize,
     /// Look for members on the local network. Tells everyone there that a node is here.
     pub mdns: bool,
+    /// Let members that cannot reach each other do so through this node: their traffic then takes up its link.
+    pub relay: bool,
     /// Roles not granted by this node, whatever the roster says.
     pub distrusted: BTreeMap<NodeKey, Roles>,
     /// What this node offers at first.
@@ -45,6 +47,7 @@ impl Config {
             spool,
             keep_peers: KEPT_PEERS,
             mdns: false,
+            relay: true,
             distrusted: BTreeMap::new(),
             facts: Facts::default(),
             caps: Caps::default(),

@@ -124,6 +124,7 @@ pub(crate) async fn start_serving(
         gatekeeper: team.gatekeeper(),
         contacts: contacts.clone(),
         mdns: config.mdns,
+        relay: config.relay,
         keep_alive: config.keep_peers > 0,
     })?;
     let addresses = listen(&mut swarm, &config.listen).await?;
@@ -315,7 +316,9 @@ impl SwarmHandle {
     /// # Errors
     /// See [`StateError`].
     pub async fn invite(&self, roles: Roles, not_after: u64, lasts: u64) -> Result<Ticket, StateError> {
+        // Members alone pass connections on, and only to members.
         let mut addresses = self.addresses();
+        addresses.retain(|address| !address.contains("/p2p-circuit"));
         addresses.truncate(TICKET_ADDRESSES);
         let team = self.core.team.clone();
         blocking(move || team.invite(roles, not_after, lasts, addresses)).await?

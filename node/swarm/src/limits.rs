@@ -101,6 +101,37 @@ pub const CONNECTIONS_PER_PEER: u32 = 4;
 /// Connections that are being made, in each direction.
 pub const CONNECTIONS_PENDING: u32 = 64;
 
+/// Members that let this one be reached through them, where nobody reaches it directly. Two: one may go away.
+pub const RELAYS: usize = 2;
+
+/// How long a node waits for somebody to reach it directly before it looks for a relay: members that were told where it
+/// is dial within a second.
+pub const RELAY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Pause before a member that did not take a reservation is asked again.
+pub const RELAY_PAUSE: Duration = Duration::from_secs(60);
+
+/// Connected members through which another one is looked for whose addresses do not work.
+pub const RELAYS_TRIED: usize = 4;
+
+/// Members that may be reached through this node: as many as may be connected to it.
+pub const RELAY_RESERVATIONS: usize = CONNECTIONS as usize;
+
+/// How long a reservation holds. It is renewed in time; a member that is gone loses it with its connection.
+pub const RELAY_RESERVATION_TIME: Duration = Duration::from_secs(3600);
+
+/// Connections that this node passes on at once. Each costs two streams and 16 KiB.
+pub const RELAY_CIRCUITS: usize = 64;
+
+/// Of those, begun by one member: no one may have them all.
+pub const RELAY_CIRCUITS_PER_PEER: usize = 16;
+
+/// How long a passed-on connection may last: longer than any build. The library's two minutes are meant for strangers.
+pub const RELAY_CIRCUIT_TIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Bytes over one of them: more than any closure has. The library's 128 KiB would not carry a log.
+pub const RELAY_CIRCUIT_BYTES: u64 = 256 << 30;
+
 /// Share of the machine's memory this process may use before it takes no more connections.
 pub const MEMORY_SHARE: f64 = 0.5;
 

@@ -11,6 +11,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::{ADDRESS_BYTES, ROSTER_STATEMENTS};
 use tvix_node_protocol::messages::Contact;
 
+use super::relays::is_relayed;
 use crate::disk::{self, DiskError};
 use crate::limits::ADDRESSES_PER_MEMBER;
 
@@ -94,10 +95,18 @@ impl Contacts {
     }
 }
 
-/// Who is behind an address is known; the name at its end is for others. None where nothing is left.
+/// Who is behind an address is known; the name at its end is for others. That of a relay on the way stays. None where
+/// nothing is left.
 fn without_name(address: &Multiaddr) -> Option<Multiaddr> {
-    let parts = address.iter();
-    let address: Multiaddr = parts.filter(|part| !matches!(part, Protocol::P2p(_))).collect();
+    let mut parts: Vec<Protocol<'_>> = address.iter().collect();
+    if is_relayed(address) {
+        if matches!(parts.last(), Some(Protocol::P2p(_))) {
+            parts.pop();
+        }
+    } else {
+        parts.retain(|part| !matches!(part, Protocol::P2p(_)));
+    }
+    let address: Multiaddr = parts.into_iter().collect();
     (!address.is_empty() && address.to_string().len() <= ADDRESS_BYTES).then_some(address)
 }
 
@@ -184,6 +193,24 @@ mod tests {
         assert_eq!(contacts.get(ANN)[0], address(20));
         assert!(!contacts.add(ANN, address(15)));
         assert_eq!(contacts.get(ANN)[..2], [address(15), address(20)]);
+    }
+
+    #[test]
+    fn the_name_at_the_end_is_left_out_and_that_of_a_relay_is_not() {
+        let (relay, ann) = (libp2p::PeerId::random(), libp2p::PeerId::random());
+        let through = format!("/ip4/192.0.2.1/tcp/1/p2p/{relay}/p2p-circuit");
+        for (address, kept) in [
+            (
+                format!("/ip4/192.0.2.1/tcp/1/p2p/{ann}"),
+                "/ip4/192.0.2.1/tcp/1".to_owned(),
+            ),
+            (format!("{through}/p2p/{ann}"), through.clone()),
+            (through.clone(), through),
+        ] {
+            let address = without_name(&address.parse().unwrap()).unwrap();
+            assert_eq!(address.to_string(), kept);
+        }
+        assert!(without_name(&format!("/p2p/{ann}").parse().unwrap()).is_none());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! TCP has a head start over QUIC: when a program ends, its machine's TCP says so at once, while QUIC
 //! falls silent, and whoever waits for a build would wait for a timeout. Where TCP does not get through,
-//! QUIC may.
+//! QUIC may, and where neither does, another member may pass it on.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -12,6 +12,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::swarm::DialError;
 use libp2p::{Multiaddr, PeerId};
 
+use super::relays::is_relayed;
 use crate::limits::TCP_HEAD_START;
 
 /// Members that are being dialled. Bounded by the members.
@@ -31,12 +32,16 @@ struct Tried {
 
 impl Dialling {
     /// The addresses with which to dial a member next, of those that are known: not again what was tried,
-    /// and TCP first.
+    /// TCP first, and last those through another member.
     pub(crate) fn next(&self, peer: PeerId, known: Vec<Multiaddr>) -> Vec<Multiaddr> {
         let tried = self.0.get(&peer).map_or(&[][..], |tried| &tried.addresses);
         let untried = known.into_iter().filter(|address| !tried.contains(address));
-        let (tcp, others): (Vec<_>, Vec<_>) = untried.partition(is_tcp);
-        if tcp.is_empty() { others } else { tcp }
+        let (relayed, direct): (Vec<_>, Vec<_>) = untried.partition(is_relayed);
+        let (tcp, others): (Vec<_>, Vec<_>) = direct.into_iter().partition(is_tcp);
+        [tcp, others, relayed]
+            .into_iter()
+            .find(|addresses| !addresses.is_empty())
+            .unwrap_or_default()
     }
 
     /// Whether the outcome of a dial is waited for.
@@ -165,6 +170,20 @@ mod tests {
             in_words(&error),
             "/ip4/192.0.2.1/tcp/1: Connection refused (os error 111)"
         );
+    }
+
+    #[test]
+    fn another_member_is_the_last_resort() {
+        let through = address(&format!(
+            "/ip4/192.0.2.2/tcp/1/p2p/{}/p2p-circuit",
+            PeerId::random()
+        ));
+        let quic = address("/ip4/192.0.2.1/udp/1/quic-v1");
+        let known = vec![through.clone(), quic.clone()];
+        let (ann, mut dialling) = (PeerId::random(), Dialling::default());
+        assert_eq!(dialling.next(ann, known.clone()), std::slice::from_ref(&quic));
+        dialling.begun(ann, vec![quic], Instant::now());
+        assert_eq!(dialling.next(ann, known), [through]);
     }
 
     #[test]

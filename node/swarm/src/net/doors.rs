@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use libp2p::core::transport::PortUse;
@@ -23,6 +24,7 @@ use super::contacts::SharedContacts;
 use super::door::{Door, Names};
 use super::gatekeeper::Gatekeeper;
 use super::handler::Handler;
+use super::relays::is_relayed;
 use crate::identity::key_of;
 use crate::limits::{STREAMS, STREAMS_PER_CONNECTION, STREAMS_PER_STRANGER};
 
@@ -112,13 +114,35 @@ impl Reception {
     }
 }
 
+/// The connections to a peer, each kind with the oldest first.
+#[derive(Debug, Default)]
+struct Connections {
+    direct: Vec<ConnectionId>,
+    /// Through another member.
+    relayed: Vec<(ConnectionId, Arc<AtomicBool>)>,
+}
+
+impl Connections {
+    /// The one to use. The oldest: both sides then use the same one, and a second is there for when it breaks.
+    fn best(&self) -> Option<ConnectionId> {
+        let relayed = self.relayed.first().map(|(connection, _)| *connection);
+        self.direct.first().copied().or(relayed)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.direct.is_empty() && self.relayed.is_empty()
+    }
+}
+
 /// See the [module](self).
 pub(crate) struct Doors {
     reception: Reception,
     contacts: SharedContacts,
     keep_alive: bool,
     dial_strangers: bool,
-    connections: HashMap<PeerId, Vec<ConnectionId>>,
+    connections: HashMap<PeerId, Connections>,
+    /// Connections through another member that are just being made, and what keeps them open.
+    relayed: HashMap<ConnectionId, Arc<AtomicBool>>,
     waiting: VecDeque<(PeerId, OpenStream)>,
     waker: Option<Waker>,
 }
@@ -146,6 +170,7 @@ impl Doors {
             keep_alive,
             dial_strangers,
             connections: HashMap::new(),
+            relayed: HashMap::new(),
             waiting: VecDeque::new(),
             waker: None,
         };
@@ -176,7 +201,12 @@ impl Doors {
         reply.send(Err(refused)).ok();
     }
 
-    fn handler(&self, peer: PeerId) -> Result<Handler, ConnectionDenied> {
+    fn handler(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        relayed: bool,
+    ) -> Result<Handler, ConnectionDenied> {
         let key = key_of(&peer).map_err(ConnectionDenied::new)?;
         let member = self.reception.gatekeeper.is_member(&peer);
         let streams = if member {
@@ -184,11 +214,15 @@ impl Doors {
         } else {
             STREAMS_PER_STRANGER
         };
+        let keep_alive = Arc::new(AtomicBool::new(self.keep_alive && member));
+        if relayed {
+            self.relayed.insert(connection, Arc::clone(&keep_alive));
+        }
         Ok(Handler::new(
             self.reception.clone(),
             (peer, key),
             member,
-            self.keep_alive && member,
+            keep_alive,
             Arc::new(Semaphore::new(streams)),
         ))
     }
@@ -200,12 +234,12 @@ impl NetworkBehaviour for Doors {
 
     fn handle_established_inbound_connection(
         &mut self,
-        _: ConnectionId,
+        connection: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.handler(peer)
+        self.handler(connection, peer, is_relayed(local))
     }
 
     fn handle_pending_outbound_connection(
@@ -227,26 +261,41 @@ impl NetworkBehaviour for Doors {
 
     fn handle_established_outbound_connection(
         &mut self,
-        _: ConnectionId,
+        connection: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        address: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.handler(peer)
+        self.handler(connection, peer, is_relayed(address))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {
         match event {
             FromSwarm::ConnectionEstablished(event) => {
-                self.connections
-                    .entry(event.peer_id)
-                    .or_default()
-                    .push(event.connection_id);
+                let connections = self.connections.entry(event.peer_id).or_default();
+                if let Some(keep_alive) = self.relayed.remove(&event.connection_id) {
+                    connections.relayed.push((event.connection_id, keep_alive));
+                } else {
+                    connections.direct.push(event.connection_id);
+                }
+                if !connections.direct.is_empty() {
+                    // What is under way through another member ends there, and nothing new begins.
+                    for (_, keep_alive) in &connections.relayed {
+                        keep_alive.store(false, Ordering::Relaxed);
+                    }
+                }
             }
+            FromSwarm::DialFailure(event) => drop(self.relayed.remove(&event.connection_id)),
+            FromSwarm::ListenFailure(event) => drop(self.relayed.remove(&event.connection_id)),
             FromSwarm::ConnectionClosed(event) => {
                 if let Some(connections) = self.connections.get_mut(&event.peer_id) {
-                    connections.retain(|connection| *connection != event.connection_id);
+                    connections
+                        .direct
+                        .retain(|connection| *connection != event.connection_id);
+                    connections
+                        .relayed
+                        .retain(|(connection, _)| *connection != event.connection_id);
                     if connections.is_empty() {
                         self.connections.remove(&event.peer_id);
                     }
@@ -262,14 +311,13 @@ impl NetworkBehaviour for Doors {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         while let Some((peer_id, open)) = self.waiting.pop_front() {
-            // The oldest: both sides then use the same one, and a second is there for when it breaks.
-            let Some(connection) = self.connections.get(&peer_id).and_then(|all| all.first()) else {
+            let Some(connection) = self.connections.get(&peer_id).and_then(Connections::best) else {
                 open.reply.send(Err(OpenError::NotConnected)).ok();
                 continue;
             };
             return Poll::Ready(ToSwarm::NotifyHandler {
                 peer_id,
-                handler: NotifyHandler::One(*connection),
+                handler: NotifyHandler::One(connection),
                 event: open,
             });
         }

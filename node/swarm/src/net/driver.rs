@@ -20,9 +20,12 @@ use super::doors::OpenError;
 use super::gatekeeper::Gatekeeper;
 use super::links::{Link, Links};
 use super::redial::Redial;
+use super::relays::{Relays, is_relayed, through};
 use super::transport::{Behaviour, BehaviourEvent, CLOSEST};
 use crate::identity::{key_of, peer_of};
-use crate::limits::{ADMITTED_TIME, COMMANDS, CONNECT_TIME, NETWORK_EVENTS, STRANGER_TIME, STRANGERS, WALKS};
+use crate::limits::{
+    ADMITTED_TIME, COMMANDS, CONNECT_TIME, NETWORK_EVENTS, RELAYS_TRIED, STRANGER_TIME, STRANGERS, WALKS,
+};
 
 /// Why a peer could not be reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -172,6 +175,7 @@ pub(crate) struct Driver {
     /// Members to stay connected with, where they can be reached.
     keep: usize,
     redial: Redial,
+    relays: Relays,
     strangers: HashMap<ConnectionId, (PeerId, Instant)>,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), ConnectError>>>>,
     dialling: Dialling,
@@ -190,12 +194,16 @@ struct Walk {
 
 impl Driver {
     pub(crate) fn new(
-        swarm: Swarm<Behaviour>,
+        mut swarm: Swarm<Behaviour>,
         gatekeeper: Gatekeeper,
         contacts: SharedContacts,
         keep: usize,
         listening: Vec<Multiaddr>,
     ) -> (Self, Network, mpsc::Receiver<NetEvent>) {
+        for address in &listening {
+            // A member that passes connections on must say where it is reached.
+            swarm.add_external_address(address.clone());
+        }
         let (command_sender, commands) = mpsc::channel(COMMANDS);
         let (events, event_receiver) = mpsc::channel(NETWORK_EVENTS);
         let (addresses, address_receiver) = watch::channel(listening);
@@ -206,6 +214,7 @@ impl Driver {
             contacts,
             keep,
             redial: Redial::default(),
+            relays: Relays::new(Instant::now()),
             strangers: HashMap::new(),
             connecting: HashMap::new(),
             dialling: Dialling::default(),
@@ -297,7 +306,9 @@ impl Driver {
     /// Dials with the addresses that come next. Whether there were any.
     fn dial_next(&mut self, peer: PeerId, condition: PeerCondition) -> bool {
         let known = key_of(&peer).map(|key| self.contacts.addresses(key));
-        let addresses = self.dialling.next(peer, known.unwrap_or_default());
+        let mut known = known.unwrap_or_default();
+        known.extend(self.ways_through_others(peer));
+        let addresses = self.dialling.next(peer, known);
         if addresses.is_empty() {
             return false;
         }
@@ -312,6 +323,38 @@ impl Driver {
             Err(error) => self.fail(peer, &in_words(&error)),
         }
         true
+    }
+
+    /// Where a member may be reached through one that is connected.
+    fn ways_through_others(&self, to: PeerId) -> Vec<Multiaddr> {
+        let connected = self.connected.borrow();
+        let others = connected.iter().filter_map(|key| Some((*key, peer_of(*key)?)));
+        let ways = others.filter(|(_, peer)| *peer != to).filter_map(|(key, peer)| {
+            let at = self.links.get(key).dialled()?;
+            through(peer, &at)
+        });
+        ways.take(RELAYS_TRIED).collect()
+    }
+
+    /// Lets this node be reached through others where nobody reaches it directly.
+    fn keep_relays(&mut self, now: Instant) {
+        let ways: Vec<(PeerId, Multiaddr)> = {
+            let connected = self.connected.borrow();
+            let others = connected.iter().filter_map(|key| Some((*key, peer_of(*key)?)));
+            let ways = others
+                .filter_map(|(key, peer)| Some((peer, through(peer, &self.links.get(key).dialled()?)?)));
+            ways.collect()
+        };
+        let wanted = self.relays.wanted(ways.iter().map(|(peer, _)| *peer), now);
+        for (peer, way) in ways.into_iter().filter(|(peer, _)| wanted.contains(peer)) {
+            match self.swarm.listen_on(way) {
+                Ok(listener) => self.relays.asked(listener, peer),
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "a member cannot be asked to pass connections on");
+                    self.relays.pause(peer, now);
+                }
+            }
+        }
     }
 
     /// Dials again where there are addresses that have not been tried.
@@ -362,6 +405,7 @@ impl Driver {
             self.dial_next(peer, PeerCondition::Disconnected);
         }
         self.keep_connected(now);
+        self.keep_relays(now);
     }
 
     fn keep_connected(&mut self, now: Instant) {
@@ -419,6 +463,9 @@ impl Driver {
     fn on_event(&mut self, event: SwarmEvent<super::transport::BehaviourEvent>) {
         match event {
             SwarmEvent::NewListenAddr { address, .. } => {
+                if !is_relayed(&address) {
+                    self.swarm.add_external_address(address.clone());
+                }
                 self.addresses.send_modify(|addresses| {
                     if !addresses.contains(&address) {
                         addresses.push(address);
@@ -426,8 +473,12 @@ impl Driver {
                 });
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.swarm.remove_external_address(&address);
                 self.addresses
                     .send_modify(|addresses| addresses.retain(|other| *other != address));
+            }
+            SwarmEvent::ListenerClosed { listener_id, .. } => {
+                self.relays.lost(listener_id, Instant::now());
             }
             SwarmEvent::ConnectionEstablished {
                 peer_id,
@@ -480,8 +531,12 @@ impl Driver {
             return;
         }
         self.redial.connected(key);
+        if matches!(endpoint, ConnectedPoint::Listener { local_addr, .. } if !is_relayed(local_addr)) {
+            self.relays.reached();
+        }
         let address = endpoint.get_remote_address().clone();
-        self.links.connected(key, connection, address);
+        self.links
+            .connected(key, connection, address, endpoint.is_dialer());
         self.connected.send_if_modified(|connected| connected.insert(key));
         if let ConnectedPoint::Dialer { address, .. } = endpoint {
             self.contacts.with(|contacts| contacts.add(key, address.clone()));

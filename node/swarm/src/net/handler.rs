@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use libp2p::core::{InboundUpgrade, OutboundUpgrade, UpgradeInfo};
@@ -27,7 +28,8 @@ pub(crate) struct Handler {
     key: NodeKey,
     /// Whether the peer was a member when the connection was made.
     member: bool,
-    keep_alive: bool,
+    /// Whether the connection stays open although nothing is said. Changes when a better one has come.
+    keep_alive: Arc<AtomicBool>,
     streams: Arc<Semaphore>,
     waiting: VecDeque<OpenStream>,
     waker: Option<Waker>,
@@ -38,7 +40,7 @@ impl Handler {
         reception: Reception,
         (peer, key): (PeerId, NodeKey),
         member: bool,
-        keep_alive: bool,
+        keep_alive: Arc<AtomicBool>,
         streams: Arc<Semaphore>,
     ) -> Self {
         Self {
@@ -85,7 +87,7 @@ impl ConnectionHandler for Handler {
     }
 
     fn connection_keep_alive(&self) -> bool {
-        self.keep_alive && self.is_members()
+        self.keep_alive.load(Ordering::Relaxed) && self.is_members()
     }
 
     fn poll(

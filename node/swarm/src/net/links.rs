@@ -8,18 +8,38 @@ use libp2p::Multiaddr;
 use libp2p::swarm::ConnectionId;
 use tvix_node_protocol::envelope::NodeKey;
 
+use super::relays::is_relayed;
+
+/// One connection to a member.
+#[derive(Debug, Clone)]
+struct Connection {
+    id: ConnectionId,
+    address: Multiaddr,
+    /// Made by this node, so that the address is one where the member can be reached.
+    dialled: bool,
+}
+
 /// The connections to one member.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Link {
-    connections: Vec<(ConnectionId, Multiaddr)>,
+    connections: Vec<Connection>,
     round_trip: Option<Duration>,
 }
 
 impl Link {
-    /// The other ends of the connections, the oldest first: that one is used.
+    /// The other ends of the connections: the one that is used first, which is the oldest, or the oldest direct one
+    /// where some lead through another member.
     pub(crate) fn addresses(&self) -> Vec<String> {
-        let address = |(_, address): &(ConnectionId, Multiaddr)| address.to_string();
-        self.connections.iter().map(address).collect()
+        let all = || self.connections.iter().map(|connection| &connection.address);
+        let direct = all().filter(|address| !is_relayed(address));
+        let relayed = all().filter(|address| is_relayed(address));
+        direct.chain(relayed).map(ToString::to_string).collect()
+    }
+
+    /// Where this node has reached the member without another one between.
+    pub(crate) fn dialled(&self) -> Option<Multiaddr> {
+        let direct = |connection: &&Connection| connection.dialled && !is_relayed(&connection.address);
+        Some(self.connections.iter().find(direct)?.address.clone())
     }
 
     /// As it was measured last.
@@ -37,20 +57,15 @@ impl Links {
         action(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn connected(&self, peer: NodeKey, connection: ConnectionId, address: Multiaddr) {
-        self.with(|links| {
-            links
-                .entry(peer)
-                .or_default()
-                .connections
-                .push((connection, address))
-        });
+    pub(crate) fn connected(&self, peer: NodeKey, id: ConnectionId, address: Multiaddr, dialled: bool) {
+        let connection = Connection { id, address, dialled };
+        self.with(|links| links.entry(peer).or_default().connections.push(connection));
     }
 
     pub(crate) fn closed(&self, peer: NodeKey, connection: ConnectionId) {
         self.with(|links| {
             if let Some(link) = links.get_mut(&peer) {
-                link.connections.retain(|(other, _)| *other != connection);
+                link.connections.retain(|other| other.id != connection);
                 if link.connections.is_empty() {
                     links.remove(&peer);
                 }
@@ -83,8 +98,10 @@ mod tests {
         let address = |port: u16| -> Multiaddr { format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap() };
         links.measured(peer, Duration::from_millis(1));
         assert!(links.get(peer).round_trip().is_none(), "there is no connection");
-        links.connected(peer, one, address(1));
-        links.connected(peer, two, address(2));
+        links.connected(peer, one, address(1), false);
+        assert!(links.get(peer).dialled().is_none());
+        links.connected(peer, two, address(2), true);
+        assert_eq!(links.get(peer).dialled(), Some(address(2)));
         links.measured(peer, Duration::from_millis(2));
         links.closed(peer, one);
         let link = links.get(peer);

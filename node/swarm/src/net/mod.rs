@@ -12,6 +12,7 @@ mod handler;
 pub(crate) mod links;
 mod members_only;
 mod redial;
+mod relays;
 pub(crate) mod transport;
 pub(crate) mod wire;
 

@@ -1,4 +1,4 @@
-//! libp2p, put together: TCP with Noise and Yamux, QUIC, and the behaviours.
+//! libp2p, put together: TCP with Noise and Yamux, QUIC, connections through other members, and the behaviours.
 
 use std::num::NonZeroUsize;
 
@@ -6,8 +6,8 @@ use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    PeerId, Swarm, SwarmBuilder, connection_limits, identify, kad, mdns, memory_connection_limits, noise,
-    ping, tcp, yamux,
+    PeerId, Swarm, SwarmBuilder, connection_limits, dcutr, identify, kad, mdns, memory_connection_limits,
+    noise, ping, relay, tcp, yamux,
 };
 use tokio::sync::mpsc;
 use tvix_node_protocol::build::SwarmId;
@@ -21,8 +21,9 @@ use super::members_only::MembersOnly;
 use crate::identity::{BadSecret, keypair};
 use crate::limits::{
     CONNECTIONS, CONNECTIONS_INCOMING, CONNECTIONS_PENDING, CONNECTIONS_PER_PEER, HANDSHAKE_TIME,
-    IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, PING_INTERVAL, PING_TIME, ROUTING_REFRESH,
-    STREAMS_PER_CONNECTION, WALK_TIME,
+    IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, PING_INTERVAL, PING_TIME, RELAY_CIRCUIT_BYTES,
+    RELAY_CIRCUIT_TIME, RELAY_CIRCUITS, RELAY_CIRCUITS_PER_PEER, RELAY_RESERVATION_TIME, RELAY_RESERVATIONS,
+    ROUTING_REFRESH, STREAMS_PER_CONNECTION, WALK_TIME,
 };
 
 /// Why the network could not be set up.
@@ -57,6 +58,12 @@ pub(crate) struct Behaviour {
     pub(crate) kad: MembersOnly<kad::Behaviour<MemoryStore>>,
     pub(crate) ping: MembersOnly<ping::Behaviour>,
     pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
+    /// Passes connections on.
+    relay: Toggle<MembersOnly<relay::Behaviour>>,
+    /// Is reached through others.
+    relayed: MembersOnly<relay::client::Behaviour>,
+    /// Looks for a direct connection where there is one through another member.
+    punching: MembersOnly<dcutr::Behaviour>,
 }
 
 /// How the network is set up.
@@ -67,6 +74,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) gatekeeper: Gatekeeper,
     pub(crate) contacts: SharedContacts,
     pub(crate) mdns: bool,
+    pub(crate) relay: bool,
     pub(crate) keep_alive: bool,
 }
 
@@ -90,7 +98,8 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
         .with_agent_version(format!("tvix-node/{}", env!("CARGO_PKG_VERSION")))
         .with_push_listen_addr_updates(true)
         .with_cache_size(0);
-    let behaviour = Behaviour {
+    let gatekeeper = setup.gatekeeper;
+    let behaviour = |relayed| Behaviour {
         limits: connection_limits::Behaviour::new(
             connection_limits::ConnectionLimits::default()
                 .with_max_pending_incoming(Some(CONNECTIONS_PENDING))
@@ -101,17 +110,23 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
         ),
         memory: memory_connection_limits::Behaviour::with_max_percentage(MEMORY_SHARE),
         doors,
-        identify: MembersOnly::new(identify::Behaviour::new(identify), setup.gatekeeper.clone()),
-        kad: MembersOnly::new(routing(peer, setup.swarm), setup.gatekeeper.clone()),
+        identify: MembersOnly::new(identify::Behaviour::new(identify), gatekeeper.clone()),
+        kad: MembersOnly::new(routing(peer, setup.swarm), gatekeeper.clone()),
         ping: MembersOnly::new(
             ping::Behaviour::new(
                 ping::Config::new()
                     .with_interval(PING_INTERVAL)
                     .with_timeout(PING_TIME),
             ),
-            setup.gatekeeper,
+            gatekeeper.clone(),
         ),
         mdns: mdns.into(),
+        relay: setup
+            .relay
+            .then(|| MembersOnly::new(relaying(peer), gatekeeper.clone()))
+            .into(),
+        relayed: MembersOnly::new(relayed, gatekeeper.clone()),
+        punching: MembersOnly::new(dcutr::Behaviour::new(peer), gatekeeper.clone()),
     };
     let swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
@@ -125,8 +140,9 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
             config.max_concurrent_stream_limit = u32::try_from(STREAMS_PER_CONNECTION).unwrap_or(u32::MAX);
             config
         })
-        // The behaviour is there already; nothing can fail.
-        .with_behaviour(|_| behaviour)
+        .with_relay_client(noise::Config::new, yamux_config)?
+        // Nothing of it can fail.
+        .with_behaviour(|_, relayed| behaviour(relayed))
         .unwrap_or_else(|never| match never {})
         .with_swarm_config(|config| {
             config
@@ -141,6 +157,26 @@ fn yamux_config() -> yamux::Config {
     let mut config = yamux::Config::default();
     config.set_max_num_streams(STREAMS_PER_CONNECTION * 2);
     config
+}
+
+/// Passes connections between members on. That members alone may ask for it is the wrapper's to see to.
+fn relaying(peer: PeerId) -> relay::Behaviour {
+    let config = relay::Config {
+        max_reservations: RELAY_RESERVATIONS,
+        reservation_duration: RELAY_RESERVATION_TIME,
+        // One who asks too often meets the bounds above and below.
+        reservation_rate_limiters: Vec::new(),
+        max_circuits: RELAY_CIRCUITS,
+        max_circuits_per_peer: RELAY_CIRCUITS_PER_PEER,
+        max_circuit_duration: RELAY_CIRCUIT_TIME,
+        max_circuit_bytes: RELAY_CIRCUIT_BYTES,
+        circuit_src_rate_limiters: Vec::new(),
+        ..relay::Config::default()
+    };
+    let mut relay = relay::Behaviour::new(peer, config);
+    // Not only once it is proved that everybody reaches this node: who asks has reached it.
+    relay.set_status(Some(relay::Status::Enable));
+    relay
 }
 
 /// Kademlia, for finding nodes alone: it neither keeps nor passes on records.

@@ -155,6 +155,7 @@ async fn redeem(secret: &NodeSecret, ticket: &Ticket, name: &str) -> Result<Welc
         gatekeeper: gatekeeper.clone(),
         contacts: contacts.clone(),
         mdns: false,
+        relay: false,
         keep_alive: false,
     })?;
     // Nobody is served here: streams that come in are dropped.

@@ -8,6 +8,7 @@ mod leaving;
 mod liars;
 mod local_network;
 mod pushing;
+mod relayed;
 mod shelf;
 mod strangers;
 mod texts;

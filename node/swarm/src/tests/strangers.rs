@@ -23,6 +23,7 @@ async fn stranger(seed: u8, ann: &TestNode) -> Network {
         gatekeeper: gatekeeper.clone(),
         contacts: contacts.clone(),
         mdns: false,
+        relay: false,
         keep_alive: true,
     })
     .unwrap();
