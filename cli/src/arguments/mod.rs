@@ -265,6 +265,9 @@ pub struct UpArguments {
     /// nowhere, this node connects to others only [default: a free port of every address]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen)]
     listen: Vec<Listen>,
+    /// Pass nothing on between members that cannot reach each other
+    #[arg(long)]
+    pub no_relay: bool,
     /// Bytes of memory after which a build is stopped on this node, for whomever it is [default: what each asks for]
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     pub max_build_memory: Option<Limit>,

@@ -45,6 +45,8 @@ pub struct UpOptions {
     /// Where members of the team reach this node; port 0: one that is free. Empty: nowhere, it connects
     /// to others only; none: where a node listens that was not told.
     pub listen: Option<Vec<SocketAddr>>,
+    /// Pass connections on between members that cannot reach each other.
+    pub relay: bool,
     /// Bytes of memory that a build may use, for whomever it is; none: what each asks for.
     pub build_memory: Option<u64>,
     /// Whether builds' memory may be bound with control groups, see [`Config::control_groups`].
@@ -131,6 +133,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         own: own.clone(),
         free: free_slots,
         listen: options.listen.clone(),
+        relay: options.relay,
     }));
     let engine = Engine::new(
         (Arc::clone(&depot), jobs, Arc::clone(&team)),

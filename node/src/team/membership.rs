@@ -86,6 +86,8 @@ pub struct Parts {
     pub free: watch::Receiver<u32>,
     /// Where to listen; none: on all networks, on ports that the machine chooses.
     pub listen: Option<Vec<SocketAddr>>,
+    /// Pass connections on between members that cannot reach each other.
+    pub relay: bool,
 }
 
 /// The team of a node, if it has one.
@@ -220,6 +222,7 @@ impl Membership {
             facts: facts.clone(),
             distrusted: BTreeMap::new(),
             mdns: true,
+            relay: parts.relay,
             ..Config::new(parts.spool.clone())
         };
         if let Some(listen) = &parts.listen {

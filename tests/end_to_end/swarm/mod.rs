@@ -6,6 +6,7 @@ mod desired_store;
 mod finding;
 mod importing;
 mod joining;
+mod nats;
 pub mod nodes;
 mod observer;
 mod refused;

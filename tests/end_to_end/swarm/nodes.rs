@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -46,17 +46,48 @@ impl Node {
         node
     }
 
+    /// One whose process sees the network of a namespace alone, and listens on a port of all its addresses.
+    pub fn up_in(namespace: &str, name: &'static str, port: u16, slots: u32) -> Self {
+        let mut node = Self {
+            machine: Machine::new(),
+            name,
+            process: None,
+        };
+        let (listen, slots) = (format!("0.0.0.0:{port}"), slots.to_string());
+        let up = node
+            .machine
+            .command(&["up", "--listen", &listen, "--slots", &slots]);
+        let mut inside = Command::new("ip");
+        inside
+            .args(["netns", "exec", namespace])
+            .arg(up.get_program())
+            .args(up.get_args())
+            .current_dir(node.machine.folder())
+            .stdin(Stdio::null());
+        for (variable, value) in up.get_envs() {
+            match value {
+                Some(value) => inside.env(variable, value),
+                None => inside.env_remove(variable),
+            };
+        }
+        node.spawn(inside);
+        node
+    }
+
     /// Starts its process, and waits until it says that it is ready.
     pub fn start(&mut self, arguments: &[&str]) {
+        let command = self.machine.command(&[&["up"], arguments].concat());
+        self.spawn(command);
+    }
+
+    fn spawn(&mut self, mut command: Command) {
         assert!(self.process.is_none(), "{} is up", self.name);
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.machine.folder().join("node.log"))
             .expect("a log");
-        let mut process = self
-            .machine
-            .command(&[&["up"], arguments].concat())
+        let mut process = command
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()

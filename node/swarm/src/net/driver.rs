@@ -534,7 +534,12 @@ impl Driver {
         if matches!(endpoint, ConnectedPoint::Listener { local_addr, .. } if !is_relayed(local_addr)) {
             self.relays.reached();
         }
-        let address = endpoint.get_remote_address().clone();
+        let address = match endpoint {
+            // The other end of such a one is a name; where it leads through is in this end.
+            ConnectedPoint::Listener { local_addr, .. } if is_relayed(local_addr) => local_addr,
+            endpoint => endpoint.get_remote_address(),
+        };
+        let address = address.clone();
         self.links
             .connected(key, connection, address, endpoint.is_dialer());
         self.connected.send_if_modified(|connected| connected.insert(key));
