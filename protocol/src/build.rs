@@ -128,6 +128,8 @@ pub struct BuildRequest {
     pub urgency: u8,
     /// Neither share this build with another request nor reuse a result.
     pub fresh: bool,
+    /// Show the folder of the build to the requester, should it fail.
+    pub keep_failed: bool,
     /// Never used twice by this requester.
     #[serde(with = "crate::bytes")]
     pub nonce: [u8; 16],

@@ -28,6 +28,7 @@ fn request() -> BuildRequest {
         limits: BuildLimits::NONE,
         urgency: 0,
         fresh: false,
+        keep_failed: false,
         nonce: [9; 16],
         issued_at: 100,
         not_after: 200,

@@ -107,7 +107,7 @@ pub struct OpenSession {
     pub mode: SessionMode,
     /// Go on after a failure with everything that does not depend on it.
     pub keep_going: bool,
-    /// Keep the folders of builds that fail on this node.
+    /// Keep the folders of builds that fail, on this node, wherever they were built.
     #[serde(default)]
     pub keep_failed: bool,
     /// Builds of this session at once on this node; none: the node's slots.

@@ -25,7 +25,7 @@ use crate::build::SwarmId;
 use crate::envelope::{Envelope, NodeKey};
 use crate::limits;
 use crate::nix::store_path::{StorePath, basename};
-use crate::path_info::PathInfo;
+use crate::path_info::{NarHash, PathInfo};
 use crate::presence::Epoch;
 use crate::roster::Genesis;
 use crate::tree::{BlobDigest, TreeDigest};
@@ -571,6 +571,28 @@ pub struct BuildFailure {
     /// The end of the log.
     #[serde(with = "crate::bytes::vec")]
     pub tail: Vec<u8>,
+    /// The folder in which it was built, where the request asks for it and there is one.
+    pub folder: Option<FailedFolder>,
+}
+
+/// The folder of a build that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum FailedFolder {
+    /// The requester, and nobody else, can fetch it from the builder for a while.
+    Shown {
+        /// Its content.
+        tree: TreeDigest,
+        /// Digest of its archive.
+        nar_hash: NarHash,
+        /// Bytes of its archive.
+        nar_size: u64,
+    },
+    /// It cannot be had.
+    NotShown {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// What kind of failure.

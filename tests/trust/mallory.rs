@@ -180,6 +180,7 @@ impl Mallory {
             limits: BuildLimits::NONE,
             urgency: 0,
             fresh: false,
+            keep_failed: false,
             nonce,
             issued_at: now,
             not_after: now + 600,

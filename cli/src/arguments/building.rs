@@ -13,7 +13,7 @@ pub struct BuildingArguments {
     /// Go on after a failure with everything that does not depend on it
     #[arg(short = 'k', long)]
     keep_going: bool,
-    /// Keep the folder of a build that fails on this machine, and say where it is
+    /// Keep the folder of a build that fails, from another member of the team too, and say where it is
     #[arg(short = 'K', long)]
     keep_failed: bool,
     /// Builds at once on this node, or 'auto' for as many as it has slots; 0: others build

@@ -1,6 +1,7 @@
 //! The builder.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
@@ -11,7 +12,7 @@ use crate::build_spec::{BuildEvent, BuildSpec, Built};
 use crate::config::Config;
 use crate::diagnosis::SandboxError;
 use crate::error::{BuildError, Cause, Refused, StartError};
-use crate::{cgroup, probe, refusal, run, scratch};
+use crate::{cgroup, probe, refusal, remove, run, scratch};
 
 /// Which slots are in use.
 #[derive(Debug, Clone, Default)]
@@ -112,6 +113,22 @@ impl Builder {
                 Err(_) => Err(run::not_begun(drv_path, Cause::Cancelled)),
             },
         }
+    }
+
+    /// Makes a new folder for something that is kept, under [`Config::kept`] and private to its owner.
+    ///
+    /// # Errors
+    /// [`Cause::Scratch`]
+    pub fn kept_folder(&self, name: &str) -> Result<PathBuf, Cause> {
+        scratch::new_folder(&self.config.kept, name)
+    }
+
+    /// Removes what was kept of a failed build ([`BuildError::kept`]), whatever the build left in it. Blocks.
+    ///
+    /// # Errors
+    /// The system's, for the first thing that cannot be removed.
+    pub fn remove_kept(&self, folder: &Path) -> std::io::Result<()> {
+        remove::remove_tree(folder)
     }
 
     /// Whether sandboxes work on this machine: sets one up to the point where the builder program

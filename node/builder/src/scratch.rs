@@ -113,7 +113,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), Cause> {
 }
 
 /// Makes a folder for what is kept, private to its owner, under a name that nothing has yet.
-fn new_folder(kept: &Path, name: &str) -> Result<PathBuf, Cause> {
+pub(crate) fn new_folder(kept: &Path, name: &str) -> Result<PathBuf, Cause> {
     fs::create_dir_all(kept).map_err(failed(kept, "created"))?;
     let mut number = 0u64;
     loop {

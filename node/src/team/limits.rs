@@ -89,3 +89,10 @@ pub const ASSUMED_BANDWIDTH: u64 = 100_000_000;
 /// Other paths that are looked at to find out whether the record of one is believed. The inputs of the
 /// inputs of a package of nixpkgs are some hundreds.
 pub const EVIDENCE: usize = 4096;
+
+/// Bytes of the archive of a failed build's folder that is brought home. A kernel's or browser's has more,
+/// and nobody wants to wait for that to learn of a failure; most have some megabytes.
+pub const FAILED_FOLDER_BYTES: u64 = 2 << 30;
+
+/// Files, links and folders in it: the sources of a large project, built.
+pub const FAILED_FOLDER_ENTRIES: usize = 500_000;

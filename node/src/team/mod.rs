@@ -10,6 +10,7 @@
 //! | [`repair`] | content of damaged paths from others |
 //! | [`request`] | builds that others do for this node |
 //! | [`serve`], [`inputs`] | builds that this node does for others |
+//! | `kept` | folders of builds that failed |
 //! | [`push`] | paths into the stores of others, and what they push here |
 //! | [`shelf`], [`grants`] | what of this store others may see |
 
@@ -17,6 +18,7 @@ pub mod evidence;
 pub mod fetch;
 pub mod grants;
 pub mod inputs;
+mod kept;
 pub mod limits;
 pub mod membership;
 pub mod policy;

@@ -49,6 +49,8 @@ pub struct Order {
     pub urgency: Urgency,
     /// Why it was placed there.
     pub reason: String,
+    /// Bring its folder here if it fails.
+    pub keep_failed: bool,
 }
 
 /// Why a far build came to nothing.
@@ -268,6 +270,13 @@ impl TeamNode {
                 }
                 return Err(RequestFailure::Refused { name, refusal });
             }
+            Err(RequestFailure::Failed(failure)) => {
+                let failed = self.with_folder(order, name, failure);
+                return tokio::select! {
+                    failure = self.own_part(order.build, failed) => Err(RequestFailure::Failed(failure)),
+                    () = cancel.cancelled() => Err(RequestFailure::Cancelled),
+                };
+            }
             Err(error) => return Err(error),
         };
         let receiving = self.receive(order, name, &asked, &record, &envelope, pushed);
@@ -275,6 +284,25 @@ impl TeamNode {
             delivered = self.own_part(order.build, receiving) => delivered,
             () = cancel.cancelled() => Err(RequestFailure::Cancelled),
         }
+    }
+
+    /// Brings the folder of a build that failed here where that was asked for, and says in the failure where
+    /// it is.
+    async fn with_folder(
+        &self,
+        order: &Order,
+        name: &str,
+        mut failure: messages::BuildFailure,
+    ) -> messages::BuildFailure {
+        let folder = failure.folder.take().filter(|_| order.keep_failed);
+        if let Some(folder) = folder {
+            let brought = self.bring_folder(order.node, &order.derivation, folder).await;
+            failure.message.push_str(&match brought {
+                Ok(place) => format!("; its folder is kept as '{}'", place.display()),
+                Err(error) => format!("; its folder could not be brought here from {name}: {error}"),
+            });
+        }
+        failure
     }
 
     /// Does what this node itself has to do for a far build, however long it takes: its builder has nothing
@@ -345,6 +373,7 @@ impl TeamNode {
             limits: order.limits,
             urgency: order.urgency.to_wire(),
             fresh: false,
+            keep_failed: order.keep_failed,
             nonce,
             issued_at,
             not_after: issued_at + REQUEST_TIME,

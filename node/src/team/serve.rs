@@ -11,7 +11,7 @@ use tvix_node_coordinator::FailureKind;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildLimits, BuildRecord, BuildRequest, DesiredStore, RequestHash};
 use tvix_node_protocol::envelope::{Envelope, NodeKey, seal};
-use tvix_node_protocol::messages::{self, Pushed, Refusal, RefusalReason};
+use tvix_node_protocol::messages::{self, FailedFolder, Pushed, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_swarm::events::{IncomingBuild, RunningBuild};
@@ -286,7 +286,7 @@ impl TeamNode {
             limits: bounded(request.limits),
             slot: slot.slot,
             request: Some(hash),
-            keep_failed: false,
+            keep_failed: request.keep_failed,
         };
         let working = async {
             let mut listener = ToRequester {
@@ -307,9 +307,18 @@ impl TeamNode {
                 let pushed = self.deliver(request, &record, accepted).await;
                 running.finish(record, pushed).await.ok();
             }
-            Err(error) => {
+            Err(mut error) => {
+                // Where it lies here is nothing to the requester, who gets it.
+                let folder = match &mut error {
+                    JobError::Build(error) => error.kept.take(),
+                    _ => None,
+                };
                 tracing::info!(derivation = %request.derivation, %error, "a build for another member failed");
-                running.fail(failure_of(&error)).await.ok();
+                let folder = match folder {
+                    Some(folder) => Some(self.show_folder(request.requester, folder).await),
+                    None => None,
+                };
+                running.fail(failure_of(&error, folder)).await.ok();
             }
         }
     }
@@ -428,7 +437,7 @@ fn bounded(limits: BuildLimits) -> BuildLimits {
     }
 }
 
-fn failure_of(error: &JobError) -> messages::BuildFailure {
+fn failure_of(error: &JobError, folder: Option<FailedFolder>) -> messages::BuildFailure {
     let kind = match kind_of(error) {
         FailureKind::Builder => messages::FailureKind::Build,
         FailureKind::Limit => messages::FailureKind::Limit,
@@ -443,6 +452,7 @@ fn failure_of(error: &JobError) -> messages::BuildFailure {
         kind,
         message: error.to_string(),
         tail,
+        folder,
     }
 }
 

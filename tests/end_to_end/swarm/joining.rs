@@ -178,6 +178,7 @@ async fn who_is_no_member_gets_nothing_but_join() {
         limits: BuildLimits::NONE,
         urgency: 0,
         fresh: false,
+        keep_failed: false,
         nonce: [7; 16],
         issued_at: Clock::system().now(),
         not_after: Clock::system().now() + 60,

@@ -3,7 +3,7 @@
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::envelope::Envelope;
 
-use super::nodes::{finished, team, text};
+use super::nodes::{Node, finished, team, text};
 use crate::harness::{release, sandbox_works};
 
 #[test]
@@ -91,4 +91,45 @@ fn a_far_build_that_fails_shows_its_log() {
     let derivation = format!("/nix/store/{}", text(&event["derivation"]));
     let log = alice.machine.run(&["log", &derivation]);
     assert_eq!(log.ok(), "what went wrong");
+}
+
+#[test]
+fn the_folder_of_a_far_build_that_fails_is_brought_home_when_asked_for() {
+    if !sandbox_works("the_folder_of_a_far_build_that_fails_is_brought_home_when_asked_for") {
+        return;
+    }
+    let [alice, bob] = team([("alice", 0), ("bob", 1)]);
+    let kept = |node: &Node| match std::fs::read_dir(node.machine.home().join("scratch-kept")) {
+        Ok(entries) => entries.count(),
+        Err(_) => 0,
+    };
+    alice.machine.expression(
+        r#"{ bad = build "bad" { } "mkdir sub\nwrite sub/evidence something\nlink /etc/passwd way\nfail 7"; }"#,
+    );
+    let failed = alice.build("bad", &[]);
+    assert_eq!(failed.finished.status, 1, "{}", failed.messages());
+    assert_eq!((kept(&alice), kept(&bob)), (0, 0));
+    let failed = alice.build("bad", &["-K"]);
+    let event = failed.of_kind("build-failed").next().expect("it failed");
+    let error = text(&event["error"]);
+    let place = error.split("exit code 7; its folder is kept as '").nth(1);
+    let place = std::path::PathBuf::from(place.unwrap_or_else(|| panic!("{error}")).trim_end_matches('\''));
+    assert_eq!((kept(&alice), kept(&bob)), (1, 0));
+    assert_eq!(
+        place
+            .parent()
+            .expect("a folder")
+            .canonicalize()
+            .expect("it is there"),
+        alice
+            .machine
+            .home()
+            .join("scratch-kept")
+            .canonicalize()
+            .expect("it is there")
+    );
+    let evidence = std::fs::read_to_string(place.join("sub/evidence")).expect("what the build wrote");
+    assert_eq!(evidence.trim(), "something");
+    let way = std::fs::read_link(place.join("way")).expect("a link");
+    assert_eq!(way, std::path::Path::new("/etc/passwd"));
 }

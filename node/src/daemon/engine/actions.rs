@@ -47,8 +47,7 @@ impl Engine {
                     return;
                 };
                 let (cancel, reason) = self.begin(build, &derivation, Some(slot));
-                // Several sessions may wait for one build, so that it is kept where any of them wants that.
-                let keep_failed = self.sessions.values().any(|session| session.keep_failed);
+                let keep_failed = self.keeps_failed();
                 let job = Job {
                     build,
                     derivation,
@@ -171,6 +170,7 @@ impl Engine {
                     limits,
                     urgency,
                     reason,
+                    keep_failed: self.keeps_failed(),
                 };
                 tokio::spawn(team.request(order, cancel));
             }
@@ -203,6 +203,11 @@ impl Engine {
         };
         self.running.insert(build, running);
         (cancel, reason)
+    }
+
+    /// Several sessions may wait for one build, so that its folder is kept where any of them wants that.
+    fn keeps_failed(&self) -> bool {
+        self.sessions.values().any(|session| session.keep_failed)
     }
 
     pub(super) fn transfer(&mut self, transfer: Transfer) -> CancellationToken {

@@ -64,6 +64,7 @@ fn request(requester: u8) -> BuildRequest {
         limits: BuildLimits::NONE,
         urgency: 0,
         fresh: false,
+        keep_failed: false,
         nonce: [9; 16],
         issued_at: NOW - 10,
         not_after: NOW + 600,

@@ -244,6 +244,7 @@ fn dropped(accepted: bool) -> BuildFrame {
             kind: FailureKind::Machine,
             message: "the builder gave the build up".to_owned(),
             tail: vec![],
+            folder: None,
         })
     } else {
         BuildFrame::Refused(busy("the builder let the request go; it may be shutting down"))

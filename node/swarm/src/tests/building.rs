@@ -9,7 +9,9 @@ use tvix_node_protocol::build::{
 };
 use tvix_node_protocol::envelope::{Envelope, seal};
 use tvix_node_protocol::limits::ENVELOPE_BYTES;
-use tvix_node_protocol::messages::{BuildFailure, BuildFrame, FailureKind, Pushed, RefusalReason};
+use tvix_node_protocol::messages::{
+    BuildFailure, BuildFrame, FailedFolder, FailureKind, Pushed, RefusalReason,
+};
 use tvix_node_protocol::path_info::NarHash;
 use tvix_node_protocol::tree::TreeDigest;
 
@@ -35,6 +37,7 @@ fn request(from: &TestNode, to: &TestNode, nonce: u8) -> BuildRequest {
         limits: BuildLimits::NONE,
         urgency: 0,
         fresh: false,
+        keep_failed: false,
         nonce: [nonce; 16],
         issued_at: now(),
         not_after: now() + 600,
@@ -163,6 +166,11 @@ async fn a_failure_reaches_the_requester_with_the_end_of_the_log() {
         kind: FailureKind::Build,
         message: "exit status 1".into(),
         tail: b"no such file".to_vec(),
+        folder: Some(FailedFolder::Shown {
+            tree: TreeDigest([1; 32]),
+            nar_hash: NarHash([2; 32]),
+            nar_size: 3,
+        }),
     };
     running.fail(failure.clone()).await.unwrap();
     assert_eq!(event(&mut call).await.unwrap(), BuildEvent::Failed(failure));
