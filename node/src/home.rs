@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <home>/version         format of everything below
+//! <home>/config.toml     what its owner configured, where there is something
 //! <home>/identity        the node's secret key, readable by its owner alone
 //! <home>/control.sock    the control socket, while a node is up
 //! <home>/up.log          what a node in the background says
@@ -124,6 +125,12 @@ impl Home {
     #[must_use]
     pub fn teams_folder(&self) -> PathBuf {
         self.root.join("teams")
+    }
+
+    /// What its owner configured.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.root.join("config.toml")
     }
 
     /// Where files from other nodes arrive; on the store's file system.

@@ -3,11 +3,13 @@
 //! | module | what it has |
 //! |---|---|
 //! | [`home`] | the folder that everything is kept in |
+//! | [`config`] | what its owner configured |
 //! | [`daemon`] | the process that a home belongs to: store, coordinator, builder behind the control socket |
 //! | [`background`] | commands find that process, or start it |
 //! | [`worker`] | the evaluation in the process of a command, as the coordinator's worker |
 //! | [`fetch`] | files, archives and Git repositories that expressions want fetched |
 //! | [`command`] | what `build`, `instantiate`, `eval`, `run` and `shell` do |
+//! | `upstream` | binary caches that paths are taken from |
 //! | `team` | the node in its team: the swarm wired to store, coordinator and builder |
 //! | [`namespace`] | programs that see the home's store at `/nix/store` |
 //!
@@ -24,11 +26,13 @@
 
 pub mod background;
 pub mod command;
+pub mod config;
 pub mod daemon;
 pub mod fetch;
 pub mod home;
 pub mod namespace;
 mod team;
+mod upstream;
 pub mod worker;
 
 pub use tvix_node_gateway as gateway;

@@ -118,6 +118,13 @@ pub struct OpenSession {
     pub limits: BuildLimits,
     /// Where the outputs should be in the end; none: in this node's store.
     pub to: Option<Destination>,
+    /// Binary caches to take paths from, beside those that the node is configured with, while the session
+    /// is open.
+    #[serde(default)]
+    pub substituters: Vec<String>,
+    /// Keys of binary caches to believe meanwhile (`name:base64`).
+    #[serde(default)]
+    pub trusted_public_keys: Vec<String>,
 }
 
 /// A store that outputs should be in, as a user names it. The node finds out which one is meant.
@@ -604,6 +611,25 @@ pub struct Status {
     pub team: Option<TeamStatus>,
     /// Members it is connected with.
     pub peers: Vec<PeerView>,
+    /// Binary caches it takes paths from.
+    #[serde(default)]
+    pub caches: Vec<CacheStatus>,
+}
+
+/// A binary cache that a node takes paths from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheStatus {
+    /// Its URL.
+    pub url: String,
+    /// Paths that came from it since the node is up.
+    pub paths: u64,
+    /// Bytes of their archives.
+    pub bytes: u64,
+    /// Seconds for which it is not asked, because it failed.
+    pub skipped: Option<u64>,
+    /// How it failed.
+    pub reason: Option<String>,
 }
 
 /// A command that uses the node.

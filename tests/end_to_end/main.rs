@@ -1,6 +1,8 @@
 //! The program as a user has it: real processes, homes of their own, real sandboxes.
 
 mod building;
+mod cache_server;
+mod caching;
 mod checking;
 mod evaluating;
 mod exchanging;

@@ -37,6 +37,18 @@ pub struct BuildingArguments {
     /// Bytes of disk after which a build is stopped; 0 for none
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     max_build_disk_size: Option<Limit>,
+    /// Further binary caches to take paths from while this command runs (https:, http: and file: URLs, separated by
+    /// spaces)
+    #[arg(long, value_name = "URLS", default_value = "", hide_default_value = true)]
+    extra_substituters: String,
+    /// Further keys whose signatures in binary caches are believed meanwhile (NAME:BASE64, separated by spaces)
+    #[arg(long, value_name = "KEYS", default_value = "", hide_default_value = true)]
+    extra_trusted_public_keys: String,
+}
+
+/// What stands in a list that is separated by spaces, as in Nix.
+pub fn words(list: &str) -> Vec<String> {
+    list.split_whitespace().map(str::to_owned).collect()
 }
 
 impl BuildingArguments {
@@ -62,6 +74,8 @@ impl BuildingArguments {
             check: false,
             out_link: None,
             to: None,
+            substituters: words(&self.extra_substituters),
+            trusted_public_keys: words(&self.extra_trusted_public_keys),
         }
     }
 }

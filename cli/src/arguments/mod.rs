@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use building::BuildingArguments;
+pub use building::{BuildingArguments, words};
 pub use evaluation::EvaluationArguments;
 pub use parse::{Parsed, UsageError, parse};
 pub use store::{CollectArguments, StoreCommand};
@@ -274,6 +274,14 @@ pub struct UpArguments {
     /// Watch the memory of builds that have a limit, and make no control groups for them
     #[arg(long)]
     pub no_control_groups: bool,
+    /// Binary caches to take paths from (https:, http: and file: URLs, separated by spaces), instead of those in
+    /// config.toml of the home
+    #[arg(long, value_name = "URLS")]
+    pub substituters: Option<String>,
+    /// Keys whose signatures in binary caches are believed (NAME:BASE64, separated by spaces), instead of those in
+    /// config.toml of the home
+    #[arg(long, value_name = "KEYS")]
+    pub trusted_public_keys: Option<String>,
     /// End when nobody has used it for a while
     #[arg(long)]
     pub idle_exit: bool,

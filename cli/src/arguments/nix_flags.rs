@@ -109,12 +109,17 @@ const SETTINGS_ADVICE: &[(&[&str], &str)] = &[
     (
         &[
             "substituters",
-            "substitute",
             "binary-caches",
-            "build-use-substitutes",
+            "trusted-substituters",
             "trusted-public-keys",
+            "binary-cache-public-keys",
         ],
-        "binary caches are not there yet",
+        "all commands of a node share its binary caches: use --extra-substituters and --extra-trusted-public-keys, \
+         config.toml of the home, or the flags of 'tvix-node up'",
+    ),
+    (
+        &["substitute", "build-use-substitutes"],
+        "paths are taken from the binary caches that are configured, none by default",
     ),
     (
         &["builders", "build-hook"],

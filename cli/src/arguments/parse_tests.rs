@@ -219,10 +219,7 @@ fn what_can_be_done_instead_is_said() {
         (&["--pure"], "'tvix-node shell'"),
         (&["--option", "sandbox", "false"], "'--option sandbox'"),
         (&["--option", "cores", "4"], "use --cores"),
-        (
-            &["--option", "substituters", ""],
-            "binary caches are not there yet",
-        ),
+        (&["--option", "substituters", ""], "--extra-substituters"),
         (&["--option"], "no nix.conf"),
         (&["--no-sandbox"], "every build runs in a sandbox"),
         (&["--substituters=https://x"], "'--substituters' is not supported"),

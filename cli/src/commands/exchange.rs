@@ -173,5 +173,7 @@ const fn session() -> OpenSession {
         cores: 0,
         limits: BuildLimits::NONE,
         to: None,
+        substituters: Vec::new(),
+        trusted_public_keys: Vec::new(),
     }
 }

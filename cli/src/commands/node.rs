@@ -9,7 +9,7 @@ use tvix_node_protocol::control::{SessionMode, Status};
 
 use super::table::{short, size};
 use super::{Failure, print, print_json};
-use crate::arguments::UpArguments;
+use crate::arguments::{UpArguments, words};
 use crate::progress::{called, clean, count, running};
 
 /// How long a node that was told to end may take. It kills its builds, removes their folders, which
@@ -26,6 +26,8 @@ pub async fn up(home: &Home, arguments: &UpArguments) -> Result<u8, Failure> {
         .init();
     let options = UpOptions {
         slots: arguments.slots,
+        substituters: arguments.substituters.as_deref().map(words),
+        trusted_public_keys: arguments.trusted_public_keys.as_deref().map(words),
         listen,
         relay: !arguments.no_relay,
         build_memory: arguments.max_build_memory.unwrap_or_default().0,
@@ -121,6 +123,16 @@ fn status_text(status: &Status) -> String {
             size(peer.traffic.received),
         );
     }
+    for cache in &status.caches {
+        let state = match (cache.skipped, &cache.reason) {
+            (Some(seconds), reason) => {
+                let reason = reason.as_deref().unwrap_or("it failed");
+                format!("skipped for {}: {reason}", running(seconds * 1000))
+            }
+            (None, _) => format!("{}, {}", count(cache.paths, "path"), size(cache.bytes)),
+        };
+        text += &format!("cache    {}: {}\n", clean(&cache.url), clean(&state));
+    }
     for session in &status.sessions {
         let mode = match session.mode {
             SessionMode::Instantiate => "instantiates",
@@ -158,7 +170,7 @@ fn status_text(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use tvix_node_protocol::build::SwarmId;
-    use tvix_node_protocol::control::{CONTROL_VERSION, TeamStatus};
+    use tvix_node_protocol::control::{CONTROL_VERSION, CacheStatus, TeamStatus};
     use tvix_node_protocol::envelope::NodeKey;
 
     use tvix_node_protocol::StorePath;
@@ -182,6 +194,7 @@ mod tests {
             paths: 3,
             team: None,
             peers: Vec::new(),
+            caches: Vec::new(),
         }
     }
 
@@ -204,6 +217,30 @@ team     abababababab as ann: 2 members, 1 connected
 peer     bob: 3 of 4 slots free, sent 1.5 MiB, received 12 B
 ";
         assert_eq!(status_text(&status).strip_prefix(alone.as_str()), Some(expected));
+    }
+
+    #[test]
+    fn caches_have_their_lines_in_the_status() {
+        let cache = |url: &str, skipped| CacheStatus {
+            url: url.to_owned(),
+            paths: 2,
+            bytes: 2048,
+            skipped,
+            reason: skipped.map(|_| "it did not answer".to_owned()),
+        };
+        let status = Status {
+            caches: vec![cache("https://a", None), cache("file:///b", Some(31))],
+            ..alone()
+        };
+        let expected = "\
+cache    https://a: 2 paths, 2.0 KiB
+cache    file:///b: skipped for 31s: it did not answer
+";
+        assert!(
+            status_text(&status).ends_with(expected),
+            "{}",
+            status_text(&status)
+        );
     }
 
     #[test]

@@ -65,6 +65,10 @@ pub const FETCH_WAIT: Duration = Duration::from_millis(250);
 /// How often an address may refer to another one.
 pub const REDIRECTS: usize = 10;
 
+/// Connections that a client keeps for its next small answer, to all servers together: as many as ask a binary
+/// cache at once.
+pub const IDLE_CONNECTIONS: usize = 64;
+
 /// How long a server may take from the connection to the head of its answer.
 pub const ANSWER_TIME: Duration = Duration::from_secs(120);
 

@@ -62,6 +62,10 @@ pub struct Building {
     pub out_link: Option<PathBuf>,
     /// `--to`.
     pub to: Option<Destination>,
+    /// `--extra-substituters`.
+    pub substituters: Vec<String>,
+    /// `--extra-trusted-public-keys`.
+    pub trusted_public_keys: Vec<String>,
 }
 
 impl Default for Building {
@@ -76,6 +80,8 @@ impl Default for Building {
             check: false,
             out_link: Some(PathBuf::from("result")),
             to: None,
+            substituters: Vec::new(),
+            trusted_public_keys: Vec::new(),
         }
     }
 }

@@ -117,6 +117,8 @@ pub async fn run(
         cores: building.cores,
         limits: building.limits,
         to: building.to.clone(),
+        substituters: building.substituters.clone(),
+        trusted_public_keys: building.trusted_public_keys.clone(),
     };
     let (steps, mut inbox) = mpsc::unbounded_channel();
     let opened: Arc<Mutex<Opened>> = Arc::default();

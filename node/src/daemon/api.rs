@@ -119,6 +119,7 @@ impl ControlApi for Api {
             paths,
             team: team_api::status(self),
             peers: team_api::peer_views(self),
+            caches: store_api::caches(self),
         })
     }
 
@@ -237,11 +238,15 @@ impl ControlApi for Api {
             Origin::Record { builder } => Some(self.called(*builder)),
             Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } | Origin::Imported => None,
         };
+        let built_here = record.as_ref().is_some_and(|record| record.builder == self.node);
         let summary = match &info.origin {
             Origin::Content if path.is_derivation() => {
                 format!("{path} is a derivation that an evaluation here instantiated")
             }
             Origin::Content if info.deriver.is_none() => format!("{path} is a source, named by its content"),
+            Origin::Content if !built_here => {
+                format!("{path} is named by its content, which was fetched ready-made")
+            }
             Origin::Content | Origin::Built => format!("{path} was built by this node"),
             Origin::Record { builder } => {
                 format!(

@@ -20,6 +20,7 @@ use tvix_node_store::{
 use super::derivations::{Checked, CheckedDerivations};
 use super::perform::Plan;
 use super::told::Told;
+use crate::upstream::Upstreams;
 
 /// Why the store cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,8 @@ pub struct Depot {
     pub derivations: CheckedDerivations,
     /// Derivations that the coordinator was told of.
     pub told: Told,
+    /// Binary caches that paths may be taken from.
+    pub upstreams: Arc<Upstreams>,
     /// Told of every path that is added.
     announcer: Mutex<Option<Announcer>>,
     /// What the open sessions protect.
@@ -105,7 +108,9 @@ impl Depot {
     pub fn new(store: Store) -> Self {
         let notes = store.home().join("notes");
         let own = Arc::new(store.lease());
+        let upstreams = Arc::new(Upstreams::new(store.home().join("spool/caches")));
         Self {
+            upstreams,
             store,
             notes,
             derivations: CheckedDerivations::default(),
@@ -169,6 +174,7 @@ impl Depot {
         let lease = lock(&self.sessions).remove(&session);
         drop(lease);
         self.told.end(session);
+        self.upstreams.end_session(session);
     }
 
     /// The lease of a session; the node's own where the session has just ended.

@@ -20,6 +20,12 @@ pub const IDLE: Duration = Duration::from_secs(15);
 /// How long a node that goes down waits for its builds to be killed.
 pub const FAREWELL: Duration = Duration::from_secs(10);
 
+/// Paths of one question about presence that are answered together where caches are asked.
+pub const PRESENCE_PART: usize = 64;
+
+/// Steps of one fetch from caches that wait for the engine.
+pub const FETCH_STEPS: usize = 256;
+
 /// How often the engine looks after what waits.
 pub const TICK: Duration = Duration::from_millis(100);
 

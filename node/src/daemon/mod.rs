@@ -7,6 +7,7 @@ pub(crate) mod depot;
 pub(crate) mod derivations;
 pub(crate) mod engine;
 mod exchange_api;
+mod fetching;
 pub(crate) mod folder;
 pub(crate) mod job;
 mod limits;
@@ -29,6 +30,7 @@ use tvix_node_gateway::control::{ControlSocket, SocketError, serve};
 use tvix_node_store::{OpenError, Store};
 
 use crate::background::READY;
+use crate::config::{ConfigError, NodeConfig};
 use crate::home::{Home, HomeError};
 use api::Api;
 use depot::Depot;
@@ -36,12 +38,18 @@ use engine::{Engine, Message};
 use perform::Jobs;
 
 use crate::team::membership::{Membership, Parts, TeamFailure};
+use crate::upstream::Substituters;
+pub use crate::upstream::{SubstituterError, UpstreamError};
 
 /// How a node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpOptions {
     /// Builds at once; none: as many as the machine has processors.
     pub slots: Option<u32>,
+    /// Binary caches to take paths from, instead of those that are configured.
+    pub substituters: Option<Vec<String>>,
+    /// Keys of binary caches to believe, instead of those that are configured.
+    pub trusted_public_keys: Option<Vec<String>>,
     /// Where members of the team reach this node; port 0: one that is free. Empty: nowhere, it connects
     /// to others only; none: where a node listens that was not told.
     pub listen: Option<Vec<SocketAddr>>,
@@ -66,6 +74,12 @@ pub enum UpError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// What is configured cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A binary cache or its key.
+    #[error(transparent)]
+    Substituter(#[from] SubstituterError),
     /// The folder for builds cannot be used.
     #[error(transparent)]
     Builder(#[from] StartError),
@@ -116,7 +130,15 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         features: config.features.iter().cloned().collect(),
     };
     let builder = Builder::new(config)?;
+    let configured = NodeConfig::read(&home.config_file())?;
     let depot = Arc::new(Depot::new(store));
+    depot.upstreams.configure(&Substituters {
+        caches: options.substituters.clone().unwrap_or(configured.substituters),
+        keys: options
+            .trusted_public_keys
+            .clone()
+            .unwrap_or(configured.trusted_public_keys),
+    })?;
     let jobs = Arc::new(Jobs {
         depot: Arc::clone(&depot),
         builder,

@@ -32,10 +32,21 @@ async fn one(api: &Api, path: &StorePath) -> Result<Result<String, String>, ApiE
     let Some(info) = known.into_iter().next() else {
         return Ok(Err("it has been collected meanwhile".to_owned()));
     };
-    let Some(team) = api.team.current() else {
-        return Ok(Err(
-            "there is nobody to fetch it from: this node takes part in no team".to_owned(),
-        ));
-    };
-    Ok(team.repair(&info).await)
+    let mut reasons = Vec::new();
+    match api.team.current() {
+        Some(team) => match team.repair(&info).await {
+            Ok(from) => return Ok(Ok(from)),
+            Err(reason) => reasons.push(reason),
+        },
+        None => reasons.push("this node takes part in no team".to_owned()),
+    }
+    if api.depot.upstreams.is_empty() {
+        reasons.push("no binary cache is configured".to_owned());
+    } else {
+        match api.depot.upstreams.repair(&api.depot, &info).await {
+            Ok(from) => return Ok(Ok(from)),
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    Ok(Err(reasons.join(", and ")))
 }

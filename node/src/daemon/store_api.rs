@@ -3,7 +3,7 @@
 use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
-    ChainLink, DamagedPath, FailureKind, StoreAnswer, StoreQuestion, TreeDifference,
+    CacheStatus, ChainLink, DamagedPath, FailureKind, StoreAnswer, StoreQuestion, TreeDifference,
 };
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::tree::Node;
@@ -26,6 +26,22 @@ pub(super) async fn answer(api: &Api, question: StoreQuestion) -> Result<StoreAn
         repair::repair(api, damaged).await?;
     }
     Ok(answer)
+}
+
+/// How the binary caches do that paths are taken from.
+pub(super) fn caches(api: &Api) -> Vec<CacheStatus> {
+    let reports = api.depot.upstreams.reports().into_iter();
+    let views = reports.map(|report| {
+        let (skipped, reason) = report.skipped.unzip();
+        CacheStatus {
+            url: report.url,
+            paths: report.paths,
+            bytes: report.bytes,
+            skipped,
+            reason,
+        }
+    });
+    views.collect()
 }
 
 fn ask(store: &Store, question: StoreQuestion) -> Result<StoreAnswer, ApiError> {

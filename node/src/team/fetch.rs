@@ -80,7 +80,7 @@ pub struct Arriving(Mutex<HashMap<StorePath, Weak<tokio::sync::Mutex<()>>>>);
 
 impl Arriving {
     /// Waits until nobody else brings this path.
-    async fn turn(&self, path: &StorePath) -> tokio::sync::OwnedMutexGuard<()> {
+    pub async fn turn(&self, path: &StorePath) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             turns.retain(|_, turn| turn.strong_count() > 0);
@@ -369,15 +369,17 @@ impl TeamNode {
         })
     }
 
-    /// Carries out a fetch of the coordinator, and reports how it went.
-    pub async fn fetch(self: Arc<Self>, fetch: FetchId, path: StorePath, from: Vec<Source>) {
-        let providers: Vec<NodeKey> = from
-            .iter()
-            .filter_map(|source| match source {
-                Source::Peer(node) => Some(*node),
-                Source::Cache(_) | Source::Folder(_) => None,
-            })
-            .collect();
+    /// Carries out a fetch of the coordinator from these members and whoever else has it, and tells of its
+    /// steps.
+    ///
+    /// # Errors
+    /// Why it came to nothing, in words.
+    pub async fn fetch(
+        self: Arc<Self>,
+        fetch: FetchId,
+        path: StorePath,
+        providers: Vec<NodeKey>,
+    ) -> Result<(), String> {
         let (steps, mut told) = mpsc::channel(STEPS);
         let roots = [path];
         let forwarding = async {
@@ -404,27 +406,20 @@ impl TeamNode {
             arrived
         };
         let (result, arrived) = tokio::join!(self.ensure(&roots, &providers, Some(steps)), forwarding);
-        let [path] = roots;
-        match result {
-            Ok(()) => {
-                if !arrived {
-                    let from = Source::Peer(providers.first().copied().unwrap_or(self.swarm.key()));
-                    let bytes = 0;
-                    self.tell(Event::FetchArrived {
-                        fetch,
-                        path,
-                        from,
-                        bytes,
-                    })
-                    .await;
-                }
-                self.tell(Event::FetchFinished { fetch }).await;
-            }
-            Err(error) => {
-                let error = error.to_string();
-                self.tell(Event::FetchFailed { fetch, error }).await;
-            }
+        result.map_err(|error| error.to_string())?;
+        if !arrived {
+            let [path] = roots;
+            let from = Source::Peer(providers.first().copied().unwrap_or(self.swarm.key()));
+            let bytes = 0;
+            self.tell(Event::FetchArrived {
+                fetch,
+                path,
+                from,
+                bytes,
+            })
+            .await;
         }
+        Ok(())
     }
 }
 
@@ -434,15 +429,23 @@ async fn tell(observer: Option<&Observer>, step: Step) {
     }
 }
 
-/// A path that refers to itself through others, if there is one among these. Nothing that was built can:
-/// somebody lies.
+/// A path that refers to itself through others, if there is one among these.
 fn circle(items: &BTreeMap<StorePath, Item>) -> Option<&StorePath> {
+    let graph = items
+        .iter()
+        .map(|(path, item)| (path, item.info.references.iter().collect()));
+    circle_in(&graph.collect())
+}
+
+/// A path that refers to itself through others, if there is one in this graph of references. Nothing that
+/// was built can: somebody lies.
+pub fn circle_in<'a>(graph: &BTreeMap<&'a StorePath, Vec<&'a StorePath>>) -> Option<&'a StorePath> {
     let mut waiting: BTreeMap<&StorePath, usize> = BTreeMap::new();
     let mut referrers: BTreeMap<&StorePath, Vec<&StorePath>> = BTreeMap::new();
-    for (path, item) in items {
-        let references = item.info.references.iter();
+    for (path, references) in graph {
+        let references = references.iter();
         let references: Vec<_> = references
-            .filter(|reference| *reference != path && items.contains_key(*reference))
+            .filter(|reference| *reference != path && graph.contains_key(*reference))
             .collect();
         waiting.insert(path, references.len());
         for reference in references {
@@ -465,7 +468,8 @@ fn circle(items: &BTreeMap<StorePath, Item>) -> Option<&StorePath> {
             }
         }
     }
-    waiting.into_keys().next()
+    let left = waiting.into_keys().next()?;
+    graph.keys().copied().find(|path| *path == left)
 }
 
 #[cfg(test)]

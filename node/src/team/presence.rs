@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tvix_node_coordinator::{Event, PathPresence, QuestionId, Source, limits::SOURCES};
+use tvix_node_coordinator::{Event, PathPresence, Source, limits::SOURCES};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::envelope::NodeKey;
@@ -13,13 +13,12 @@ use super::limits::PROVIDERS;
 use super::policy::{Accepted, Word};
 
 impl TeamNode {
-    /// Answers a question of the coordinator. `own`: what this node has of the paths, and its size.
+    /// Where paths are. `own`: what this node has of them, and its size.
     pub async fn presence(
         &self,
-        question: QuestionId,
         desired: Option<DesiredStore>,
         own: Vec<(StorePath, Option<u64>)>,
-    ) {
+    ) -> Vec<PathPresence> {
         let paths: Vec<StorePath> = own.iter().map(|(path, _)| path.clone()).collect();
         let missing: Vec<StorePath> = own
             .iter()
@@ -38,8 +37,7 @@ impl TeamNode {
                 path,
             }
         });
-        let paths = paths.collect();
-        self.tell(Event::Presence { question, paths }).await;
+        paths.collect()
     }
 
     /// Which of these paths the desired store has. One that cannot be asked has none: the push that

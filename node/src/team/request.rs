@@ -321,7 +321,15 @@ impl TeamNode {
     async fn what_is_asked(&self, order: &Order) -> Result<Asked, RequestFailure> {
         let (derivation, checked, wanted) = self.depot.checked(order.derivation.clone()).await?;
         let wanted: Vec<StorePath> = wanted.into_iter().collect();
-        let survey = match self.survey(&wanted, &[order.node]).await {
+        let mut surveyed = self.survey(&wanted, &[order.node]).await;
+        if surveyed.is_err() && !self.depot.upstreams.is_empty() {
+            // What only a binary cache has is named by its tree, so it has to come here first.
+            match self.depot.upstreams.bring(&self.depot, None, &wanted, None).await {
+                Ok(()) => surveyed = self.survey(&wanted, &[order.node]).await,
+                Err(error) => tracing::info!(%error, "inputs of a far build do not come from a binary cache"),
+            }
+        }
+        let survey = match surveyed {
             Ok(survey) => survey,
             Err(reason) => {
                 let here: BTreeSet<StorePath> = self

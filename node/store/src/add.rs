@@ -202,6 +202,15 @@ impl Store {
         self.prepare_from(root, content, naming, origins, &self.inner.sharing)
     }
 
+    /// As [`Store::prepare_nar`], with files that are shared with no other tree.
+    pub(crate) fn prepare_alone(&self, reader: &mut impl Read, naming: Naming) -> Result<Prepared, AddError> {
+        let method = method_of(&naming)?;
+        let (summary, written) = self.write_tree_sharing(&Sharing::none(), method, None, |tap, writer| {
+            read_nar(reader, tap, writer).map_err(from_nar)
+        })?;
+        describe(naming, method, summary, written)
+    }
+
     pub(crate) fn prepare_from(
         &self,
         root: TreeDigest,

@@ -85,7 +85,7 @@ pub use add::{AddError, Prepared, ScratchOutput};
 pub use arrived::{Arrived, ArrivedError, ArrivedFile};
 pub use disk::FileError;
 pub use exchange::ImportError;
-pub use folder_cache::{CacheError, FolderCache, PutReport};
+pub use folder_cache::{CacheError, Cached, FolderCache, PutReport};
 pub use gc::{GcError, GcOptions, GcReport};
 pub use index::{DecodeError, IndexError, IndexFault};
 pub use leases::Lease;

@@ -7,9 +7,10 @@
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
 
-use crate::add::AddError;
+use crate::add::{AddError, Prepared};
 use crate::arrived::{Arrived, Origins};
 use crate::disk::{Context, FileError};
+use crate::folder_cache::CacheError;
 use crate::index::IndexError;
 use crate::naming::Naming;
 use crate::registration::Registration;
@@ -26,6 +27,9 @@ pub enum RepairError {
     /// What came is not the tree that is to be repaired, or could not be written.
     #[error(transparent)]
     Add(#[from] AddError),
+    /// The archive that a binary cache has cannot be read.
+    #[error(transparent)]
+    Cache(#[from] Box<CacheError>),
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
@@ -46,18 +50,28 @@ impl Store {
     /// # Errors
     /// See [`RepairError`].
     pub fn repair(&self, path: &StorePath, content: &dyn Arrived) -> Result<PathInfo, RepairError> {
+        self.repair_with(path, |info| {
+            Ok(self.prepare_from(
+                info.tree,
+                content,
+                Naming::Known(info.clone()),
+                Origins::ArrivedOnly,
+                &Sharing::none(),
+            )?)
+        })
+    }
+
+    pub(crate) fn repair_with(
+        &self,
+        path: &StorePath,
+        prepare: impl FnOnce(&PathInfo) -> Result<Prepared, RepairError>,
+    ) -> Result<PathInfo, RepairError> {
         let inner = &self.inner;
         let not_valid = || RepairError::NotValid(path.clone());
         let in_use = !inner.leases.lock().is_empty();
         let lease = self.lease();
         let info = lease.hold_one(path)?.ok_or_else(not_valid)?;
-        let mut prepared = self.prepare_from(
-            info.tree,
-            content,
-            Naming::Known(info.clone()),
-            Origins::ArrivedOnly,
-            &Sharing::none(),
-        )?;
+        let mut prepared = prepare(&info)?;
         let trees = &inner.trees;
         sync_trees(trees, &[&prepared.written])?;
         // Nobody names or collects trees meanwhile.

@@ -1,12 +1,14 @@
 //! A client of HTTP and HTTPS. That of builds connects only where builds may.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::SendRequest;
 use hyper::header::{ETAG, HOST, HeaderValue, IF_NONE_MATCH, LOCATION, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -23,7 +25,7 @@ use super::{failed, fetch_failed};
 use crate::config::{Config, default_certificates};
 use crate::diagnosis::SandboxError;
 use crate::error::Cause;
-use crate::limits::{ANSWER_TIME, FETCH_TRIES, FETCH_WAIT, REDIRECTS};
+use crate::limits::{ANSWER_TIME, FETCH_TRIES, FETCH_WAIT, IDLE_CONNECTIONS, REDIRECTS};
 use crate::proxy::address::AddressRange;
 use crate::proxy::dial::{DialError, dial};
 
@@ -31,6 +33,8 @@ use crate::proxy::dial::{DialError, dial};
 pub struct Client {
     tls: TlsConnector,
     allowed: Arc<[AddressRange]>,
+    /// Connections that wait for the next small answer.
+    idle: Mutex<HashMap<Place, Vec<Connection>>>,
 }
 
 /// How a download ended that did not fail.
@@ -50,11 +54,22 @@ enum Failure {
     Lasting(Cause),
 }
 
-/// An answer whose connection is alive as long as it is.
+/// A connection, alive as long as this is.
+struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    _running: JoinSet<()>,
+}
+
+/// An answer, and the connection that it comes over.
 struct Answer {
     response: Response<Incoming>,
-    _connection: JoinSet<()>,
+    connection: Connection,
+    /// Where the connection leads to.
+    place: Place,
 }
+
+/// Scheme, host and port.
+type Place = (String, String, u16);
 
 impl Client {
     /// A client for somebody who may reach everything that this process reaches, the local network too: the user
@@ -101,7 +116,70 @@ impl Client {
         Ok(Self {
             tls: TlsConnector::from(Arc::new(tls)),
             allowed,
+            idle: Mutex::default(),
         })
+    }
+
+    /// A small resource of at most `most` bytes, asked for once, over a connection that is kept for the next
+    /// one. None: the server does not have it.
+    ///
+    /// # Errors
+    /// [`Cause::Fetch`] says why it cannot be had.
+    pub async fn get(&self, url: &Url, most: usize) -> Result<Option<Vec<u8>>, Cause> {
+        let failed = |failure| match failure {
+            Failure::Passing(reason) => fetch_failed(url, reason),
+            Failure::Lasting(cause) => cause,
+        };
+        let Answer {
+            mut response,
+            connection,
+            place,
+        } = self.follow(url, None).await.map_err(failed)?;
+        let status = response.status();
+        let mut bytes = Vec::new();
+        while let Some(frame) = response.body_mut().frame().await {
+            let frame = frame.map_err(|error| fetch_failed(url, format!("the answer broke off: {error}")))?;
+            if let Some(data) = frame.data_ref() {
+                bytes.extend_from_slice(data);
+            }
+            if bytes.len() > most {
+                return Err(fetch_failed(
+                    url,
+                    format!("the answer has more than {most} bytes"),
+                ));
+            }
+        }
+        self.keep(place, connection);
+        match status {
+            StatusCode::OK => Ok(Some(bytes)),
+            // Stores of objects that may not be listed say that what is not there is forbidden.
+            StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::FORBIDDEN => Ok(None),
+            status => Err(fetch_failed(url, format!("the server answered {status}"))),
+        }
+    }
+
+    fn keep(&self, place: Place, connection: Connection) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = idle.values().map(Vec::len).sum::<usize>();
+        if kept < IDLE_CONNECTIONS {
+            idle.entry(place).or_default().push(connection);
+        }
+    }
+
+    /// A connection that waited and is still good.
+    async fn kept(&self, place: &Place) -> Option<Connection> {
+        loop {
+            let mut connection = {
+                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                idle.get_mut(place)?.pop()?
+            };
+            if connection.sender.ready().await.is_ok() {
+                return Some(connection);
+            }
+        }
     }
 
     /// Fetches a file of at most `most` bytes, and tries again where that may help; `tell` hears of it. Where
@@ -213,6 +291,18 @@ impl Client {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(wrong("it has no host".to_owned()));
         };
+        let place = (url.scheme().to_owned(), host.to_owned(), port);
+        if let Some(mut connection) = self.kept(&place).await {
+            let request = request(url, known)?;
+            if let Ok(response) = connection.sender.send_request(request).await {
+                return Ok(Answer {
+                    response,
+                    connection,
+                    place,
+                });
+            }
+            // The server had closed it; a new one says more.
+        }
         // As names of hosts IPv6 addresses have no brackets.
         let name = host.trim_start_matches('[').trim_end_matches(']');
         let stream = dial(name, port, &self.allowed)
@@ -222,43 +312,53 @@ impl Client {
                 DialError::Resolve { .. } | DialError::Connect { .. } => Failure::Passing(error.to_string()),
             })?;
         if url.scheme() == "http" {
-            return self.send(url, known, stream).await;
+            return send(url, known, place, stream).await;
         }
         let server = ServerName::try_from(name.to_owned()).map_err(|error| wrong(error.to_string()))?;
         let secured = self.tls.connect(server, stream).await;
         let stream = secured.map_err(|error| wrong(format!("no secure connection to {host}: {error}")))?;
-        self.send(url, known, stream).await
+        send(url, known, place, stream).await
     }
+}
 
-    async fn send<S>(&self, url: &Url, known: Option<&str>, stream: S) -> Result<Answer, Failure>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let passing = |error: hyper::Error| Failure::Passing(error.to_string());
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(passing)?;
-        let mut running = JoinSet::new();
-        running.spawn(async move {
-            // What ends it early ends the transfer, which says so.
-            let _ended = connection.await;
-        });
-        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-        let resource = &url[url::Position::BeforePath..url::Position::AfterQuery];
-        let mut request = Request::get(resource)
-            .header(HOST, format!("{}{port}", url.host_str().unwrap_or_default()))
-            .header(USER_AGENT, concat!("tvix-node/", env!("CARGO_PKG_VERSION")))
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| Failure::Lasting(fetch_failed(url, error.to_string())))?;
-        if let Some(known) = known.and_then(|known| HeaderValue::from_str(known).ok()) {
-            request.headers_mut().insert(IF_NONE_MATCH, known);
-        }
-        let response = sender.send_request(request).await.map_err(passing)?;
-        Ok(Answer {
-            response,
-            _connection: running,
-        })
+async fn send<S>(url: &Url, known: Option<&str>, place: Place, stream: S) -> Result<Answer, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let passing = |error: hyper::Error| Failure::Passing(error.to_string());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(passing)?;
+    let mut running = JoinSet::new();
+    running.spawn(async move {
+        // What ends it early ends the transfer, which says so.
+        let _ended = connection.await;
+    });
+    let request = request(url, known)?;
+    let response = sender.send_request(request).await.map_err(passing)?;
+    let connection = Connection {
+        sender,
+        _running: running,
+    };
+    Ok(Answer {
+        response,
+        connection,
+        place,
+    })
+}
+
+fn request(url: &Url, known: Option<&str>) -> Result<Request<Empty<Bytes>>, Failure> {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let resource = &url[url::Position::BeforePath..url::Position::AfterQuery];
+    let mut request = Request::get(resource)
+        .header(HOST, format!("{}{port}", url.host_str().unwrap_or_default()))
+        .header(USER_AGENT, concat!("tvix-node/", env!("CARGO_PKG_VERSION")))
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| Failure::Lasting(fetch_failed(url, error.to_string())))?;
+    if let Some(known) = known.and_then(|known| HeaderValue::from_str(known).ok()) {
+        request.headers_mut().insert(IF_NONE_MATCH, known);
     }
+    Ok(request)
 }
 
 fn unreadable(path: &Path, error: String) -> Cause {

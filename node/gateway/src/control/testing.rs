@@ -82,6 +82,7 @@ impl ControlApi for Notes {
             paths: 4,
             team: None,
             peers: vec![peer()],
+            caches: Vec::new(),
         })
     }
 
@@ -433,6 +434,8 @@ pub(super) fn open(version: u32) -> OpenSession {
         cores: 0,
         limits: BuildLimits::NONE,
         to: None,
+        substituters: Vec::new(),
+        trusted_public_keys: Vec::new(),
     }
 }
 

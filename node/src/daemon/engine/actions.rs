@@ -11,8 +11,11 @@ use tvix_node_protocol::control::EventKind;
 
 use super::{Engine, Message, Running, THIS_NODE};
 use crate::daemon::check::Check;
-use crate::daemon::folder;
+use crate::daemon::depot::Depot;
 use crate::daemon::job::{Job, no_peer, no_slot};
+use crate::daemon::limits::PRESENCE_PART;
+use crate::daemon::{fetching, folder};
+use crate::team::TeamNode;
 use crate::team::request::Order;
 
 /// Something that moves paths.
@@ -125,18 +128,14 @@ impl Engine {
             },
             Action::Fetch {
                 fetch, path, from, ..
-            } => match self.team.current() {
-                Some(team) => {
-                    let cancel = self.transfer(Transfer::Fetch(fetch));
-                    tokio::spawn(async move {
-                        cancel.run_until_cancelled(team.fetch(fetch, path, from)).await;
-                    });
-                }
-                None => {
-                    let error = format!("{path} cannot be fetched: this node takes part in no team");
-                    self.later(Event::FetchFailed { fetch, error });
-                }
-            },
+            } => {
+                let cancel = self.transfer(Transfer::Fetch(fetch));
+                let node = (Arc::clone(&self.depot), self.team.current(), self.outbox.clone());
+                tokio::spawn(async move {
+                    let fetching = fetching::fetch(node, fetch, path, from);
+                    cancel.run_until_cancelled(fetching).await;
+                });
+            }
             Action::Push { push, path, to } => self.push(push, path, to),
             Action::CancelFetch { fetch } => self.stop_transfer(Transfer::Fetch(fetch)),
             Action::CancelPush { push } => self.stop_transfer(Transfer::Push(push)),
@@ -272,31 +271,46 @@ impl Engine {
         desired: Option<DesiredStore>,
         paths: Vec<StorePath>,
     ) {
-        let (depot, outbox, team) = (Arc::clone(&self.depot), self.outbox.clone(), self.team.current());
-        tokio::spawn(async move {
-            let own = depot.presence(paths.clone()).await;
-            if let Some(team) = team {
-                return team.presence(question, desired, own).await;
-            }
-            let in_folder = match desired {
-                Some(DesiredStore::Folder(folder)) => folder::has(&depot, folder, paths).await,
-                Some(DesiredStore::Node(_)) | None => vec![false; paths.len()],
-            };
-            let paths = own
-                .into_iter()
-                .zip(in_folder)
-                .map(|((path, nar_size), desired)| PathPresence {
-                    own: nar_size.is_some(),
-                    desired,
-                    sources: Vec::new(),
-                    nar_size,
-                    path,
-                });
-            let event = Event::Presence {
-                question,
-                paths: paths.collect(),
-            };
-            drop(outbox.send(Message::Happened(event)).await);
-        });
+        // Caches answer path by path, so that a part of the answer need not wait for all of it.
+        let part = match self.depot.upstreams.is_empty() {
+            true => paths.len().max(1),
+            false => PRESENCE_PART,
+        };
+        for paths in paths.chunks(part) {
+            let (depot, outbox, team) = (Arc::clone(&self.depot), self.outbox.clone(), self.team.current());
+            let (desired, paths) = (desired.clone(), paths.to_vec());
+            tokio::spawn(async move {
+                let presences = presences(&depot, team, desired, paths).await;
+                let paths = depot.upstreams.complete(presences).await;
+                let event = Event::Presence { question, paths };
+                drop(outbox.send(Message::Happened(event)).await);
+            });
+        }
     }
+}
+
+/// Where paths are: here, in the desired store, in the team.
+async fn presences(
+    depot: &Arc<Depot>,
+    team: Option<Arc<TeamNode>>,
+    desired: Option<DesiredStore>,
+    paths: Vec<StorePath>,
+) -> Vec<PathPresence> {
+    let own = depot.presence(paths.clone()).await;
+    if let Some(team) = team {
+        return team.presence(desired, own).await;
+    }
+    let in_folder = match desired {
+        Some(DesiredStore::Folder(folder)) => folder::has(depot, folder, paths).await,
+        Some(DesiredStore::Node(_)) | None => vec![false; paths.len()],
+    };
+    let answers = own.into_iter().zip(in_folder);
+    let presences = answers.map(|((path, nar_size), desired)| PathPresence {
+        own: nar_size.is_some(),
+        desired,
+        sources: Vec::new(),
+        nar_size,
+        path,
+    });
+    presences.collect()
 }

@@ -29,6 +29,7 @@ use super::limits::{BUILD_EVENTS, FAREWELL, IDLE, LONGEST_SLEEP, TICK};
 use super::perform::Jobs;
 use super::session::Session;
 use crate::team::membership::{Membership, TeamFailure};
+use crate::upstream::Substituters;
 use actions::Transfer;
 use lending::{Borrower, Lent};
 pub use lending::{LentSlot, LentTo};
@@ -332,6 +333,12 @@ impl Engine {
         let to = self.destination(request)?;
         let number = self.next_session;
         self.next_session += 1;
+        let substituters = Substituters {
+            caches: request.substituters.clone(),
+            keys: request.trusted_public_keys.clone(),
+        };
+        let begun = self.depot.upstreams.begin_session(number, &substituters);
+        begun.map_err(|error| ApiError::new(FailureKind::Invalid, error.to_string()))?;
         self.sessions
             .insert(number, Session::new(request.mode, request.keep_failed));
         self.depot.begin_session(number);

@@ -10,6 +10,7 @@
 //! Source: Nix manual, "HTTP Binary Cache Store" and "Local Binary Cache Store"; Nix,
 //! `BinaryCacheStore` and `LocalBinaryCacheStore`.
 
+mod cached;
 mod decode;
 mod error;
 mod fetch;
@@ -25,6 +26,7 @@ use tvix_node_protocol::nix::nixbase32;
 use tvix_node_protocol::nix::signature::NixSecretKey;
 use tvix_node_protocol::nix::store_path::STORE_DIR;
 
+pub use cached::Cached;
 pub use error::CacheError;
 pub use put::PutReport;
 
@@ -129,8 +131,11 @@ impl FolderCache {
         }
     }
 
-    /// Where the archive lies: always below the folder.
-    fn archive_file(&self, info: &NarInfo) -> Result<PathBuf, CacheError> {
+    /// Where the archive of a path lies: always below the folder.
+    ///
+    /// # Errors
+    /// [`CacheError::Url`]
+    pub fn archive_file(&self, info: &NarInfo) -> Result<PathBuf, CacheError> {
         let relative = Path::new(info.url());
         let is_name = |component| matches!(component, Component::Normal(_));
         if !relative.components().all(is_name) || info.url().contains(['\0', ':', '?', '#', '%']) {

@@ -1,0 +1,82 @@
+//! Carries out fetches of the coordinator: from members of the team first, then from upstream caches.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tvix_node_coordinator::{Event, FetchId, Source};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::envelope::NodeKey;
+
+use super::depot::Depot;
+use super::engine::Message;
+use super::limits::FETCH_STEPS;
+use crate::team::TeamNode;
+use crate::upstream::Step;
+
+/// Fetches a path and everything it refers to, and reports how it went.
+pub async fn fetch(
+    (depot, team, engine): (Arc<Depot>, Option<Arc<TeamNode>>, mpsc::Sender<Message>),
+    fetch: FetchId,
+    path: StorePath,
+    from: Vec<Source>,
+) {
+    let peer = |source: &Source| match source {
+        Source::Peer(node) => Some(*node),
+        Source::Cache(_) | Source::Folder(_) => None,
+    };
+    let peers: Vec<NodeKey> = from.iter().filter_map(peer).collect();
+    let has_caches = peers.len() < from.len();
+    let mut failures = Vec::new();
+    let mut done = false;
+    match &team {
+        Some(team) if !peers.is_empty() => match Arc::clone(team).fetch(fetch, path.clone(), peers).await {
+            Ok(()) => done = true,
+            Err(error) => failures.push(error),
+        },
+        None if !peers.is_empty() => failures.push("this node takes part in no team".to_owned()),
+        _ => {}
+    }
+    if !done && has_caches {
+        match from_caches((&depot, team.as_ref(), &engine), fetch, &path).await {
+            Ok(()) => done = true,
+            Err(error) => failures.push(error),
+        }
+    }
+    let event = if done {
+        Event::FetchFinished { fetch }
+    } else {
+        if failures.is_empty() {
+            failures.push(format!("nobody is known who has {path}"));
+        }
+        let error = failures.join("; ");
+        Event::FetchFailed { fetch, error }
+    };
+    // Where the engine has ended, nobody needs to know.
+    drop(engine.send(Message::Happened(event)).await);
+}
+
+async fn from_caches(
+    (depot, team, engine): (&Arc<Depot>, Option<&Arc<TeamNode>>, &mpsc::Sender<Message>),
+    fetch: FetchId,
+    path: &StorePath,
+) -> Result<(), String> {
+    let (steps, mut told) = mpsc::channel(FETCH_STEPS);
+    let forwarding = async {
+        while let Some(step) = told.recv().await {
+            let event = match step {
+                Step::Started { path, from } => Event::FetchStarted { fetch, path, from },
+                Step::Arrived { path, from, bytes } => Event::FetchArrived {
+                    fetch,
+                    path,
+                    from,
+                    bytes,
+                },
+            };
+            drop(engine.send(Message::Happened(event)).await);
+        }
+    };
+    let roots = std::slice::from_ref(path);
+    let bringing = depot.upstreams.bring(depot, team, roots, Some(steps));
+    let (brought, ()) = tokio::join!(bringing, forwarding);
+    brought.map_err(|error| error.to_string())
+}

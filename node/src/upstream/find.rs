@@ -1,0 +1,154 @@
+//! Which paths can be had from upstream caches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use tokio::sync::mpsc;
+use tvix_node_coordinator::{PathPresence, Source};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::nix::narinfo::{NarInfo, TrustedPublicKey};
+use tvix_node_store::Cached;
+
+use super::Upstreams;
+use super::cache::Upstream;
+use super::limits::ASKED;
+
+/// Where a path can be had.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The caches, the best first.
+    pub sources: Vec<Source>,
+    /// Bytes of its archive.
+    pub nar_size: u64,
+}
+
+/// A path as a cache offers it, and why that is believed.
+#[derive(Clone)]
+pub(super) struct Offer {
+    pub(super) cached: Cached,
+    pub(super) cache: Arc<Upstream>,
+}
+
+impl Upstreams {
+    /// Which of these paths caches have that are believed for them.
+    pub async fn find(self: &Arc<Self>, paths: &[StorePath]) -> BTreeMap<StorePath, Found> {
+        if self.is_empty() {
+            return BTreeMap::new();
+        }
+        let asked = paths.iter().cloned().map(|path| async move {
+            let offer = self.offer(&path).await.ok()?;
+            let found = Found {
+                sources: vec![offer.cache.source()],
+                nar_size: offer.cached.info().nar_size(),
+            };
+            Some((path, found))
+        });
+        let answers = futures::stream::iter(asked).buffer_unordered(ASKED);
+        answers.filter_map(std::future::ready).collect().await
+    }
+
+    /// Adds to what is known of paths where in upstream caches they are.
+    pub async fn complete(self: &Arc<Self>, mut presences: Vec<PathPresence>) -> Vec<PathPresence> {
+        let missing = presences.iter().filter(|presence| !presence.own);
+        let missing: Vec<StorePath> = missing.map(|presence| presence.path.clone()).collect();
+        let mut found = self.find(&missing).await;
+        for presence in &mut presences {
+            if let Some(found) = found.remove(&presence.path) {
+                presence.sources.extend(found.sources);
+                presence.nar_size = presence.nar_size.or(Some(found.nar_size));
+            }
+        }
+        presences
+    }
+
+    /// The first acceptable answer of any cache. All are asked at once; those that answer later are not
+    /// waited for, and what they say is remembered all the same.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    pub(super) async fn offer(self: &Arc<Self>, path: &StorePath) -> Result<Offer, String> {
+        self.client()?;
+        let (caches, keys) = self.view();
+        let (answers, mut answered) = mpsc::channel(caches.len().max(1));
+        for cache in caches {
+            let (upstreams, path, answers) = (Arc::clone(self), path.clone(), answers.clone());
+            tokio::spawn(async move {
+                let answer = match upstreams.client() {
+                    Ok(client) => cache.info(client, &path).await.map_err(|error| error.to_string()),
+                    Err(error) => Err(error),
+                };
+                // Whoever has an answer already does not listen any more.
+                drop(answers.send((cache, answer)).await);
+            });
+        }
+        drop(answers);
+        let mut reasons: Vec<String> = Vec::new();
+        while let Some((cache, answer)) = answered.recv().await {
+            match answer {
+                Ok(None) => {}
+                Ok(Some(info)) => match accepted(info, &cache, &keys) {
+                    Ok(offer) => return Ok(offer),
+                    Err(reason) => {
+                        tracing::info!(%path, reason, "a path that a cache has is not accepted");
+                        reasons.push(reason);
+                    }
+                },
+                Err(error) => {
+                    tracing::info!(%path, error, "a cache could not be asked for a path");
+                    reasons.push(error);
+                }
+            }
+        }
+        if reasons.is_empty() {
+            reasons.push(format!("no binary cache that can be asked has {path}"));
+        }
+        Err(reasons.join("; "))
+    }
+
+    /// As [`Upstreams::offer`] from every cache but these, for when those have failed.
+    pub(super) async fn other_offers(self: &Arc<Self>, path: &StorePath, tried: &[String]) -> Vec<Offer> {
+        let (caches, keys) = self.view();
+        let Ok(client) = self.client() else {
+            return Vec::new();
+        };
+        let others = caches
+            .into_iter()
+            .filter(|cache| !tried.iter().any(|url| url == cache.url()));
+        let asked = others.map(|cache| {
+            let keys = &keys;
+            async move {
+                let info = cache.info(client, path).await.ok()??;
+                accepted(info, &cache, keys).ok()
+            }
+        });
+        futures::future::join_all(asked)
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// What caches say of a path, whoever signed it: for whoever knows what it must be.
+    pub(super) async fn said(self: &Arc<Self>, path: &StorePath) -> Vec<(NarInfo, Arc<Upstream>)> {
+        let (caches, _) = self.view();
+        let Ok(client) = self.client() else {
+            return Vec::new();
+        };
+        let asked = caches.into_iter().map(|cache| async move {
+            let info = cache.info(client, path).await.ok()??;
+            Some((info, cache))
+        });
+        futures::future::join_all(asked)
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+}
+
+fn accepted(info: NarInfo, cache: &Arc<Upstream>, keys: &[TrustedPublicKey]) -> Result<Offer, String> {
+    let cached = Cached::accept(info, cache.url(), keys).map_err(|error| error.to_string())?;
+    let cache = Arc::clone(cache);
+    Ok(Offer { cached, cache })
+}

@@ -1,0 +1,195 @@
+//! Upstream binary caches: where paths come from that nobody here or in the team has.
+//!
+//! | file | what it has |
+//! |---|---|
+//! | `cache` | one cache: asking it, and leaving it alone for a while after it failed |
+//! | `find` | which paths can be had, from where, and whether that is believed |
+//! | `bring` | a closure into the own store |
+//! | `limits` | bounds, each with its reason |
+//!
+//! The keys that their owner configured are principals of the node's policy: what names itself is
+//! accepted from any cache and checked when it comes; anything else only with a signature by one of these
+//! keys. Nothing is configured by default.
+
+mod bring;
+mod cache;
+mod find;
+mod limits;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::sync::Semaphore;
+use tvix_node_builder::Client;
+use tvix_node_protocol::nix::narinfo::TrustedPublicKey;
+
+pub use bring::Step;
+pub use cache::{Report, Upstream, UpstreamError};
+
+use crate::team::fetch::Arriving;
+use limits::{CACHES, DOWNLOADS};
+
+/// Why the caches cannot be configured like that.
+#[derive(Debug, thiserror::Error)]
+pub enum SubstituterError {
+    /// A URL.
+    #[error(transparent)]
+    Cache(#[from] UpstreamError),
+    /// A key.
+    #[error(
+        "'{key}' is no public key of a binary cache ('NAME:BASE64', as 'nix-store --generate-binary-cache-key' makes it): {reason}"
+    )]
+    Key {
+        /// What was given.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Too many.
+    #[error("more than {CACHES} binary caches at once")]
+    TooMany,
+}
+
+/// Caches and keys that somebody wants used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Substituters {
+    /// URLs, the best first.
+    pub caches: Vec<String>,
+    /// `name:base64`.
+    pub keys: Vec<String>,
+}
+
+/// The upstream caches of a node.
+pub struct Upstreams {
+    /// Where archives lie while they are unpacked.
+    folder: PathBuf,
+    listed: Mutex<Listed>,
+    client: OnceLock<Result<Client, String>>,
+    arriving: Arriving,
+    downloads: Semaphore,
+}
+
+/// Who wants a cache or believes a key: the node (0), or a session.
+type Users = BTreeSet<u64>;
+
+/// The node itself; sessions have numbers from 1.
+const NODE: u64 = 0;
+
+#[derive(Default)]
+struct Listed {
+    /// In the order in which they are asked for archives.
+    caches: Vec<(Arc<Upstream>, Users)>,
+    keys: BTreeMap<String, (TrustedPublicKey, Users)>,
+}
+
+impl Upstreams {
+    /// None yet. `folder`: for archives while they are unpacked.
+    pub fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            listed: Mutex::default(),
+            client: OnceLock::new(),
+            arriving: Arriving::default(),
+            downloads: Semaphore::new(DOWNLOADS),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Listed> {
+        // Entries are added and removed whole.
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These are used as long as the node is up.
+    ///
+    /// # Errors
+    /// See [`SubstituterError`]; nothing is used then.
+    pub fn configure(&self, wanted: &Substituters) -> Result<(), SubstituterError> {
+        self.add(NODE, wanted)
+    }
+
+    /// These are used as long as a session is open.
+    ///
+    /// # Errors
+    /// See [`SubstituterError`]; none of them is used then.
+    pub fn begin_session(&self, session: u64, wanted: &Substituters) -> Result<(), SubstituterError> {
+        self.add(session, wanted)
+    }
+
+    fn add(&self, user: u64, wanted: &Substituters) -> Result<(), SubstituterError> {
+        let parse = |key: &String| {
+            TrustedPublicKey::parse(key).map_err(|error| SubstituterError::Key {
+                key: key.clone(),
+                reason: error.to_string(),
+            })
+        };
+        let keys = wanted.keys.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let caches = wanted
+            .caches
+            .iter()
+            .map(|url| Upstream::new(url))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut listed = self.lock();
+        if listed.caches.len() + caches.len() > CACHES {
+            return Err(SubstituterError::TooMany);
+        }
+        for cache in caches {
+            match listed
+                .caches
+                .iter_mut()
+                .find(|(known, _)| known.url() == cache.url())
+            {
+                Some((_, users)) => drop(users.insert(user)),
+                None => listed.caches.push((Arc::new(cache), Users::from([user]))),
+            }
+        }
+        for (text, key) in wanted.keys.iter().zip(keys) {
+            let entry = listed.keys.entry(text.clone());
+            let (_, users) = entry.or_insert_with(|| (key, Users::new()));
+            users.insert(user);
+        }
+        Ok(())
+    }
+
+    /// What only this session wanted is not used any more.
+    pub fn end_session(&self, session: u64) {
+        let mut listed = self.lock();
+        listed.caches.retain_mut(|(_, users)| {
+            users.remove(&session);
+            !users.is_empty()
+        });
+        listed.keys.retain(|_, (_, users)| {
+            users.remove(&session);
+            !users.is_empty()
+        });
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.lock().caches.is_empty()
+    }
+
+    /// How each of them does.
+    pub fn reports(&self) -> Vec<Report> {
+        self.lock()
+            .caches
+            .iter()
+            .map(|(cache, _)| cache.report())
+            .collect()
+    }
+
+    /// Those that are asked at the moment, and the keys that are believed.
+    fn view(&self) -> (Vec<Arc<Upstream>>, Vec<TrustedPublicKey>) {
+        let listed = self.lock();
+        let caches = listed.caches.iter().map(|(cache, _)| Arc::clone(cache));
+        let keys = listed.keys.values().map(|(key, _)| key.clone());
+        (caches.filter(|cache| cache.is_asked()).collect(), keys.collect())
+    }
+
+    fn client(&self) -> Result<&Client, String> {
+        let made = self
+            .client
+            .get_or_init(|| Client::unrestricted().map_err(|error| error.to_string()));
+        made.as_ref().map_err(Clone::clone)
+    }
+}

@@ -1,0 +1,266 @@
+//! Paths from upstream binary caches: over HTTP from a server in this process, and from folders.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::nix::signature::NixSecretKey;
+use tvix_node_store::{FolderCache, Store};
+
+use super::cache_server::{CacheServer, Manner};
+use super::harness::{Finished, Machine, sandbox_works};
+
+const EXPRESSION: &str = r#"rec {
+  low = build "low" { } "write $out low";
+  high = build "high" { inherit low; } "write $out $low";
+  fixed = build "fixed" {
+    outputHashMode = "flat"; outputHashAlgo = "sha256";
+    outputHash = builtins.hashString "sha256" "fixed\n";
+  } "write $out fixed";
+}"#;
+
+fn key(number: u8) -> NixSecretKey {
+    NixSecretKey::from_bytes("cache.test-1", &[number; 32]).expect("a key")
+}
+
+/// A cache with everything that the expression makes, signed or not.
+struct Cache {
+    machine: Machine,
+    folder: PathBuf,
+    high: String,
+    fixed: String,
+}
+
+impl Cache {
+    fn new(signing: Option<NixSecretKey>) -> Self {
+        let machine = Machine::new();
+        machine.expression(EXPRESSION);
+        let build = |attribute| {
+            machine
+                .run(&["build", "-A", attribute, "--no-out-link"])
+                .ok()
+                .to_owned()
+        };
+        let (high, fixed) = (build("high"), build("fixed"));
+        machine.run(&["down"]).ok();
+        let folder = machine.folder().join("cache");
+        fs::create_dir(&folder).expect("a folder");
+        let store = Store::open(&machine.home()).expect("the store is free");
+        let mut cache = FolderCache::open(&folder).expect("a folder");
+        if let Some(key) = signing {
+            cache = cache.signing(key);
+        }
+        for path in [&high, &fixed] {
+            let path = StorePath::from_absolute_path(path.as_bytes()).expect("a path");
+            cache.put(&store, &path).expect("it is there");
+        }
+        Self {
+            machine,
+            folder,
+            high,
+            fixed,
+        }
+    }
+
+    /// A machine with the same expression that is configured with caches and keys.
+    fn client(&self, caches: &[&str], keys: &[NixSecretKey]) -> Machine {
+        let machine = Machine::new();
+        machine.expression(EXPRESSION);
+        fs::create_dir_all(machine.home()).expect("a folder");
+        let keys: Vec<String> = keys.iter().map(NixSecretKey::public).collect();
+        let config = format!("substituters = {caches:?}\ntrusted-public-keys = {keys:?}\n");
+        fs::write(machine.home().join("config.toml"), config).expect("a file");
+        machine
+    }
+}
+
+fn build(machine: &Machine, attribute: &str, more: &[&str]) -> Finished {
+    let line = [
+        "build",
+        "-A",
+        attribute,
+        "--no-out-link",
+        "--log-format",
+        "internal-json",
+    ];
+    machine.run(&[line.as_slice(), more].concat())
+}
+
+/// How many events of a kind a build told.
+fn count(finished: &Finished, kind: &str) -> usize {
+    let kind = format!("\"event\":\"{kind}\"");
+    finished
+        .stderr
+        .lines()
+        .filter(|line| line.contains(&kind))
+        .count()
+}
+
+#[track_caller]
+fn fetched(finished: &Finished, path: &str, paths: usize) {
+    assert_eq!(finished.ok(), path);
+    let counts = (
+        count(finished, "fetch-finished"),
+        count(finished, "build-started"),
+    );
+    assert_eq!(counts, (paths, 0), "{}", finished.stderr);
+}
+
+#[track_caller]
+fn built(finished: &Finished, path: &str) {
+    assert_eq!(finished.ok(), path);
+    assert_eq!(count(finished, "fetch-finished"), 0, "{}", finished.stderr);
+    assert!(count(finished, "build-started") > 0, "{}", finished.stderr);
+}
+
+#[test]
+fn signed_paths_come_from_a_cache_over_http() {
+    if !sandbox_works("signed_paths_come_from_a_cache_over_http") {
+        return;
+    }
+    let cache = Cache::new(Some(key(1)));
+    let server = CacheServer::up(&cache.folder, Manner::Well);
+    let client = cache.client(&[&server.url], &[key(1)]);
+    fetched(&build(&client, "high", &[]), &cache.high, 2);
+    assert_eq!(server.asked(".nar"), 2);
+    assert_eq!(client.run(&["store", "verify"]).status, 0);
+    let why = client.run(&["why", &cache.high]);
+    let from = format!(
+        "was fetched from the cache {}, signed by cache.test-1",
+        server.url
+    );
+    assert!(why.ok().contains(&from), "{}", why.stdout);
+    let status = client.run(&["status"]);
+    assert!(
+        status.ok().contains(&format!("cache    {}: 2 paths", server.url)),
+        "{}",
+        status.stdout
+    );
+    // What is here is not asked for again.
+    let asked = server.asked("");
+    assert_eq!(build(&client, "high", &[]).ok(), cache.high);
+    assert_eq!(server.asked(""), asked);
+    drop(cache.machine);
+}
+
+#[test]
+fn what_nobody_trusted_signed_is_built_and_what_names_itself_is_taken() {
+    if !sandbox_works("what_nobody_trusted_signed_is_built_and_what_names_itself_is_taken") {
+        return;
+    }
+    // Unsigned, signed by a key that is not configured, and by one that only has its name.
+    let cases = [
+        (None, vec![key(1)]),
+        (Some(key(1)), vec![]),
+        (Some(key(2)), vec![key(1)]),
+    ];
+    for (signing, keys) in cases {
+        let cache = Cache::new(signing);
+        let server = CacheServer::up(&cache.folder, Manner::Well);
+        let client = cache.client(&[&server.url], &keys);
+        built(&build(&client, "high", &[]), &cache.high);
+        assert!(server.asked(".narinfo") >= 2 && server.asked(".nar") == 0);
+        // It needs no signature, and is checked against its name.
+        fetched(&build(&client, "fixed", &[]), &cache.fixed, 1);
+        let why = client.run(&["why", &cache.fixed]);
+        assert!(
+            why.ok().contains("is named by its content, which was fetched"),
+            "{}",
+            why.stdout
+        );
+    }
+    let cache = Cache::new(None);
+    let lying = CacheServer::up(&cache.folder, Manner::Damaged);
+    let client = cache.client(&[&lying.url], &[]);
+    built(&build(&client, "fixed", &[]), &cache.fixed);
+    assert!(lying.asked(".nar") > 0);
+}
+
+#[test]
+fn bad_caches_are_passed_over() {
+    if !sandbox_works("bad_caches_are_passed_over") {
+        return;
+    }
+    let cache = Cache::new(Some(key(1)));
+    let good = CacheServer::up(&cache.folder, Manner::Well);
+    for manner in [Manner::Damaged, Manner::Silent] {
+        let bad = CacheServer::up(&cache.folder, manner);
+        // Nobody listens at the first one, and the last one is no cache.
+        let elsewhere = cache.machine.folder().join("empty");
+        fs::create_dir_all(&elsewhere).expect("a folder");
+        let none = CacheServer::up(&elsewhere, Manner::Well);
+        let caches = ["http://127.0.0.1:1", &bad.url, &good.url, &none.url];
+        let client = cache.client(&caches, &[key(1)]);
+        fetched(&build(&client, "high", &[]), &cache.high, 2);
+        assert_eq!(client.run(&["store", "verify"]).status, 0);
+        let status = client.run(&["status"]);
+        for cache in [caches[0], &none.url] {
+            let skipped = format!("cache    {cache}: skipped for ");
+            assert!(status.ok().contains(&skipped), "{}", status.stdout);
+        }
+        assert!(none.asked("") <= 1, "it is asked what it is, and then left alone");
+    }
+    // Where none is good it is built.
+    let bad = CacheServer::up(&cache.folder, Manner::Damaged);
+    let client = cache.client(&[&bad.url], &[key(1)]);
+    built(&build(&client, "high", &[]), &cache.high);
+}
+
+#[test]
+fn a_command_may_bring_caches_of_its_own() {
+    if !sandbox_works("a_command_may_bring_caches_of_its_own") {
+        return;
+    }
+    let cache = Cache::new(Some(key(1)));
+    let client = cache.client(&[], &[]);
+    let folder = format!("file://{}", cache.folder.display());
+    let public = key(1).public();
+    let flags = [
+        "--extra-substituters",
+        &folder,
+        "--extra-trusted-public-keys",
+        &public,
+    ];
+    fetched(&build(&client, "high", &flags), &cache.high, 2);
+    // They are the command's alone.
+    built(&build(&client, "fixed", &[]), &cache.fixed);
+    let client = cache.client(&[], &[]);
+    let wrong = build(&client, "fixed", &["--extra-substituters", "ftp://x"]);
+    wrong.failed(2, &["'ftp://x' is no binary cache that can be used"]);
+    let wrong = build(&client, "fixed", &["--extra-trusted-public-keys", "x"]);
+    wrong.failed(2, &["'x' is no public key"]);
+}
+
+#[test]
+fn a_damaged_path_is_repaired_from_a_cache() {
+    if !sandbox_works("a_damaged_path_is_repaired_from_a_cache") {
+        return;
+    }
+    // What was accepted once need not be signed to be recognised.
+    let cache = Cache::new(None);
+    let server = CacheServer::up(&cache.folder, Manner::Well);
+    let client = cache.client(&[&server.url], &[]);
+    built(&build(&client, "high", &[]), &cache.high);
+    let harmed = client.physical(&cache.high);
+    fs::set_permissions(&harmed, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    fs::write(&harmed, "nothing").expect("it is writable now");
+    let repaired = client.run(&["store", "verify", "--repair"]);
+    let whole = format!("{} is whole again, with content from {}", cache.high, server.url);
+    assert!(repaired.ok().contains(&whole), "{}", repaired.stdout);
+    assert_eq!(client.run(&["store", "verify", &cache.high]).status, 0);
+
+    fs::set_permissions(&harmed, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    fs::write(&harmed, "nothing").expect("it is writable now");
+    remove_archives(&cache.folder);
+    client
+        .run(&["store", "verify", "--repair"])
+        .failed(1, &["-high was not repaired"]);
+    assert_eq!(fs::read(&harmed).expect("it is left"), b"nothing");
+}
+
+fn remove_archives(folder: &Path) {
+    for entry in fs::read_dir(folder.join("nar")).expect("a folder") {
+        fs::remove_file(entry.expect("an entry").path()).expect("it is ours");
+    }
+}
