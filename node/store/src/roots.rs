@@ -118,12 +118,29 @@ impl Store {
         let mut beside = link.as_os_str().to_owned();
         beside.push(format!(".tmp-{}", std::process::id()));
         let beside = PathBuf::from(beside);
-        std::os::unix::fs::symlink(&target, &beside).map_err(|error| failed("make the link", &error))?;
+        self.link_beside(&target, &beside)
+            .map_err(|error| failed("make the link", &error))?;
         std::fs::rename(&beside, link).map_err(|error| {
             let removed = std::fs::remove_file(&beside);
             tracing::debug!(?removed, "took back a link that could not be renamed");
             failed("replace the link", &error)
         })
+    }
+
+    /// Makes the link that is then renamed. Only this process uses the name, and for one link at a time; so
+    /// what has it already was left by one that was killed and had the same number.
+    fn link_beside(&self, target: &Path, beside: &Path) -> std::io::Result<()> {
+        let make = || std::os::unix::fs::symlink(target, beside);
+        match make() {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AlreadyExists
+                    && matches!(self.inner.read_link(beside), Link::Points(_)) =>
+            {
+                std::fs::remove_file(beside)?;
+                make()
+            }
+            made => made,
+        }
     }
 
     /// The roots whose links point into the store now, by link.
