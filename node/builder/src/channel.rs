@@ -7,12 +7,13 @@
 //! write, it is written where builds may write.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Seek};
+use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
 use tvix_node_protocol::nix::derivation::Derivation;
 
 use crate::error::Refused;
+use crate::limits::XZ_MEMORY_KIB;
 use crate::options::{Source, unusable};
 use crate::wire::{Bytes, UnpackChannel};
 
@@ -21,9 +22,6 @@ pub(crate) const BUILTIN: &str = "builtin:unpack-channel";
 
 /// Bytes read at once: what decompressors work well with.
 const BUFFER_BYTES: usize = 256 << 10;
-
-/// Where an archive is decompressed whose decompressor wants to write: in the build folder.
-const PLAIN: &str = "channel.tar";
 
 /// Reads what a derivation wants to have unpacked to the path `output`.
 ///
@@ -108,7 +106,7 @@ fn open(archive: &Path) -> io::Result<Box<dyn Read>> {
     let mut magic = Vec::new();
     Read::by_ref(&mut file).take(6).read_to_end(&mut magic)?;
     file.rewind()?;
-    let mut packed = BufReader::with_capacity(BUFFER_BYTES, file);
+    let packed = BufReader::with_capacity(BUFFER_BYTES, file);
     Ok(match magic.as_slice() {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
         [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(packed)),
@@ -116,11 +114,7 @@ fn open(archive: &Path) -> io::Result<Box<dyn Read>> {
             Box::new(ruzstd::decoding::StreamingDecoder::new(packed).map_err(io::Error::other)?)
         }
         [0xfd, b'7', b'z', b'X', b'Z', 0] => {
-            let mut plain = BufWriter::with_capacity(BUFFER_BYTES, File::create_new(PLAIN)?);
-            lzma_rs::xz_decompress(&mut packed, &mut plain)
-                .map_err(|error| io::Error::other(format!("not valid xz: {error:?}")))?;
-            plain.into_inner()?;
-            Box::new(BufReader::with_capacity(BUFFER_BYTES, File::open(PLAIN)?))
+            Box::new(lzma_rust2::XzReader::new_mem_limit(packed, true, XZ_MEMORY_KIB))
         }
         _ => Box::new(packed),
     })

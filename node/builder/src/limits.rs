@@ -56,6 +56,9 @@ pub const CONNECT_TRIES: usize = 8;
 /// Bytes that `builtin:fetchurl` fetches and unpacks at most: far more than any source has.
 pub const FETCH_BYTES: u64 = 64 << 30;
 
+/// Memory that unpacking xz may take, in KiB: `xz -9` needs 65 MiB.
+pub const XZ_MEMORY_KIB: u32 = 128 << 10;
+
 /// How often a fetch is tried where trying again may help, as in Nix (`download-attempts`).
 pub const FETCH_TRIES: u32 = 5;
 

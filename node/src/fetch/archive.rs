@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Read, Seek as _};
 use std::path::{Path, PathBuf};
 
 use super::growing::{EntryPath, Growing};
-use super::limits::{MOST_BYTES, MOST_ENTRIES};
+use super::limits::{MOST_BYTES, MOST_ENTRIES, XZ_MEMORY_KIB};
 use super::zip;
 
 /// What came of an archive.
@@ -52,7 +52,7 @@ pub(super) fn unpack(mut archive: File, target: &Path) -> Result<Unpacked, Strin
         .and_then(|_| archive.rewind())
         .map_err(|error| error.to_string())?;
     let compression = MAGIC.iter().find(|(magic, _)| first.starts_with(magic));
-    let mut archive = BufReader::with_capacity(BLOCK, archive);
+    let archive = BufReader::with_capacity(BLOCK, archive);
     match compression.map(|(_, compression)| *compression) {
         None => extract(archive, target),
         Some(Compression::Gzip) => extract(flate2::bufread::MultiGzDecoder::new(archive), target),
@@ -63,39 +63,10 @@ pub(super) fn unpack(mut archive: File, target: &Path) -> Result<Unpacked, Strin
             extract(decoder, target)
         }
         Some(Compression::Xz) => {
-            // The decoder wants to write: it does so aside.
-            let plain = target.with_extension("tar");
-            let file = File::create(&plain).map_err(|error| error.to_string())?;
-            let mut bounded = Bounded {
-                to: io::BufWriter::with_capacity(BLOCK, file),
-                left: MOST_BYTES,
-            };
-            lzma_rs::xz_decompress(&mut archive, &mut bounded)
-                .map_err(|error| format!("not valid xz: {error:?}"))?;
-            io::Write::flush(&mut bounded).map_err(|error| error.to_string())?;
-            let plain = File::open(&plain).map_err(|error| error.to_string())?;
+            let plain = lzma_rust2::XzReader::new_mem_limit(archive, true, XZ_MEMORY_KIB);
             extract(BufReader::with_capacity(BLOCK, plain), target)
         }
         Some(Compression::Zip) => zip::extract(archive, target),
-    }
-}
-
-/// Fails where more is written than allowed: small files can decompress to very large ones.
-struct Bounded<W> {
-    to: W,
-    left: u64,
-}
-
-impl<W: io::Write> io::Write for Bounded<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.to.write(bytes)?;
-        let left = self.left.checked_sub(written as u64);
-        self.left = left.ok_or_else(|| io::Error::other("it unpacks to more than allowed"))?;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
     }
 }
 

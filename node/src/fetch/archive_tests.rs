@@ -66,8 +66,9 @@ fn archives_of_every_compression_unpack_to_the_same() {
     gzip.write_all(&plain).unwrap();
     let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::default());
     bzip2.write_all(&plain).unwrap();
-    let mut xz = Vec::new();
-    lzma_rs::xz_compress(&mut plain.as_slice(), &mut xz).unwrap();
+    let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
+    xz.write_all(&plain).unwrap();
+    let xz = xz.finish().unwrap();
     let zstd =
         ruzstd::encoding::compress_to_vec(plain.as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
     for bytes in [plain, gzip.finish().unwrap(), bzip2.finish().unwrap(), xz, zstd] {

@@ -8,6 +8,9 @@ pub const CURRENT: Duration = Duration::from_secs(60 * 60);
 /// Bytes that a download may have, and that an archive may unpack to: far more than any source has.
 pub const MOST_BYTES: u64 = 64 << 30;
 
+/// Memory that unpacking xz may take, in KiB: `xz -9` needs 65 MiB.
+pub const XZ_MEMORY_KIB: u32 = 128 << 10;
+
 /// Entries that an archive may have: some twenty times as many as nixpkgs.
 pub const MOST_ENTRIES: usize = 1 << 20;
 

@@ -1,12 +1,15 @@
 //! Archives (NAR), compressed or not, to files and folders.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use lzma_rust2::XzReader;
 use tvix_node_protocol::nix::nar::{Event, FileContents, NarError, decode_events_reader};
+
+use crate::limits::XZ_MEMORY_KIB;
 
 /// As the archive library wants its readers to be wrapped.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -20,44 +23,27 @@ pub(super) fn unpack(archive: File, is_xz: bool, target: &Path, most: u64) -> Re
     if !is_xz {
         return restore(&mut archive.take(most), target);
     }
-    // The decoder wants to write: it does so aside, and what it wrote is read back.
-    let plain = target.with_extension("unpacked");
-    let result = decompress(archive, &plain, most).and_then(|()| {
-        let archive = File::open(&plain).map_err(|error| error.to_string())?;
-        restore(&mut BufReader::with_capacity(BUFFER_BYTES, archive), target)
-    });
-    fs::remove_file(&plain).map_err(|error| error.to_string())?;
-    result
-}
-
-fn decompress(mut archive: impl io::BufRead, plain: &Path, most: u64) -> Result<(), String> {
-    let file = File::create(plain).map_err(|error| error.to_string())?;
-    let mut bounded = Bounded {
-        to: BufWriter::with_capacity(BUFFER_BYTES, file),
+    let plain = Bounded {
+        from: XzReader::new_mem_limit(archive, true, XZ_MEMORY_KIB),
         left: most,
     };
-    lzma_rs::xz_decompress(&mut archive, &mut bounded).map_err(|error| format!("not valid xz: {error:?}"))?;
-    bounded.flush().map_err(|error| error.to_string())
+    restore(&mut BufReader::with_capacity(BUFFER_BYTES, plain), target)
 }
 
-/// Fails where more is written than allowed: small files can decompress to very large ones.
-struct Bounded<W> {
-    to: W,
+/// Fails where more is read than allowed: small files can decompress to very large ones.
+struct Bounded<R> {
+    from: R,
     left: u64,
 }
 
-impl<W: Write> Write for Bounded<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.to.write(bytes)?;
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(bytes)?;
         self.left = self
             .left
-            .checked_sub(written as u64)
+            .checked_sub(read as u64)
             .ok_or_else(|| io::Error::other("it unpacks to more than allowed"))?;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
+        Ok(read)
     }
 }
 

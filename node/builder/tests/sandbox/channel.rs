@@ -69,8 +69,9 @@ async fn a_channel_is_unpacked_whatever_its_compression() {
     gzip.write_all(&plain).unwrap();
     let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
     bzip2.write_all(&plain).unwrap();
-    let mut xz = Vec::new();
-    lzma_rs::xz_compress(&mut plain.as_slice(), &mut xz).unwrap();
+    let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
+    xz.write_all(&plain).unwrap();
+    let xz = xz.finish().unwrap();
     let level = ruzstd::encoding::CompressionLevel::Fastest;
     let zstd = ruzstd::encoding::compress_to_vec(plain.as_slice(), level);
     for packed in [
