@@ -133,6 +133,12 @@ impl Home {
         self.root.join("config.toml")
     }
 
+    /// The owner's rules of trust.
+    #[must_use]
+    pub fn trust_file(&self) -> PathBuf {
+        self.root.join("trust.json")
+    }
+
     /// Where files from other nodes arrive; on the store's file system.
     #[must_use]
     pub fn spool_folder(&self) -> PathBuf {

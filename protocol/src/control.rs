@@ -28,6 +28,7 @@
 //! | `POST /team/revoke` | [`MemberName`] | 204 |
 //! | `POST /team/renew` | [`RenewRequest`] | 204 |
 //! | `POST /team/leave` | | 204 |
+//! | `POST /owner` | [`OwnerQuestion`] | [`OwnerAnswer`] |
 //!
 //! `PATH` in an address is a store path with or without its store directory. An error has a status of
 //! 4xx or 5xx and a [`Failure`] as body. Every answer of a node carries [`VERSION_HEADER`] with its
@@ -35,6 +36,7 @@
 //! without it (curl) is not. `POST /down` is understood by every version.
 
 mod member;
+mod owner;
 mod store;
 mod team;
 
@@ -48,6 +50,7 @@ use crate::nix::store_path::{StorePath, basename};
 use crate::path_info::PathInfo;
 
 pub use member::{MemberError, find_member};
+pub use owner::{Explanation, NamedRequirement, OwnerAnswer, OwnerQuestion, ShownVerdict, THIS_NODE};
 pub use store::{ChainLink, DamagedPath, Repair, StoreAnswer, StoreQuestion, TreeDifference};
 pub use team::{
     InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView, RenewRequest,

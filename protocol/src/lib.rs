@@ -34,5 +34,6 @@ pub mod presence;
 pub mod roster;
 pub mod ticket;
 pub mod tree;
+pub mod trust;
 
 pub use nix::store_path::StorePath;

@@ -7,6 +7,7 @@
 //! | `destination` | where outputs should be in the end |
 //! | `store` | what can be asked of the store |
 //! | `team` | who may join, for how long, and where members meet |
+//! | `trust` | whom the node believes about which paths |
 //! | `numbers` | counts, sizes and times |
 //! | `flake` | flake references, which are refused with a way out |
 //! | `nix_flags` | the flags of Nix's own commands that are refused by name |
@@ -21,6 +22,7 @@ mod numbers;
 mod parse;
 mod store;
 mod team;
+mod trust;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -33,6 +35,7 @@ pub use evaluation::EvaluationArguments;
 pub use parse::{Parsed, UsageError, parse};
 pub use store::{CollectArguments, StoreCommand};
 pub use team::{InviteArguments, JoinArguments, RenewArguments, own_name};
+pub use trust::TrustCommand;
 use tvix_node_protocol::control::Destination;
 
 use crate::progress::LogFormat;
@@ -195,6 +198,18 @@ pub enum Command {
     Renew {
         #[command(flatten)]
         renew: RenewArguments,
+    },
+    /// Say whom this node believes about which paths
+    ///
+    /// What names itself by its content needs nobody. For other paths the first rule whose pattern fits counts; a rule
+    /// for a builder says besides whether what it signed counts at all.
+    #[command(args_conflicts_with_subcommands = true)]
+    Trust {
+        #[command(subcommand)]
+        command: Option<TrustCommand>,
+        /// Print the rules as JSON, with whole keys
+        #[arg(long)]
+        json: bool,
     },
     /// Leave the team for good
     ///

@@ -9,6 +9,7 @@
 //! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
 //! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
+//! | `trust` | `trust` |
 //! | `node` | `up`, `down` and `status` |
 //! | `table` | rows in columns, sizes and dates |
 //! | `path` | store paths, as users name them |
@@ -25,6 +26,7 @@ mod relations;
 mod store;
 mod table;
 mod team;
+mod trust;
 
 use std::io::{self, Write as _};
 
@@ -35,7 +37,7 @@ use tvix_node::home::Home;
 pub use failure::Failure;
 use relations::Relation;
 
-use crate::arguments::{Command, Invocation, OutputArguments, StoreCommand};
+use crate::arguments::{Command, Invocation, OutputArguments, StoreCommand, TrustCommand};
 use crate::progress::Progress;
 
 /// Threads of the runtime for commands that are clients: one waits for the node, one feeds it. The
@@ -132,6 +134,10 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
         Command::Peers { json } => team::peers(home, json).await,
         Command::Revoke { member } => team::revoke(home, member).await,
         Command::Renew { renew } => team::renew(home, &renew).await,
+        Command::Trust { command, json } => {
+            let command = command.unwrap_or(TrustCommand::Show { json });
+            trust::trust(home, command).await
+        }
         Command::Leave => team::leave(home).await,
         Command::Status { json } => node::status(home, json).await,
         Command::Up { up } => node::up(home, &up).await,

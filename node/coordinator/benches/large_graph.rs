@@ -47,6 +47,7 @@ fn derivation(number: usize) -> Derivation {
         required_features: vec![],
         prefer_local: false,
         fixed_output: false,
+        quorum: None,
     }
 }
 

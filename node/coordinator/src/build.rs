@@ -101,6 +101,10 @@ impl Coordinator {
         drv.stranded_since = None;
         let derivation = drv.name.clone();
         self.queues.set(&mut self.graph.drvs, id, None);
+        if self.quorum(id).is_some() {
+            // Others may have to build it, too.
+            self.graph.touch_drv(id);
+        }
         let attempt = Attempt {
             drv: id,
             derivation,

@@ -41,6 +41,14 @@ impl Peer {
     }
 }
 
+/// Whether a node is one of those that have to agree, where several have to. None: this node.
+fn is_named(requirement: &Requirement, node: Option<&NodeKey>) -> bool {
+    requirement.quorum.as_ref().is_none_or(|quorum| match node {
+        None => quorum.here,
+        Some(node) => quorum.of.contains(node),
+    })
+}
+
 fn offers(requirement: &Requirement, systems: &[String], features: &[String]) -> bool {
     (requirement.system == "builtin" || systems.contains(&requirement.system))
         && requirement
@@ -67,15 +75,16 @@ impl Builders {
     /// Whether this node could build it, were there room.
     pub(crate) fn capable_here(&self, requirement: &Requirement) -> bool {
         let own = self.own.as_ref().filter(|own| own.slots > 0);
-        own.is_some_and(|own| offers(requirement, &own.systems, &own.features))
+        own.is_some_and(|own| offers(requirement, &own.systems, &own.features)) && is_named(requirement, None)
     }
 
     /// Peers that could build it, were there room.
     pub(crate) fn capable(&mut self, id: RequirementId, requirement: &Requirement) -> &[NodeKey] {
         let peers = &self.peers;
         self.capable.entry(id).or_insert_with(|| {
-            let capable = peers.iter().filter(|(_, peer)| {
+            let capable = peers.iter().filter(|(node, peer)| {
                 peer.offer.slots > 0
+                    && is_named(requirement, Some(*node))
                     && (peer.offer.fixed_outputs || !requirement.fixed_output)
                     && offers(requirement, &peer.offer.systems, &peer.offer.features)
             });

@@ -281,6 +281,19 @@ pub struct Derivation {
     pub prefer_local: bool,
     /// Its output's content is known beforehand; its build may use the network.
     pub fixed_output: bool,
+    /// Who has to build it before its outputs are believed; none: anybody, once.
+    pub quorum: Option<Quorum>,
+}
+
+/// Builders of which several have to agree on what a derivation's outputs are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Quorum {
+    /// How many, at least one.
+    pub needed: u32,
+    /// Whether this node is one of them.
+    pub here: bool,
+    /// The others.
+    pub of: Vec<NodeKey>,
 }
 
 /// An input derivation.
@@ -359,6 +372,9 @@ pub enum Delivery {
     DesiredStore,
     /// In the builder's store, from where they are fetched if they are needed.
     AtBuilder,
+    /// Nowhere yet: the result is one of those that a [`Quorum`] needs, and others have to say the same
+    /// first. What they have said so far has been compared by the caller.
+    Vote,
 }
 
 /// What came of building something again.
@@ -402,6 +418,9 @@ pub enum FailureKind {
     /// This builder will not or cannot (role, features, disk full, no user namespaces). Tried
     /// elsewhere, never there again.
     Refused,
+    /// Builders of a [`Quorum`] made different things of the same inputs. None of it is believed, whoever
+    /// else builds it.
+    Disagreed,
     /// It was cancelled, as asked.
     Cancelled,
 }

@@ -43,7 +43,7 @@ impl Coordinator {
         let excess = failure.log_tail.len().saturating_sub(limits::LOG_TAIL);
         failure.log_tail.drain(..excess);
         match failure.kind {
-            FailureKind::Builder => {
+            FailureKind::Builder | FailureKind::Disagreed => {
                 self.fail(attempt.drv, participants, attempt.node_name, failure);
             }
             FailureKind::Limit => {
@@ -144,9 +144,14 @@ impl Coordinator {
             .unwrap_or_default()
     }
 
-    /// Whether there is anybody who might build a derivation for a session, with room or without.
+    /// Whether there is anybody who might build a derivation for a session, with room or without; where
+    /// several have to agree, whether there are enough.
     pub(crate) fn can_be_built(&mut self, id: DrvId, slot: Slot) -> bool {
-        (self.may_build_here(id) && self.session_builds_here(slot)) || !self.peers_for(id).is_empty()
+        let here = self.may_build_here(id) && self.session_builds_here(slot);
+        if self.quorum(id).is_some() {
+            return self.quorum_is_possible(id, here);
+        }
+        here || !self.peers_for(id).is_empty()
     }
 
     /// Whether this node may build a derivation.
@@ -210,7 +215,10 @@ impl Coordinator {
             wanted.push_str(&format!(" with {}", requirement.features.join(" ")));
         }
         let builders = self.builders.describe(&self.config.name);
-        let mut error = format!("no builder builds for {wanted}; builders: {builders}");
+        let mut error = match self.too_few(id) {
+            Some(too_few) => format!("{too_few}; builders: {builders}"),
+            None => format!("no builder builds for {wanted}; builders: {builders}"),
+        };
         let story = self.story(id);
         if !story.is_empty() {
             error.push_str(&format!("; tried before: {story}"));
@@ -235,6 +243,7 @@ impl Coordinator {
         if drv.known.without(drv.failed).is_empty() {
             drv.trouble = None;
             drv.tries = 0;
+            drv.votes.clear();
             self.queues.troubled.remove(&id);
         }
         for input in drv.inputs.clone() {

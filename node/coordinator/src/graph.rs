@@ -10,7 +10,7 @@ use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::envelope::NodeKey;
 
 use crate::action::Source;
-use crate::event::{BuildFailure, Derivation};
+use crate::event::{BuildFailure, Derivation, Quorum};
 use crate::id::{BuildId, FetchId, PushId, QuestionId, Time};
 use crate::intern::{Interner, key as intern_key};
 use crate::limits;
@@ -191,6 +191,8 @@ pub(crate) struct Requirement {
     pub(crate) features: Vec<String>,
     pub(crate) prefer_local: bool,
     pub(crate) fixed_output: bool,
+    /// Builders that have to agree; nobody else is asked.
+    pub(crate) quorum: Option<Quorum>,
 }
 
 /// Which node has how much of a derivation's inputs.
@@ -271,6 +273,8 @@ pub(crate) struct Drv {
     pub(crate) rank: u32,
     pub(crate) queued: Option<Queued>,
     pub(crate) attempts: Vec<BuildId>,
+    /// Builders of its quorum that have built it; none: this node.
+    pub(crate) votes: Vec<Option<NodeKey>>,
     pub(crate) weighing: Weighing,
     pub(crate) stranded_since: Option<Time>,
     /// Builds of it so far that were not cancelled.
@@ -393,6 +397,7 @@ impl Graph {
             features,
             prefer_local: derivation.prefer_local,
             fixed_output: derivation.fixed_output,
+            quorum: derivation.quorum.clone(),
         });
         let outputs: Box<[_]> = derivation
             .outputs
@@ -434,6 +439,7 @@ impl Graph {
             rank: 0,
             queued: None,
             attempts: Vec::new(),
+            votes: Vec::new(),
             weighing: Weighing::No,
             stranded_since: None,
             tries: 0,

@@ -21,6 +21,9 @@
 //! - A session that checks builds its targets again on this node, where their outputs are, once what
 //!   they read is here; it shares that with nobody.
 //! - Builders that refuse, vanish or fall silent are replaced, a bounded number of times.
+//! - What several builders have to agree on ([`Quorum`]) is built once by each of as many of them as are
+//!   needed, and by nobody else. Their results are compared by the caller; where they differ, or too few
+//!   can build it, the derivation fails.
 //! - Every session that is told [`Ended`](tvix_node_protocol::control::EventKind::Ended) is told
 //!   nothing after it, and every session ends if its evaluation does and what was asked for is
 //!   answered.
@@ -57,7 +60,7 @@
 //!     outputs: BTreeMap::from([("out".to_owned(), output.clone())]),
 //!     inputs: vec![], sources: vec![],
 //!     system: "x86_64-linux".to_owned(), required_features: vec![],
-//!     prefer_local: false, fixed_output: false,
+//!     prefer_local: false, fixed_output: false, quorum: None,
 //! };
 //! let actions = coordinator.handle(now, Event::Instantiated { session, derivations: vec![derivation] });
 //! let Some(Action::AskPresence { question, .. }) = actions.last() else { panic!("{actions:?}") };
@@ -98,6 +101,7 @@ pub mod limits;
 mod line;
 pub mod placement;
 mod presence;
+mod quorum;
 mod result;
 mod schedule;
 mod session;
@@ -110,6 +114,6 @@ pub use action::{Action, Refusal, Source, Urgency};
 pub use coordinator::{BuildView, Config, Coordinator, SessionView};
 pub use event::{
     BuildFailure, BuiltPath, CheckOutcome, Delivery, Derivation, Event, FailureKind, InputDerivation,
-    OwnBuilder, PathPresence, PeerOffer, SessionOptions,
+    OwnBuilder, PathPresence, PeerOffer, Quorum, SessionOptions,
 };
 pub use id::{BuildId, FetchId, PushId, QuestionId, SessionId, Time};

@@ -96,6 +96,8 @@ pub(crate) struct Circumstances {
     pub(crate) before: Vec<String>,
     /// The builder that is silent and beside which this one starts.
     pub(crate) silent: Option<String>,
+    /// How many builders have to agree on it.
+    pub(crate) quorum: Option<u32>,
 }
 
 /// Chooses the cheapest candidate and says why.
@@ -114,6 +116,11 @@ pub(crate) fn choose(
     let why = if let Some(silent) = &circumstances.silent {
         let seconds = crate::limits::HEDGE_AFTER.as_secs();
         format!("{silent} has been silent for {seconds} s")
+    } else if let Some(needed) = circumstances.quorum {
+        match needed {
+            0 | 1 => "the policy lets nobody else build it".to_owned(),
+            needed => format!("one of the {needed} builders that have to agree"),
+        }
     } else if circumstances.speculative {
         "a free slot that nothing demanded wants".to_owned()
     } else if circumstances.only_capable {

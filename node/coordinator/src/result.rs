@@ -47,6 +47,11 @@ impl Coordinator {
         let Some(attempt) = self.take_attempt(build).or_else(|| self.given_up.remove(&build)) else {
             return;
         };
+        if delivery == Delivery::Vote {
+            self.take_vote(&attempt, participants);
+            return;
+        }
+        self.graph.drvs[drv].votes.clear();
         self.deliver(&attempt, outputs, delivery);
         self.tell_finished(&attempt, participants);
         if delivery == Delivery::DesiredStore {
@@ -137,6 +142,8 @@ impl Coordinator {
                     self.ask(*id, store);
                 }
                 (Delivery::OwnStore, _) | (_, None) => path.own = Own::Here,
+                // Nothing has been delivered.
+                (Delivery::Vote, Some(_)) => {}
             }
             self.graph.touch_path(*id);
         }

@@ -148,6 +148,7 @@ impl Coordinator {
             .requirements
             .get(self.graph.drvs[id].requirement)
             .prefer_local;
+        let not = &[not, self.in_quorum(id).as_slice()].concat();
         let here = self.may_build_here(id) && self.session_builds_here(slot) && !not.contains(&None);
         let mut candidates = Vec::new();
         if here && self.session_may_build_here(slot) && self.builders.free_here() > 0 {
@@ -216,6 +217,7 @@ impl Coordinator {
             only_capable: capable == 1,
             before: trouble.map(|trouble| trouble.story.clone()).unwrap_or_default(),
             silent: None,
+            quorum: self.quorum(id).map(|quorum| quorum.needed),
         }
     }
 
@@ -354,6 +356,10 @@ impl Coordinator {
         }
         self.queues.stranded = stranded;
         for id in self.queues.troubled.clone() {
+            if self.graph.drvs[id].queued.is_none() && self.graph.drvs[id].trouble.is_none() {
+                self.queues.troubled.remove(&id);
+                continue;
+            }
             let queued = self.graph.drvs[id].queued.as_ref();
             let demanded = queued.map_or(SessionSet::EMPTY, |queued| queued.import.or(queued.demanded));
             let stuck: SessionSet = demanded

@@ -333,7 +333,7 @@ impl Coordinator {
     fn settle_queued(&mut self, id: DrvId) {
         let drv = &self.graph.drvs[id];
         let free =
-            drv.missing_inputs == 0 && drv.attempts.is_empty() && !matches!(drv.weighing, Weighing::Asked(_));
+            drv.missing_inputs == 0 && self.wants_builder(id) && !matches!(drv.weighing, Weighing::Asked(_));
         // Once the evaluation has ended nothing new is begun on speculation.
         let speculated = self.speculated_by(id).and(self.sessions.speculating);
         let needed = self.needed_by(id);
@@ -365,6 +365,10 @@ impl Coordinator {
             speculative: speculated,
         };
         self.queues.set(&mut self.graph.drvs, id, Some(queued));
+        if self.quorum(id).is_some() {
+            // Whether enough of its builders are left has to be watched.
+            self.queues.troubled.insert(id);
+        }
     }
 
     /// How badly a derivation is wanted by any of these sessions.

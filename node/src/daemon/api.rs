@@ -5,26 +5,29 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
-use tvix_node_coordinator::{Event, SessionId};
+use tvix_node_coordinator::{Event, Quorum, SessionId};
 use tvix_node_gateway::control::{ApiError, ControlApi, LogReader, UploadBody};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
     AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event as SessionEvent, FailureKind, InviteRequest, Invited,
-    JoinRequest, Joined, MemberName, OpenSession, PeerView, Provenance, RecordView, RenewRequest,
-    SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, WorkerMessage,
+    JoinRequest, Joined, MemberName, OpenSession, OwnerAnswer, OwnerQuestion, PeerView, Provenance,
+    RecordView, RenewRequest, SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion,
+    TeamView, WorkerMessage,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::derivation::read_derivation;
 use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash};
 use tvix_node_protocol::nix::store_path::build_ca_path;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::trust::Requirement;
 use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
 
 use super::depot::{Depot, DepotError, describe};
 use super::engine::{Activity, Message};
-use super::{exchange_api, store_api, team_api};
+use super::{exchange_api, owner_api, store_api, team_api};
 use crate::team::membership::Membership;
+use crate::team::trust::TrustBook;
 
 /// The node behind its control socket.
 pub struct Api {
@@ -34,6 +37,8 @@ pub struct Api {
     pub engine: mpsc::Sender<Message>,
     /// The team.
     pub team: Arc<Membership>,
+    /// The owner's rules of trust.
+    pub trust: Arc<TrustBook>,
     /// This node.
     pub node: NodeKey,
     /// Builds at once.
@@ -94,6 +99,39 @@ impl Api {
                 format!("{path} was not built; it is a source, and has no log"),
             )
         })
+    }
+}
+
+impl Api {
+    /// Says of derivations who has to build them by the owner's rules. What names itself by its content needs
+    /// nobody.
+    fn say_who_has_to_agree(&self, events: &mut [Event]) {
+        let policy = self.trust.policy();
+        if policy.rules().is_empty() {
+            return;
+        }
+        let derivations = events.iter_mut().filter_map(|event| match event {
+            Event::Instantiated { derivations, .. } => Some(derivations),
+            _ => None,
+        });
+        for derivation in derivations
+            .flatten()
+            .filter(|derivation| !derivation.fixed_output)
+        {
+            derivation.quorum = match policy.for_paths(derivation.outputs.values()) {
+                Requirement::Roster | Requirement::Sample { .. } => None,
+                Requirement::Own => Some(Quorum {
+                    needed: 1,
+                    here: true,
+                    of: Vec::new(),
+                }),
+                Requirement::Quorum { needed, of } => Some(Quorum {
+                    needed: *needed,
+                    here: of.contains(&self.node),
+                    of: of.iter().filter(|node| **node != self.node).copied().collect(),
+                }),
+            };
+        }
     }
 }
 
@@ -158,7 +196,8 @@ impl ControlApi for Api {
         let completed = self
             .depot
             .blocking(move |store| depot.told.complete(store, session, events));
-        let events = completed.await.map_err(failed)?;
+        let mut events = completed.await.map_err(failed)?;
+        self.say_who_has_to_agree(&mut events);
         self.ask(|reply| Message::Told {
             session,
             events,
@@ -333,6 +372,10 @@ impl ControlApi for Api {
 
     async fn leave(&self) -> Result<(), ApiError> {
         team_api::leave(self).await
+    }
+
+    async fn ask_owner(&self, question: OwnerQuestion) -> Result<OwnerAnswer, ApiError> {
+        owner_api::answer(self, question).await
     }
 }
 

@@ -486,6 +486,8 @@ pub fn describe(path: &StorePath, derivation: &Derivation) -> Result<coordinator
         fixed_output: derivation
             .is_fixed_output()
             .map_err(|source| invalid(path, source))?,
+        // Whose rules it is under, who describes it does not know.
+        quorum: None,
     })
 }
 

@@ -9,10 +9,13 @@ use tvix_node_builder::Cause;
 use tvix_node_coordinator::{BuildFailure, BuildId, BuiltPath, Delivery, Event, FailureKind};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildKind, BuildLimits};
+use tvix_node_protocol::envelope::NodeKey;
 
 use super::depot::{BuildNote, DepotError};
 use super::engine::Message;
 use super::perform::{JobError, Jobs, Listener, Work};
+use crate::team::policy::opened;
+use crate::team::votes::{self, Standing};
 
 /// What one build is told.
 pub struct Job {
@@ -65,10 +68,10 @@ impl Jobs {
         let build = job.build;
         tracing::debug!(derivation = %job.derivation, demanded = job.demanded, kind = ?job.kind, "building");
         let event = match self.build(&job, &engine, cancel).await {
-            Ok(outputs) => Event::BuildFinished {
+            Ok((outputs, delivery)) => Event::BuildFinished {
                 build,
                 outputs,
-                delivery: Delivery::OwnStore,
+                delivery,
             },
             Err(error) => {
                 tracing::debug!(derivation = %job.derivation, %error, "a build failed");
@@ -87,8 +90,9 @@ impl Jobs {
         job: &Job,
         engine: &mpsc::Sender<Message>,
         cancel: CancellationToken,
-    ) -> Result<BTreeMap<String, BuiltPath>, JobError> {
+    ) -> Result<(BTreeMap<String, BuiltPath>, Delivery), JobError> {
         let plan = self.depot.plan(job.derivation.clone()).await?;
+        let fixed = plan.derivation.is_fixed_output().unwrap_or(false);
         let work = Work {
             wanted: plan.outputs.keys().cloned().collect(),
             plan,
@@ -108,14 +112,26 @@ impl Jobs {
             started: performed.started,
             finished: performed.finished,
         };
-        self.depot
-            .register(job.derivation.clone(), performed.outputs, performed.record, note)
-            .await?;
         let built = performed.described.into_iter().map(|(name, info)| {
             let (path, nar_size) = (info.path, info.nar_size);
             (name, BuiltPath { path, nar_size })
         });
-        Ok(built.collect())
+        let built = built.collect();
+        // A fixed output has been compared with what it must be.
+        if !fixed {
+            let record = opened(&performed.record).map_err(DepotError::Record)?;
+            let name = |node: NodeKey| node.to_string();
+            match votes::standing(&self.depot, &self.trust, &record, &performed.record, name).await? {
+                Standing::Counts => {}
+                Standing::Vote => return Ok((built, Delivery::Vote)),
+                Standing::Disagreed(why) => return Err(JobError::Disagreed(why)),
+                Standing::Refused(why) => return Err(JobError::Untrusted(why)),
+            }
+        }
+        self.depot
+            .register(job.derivation.clone(), performed.outputs, performed.record, note)
+            .await?;
+        Ok((built, Delivery::OwnStore))
     }
 }
 
@@ -135,7 +151,8 @@ pub(super) fn failure_of(error: &JobError) -> BuildFailure {
 pub fn kind_of(error: &JobError) -> FailureKind {
     match error {
         JobError::Build(error) => kind_of_cause(&error.cause),
-        JobError::Refused(_) => FailureKind::Refused,
+        JobError::Refused(_) | JobError::Untrusted(_) => FailureKind::Refused,
+        JobError::Disagreed(_) => FailureKind::Disagreed,
         // An output that cannot be what the derivation says is the derivation's fault.
         JobError::Check(_)
         | JobError::Circle(..)

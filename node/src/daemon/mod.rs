@@ -11,6 +11,7 @@ mod fetching;
 pub(crate) mod folder;
 pub(crate) mod job;
 mod limits;
+mod owner_api;
 pub(crate) mod perform;
 mod repair;
 mod session;
@@ -38,6 +39,7 @@ use engine::{Engine, Message};
 use perform::Jobs;
 
 use crate::team::membership::{Membership, Parts, TeamFailure};
+use crate::team::trust::{TrustBook, TrustError};
 use crate::upstream::Substituters;
 pub use crate::upstream::{SubstituterError, UpstreamError};
 
@@ -86,6 +88,9 @@ pub enum UpError {
     /// The control socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The owner's rules of trust cannot be read.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The team that this node belongs to cannot be taken part in.
     #[error("this node does not take part in its team: {0}")]
     Team(#[from] TeamFailure),
@@ -139,10 +144,12 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
             .clone()
             .unwrap_or(configured.trusted_public_keys),
     })?;
+    let trust = Arc::new(TrustBook::open(home.trust_file(), node)?);
     let jobs = Arc::new(Jobs {
         depot: Arc::clone(&depot),
         builder,
         secret,
+        trust: Arc::clone(&trust),
     });
     let (sender, inbox) = mpsc::channel(limits::ENGINE_MESSAGES);
     let (free, free_slots) = watch::channel(slots);
@@ -154,6 +161,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         engine: sender.clone(),
         own: own.clone(),
         free: free_slots,
+        trust: Arc::clone(&trust),
         listen: options.listen.clone(),
         relay: options.relay,
     }));
@@ -168,6 +176,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         depot,
         engine: sender.clone(),
         team: Arc::clone(&team),
+        trust,
         node,
         slots,
         idle_exit: options.idle_exit,

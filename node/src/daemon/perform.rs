@@ -24,6 +24,7 @@ use super::clock::now;
 use super::depot::{Depot, DepotError};
 use super::engine::build_channel;
 use super::limits::EARLY_LINES;
+use crate::team::trust::TrustBook;
 
 /// A derivation that can be built: its outputs checked, its inputs here.
 pub struct Plan {
@@ -87,6 +88,8 @@ pub struct Jobs {
     pub builder: Builder,
     /// Signs the records.
     pub secret: NodeSecret,
+    /// The owner's rules.
+    pub trust: Arc<TrustBook>,
 }
 
 /// Why a build came to nothing.
@@ -107,6 +110,12 @@ pub enum JobError {
     /// What the derivation says of its outputs does not hold.
     #[error(transparent)]
     Check(#[from] OutputCheckError),
+    /// Another builder that has to agree made something else of the same inputs.
+    #[error("the builders that have to agree {0}")]
+    Disagreed(String),
+    /// The owner's rules do not let this node's own build count.
+    #[error("{0}")]
+    Untrusted(String),
 }
 
 /// Where the folder of a failed build is, where it was to be kept.

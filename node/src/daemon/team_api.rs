@@ -17,7 +17,7 @@ use super::api::{Api, failed};
 use super::clock::now;
 use crate::team::membership::TeamFailure;
 
-fn refused(error: TeamFailure) -> ApiError {
+pub(super) fn refused(error: TeamFailure) -> ApiError {
     let kind = match &error {
         TeamFailure::None => FailureKind::NotFound,
         TeamFailure::InAnother(_) | TeamFailure::Join(JoinError::AlreadyIn(_)) => FailureKind::Conflict,

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::build::BuildRecord;
+use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::Shown;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::trust::Requirement;
 use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
 use super::limits::{CLOSURE, EVIDENCE, PROVIDERS, SHOWN_BYTES};
-use super::policy::{Accepted, Verdict, Word, judge, names_itself, speaking_record};
+use super::policy::{Accepted, Grounds, Verdict, Word, judge, names_itself, opened};
 
 /// What members said of paths lately. A path's info does not change while its holder has it; one that
 /// is gone costs a fetch that fails, after which it is forgotten.
@@ -67,6 +69,15 @@ impl ShownPaths {
     }
 }
 
+/// What has been found out on the way, for paths that are judged together.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What is believed to be the content of paths.
+    accepted: Accepted,
+    /// What builders signed of paths on which several have to agree.
+    signed: BTreeMap<StorePath, Vec<BuildRecord>>,
+}
+
 /// A path that can be had from members, and is believed.
 #[derive(Debug, Clone)]
 pub struct Remote {
@@ -114,9 +125,68 @@ impl TeamNode {
         (peer, self.shown_by(peer, paths).await)
     }
 
+    /// Finds what builders signed of those of these paths on which several have to agree: what is kept here,
+    /// and what those that can be reached show of them. All of it is kept, so that it can be shown.
+    ///
+    /// # Errors
+    /// The own store's, in words.
+    pub async fn gather_signed(&self, paths: &[StorePath], findings: &mut Findings) -> Result<(), String> {
+        let grounds = self.trust.grounds();
+        let connected = self.swarm.connected();
+        let mut wanted: Vec<StorePath> = Vec::new();
+        let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
+        for path in paths {
+            let Requirement::Quorum { of, .. } = grounds.policy.for_path(path) else {
+                continue;
+            };
+            if findings.signed.contains_key(path) {
+                continue;
+            }
+            wanted.push(path.clone());
+            for builder in of.iter().filter(|builder| connected.contains(builder)) {
+                questions.entry(*builder).or_default().push(path.clone());
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let asked = questions
+            .iter()
+            .map(|(peer, paths)| self.shown_with(*peer, paths));
+        let mut shown: BTreeMap<StorePath, Vec<Envelope>> = BTreeMap::new();
+        for (peer, answers) in futures::future::join_all(asked).await {
+            for answer in answers.into_iter().flatten() {
+                if let Some(record) = answer.record.filter(|record| record.signer == peer) {
+                    shown.entry(answer.info.path).or_default().push(record);
+                }
+            }
+        }
+        let kept = self.depot.blocking(move |store| {
+            let mut all = Vec::with_capacity(wanted.len());
+            for path in wanted {
+                let mut known = store.records_of(&path)?;
+                for record in shown.remove(&path).unwrap_or_default() {
+                    if names(&record, &path) && !known.contains(&record) {
+                        store.put_record(&record)?;
+                        // A newer one takes the place of an older one of the same work.
+                        known = store.records_of(&path)?;
+                    }
+                }
+                let records: Vec<BuildRecord> =
+                    known.iter().filter_map(|record| opened(record).ok()).collect();
+                all.push((path, records));
+            }
+            Ok(all)
+        });
+        findings
+            .signed
+            .extend(kept.await.map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
     /// Whether what a member shows of a path is believed, and why. Where it depends on a record, what
-    /// speaks for the inputs of that record is asked of the same member. `accepted` gathers what has been
-    /// found to be believed on the way, for the paths that are judged together.
+    /// speaks for the inputs of that record is asked of the same member. `findings` gathers what has been
+    /// found out on the way, for the paths that are judged together.
     ///
     /// # Errors
     /// Why it is not believed, in words.
@@ -125,9 +195,9 @@ impl TeamNode {
         peer: NodeKey,
         shown: &Shown,
         word: Word,
-        accepted: &mut Accepted,
+        findings: &mut Findings,
     ) -> Result<Origin, String> {
-        let members = self.swarm.members();
+        let grounds: Grounds = self.trust.grounds();
         let mut stack = vec![shown.clone()];
         let mut budget = EVIDENCE;
         let mut counted: BTreeSet<StorePath> = BTreeSet::new();
@@ -138,17 +208,12 @@ impl TeamNode {
                     top.info.path
                 ));
             }
-            if let Ok(record) = speaking_record(&members, top) {
-                let unknown = record.inputs.into_iter().map(|input| input.path);
-                let unknown = unknown.filter(|path| !accepted.contains_key(path)).collect();
-                let here = self
-                    .depot
-                    .infos(unknown)
-                    .await
-                    .map_err(|error| error.to_string())?;
-                accepted.extend(here.into_iter().map(|info| (info.path, info.tree)));
+            let of = top.info.path.clone();
+            if !names_itself(&top.info) {
+                self.gather_signed(std::slice::from_ref(&of), findings).await?;
             }
-            let needs = match judge(&members, peer, top, accepted, word) {
+            let signed = findings.signed.get(&of).map_or(&[][..], Vec::as_slice);
+            let needs = match judge(&grounds, peer, top, signed, &findings.accepted, word) {
                 Verdict::Refused(why) => return Err(why),
                 Verdict::Accepted(origin) => {
                     let (path, tree) = (top.info.path.clone(), top.info.tree);
@@ -156,13 +221,23 @@ impl TeamNode {
                     if stack.is_empty() {
                         return Ok(origin);
                     }
-                    accepted.insert(path, tree);
+                    findings.accepted.insert(path, tree);
                     continue;
                 }
                 Verdict::Needs(needs) => needs,
             };
-            let of = top.info.path.clone();
             let paths: Vec<StorePath> = needs.iter().map(|(path, _)| path.clone()).collect();
+            // What is here has been accepted.
+            let here = self
+                .depot
+                .infos(paths.clone())
+                .await
+                .map_err(|error| error.to_string())?;
+            if !here.is_empty() {
+                let here = here.into_iter().map(|info| (info.path, info.tree));
+                findings.accepted.extend(here);
+                continue;
+            }
             let new = paths
                 .iter()
                 .filter(|path| counted.insert((*path).clone()))
@@ -182,7 +257,7 @@ impl TeamNode {
                 // A builder checks by its name what names itself before it builds from it; so its record,
                 // which counts here, speaks for the content.
                 if names_itself(&shown.info) {
-                    accepted.insert(path, tree);
+                    findings.accepted.insert(path, tree);
                 } else {
                     stack.push(shown);
                 }
@@ -197,7 +272,7 @@ impl TeamNode {
     /// Which path cannot be had, and why, in words.
     pub async fn survey(&self, roots: &[StorePath], providers: &[NodeKey]) -> Result<Survey, String> {
         let mut survey = Survey::default();
-        let mut accepted = Accepted::new();
+        let mut findings = Findings::default();
         let mut seen: BTreeSet<StorePath> = roots.iter().cloned().collect();
         let mut level: Vec<StorePath> = seen.iter().cloned().collect();
         while !level.is_empty() {
@@ -207,7 +282,7 @@ impl TeamNode {
                 .into_iter()
                 .map(|path| (path, providers.to_vec()))
                 .collect();
-            let found = self.take_there(asked, &mut survey, &mut accepted, &mut reasons);
+            let found = self.take_there(asked, &mut survey, &mut findings, &mut reasons);
             let missing = found.await;
             if !missing.is_empty() {
                 let holders = self.swarm.find(&missing, FindScope::All).await;
@@ -217,7 +292,7 @@ impl TeamNode {
                     holders.retain(|peer| *peer != self.swarm.key() && !providers.contains(peer));
                     (path, holders)
                 });
-                let found = self.take_there(others.collect(), &mut survey, &mut accepted, &mut reasons);
+                let found = self.take_there(others.collect(), &mut survey, &mut findings, &mut reasons);
                 if let Some(path) = found.await.first() {
                     let why = reasons.remove(path);
                     return Err(why.unwrap_or_else(|| format!("nobody in the team is known to have {path}")));
@@ -260,7 +335,7 @@ impl TeamNode {
         &self,
         paths: BTreeMap<StorePath, Vec<NodeKey>>,
         survey: &mut Survey,
-        accepted: &mut Accepted,
+        findings: &mut Findings,
         reasons: &mut BTreeMap<StorePath, String>,
     ) -> Vec<StorePath> {
         let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
@@ -281,6 +356,10 @@ impl TeamNode {
                 .filter_map(|(path, shown)| Some(((peer, path.clone()), shown?)));
             answers.extend(known);
         }
+        let shown: Vec<StorePath> = answers.keys().map(|(_, path)| path.clone()).collect();
+        if let Err(error) = self.gather_signed(&shown, findings).await {
+            tracing::warn!(error, "what builders signed could not be looked up");
+        }
         let mut missing = Vec::new();
         for (path, holders) in paths {
             let mut found: Option<Remote> = None;
@@ -294,7 +373,7 @@ impl TeamNode {
                     }
                     continue;
                 }
-                match self.accept(peer, &shown, Word::Counts, accepted).await {
+                match self.accept(peer, &shown, Word::Counts, findings).await {
                     Ok(origin) => {
                         let providers = vec![peer];
                         found = Some(Remote {
@@ -313,4 +392,9 @@ impl TeamNode {
         }
         missing
     }
+}
+
+/// Whether a record holds and names a path as an output.
+fn names(envelope: &Envelope, path: &StorePath) -> bool {
+    opened(envelope).is_ok_and(|record| record.outputs.values().any(|output| output.path == *path))
 }

@@ -214,10 +214,14 @@ impl TeamNode {
                 origin,
                 providers,
             } = remote;
+            let speaks = |record: &Envelope| {
+                origin
+                    == Origin::Record {
+                        builder: record.signer,
+                    }
+            };
             let keep = Keep::Accepted {
-                record: matches!(origin, Origin::Record { .. })
-                    .then_some(shown.record)
-                    .flatten(),
+                record: shown.record.filter(speaks),
             };
             let info = PathInfo {
                 origin,
@@ -303,7 +307,7 @@ impl TeamNode {
     }
 
     async fn arrive(
-        &self,
+        self: &Arc<Self>,
         path: &StorePath,
         item: Item,
         references: Vec<watch::Receiver<Progress>>,
@@ -337,7 +341,10 @@ impl TeamNode {
                         return Err(FetchFailure::Reference(path.clone()));
                     }
                 }
-                self.register(path.clone(), prepared, record).await?;
+                self.register(path.clone(), prepared, record.clone()).await?;
+                if let Some(record) = record {
+                    self.sample(&record);
+                }
             }
             Keep::Aside => self.register_aside(path.clone(), prepared).await?,
         }

@@ -16,9 +16,10 @@ use tvix_node_store::AddError;
 use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
+use super::evidence::Findings;
 use super::fetch::{FetchFailure, Item, Keep};
 use super::limits::{PROVIDERS, REQUEST_DERIVATION_BYTES, REQUEST_DERIVATIONS, REQUEST_INPUT_BYTES};
-use super::policy::{Accepted, Word, names_itself};
+use super::policy::{Word, names_itself};
 use crate::daemon::depot::{DepotError, read_from};
 use crate::daemon::derivations::{Checked, KnownAs};
 
@@ -203,8 +204,8 @@ impl TeamNode {
             .zip(shown)
             .filter_map(|(path, shown)| Some((path, shown?)))
             .collect();
-        let mut by_request = Accepted::new();
-        let mut by_others = Accepted::new();
+        let mut by_request = Findings::default();
+        let mut by_others = Findings::default();
         for (input, taken) in in_order(missing) {
             let path = &input.path;
             let others = holders.get(path).map(|holders| self.swarm.providers(holders));
@@ -264,7 +265,12 @@ impl TeamNode {
             // A name that has another tree here keeps it.
             let keep = match verdict {
                 Ok(origin) if references_accepted && !taken => {
-                    let record = record.filter(|_| matches!(origin, Origin::Record { .. }));
+                    let record = record.filter(|record| {
+                        origin
+                            == Origin::Record {
+                                builder: record.signer,
+                            }
+                    });
                     info.origin = origin;
                     Keep::Accepted { record }
                 }

@@ -96,3 +96,7 @@ pub const FAILED_FOLDER_BYTES: u64 = 2 << 30;
 
 /// Files, links and folders in it: the sources of a large project, built.
 pub const FAILED_FOLDER_ENTRIES: usize = 500_000;
+
+/// Samples that wait for a slot or are built at once. One that finds no place is left out, and said so: they
+/// must never hold up a node's own builds.
+pub const SAMPLES: usize = 32;

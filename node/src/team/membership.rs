@@ -23,8 +23,10 @@ use super::evidence::ShownPaths;
 use super::fetch::Arriving;
 use super::grants::Grants;
 use super::limits::{CONSIDERED, TAKEN_PUSHES};
+use super::sample::Sampling;
 use super::serve::Served;
 use super::shelf::StoreShelf;
+use super::trust::TrustBook;
 use crate::daemon::depot::Depot;
 use crate::daemon::engine::Message;
 use crate::daemon::perform::Jobs;
@@ -84,6 +86,8 @@ pub struct Parts {
     pub own: OwnBuilder,
     /// How many of its slots are free.
     pub free: watch::Receiver<u32>,
+    /// The owner's rules.
+    pub trust: Arc<TrustBook>,
     /// Where to listen; none: on all networks, on ports that the machine chooses.
     pub listen: Option<Vec<SocketAddr>>,
     /// Pass connections on between members that cannot reach each other.
@@ -193,6 +197,7 @@ impl Membership {
         let node = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(node) = node else { return };
         self.parts.depot.announce_with(None);
+        self.parts.trust.take_part(None);
         let peers: Vec<NodeKey> = node.swarm.peers().into_keys().collect();
         node.swarm.shutdown().await;
         for peer in peers {
@@ -244,9 +249,12 @@ impl Membership {
             shown: ShownPaths::default(),
             arriving: Arriving::default(),
             served: Arc::new(Served::default()),
+            trust: Arc::clone(&parts.trust),
+            sampling: Arc::new(Sampling::default()),
             considering: Semaphore::new(CONSIDERED),
             pushes: Arc::new(Semaphore::new(TAKEN_PUSHES)),
         });
+        parts.trust.take_part(Some(node.swarm.clone()));
         parts
             .depot
             .announce_with(Some(Arc::new(move |paths| announcer.announce(paths))));

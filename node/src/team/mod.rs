@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`membership`] | founding, joining, starting and leaving a team |
 //! | [`policy`] | whom this node believes about a path |
+//! | [`trust`], [`votes`] | the owner's rules, and what follows from them for builds |
+//! | [`sample`] | what others built, built here again to compare |
 //! | [`evidence`] | what members know of paths, and whether it is believed |
 //! | [`presence`] | where paths are |
 //! | [`fetch`] | paths of others into this store |
@@ -26,8 +28,11 @@ pub mod presence;
 pub mod push;
 pub mod repair;
 pub mod request;
+pub mod sample;
 pub mod serve;
 pub mod shelf;
+pub mod trust;
+pub mod votes;
 
 use std::sync::Arc;
 
@@ -48,7 +53,9 @@ use fetch::Arriving;
 use grants::Grants;
 use limits::{ASSUMED_BANDWIDTH, ASSUMED_ROUND_TRIP, FACTS_PAUSE};
 use membership::TeamFailure;
+use sample::Sampling;
 use serve::Served;
+use trust::TrustBook;
 
 /// A node that takes part in a team.
 pub struct TeamNode {
@@ -62,6 +69,9 @@ pub struct TeamNode {
     shown: ShownPaths,
     arriving: Arriving,
     served: Arc<Served>,
+    /// The owner's rules.
+    pub trust: Arc<TrustBook>,
+    sampling: Arc<Sampling>,
     considering: Semaphore,
     pushes: Arc<Semaphore>,
 }
@@ -141,11 +151,16 @@ impl TeamNode {
             Notice::RosterChanged => {
                 self.tell_names().await;
                 // Roles may have come or gone.
-                for (peer, status) in self.swarm.peers() {
-                    let offer = self.offer(peer, &status);
-                    self.tell(Event::Peer { node: peer, offer }).await;
-                }
+                self.tell_offers().await;
             }
+        }
+    }
+
+    /// Tells the coordinator anew what everybody offers: who may build for this node has changed.
+    pub async fn tell_offers(&self) {
+        for (peer, status) in self.swarm.peers() {
+            let offer = self.offer(peer, &status);
+            self.tell(Event::Peer { node: peer, offer }).await;
         }
     }
 
@@ -161,7 +176,9 @@ impl TeamNode {
 
     fn offer(&self, peer: NodeKey, status: &PeerStatus) -> PeerOffer {
         let members = self.swarm.members();
-        let builds = members.may(peer, Role::Build) && members.may(self.swarm.key(), Role::Request);
+        let builds = members.may(peer, Role::Build)
+            && members.may(self.swarm.key(), Role::Request)
+            && !self.trust.policy().distrusts_wholly(peer);
         let facts = &status.facts;
         PeerOffer {
             name: self.name_of(peer),

@@ -1,10 +1,20 @@
 use super::*;
-use std::collections::BTreeSet;
-use tvix_node_protocol::build::{BuildKey, BuiltOutput, RecordInput};
+use tvix_node_protocol::build::BuildKey;
 use tvix_node_protocol::envelope::{NodeSecret, seal};
 use tvix_node_protocol::path_info::NarHash;
 use tvix_node_protocol::roster::{Founder, Genesis, Roles};
+use tvix_node_protocol::trust::{PathPattern, TrustRule};
 use tvix_node_swarm::roster::Roster;
+
+/// Judged by a node that has set no rule, on the record shown alone.
+fn judge(members: &Members, peer: NodeKey, shown: &Shown, accepted: &Accepted, word: Word) -> Verdict {
+    let grounds = Grounds {
+        members: Some(Arc::new(members.clone())),
+        policy: Arc::new(TrustPolicy::default()),
+        me: NodeKey([0xee; 32]),
+    };
+    super::judge(&grounds, peer, shown, &[], accepted, word)
+}
 
 fn secret(number: u8) -> NodeSecret {
     NodeSecret::from_bytes(&[number; 32])
@@ -260,4 +270,141 @@ fn what_names_itself_needs_nobody() {
         Word::Counts,
     );
     assert!(matches!(verdict, Verdict::Refused(_)));
+}
+
+/// Judged with rules by a node of its own, whose key is 9.
+fn by_rules(
+    rules: &[(Option<&str>, Option<u8>, Requirement)],
+    shown: &Shown,
+    records: &[Envelope],
+    inputs: &Accepted,
+) -> Verdict {
+    let mut policy = TrustPolicy::default();
+    for (paths, builder, requirement) in rules {
+        let rule = TrustRule {
+            paths: paths.map(|paths| PathPattern::new(paths).unwrap()),
+            builder: builder.map(|number| secret(number).key()),
+            requirement: requirement.clone(),
+            because: None,
+        };
+        policy.set(rule).unwrap();
+    }
+    let grounds = Grounds {
+        members: Some(Arc::new(members(&[]))),
+        policy: Arc::new(policy),
+        me: secret(9).key(),
+    };
+    let records: Vec<BuildRecord> = records.iter().map(|record| opened(record).unwrap()).collect();
+    super::judge(&grounds, secret(1).key(), shown, &records, inputs, Word::Counts)
+}
+
+fn both() -> Requirement {
+    let of = vec![secret(1).key(), secret(2).key()];
+    Requirement::Quorum { needed: 2, of }
+}
+
+fn refusal(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Refused(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn only_what_this_node_built_is_accepted_where_a_rule_says_so() {
+    let own = [(None, None, Requirement::Own)];
+    let why = refusal(by_rules(&own, &built(2, &[]), &[], &Accepted::new()));
+    assert!(why.contains("takes only what it built itself"), "{why}");
+    let verdict = by_rules(&own, &built(9, &[]), &[], &Accepted::new());
+    assert!(matches!(verdict, Verdict::Accepted(Origin::Record { .. })));
+    // For other paths nothing changes.
+    let other = [(Some("other*"), None, Requirement::Own)];
+    let verdict = by_rules(&other, &built(2, &[]), &[], &Accepted::new());
+    assert!(matches!(verdict, Verdict::Accepted(Origin::Record { .. })));
+}
+
+#[test]
+fn a_builder_that_a_rule_distrusts_counts_neither_by_its_record_nor_by_its_word() {
+    let rules = [(None, Some(1), Requirement::Own)];
+    let why = refusal(by_rules(&rules, &built(1, &[]), &[], &Accepted::new()));
+    assert!(why.contains("a rule of this node says so"), "{why}");
+    let word = Shown {
+        info: info("hello", 1),
+        record: None,
+    };
+    let why = refusal(by_rules(&rules, &word, &[], &Accepted::new()));
+    assert!(why.contains("the word of"), "{why}");
+    let verdict = by_rules(&rules, &built(2, &[]), &[], &Accepted::new());
+    assert!(matches!(verdict, Verdict::Accepted(Origin::Record { .. })));
+}
+
+#[test]
+fn a_quorum_agrees_is_too_small_or_disagrees() {
+    let rules = [(Some("hel*"), None, both())];
+    let inputs = accepted(&[("gcc", 5)]);
+    let made =
+        |builder: u8, content: u8, input: u8| record(&info("hello", content), builder, &[("gcc", input)]);
+    let shown = built(2, &[("gcc", 5)]);
+    let judged = |records: &[Envelope]| by_rules(&rules, &shown, records, &inputs);
+    let builder = secret(2).key();
+    assert_eq!(
+        judged(&[made(1, 1, 5), made(2, 1, 5)]),
+        Verdict::Accepted(Origin::Record { builder })
+    );
+    // One alone, the same one twice, and somebody who is not named.
+    for records in [
+        vec![made(2, 1, 5)],
+        vec![made(2, 1, 5), made(2, 1, 5)],
+        vec![made(2, 1, 5), made(9, 1, 5)],
+    ] {
+        assert!(refusal(judged(&records)).contains("too few"), "{records:?}");
+    }
+    let why = refusal(judged(&[made(1, 7, 5), made(2, 1, 5)]));
+    assert!(
+        why.contains("disagreed") && why.contains(&secret(1).key().to_string()),
+        "{why}"
+    );
+    // From other inputs other things come, which says nothing.
+    assert!(refusal(judged(&[made(1, 7, 6), made(2, 1, 5)])).contains("too few"));
+    // They agree on what was made of a trojaned compiler.
+    let trojaned = by_rules(
+        &rules,
+        &built(2, &[("gcc", 6)]),
+        &[made(1, 1, 6), made(2, 1, 6)],
+        &inputs,
+    );
+    assert!(refusal(trojaned).contains("an input that is something else here"));
+    // Inputs that are not known yet have to be looked at.
+    let unknown = by_rules(&rules, &shown, &[made(1, 1, 5), made(2, 1, 5)], &Accepted::new());
+    assert_eq!(unknown, Verdict::Needs(vec![(path("gcc"), tree(5))]));
+}
+
+#[test]
+fn a_quorum_compares_all_outputs_and_takes_nobody_s_word() {
+    let rules = [(None, None, both())];
+    let shown = built(2, &[]);
+    let with_doc = |builder: u8, doc: u8| {
+        let mut signed: BuildRecord = record(&shown.info, builder, &[]).open().unwrap();
+        let mut output = signed.outputs["out"].clone();
+        (output.path, output.tree) = (path("hello-doc"), tree(doc));
+        signed.outputs.insert("doc".to_owned(), output);
+        seal(&signed, &secret(builder)).unwrap()
+    };
+    let judged = |records: &[Envelope]| by_rules(&rules, &shown, records, &Accepted::new());
+    let verdict = judged(&[with_doc(1, 3), with_doc(2, 3)]);
+    assert!(matches!(verdict, Verdict::Accepted(_)), "{verdict:?}");
+    assert!(refusal(judged(&[with_doc(1, 3), with_doc(2, 4)])).contains("disagreed"));
+    let word = Shown {
+        info: shown.info.clone(),
+        record: None,
+    };
+    assert!(refusal(by_rules(&rules, &word, &[], &Accepted::new())).contains("too few"));
+    // What is shown has to be what they signed, its references included.
+    let mut other = shown.clone();
+    other.info.references.clear();
+    let records = [record(&shown.info, 1, &[]), record(&shown.info, 2, &[])];
+    assert!(
+        refusal(by_rules(&rules, &other, &records, &Accepted::new()))
+            .contains("not what its builders signed")
+    );
 }

@@ -9,8 +9,9 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
+use super::evidence::Findings;
 use super::limits::PROVIDERS;
-use super::policy::{Accepted, Word};
+use super::policy::Word;
 
 impl TeamNode {
     /// Where paths are. `own`: what this node has of them, and its size.
@@ -84,7 +85,7 @@ impl TeamNode {
             })
             .collect();
         let mut found = BTreeMap::new();
-        let mut accepted = Accepted::new();
+        let mut findings = Findings::default();
         // In each round every path is asked of the best holder that has not been asked for it yet.
         for round in 0..PROVIDERS {
             let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
@@ -98,9 +99,14 @@ impl TeamNode {
                 (peer, paths, shown)
             });
             for (peer, paths, shown) in futures::future::join_all(answers).await {
+                let there = paths.iter().zip(&shown).filter(|(_, shown)| shown.is_some());
+                let there: Vec<StorePath> = there.map(|(path, _)| path.clone()).collect();
+                if let Err(error) = self.gather_signed(&there, &mut findings).await {
+                    tracing::warn!(error, "what builders signed could not be looked up");
+                }
                 for (path, shown) in paths.into_iter().zip(shown) {
                     let Some(shown) = shown else { continue };
-                    if let Err(why) = self.accept(peer, &shown, Word::Counts, &mut accepted).await {
+                    if let Err(why) = self.accept(peer, &shown, Word::Counts, &mut findings).await {
                         tracing::info!(%path, %peer, why, "a path that is there is not accepted");
                         continue;
                     }

@@ -14,9 +14,10 @@ use tvix_node_swarm::PushError;
 use tvix_node_swarm::events::IncomingPush;
 
 use super::TeamNode;
+use super::evidence::Findings;
 use super::fetch::{Item, Keep};
 use super::limits::{CLOSURE, OFFERED};
-use super::policy::{Accepted, Word};
+use super::policy::Word;
 use super::shelf::shown;
 use crate::daemon::depot::DepotError;
 use crate::daemon::folder::FolderError;
@@ -133,7 +134,7 @@ impl TeamNode {
             Err(error) => return taken.refuse(PushRefusal::Failed, error.to_string()).await,
         };
         let mut items = BTreeMap::new();
-        let mut accepted = Accepted::new();
+        let mut findings = Findings::default();
         for (shown, own) in paths.iter().zip(own) {
             let path = &shown.info.path;
             match own {
@@ -144,14 +145,16 @@ impl TeamNode {
                 }
                 None => {}
             }
-            let origin = match self.accept(peer, shown, Word::Counts, &mut accepted).await {
+            let origin = match self.accept(peer, shown, Word::Counts, &mut findings).await {
                 Ok(origin) => origin,
                 Err(why) => return taken.refuse(PushRefusal::Policy, why).await,
             };
-            let record = shown
-                .record
-                .clone()
-                .filter(|_| matches!(origin, Origin::Record { .. }));
+            let record = shown.record.clone().filter(|record| {
+                origin
+                    == Origin::Record {
+                        builder: record.signer,
+                    }
+            });
             let info = PathInfo {
                 origin,
                 registered: 0,

@@ -20,6 +20,7 @@ use tvix_node_swarm::{BuildCall, BuildCallError, BuildEvent, CallError};
 use super::TeamNode;
 use super::fetch::FetchFailure;
 use super::limits::{LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
+use super::votes::{self, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
 use crate::daemon::engine::Message;
@@ -103,6 +104,17 @@ enum RequestFailure {
         /// Why.
         source: FetchFailure,
     },
+    /// The owner's rules let it not count.
+    #[error("what {name} built does not count here: {reason}")]
+    Untrusted {
+        /// Who.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// Another builder made something else of the same.
+    #[error("the builders that have to agree {0}")]
+    Disagreed(String),
     /// It was cancelled here.
     #[error("it was cancelled")]
     Cancelled,
@@ -113,6 +125,8 @@ impl RequestFailure {
         match self {
             Self::Depot(DepotError::Derivation(_)) => FailureKind::Builder,
             Self::Cancelled => FailureKind::Cancelled,
+            Self::Untrusted { .. } => FailureKind::Refused,
+            Self::Disagreed(_) => FailureKind::Disagreed,
             Self::Refused { refusal, .. } => match refusal.reason {
                 // Neither says anything about the builder.
                 RefusalReason::Busy | RefusalReason::InputMissing => FailureKind::Busy,
@@ -416,7 +430,23 @@ impl TeamNode {
             let (path, nar_size) = (info.path.clone(), info.nar_size);
             (output.clone(), BuiltPath { path, nar_size })
         });
-        let outputs = outputs.collect();
+        let outputs: BTreeMap<String, BuiltPath> = outputs.collect();
+        match votes::standing(&self.depot, &self.trust, record, envelope, |node| {
+            self.name_of(node)
+        })
+        .await?
+        {
+            Standing::Counts => {}
+            Standing::Vote => {
+                let delivery = Delivery::Vote;
+                return Ok(Delivered { outputs, delivery });
+            }
+            Standing::Disagreed(reason) => return Err(RequestFailure::Disagreed(reason)),
+            Standing::Refused(reason) => {
+                let name = name.to_owned();
+                return Err(RequestFailure::Untrusted { name, reason });
+            }
+        }
         let elsewhere = if pushed == Pushed::Pushed {
             Some(Delivery::DesiredStore)
         } else if !order.bring && self.are_at(order.node, &infos).await {
@@ -441,6 +471,7 @@ impl TeamNode {
         self.depot
             .register(order.derivation.clone(), prepared, envelope.clone(), note)
             .await?;
+        self.sample(envelope);
         let delivery = Delivery::OwnStore;
         Ok(Delivered { outputs, delivery })
     }

@@ -22,6 +22,8 @@ use super::limits::{
     SERVED_BUILDS, SERVED_BUILDS_PER_REQUESTER, SERVED_DISK, SERVED_LOG, SERVED_SILENCE, SERVED_TIME,
     SLOT_PATIENCE,
 };
+use super::policy::opened;
+use super::votes::{self, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
 use crate::daemon::engine::{LentSlot, LentTo, Message};
@@ -343,6 +345,7 @@ impl TeamNode {
         accepted: bool,
     ) -> Result<Envelope, DepotError> {
         let record = performed.record;
+        let accepted = accepted && self.believes_itself(&record).await?;
         let names: Vec<StorePath> = performed
             .outputs
             .iter()
@@ -385,6 +388,15 @@ impl TeamNode {
             self.grants.give(request.requester, info.tree, now());
         }
         Ok(record)
+    }
+
+    /// Whether the owner's rules let the outputs of a build of this node count by its own word.
+    async fn believes_itself(&self, envelope: &Envelope) -> Result<bool, DepotError> {
+        let record = opened(envelope).map_err(DepotError::Record)?;
+        let standing = votes::standing(&self.depot, &self.trust, &record, envelope, |node| {
+            self.name_of(node)
+        });
+        Ok(standing.await? == Standing::Counts)
     }
 
     /// Brings what was built to the desired store, if one is named and can be reached from here.
@@ -439,7 +451,7 @@ fn bounded(limits: BuildLimits) -> BuildLimits {
 
 fn failure_of(error: &JobError, folder: Option<FailedFolder>) -> messages::BuildFailure {
     let kind = match kind_of(error) {
-        FailureKind::Builder => messages::FailureKind::Build,
+        FailureKind::Builder | FailureKind::Disagreed => messages::FailureKind::Build,
         FailureKind::Limit => messages::FailureKind::Limit,
         FailureKind::Cancelled => messages::FailureKind::Cancelled,
         FailureKind::Transient | FailureKind::Refused | FailureKind::Busy => messages::FailureKind::Machine,

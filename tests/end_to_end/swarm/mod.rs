@@ -12,3 +12,4 @@ mod observer;
 mod refused;
 mod repairing;
 mod sight;
+mod trusting;

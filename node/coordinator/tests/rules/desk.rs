@@ -42,6 +42,7 @@ pub fn derivation(word: &str, inputs: &[&str]) -> Derivation {
         required_features: vec![],
         prefer_local: false,
         fixed_output: false,
+        quorum: None,
     }
 }
 
@@ -365,6 +366,7 @@ impl Desk {
             FailureKind::Busy => "it has too much to do",
             FailureKind::Transient => "the line is dead",
             FailureKind::Refused => "no, thank you",
+            FailureKind::Disagreed => "they differ",
             FailureKind::Cancelled => "cancelled",
         };
         let failure = BuildFailure {

@@ -11,6 +11,7 @@ mod lending;
 mod order;
 mod placement;
 mod presence;
+mod quorum;
 mod refusals;
 mod sessions;
 mod sharing;

@@ -403,6 +403,7 @@ fn jobs(rng: &mut Rng, calm: bool) -> (Vec<Job>, BTreeMap<StorePath, Vec<StorePa
                 required_features: if kvm { vec!["kvm".into()] } else { vec![] },
                 prefer_local: rng.percent(10),
                 fixed_output: rng.percent(10),
+                quorum: None,
             },
             fate,
             duration: if rng.percent(85) {

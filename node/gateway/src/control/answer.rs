@@ -174,6 +174,10 @@ async fn respond<A: ControlApi>(
             empty(api.renew(request)).await
         }
         Route::Leave => empty(api.leave()).await,
+        Route::Owner => {
+            let question = read_json(body, JSON_BYTES).await?;
+            json(&api.ask_owner(question).await?)
+        }
     }
 }
 

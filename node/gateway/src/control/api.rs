@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
     AddRoot, AddSource, Event, Failure, FailureKind, InviteRequest, Invited, JoinRequest, Joined, MemberName,
-    OpenSession, PeerView, Provenance, RecordView, RenewRequest, SessionOpened, SourceAnswer, SourceQuery,
-    Status, StoreAnswer, StoreQuestion, TeamView, WorkerMessage,
+    OpenSession, OwnerAnswer, OwnerQuestion, PeerView, Provenance, RecordView, RenewRequest, SessionOpened,
+    SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, WorkerMessage,
 };
 use tvix_node_protocol::path_info::PathInfo;
 
@@ -181,4 +181,10 @@ pub trait ControlApi: Send + Sync + 'static {
 
     /// Leaves the team for good.
     fn leave(&self) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// What the owner wants to know or to have from now on.
+    fn ask_owner(
+        &self,
+        question: OwnerQuestion,
+    ) -> impl Future<Output = Result<OwnerAnswer, ApiError>> + Send;
 }

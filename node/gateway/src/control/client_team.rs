@@ -1,7 +1,8 @@
 //! What commands ask about the team.
 
 use tvix_node_protocol::control::{
-    InviteRequest, Invited, JoinRequest, Joined, MemberName, PeerView, RenewRequest, TeamView,
+    InviteRequest, Invited, JoinRequest, Joined, MemberName, OwnerAnswer, OwnerQuestion, PeerView,
+    RenewRequest, TeamView,
 };
 
 use super::client::ControlClient;
@@ -56,6 +57,14 @@ impl ControlClient {
     /// See [`ClientError`].
     pub async fn renew(&self, request: &RenewRequest) -> Result<(), ClientError> {
         self.done_with(&Route::Renew, request).await
+    }
+
+    /// Asks or tells what the owner of the node decides.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn ask_owner(&self, question: &OwnerQuestion) -> Result<OwnerAnswer, ClientError> {
+        self.ask_with(&Route::Owner, question).await
     }
 
     /// Leaves the team for good.

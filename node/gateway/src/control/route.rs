@@ -34,13 +34,14 @@ pub(super) enum Route {
     Revoke,
     Renew,
     Leave,
+    Owner,
 }
 
 /// Why an address or a method means nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum RouteError {
     #[error(
-        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why, /v1/record, /v1/roots, /v1/store, /v1/nar, /v1/export, /v1/import, /v1/team and /v1/team/invite, join, peers, revoke, renew and leave"
+        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why, /v1/record, /v1/roots, /v1/store, /v1/nar, /v1/export, /v1/import, /v1/owner, /v1/team and /v1/team/invite, join, peers, revoke, renew and leave"
     )]
     NoSuchAddress(String),
     #[error("'{address}' is asked with {wanted}, not with {method}")]
@@ -93,6 +94,7 @@ impl Route {
             ["nar"] => ("GET", Self::Archive(query.path()?)),
             ["export"] => ("POST", Self::Export),
             ["import"] => ("PUT", Self::Import),
+            ["owner"] => ("POST", Self::Owner),
             ["team"] => ("GET", Self::Team),
             ["team", what] => match *what {
                 "peers" => ("GET", Self::Peers),
@@ -170,6 +172,7 @@ impl Route {
             Self::Revoke => post("/v1/team/revoke".to_owned()),
             Self::Renew => post("/v1/team/renew".to_owned()),
             Self::Leave => post("/v1/team/leave".to_owned()),
+            Self::Owner => post("/v1/owner".to_owned()),
         }
     }
 }
@@ -311,6 +314,7 @@ mod tests {
             Route::Revoke,
             Route::Renew,
             Route::Leave,
+            Route::Owner,
         ];
         for route in routes {
             let (method, address) = route.to_request();

@@ -1,6 +1,8 @@
 //! What is asked about the team, over a real socket.
 
-use tvix_node_protocol::control::{FailureKind, InviteRequest, JoinRequest, MemberName, RenewRequest};
+use tvix_node_protocol::control::{
+    FailureKind, InviteRequest, JoinRequest, MemberName, OwnerAnswer, OwnerQuestion, RenewRequest,
+};
 use tvix_node_protocol::roster::{Role, Roles};
 
 use super::client_error::ClientError;
@@ -57,6 +59,12 @@ async fn everything_about_the_team_has_its_answer() {
     }
     client.leave().await.unwrap();
     up.called("leave").await;
+    let answer = client.ask_owner(&OwnerQuestion::Trust).await.unwrap();
+    assert!(
+        matches!(answer, OwnerAnswer::Trust { slots: 2, .. }),
+        "{answer:?}"
+    );
+    up.called("owner Trust").await;
 }
 
 #[tokio::test]

@@ -13,6 +13,8 @@ use super::{Engine, Message};
 pub enum LentTo {
     /// Another member, by name.
     Member(String),
+    /// What a member built is built again here, to be compared: who, in words.
+    Sample(String),
     /// An own session that checks what is there.
     Session(u64),
 }

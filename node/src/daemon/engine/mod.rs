@@ -543,12 +543,12 @@ impl Engine {
             last_line: lent.last_line.clone(),
             sessions: match lent.to {
                 LentTo::Session(session) => vec![session],
-                LentTo::Member(_) => Vec::new(),
+                LentTo::Member(_) | LentTo::Sample(_) => Vec::new(),
             },
             slot: Some(*slot),
             requester: match &lent.to {
                 LentTo::Session(_) => None,
-                LentTo::Member(name) => Some(name.clone()),
+                LentTo::Member(name) | LentTo::Sample(name) => Some(name.clone()),
             },
         }));
         builds.sort_by(|a, b| a.derivation.cmp(&b.derivation));

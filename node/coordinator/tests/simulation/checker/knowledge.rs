@@ -238,6 +238,7 @@ impl Checker {
                 (Delivery::OwnStore, _) => known.own = true,
                 (Delivery::AtBuilder, Some(node)) => drop(known.sources.insert(Source::Peer(node))),
                 (Delivery::DesiredStore, _) => known.answered = known.available(),
+                (Delivery::Vote, _) => panic!("no derivation here needs a quorum"),
                 (Delivery::AtBuilder, None) => {}
             }
         }

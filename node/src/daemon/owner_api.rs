@@ -1,0 +1,222 @@
+//! What the control socket's door asks of what the owner decides.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tvix_node_gateway::control::{ApiError, ControlApi as _};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::control::{
+    Explanation, FailureKind, NamedRequirement, OwnerAnswer, OwnerQuestion, ShownVerdict, THIS_NODE,
+};
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::path_info::Origin;
+use tvix_node_protocol::trust::{PathPattern, Requirement, RuleError, TrustPolicy, TrustRule};
+use tvix_node_swarm::FindScope;
+
+use super::api::{Api, failed};
+use super::team_api::refused;
+use crate::team::evidence::Findings;
+use crate::team::policy::{Word, opened, quorum};
+use crate::team::trust::TrustError;
+
+/// Answers a question of the owner.
+pub(super) async fn answer(api: &Api, question: OwnerQuestion) -> Result<OwnerAnswer, ApiError> {
+    match question {
+        OwnerQuestion::Trust => Ok(trust(api)),
+        OwnerQuestion::SetTrust {
+            paths,
+            builder,
+            require,
+        } => {
+            let rule = TrustRule {
+                paths,
+                builder: builder.map(|name| member(api, &name)).transpose()?,
+                requirement: requirement(api, require)?,
+                because: None,
+            };
+            change(api, move |policy| policy.set(rule)).await?;
+            Ok(trust(api))
+        }
+        OwnerQuestion::UnsetTrust { paths, builder } => {
+            let builder = builder.map(|name| member(api, &name)).transpose()?;
+            let wanted = paths.clone();
+            if !change(api, move |policy| Ok(policy.unset(wanted.as_ref(), builder))).await? {
+                let of_what = paths.as_ref().map_or("all paths", PathPattern::as_str);
+                let message =
+                    format!("there is no such rule for {of_what}; 'tvix-node trust' shows those there are");
+                return Err(ApiError::new(FailureKind::NotFound, message));
+            }
+            Ok(trust(api))
+        }
+        OwnerQuestion::ExplainTrust { path } => explain(api, path).await.map(OwnerAnswer::Explained),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> ApiError {
+    ApiError::new(FailureKind::Invalid, message)
+}
+
+/// The member that is called this. Rules may name somebody who has left, by the whole key.
+fn member(api: &Api, name: &str) -> Result<NodeKey, ApiError> {
+    if name == THIS_NODE {
+        return Ok(api.node);
+    }
+    if let Ok(key) = name.parse::<NodeKey>() {
+        return Ok(key);
+    }
+    let team = api.team.required().map_err(refused)?;
+    team.member(name).map_err(refused)
+}
+
+fn requirement(api: &Api, named: NamedRequirement) -> Result<Requirement, ApiError> {
+    Ok(match named {
+        NamedRequirement::Own => Requirement::Own,
+        NamedRequirement::Roster => Requirement::Roster,
+        NamedRequirement::Sample { percent } => Requirement::Sample { percent },
+        NamedRequirement::Quorum { needed, of } => Requirement::Quorum {
+            needed,
+            of: of
+                .iter()
+                .map(|name| member(api, name))
+                .collect::<Result<_, _>>()?,
+        },
+    })
+}
+
+async fn change<T: Send + 'static>(
+    api: &Api,
+    change: impl FnOnce(&mut TrustPolicy) -> Result<T, RuleError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let trust = Arc::clone(&api.trust);
+    let changed = tokio::task::spawn_blocking(move || trust.change(change)).await;
+    let changed = changed.map_err(|error| {
+        ApiError::caused(
+            FailureKind::Internal,
+            "the rules of trust could not be changed",
+            error,
+        )
+    })?;
+    let answer = changed.map_err(|error| match error {
+        TrustError::Rule(error) => invalid(error.to_string()),
+        error => ApiError::new(FailureKind::Internal, error.to_string()),
+    })?;
+    if let Some(team) = api.team.current() {
+        team.tell_offers().await;
+    }
+    Ok(answer)
+}
+
+fn trust(api: &Api) -> OwnerAnswer {
+    let rules = api.trust.policy().rules().to_vec();
+    OwnerAnswer::Trust {
+        names: names(api, rules.iter().flat_map(named)),
+        rules,
+        me: api.node,
+        slots: api.slots,
+    }
+}
+
+/// Nodes that a rule names.
+fn named(rule: &TrustRule) -> Vec<NodeKey> {
+    let mut named: Vec<NodeKey> = rule.builder.into_iter().collect();
+    if let Requirement::Quorum { of, .. } = &rule.requirement {
+        named.extend(of);
+    }
+    named
+}
+
+fn names(api: &Api, nodes: impl IntoIterator<Item = NodeKey>) -> Vec<(NodeKey, String)> {
+    let Some(team) = api.team.current() else {
+        return Vec::new();
+    };
+    let members = team.swarm.members();
+    let nodes: BTreeSet<NodeKey> = nodes.into_iter().collect();
+    let named = nodes
+        .into_iter()
+        .filter_map(|node| Some((node, members.get(node)?.name.clone())));
+    named.collect()
+}
+
+async fn explain(api: &Api, path: StorePath) -> Result<Explanation, ApiError> {
+    let policy = api.trust.policy();
+    let rule = policy.rule_for_path(&path).cloned();
+    let here = api.depot.infos(vec![path.clone()]).await.map_err(failed)?;
+    let here = match here.is_empty() {
+        true => None,
+        false => Some(api.why(path.clone()).await?.summary),
+    };
+    let mut shown = Vec::new();
+    if let Some(team) = api.team.current() {
+        let holders = team.swarm.find(std::slice::from_ref(&path), FindScope::All).await;
+        let mut findings = Findings::default();
+        // All that builders say is found out, whoever has the path.
+        let gathered = team
+            .gather_signed(std::slice::from_ref(&path), &mut findings)
+            .await;
+        gathered.map_err(|error| ApiError::new(FailureKind::Internal, error))?;
+        let holders = holders.get(&path).map(|holders| team.swarm.providers(holders));
+        for peer in holders.unwrap_or_default() {
+            if peer == api.node {
+                continue;
+            }
+            let Some(known) = team
+                .shown_by(peer, std::slice::from_ref(&path))
+                .await
+                .pop()
+                .flatten()
+            else {
+                continue;
+            };
+            let verdict = team.accept(peer, &known, Word::Counts, &mut findings).await;
+            shown.push(ShownVerdict {
+                peer,
+                accepted: verdict.is_ok(),
+                why: match verdict {
+                    Ok(Origin::Content) => {
+                        "it names itself by its content, which is checked when it comes".to_owned()
+                    }
+                    Ok(Origin::Record { builder }) => {
+                        format!("the record of {} counts", team.name_of(builder))
+                    }
+                    Ok(Origin::Peer { peer }) => format!("the word of {} is enough", team.name_of(peer)),
+                    Ok(Origin::Built) => "this node built it".to_owned(),
+                    Ok(Origin::Imported) => "the owner of this node imported it".to_owned(),
+                    Ok(Origin::Cache { url, .. }) => format!("it is signed by {url}"),
+                    Err(why) => why,
+                },
+            });
+        }
+    }
+    let agreement = match rule.as_ref().map(|rule| &rule.requirement) {
+        Some(Requirement::Quorum { needed, of }) => {
+            let wanted = path.clone();
+            let records = api
+                .depot
+                .blocking(move |store| Ok(store.records_of(&wanted)?))
+                .await;
+            let records = records.map_err(failed)?;
+            let records: Vec<_> = records.iter().filter_map(|record| opened(record).ok()).collect();
+            let grounds = api.trust.grounds();
+            let outcome = quorum(&grounds, (*needed, of), &path, None, &records);
+            let name = |node: NodeKey| match (node == api.node, api.team.current()) {
+                (true, _) => "this node".to_owned(),
+                (false, Some(team)) => team.name_of(node),
+                (false, None) => node.to_string(),
+            };
+            Some(outcome.describe(name))
+        }
+        _ => None,
+    };
+    let nodes = rule
+        .iter()
+        .flat_map(named)
+        .chain(shown.iter().map(|shown| shown.peer));
+    Ok(Explanation {
+        names: names(api, nodes),
+        rule,
+        here,
+        quorum: agreement,
+        shown,
+        me: api.node,
+    })
+}
