@@ -100,3 +100,7 @@ pub const FAILED_FOLDER_ENTRIES: usize = 500_000;
 /// Samples that wait for a slot or are built at once. One that finds no place is left out, and said so: they
 /// must never hold up a node's own builds.
 pub const SAMPLES: usize = 32;
+
+/// Bytes of the log of a build for others that are kept for who joins it late: some ten thousand lines. All of
+/// it is in the builder's store.
+pub const SHARED_LOG: usize = 1 << 20;

@@ -26,6 +26,7 @@ use super::limits::{CONSIDERED, TAKEN_PUSHES};
 use super::sample::Sampling;
 use super::serve::Served;
 use super::shelf::StoreShelf;
+use super::together::SharedBuilds;
 use super::trust::TrustBook;
 use crate::daemon::depot::Depot;
 use crate::daemon::engine::Message;
@@ -249,6 +250,7 @@ impl Membership {
             shown: ShownPaths::default(),
             arriving: Arriving::default(),
             served: Arc::new(Served::default()),
+            building: Arc::new(SharedBuilds::default()),
             trust: Arc::clone(&parts.trust),
             sampling: Arc::new(Sampling::default()),
             considering: Semaphore::new(CONSIDERED),

@@ -11,7 +11,7 @@
 //! | [`fetch`] | paths of others into this store |
 //! | [`repair`] | content of damaged paths from others |
 //! | [`request`] | builds that others do for this node |
-//! | [`serve`], [`inputs`] | builds that this node does for others |
+//! | [`serve`], [`together`], [`inputs`] | builds that this node does for others |
 //! | `kept` | folders of builds that failed |
 //! | [`push`] | paths into the stores of others, and what they push here |
 //! | [`shelf`], [`grants`] | what of this store others may see |
@@ -31,6 +31,7 @@ pub mod request;
 pub mod sample;
 pub mod serve;
 pub mod shelf;
+pub mod together;
 pub mod trust;
 pub mod votes;
 
@@ -55,6 +56,7 @@ use limits::{ASSUMED_BANDWIDTH, ASSUMED_ROUND_TRIP, FACTS_PAUSE};
 use membership::TeamFailure;
 use sample::Sampling;
 use serve::Served;
+use together::SharedBuilds;
 use trust::TrustBook;
 
 /// A node that takes part in a team.
@@ -69,6 +71,7 @@ pub struct TeamNode {
     shown: ShownPaths,
     arriving: Arriving,
     served: Arc<Served>,
+    building: Arc<SharedBuilds>,
     /// The owner's rules.
     pub trust: Arc<TrustBook>,
     sampling: Arc<Sampling>,

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt as _;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 use tvix_node_builder::DerivationOptions;
 use tvix_node_coordinator::FailureKind;
 use tvix_node_protocol::StorePath;
@@ -23,6 +22,7 @@ use super::limits::{
     SLOT_PATIENCE,
 };
 use super::policy::opened;
+use super::together::{Ended, Progress, SharedBuild};
 use super::votes::{self, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
@@ -80,23 +80,29 @@ impl Drop for ServedPlace {
     }
 }
 
-/// The log of a build on its way to the requester. One that is gone cancels the build.
-struct ToRequester<'a> {
-    running: &'a RunningBuild,
+/// The log of a build on its way to all who wait for it.
+struct ToAll<'a> {
+    build: &'a SharedBuild,
     slot: &'a LentSlot,
 }
 
-impl Listener for ToRequester<'_> {
+impl Listener for ToAll<'_> {
     async fn started(&mut self) {}
 
     async fn line(&mut self, line: &[u8]) {
-        let mut bytes = Vec::with_capacity(line.len() + 1);
-        bytes.extend_from_slice(line);
-        bytes.push(b'\n');
-        // A requester that is gone has cancelled.
-        self.running.log(&bytes).await.ok();
+        self.build.line(line);
         self.slot.line(String::from_utf8_lossy(line).into_owned()).await;
     }
+}
+
+/// What a build for another member is begun with.
+struct Order {
+    request: BuildRequest,
+    hash: RequestHash,
+    derivation: Derivation,
+    outputs: BTreeMap<String, StorePath>,
+    /// What it reads itself.
+    direct: BTreeSet<StorePath>,
 }
 
 impl TeamNode {
@@ -127,36 +133,189 @@ impl TeamNode {
             running.finish(record, pushed).await.ok();
             return;
         }
-        let gathering = self.gather(&request, &direct).boxed();
+        let order = Order {
+            request,
+            hash,
+            derivation,
+            outputs,
+            direct,
+        };
+        self.take_part(order, incoming).boxed().await;
+        drop(place);
+    }
+
+    /// Sees a request through: joins the build of the same work that is under way, or begins one.
+    async fn take_part(self: &Arc<Self>, order: Order, mut incoming: IncomingBuild) {
+        let order = Arc::new(order);
+        let request = &order.request;
+        let key = if request.fresh || request.keep_failed {
+            None
+        } else {
+            request.build_key().ok()
+        };
+        let limits = bounded(request.limits);
+        let (mut waiting, mut begun) = self.building.join(key, limits);
+        loop {
+            if begun {
+                let (node, build) = (Arc::clone(self), Arc::clone(&waiting.build));
+                tokio::spawn(node.build_for_all(build, Arc::clone(&order)).boxed());
+            }
+            let progress = tokio::select! {
+                progress = prepared(&waiting.build) => progress,
+                () = incoming.cancelled() => return,
+            };
+            // What is only for the one who asked first, or failed for what he has, says nothing about this request.
+            let for_another = match &progress {
+                Progress::Preparing => false,
+                Progress::Running { for_one } => *for_one && !begun,
+                Progress::Over(ended) => match &**ended {
+                    Ended::Refused(refusal) => !begun && refusal.reason != RefusalReason::Busy,
+                    Ended::Built { accepted, .. } => !accepted && !begun,
+                    Ended::Failed(_) => false,
+                },
+            };
+            if for_another {
+                (waiting, begun) = self.building.join(None, limits);
+                continue;
+            }
+            if let Progress::Over(ended) = &progress
+                && let Ended::Refused(refusal) = &**ended
+            {
+                let requester = request.requester;
+                tracing::info!(derivation = %request.derivation, %requester, %refusal, "a build is refused");
+                return incoming.refuse(refusal.reason, refusal.message.clone()).await;
+            }
+            break;
+        }
+        let Ok(mut running) = incoming.accept().await else {
+            return;
+        };
+        let mut gone = running.cancellation();
+        let ended = tokio::select! {
+            ended = follow(&waiting.build, &mut running) => ended,
+            // An error says that the stream is gone, which is the same.
+            _ = gone.wait_for(|gone| *gone) => return,
+        };
+        self.answer(&order, &ended, running).await;
+        // Only now: a build that nobody waits for is stopped.
+        drop(waiting);
+    }
+
+    /// Tells one who waited what came of a build.
+    async fn answer(self: &Arc<Self>, order: &Order, ended: &Ended, running: RunningBuild) {
+        let request = &order.request;
+        // A requester that is gone has cancelled.
+        match ended {
+            Ended::Built {
+                record,
+                accepted,
+                aside,
+            } => {
+                for tree in aside {
+                    self.grants.give(request.requester, *tree, now());
+                }
+                let record = BuildRecord {
+                    request: Some(order.hash),
+                    ..(**record).clone()
+                };
+                match seal(&record, &self.jobs.secret) {
+                    Ok(record) => {
+                        let pushed = self.deliver(request, &record, *accepted).await;
+                        running.finish(record, pushed).await.ok();
+                    }
+                    Err(error) => {
+                        let failure = messages::BuildFailure {
+                            kind: messages::FailureKind::Machine,
+                            message: format!("the build record cannot be signed: {error}"),
+                            tail: Vec::new(),
+                            folder: None,
+                        };
+                        running.fail(failure).await.ok();
+                    }
+                }
+            }
+            Ended::Failed(failure) => drop(running.fail(failure.clone()).await),
+            Ended::Refused(refusal) => {
+                let failure = messages::BuildFailure {
+                    kind: messages::FailureKind::Machine,
+                    message: refusal.message.clone(),
+                    tail: Vec::new(),
+                    folder: None,
+                };
+                running.fail(failure).await.ok();
+            }
+        }
+    }
+
+    /// Builds, for as long as anybody waits for it.
+    async fn build_for_all(self: Arc<Self>, build: Arc<SharedBuild>, order: Arc<Order>) {
+        let ended = self.build_and_keep(&build, &order).boxed().await;
+        // In this order: who comes in between begins anew, and finds what is there.
+        self.building.end(&build);
+        build.set(Progress::Over(Arc::new(ended)));
+    }
+
+    async fn build_and_keep(self: &Arc<Self>, build: &SharedBuild, order: &Order) -> Ended {
+        let request = &order.request;
         let gathered = tokio::select! {
-            gathered = gathering => gathered,
-            () = incoming.cancelled() => return,
+            gathered = self.gather(request, &order.direct) => gathered,
+            () = build.cancel.cancelled() => Err(refusal(RefusalReason::Busy, "nobody waits for it any more")),
         };
         let (inputs, slot) = match gathered {
             Ok(gathered) => gathered,
-            Err(refusal) => {
-                tracing::info!(derivation = %request.derivation, %requester, %refusal, "a build is refused");
-                return incoming.refuse(refusal.reason, refusal.message).await;
-            }
-        };
-        let Ok(running) = incoming.accept().await else {
-            return;
+            Err(refusal) => return Ended::Refused(refusal),
         };
         let Inputs {
             closure,
             physical,
             accepted,
         } = inputs;
+        build.set(Progress::Running { for_one: !accepted });
         let plan = Plan {
             path: request.derivation.clone(),
-            derivation,
-            outputs,
+            derivation: order.derivation.clone(),
+            outputs: order.outputs.clone(),
             closure,
             physical,
         };
-        let building = self.build_for(&request, hash, (plan, accepted), slot, running);
-        building.boxed().await;
-        drop(place);
+        let work = Work {
+            plan,
+            wanted: request.outputs.clone(),
+            cores: request.options.cores,
+            limits: build.limits,
+            slot: slot.slot,
+            request: Some(order.hash),
+            keep_failed: request.keep_failed,
+        };
+        let mut listener = ToAll { build, slot: &slot };
+        let performed = self
+            .jobs
+            .perform(&work, &mut listener, build.cancel.clone())
+            .await;
+        let kept = match performed {
+            Ok(performed) => self
+                .keep(request, performed, accepted)
+                .await
+                .map_err(JobError::from),
+            Err(error) => Err(error),
+        };
+        drop(slot);
+        match kept {
+            Ok(ended) => ended,
+            Err(mut error) => {
+                // Where it lies here is nothing to the requester, who gets it.
+                let folder = match &mut error {
+                    JobError::Build(error) => error.kept.take(),
+                    _ => None,
+                };
+                tracing::info!(derivation = %request.derivation, %error, "a build for another member failed");
+                let folder = match folder {
+                    Some(folder) => Some(self.show_folder(request.requester, folder).await),
+                    None => None,
+                };
+                Ended::Failed(failure_of(&error, folder))
+            }
+        }
     }
 
     /// What a build needs before it can begin: its inputs, and a slot. A slot that does not come for a while
@@ -265,66 +424,6 @@ impl TeamNode {
         seal(&record, &self.jobs.secret).ok()
     }
 
-    async fn build_for(
-        self: &Arc<Self>,
-        request: &BuildRequest,
-        hash: RequestHash,
-        (plan, accepted): (Plan, bool),
-        slot: LentSlot,
-        running: RunningBuild,
-    ) {
-        let cancel = CancellationToken::new();
-        let mut gone = running.cancellation();
-        let watching = async {
-            // An error says that the stream is gone, which is the same.
-            drop(gone.wait_for(|gone| *gone).await);
-            cancel.cancel();
-            std::future::pending::<()>().await;
-        };
-        let work = Work {
-            plan,
-            wanted: request.outputs.clone(),
-            cores: request.options.cores,
-            limits: bounded(request.limits),
-            slot: slot.slot,
-            request: Some(hash),
-            keep_failed: request.keep_failed,
-        };
-        let working = async {
-            let mut listener = ToRequester {
-                running: &running,
-                slot: &slot,
-            };
-            let performed = self.jobs.perform(&work, &mut listener, cancel.clone()).await?;
-            Ok(self.keep(request, performed, accepted).await?)
-        };
-        let result: Result<Envelope, JobError> = tokio::select! {
-            result = working => result,
-            () = watching => return,
-        };
-        drop(slot);
-        // A requester that is gone has cancelled.
-        match result {
-            Ok(record) => {
-                let pushed = self.deliver(request, &record, accepted).await;
-                running.finish(record, pushed).await.ok();
-            }
-            Err(mut error) => {
-                // Where it lies here is nothing to the requester, who gets it.
-                let folder = match &mut error {
-                    JobError::Build(error) => error.kept.take(),
-                    _ => None,
-                };
-                tracing::info!(derivation = %request.derivation, %error, "a build for another member failed");
-                let folder = match folder {
-                    Some(folder) => Some(self.show_folder(request.requester, folder).await),
-                    None => None,
-                };
-                running.fail(failure_of(&error, folder)).await.ok();
-            }
-        }
-    }
-
     async fn slot(&self, request: &BuildRequest) -> Option<LentSlot> {
         let (reply, slot) = oneshot::channel();
         let message = Message::LendSlot {
@@ -343,9 +442,10 @@ impl TeamNode {
         request: &BuildRequest,
         performed: Performed,
         accepted: bool,
-    ) -> Result<Envelope, DepotError> {
-        let record = performed.record;
-        let accepted = accepted && self.believes_itself(&record).await?;
+    ) -> Result<Ended, DepotError> {
+        let envelope = performed.record;
+        let record = opened(&envelope).map_err(DepotError::Record)?;
+        let accepted = accepted && self.believes_itself(&record, &envelope).await?;
         let names: Vec<StorePath> = performed
             .outputs
             .iter()
@@ -369,14 +469,13 @@ impl TeamNode {
                 finished: performed.finished,
             };
             self.depot
-                .register(
-                    request.derivation.clone(),
-                    performed.outputs,
-                    record.clone(),
-                    note,
-                )
+                .register(request.derivation.clone(), performed.outputs, envelope, note)
                 .await?;
-            return Ok(record);
+            return Ok(Ended::Built {
+                record: Box::new(record),
+                accepted: true,
+                aside: Vec::new(),
+            });
         }
         let lease = self.depot.lease();
         let outputs = performed.outputs;
@@ -384,18 +483,17 @@ impl TeamNode {
             .depot
             .blocking(move |store| Ok(store.register_unaccepted(outputs, &lease)?))
             .await?;
-        for info in infos {
-            self.grants.give(request.requester, info.tree, now());
-        }
-        Ok(record)
+        Ok(Ended::Built {
+            record: Box::new(record),
+            accepted,
+            aside: infos.into_iter().map(|info| info.tree).collect(),
+        })
     }
 
     /// Whether the owner's rules let the outputs of a build of this node count by its own word.
-    async fn believes_itself(&self, envelope: &Envelope) -> Result<bool, DepotError> {
-        let record = opened(envelope).map_err(DepotError::Record)?;
-        let standing = votes::standing(&self.depot, &self.trust, &record, envelope, |node| {
-            self.name_of(node)
-        });
+    async fn believes_itself(&self, record: &BuildRecord, envelope: &Envelope) -> Result<bool, DepotError> {
+        let name = |node| self.name_of(node);
+        let standing = votes::standing(&self.depot, &self.trust, record, envelope, name);
         Ok(standing.await? == Standing::Counts)
     }
 
@@ -432,6 +530,40 @@ impl TeamNode {
             Err(error) => Pushed::NotPushed {
                 reason: error.to_string(),
             },
+        }
+    }
+}
+
+/// Waits until a build runs, or is over before that.
+async fn prepared(build: &SharedBuild) -> Progress {
+    let mut changes = build.changes();
+    loop {
+        changes.mark_unchanged();
+        match build.progress() {
+            // The build is held by who waits here, so its sender is there.
+            Progress::Preparing => drop(changes.changed().await),
+            progress => return progress,
+        }
+    }
+}
+
+/// Passes on the log of a build until it is over, at the pace of who reads it.
+async fn follow(build: &SharedBuild, running: &mut RunningBuild) -> Arc<Ended> {
+    let mut changes = build.changes();
+    let mut next = 0;
+    loop {
+        changes.mark_unchanged();
+        // First how far it is: no line comes after its end.
+        let progress = build.progress();
+        let (bytes, after) = build.log_from(next);
+        next = after;
+        if !bytes.is_empty() {
+            // A requester that is gone has cancelled.
+            running.log(&bytes).await.ok();
+        } else if let Progress::Over(ended) = progress {
+            return ended;
+        } else {
+            drop(changes.changed().await);
         }
     }
 }

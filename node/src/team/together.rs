@@ -5,7 +5,7 @@
 //! outputs, with a record made out to its own request. It ends when it is done, or when nobody waits for it any more:
 //! that the one who asked first has cancelled does not matter to the others.
 //!
-//! Not shared are requests that say `fresh`, and builds from inputs that this node does not accept: what is made of
+//! Not shared are requests that say `fresh` or want the folder of a build that fails, and builds from inputs that this node does not accept: what is made of
 //! them is for the one alone who vouches for them.
 
 use std::collections::{HashMap, VecDeque};
@@ -25,7 +25,7 @@ pub enum Ended {
     /// It was built.
     Built {
         /// The record, made out to the one who asked first.
-        record: BuildRecord,
+        record: Box<BuildRecord>,
         /// Whether the outputs lie under their names, for everybody.
         accepted: bool,
         /// Trees that lie under their digests, for those who asked.
@@ -141,7 +141,11 @@ impl SharedBuild {
 
 /// The builds for others that are under way and may be joined.
 #[derive(Debug, Default)]
-pub struct SharedBuilds(Mutex<HashMap<BuildKey, (Arc<SharedBuild>, usize)>>);
+pub struct SharedBuilds(Mutex<HashMap<Key, (Arc<SharedBuild>, usize)>>);
+
+/// What two requests must have in common: the work, and where it is stopped. One that is stopped by a narrower limit
+/// than its requester set would fail for something that it did not ask for.
+type Key = (BuildKey, [Option<u64>; 5]);
 
 /// One who waits for a shared build.
 #[derive(Debug)]
@@ -149,12 +153,12 @@ pub struct Waiting {
     /// Which.
     pub build: Arc<SharedBuild>,
     builds: Arc<SharedBuilds>,
-    key: Option<BuildKey>,
+    key: Option<Key>,
 }
 
 impl SharedBuilds {
     /// Joins the build of this work that is under way, or begins one. The second answer: whether it is begun by
-    /// this. `alone`: nobody is to join, whatever is under way.
+    /// this. Without a key it is for one alone.
     pub fn join(self: &Arc<Self>, key: Option<BuildKey>, limits: BuildLimits) -> (Waiting, bool) {
         let builds = Arc::clone(self);
         let Some(key) = key else {
@@ -166,6 +170,16 @@ impl SharedBuilds {
             };
             return (waiting, true);
         };
+        let limits_of = |limits: BuildLimits| {
+            [
+                limits.time,
+                limits.silence,
+                limits.log,
+                limits.disk,
+                limits.memory,
+            ]
+        };
+        let key = (key, limits_of(limits));
         let mut all = lock(&self.0);
         let begun = !all.contains_key(&key);
         let (build, count) = all

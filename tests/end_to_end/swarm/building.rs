@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::nodes::{Build, Node, team, text};
-use crate::harness::sandbox_works;
+use super::nodes::{Build, Node, team, text, until};
+use crate::harness::{processes_with, release, sandbox_works};
 
 /// Every output that was built, with its NAR hash on a node.
 fn hashes(node: &Node, build: &Build) -> BTreeMap<String, String> {
@@ -123,7 +123,43 @@ fn many_small_builds_are_shared_by_all_who_have_room() {
     }
     builders.sort();
     assert_eq!(builders, ["bob", "carol", "this node"]);
-    crate::harness::release("mark-of-many");
+    release("mark-of-many");
     let built = super::nodes::finished(running.finish());
     assert_eq!(built.count("built"), 4);
+}
+
+/// Two members want the same from one builder; the one who asked first cancels.
+#[test]
+fn two_members_share_one_build_and_who_asked_first_may_leave() {
+    if !sandbox_works("two_members_share_one_build_and_who_asked_first_may_leave") {
+        return;
+    }
+    let [alice, _bob, carol] = team([("alice", 0), ("bob", 2), ("carol", 0)]);
+    for node in [&alice, &carol] {
+        node.machine
+            .expression(r#"{ one = build "one" { } "echo mark-of-all\nwait\necho let go\nwrite $out x"; }"#);
+    }
+    let mut first = alice.start_build("one", &[]);
+    first.until(r#""line":"waiting""#);
+    let mut second = carol.start_build("one", &[]);
+    // Carol sees what was written before she asked.
+    second.until(r#""line":"mark-of-all""#);
+    second.until(r#""line":"waiting""#);
+    assert_eq!(processes_with("mark-of-all").len(), 1, "two builds of one thing");
+    first.signal(rustix::process::Signal::INT);
+    assert_eq!(first.finish().status, 130);
+    until("alice's build is over", || {
+        let builds = alice.json(&["status"])["builds"].as_array().map(Vec::len);
+        (builds == Some(0)).then_some(())
+    });
+    assert_eq!(processes_with("mark-of-all").len(), 1, "carol's build goes on");
+    release("mark-of-all");
+    let built = super::nodes::finished(second.finish());
+    let path = built.path();
+    assert_eq!(built.count("built"), 1, "{}", built.messages());
+    let log = carol.machine.run(&["log", &path]);
+    assert_eq!(log.ok(), "mark-of-all\nwaiting\nlet go");
+    // The record is made out to her.
+    let records = carol.json(&["record", &path]);
+    assert_eq!(records.as_array().map(Vec::len), Some(1), "{records}");
 }
