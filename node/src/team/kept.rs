@@ -212,7 +212,7 @@ mod tests {
         fs::set_permissions(inside.join("program"), fs::Permissions::from_mode(0o100)).unwrap();
         symlink("/etc/passwd", inside.join("link")).unwrap();
         std::os::unix::net::UnixListener::bind(inside.join("socket")).unwrap();
-        fs::set_permissions(&inside, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&inside, fs::Permissions::from_mode(0o0)).unwrap();
         folder
     }
 
