@@ -53,12 +53,24 @@ pub struct SandboxPath {
 /// How fixed-output builds reach the network.
 ///
 /// They are in a network of their own, with an HTTP proxy of the node in it, which connects to public
-/// addresses only. So they reach HTTP and HTTPS, through the variables `http_proxy` and so on.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// addresses only. So they reach HTTP and HTTPS, through the variables `http_proxy` and so on. Where this
+/// user may open `/dev/net/tun`, they reach everything else over TCP as well, by IPv4.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Network {
+    /// Whether they get more than the proxy where that is possible.
+    pub tunnel: bool,
     /// Addresses that are reachable although they are not public, such as a mirror in the local network.
     pub allowed: Vec<AddressRange>,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            tunnel: true,
+            allowed: Vec::new(),
+        }
+    }
 }
 
 /// What a builder is told once.

@@ -96,8 +96,9 @@ impl Control {
                 let report: Report = wire::parse(body)?;
                 let length = header.len() + body.len();
                 self.read.drain(..length);
-                let with = matches!(report, Report::Listening)
-                    .then(|| self.with.pop())
+                // They come in the order of what they come with.
+                let with = matches!(report, Report::Listening | Report::Tunnel)
+                    .then(|| (!self.with.is_empty()).then(|| self.with.remove(0)))
                     .flatten();
                 return Ok(Some((report, with)));
             }

@@ -49,6 +49,7 @@ mod fetch;
 mod helper;
 pub mod limits;
 mod log;
+mod nat;
 mod options;
 mod output_checks;
 mod outputs;

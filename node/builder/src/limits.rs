@@ -47,6 +47,38 @@ pub const PROXY_HEAD_BYTES: usize = 64 << 10;
 /// Connections of one build through the proxy at once. Package managers use some tens; more wait.
 pub const PROXY_CONNECTIONS: usize = 64;
 
+/// Connections of one build through the user-mode network at once, those that are being opened included:
+/// as through the proxy. More are tried again by the build's own kernel.
+pub const NAT_CONNECTIONS: usize = 64;
+
+/// Connections and questions that are under way outside, those included that the build has left: their servers
+/// are still taking what was said.
+pub const NAT_TASKS: usize = 2 * NAT_CONNECTIONS + NAT_QUESTIONS;
+
+/// Bytes of one such connection that wait in each direction: what an ordinary kernel begins with.
+pub const NAT_BUFFER_BYTES: usize = 64 << 10;
+
+/// Bytes of it that are handed on at once, and how many such pieces may wait for the socket outside, in each
+/// direction. With the buffers a connection has a quarter of a megabyte at most.
+pub const NAT_PIECE: usize = 16 << 10;
+/// See [`NAT_PIECE`].
+pub const NAT_PIECES: usize = 4;
+
+/// Questions for names that are being answered at once. Who gets no answer asks again.
+pub const NAT_QUESTIONS: usize = 32;
+
+/// Bytes of one question or answer: what every program takes (RFC 1035, 4.2.1).
+pub const NAT_QUESTION_BYTES: usize = 512;
+
+/// Addresses in one answer: they fit beside a name of full length.
+pub const NAT_ADDRESSES: usize = 14;
+
+/// Bytes of one packet: the usual size of a network interface.
+pub const PACKET_BYTES: usize = 1500;
+
+/// Packets that are taken from or given to a build before something else has its turn, and that may wait.
+pub const PACKETS_AT_ONCE: usize = 64;
+
 /// How long a name may take to resolve, and an address to answer.
 pub const CONNECT_TIME: Duration = Duration::from_secs(30);
 

@@ -32,6 +32,7 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         paths: Vec::new(),
         fixed_output: false,
         proxy: false,
+        tunnel: false,
         kvm: config.features.contains("kvm"),
         processes: PROCESSES,
         memory: None,

@@ -26,6 +26,7 @@ use crate::fetch::Fetch;
 use crate::helper::{Control, HelperProcess};
 use crate::limits::LOG_READ_BYTES;
 use crate::log::Log;
+use crate::nat;
 use crate::outputs;
 use crate::proxy::{self, address::AddressRange};
 use crate::refusal;
@@ -161,6 +162,7 @@ async fn attempt(
     };
     let status = helper.wait().await;
     drop(proxy);
+    let no_tunnel = outcome.no_tunnel.clone();
     let (started, exit, usage) = finished(outcome, status, config, spec)?;
     // Also where it succeeded: what it did without the process it lost is not what it would have done.
     if scratch.exceeded_memory() {
@@ -168,7 +170,12 @@ async fn attempt(
     }
     match exit {
         Exit::Code(0) => {}
-        Exit::Code(code) => return Err(Cause::Exit(code)),
+        Exit::Code(code) => {
+            if environment::is_fixed_output(&spec.derivation) {
+                explain_network(config, no_tunnel, log, events).await;
+            }
+            return Err(Cause::Exit(code));
+        }
         Exit::Signal(number) => {
             return Err(Cause::Signal {
                 number,
@@ -236,6 +243,8 @@ struct Outcome {
     started: Option<Instant>,
     failure: Option<Report>,
     ended: Option<(Exit, Usage)>,
+    /// Why there is no way to the network but the proxy.
+    no_tunnel: Option<String>,
 }
 
 /// Whether the builder program ran to its end, and how that was.
@@ -313,6 +322,8 @@ impl Watch {
                     tell(events, BuildEvent::Started).await;
                 }
                 Ok(Some((Report::Listening, listener))) => proxy.start(listener, events)?,
+                Ok(Some((Report::Tunnel, tun))) => proxy.start_tunnel(tun, events)?,
+                Ok(Some((Report::NoTunnel { reason }, _))) => outcome.no_tunnel = Some(reason),
                 Ok(Some((Report::Ended { exit, usage }, _))) => outcome.ended = Some((exit, usage)),
                 Ok(Some((failure, _))) => {
                     outcome.failure.get_or_insert(failure);
@@ -384,6 +395,29 @@ impl Watch {
     }
 }
 
+/// Says what a build that has failed could not reach, and why.
+async fn explain_network(
+    config: &Config,
+    no_tunnel: Option<String>,
+    log: &mut Log,
+    events: &mpsc::Sender<BuildEvent>,
+) {
+    let unavailable = match tunnel_available(config) {
+        Some(Err(error)) => Some(error.to_string()),
+        _ => None,
+    };
+    let Some(reason) = no_tunnel.or(unavailable) else {
+        return;
+    };
+    let line = format!(
+        "tvix-node: this build could use HTTP and HTTPS through a proxy alone: {} cannot be used: {reason}\n",
+        nat::DEVICE
+    );
+    for line in log.push(line.as_bytes()) {
+        tell(events, BuildEvent::Log(line)).await;
+    }
+}
+
 /// The build's way to the network. Dropping it cuts it off.
 struct Proxy {
     allowed: Arc<[AddressRange]>,
@@ -409,19 +443,44 @@ impl Proxy {
         let listener = std::net::TcpListener::from(listener);
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-        let events = events.clone();
-        self.serving
-            .spawn(proxy::serve(listener, self.allowed.clone(), move |denied| {
-                let events = events.clone();
-                async move {
-                    tell(
-                        &events,
-                        BuildEvent::Log(format!("tvix-node: {denied}").into_bytes()),
-                    )
-                    .await
-                }
-            }));
+        let serving = proxy::serve(listener, self.allowed.clone(), denied_to(events));
+        self.serving.spawn(serving);
         Ok(())
+    }
+
+    fn start_tunnel(&mut self, tun: Option<OwnedFd>, events: &mpsc::Sender<BuildEvent>) -> Result<(), Cause> {
+        let failed = |source| SandboxError::new("taking over the network interface", source);
+        let tun = tun.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+        let serving = nat::serve(tun, self.allowed.clone(), denied_to(events));
+        self.serving.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::warn!(%error, "a build has no network but the proxy");
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Whether fixed-output builds get an interface of the user-mode network; none where they are not to.
+fn tunnel_available(config: &Config) -> Option<std::io::Result<()>> {
+    config
+        .network
+        .as_ref()
+        .filter(|network| network.tunnel)
+        .map(|_| nat::available())
+}
+
+/// Writes what is denied to a build into its log.
+fn denied_to(
+    events: &mpsc::Sender<BuildEvent>,
+) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Clone + Send + Sync + 'static {
+    let events = events.clone();
+    move |denied| {
+        let events = events.clone();
+        Box::pin(async move {
+            let line = format!("tvix-node: {denied}").into_bytes();
+            tell(&events, BuildEvent::Log(line)).await;
+        })
     }
 }
 
@@ -499,6 +558,7 @@ fn order(
             outside: Bytes::path(outside),
             writable: false,
         });
+    let tunnel = tunnel_available(config);
     let paths = config.sandbox_paths.iter().map(|(inside, path)| HostPath {
         inside: Bytes::path(inside),
         outside: Bytes::path(&path.outside),
@@ -531,6 +591,7 @@ fn order(
         paths: paths.chain(certificates).collect(),
         fixed_output,
         proxy: fixed_output && config.network.is_some(),
+        tunnel: fixed_output && tunnel.is_some_and(|available| available.is_ok()),
         kvm: config.features.contains("kvm"),
         processes: spec.processes,
         memory: memory_limit(config, spec),

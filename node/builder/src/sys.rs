@@ -11,9 +11,13 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_int, c_ulong};
+use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
 
 use crate::wire::{Exit, Usage};
 
@@ -118,24 +122,114 @@ pub(crate) fn set_mount_attributes(path: &CStr, recursive: bool, set: u64, clear
 
 /// Switches the interface `lo` of the process's network namespace on.
 pub(crate) fn bring_up_loopback() -> io::Result<()> {
-    use rustix::net::{AddressFamily, SocketType, socket};
-    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    // SAFETY: ifreq is plain data; all zeroes is a value of it.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = (*from).cast_signed();
-    }
     let flags = libc::IFF_UP | libc::IFF_LOOPBACK | libc::IFF_RUNNING;
-    request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq.
-    check(unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS,
-            std::ptr::from_ref(&request),
-        )
-    })
-    .map(drop)
+    let flags = libc::__c_anonymous_ifr_ifru {
+        ifru_flags: i16::try_from(flags).map_err(io::Error::other)?,
+    };
+    interface(&network_socket()?, libc::SIOCSIFFLAGS, c"lo", flags)
+}
+
+/// Makes the interface `tun0` in the process's network namespace, with a route to everywhere. Its packets
+/// are written to and read from the device, which was opened by this process for it.
+pub(crate) fn make_tunnel(device: &File, address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<()> {
+    const NAME: &CStr = c"tun0";
+    let kind = libc::IFF_TUN | libc::IFF_NO_PI;
+    let kind = libc::__c_anonymous_ifr_ifru {
+        ifru_flags: i16::try_from(kind).map_err(io::Error::other)?,
+    };
+    interface(device, libc::TUNSETIFF, NAME, kind)?;
+    let socket = network_socket()?;
+    let at = |address| libc::__c_anonymous_ifr_ifru {
+        ifru_addr: socket_address(address),
+    };
+    interface(&socket, libc::SIOCSIFADDR, NAME, at(address))?;
+    interface(&socket, libc::SIOCSIFNETMASK, NAME, at(mask))?;
+    let flags = libc::IFF_UP | libc::IFF_RUNNING;
+    let flags = libc::__c_anonymous_ifr_ifru {
+        ifru_flags: i16::try_from(flags).map_err(io::Error::other)?,
+    };
+    interface(&socket, libc::SIOCSIFFLAGS, NAME, flags)?;
+    let everywhere = socket_address(Ipv4Addr::UNSPECIFIED);
+    let route = Route {
+        padding_1: 0,
+        destination: everywhere,
+        gateway: everywhere,
+        mask: everywhere,
+        flags: ROUTE_UP,
+        padding_2: 0,
+        padding_3: 0,
+        padding_4: std::ptr::null(),
+        metric: 0,
+        device: NAME.as_ptr(),
+        mtu: 0,
+        window: 0,
+        round_trip: 0,
+    };
+    // SAFETY: SIOCADDRT reads an rtentry, whose device is a C string.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, std::ptr::from_ref(&route)) }).map(drop)
+}
+
+/// `struct rtentry` of linux/route.h, which libc does not have everywhere.
+#[repr(C)]
+struct Route {
+    padding_1: libc::c_ulong,
+    destination: libc::sockaddr,
+    gateway: libc::sockaddr,
+    mask: libc::sockaddr,
+    flags: libc::c_ushort,
+    padding_2: libc::c_short,
+    padding_3: libc::c_ulong,
+    padding_4: *const libc::c_void,
+    metric: libc::c_short,
+    device: *const libc::c_char,
+    mtu: libc::c_ulong,
+    window: libc::c_ulong,
+    round_trip: libc::c_ushort,
+}
+
+/// `RTF_UP` of linux/route.h.
+const ROUTE_UP: libc::c_ushort = 1;
+
+/// Lets tasks wait until a file can be read or written.
+pub(crate) fn watched(file: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a File owns its descriptor, which stays the same until it is dropped.
+    Ok(unsafe { AsyncFd::register(file) }?)
+}
+
+fn network_socket() -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    Ok(socket(AddressFamily::INET, SocketType::DGRAM, None)?)
+}
+
+/// As the ioctls of interfaces take addresses.
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    let mut data = [0; 14];
+    // A sockaddr_in: port, address.
+    for (to, from) in data[2..].iter_mut().zip(address.octets()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    libc::sockaddr {
+        sa_family: libc::AF_INET as libc::sa_family_t,
+        sa_data: data,
+    }
+}
+
+/// A request about an interface by its name.
+fn interface(
+    to: &impl AsRawFd,
+    request: libc::Ioctl,
+    name: &CStr,
+    value: libc::__c_anonymous_ifr_ifru,
+) -> io::Result<()> {
+    let mut about = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: value,
+    };
+    for (to, from) in about.ifr_name.iter_mut().zip(name.to_bytes()) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    // SAFETY: the requests that this is used for read an ifreq, and TUNSETIFF writes its name.
+    check(unsafe { libc::ioctl(to.as_raw_fd(), request, std::ptr::from_mut(&mut about)) }).map(drop)
 }
 
 /// Sets the execution domain; `None` only asks. Gives what it was.

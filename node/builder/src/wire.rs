@@ -54,6 +54,8 @@ pub(crate) struct Order {
     pub(crate) fixed_output: bool,
     /// Opens a listener for the proxy and passes it out.
     pub(crate) proxy: bool,
+    /// Makes the interface of the user-mode network and passes it out.
+    pub(crate) tunnel: bool,
     /// Shows `/dev/kvm`.
     pub(crate) kvm: bool,
     /// `RLIMIT_NPROC`.
@@ -117,6 +119,10 @@ pub(crate) struct HostPath {
 pub(crate) enum Report {
     /// The proxy's listener comes with this message.
     Listening,
+    /// The interface of the user-mode network comes with this message.
+    Tunnel,
+    /// There is none.
+    NoTunnel { reason: String },
     /// The sandbox stands, the program is about to be executed.
     Started,
     /// A step of setting up failed.

@@ -83,7 +83,10 @@ async fn fetch(variables: &[(&str, &str)], allowed: &[&str], most: Option<u64>) 
     let place = tempfile::tempdir().unwrap();
     let mut config = Config::new(place.path(), Helper::this_program());
     let allowed = allowed.iter().map(|range| range.parse().unwrap()).collect();
-    config.network = Some(Network { allowed });
+    config.network = Some(Network {
+        allowed,
+        ..Network::default()
+    });
     config.ca_certificates = None;
     let path = StorePath::from_parts([1; 20], "x").unwrap();
     let scratch = Scratch::create(place.path(), &path).unwrap();

@@ -5,7 +5,8 @@
 //! build sends there the node connects to, if the address is allowed. So no build ever is in the
 //! machine's network, and no privilege is needed.
 //!
-//! What cannot speak to an HTTP proxy (git over ssh, FTP, rsync, name servers) does not get out.
+//! What cannot speak to an HTTP proxy (git over ssh, FTP, rsync, name servers) has the other way, [`nat`](crate::nat),
+//! where the machine offers it.
 
 pub(crate) mod address;
 pub(crate) mod dial;

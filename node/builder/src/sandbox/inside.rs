@@ -12,6 +12,7 @@ use super::fault::{Fault, Step};
 use super::tree::BUILD_FOLDER;
 use super::{CONTROL, mounts};
 use crate::channel;
+use crate::nat;
 use crate::proxy::PORT;
 use crate::sys;
 use crate::wire::{self, Order, Report, Task};
@@ -51,6 +52,9 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
         wire::write_with(control, &Report::Listening, listener.as_fd())
             .step(|| "passing the proxy's listener out")?;
     }
+    if order.tunnel {
+        tunnel(control)?;
+    }
     rustix::system::sethostname(b"localhost").step(|| "setting the host name")?;
     rustix::system::setdomainname(b"(none)").step(|| "setting the domain name")?;
     mounts::enter(order)?;
@@ -66,6 +70,24 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
     }
     debug_assert_eq!(control.as_fd().as_raw_fd(), CONTROL);
     confinement::drop_privileges()
+}
+
+/// Makes the interface of the user-mode network, and passes what is behind it out. Where that is forbidden
+/// after all the build goes on without: it has the proxy.
+fn tunnel(control: &UnixStream) -> Result<(), Fault> {
+    let made = File::options().read(true).write(true).open(nat::DEVICE);
+    let made = made.and_then(|device| {
+        sys::make_tunnel(&device, nat::INSIDE, nat::MASK)?;
+        Ok(device)
+    });
+    match made {
+        Ok(device) => wire::write_with(control, &Report::Tunnel, device.as_fd()),
+        Err(error) => {
+            let reason = error.to_string();
+            wire::write(control, &Report::NoTunnel { reason })
+        }
+    }
+    .step(|| "passing the network interface out")
 }
 
 /// Executes the builder program; gives the error where that failed. Does what a builder that is no program

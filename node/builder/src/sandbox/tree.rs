@@ -2,8 +2,8 @@
 //! anything is mounted.
 //!
 //! `<scratch>/<build>/` has what the build writes (`store`, `build`, `tmp`) and goes with it.
-//! `<scratch>/slot-<number>/` is used by one build after another: `root` and `root-fixed-output` become
-//! `/`, which builds see read-only; `spare` and `empty` are what inputs are mounted on.
+//! `<scratch>/slot-<number>/` is used by one build after another: `root`, `root-fixed-output` and `root-network`
+//! become `/`, which builds see read-only; `spare` and `empty` are what inputs are mounted on.
 //!
 //! Contents as Nix 2.34 writes them (`chroot-derivation-builder.cc`, `linux-derivation-builder.cc`).
 
@@ -19,6 +19,7 @@ use tvix_node_protocol::nix::store_path::STORE_DIR;
 use super::fault::{Fault, Step};
 use super::{INSIDE_GID, INSIDE_UID};
 use crate::limits::SPARE_FOLDERS;
+use crate::nat;
 use crate::wire::Order;
 
 /// Where the build folder is inside.
@@ -30,8 +31,8 @@ pub(super) const TEMPORARY_FOLDER: &str = "/tmp";
 /// Devices that every build sees, by name in `/dev`.
 pub(super) const DEVICES: &[&str] = &["full", "null", "random", "tty", "urandom", "zero"];
 
-/// Files of the machine that fixed-output builds see where they exist. Not `resolv.conf`: a build
-/// reaches the network through the node's proxy, which resolves names, and has no name server.
+/// Files of the machine that fixed-output builds see where they exist. Not `resolv.conf`: the machine's name
+/// servers are none of a build's, the node resolves names.
 pub(super) const FIXED_OUTPUT_FILES: &[&str] = &["/etc/services"];
 
 /// Where fixed-output builds find certificates, as in Nix 2.34.
@@ -53,10 +54,10 @@ pub(super) struct Places {
 impl Places {
     pub(super) fn of(order: &Order) -> Self {
         let (slot, scratch) = (order.slot.as_path(), order.scratch.as_path());
-        let root = if order.fixed_output {
-            "root-fixed-output"
-        } else {
-            "root"
+        let root = match (order.fixed_output, order.tunnel) {
+            (true, true) => "root-network",
+            (true, false) => "root-fixed-output",
+            (false, _) => "root",
         };
         Self {
             root: slot.join(root),
@@ -189,6 +190,9 @@ fn make_etc(order: &Order, root: &Path) -> Result<(), Fault> {
     file(&etc.join("hosts"), b"127.0.0.1 localhost\n::1 localhost\n")?;
     if order.fixed_output {
         file(&etc.join("nsswitch.conf"), b"hosts: files dns\nservices: files\n")?;
+        if order.tunnel {
+            file(&etc.join("resolv.conf"), nat::resolv_conf().as_bytes())?;
+        }
     }
     Ok(())
 }

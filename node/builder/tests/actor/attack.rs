@@ -47,6 +47,23 @@ pub fn connect(port: u16, name: &str) -> Done {
     Ok(())
 }
 
+/// Says something to a server and shows what comes back.
+pub fn talk(place: &str) -> Done {
+    let mut stream = match TcpStream::connect(place) {
+        Ok(stream) => stream,
+        Err(error) => {
+            println!("talk: {}", error.kind());
+            return Ok(());
+        }
+    };
+    stream.write_all(b"hello")?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    println!("{answer}");
+    Ok(())
+}
+
 /// Listens where other builds might reach it.
 pub fn listen(name: &str) -> Done {
     let address = SocketAddr::from_abstract_name(name)?;

@@ -32,6 +32,7 @@ fn main() -> Done {
         ["node", scratch, token] => node::build_and_wait(scratch, token),
         ["try-writing", paths @ ..] => attack::try_writing(paths),
         ["connect", port, name] => attack::connect(port.parse()?, name),
+        ["talk", place] => attack::talk(place),
         ["listen", name] => attack::listen(name),
         ["bits", folder] => attack::set_bits(folder),
         ["make", kind, path] => attack::make(kind, path),

@@ -3,11 +3,11 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
-use tvix_node_builder::{BuildSpec, Network};
+use tvix_node_builder::{BuildSpec, Config, Network};
 use tvix_node_protocol::nix::derivation::OutputKind;
 use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 
-use crate::stage::{OUT, Stage, fields, spec};
+use crate::stage::{OUT, Stage, fields, skipped, spec};
 
 /// A server on the machine's loopback interface, which answers every request.
 fn server() -> String {
@@ -25,6 +25,97 @@ fn server() -> String {
         }
     });
     url
+}
+
+/// Whether builds can have a network interface here.
+fn has_tunnel() -> bool {
+    let mut device = std::fs::OpenOptions::new();
+    device.read(true).write(true).open("/dev/net/tun").is_ok()
+}
+
+fn network(tunnel: bool, allowed: &[String]) -> Network {
+    let mut network = Network::default();
+    network.tunnel = tunnel;
+    network.allowed = allowed.iter().map(|range| range.parse().unwrap()).collect();
+    network
+}
+
+/// An address of this machine that is not loopback, where it has one. No packet is sent for it.
+fn own_address() -> Option<std::net::Ipv4Addr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.254:9").ok()?;
+    match socket.local_addr().ok()?.ip() {
+        std::net::IpAddr::V4(address) if !address.is_loopback() => Some(address),
+        _ => None,
+    }
+}
+
+/// A server that says back what it is told, at an address of this machine.
+fn talker(address: std::net::Ipv4Addr) -> String {
+    let listener = TcpListener::bind((address, 0)).expect("a port");
+    let place = listener.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).expect("text");
+            stream
+                .write_all(format!("you said {text}").as_bytes())
+                .expect("a client");
+        }
+    });
+    place
+}
+
+#[tokio::test]
+async fn a_fixed_output_build_reaches_what_no_proxy_leads_to() {
+    let Some(address) = own_address().filter(|_| has_tunnel()) else {
+        let reason = "this user cannot open /dev/net/tun, or this machine has no address but loopback";
+        return skipped("the user-mode network", &reason);
+    };
+    let place = talker(address);
+    let open = |config: &mut Config| config.network = Some(network(true, &[address.to_string()]));
+    let Some(stage) = Stage::with(open).await else {
+        return;
+    };
+    let log = stage.play(fixed(&["talk", &place])).await.log;
+    assert_eq!(log, ["you said hello"]);
+    // The machine itself, its network and what clouds offer are denied.
+    let Some(stage) = Stage::new().await else { return };
+    for place in [
+        place.as_str(),
+        "169.254.169.254:80",
+        "10.0.2.2:22",
+        "192.168.0.1:22",
+    ] {
+        let played = stage.play(fixed(&["talk", place])).await;
+        let log = played.log.join("\n");
+        assert!(
+            log.contains(&format!("tvix-node: {place} is denied to builds")),
+            "{log}"
+        );
+        assert!(log.contains("talk: connection refused"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn without_an_interface_a_failure_says_what_could_not_be_reached() {
+    let close = |config: &mut Config| config.network = Some(network(false, &[]));
+    let Some(stage) = Stage::with(close).await else {
+        return;
+    };
+    let log = stage.play(fixed(&["talk", "192.0.2.1:80"])).await.log;
+    assert_eq!(log, ["talk: network unreachable"]);
+    if has_tunnel() {
+        return skipped("the note on a missing /dev/net/tun", &"this user can open it");
+    }
+    let Some(stage) = Stage::new().await else { return };
+    let played = stage.play(fixed(&["exit", "1"])).await;
+    let log = played.log.join("\n");
+    assert!(log.contains("/dev/net/tun cannot be used"), "{log}");
+    // Others have no network at all, and nothing is said of it.
+    let log = stage.act(&["exit", "1"]).await.log;
+    assert!(log.is_empty(), "{log:?}");
 }
 
 fn fixed(arguments: &[&str]) -> BuildSpec {
@@ -81,11 +172,18 @@ async fn a_fixed_output_build_reaches_the_machine_no_other_way() {
             "abstract: connection refused"
         ]
     );
-    let interfaces = stage.play(fixed(&["place"])).await.log;
-    assert!(
-        interfaces.contains(&"interfaces [\"lo\"]".to_owned()),
-        "{interfaces:?}"
-    );
+    for tunnel in [false, true] {
+        let with = |config: &mut Config| config.network = Some(network(tunnel, &[]));
+        let Some(stage) = Stage::with(with).await else {
+            return;
+        };
+        let log = stage.play(fixed(&["place"])).await.log;
+        let wanted = match tunnel && has_tunnel() {
+            true => r#"interfaces ["lo", "tun0"]"#,
+            false => r#"interfaces ["lo"]"#,
+        };
+        assert!(log.contains(&wanted.to_owned()), "{log:?}");
+    }
 }
 
 #[tokio::test]
@@ -114,7 +212,8 @@ async fn fixed_output_builds_find_what_they_need_to_resolve_and_trust() {
     let Some(stage) = Stage::new().await else { return };
     let log = stage.play(fixed(&["list", "/etc"])).await.log;
     assert!(log.contains(&"nsswitch.conf -0644".to_owned()), "{log:?}");
-    assert!(!log.iter().any(|line| line.starts_with("resolv.conf")));
+    let names = log.iter().any(|line| line.starts_with("resolv.conf"));
+    assert_eq!(names, has_tunnel(), "{log:?}");
     let certificates = stage.builder.config().ca_certificates.clone();
     if let Some(certificates) = certificates {
         let log = stage
