@@ -12,6 +12,7 @@ use crate::build_spec::{BuildEvent, BuildSpec, Built};
 use crate::config::Config;
 use crate::diagnosis::SandboxError;
 use crate::error::{BuildError, Cause, Refused, StartError};
+use crate::spare::Spare;
 use crate::{cgroup, probe, refusal, remove, run, scratch};
 
 /// Which slots are in use.
@@ -48,6 +49,7 @@ impl Drop for TakenSlot {
 pub struct Builder {
     config: Arc<Config>,
     slots: Slots,
+    spare: Spare,
 }
 
 impl Builder {
@@ -61,6 +63,7 @@ impl Builder {
         Ok(Self {
             config: Arc::new(config),
             slots: Slots::default(),
+            spare: Spare::default(),
         })
     }
 
@@ -98,10 +101,12 @@ impl Builder {
         let Some(slot) = self.slots.take(spec.slot) else {
             return Err(run::not_begun(drv_path, Cause::SlotTaken(spec.slot)));
         };
-        let build = run::build(self.config.clone(), spec, events, cancel.clone());
+        let (config, spare) = (self.config.clone(), self.spare.clone());
+        let build = run::build(config.clone(), spare.clone(), spec, events, cancel.clone());
         let build = tokio::spawn(async move {
             let result = build.await;
             drop(slot);
+            spare.refill(config);
             result
         });
         let _cancel_when_dropped = cancel.drop_guard();

@@ -33,14 +33,20 @@ pub(crate) struct Control {
 /// Bytes received at once: more than most reports have.
 const REPORT_BYTES: usize = 4096;
 
-impl HelperProcess {
-    /// Starts a helper and gives it its order. The error names the step.
-    pub(crate) async fn start(config: &Config, order: &Order) -> Result<Self, (&'static str, io::Error)> {
+/// A helper that has started and waits for its order.
+pub(crate) struct WaitingHelper {
+    process: HelperProcess,
+    /// The build's end of its log. Whoever has it open keeps the log from ending.
+    terminal: OwnedFd,
+}
+
+impl WaitingHelper {
+    /// Starts one. The error names the step.
+    pub(crate) fn start(config: &Config) -> Result<Self, (&'static str, io::Error)> {
         let at = |step| move |error: io::Error| (step, error);
-        let (log, terminal) = terminal::open(order.host_id).map_err(at("opening a terminal for the log"))?;
-        let second = terminal
-            .try_clone()
-            .map_err(at("opening a terminal for the log"))?;
+        let (log, terminal) = terminal::open().map_err(at("opening a terminal for the log"))?;
+        let copy = || terminal.try_clone().map_err(at("opening a terminal for the log"));
+        let (output, error) = (copy()?, copy()?);
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(at("making a socket"))?;
         ours.set_nonblocking(true).map_err(at("making a socket"))?;
         let mut command = Command::new(&config.helper.program);
@@ -49,28 +55,48 @@ impl HelperProcess {
             .args(&config.helper.arguments)
             .arg(SANDBOX_ARGUMENT)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(second))
-            .stderr(Stdio::from(terminal));
+            .stdout(Stdio::from(output))
+            .stderr(Stdio::from(error));
         // The command owns the other ends until it is dropped, and the log would not end before that.
         let child = tokio::process::Command::from(command)
             .kill_on_drop(true)
             .spawn()
             .map_err(at("starting the sandbox helper"))?;
-        let mut control = Control {
+        let control = Control {
             stream: UnixStream::from_std(ours).map_err(at("making a socket"))?,
             read: Vec::new(),
             with: Vec::new(),
         };
+        let process = HelperProcess { child, control, log };
+        Ok(Self { process, terminal })
+    }
+
+    /// Whether it still waits.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        matches!(self.process.child.try_wait(), Ok(None))
+    }
+
+    /// Gives it its order. The error names the step.
+    pub(crate) async fn begin(self, order: &Order) -> Result<HelperProcess, (&'static str, io::Error)> {
+        let at = |step| move |error: io::Error| (step, error);
+        let Self {
+            mut process,
+            terminal,
+        } = self;
+        terminal::give(&terminal, order.host_id).map_err(at("opening a terminal for the log"))?;
+        drop(terminal);
         let order = wire::frame(order).map_err(at("writing the order"))?;
         // Where the helper is gone already, its end of the socket says so better than this error.
-        if let Err(error) = control.stream.write_all(&order).await
+        if let Err(error) = process.control.stream.write_all(&order).await
             && error.kind() != io::ErrorKind::BrokenPipe
         {
             return Err(("instructing the sandbox helper", error));
         }
-        Ok(Self { child, control, log })
+        Ok(process)
     }
+}
 
+impl HelperProcess {
     /// Kills the build and the helper, and waits until both are gone.
     pub(crate) async fn kill(mut self) {
         self.control.hang_up(&mut self.child).await;

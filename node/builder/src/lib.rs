@@ -61,6 +61,7 @@ mod remove;
 mod run;
 mod sandbox;
 mod scratch;
+mod spare;
 mod structured_attrs;
 mod sys;
 mod terminal;

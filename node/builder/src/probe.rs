@@ -4,7 +4,7 @@ use crate::StorePath;
 use crate::config::Config;
 use crate::diagnosis::SandboxError;
 use crate::error::Cause;
-use crate::helper::HelperProcess;
+use crate::helper::WaitingHelper;
 use crate::limits::PROCESSES;
 use crate::run::setup_failure;
 use crate::scratch::Scratch;
@@ -39,9 +39,9 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         memory_group: None,
         file_bytes: None,
     };
-    let mut helper = HelperProcess::start(config, &order)
-        .await
-        .map_err(|(step, source)| SandboxError::new(step, source))?;
+    let failed = |(step, source)| SandboxError::new(step, source);
+    let waiting = WaitingHelper::start(config).map_err(failed)?;
+    let mut helper = waiting.begin(&order).await.map_err(failed)?;
     let (mut started, mut failure) = (false, None);
     let end = loop {
         match helper.control.report().await {

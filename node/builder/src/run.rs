@@ -23,7 +23,7 @@ use crate::disk;
 use crate::environment::{self, Given};
 use crate::error::{BuildError, Cause, Refused};
 use crate::fetch::Fetch;
-use crate::helper::{Control, HelperProcess};
+use crate::helper::Control;
 use crate::limits::LOG_READ_BYTES;
 use crate::log::Log;
 use crate::nat;
@@ -31,6 +31,7 @@ use crate::outputs;
 use crate::proxy::{self, address::AddressRange};
 use crate::refusal;
 use crate::scratch::{Scratch, slot_folder};
+use crate::spare::Spare;
 use crate::terminal::LogReader;
 use crate::wire::{Bytes, Exit, HostPath, JoinGroup, Order, Program, Report, Task, Usage};
 
@@ -48,13 +49,14 @@ pub(crate) fn not_begun(drv_path: StorePath, cause: Cause) -> BuildError {
 /// Builds, and removes what is left of a build that failed.
 pub(crate) async fn build(
     config: Arc<Config>,
+    spare: Spare,
     spec: BuildSpec,
     events: mpsc::Sender<BuildEvent>,
     cancel: CancellationToken,
 ) -> Result<Built, BuildError> {
     let mut log = Log::default();
     let mut folder = None;
-    let result = attempt(&config, &spec, &events, &cancel, &mut log, &mut folder).await;
+    let result = attempt((&config, &spare), &spec, &events, &cancel, &mut log, &mut folder).await;
     let cause = match (result, folder.take()) {
         (Ok((outputs, timings)), Some(scratch)) => {
             return Ok(Built {
@@ -102,7 +104,7 @@ fn keep(config: &Config, scratch: &Scratch, drv_path: &StorePath) -> Option<Path
 type Outputs = BTreeMap<String, PathBuf>;
 
 async fn attempt(
-    config: &Config,
+    (config, spare): (&Config, &Spare),
     spec: &BuildSpec,
     events: &mpsc::Sender<BuildEvent>,
     cancel: &CancellationToken,
@@ -126,9 +128,9 @@ async fn attempt(
             events: Bytes::path(&group.events()),
         })
     });
-    let mut helper = HelperProcess::start(config, &order)
-        .await
-        .map_err(|(step, source)| SandboxError::new(step, source))?;
+    let failed = |(step, source)| SandboxError::new(step, source);
+    let waiting = spare.take(config).map_err(failed)?;
+    let mut helper = waiting.begin(&order).await.map_err(failed)?;
     drop(order);
 
     let watch = Watch {

@@ -18,12 +18,11 @@ pub(crate) struct LogReader {
     master: Receiver,
 }
 
-/// Opens a terminal without any translation. Gives the end to read from, and the build's end, which
-/// belongs to host user and group `owner` where one is given.
+/// Opens a terminal without any translation. Gives the end to read from, and the build's end.
 ///
 /// # Errors
 /// The system's, most often because `/dev/pts` is not there.
-pub(crate) fn open(owner: Option<u32>) -> io::Result<(LogReader, OwnedFd)> {
+pub(crate) fn open() -> io::Result<(LogReader, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = openpt(flags)?;
     unlockpt(&master)?;
@@ -31,13 +30,21 @@ pub(crate) fn open(owner: Option<u32>) -> io::Result<(LogReader, OwnedFd)> {
     let mut settings = tcgetattr(&terminal)?;
     settings.make_raw();
     tcsetattr(&terminal, OptionalActions::Now, &settings)?;
-    if let Some(id) = owner {
-        rustix::fs::fchown(&terminal, Some(Uid::from_raw(id)), Some(Gid::ROOT))?;
-        rustix::fs::fchmod(&terminal, Mode::RUSR | Mode::WUSR)?;
-    }
     rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK)?;
     let master = Receiver::from_owned_fd_unchecked(master)?;
     Ok((LogReader { master }, terminal))
+}
+
+/// Makes a build's end that of the host user and group `owner`, where one is given.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn give(terminal: &OwnedFd, owner: Option<u32>) -> io::Result<()> {
+    if let Some(id) = owner {
+        rustix::fs::fchown(terminal, Some(Uid::from_raw(id)), Some(Gid::ROOT))?;
+        rustix::fs::fchmod(terminal, Mode::RUSR | Mode::WUSR)?;
+    }
+    Ok(())
 }
 
 impl LogReader {

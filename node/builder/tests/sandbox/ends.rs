@@ -299,6 +299,38 @@ async fn a_build_dies_with_its_helper() {
     assert!(stage.leftovers().is_empty());
 }
 
+/// The helper of the next build is started early. It is used, replaced where it is gone, and ends with the
+/// builder.
+#[tokio::test]
+async fn a_helper_waits_for_the_next_build() {
+    let token = token();
+    let marked = |config: &mut Config| config.helper.arguments = vec![token.clone().into()];
+    let Some(stage) = Stage::with(marked).await else {
+        return;
+    };
+    let waiting = async |wanted: bool| {
+        for _ in 0..6000 {
+            match processes_with(&token).next() {
+                Some(pid) if wanted => return pid,
+                None if !wanted => return 0,
+                _ => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+            }
+        }
+        panic!("waited in vain");
+    };
+    stage.look(&["say", "first", "1"]).await;
+    let first = waiting(true).await;
+    stage.look(&["say", "second", "1"]).await;
+    let second = waiting(true).await;
+    assert_ne!(first, second);
+    let pid = rustix::process::Pid::from_raw(second.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(stage.look(&["say", "third", "1"]).await, ["third"]);
+    waiting(true).await;
+    drop(stage);
+    waiting(false).await;
+}
+
 /// A node that is killed takes its builds with it, and the next one removes what they left.
 #[tokio::test]
 async fn builds_end_with_the_node() {
