@@ -131,6 +131,7 @@ impl Jobs {
         self.depot
             .register(job.derivation.clone(), performed.outputs, performed.record, note)
             .await?;
+        drop(performed.leftover);
         Ok((built, Delivery::OwnStore))
     }
 }

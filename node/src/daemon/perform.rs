@@ -21,7 +21,7 @@ use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_store::{AddError, Prepared, ScratchOutput};
 
 use super::clock::now;
-use super::depot::{Depot, DepotError};
+use super::depot::{Depot, DepotError, Log};
 use super::engine::build_channel;
 use super::limits::EARLY_LINES;
 use crate::team::trust::TrustBook;
@@ -78,6 +78,20 @@ pub struct Performed {
     pub finished: u64,
     /// What this node says of it.
     pub record: Envelope,
+    /// What is left of it, which goes when this is dropped: removing it while the outputs are being
+    /// registered would make the disk do both at once, and somebody waits for one of them.
+    pub leftover: Leftover,
+}
+
+/// The folder of a build that is done with. Dropping it has it removed, and does not wait for that.
+pub struct Leftover(Option<Built>);
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        if let (Some(built), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(built.discard());
+        }
+    }
 }
 
 /// What builds have in common.
@@ -135,11 +149,20 @@ impl Jobs {
         cancel: CancellationToken,
     ) -> Result<Performed, JobError> {
         let started = now();
-        let built = self.execute(work, listener, cancel).await?;
-        let performed = self.prepare(work, &built, started).await;
-        // What comes next need not wait until the build's folder is gone.
-        tokio::spawn(built.discard());
-        performed
+        let (built, log) = self.logged(work, listener, cancel).await?;
+        match built {
+            Ok(built) => {
+                // Neither waits for the other.
+                let preparing = self.prepare(work, built, started);
+                let (ended, performed) = tokio::join!(self.depot.end_log(log), preparing);
+                ended?;
+                performed
+            }
+            Err(error) => {
+                self.depot.end_log(log).await?;
+                Err(error.into())
+            }
+        }
     }
 
     /// Builds. The log is kept in any case.
@@ -149,11 +172,31 @@ impl Jobs {
         listener: &mut impl Listener,
         cancel: CancellationToken,
     ) -> Result<Built, JobError> {
+        let (built, log) = self.logged(work, listener, cancel).await?;
+        self.depot.end_log(log).await?;
+        Ok(built?)
+    }
+
+    /// Builds, and gives the log, which has to be ended. Where there can be none the build does not go on.
+    async fn logged(
+        &self,
+        work: &Work,
+        listener: &mut impl Listener,
+        cancel: CancellationToken,
+    ) -> Result<(Result<Built, BuildError>, Log), JobError> {
         let spec = spec(work)?;
         let (sender, mut events) = build_channel();
-        let mut log = self.depot.begin_log(work.plan.path.clone()).await?;
-        let building = self.builder.build(spec, sender, cancel);
+        let cancel = cancel.child_token();
+        let building = self.builder.build(spec, sender, cancel.clone());
         let listening = async {
+            // The sandbox is being set up meanwhile.
+            let mut log = match self.depot.begin_log(work.plan.path.clone()).await {
+                Ok(log) => log,
+                Err(error) => {
+                    cancel.cancel();
+                    return Err(error);
+                }
+            };
             // The two come over different ways: what is told of a build begins with its start.
             let mut started = false;
             let mut early: Vec<Vec<u8>> = Vec::new();
@@ -178,15 +221,14 @@ impl Jobs {
             for line in early {
                 listener.line(&line).await;
             }
-            log
+            Ok(log)
         };
         let (built, log) = tokio::join!(building, listening);
-        self.depot.end_log(log).await?;
-        Ok(built?)
+        Ok((built, log?))
     }
 
     /// Copies the outputs to the side of the store, and signs a record.
-    async fn prepare(&self, work: &Work, built: &Built, started: u64) -> Result<Performed, JobError> {
+    async fn prepare(&self, work: &Work, built: Built, started: u64) -> Result<Performed, JobError> {
         let plan = &work.plan;
         let candidates: BTreeSet<StorePath> = plan.closure.iter().map(|info| info.path.clone()).collect();
         let outputs: Vec<(String, StorePath, PathBuf)> = built
@@ -194,6 +236,7 @@ impl Jobs {
             .iter()
             .map(|(name, scratch)| (name.clone(), plan.outputs[name].clone(), scratch.clone()))
             .collect();
+        let leftover = Leftover(Some(built));
         let cas: BTreeMap<String, _> = plan
             .derivation
             .outputs()
@@ -237,6 +280,7 @@ impl Jobs {
             started,
             finished,
             record,
+            leftover,
         })
     }
 }
