@@ -9,6 +9,7 @@ use crate::event::{OwnBuilder, PeerOffer};
 use crate::graph::{Requirement, RequirementId};
 use crate::id::Time;
 use crate::limits;
+use crate::placement::Link;
 
 /// This node and its peers, as builders.
 #[derive(Default)]
@@ -102,6 +103,20 @@ impl Builders {
             .values()
             .map(|peer| peer.free)
             .fold(0, u32::saturating_add)
+    }
+
+    pub(crate) fn set_link(&mut self, node: &NodeKey, link: Link) {
+        if let Some(peer) = self.peers.get_mut(node) {
+            peer.offer.link = link;
+        }
+    }
+
+    /// The fastest that anything came from a peer lately, in bytes a second.
+    pub(crate) fn best_bandwidth(&self) -> Option<u64> {
+        self.peers
+            .values()
+            .filter_map(|peer| peer.offer.link.bandwidth)
+            .max()
     }
 
     /// A build was placed at a peer.

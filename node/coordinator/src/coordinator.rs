@@ -12,6 +12,7 @@ use crate::build::Attempt;
 use crate::builders::Builders;
 use crate::event::Event;
 use crate::graph::{DrvId, Graph, Own, Path};
+use crate::history::History;
 use crate::id::{BuildId, SessionId, Time};
 use crate::line::Queues;
 use crate::placement::{self, CostModel};
@@ -54,6 +55,8 @@ pub struct Coordinator {
     /// Builds on peers that are not waited for any more, whose late results are still of use.
     pub(crate) given_up: BTreeMap<BuildId, Attempt>,
     pub(crate) queues: Queues,
+    /// How long builds took before.
+    pub(crate) history: History,
     /// Derivations that nobody knows any more.
     pub(crate) gone: BTreeSet<DrvId>,
     pub(crate) released: Vec<StorePath>,
@@ -102,6 +105,7 @@ impl Coordinator {
             attempts: BTreeMap::new(),
             given_up: BTreeMap::new(),
             queues: Queues::default(),
+            history: History::default(),
             gone: BTreeSet::new(),
             released: Vec::new(),
             actions: Vec::new(),
@@ -174,6 +178,7 @@ impl Coordinator {
             Event::OwnBuilder(builder) => self.builders.set_own(builder),
             Event::SlotsLent { count } => self.builders.lent = count,
             Event::Peer { node, offer } => self.peer_offers(node, offer),
+            Event::Linked { node, link } => self.builders.set_link(&node, link),
             Event::Named { names } => self.builders.names = names,
             Event::PeerGone { node } => self.peer_gone(node),
             Event::Presence { question, paths } => self.presence(question, paths),

@@ -103,6 +103,13 @@ pub enum Event {
         /// What it offers.
         offer: PeerOffer,
     },
+    /// What was measured of the way to a peer that has made an offer. Who is free stays as it is.
+    Linked {
+        /// Who.
+        node: NodeKey,
+        /// What was measured.
+        link: Link,
+    },
     /// What people call the members of the team, whether connected or not. Replaces what was said before.
     Named {
         /// By key.
@@ -333,6 +340,10 @@ pub struct PeerOffer {
     pub fixed_outputs: bool,
     /// What it costs to move bytes there.
     pub link: Link,
+    /// Hundredths of one core that its other work keeps busy.
+    pub load: u32,
+    /// Its cores; 0: not known.
+    pub cores: u32,
 }
 
 /// Where a path is.

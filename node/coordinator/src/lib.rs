@@ -94,6 +94,7 @@ pub mod event;
 mod failure;
 mod goal;
 mod graph;
+mod history;
 pub mod id;
 mod intern;
 mod lease;

@@ -110,3 +110,7 @@ pub const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Lines of a build's log that are passed on with its failure.
 pub const LOG_TAIL: usize = 25;
+
+/// Builds whose duration is remembered, one for each package and builder: all of nixpkgs has some 100,000 packages,
+/// a team works on a few thousand of them; 100 bytes each.
+pub const HISTORY: usize = 16_384;

@@ -4,13 +4,19 @@ use tvix_node_protocol::envelope::NodeKey;
 
 use crate::action::Urgency;
 
-/// What it costs to reach a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What it costs to reach a node, as far as it has been measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Link {
-    /// Round trip in milliseconds.
-    pub round_trip: u32,
-    /// Bytes per second, as measured.
-    pub bandwidth: u64,
+    /// Round trip in milliseconds; none: not measured yet.
+    pub round_trip: Option<u32>,
+    /// Bytes per second; none: nothing large enough has been moved yet.
+    pub bandwidth: Option<u64>,
+}
+
+impl Link {
+    fn bandwidth(&self) -> u64 {
+        self.bandwidth.unwrap_or(ASSUMED_BANDWIDTH).max(1)
+    }
 }
 
 /// A place where a derivation could be built now.
@@ -28,6 +34,14 @@ pub struct Candidate {
     pub bytes_there: Option<u64>,
     /// The link to it; none for this node.
     pub link: Option<Link>,
+    /// Bytes per second at which this node got what it fetched lately; none: not measured.
+    pub own_bandwidth: Option<u64>,
+    /// Hundredths of one core that its other work keeps busy.
+    pub load: u32,
+    /// Its cores; 0: not known.
+    pub cores: u32,
+    /// Milliseconds that a build of this package took there before; none: none has been seen.
+    pub took: Option<u64>,
 }
 
 /// What is known of a derivation that is to be placed.
@@ -39,6 +53,8 @@ pub struct Job {
     pub input_bytes: Option<u64>,
     /// Cheap enough that moving it is a waste.
     pub prefer_local: bool,
+    /// Milliseconds that builds of this package took, wherever one has been seen; none: nowhere.
+    pub took: Option<u64>,
 }
 
 /// Cost of building in a place, in milliseconds of waiting; the lowest wins, the first among equals.
@@ -49,8 +65,19 @@ pub type CostModel = fn(&Job, &Candidate) -> u64;
 /// its compiler.
 const UNKNOWN_INPUTS: u64 = 256 << 20;
 
-/// Bytes per second at which this node is taken to get what it lacks.
+/// Bytes per second at which this node is taken to get what it lacks, until it has been measured.
 const OWN_BANDWIDTH: u64 = 50 << 20;
+
+/// Round trip that is assumed of a peer until it has been measured, in milliseconds: a local network.
+const ASSUMED_ROUND_TRIP: u32 = 5;
+
+/// Bandwidth that is assumed of a peer until something large has been moved, in bytes per second: an ordinary
+/// local network.
+const ASSUMED_BANDWIDTH: u64 = 100_000_000;
+
+/// What a build is taken to last where none of its package has been seen, in milliseconds: only so much that a
+/// machine whose owner keeps it busy is passed over for an equal one that is idle.
+const UNKNOWN_BUILD: u64 = 1_000;
 
 /// What sending a build away costs besides its bytes: a request, a record, the outputs' way back.
 const SENDING: u64 = 50;
@@ -68,11 +95,24 @@ pub fn waiting_time(job: &Job, candidate: &Candidate) -> u64 {
         (None, Some(_)) => total,
         (None, None) => 0,
     };
-    let bandwidth = candidate.link.map_or(OWN_BANDWIDTH, |link| link.bandwidth).max(1);
+    let own = candidate.own_bandwidth.unwrap_or(OWN_BANDWIDTH).max(1);
+    let bandwidth = candidate.link.map_or(own, |link| link.bandwidth());
     let moving = missing.saturating_mul(1000) / bandwidth;
-    let way = candidate
-        .link
-        .map_or(0, |link| u64::from(link.round_trip).saturating_mul(2) + SENDING);
+    let way = candidate.link.map_or(0, |link| {
+        u64::from(link.round_trip.unwrap_or(ASSUMED_ROUND_TRIP)).saturating_mul(2) + SENDING
+    });
+    // Who has not built it yet is taken to be as fast as those who have.
+    let took = candidate.took.or(job.took).unwrap_or(UNKNOWN_BUILD);
+    let capacity = u64::from(candidate.cores).saturating_mul(100);
+    // What is busy with something else builds more slowly by as much.
+    let building = match took
+        .saturating_mul(u64::from(candidate.load))
+        .checked_div(capacity)
+    {
+        Some(longer) if candidate.took.is_none() => took.saturating_add(longer),
+        // What was seen was under such a load, too.
+        _ => took,
+    };
     let used = u64::from(candidate.slots.saturating_sub(candidate.slots_free));
     let load = used.saturating_mul(200) / u64::from(candidate.slots.max(1));
     let unwise = if job.prefer_local && candidate.link.is_some() {
@@ -81,6 +121,7 @@ pub fn waiting_time(job: &Job, candidate: &Candidate) -> u64 {
         0
     };
     moving
+        .saturating_add(building)
         .saturating_add(way)
         .saturating_add(load)
         .saturating_add(unwise)
@@ -144,15 +185,27 @@ fn weighed(job: &Job, best: &Candidate) -> String {
         1 => "1 free slot".to_owned(),
         free => format!("{free} free slots"),
     };
-    match (best.bytes_there, job.input_bytes) {
-        (Some(there), Some(total)) if there >= total => {
-            format!("has all {} of the inputs, {slots}", size(total))
-        }
-        (Some(there), Some(total)) => {
-            format!("has {} of {} of the inputs, {slots}", size(there), size(total))
-        }
-        _ => format!("cheapest by its link and load, {slots}"),
+    let mut facts = vec![match (best.bytes_there, job.input_bytes) {
+        (Some(there), Some(total)) if there >= total => format!("has all {} of the inputs", size(total)),
+        (Some(there), Some(total)) => format!("has {} of {} of the inputs", size(there), size(total)),
+        _ => "cheapest by its link and load".to_owned(),
+    }];
+    let link = best.link.unwrap_or_default();
+    if let Some(bandwidth) = link.bandwidth {
+        facts.push(format!("{}/s", size(bandwidth)));
     }
+    if let Some(round_trip) = link.round_trip {
+        facts.push(format!("{round_trip} ms away"));
+    }
+    if let Some(took) = best.took {
+        facts.push(format!(
+            "built it before in {}.{} s",
+            took / 1000,
+            took % 1000 / 100
+        ));
+    }
+    facts.push(slots);
+    facts.join(", ")
 }
 
 fn size(bytes: u64) -> String {

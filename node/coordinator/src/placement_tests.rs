@@ -7,6 +7,7 @@ fn job(input_bytes: Option<u64>) -> Job {
         urgency: Urgency::Demanded,
         input_bytes,
         prefer_local: false,
+        took: None,
     }
 }
 
@@ -18,6 +19,10 @@ fn here(bytes_there: Option<u64>) -> Candidate {
         slots: 2,
         bytes_there,
         link: None,
+        own_bandwidth: None,
+        load: 0,
+        cores: 4,
+        took: None,
     }
 }
 
@@ -26,8 +31,8 @@ fn peer(number: u8, bytes_there: Option<u64>, bandwidth: u64) -> Candidate {
         node: Some(NodeKey([number; 32])),
         name: format!("peer{number}"),
         link: Some(Link {
-            round_trip: 10,
-            bandwidth,
+            round_trip: Some(10),
+            bandwidth: Some(bandwidth),
         }),
         ..here(bytes_there)
     }
@@ -39,13 +44,13 @@ fn missing_inputs_cost_the_time_to_move_them() {
     let near = waiting_time(&job, &peer(1, Some(100 * MB), 10 * MB));
     assert_eq!(waiting_time(&job, &peer(1, Some(0), 10 * MB)) - near, 10_000);
     assert_eq!(waiting_time(&job, &peer(1, Some(50 * MB), 10 * MB)) - near, 5_000);
-    assert_eq!(waiting_time(&job, &here(Some(100 * MB))), 0);
+    assert_eq!(waiting_time(&job, &here(Some(100 * MB))), UNKNOWN_BUILD);
 }
 
 #[test]
 fn a_peer_of_which_nothing_is_known_is_taken_to_have_nothing_and_this_node_to_have_all() {
     let job = job(None);
-    assert_eq!(waiting_time(&job, &here(None)), 0);
+    assert_eq!(waiting_time(&job, &here(None)), UNKNOWN_BUILD);
     assert!(waiting_time(&job, &peer(1, None, 100 * MB)) > 1_000);
 }
 
@@ -89,7 +94,7 @@ fn reasons_are_words_a_person_can_read() {
     };
     assert_eq!(
         reason(&both, Circumstances::default()),
-        "peer1: has 312 MB of 330 MB of the inputs, 2 free slots"
+        "peer1: has 312 MB of 330 MB of the inputs, 100 MB/s, 10 ms away, 2 free slots"
     );
     assert_eq!(
         reason(&both[..1], Circumstances::default()),
@@ -117,4 +122,86 @@ fn sizes_are_given_in_the_unit_that_fits() {
     assert_eq!(size(330_000_000), "330 MB");
     assert_eq!(size(12_000), "12 kB");
     assert_eq!(size(1_250_000_000), "1.2 GB");
+}
+
+#[test]
+fn what_was_measured_counts_and_what_was_not_is_assumed() {
+    let job = job(Some(100 * MB));
+    let unknown = Candidate {
+        link: Some(Link::default()),
+        ..peer(1, Some(0), MB)
+    };
+    let assumed =
+        100 * MB * 1000 / ASSUMED_BANDWIDTH + u64::from(ASSUMED_ROUND_TRIP) * 2 + SENDING + UNKNOWN_BUILD;
+    assert_eq!(waiting_time(&job, &unknown), assumed);
+    let (slow, fast) = (peer(2, Some(0), MB), peer(3, Some(0), 500 * MB));
+    let chosen = choose(
+        waiting_time,
+        &job,
+        &[slow.clone(), fast],
+        &Circumstances::default(),
+    );
+    assert_eq!(chosen.and_then(|(node, _)| node), Some(NodeKey([3; 32])));
+    // This node is counted like any other: what it lacks comes at the speed that was measured.
+    let lacking = Candidate {
+        own_bandwidth: Some(10 * MB),
+        ..here(Some(0))
+    };
+    assert_eq!(waiting_time(&job, &lacking), 10_000 + UNKNOWN_BUILD);
+    let both = [lacking, peer(4, Some(100 * MB), MB)];
+    let chosen = choose(waiting_time, &job, &both, &Circumstances::default());
+    assert_eq!(chosen.and_then(|(node, _)| node), Some(NodeKey([4; 32])));
+    let distant = Candidate {
+        link: Some(Link {
+            round_trip: Some(300),
+            bandwidth: None,
+        }),
+        ..slow
+    };
+    let near = Candidate {
+        node: Some(NodeKey([9; 32])),
+        ..unknown
+    };
+    let chosen = choose(waiting_time, &job, &[distant, near], &Circumstances::default());
+    assert_eq!(chosen.and_then(|(node, _)| node), Some(NodeKey([9; 32])));
+}
+
+#[test]
+fn who_was_faster_with_this_package_before_is_preferred() {
+    let job = Job {
+        took: Some(8_000),
+        ..job(Some(0))
+    };
+    let seen = |number, took| Candidate {
+        took,
+        ..peer(number, Some(0), MB)
+    };
+    let all = [seen(1, Some(12_000)), seen(2, Some(4_000)), seen(3, None)];
+    let (node, reason) = choose(waiting_time, &job, &all, &Circumstances::default()).unwrap();
+    assert_eq!(node, Some(NodeKey([2; 32])));
+    assert!(reason.contains("built it before in 4.0 s"), "{reason}");
+    // Of whom nothing is known is taken to be as the others are: worth a try before the slow one.
+    let (node, _) = choose(
+        waiting_time,
+        &job,
+        &[all[0].clone(), all[2].clone()],
+        &Circumstances::default(),
+    )
+    .unwrap();
+    assert_eq!(node, Some(NodeKey([3; 32])));
+}
+
+#[test]
+fn a_machine_that_its_owner_keeps_busy_is_passed_over_for_an_equal_one() {
+    let busy = Candidate {
+        load: 400,
+        ..peer(1, Some(0), MB)
+    };
+    let chosen = choose(
+        waiting_time,
+        &job(Some(0)),
+        &[busy, peer(2, Some(0), MB)],
+        &Circumstances::default(),
+    );
+    assert_eq!(chosen.and_then(|(node, _)| node), Some(NodeKey([2; 32])));
 }

@@ -47,6 +47,10 @@ impl Coordinator {
         let Some(attempt) = self.take_attempt(build).or_else(|| self.given_up.remove(&build)) else {
             return;
         };
+        if let Stage::Running { since } = attempt.stage {
+            let took = u64::try_from(self.now.since(since).as_millis()).unwrap_or(u64::MAX);
+            self.history.note(&attempt.derivation, attempt.node, took);
+        }
         if delivery == Delivery::Vote {
             self.take_vote(&attempt, participants);
             return;

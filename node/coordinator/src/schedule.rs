@@ -159,6 +159,10 @@ impl Coordinator {
                 slots: self.builders.slots_here(),
                 bytes_there: self.bytes_at(id, None),
                 link: None,
+                own_bandwidth: self.builders.best_bandwidth(),
+                load: 0,
+                cores: 0,
+                took: self.history.took(&self.graph.drvs[id].name, None),
             });
         }
         // Nobody else's machine is asked to work on a guess, nor on what is not worth the way.
@@ -177,6 +181,10 @@ impl Coordinator {
                     slots: peer.offer.slots,
                     bytes_there: self.bytes_at(id, Some(node)),
                     link: Some(peer.offer.link),
+                    own_bandwidth: None,
+                    load: peer.offer.load,
+                    cores: peer.offer.cores,
+                    took: self.history.took(&self.graph.drvs[id].name, Some(node)),
                 });
             }
         }
@@ -205,6 +213,7 @@ impl Coordinator {
             urgency,
             input_bytes,
             prefer_local: requirement.prefer_local,
+            took: self.history.usual(&self.graph.drvs[id].name),
         }
     }
 

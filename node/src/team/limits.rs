@@ -80,12 +80,6 @@ pub const LAST_WORDS: Duration = Duration::from_secs(1);
 /// gives a sign of life.
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
-/// Round trip that is assumed of a peer whose round trip is not known, in milliseconds.
-pub const ASSUMED_ROUND_TRIP: u32 = 5;
-
-/// Bandwidth that is assumed of a peer, in bytes per second: an ordinary local network.
-pub const ASSUMED_BANDWIDTH: u64 = 100_000_000;
-
 /// Other paths that are looked at to find out whether the record of one is believed. The inputs of the
 /// inputs of a package of nixpkgs are some hundreds.
 pub const EVIDENCE: usize = 4096;
@@ -104,3 +98,7 @@ pub const SAMPLES: usize = 32;
 /// Bytes of the log of a build for others that are kept for who joins it late: some ten thousand lines. All of
 /// it is in the builder's store.
 pub const SHARED_LOG: usize = 1 << 20;
+
+/// How often it is looked at how far and how fast peers are: a placement is better for it, and nothing waits for
+/// it.
+pub const LINKS_PAUSE: Duration = Duration::from_secs(2);

@@ -35,6 +35,7 @@ pub mod together;
 pub mod trust;
 pub mod votes;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -43,8 +44,8 @@ use tvix_node_protocol::control::find_member;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{Facts, PushRefusal};
 use tvix_node_protocol::roster::Role;
-use tvix_node_swarm::SwarmHandle;
 use tvix_node_swarm::events::{Notice, PeerStatus, SwarmEvents};
+use tvix_node_swarm::{PeerOverview, SwarmHandle};
 
 use crate::daemon::depot::Depot;
 use crate::daemon::engine::Message;
@@ -52,7 +53,7 @@ use crate::daemon::perform::Jobs;
 use evidence::ShownPaths;
 use fetch::Arriving;
 use grants::Grants;
-use limits::{ASSUMED_BANDWIDTH, ASSUMED_ROUND_TRIP, FACTS_PAUSE};
+use limits::{FACTS_PAUSE, LINKS_PAUSE};
 use membership::TeamFailure;
 use sample::Sampling;
 use serve::Served;
@@ -114,8 +115,11 @@ impl TeamNode {
     /// Attends to what the swarm tells, until it is shut down.
     async fn attend(self: Arc<Self>, mut events: SwarmEvents) {
         self.tell_names().await;
+        let mut measuring = tokio::time::interval(LINKS_PAUSE);
+        let mut told = BTreeMap::new();
         loop {
             tokio::select! {
+                _ = measuring.tick() => self.tell_links(&mut told).await,
                 notice = events.notices.recv() => match notice {
                     Some(notice) => self.notice(notice).await,
                     None => return,
@@ -190,10 +194,23 @@ impl TeamNode {
             systems: facts.systems.clone(),
             features: facts.features.clone(),
             fixed_outputs: false,
-            link: Link {
-                round_trip: ASSUMED_ROUND_TRIP,
-                bandwidth: ASSUMED_BANDWIDTH,
-            },
+            link: self.swarm.overview().get(&peer).map(link).unwrap_or_default(),
+            load: facts.load,
+            cores: facts.cores,
+        }
+    }
+
+    /// Tells the coordinator what has been measured of the ways to peers, as far as that has changed. `told`: what it
+    /// was told last.
+    async fn tell_links(&self, told: &mut BTreeMap<NodeKey, Link>) {
+        let measured = self.swarm.overview();
+        told.retain(|peer, _| measured.contains_key(peer));
+        for (peer, known) in &measured {
+            let link = link(known);
+            if known.status.is_some() && told.get(peer) != Some(&link) {
+                told.insert(*peer, link);
+                self.tell(Event::Linked { node: *peer, link }).await;
+            }
         }
     }
 
@@ -210,5 +227,14 @@ impl TeamNode {
                 return;
             }
         }
+    }
+}
+
+/// What has been measured of the way to a peer, in milliseconds and bytes a second.
+fn link(known: &PeerOverview) -> Link {
+    let round_trip = known.round_trip;
+    Link {
+        round_trip: round_trip.map(|time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX)),
+        bandwidth: known.speed.filter(|speed| *speed > 0),
     }
 }

@@ -3,7 +3,7 @@
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::envelope::Envelope;
 
-use super::nodes::{Node, finished, team, text};
+use super::nodes::{Build, Node, finished, team, text};
 use crate::harness::{release, sandbox_works};
 
 #[test]
@@ -132,4 +132,33 @@ fn the_folder_of_a_far_build_that_fails_is_brought_home_when_asked_for() {
     assert_eq!(evidence.trim(), "something");
     let way = std::fs::read_link(place.join("way")).expect("a link");
     assert_eq!(way, std::path::Path::new("/etc/passwd"));
+}
+
+/// What was seen of a package before is a reason, and is kept.
+#[test]
+fn a_second_build_of_a_package_is_placed_by_what_was_seen_of_the_first() {
+    if !sandbox_works("a_second_build_of_a_package_is_placed_by_what_was_seen_of_the_first") {
+        return;
+    }
+    let [alice, _bob, _carol] = team([("alice", 0), ("bob", 1), ("carol", 1)]);
+    alice.machine.expression(
+        r#"rec {
+          input = build "input" { } "write $out x";
+          first = build "package-1" { inherit input; } "write $out 1";
+          second = build "package-2" { inherit input; } "write $out 2";
+        }"#,
+    );
+    let first = alice.build("first", &[]);
+    let builder = |build: &Build| text(&build.of_kind("placed").last().expect("it is placed")["node"]);
+    let second = alice.build("second", &[]);
+    // Both could build it, and one of them has the inputs and has been seen at it.
+    assert_eq!(builder(&second), builder(&first));
+    let placed = second.of_kind("placed").last().expect("it is placed");
+    let reason = text(&placed["reason"]);
+    assert!(
+        reason.contains("built it before in") && reason.contains("of the inputs"),
+        "{reason}"
+    );
+    let why = alice.machine.run(&["why", &second.path()]);
+    assert!(why.ok().contains(&reason), "no '{reason}' in:\n{}", why.stdout);
 }

@@ -70,9 +70,11 @@ pub fn offer(name: &str, slots: u32) -> PeerOffer {
         features: vec![],
         fixed_outputs: false,
         link: Link {
-            round_trip: 1,
-            bandwidth: 100 << 20,
+            round_trip: Some(1),
+            bandwidth: Some(100 << 20),
         },
+        load: 0,
+        cores: 4,
     }
 }
 

@@ -19,8 +19,8 @@ fn weigh(desk: &mut Desk, word: &str, there: &[(Option<u8>, u64)]) {
 fn slow(name: &str, slots: u32) -> PeerOffer {
     PeerOffer {
         link: Link {
-            round_trip: 20,
-            bandwidth: 10 << 20,
+            round_trip: Some(20),
+            bandwidth: Some(10 << 20),
         },
         ..offer(name, slots)
     }
@@ -49,7 +49,7 @@ fn the_builder_that_has_the_inputs_is_preferred_and_the_reason_says_so() {
     assert_eq!(desk.build("a").node, Some(node(3)));
     assert_eq!(
         desk.reason(1, "a"),
-        "d: has 312 MB of 330 MB of the inputs, 3 free slots"
+        "d: has 312 MB of 330 MB of the inputs, 10 MB/s, 20 ms away, 3 free slots"
     );
 }
 

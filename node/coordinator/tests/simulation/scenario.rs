@@ -220,9 +220,11 @@ impl Scenario {
                 features,
                 fixed_outputs: rng.percent(50),
                 link: Link {
-                    round_trip: rng.between(1, 50) as u32,
-                    bandwidth: rng.between(1, 100) << 20,
+                    round_trip: Some(rng.between(1, 50) as u32),
+                    bandwidth: Some(rng.between(1, 100) << 20),
                 },
+                load: 0,
+                cores: 4,
             },
             character: if self.calm { Character::Honest } else { character },
             arrives: if rng.percent(60) { 0 } else { rng.between(0, 5_000) },
