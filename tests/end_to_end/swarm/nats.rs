@@ -101,7 +101,8 @@ impl Networks {
         self.ip(name, &format!("route add default via {network}.1"))?;
         let namespace = self.inside(router);
         let inside = ["ip", "netns", "exec", &namespace];
-        run(&[&inside[..], &["sysctl", "-qw", "net.ipv4.ip_forward=1"]].concat())?;
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        run(&[&inside[..], &["sh", "-c", forward]].concat())?;
         let how = match kind {
             Router::KeepsPorts => "masquerade",
             Router::ChangesPorts => "masquerade fully-random",
