@@ -325,6 +325,7 @@ async fn a_helper_waits_for_the_next_build() {
     assert_ne!(first, second);
     let pid = rustix::process::Pid::from_raw(second.cast_signed()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    waiting(false).await;
     assert_eq!(stage.look(&["say", "third", "1"]).await, ["third"]);
     waiting(true).await;
     drop(stage);
