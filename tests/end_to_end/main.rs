@@ -11,6 +11,7 @@ mod fetching;
 mod harness;
 mod importing;
 mod keeping;
+mod outputs;
 mod refusing;
 mod sharing;
 mod swarm;

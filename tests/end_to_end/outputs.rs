@@ -1,0 +1,155 @@
+//! What a derivation says of its outputs: their hashes, what they refer to, how large they are.
+
+use std::fmt::Write as _;
+
+use crate::harness::{Machine, sandbox_works};
+
+/// Hashes of a file with the line `hello`, and of a folder that has it as `text`, as stock Nix's
+/// `nix-hash` prints them.
+const HASHES: [(&str, &str, &str); 4] = [
+    (
+        "md5",
+        "b1946ac92492d2347c6235b4d2611184",
+        "642f8cc2cc3e80a58b4847ad7e222423",
+    ),
+    (
+        "sha1",
+        "f572d396fae9206628714fb2ce00f72e94f2258f",
+        "785d27b065c5c915e5fade9130437ab33b6753fb",
+    ),
+    (
+        "sha256",
+        "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
+        "b6dd991a146a47735514f28c3a1b4f8768f6f6d012c8afecaaad7151e8c4e65c",
+    ),
+    (
+        "sha512",
+        "e7c22b994c59d9cf2b48e549b1e24666636045930d3da7c1acb299d1c3b7f931\
+         f94aae41edda2c2b207a36e10f8bcb8d45223e54878f5b316e7ce3b6bc019629",
+        "aeb6c160305035b9f086c0b966990031fc77f06baff161733dbf04adf6872353\
+         d27915ef720aba4fc5e6e3665d64d59947ee358faf8d7830aaa800de810b7c80",
+    ),
+];
+
+/// Runs `build -k` on all these attributes.
+fn build(machine: &Machine, attributes: &[String]) -> crate::harness::Finished {
+    let mut arguments = vec!["build", "-k", "--no-out-link"];
+    for attribute in attributes {
+        arguments.extend(["-A", attribute]);
+    }
+    machine.run(&arguments)
+}
+
+#[test]
+fn fixed_outputs_have_the_hash_they_say_or_are_refused() {
+    if !sandbox_works("fixed_outputs_have_the_hash_they_say_or_are_refused") {
+        return;
+    }
+    let (mut expression, mut right, mut wrong) = (String::new(), Vec::new(), Vec::new());
+    for (algorithm, flat, recursive) in HASHES {
+        let folder = "mkdir $out\\nwrite $out/text hello";
+        for (mode, hash, script) in [
+            ("flat", flat, "write $out hello"),
+            ("recursive", recursive, folder),
+        ] {
+            // The first digit is another one.
+            let other = if hash.starts_with('0') { "1" } else { "0" };
+            let other = format!("{other}{}", &hash[1..]);
+            for (kind, hash, names) in [("right", hash, &mut right), ("wrong", &other, &mut wrong)] {
+                let name = format!("{kind}-{mode}-{algorithm}");
+                writeln!(
+                    expression,
+                    r#"{name} = build "{name}" {{ outputHashMode = "{mode}"; outputHashAlgo = "{algorithm}"; outputHash = "{hash}"; }} "{script}";"#
+                )
+                .expect("a string takes it");
+                names.push(name);
+            }
+        }
+    }
+    let machine = Machine::new();
+    machine.expression(&format!("{{\n{expression}}}"));
+    let built = build(&machine, &right);
+    assert_eq!(built.ok().lines().count(), 8, "{}", built.stdout);
+    let refused = build(&machine, &wrong);
+    refused.failed(1, &["hash mismatch"]);
+    let stored = machine.stored();
+    for name in wrong {
+        assert!(
+            refused.stderr.contains(&format!("{name}.drv")),
+            "{}",
+            refused.stderr
+        );
+        assert!(!stored.iter().any(|path| path.ends_with(&name)), "{stored:?}");
+    }
+    // A folder has no bytes of its own to hash.
+    let (_, flat, _) = HASHES[2];
+    machine.expression(&format!(
+        r#"{{ folder = build "folder" {{ outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "{flat}"; }} "mkdir $out"; }}"#
+    ));
+    machine
+        .run(&["build", "-A", "folder"])
+        .failed(1, &["-folder", "one file"]);
+}
+
+/// What is said of an output that refers to `plain`, which refers to `deep`, and whether it may be so.
+const CHECKS: [(&str, &str, bool); 12] = [
+    ("allowedReferences", "[ plain ]", true),
+    ("allowedReferences", "[ ]", false),
+    ("allowedReferences", "[ deep ]", false),
+    // With structured attributes an output is among its own requisites, as in Nix.
+    ("allowedRequisites", "[ plain deep \"out\" ]", true),
+    ("allowedRequisites", "[ plain ]", false),
+    ("disallowedReferences", "[ deep ]", true),
+    ("disallowedReferences", "[ plain ]", false),
+    ("disallowedRequisites", "[ tool ]", true),
+    ("disallowedRequisites", "[ deep ]", false),
+    ("maxSize", "10000", true),
+    ("maxSize", "10", false),
+    ("maxClosureSize", "10", false),
+];
+
+#[test]
+fn what_outputs_may_refer_to_is_checked_in_both_spellings() {
+    if !sandbox_works("what_outputs_may_refer_to_is_checked_in_both_spellings") {
+        return;
+    }
+    let (mut expression, mut right, mut wrong) = (String::new(), Vec::new(), Vec::new());
+    for (number, (attribute, value, allowed)) in CHECKS.into_iter().enumerate() {
+        // Bounds on sizes have one spelling, as in Nix.
+        if !attribute.starts_with("max") {
+            let name = format!("plainly-{number}");
+            writeln!(
+                expression,
+                r#"{name} = build "{name}" {{ inherit plain; {attribute} = {value}; }} "write $out $plain";"#
+            )
+            .expect("a string takes it");
+            (if allowed { &mut right } else { &mut wrong }).push(name);
+        }
+        let name = format!("structured-{number}");
+        writeln!(
+            expression,
+            r#"{name} = build "{name}" {{ __structuredAttrs = true; outputChecks.out.{attribute} = {value}; }}
+                 "write ${{placeholder "out"}} ${{plain}}";"#
+        )
+        .expect("a string takes it");
+        (if allowed { &mut right } else { &mut wrong }).push(name);
+    }
+    let machine = Machine::new();
+    machine.expression(&format!(
+        "rec {{\ndeep = build \"deep\" {{ }} \"write $out deep\";\n\
+         plain = build \"plain\" {{ inherit deep; }} \"write $out $deep\";\n{expression}}}"
+    ));
+    let built = build(&machine, &right);
+    assert_eq!(built.ok().lines().count(), right.len(), "{}", built.stdout);
+    let refused = build(&machine, &wrong);
+    refused.failed(1, &["-plain", "-deep", "10 bytes"]);
+    let stored = machine.stored();
+    for name in wrong {
+        assert!(
+            refused.stderr.contains(&format!("{name}.drv")),
+            "{}",
+            refused.stderr
+        );
+        assert!(!stored.iter().any(|path| path.ends_with(&name)), "{stored:?}");
+    }
+}
