@@ -182,6 +182,8 @@ fn no_flag_of_nix_is_ignored() {
         "--pure-eval",
         "--restrict-eval",
         "--max-call-depth",
+        "--extra-substituters",
+        "--extra-trusted-public-keys",
     ];
     let eval_takes = [
         "--strict",

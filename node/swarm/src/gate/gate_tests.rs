@@ -323,7 +323,7 @@ fn an_unknown_version_is_refused_and_both_are_named() {
     let error = Gate::new().send(&bytes, ANN, NOW).unwrap_err();
     assert_eq!(error.reason, RefusalReason::Version);
     assert!(
-        error.message.contains("version 2") && error.message.contains("version 1"),
+        error.message.contains("version 3") && error.message.contains("version 2"),
         "{error}"
     );
 }
