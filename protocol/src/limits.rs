@@ -91,6 +91,11 @@ pub const PATHS_QUESTION: usize = 4096;
 /// Bytes of that question: names have at most 211 characters, 32 the hash.
 pub const PATHS_BYTES: usize = PATHS_QUESTION * 256;
 
+/// Bytes of one answer about paths, after which it ends and the rest is asked for anew: ten thousand ordinary path
+/// infos with their records, or two of the largest. What one question can make a node read, pack and send is
+/// bounded by it.
+pub const PATHS_ANSWER: usize = 2 * SHOWN_BYTES;
+
 /// Bytes of one path info with its record: 65,536 references and a record of a large closure.
 pub const SHOWN_BYTES: usize = 16 << 20;
 

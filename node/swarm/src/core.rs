@@ -37,6 +37,8 @@ pub(crate) struct Core {
     pub(crate) network: Network,
     pub(crate) contacts: SharedContacts,
     pub(crate) traffic: Traffic,
+    /// Places for pushes that are taken: each may have a large offer in memory.
+    pub(crate) pushes_taken: Arc<tokio::sync::Semaphore>,
     pub(crate) throttles: Throttles,
     pub(crate) shelf: Arc<dyn Shelf>,
     pub(crate) own: Mutex<Advertisement>,

@@ -27,7 +27,7 @@ use crate::events::SwarmEvents;
 use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree};
 use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
-use crate::limits::{EVENTS, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE};
+use crate::limits::{EVENTS, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE, PUSHES_TAKEN};
 use crate::net::caps::{Caps, Throttles};
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::{Command, Driver};
@@ -152,6 +152,7 @@ pub(crate) async fn start_serving(
         publish: tokio::sync::Notify::new(),
         stopping: watch::channel(false).0,
         traffic: Traffic::default(),
+        pushes_taken: Arc::new(tokio::sync::Semaphore::new(PUSHES_TAKEN)),
         throttles: Throttles::default(),
         own: Mutex::new(own),
         team: Arc::new(team),

@@ -317,3 +317,13 @@ pub const CONTACTS_PAUSE: Duration = Duration::from_millis(200);
 
 /// How often what is over is thrown away.
 pub const TIDY: Duration = Duration::from_secs(30);
+
+/// Pushes that are taken at once: each has an offer of up to 32 MiB in memory, and its paths on their way.
+pub const PUSHES_TAKEN: usize = 16;
+
+/// How long one member may take to say which of some paths it has, its connection included: longer than a round
+/// trip around the world and a look at the disk, shorter than a coordinator waits for the whole answer.
+pub const HAVE_TIME: Duration = Duration::from_secs(5);
+
+/// Silence after which a member that is asked about paths is taken to have no answer.
+pub const PATHS_SILENCE: Duration = Duration::from_secs(5);

@@ -146,12 +146,14 @@ impl WireReader {
 
 impl WireWriter {
     pub(crate) async fn send<M: Message>(&mut self, message: &M) -> Result<(), WireError> {
-        let bytes = cbor::to_vec(message)?;
-        if bytes.len() > M::LIMIT {
-            let (size, limit) = (bytes.len(), M::LIMIT);
-            return Err(WireError::TooLarge { size, limit });
-        }
-        self.send_raw(&bytes).await
+        self.send_raw(&encode(message)?).await
+    }
+
+    /// As [`WireWriter::send`]; says how many bytes the message has.
+    pub(crate) async fn send_counted<M: Message>(&mut self, message: &M) -> Result<usize, WireError> {
+        let bytes = encode(message)?;
+        self.send_raw(&bytes).await?;
+        Ok(bytes.len())
     }
 
     /// Sends bytes as one frame.
@@ -186,6 +188,15 @@ impl WireWriter {
     pub(crate) async fn close(&mut self) -> Result<(), WireError> {
         patiently(self.0.close()).await
     }
+}
+
+fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
+    let bytes = cbor::to_vec(message)?;
+    if bytes.len() > M::LIMIT {
+        let (size, limit) = (bytes.len(), M::LIMIT);
+        return Err(WireError::TooLarge { size, limit });
+    }
+    Ok(bytes)
 }
 
 /// A peer that takes nothing must not hold on to what serves it.

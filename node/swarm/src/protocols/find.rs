@@ -13,9 +13,9 @@ use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, Region, p
 use super::roster;
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
-use crate::limits::{CLOCK_SKEW, FIND_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
-use crate::net::Door;
+use crate::limits::{CLOCK_SKEW, FIND_TIME, HAVE_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
 use crate::net::transport::CLOSEST;
+use crate::net::{Door, WireError};
 
 /// How it is known that a member has a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,7 +87,11 @@ pub(crate) async fn have(
 ) -> Result<Vec<bool>, CallError> {
     let secret = core.team.presence_secret();
     let keys: Vec<PresenceKey> = paths.iter().map(|path| secret.key(path)).collect();
-    ask(core, peer, secret.epoch(), &keys).await
+    let asking = ask(core, peer, secret.epoch(), &keys);
+    match tokio::time::timeout(HAVE_TIME, asking).await {
+        Ok(answer) => answer,
+        Err(_) => Err(call::at(peer, Door::Presence)(WireError::Silent(HAVE_TIME))),
+    }
 }
 
 async fn ask_connected(core: &Arc<Core>, epoch: Epoch, search: &mut Search) {

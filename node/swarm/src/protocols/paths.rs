@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::limits::PATHS_QUESTION;
+use tvix_node_protocol::limits::{PATHS_ANSWER, PATHS_QUESTION};
 use tvix_node_protocol::messages::{PathAnswer, PathsQuestion, Shown};
 use tvix_node_protocol::nix::store_path::StorePath;
 
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
-use crate::limits::PATHS_LOOKED_UP;
+use crate::limits::{PATHS_LOOKED_UP, PATHS_SILENCE};
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError};
 
@@ -57,6 +57,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         tracing::debug!(%peer, amount, "too many questions about paths; the stream is closed");
         return Ok(());
     }
+    let mut sent = 0;
     for part in question.paths.chunks(PATHS_LOOKED_UP) {
         let part = part.to_vec();
         let found = core.ask_shelf(move |shelf| {
@@ -72,7 +73,11 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
             .await
             .map_err(|error| WireError::Io(std::io::Error::other(error)))?;
         for shown in found {
-            wire.writer.send(&PathAnswer { shown }).await?;
+            // At least one is answered, so that who asks again comes to an end.
+            if sent >= PATHS_ANSWER {
+                return wire.writer.close().await;
+            }
+            sent += wire.writer.send_counted(&PathAnswer { shown }).await?;
         }
     }
     wire.writer.close().await
@@ -86,13 +91,23 @@ pub(crate) async fn ask(
 ) -> Result<Vec<Option<Shown>>, PathsError> {
     let at = call::at(peer, Door::Paths);
     let mut answers = Vec::with_capacity(paths.len());
-    for part in paths.chunks(PATHS_QUESTION) {
+    while answers.len() < paths.len() {
+        let rest = &paths[answers.len()..];
+        let part = &rest[..rest.len().min(PATHS_QUESTION)];
         let mut wire = core.open(peer, Door::Paths).await?;
         let question = PathsQuestion { paths: part.to_vec() };
         wire.writer.send(&question).await.map_err(at)?;
         wire.writer.flush().await.map_err(at)?;
+        let before = answers.len();
         for path in part {
-            let answer: PathAnswer = wire.reader.receive().await.map_err(at)?;
+            // An answer that has become too large ends early: the rest is asked for anew.
+            let answer: Option<PathAnswer> = wire.reader.receive_within(PATHS_SILENCE).await.map_err(at)?;
+            let Some(answer) = answer else {
+                if answers.len() == before {
+                    return Err(at(WireError::Closed).into());
+                }
+                break;
+            };
             if let Some(shown) = &answer.shown
                 && shown.info.path != *path
             {

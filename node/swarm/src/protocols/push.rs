@@ -75,7 +75,6 @@ impl TakenPush {
 }
 
 pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
-    let offer: PushOffer = wire.reader.receive().await?;
     let refused = |reason, message: &str| PushFrame::Refused {
         reason,
         message: message.to_owned(),
@@ -87,6 +86,12 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         );
         return wire.answer(&answer).await;
     }
+    // Both are said before the offer is read, which may be large.
+    let Ok(_place) = core.pushes_taken.clone().try_acquire_owned() else {
+        let answer = refused(PushRefusal::Busy, "this store takes no more pushes at the moment");
+        return wire.answer(&answer).await;
+    };
+    let offer: PushOffer = wire.reader.receive().await?;
     let (frames, receiver) = mpsc::channel(BUILD_FRAMES);
     let incoming = IncomingPush {
         peer,
@@ -148,14 +153,34 @@ pub enum PushError {
 /// Offers paths to a store, and returns once it has confirmed every one with its tree digest.
 pub(crate) async fn push(core: &Core, store: NodeKey, paths: Vec<Shown>) -> Result<(), PushError> {
     let at = call::at(store, Door::Push);
-    let mut wire = core.open(store, Door::Push).await?;
+    let wire = core.open(store, Door::Push).await?;
     let offer = PushOffer { paths };
-    wire.writer.send(&offer).await.map_err(at)?;
-    wire.writer.flush().await.map_err(at)?;
+    let (mut reader, mut writer) = (wire.reader, wire.writer);
     let mut confirmed = std::collections::BTreeSet::new();
+    // A store that refuses says so without reading the offer, and then the offer cannot be sent to its end.
+    let mut first = {
+        let offering = async {
+            writer.send(&offer).await?;
+            writer.flush().await
+        };
+        let answering = reader.receive_within(BUILD_SILENCE);
+        tokio::pin!(offering, answering);
+        tokio::select! {
+            biased;
+            answer = &mut answering => Some(answer),
+            offered = &mut offering => match offered {
+                Ok(()) => Some((&mut answering).await),
+                // Why it was not taken is perhaps on its way.
+                Err(error) => Some((&mut answering).await.map_err(|_| error)),
+            },
+        }
+    };
     loop {
-        let frame: Option<PushFrame> = wire.reader.receive_within(BUILD_SILENCE).await.map_err(at)?;
-        match frame.ok_or(WireError::Closed).map_err(at)? {
+        let frame: Result<Option<PushFrame>, WireError> = match first.take() {
+            Some(frame) => frame,
+            None => reader.receive_within(BUILD_SILENCE).await,
+        };
+        match frame.map_err(at)?.ok_or(WireError::Closed).map_err(at)? {
             PushFrame::Heartbeat => {}
             PushFrame::Stored { path, tree } => {
                 let offered = |shown: &Shown| shown.info.path == path && shown.info.tree == tree;

@@ -1,5 +1,6 @@
 //! Nodes of a team in one process, on loopback.
 
+mod bounds;
 mod broken_off;
 mod building;
 mod finding;

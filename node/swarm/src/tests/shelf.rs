@@ -107,6 +107,13 @@ impl TestShelf {
         self.add_path(name, tree)
     }
 
+    /// Says that a path refers to these.
+    pub(super) fn refer(&self, path: &StorePath, references: BTreeSet<StorePath>) {
+        if let Some(shown) = lock(&self.held).paths.get_mut(path) {
+            shown.info.references = references;
+        }
+    }
+
     /// Writes other bytes into a file.
     pub(super) fn damage(&self, blob: BlobDigest, bytes: &[u8]) {
         std::fs::write(&lock(&self.held).blobs[&blob], bytes).unwrap();

@@ -1,0 +1,168 @@
+//! What goes past a bound.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tvix_node_protocol::limits::{PATHS_ANSWER, SHOWN_BYTES};
+use tvix_node_protocol::messages::{PathAnswer, PathsQuestion, PushRefusal, Shown};
+use tvix_node_protocol::nix::store_path::StorePath;
+
+use super::*;
+use crate::core::Core;
+use crate::limits::{ANSWER_TIME, PUSHES_TAKEN};
+use crate::net::Door;
+use crate::net::doors::Inbound;
+use crate::{CallError, PathsError, PushError};
+
+/// Something whose path info is large: it refers to much.
+fn large(node: &TestNode, name: &str) -> Shown {
+    let path = node.shelf.add_small(name);
+    static REFERENCES: OnceLock<BTreeSet<StorePath>> = OnceLock::new();
+    let references = || {
+        (0..20_000)
+            .map(|number| super::shelf::path(&format!("r{number}")))
+            .collect()
+    };
+    node.shelf
+        .refer(&path, REFERENCES.get_or_init(references).clone());
+    node.shelf.shown(&path)
+}
+
+#[tokio::test]
+async fn an_answer_about_paths_ends_at_its_bound_and_the_rest_is_asked_for_anew() {
+    let mut ann = TestNode::founder(1).await;
+    let bob = ann.invite(2).await;
+    ann.meets(bob.key()).await;
+    let one = large(&bob, "p0");
+    let size = tvix_node_protocol::cbor::to_vec(&PathAnswer {
+        shown: Some(one.clone()),
+    })
+    .unwrap()
+    .len();
+    let count = PATHS_ANSWER / size + 3;
+    let mut paths = vec![one.info.path.clone()];
+    paths.extend((1..count).map(|number| large(&bob, &format!("p{number}")).info.path));
+    let mut wire = ann.handle.core().open(bob.key(), Door::Paths).await.unwrap();
+    let question = PathsQuestion { paths: paths.clone() };
+    wire.writer.send(&question).await.unwrap();
+    wire.writer.flush().await.unwrap();
+    let mut answers = 0;
+    while wire
+        .reader
+        .receive_or_end::<PathAnswer>()
+        .await
+        .unwrap()
+        .is_some()
+    {
+        answers += 1;
+    }
+    // All are about as large as the first.
+    let bytes = answers * size;
+    assert!(
+        answers < count && bytes <= PATHS_ANSWER + SHOWN_BYTES,
+        "{answers} {bytes}"
+    );
+    let all = soon(ann.handle.path_infos(bob.key(), &paths)).await.unwrap();
+    let names: Vec<StorePath> = all.into_iter().map(|shown| shown.unwrap().info.path).collect();
+    assert_eq!(names, paths);
+}
+
+#[tokio::test]
+async fn a_push_is_refused_before_its_offer_is_read() {
+    let mut ann = TestNode::founder(1).await;
+    let bob = ann.invite_as(2, roles(&[Role::Build]), honestly, |_| ()).await;
+    ann.meets(bob.key()).await;
+    let offer: Vec<Shown> = (0..24).map(|number| large(&ann, &format!("p{number}"))).collect();
+    let size = tvix_node_protocol::cbor::to_vec(&offer).unwrap().len() as u64;
+    let pushed = soon(ann.handle.push(bob.key(), offer)).await;
+    let Err(PushError::Refused { reason, .. }) = pushed else {
+        panic!("{pushed:?}")
+    };
+    assert_eq!(reason, PushRefusal::NotAStore);
+    let came = bob
+        .handle
+        .traffic()
+        .get(&ann.key())
+        .map_or(0, |traffic| traffic.other_received);
+    assert!(came < size / 4, "{came} of {size} bytes were read");
+}
+
+#[tokio::test]
+async fn a_store_takes_so_many_pushes_and_refuses_the_next_one() {
+    let mut ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    ann.meets(bob.key()).await;
+    let path = ann.shelf.add_small("pushed");
+    let shown = ann.shelf.shown(&path);
+    let mut taken = Vec::new();
+    let mut pushing = tokio::task::JoinSet::new();
+    for _ in 0..PUSHES_TAKEN {
+        let (handle, to, shown) = (ann.handle.clone(), bob.key(), shown.clone());
+        pushing.spawn(async move { handle.push(to, vec![shown]).await });
+        taken.push(soon(bob.events.pushes.recv()).await.unwrap().accept());
+    }
+    let one_more = soon(ann.handle.push(bob.key(), vec![shown.clone()])).await;
+    assert!(
+        matches!(
+            one_more,
+            Err(PushError::Refused {
+                reason: PushRefusal::Busy,
+                ..
+            })
+        ),
+        "{one_more:?}"
+    );
+    for push in taken {
+        push.stored(path.clone(), shown.info.tree).await.unwrap();
+        push.done().await.unwrap();
+    }
+    while let Some(pushed) = soon(pushing.join_next()).await {
+        pushed.unwrap().unwrap();
+    }
+    let push = ann.handle.push(bob.key(), vec![shown.clone()]);
+    let take = async {
+        let taken = bob.events.pushes.recv().await.unwrap().accept();
+        taken.stored(path.clone(), shown.info.tree).await.unwrap();
+        taken.done().await.unwrap();
+    };
+    let (pushed, ()) = soon(async { tokio::join!(push, take) }).await;
+    pushed.unwrap();
+}
+
+/// Takes every question about presence and paths, and says nothing.
+fn silently(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    if matches!(inbound.door, Door::Presence | Door::Paths) {
+        async move {
+            let _inbound = inbound;
+            std::future::pending::<()>().await;
+        }
+        .boxed()
+    } else {
+        honestly(core, inbound)
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_says_nothing_is_not_waited_for_as_long_as_for_a_slow_answer() {
+    let mut ann = TestNode::founder(1).await;
+    let bob = ann.invite_as(2, Roles::all(), silently, |_| ()).await;
+    ann.meets(bob.key()).await;
+    let paths = [super::shelf::path("wanted")];
+    let since = Instant::now();
+    let asked = async {
+        tokio::join!(
+            ann.handle.have(bob.key(), &paths),
+            ann.handle.path_infos(bob.key(), &paths)
+        )
+    };
+    let (have, infos) = soon(asked).await;
+    assert!(matches!(have, Err(CallError::Wire { .. })), "{have:?}");
+    assert!(
+        matches!(infos, Err(PathsError::Call(CallError::Wire { .. }))),
+        "{infos:?}"
+    );
+    assert!(since.elapsed() < ANSWER_TIME / 2, "{:?}", since.elapsed());
+}
