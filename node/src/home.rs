@@ -139,6 +139,12 @@ impl Home {
         self.root.join("trust.json")
     }
 
+    /// What is private.
+    #[must_use]
+    pub fn private_file(&self) -> PathBuf {
+        self.root.join("private.json")
+    }
+
     /// Where files from other nodes arrive; on the store's file system.
     #[must_use]
     pub fn spool_folder(&self) -> PathBuf {

@@ -113,6 +113,9 @@ pub struct OpenSession {
     /// Keep the folders of builds that fail, on this node, wherever they were built.
     #[serde(default)]
     pub keep_failed: bool,
+    /// What it brings into the store that was not there stays private: no member learns of it, and none builds it.
+    #[serde(default)]
+    pub private: bool,
     /// Builds of this session at once on this node; none: the node's slots.
     pub jobs: Option<u32>,
     /// `NIX_BUILD_CORES`; 0: all.

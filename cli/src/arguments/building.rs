@@ -58,6 +58,7 @@ impl BuildingArguments {
         Building {
             keep_going: self.keep_going,
             keep_failed: self.keep_failed,
+            private: false,
             jobs: match self.jobs {
                 Jobs::Auto => None,
                 Jobs::Most(most) => Some(most),

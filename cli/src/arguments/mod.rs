@@ -211,6 +211,13 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what stays on this node
+    ///
+    /// No member learns of what is private, gets it, or is asked to build it; what is built from it is private, too.
+    Private {
+        #[command(subcommand)]
+        command: Option<PrivateCommand>,
+    },
     /// Leave the team for good
     ///
     /// The key of this home never comes back into the team. What is in its store stays.
@@ -230,6 +237,27 @@ pub enum Command {
     Down,
 }
 
+/// What is done with what is private.
+#[derive(Debug, Subcommand)]
+pub enum PrivateCommand {
+    /// List the patterns and paths, one a line
+    List,
+    /// Keep paths private from now on, with everything that refers to them
+    ///
+    /// Paths need not be there yet. What members have got before, they have.
+    Add {
+        /// Store paths, links to them, or patterns for their names, such as '*-license-key'
+        #[arg(value_name = "PATH|PATTERN", required = true)]
+        what: Vec<String>,
+    },
+    /// Show paths to members again
+    Remove {
+        /// Store paths, links to them, or patterns, as 'list' shows them
+        #[arg(value_name = "PATH|PATTERN", required = true)]
+        what: Vec<String>,
+    },
+}
+
 /// Where results go.
 #[derive(Debug, Args)]
 pub struct LinkArguments {
@@ -240,6 +268,9 @@ pub struct LinkArguments {
     /// Name of the link to the result, which keeps it from being collected
     #[arg(short = 'o', long = "out-link", value_name = "LINK", default_value = "result")]
     pub out_link: PathBuf,
+    /// Keep what this brings into the store to this node: no member learns of it, gets it, or is asked to build it
+    #[arg(long, conflicts_with = "to")]
+    pub private: bool,
     /// Make no link
     #[arg(long = "no-out-link", visible_alias = "no-link", conflicts_with = "out_link")]
     pub no_out_link: bool,

@@ -175,5 +175,6 @@ const fn session() -> OpenSession {
         to: None,
         substituters: Vec::new(),
         trusted_public_keys: Vec::new(),
+        private: false,
     }
 }

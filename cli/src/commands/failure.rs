@@ -38,6 +38,9 @@ pub enum Failure {
     /// What is copied cannot be read or written.
     #[error("what should be copied cannot be: {0}")]
     Stream(#[from] io::Error),
+    /// A node that does not keep to the protocol.
+    #[error("the node answers another question than it was asked; this is a bug")]
+    Unexpected,
     /// What was asked for is not there.
     #[error("{0}")]
     Absent(String),

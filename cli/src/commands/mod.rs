@@ -9,7 +9,7 @@
 //! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
 //! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
-//! | `trust` | `trust` |
+//! | `trust`, `private` | what their names say |
 //! | `node` | `up`, `down` and `status` |
 //! | `table` | rows in columns, sizes and dates |
 //! | `path` | store paths, as users name them |
@@ -21,6 +21,7 @@ mod exchange;
 mod failure;
 mod node;
 mod path;
+mod private;
 mod record;
 mod relations;
 mod store;
@@ -81,6 +82,7 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
             // What is in another store cannot be linked to.
             building.out_link = (!links.no_out_link && links.to.is_none()).then_some(links.out_link);
             building.to = links.to;
+            building.private = links.private;
             build::build(home, &evaluation, &building, &output).await
         }
         Command::Instantiate {
@@ -138,6 +140,7 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
             let command = command.unwrap_or(TrustCommand::Show { json });
             trust::trust(home, command).await
         }
+        Command::Private { command } => private::private(home, command).await,
         Command::Leave => team::leave(home).await,
         Command::Status { json } => node::status(home, json).await,
         Command::Up { up } => node::up(home, &up).await,

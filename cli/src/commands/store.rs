@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tvix_node::background::connect_or_start;
 use tvix_node::home::Home;
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::control::Provenance;
+use tvix_node_protocol::control::{OwnerAnswer, OwnerQuestion, Provenance};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 
 use super::path::store_path;
@@ -21,10 +21,18 @@ pub async fn info(home: &Home, path: &str, as_json: bool) -> Result<u8, Failure>
             home.root().display()
         )));
     };
+    let private = client.ask_owner(&OwnerQuestion::IsPrivate { path }).await?;
+    let private = matches!(private, OwnerAnswer::IsPrivate { private: true });
     if as_json {
-        print_json(&info_json(info))?;
+        let mut value = info_json(info);
+        value["private"] = private.into();
+        print_json(&value)?;
     } else {
-        print(info_text(info).as_bytes())?;
+        let mut text = info_text(info);
+        if private {
+            text += "private      no member learns of it or gets it\n";
+        }
+        print(text.as_bytes())?;
     }
     Ok(0)
 }

@@ -66,6 +66,7 @@ pub async fn trust(home: &Home, command: TrustCommand) -> Result<u8, Failure> {
             }
         }
         OwnerAnswer::Explained(explanation) => print(explanation_text(explanation).as_bytes())?,
+        _ => return Err(Failure::Unexpected),
     }
     Ok(0)
 }

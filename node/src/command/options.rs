@@ -48,6 +48,8 @@ pub struct Building {
     pub keep_going: bool,
     /// `-K`.
     pub keep_failed: bool,
+    /// `--private`.
+    pub private: bool,
     /// `-j`; none: as many as the node has slots.
     pub jobs: Option<u32>,
     /// `--cores`; 0: all.
@@ -73,6 +75,7 @@ impl Default for Building {
         Self {
             keep_going: false,
             keep_failed: false,
+            private: false,
             jobs: None,
             cores: 0,
             limits: BuildLimits::NONE,

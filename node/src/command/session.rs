@@ -113,6 +113,7 @@ pub async fn run(
         mode,
         keep_going: building.keep_going,
         keep_failed: building.keep_failed,
+        private: building.private,
         jobs: building.jobs,
         cores: building.cores,
         limits: building.limits,

@@ -1,5 +1,6 @@
 //! What the control socket's door asks of the node.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,6 +24,7 @@ use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::trust::Requirement;
 use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
 
+use super::clock::now;
 use super::depot::{Depot, DepotError, describe};
 use super::engine::{Activity, Message};
 use super::{exchange_api, owner_api, store_api, team_api};
@@ -103,28 +105,77 @@ impl Api {
 }
 
 impl Api {
+    /// Marks what is private before anything of it is in the store: what a command brings that keeps its work to
+    /// itself, and every derivation that reads something private, with its outputs. `texts`: what is about to be
+    /// added.
+    async fn mark_private(
+        &self,
+        session: u64,
+        texts: Vec<StorePath>,
+        events: &[Event],
+    ) -> Result<(), ApiError> {
+        let private = Arc::clone(&self.depot.private);
+        let mut new: BTreeSet<StorePath> = BTreeSet::new();
+        let derivations = || {
+            let derivations = events.iter().filter_map(|event| match event {
+                Event::Instantiated { derivations, .. } => Some(derivations),
+                _ => None,
+            });
+            derivations.flatten()
+        };
+        if private.is_private_session(session) {
+            let outputs = derivations().flat_map(|derivation| derivation.outputs.values());
+            let brought: Vec<StorePath> = texts.into_iter().chain(outputs.cloned()).collect();
+            // What was there before is no secret of this command.
+            let absent = self.depot.blocking(move |store| {
+                let valid = store.is_valid_many(brought.iter())?;
+                let absent = brought.into_iter().zip(valid).filter(|(_, valid)| !valid);
+                Ok(absent.map(|(path, _)| path).collect::<Vec<_>>())
+            });
+            new.extend(absent.await.map_err(failed)?);
+        }
+        // Inputs come first, so one pass finds all.
+        for derivation in derivations() {
+            let hidden = |path: &StorePath| new.contains(path) || private.is_private(path);
+            let reads = derivation.sources.iter().any(hidden)
+                || derivation.inputs.iter().any(|input| hidden(&input.derivation));
+            if reads || hidden(&derivation.path) || derivation.outputs.values().any(hidden) {
+                new.extend(derivation.outputs.values().cloned());
+                new.insert(derivation.path.clone());
+            }
+        }
+        new.retain(|path| !private.is_private(path));
+        if new.is_empty() {
+            return Ok(());
+        }
+        let marked = tokio::task::spawn_blocking(move || private.add(new, [])).await;
+        let marked = marked.map_err(|error| failed(DepotError::Thread(error.to_string())))?;
+        marked.map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))
+    }
+
     /// Says of derivations who has to build them by the owner's rules. What names itself by its content needs
     /// nobody.
     fn say_who_has_to_agree(&self, events: &mut [Event]) {
         let policy = self.trust.policy();
-        if policy.rules().is_empty() {
-            return;
-        }
         let derivations = events.iter_mut().filter_map(|event| match event {
             Event::Instantiated { derivations, .. } => Some(derivations),
             _ => None,
         });
-        for derivation in derivations
-            .flatten()
-            .filter(|derivation| !derivation.fixed_output)
-        {
+        for derivation in derivations.flatten() {
+            let here = || Quorum {
+                needed: 1,
+                here: true,
+                of: Vec::new(),
+            };
+            if self.depot.private.is_private(&derivation.path) {
+                derivation.quorum = Some(here());
+            }
+            if derivation.fixed_output || derivation.quorum.is_some() {
+                continue;
+            }
             derivation.quorum = match policy.for_paths(derivation.outputs.values()) {
                 Requirement::Roster | Requirement::Sample { .. } => None,
-                Requirement::Own => Some(Quorum {
-                    needed: 1,
-                    here: true,
-                    of: Vec::new(),
-                }),
+                Requirement::Own => Some(here()),
                 Requirement::Quorum { needed, of } => Some(Quorum {
                     needed: *needed,
                     here: of.contains(&self.node),
@@ -168,7 +219,11 @@ impl ControlApi for Api {
     }
 
     async fn open_session(&self, request: OpenSession) -> Result<SessionOpened, ApiError> {
+        let private = request.private;
         let session = self.ask(|reply| Message::Open { request, reply }).await??;
+        if private {
+            self.depot.private.begin_session(session);
+        }
         Ok(SessionOpened {
             session,
             store_root: self.home.clone(),
@@ -182,6 +237,7 @@ impl ControlApi for Api {
     async fn close_session(&self, session: u64) {
         // A node that is ending has closed it.
         drop(self.ask(|reply| Message::Close { session, reply }).await);
+        self.depot.private.end_session(session);
     }
 
     async fn take_batch(&self, session: u64, batch: Vec<WorkerMessage>) -> Result<(), ApiError> {
@@ -189,6 +245,12 @@ impl ControlApi for Api {
             .await
             .map_err(|error| failed(DepotError::Thread(error.to_string())))?
             .map_err(failed)?;
+        self.mark_private(
+            session,
+            texts.iter().map(|text| text.path.clone()).collect(),
+            &events,
+        )
+        .await?;
         if !texts.is_empty() {
             self.depot.add_texts(session, texts).await.map_err(failed)?;
         }
@@ -197,6 +259,8 @@ impl ControlApi for Api {
             .depot
             .blocking(move |store| depot.told.complete(store, session, events));
         let mut events = completed.await.map_err(failed)?;
+        // Derivations that were read back from the store.
+        self.mark_private(session, Vec::new(), &events).await?;
         self.say_who_has_to_agree(&mut events);
         self.ask(|reply| Message::Told {
             session,
@@ -214,6 +278,7 @@ impl ControlApi for Api {
         archive: UploadBody,
     ) -> Result<PathInfo, ApiError> {
         let naming = naming(&source)?;
+        let begun = now();
         let lease = self.depot.lease_of(session);
         let reader = archive.into_reader();
         let added = self
@@ -231,6 +296,14 @@ impl ControlApi for Api {
             })
             .await;
         let info = added.map_err(failed)?;
+        // What was there before is no secret of this command.
+        if self.depot.private.is_private_session(session) && info.registered >= begun {
+            let (private, path) = (Arc::clone(&self.depot.private), info.path.clone());
+            let marked = tokio::task::spawn_blocking(move || private.add([path], [])).await;
+            marked
+                .map_err(|error| failed(DepotError::Thread(error.to_string())))?
+                .map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))?;
+        }
         self.depot.added(std::slice::from_ref(&info.path));
         Ok(info)
     }

@@ -20,6 +20,7 @@ use tvix_node_store::{
 use super::derivations::{Checked, CheckedDerivations};
 use super::perform::Plan;
 use super::told::Told;
+use crate::team::private::PrivateBook;
 use crate::upstream::Upstreams;
 
 /// Why the store cannot serve.
@@ -95,6 +96,8 @@ pub struct Depot {
     pub told: Told,
     /// Binary caches that paths may be taken from.
     pub upstreams: Arc<Upstreams>,
+    /// What no member may know of.
+    pub private: Arc<PrivateBook>,
     /// Told of every path that is added.
     announcer: Mutex<Option<Announcer>>,
     /// What the open sessions protect.
@@ -104,8 +107,8 @@ pub struct Depot {
 }
 
 impl Depot {
-    /// The depot of an open store.
-    pub fn new(store: Store) -> Self {
+    /// The depot of an open store. `private`: what no member may know of.
+    pub fn new(store: Store, private: Arc<PrivateBook>) -> Self {
         let notes = store.home().join("notes");
         let own = Arc::new(store.lease());
         let upstreams = Arc::new(Upstreams::new(store.home().join("spool/caches")));
@@ -115,6 +118,7 @@ impl Depot {
             notes,
             derivations: CheckedDerivations::default(),
             told: Told::default(),
+            private,
             announcer: Mutex::default(),
             sessions: Mutex::default(),
             own,
@@ -129,10 +133,12 @@ impl Depot {
     /// These paths are in the store now, accepted under their names.
     pub fn added(&self, paths: &[StorePath]) {
         let announcer = lock(&self.announcer).clone();
+        let public = paths.iter().filter(|path| !self.private.is_private(path));
+        let public: Vec<StorePath> = public.cloned().collect();
         if let Some(announce) = announcer
-            && !paths.is_empty()
+            && !public.is_empty()
         {
-            announce(paths);
+            announce(&public);
         }
     }
 

@@ -39,6 +39,7 @@ use engine::{Engine, Message};
 use perform::Jobs;
 
 use crate::team::membership::{Membership, Parts, TeamFailure};
+use crate::team::private::{PrivateBook, PrivateError};
 use crate::team::trust::{TrustBook, TrustError};
 use crate::upstream::Substituters;
 pub use crate::upstream::{SubstituterError, UpstreamError};
@@ -88,6 +89,9 @@ pub enum UpError {
     /// The control socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// What is private cannot be read.
+    #[error(transparent)]
+    Private(#[from] PrivateError),
     /// The owner's rules of trust cannot be read.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -136,7 +140,8 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     };
     let builder = Builder::new(config)?;
     let configured = NodeConfig::read(&home.config_file())?;
-    let depot = Arc::new(Depot::new(store));
+    let private = Arc::new(PrivateBook::open(home.private_file())?);
+    let depot = Arc::new(Depot::new(store, private));
     depot.upstreams.configure(&Substituters {
         caches: options.substituters.clone().unwrap_or(configured.substituters),
         keys: options

@@ -49,8 +49,91 @@ pub(super) async fn answer(api: &Api, question: OwnerQuestion) -> Result<OwnerAn
             Ok(trust(api))
         }
         OwnerQuestion::ExplainTrust { path } => explain(api, path).await.map(OwnerAnswer::Explained),
+        OwnerQuestion::Private => Ok(private(api)),
+        OwnerQuestion::SetPrivate {
+            private: hide,
+            paths,
+            patterns,
+        } => {
+            set_private(api, hide, paths, patterns).await?;
+            Ok(private(api))
+        }
+        OwnerQuestion::IsPrivate { path } => Ok(OwnerAnswer::IsPrivate {
+            private: api.depot.private.is_private(&path),
+        }),
     }
 }
+
+fn private(api: &Api) -> OwnerAnswer {
+    let (patterns, paths) = api.depot.private.list();
+    OwnerAnswer::Private { patterns, paths }
+}
+
+/// Hides paths with everything that refers to them, or shows them again.
+async fn set_private(
+    api: &Api,
+    hide: bool,
+    paths: Vec<StorePath>,
+    patterns: Vec<PathPattern>,
+) -> Result<(), ApiError> {
+    let book = Arc::clone(&api.depot.private);
+    let named = paths.first().map(ToString::to_string);
+    let named = named.or_else(|| patterns.first().map(ToString::to_string));
+    let changed = api.depot.blocking(move |store| {
+        if !hide {
+            return Ok(book.remove(&paths, &patterns));
+        }
+        // What refers to it could not be had without it, and may tell what is in it.
+        let mut all: BTreeSet<StorePath> = paths.iter().cloned().collect();
+        let mut frontier = paths;
+        while let Some(path) = frontier.pop() {
+            for referrer in store.referrers(&path)? {
+                if all.insert(referrer.clone()) {
+                    frontier.push(referrer);
+                }
+            }
+        }
+        Ok(book.add(all, patterns).map(|()| true))
+    });
+    let changed = changed.await.map_err(failed)?;
+    if !changed.map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))? {
+        let message = format!(
+            "'{}' is not among what is private; 'tvix-node private' shows that",
+            named.unwrap_or_default()
+        );
+        return Err(ApiError::new(FailureKind::NotFound, message));
+    }
+    // Who was told before is told that it is gone; what is shown again is announced.
+    let Some(team) = api.team.current() else {
+        return Ok(());
+    };
+    let book = Arc::clone(&api.depot.private);
+    let listing = api.depot.blocking(move |store| {
+        let (mut after, mut hidden, mut shown) = (None, Vec::new(), Vec::new());
+        loop {
+            let page = store.paths_after(after.as_ref(), LISTED)?;
+            let Some(last) = page.last() else {
+                return Ok((hidden, shown));
+            };
+            after = Some(last.clone());
+            for path in page {
+                match book.is_private(&path) {
+                    true => hidden.push(path),
+                    false => shown.push(path),
+                }
+            }
+        }
+    });
+    let (hidden, shown) = listing.await.map_err(failed)?;
+    team.swarm.withdraw(&hidden);
+    if !hide {
+        team.swarm.announce(&shown);
+    }
+    Ok(())
+}
+
+/// Paths listed at once.
+const LISTED: usize = 4096;
 
 fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(FailureKind::Invalid, message)

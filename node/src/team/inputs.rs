@@ -105,12 +105,13 @@ impl TeamNode {
         paths: Vec<StorePath>,
         room: &mut usize,
     ) -> Result<HashMap<StorePath, Derivation>, Refusal> {
+        let private = Arc::clone(&self.depot.private);
         let here = self.depot.blocking(move |store| {
             let valid = store.is_valid_many(paths.iter())?;
             let mut found = HashMap::new();
             let mut missing = Vec::new();
             for (path, valid) in paths.into_iter().zip(valid) {
-                if valid {
+                if valid && !private.is_private(&path) {
                     let derivation = read_from(store, &path)?;
                     found.insert(path, derivation);
                 } else {
@@ -172,6 +173,12 @@ impl TeamNode {
         let mut known: BTreeMap<StorePath, Known> = BTreeMap::new();
         let mut missing = Vec::new();
         for (input, own) in request.inputs.iter().zip(own) {
+            // Whoever names a private tree would get it copied out of here. To others it is as if it were not here,
+            // and it cannot be brought either.
+            if own.is_some() && self.depot.private.is_private(&input.path) {
+                let message = format!("{} cannot be had here", input.path);
+                return Err(refusal(RefusalReason::InputMissing, message));
+            }
             match own {
                 Some(info) if info.tree == input.tree => {
                     check_references(input, &info)?;

@@ -14,7 +14,7 @@ use tvix_node_protocol::envelope::{NodeKey, NodeSecret};
 use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::roster::Founder;
 use tvix_node_protocol::ticket::Ticket;
-use tvix_node_store::{IndexError, Store};
+use tvix_node_store::IndexError;
 use tvix_node_swarm::team::{JoinError, StateError, Team, TeamError, join};
 use tvix_node_swarm::{Clock, Config, StartError, SwarmHandle};
 
@@ -25,7 +25,7 @@ use super::grants::Grants;
 use super::limits::{CONSIDERED, TAKEN_PUSHES};
 use super::sample::Sampling;
 use super::serve::Served;
-use super::shelf::StoreShelf;
+use super::shelf::{StoreShelf, public_after};
 use super::together::SharedBuilds;
 use super::trust::TrustBook;
 use crate::daemon::depot::Depot;
@@ -237,7 +237,8 @@ impl Membership {
             config.mdns = listen.iter().any(|address| !address.ip().is_loopback());
         }
         let grants = Arc::new(Grants::default());
-        let shelf = StoreShelf::new(parts.depot.store().clone(), Arc::clone(&grants), secret.key());
+        let (store, private) = (parts.depot.store().clone(), Arc::clone(&parts.depot.private));
+        let shelf = StoreShelf::new(store, private, Arc::clone(&grants), secret.key());
         let (swarm, events) = tvix_node_swarm::start(config, team, secret, Arc::new(shelf)).await?;
         let announcer = swarm.clone();
         let node = Arc::new(TeamNode {
@@ -265,9 +266,9 @@ impl Membership {
         tasks.spawn(Arc::clone(&node).publish_facts(facts, parts.free.clone()));
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&node));
         // What was added between the listing at the start and the announcer.
-        let (announcer, store) = (node.swarm.clone(), parts.depot.store().clone());
+        let (announcer, depot) = (node.swarm.clone(), Arc::clone(&parts.depot));
         tasks.spawn(async move {
-            let listing = tokio::task::spawn_blocking(move || announce_all(&announcer, &store));
+            let listing = tokio::task::spawn_blocking(move || announce_all(&announcer, &depot));
             match listing.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::error!(%error, "not everything here could be announced"),
@@ -279,11 +280,11 @@ impl Membership {
     }
 }
 
-/// Announces every path, once more.
-fn announce_all(swarm: &SwarmHandle, store: &Store) -> Result<(), IndexError> {
+/// Announces every path that is not private, once more.
+fn announce_all(swarm: &SwarmHandle, depot: &Depot) -> Result<(), IndexError> {
     let mut after = None;
     loop {
-        let page = store.paths_after(after.as_ref(), ANNOUNCED_PAGE)?;
+        let page = public_after(depot.store(), &depot.private, after.as_ref(), ANNOUNCED_PAGE)?;
         let Some(last) = page.last() else {
             return Ok(());
         };

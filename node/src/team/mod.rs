@@ -8,6 +8,7 @@
 //! | [`sample`] | what others built, built here again to compare |
 //! | [`evidence`] | what members know of paths, and whether it is believed |
 //! | [`presence`] | where paths are |
+//! | [`private`] | what stays on this node |
 //! | [`fetch`] | paths of others into this store |
 //! | [`repair`] | content of damaged paths from others |
 //! | [`request`] | builds that others do for this node |
@@ -25,6 +26,7 @@ pub mod limits;
 pub mod membership;
 pub mod policy;
 pub mod presence;
+pub mod private;
 pub mod push;
 pub mod repair;
 pub mod request;

@@ -37,6 +37,9 @@ pub enum PushFailure {
     /// A folder.
     #[error(transparent)]
     Folder(#[from] FolderError),
+    /// It stays here.
+    #[error("{0} is private ('tvix-node private'), so it does not leave this node")]
+    Private(StorePath),
     /// Too much at once.
     #[error("the closure has {0} paths, more than the {CLOSURE} allowed")]
     TooLarge(usize),
@@ -46,7 +49,7 @@ impl PushFailure {
     /// Whether trying again may help.
     fn is_transient(&self) -> bool {
         match self {
-            Self::Depot(_) | Self::Folder(_) | Self::TooLarge(_) => false,
+            Self::Depot(_) | Self::Folder(_) | Self::TooLarge(_) | Self::Private(_) => false,
             Self::Call(_) => true,
             Self::Push(error) => match error {
                 PushError::Call(_) | PushError::Unconfirmed { .. } => true,
@@ -90,6 +93,12 @@ impl TeamNode {
             .depot
             .blocking(move |store| Ok(store.closure(paths.iter())?))
             .await?;
+        if let Some(info) = closure
+            .iter()
+            .find(|info| self.depot.private.is_private(&info.path))
+        {
+            return Err(PushFailure::Private(info.path.clone()));
+        }
         if closure.len() > CLOSURE {
             return Err(PushFailure::TooLarge(closure.len()));
         }

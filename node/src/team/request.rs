@@ -68,6 +68,9 @@ enum RequestFailure {
         /// Which, and why.
         reason: String,
     },
+    /// Something that nobody may know of.
+    #[error("{0} is private ('tvix-node private'), so nobody else is asked to build with it")]
+    Private(StorePath),
     /// No random numbers for the nonce.
     #[error("the machine gives no random numbers: {0}")]
     Random(getrandom::Error),
@@ -125,7 +128,7 @@ impl RequestFailure {
         match self {
             Self::Depot(DepotError::Derivation(_)) => FailureKind::Builder,
             Self::Cancelled => FailureKind::Cancelled,
-            Self::Untrusted { .. } => FailureKind::Refused,
+            Self::Untrusted { .. } | Self::Private(_) => FailureKind::Refused,
             Self::Disagreed(_) => FailureKind::Disagreed,
             Self::Refused { refusal, .. } => match refusal.reason {
                 // Neither says anything about the builder.
@@ -367,6 +370,12 @@ impl TeamNode {
             .into_values()
             .map(|remote| (remote.shown.info.path.clone(), as_input(&remote.shown.info)))
             .collect();
+        let private = |path: &&StorePath| self.depot.private.is_private(path);
+        let own = std::iter::once(&order.derivation).chain(checked.outputs.values());
+        let read = closure.iter().map(|info| &info.path);
+        if let Some(path) = own.chain(read).find(private) {
+            return Err(RequestFailure::Private(path.clone()));
+        }
         // What is here counts, whatever others have under the same name.
         inputs.extend(closure.iter().map(|info| (info.path.clone(), as_input(info))));
         Ok(Asked {

@@ -8,7 +8,9 @@ use tokio::sync::oneshot;
 use tvix_node_builder::DerivationOptions;
 use tvix_node_coordinator::FailureKind;
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildLimits, BuildRecord, BuildRequest, DesiredStore, RequestHash};
+use tvix_node_protocol::build::{
+    BuildLimits, BuildRecord, BuildRequest, BuiltOutput, DesiredStore, RequestHash,
+};
 use tvix_node_protocol::envelope::{Envelope, NodeKey, seal};
 use tvix_node_protocol::messages::{self, FailedFolder, Pushed, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
@@ -389,6 +391,7 @@ impl TeamNode {
         }
         let key = request.build_key().ok()?;
         let (me, lease) = (self.swarm.key(), self.depot.lease());
+        let private = Arc::clone(&self.depot.private);
         let record = self.depot.blocking(move |store| {
             for envelope in store.records(&key)? {
                 let Ok(record) = envelope.open::<BuildRecord>() else {
@@ -402,6 +405,9 @@ impl TeamNode {
                     .values()
                     .map(|output| output.path.clone())
                     .collect();
+                if paths.iter().any(|path| private.is_private(path)) {
+                    continue;
+                }
                 let infos = lease.hold(paths.iter())?;
                 let there = infos
                     .iter()
@@ -445,7 +451,11 @@ impl TeamNode {
     ) -> Result<Ended, DepotError> {
         let envelope = performed.record;
         let record = opened(&envelope).map_err(DepotError::Record)?;
-        let accepted = accepted && self.believes_itself(&record, &envelope).await?;
+        // What is private here by its name, and made for another, is that one's.
+        let private = |output: &BuiltOutput| self.depot.private.is_private(&output.path);
+        let accepted = accepted
+            && !record.outputs.values().any(private)
+            && self.believes_itself(&record, &envelope).await?;
         let names: Vec<StorePath> = performed
             .outputs
             .iter()

@@ -13,29 +13,39 @@ use tvix_node_store::{IndexError, ReadError, Store};
 use tvix_node_swarm::{Shelf, ShelfError};
 
 use super::grants::Grants;
+use super::private::PrivateBook;
 use crate::daemon::clock::now;
 
-/// The store of a node in a team. Every path that lies under its name is for all members; what lies
-/// under its digest is for the one it was made for.
+/// The store of a node in a team. Every path that lies under its name is for all members, unless it is private;
+/// what lies under its digest is for the one it was made for.
 pub struct StoreShelf {
     store: Store,
+    private: Arc<PrivateBook>,
     grants: Arc<Grants>,
     me: NodeKey,
 }
 
 impl StoreShelf {
     /// The shelf of the node `me`.
-    pub fn new(store: Store, grants: Arc<Grants>, me: NodeKey) -> Self {
-        Self { store, grants, me }
+    pub fn new(store: Store, private: Arc<PrivateBook>, grants: Arc<Grants>, me: NodeKey) -> Self {
+        Self {
+            store,
+            private,
+            grants,
+            me,
+        }
     }
 }
 
 impl Shelf for StoreShelf {
     fn advertised(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, ShelfError> {
-        self.store.paths_after(after, limit).map_err(ShelfError::new)
+        public_after(&self.store, &self.private, after, limit).map_err(ShelfError::new)
     }
 
     fn path_info(&self, _peer: NodeKey, path: &StorePath) -> Result<Option<Shown>, ShelfError> {
+        if self.private.is_private(path) {
+            return Ok(None);
+        }
         shown(&self.store, self.me, path).map_err(ShelfError::new)
     }
 
@@ -44,7 +54,7 @@ impl Shelf for StoreShelf {
             return Ok(true);
         }
         let paths = self.store.paths_of_tree(root).map_err(ShelfError::new)?;
-        Ok(!paths.is_empty())
+        Ok(paths.iter().any(|path| !self.private.is_private(path)))
     }
 
     fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError> {
@@ -59,6 +69,31 @@ impl Shelf for StoreShelf {
         self.store
             .open_blob(&digest)
             .map_err(|error: ReadError| ShelfError::new(error))
+    }
+}
+
+/// Paths that are not private, in order, from after `after` on, at most `limit`; none where there are no more.
+///
+/// # Errors
+/// [`IndexError`]
+pub fn public_after(
+    store: &Store,
+    private: &PrivateBook,
+    after: Option<&StorePath>,
+    limit: usize,
+) -> Result<Vec<StorePath>, IndexError> {
+    let mut after = after.cloned();
+    loop {
+        let mut page = store.paths_after(after.as_ref(), limit)?;
+        let Some(last) = page.last().cloned() else {
+            return Ok(page);
+        };
+        page.retain(|path| !private.is_private(path));
+        // A page that is private as a whole is not the last one.
+        if !page.is_empty() {
+            return Ok(page);
+        }
+        after = Some(last);
     }
 }
 

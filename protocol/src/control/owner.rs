@@ -1,4 +1,4 @@
-//! What the owner of a node decides: whom it believes.
+//! What the owner of a node decides: whom it believes, what stays private.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,25 @@ pub enum OwnerQuestion {
     },
     /// Why a path is or is not believed. Answered with [`OwnerAnswer::Explained`].
     ExplainTrust {
+        /// The path.
+        #[serde(with = "basename")]
+        path: StorePath,
+    },
+    /// What is private. Answered with [`OwnerAnswer::Private`].
+    Private,
+    /// Keep paths private from now on, with everything that refers to them, or not any more. Answered with
+    /// [`OwnerAnswer::Private`].
+    SetPrivate {
+        /// Whether they are.
+        private: bool,
+        /// Paths.
+        #[serde(with = "basename")]
+        paths: Vec<StorePath>,
+        /// Patterns for paths.
+        patterns: Vec<PathPattern>,
+    },
+    /// Whether a path is private. Answered with [`OwnerAnswer::IsPrivate`].
+    IsPrivate {
         /// The path.
         #[serde(with = "basename")]
         path: StorePath,
@@ -93,6 +112,19 @@ pub enum OwnerAnswer {
     },
     /// Why a path is or is not believed.
     Explained(Explanation),
+    /// What is private.
+    Private {
+        /// Patterns.
+        patterns: Vec<PathPattern>,
+        /// Paths, sorted; here or not.
+        #[serde(with = "basename")]
+        paths: Vec<StorePath>,
+    },
+    /// Whether a path is private.
+    IsPrivate {
+        /// Whether it is.
+        private: bool,
+    },
 }
 
 /// Why a path is or is not believed.

@@ -9,6 +9,7 @@ mod joining;
 mod nats;
 pub mod nodes;
 mod observer;
+mod private;
 mod refused;
 mod repairing;
 mod sight;

@@ -36,7 +36,10 @@ fn has_tunnel() -> bool {
 fn network(tunnel: bool, allowed: &[String]) -> Network {
     let mut network = Network::default();
     network.tunnel = tunnel;
-    network.allowed = allowed.iter().map(|range| range.parse().expect("a range")).collect();
+    network.allowed = allowed
+        .iter()
+        .map(|range| range.parse().expect("a range"))
+        .collect();
     network
 }
 

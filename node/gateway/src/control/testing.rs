@@ -440,6 +440,7 @@ pub(super) fn open(version: u32) -> OpenSession {
         mode: SessionMode::Build,
         keep_going: false,
         keep_failed: false,
+        private: false,
         jobs: None,
         cores: 0,
         limits: BuildLimits::NONE,
