@@ -50,7 +50,9 @@ use crate::nix::store_path::{StorePath, basename};
 use crate::path_info::PathInfo;
 
 pub use member::{MemberError, find_member};
-pub use owner::{Explanation, NamedRequirement, OwnerAnswer, OwnerQuestion, ShownVerdict, THIS_NODE};
+pub use owner::{
+    Explanation, Finding, Health, NamedRequirement, OwnerAnswer, OwnerQuestion, ShownVerdict, THIS_NODE,
+};
 pub use store::{ChainLink, DamagedPath, Repair, StoreAnswer, StoreQuestion, TreeDifference};
 pub use team::{
     InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView, RenewRequest,

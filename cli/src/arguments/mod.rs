@@ -218,6 +218,15 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<PrivateCommand>,
     },
+    /// Look for what is wrong with this node and its team, and say what to do
+    ///
+    /// Looks at the sandbox, the disk, where the node can be reached, the clocks, the roster, and the way to each
+    /// member. The exit status is 1 where something does not work.
+    Doctor {
+        /// Print what was found as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Leave the team for good
     ///
     /// The key of this home never comes back into the team. What is in its store stays.

@@ -9,13 +9,14 @@
 //! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
 //! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
-//! | `trust`, `private` | what their names say |
+//! | `trust`, `private`, `doctor` | what their names say |
 //! | `node` | `up`, `down` and `status` |
 //! | `table` | rows in columns, sizes and dates |
 //! | `path` | store paths, as users name them |
 //! | `failure` | why a command failed, and its exit status |
 
 mod build;
+mod doctor;
 mod evaluate;
 mod exchange;
 mod failure;
@@ -141,6 +142,7 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
             trust::trust(home, command).await
         }
         Command::Private { command } => private::private(home, command).await,
+        Command::Doctor { json } => doctor::doctor(home, json).await,
         Command::Leave => team::leave(home).await,
         Command::Status { json } => node::status(home, json).await,
         Command::Up { up } => node::up(home, &up).await,

@@ -92,6 +92,7 @@ pub mod testing {
             free: 3,
             load: 125,
             round_trip_ms: Some(1.25),
+            speed: Some(12_500_000),
             traffic: TrafficView {
                 sent: 3 << 19,
                 received: 12,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
+use tvix_node_builder::Builder;
 use tvix_node_coordinator::{Event, Quorum, SessionId};
 use tvix_node_gateway::control::{ApiError, ControlApi, LogReader, UploadBody};
 use tvix_node_protocol::StorePath;
@@ -27,6 +28,7 @@ use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
 use super::clock::now;
 use super::depot::{Depot, DepotError, describe};
 use super::engine::{Activity, Message};
+use super::perform::Jobs;
 use super::{exchange_api, owner_api, store_api, team_api};
 use crate::team::membership::Membership;
 use crate::team::trust::TrustBook;
@@ -41,6 +43,8 @@ pub struct Api {
     pub team: Arc<Membership>,
     /// The owner's rules of trust.
     pub trust: Arc<TrustBook>,
+    /// What builds.
+    pub jobs: Arc<Jobs>,
     /// This node.
     pub node: NodeKey,
     /// Builds at once.
@@ -64,6 +68,11 @@ impl Api {
         let (reply, answer) = oneshot::channel();
         self.engine.send(message(reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
+    }
+
+    /// The sandbox.
+    pub(super) fn builder(&self) -> &Builder {
+        &self.jobs.builder
     }
 
     /// What is known of a path that must be valid.

@@ -5,6 +5,7 @@ mod check;
 pub(crate) mod clock;
 pub(crate) mod depot;
 pub(crate) mod derivations;
+mod doctor;
 pub(crate) mod engine;
 mod exchange_api;
 mod fetching;
@@ -171,7 +172,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         relay: options.relay,
     }));
     let engine = Engine::new(
-        (Arc::clone(&depot), jobs, Arc::clone(&team)),
+        (Arc::clone(&depot), Arc::clone(&jobs), Arc::clone(&team)),
         own,
         free,
         options.idle_exit,
@@ -182,6 +183,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         engine: sender.clone(),
         team: Arc::clone(&team),
         trust,
+        jobs,
         node,
         slots,
         idle_exit: options.idle_exit,

@@ -14,6 +14,7 @@ use tvix_node_protocol::trust::{PathPattern, Requirement, RuleError, TrustPolicy
 use tvix_node_swarm::FindScope;
 
 use super::api::{Api, failed};
+use super::doctor;
 use super::team_api::refused;
 use crate::team::evidence::Findings;
 use crate::team::policy::{Word, opened, quorum};
@@ -58,6 +59,9 @@ pub(super) async fn answer(api: &Api, question: OwnerQuestion) -> Result<OwnerAn
             set_private(api, hide, paths, patterns).await?;
             Ok(private(api))
         }
+        OwnerQuestion::Health => Ok(OwnerAnswer::Health {
+            findings: doctor::findings(api).await,
+        }),
         OwnerQuestion::IsPrivate { path } => Ok(OwnerAnswer::IsPrivate {
             private: api.depot.private.is_private(&path),
         }),

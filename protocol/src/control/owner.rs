@@ -1,4 +1,4 @@
-//! What the owner of a node decides: whom it believes, what stays private.
+//! What the owner of a node decides: whom it believes, what stays private; and whether it is well.
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,8 @@ pub enum OwnerQuestion {
         #[serde(with = "basename")]
         path: StorePath,
     },
+    /// Whether this node and its team are well. Answered with [`OwnerAnswer::Health`].
+    Health,
 }
 
 /// A [`Requirement`](crate::trust::Requirement) whose builders are named as people name them.
@@ -125,6 +127,37 @@ pub enum OwnerAnswer {
         /// Whether it is.
         private: bool,
     },
+    /// How this node and its team are.
+    Health {
+        /// What was looked at.
+        findings: Vec<Finding>,
+    },
+}
+
+/// Something that was looked at to find out whether a node is well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Finding {
+    /// What it is about, in a word or two, such as `clock`.
+    pub about: String,
+    /// How it is.
+    pub state: Health,
+    /// What was found.
+    pub found: String,
+    /// What to do about it; none: nothing.
+    pub advice: Option<String>,
+}
+
+/// How something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// As it should be.
+    Good,
+    /// It works, and something should be done or known.
+    Warning,
+    /// Something does not work.
+    Bad,
 }
 
 /// Why a path is or is not believed.

@@ -124,6 +124,8 @@ pub struct PeerView {
     pub load: u32,
     /// Milliseconds there and back; none: not measured yet.
     pub round_trip_ms: Option<f64>,
+    /// Bytes a second at which content came from it of late; none: nothing large has come.
+    pub speed: Option<u64>,
     /// What has been exchanged with it.
     pub traffic: TrafficView,
 }

@@ -3,6 +3,7 @@
 mod broken;
 mod building;
 mod desired_store;
+mod doctor;
 mod finding;
 mod importing;
 mod joining;

@@ -330,6 +330,7 @@ pub(super) fn peer() -> PeerView {
         free: 3,
         load: 50,
         round_trip_ms: Some(1.25),
+        speed: Some(12_500_000),
         traffic: TrafficView {
             sent: 4,
             received: 3,

@@ -1,0 +1,448 @@
+//! Whether this node and its team are well: what is wrong, and what to do about it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tvix_node_protocol::control::{Finding, Health};
+use tvix_node_swarm::PeerOverview;
+use tvix_node_swarm::limits::CLOCK_SKEW;
+
+use super::api::Api;
+use super::clock::now;
+
+/// Bytes on the disk below which builds are likely to fail: a compiler and its sources unpacked.
+const DISK_NEEDED: u64 = 2 << 30;
+
+/// Bytes below which somebody should make room soon: a browser is built in some 20 GB.
+const DISK_WANTED: u64 = 20 << 30;
+
+/// Seconds before the end of this node's membership from which on it is said: a holiday.
+const SOON: u64 = 30 * 24 * 3600;
+
+/// How long the sandbox may take to be set up. It takes milliseconds.
+const PROBE_TIME: Duration = Duration::from_secs(20);
+
+/// Looks at everything.
+pub(super) async fn findings(api: &Api) -> Vec<Finding> {
+    let mut findings = vec![sandbox(api).await, disk(api)];
+    if api.slots == 0 {
+        findings.push(good(
+            "slots",
+            "this node builds nothing: it was started with '--slots 0'",
+        ));
+    }
+    let Some(team) = api.team.current() else {
+        findings.push(good(
+            "team",
+            "this node is in no team, and shares with nobody ('tvix-node invite' founds one, 'tvix-node join' enters one)",
+        ));
+        return findings;
+    };
+    let swarm = &team.swarm;
+    let members = swarm.members();
+    let overview = swarm.overview();
+    let name = |key| team.name_of(key);
+    let connected: Vec<(String, &PeerOverview)> = overview
+        .iter()
+        .filter(|(_, known)| known.status.is_some())
+        .map(|(key, known)| (name(*key), known))
+        .collect();
+    findings.push(reachability(&swarm.addresses(), api.idle_exit));
+    findings.push(connections(connected.len(), members.len().saturating_sub(1)));
+    let clocks = connected.iter().filter_map(|(name, known)| {
+        let ahead = known.status.as_ref()?.clock_ahead;
+        Some((name.clone(), ahead))
+    });
+    findings.push(clock(&clocks.collect::<Vec<_>>()));
+    let me = members.get(swarm.key()).and_then(|member| member.not_after);
+    let to_renew = swarm.team().to_renew();
+    let others = to_renew.iter().filter(|key| **key != swarm.key());
+    let others: Vec<String> = others.map(|key| name(*key)).collect();
+    findings.push(roster(members.contains(swarm.key()), me, &others, now()));
+    for (name, known) in &connected {
+        findings.push(peer(name, known));
+    }
+    findings
+}
+
+fn finding(about: &str, state: Health, found: impl Into<String>, advice: Option<String>) -> Finding {
+    Finding {
+        about: about.to_owned(),
+        state,
+        found: found.into(),
+        advice,
+    }
+}
+
+fn good(about: &str, found: impl Into<String>) -> Finding {
+    finding(about, Health::Good, found, None)
+}
+
+async fn sandbox(api: &Api) -> Finding {
+    match tokio::time::timeout(PROBE_TIME, api.builder().probe()).await {
+        Ok(Ok(())) => good("sandbox", "builds can run here"),
+        // The error says what forbids it and the way out.
+        Ok(Err(error)) => finding(
+            "sandbox",
+            Health::Bad,
+            format!("builds cannot run here: {error}"),
+            Some(
+                "until then members of the team can build for this node: 'tvix-node up --slots 0'".to_owned(),
+            ),
+        ),
+        Err(_) => finding(
+            "sandbox",
+            Health::Bad,
+            format!("a sandbox could not be set up within {} s", PROBE_TIME.as_secs()),
+            Some("look at what keeps the machine busy ('tvix-node status', top), and try again".to_owned()),
+        ),
+    }
+}
+
+fn disk(api: &Api) -> Finding {
+    match rustix::fs::statvfs(&api.home) {
+        Ok(disk) => space(
+            &api.home,
+            disk.f_bavail.saturating_mul(disk.f_frsize),
+            // A file system that does not count them says 0 of 0.
+            (disk.f_files > 0).then_some(disk.f_favail),
+        ),
+        Err(error) => finding(
+            "disk",
+            Health::Bad,
+            format!(
+                "how full the disk of '{}' is cannot be found out: {error}",
+                api.home
+            ),
+            Some("look at the disk and its mount".to_owned()),
+        ),
+    }
+}
+
+fn space(home: &str, bytes: u64, files: Option<u64>) -> Finding {
+    /// Files that one large package unpacks.
+    const FILES: u64 = 100_000;
+    let gib = |bytes: u64| format!("{}.{} GiB", bytes >> 30, ((bytes % (1 << 30)) * 10) >> 30);
+    let found = format!("{} are free on the disk of '{home}'", gib(bytes));
+    let advice = || {
+        Some(
+            "make room ('tvix-node store gc' removes what nothing needs), or set TVIX_NODE_HOME to a folder on another disk"
+                .to_owned(),
+        )
+    };
+    if files.is_some_and(|files| files < FILES) {
+        let found = format!("{found}, and room for {} more files", files.unwrap_or(0));
+        return finding("disk", Health::Bad, found, advice());
+    }
+    match bytes {
+        0..DISK_NEEDED => finding("disk", Health::Bad, found, advice()),
+        DISK_NEEDED..DISK_WANTED => finding("disk", Health::Warning, found, advice()),
+        _ => good("disk", found),
+    }
+}
+
+fn reachability(addresses: &[String], idle_exit: bool) -> Finding {
+    let listen = "'tvix-node up --listen ADDRESS:PORT' listens where members can reach it, with TCP and UDP let through";
+    let hosts: Vec<IpAddr> = addresses.iter().filter_map(|address| host(address)).collect();
+    let list = addresses.join(", ");
+    if hosts.is_empty() {
+        return finding(
+            "reachability",
+            Health::Warning,
+            "this node listens nowhere: it connects to others, and nobody connects to it or redeems its tickets",
+            Some(listen.to_owned()),
+        );
+    }
+    if hosts.iter().all(IpAddr::is_loopback) {
+        return finding(
+            "reachability",
+            Health::Warning,
+            format!("only nodes on this machine reach this one, at {list}"),
+            Some(listen.to_owned()),
+        );
+    }
+    if idle_exit {
+        return finding(
+            "reachability",
+            Health::Warning,
+            format!("this node is reached at {list}, and ends a little after its last command"),
+            Some("run 'tvix-node up' to be there for others".to_owned()),
+        );
+    }
+    if !hosts.iter().any(is_public) {
+        return finding(
+            "reachability",
+            Health::Good,
+            format!(
+                "this node is reached at {list}: addresses of local networks, so members elsewhere reach it only if it \
+                 connects to them"
+            ),
+            None,
+        );
+    }
+    good("reachability", format!("this node is reached at {list}"))
+}
+
+/// The machine in a multiaddress.
+fn host(address: &str) -> Option<IpAddr> {
+    let mut parts = address.split('/');
+    parts.find(|part| matches!(*part, "ip4" | "ip6"))?;
+    parts.next()?.parse().ok()
+}
+
+/// Whether an address means the same everywhere.
+fn is_public(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let shared = address.octets()[0] == 100 && address.octets()[1] & 0xc0 == 64;
+            !(address.is_private()
+                || address.is_loopback()
+                || address.is_link_local()
+                || address.is_unspecified()
+                || shared)
+        }
+        IpAddr::V6(address) => address.segments()[0] & 0xe000 == 0x2000,
+    }
+}
+
+fn connections(connected: usize, others: usize) -> Finding {
+    let found = format!("connected with {connected} of {others} other members");
+    if others > 0 && connected == 0 {
+        return finding(
+            "team",
+            Health::Bad,
+            format!("{found}: nothing is found in the team or built by it"),
+            Some(
+                "see whether another member is up and where it listens ('tvix-node members' there), and whether a firewall \
+                 or a NAT lies between"
+                    .to_owned(),
+            ),
+        );
+    }
+    good("team", found)
+}
+
+/// `peers`: names, and by how many seconds each clock is ahead of this one.
+fn clock(peers: &[(String, i64)]) -> Finding {
+    let allowed = i64::try_from(CLOCK_SKEW).unwrap_or(i64::MAX);
+    // A clock that is wrong shows long before nothing works any more.
+    let is_off = |ahead: i64| ahead.saturating_abs() > allowed / 4;
+    if peers.is_empty() {
+        return good("clock", "there is no connected member to compare the clock with");
+    }
+    let off: Vec<&(String, i64)> = peers.iter().filter(|(_, ahead)| is_off(*ahead)).collect();
+    let Some((name, ahead)) = off.first().map(|(name, ahead)| (name, *ahead)) else {
+        return good("clock", "agrees with those of all connected members");
+    };
+    let by = |ahead: i64| match ahead {
+        0.. => format!("{ahead} s behind"),
+        _ => format!("{} s ahead of", ahead.unsigned_abs()),
+    };
+    let state = match off.iter().any(|(_, ahead)| ahead.saturating_abs() > allowed) {
+        true => Health::Bad,
+        false => Health::Warning,
+    };
+    let ours = off.len() > 1 || peers.len() == 1;
+    if ours && off.len() == peers.len() {
+        let advice = format!(
+            "set this machine's clock (a time service such as systemd-timesyncd keeps it right), or that of {name}; beyond \
+             {allowed} s requests and memberships are refused"
+        );
+        return finding(
+            "clock",
+            state,
+            format!("this machine's clock is {} that of {name}", by(ahead)),
+            Some(advice),
+        );
+    }
+    let names: Vec<&str> = off.iter().map(|(name, _)| name.as_str()).collect();
+    finding(
+        "clock",
+        state,
+        format!(
+            "the clock here is {} that of {name}, and agrees with those of others",
+            by(ahead)
+        ),
+        Some(format!("have the clock set at {}", names.join(", "))),
+    )
+}
+
+/// `end`: when this node's membership ends; none: never. `others`: members that need somebody to renew them.
+fn roster(is_member: bool, end: Option<u64>, others: &[String], now: u64) -> Finding {
+    if !is_member {
+        return finding(
+            "roster",
+            Health::Bad,
+            "this node is no member of its team any more: its membership has ended, or it was put out",
+            Some(
+                "ask a member for a new ticket; a key that was put out does not come back, so that takes a new home \
+                 (TVIX_NODE_HOME)"
+                    .to_owned(),
+            ),
+        );
+    }
+    if let Some(end) = end
+        && end.saturating_sub(now) < SOON
+    {
+        let days = end.saturating_sub(now) / (24 * 3600);
+        return finding(
+            "roster",
+            Health::Warning,
+            format!("this node's membership ends in {days} days"),
+            Some("ask somebody who may invite to run 'tvix-node renew' for it".to_owned()),
+        );
+    }
+    if !others.is_empty() {
+        return finding(
+            "roster",
+            Health::Warning,
+            format!("somebody should renew {}", others.join(", ")),
+            Some(
+                "who may invite runs 'tvix-node renew MEMBER'; 'tvix-node members' shows until when"
+                    .to_owned(),
+            ),
+        );
+    }
+    good("roster", "no membership ends soon")
+}
+
+fn peer(name: &str, known: &PeerOverview) -> Finding {
+    let about = format!("peer {name}");
+    let mut facts = Vec::new();
+    match known.round_trip {
+        Some(time) => facts.push(format!("{:.1} ms away", time.as_secs_f64() * 1000.0)),
+        None => facts.push("not measured yet how far away".to_owned()),
+    }
+    match known.speed {
+        Some(speed) => facts.push(format!("{:.1} MB/s", speed as f64 / 1e6)),
+        None => facts.push("nothing large has come from it yet".to_owned()),
+    }
+    if known.lied {
+        return finding(
+            &about,
+            Health::Bad,
+            format!(
+                "it sent something else than it said within the last day; {}",
+                facts.join(", ")
+            ),
+            Some(format!(
+                "ask who runs {name} to run 'tvix-node store verify' there; it is asked last until then"
+            )),
+        );
+    }
+    good(&about, facts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(list: &[&str]) -> Vec<String> {
+        list.iter().map(|address| (*address).to_owned()).collect()
+    }
+
+    #[test]
+    fn who_can_be_reached_by_whom_is_said() {
+        let cases = [
+            (addresses(&[]), false, Health::Warning, "listens nowhere"),
+            (
+                addresses(&["/ip4/127.0.0.1/tcp/4001"]),
+                false,
+                Health::Warning,
+                "only nodes on this machine",
+            ),
+            (
+                addresses(&["/ip4/192.168.1.2/tcp/4001"]),
+                false,
+                Health::Good,
+                "local networks",
+            ),
+            (
+                addresses(&["/ip4/198.51.100.7/tcp/4001"]),
+                false,
+                Health::Good,
+                "is reached at",
+            ),
+            (
+                addresses(&["/ip6/2001:db8::1/udp/4001/quic-v1"]),
+                false,
+                Health::Good,
+                "is reached at",
+            ),
+            (
+                addresses(&["/ip4/198.51.100.7/tcp/4001"]),
+                true,
+                Health::Warning,
+                "ends a little after",
+            ),
+        ];
+        for (addresses, idle, state, part) in cases {
+            let found = reachability(&addresses, idle);
+            assert_eq!(found.state, state, "{found:?}");
+            assert!(found.found.contains(part), "{found:?}");
+            assert_eq!(found.advice.is_some(), state != Health::Good, "{found:?}");
+        }
+        assert!(!is_public(&"100.64.0.1".parse().unwrap()) && !is_public(&"fe80::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_clock_that_is_wrong_is_the_one_that_differs_from_the_others() {
+        let peers = |list: &[(&str, i64)]| -> Vec<(String, i64)> {
+            list.iter()
+                .map(|(name, ahead)| ((*name).to_owned(), *ahead))
+                .collect()
+        };
+        assert_eq!(clock(&peers(&[])).state, Health::Good);
+        assert_eq!(clock(&peers(&[("bob", 3), ("carol", -2)])).state, Health::Good);
+        let ours = clock(&peers(&[("bob", 60), ("carol", 61)]));
+        assert_eq!(ours.state, Health::Warning);
+        assert!(
+            ours.found.contains("this machine's clock is 60 s behind"),
+            "{ours:?}"
+        );
+        let ours = clock(&peers(&[("bob", -3600), ("carol", -3601)]));
+        assert_eq!(ours.state, Health::Bad);
+        assert!(ours.found.contains("3600 s ahead of"), "{ours:?}");
+        let theirs = clock(&peers(&[("bob", 0), ("carol", 500)]));
+        assert_eq!(theirs.state, Health::Bad);
+        assert!(
+            theirs
+                .advice
+                .as_deref()
+                .is_some_and(|advice| advice.contains("carol")),
+            "{theirs:?}"
+        );
+    }
+
+    #[test]
+    fn memberships_that_end_are_seen_before_they_do() {
+        let day = 24 * 3600;
+        assert_eq!(roster(true, None, &[], 0).state, Health::Good);
+        assert_eq!(roster(true, Some(100 * day), &[], 0).state, Health::Good);
+        let soon = roster(true, Some(10 * day), &[], 0);
+        assert_eq!(soon.state, Health::Warning);
+        assert!(soon.found.contains("in 10 days"), "{soon:?}");
+        assert!(roster(true, None, &["bob".to_owned()], 0).found.contains("bob"));
+        assert_eq!(roster(false, None, &[], 0).state, Health::Bad);
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_is_named_with_the_way_out() {
+        let full = space("/home", 1 << 30, Some(1 << 30));
+        assert_eq!(full.state, Health::Bad);
+        assert!(
+            full.found.contains("1.0 GiB") && full.advice.is_some(),
+            "{full:?}"
+        );
+        assert_eq!(space("/home", 10 << 30, None).state, Health::Warning);
+        assert_eq!(space("/home", 100 << 30, Some(1 << 30)).state, Health::Good);
+        assert_eq!(space("/home", 100 << 30, Some(5)).state, Health::Bad);
+    }
+
+    #[test]
+    fn a_team_of_which_nobody_is_there_is_no_good() {
+        assert_eq!(connections(0, 0).state, Health::Good);
+        assert_eq!(connections(1, 3).state, Health::Good);
+        assert_eq!(connections(0, 3).state, Health::Bad);
+    }
+}
