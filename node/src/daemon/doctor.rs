@@ -143,7 +143,21 @@ fn space(home: &str, bytes: u64, files: Option<u64>) -> Finding {
 
 fn reachability(addresses: &[String], idle_exit: bool) -> Finding {
     let listen = "'tvix-node up --listen ADDRESS:PORT' listens where members can reach it, with TCP and UDP let through";
-    let hosts: Vec<IpAddr> = addresses.iter().filter_map(|address| host(address)).collect();
+    let (relayed, direct): (Vec<&String>, Vec<&String>) = addresses
+        .iter()
+        .partition(|address| address.contains("/p2p-circuit"));
+    if !relayed.is_empty() {
+        return finding(
+            "reachability",
+            Health::Warning,
+            "nobody has reached this node directly yet: members reach it through another one, and directly after that \
+             where their routers let them, but nobody can redeem a ticket of this node from outside its network",
+            Some(format!(
+                "have the router forward a port, and {listen}; or invite from a node that is reached directly"
+            )),
+        );
+    }
+    let hosts: Vec<IpAddr> = direct.iter().filter_map(|address| host(address)).collect();
     let list = addresses.join(", ");
     if hosts.is_empty() {
         return finding(
@@ -374,6 +388,15 @@ mod tests {
                 true,
                 Health::Warning,
                 "ends a little after",
+            ),
+            (
+                addresses(&[
+                    "/ip4/192.168.1.2/tcp/4001",
+                    "/ip4/198.51.100.7/tcp/4001/p2p/12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5/p2p-circuit",
+                ]),
+                false,
+                Health::Warning,
+                "through another one",
             ),
         ];
         for (addresses, idle, state, part) in cases {
