@@ -139,6 +139,12 @@ impl Home {
         self.root.join("trust.json")
     }
 
+    /// On which terms this node builds for others.
+    #[must_use]
+    pub fn share_file(&self) -> PathBuf {
+        self.root.join("share.json")
+    }
+
     /// What is private.
     #[must_use]
     pub fn private_file(&self) -> PathBuf {

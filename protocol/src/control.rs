@@ -51,7 +51,8 @@ use crate::path_info::PathInfo;
 
 pub use member::{MemberError, find_member};
 pub use owner::{
-    Explanation, Finding, Health, NamedRequirement, OwnerAnswer, OwnerQuestion, ShownVerdict, THIS_NODE,
+    Explanation, Finding, Health, NamedRequirement, OwnerAnswer, OwnerQuestion, QuietHours, SharingMode,
+    SharingTerms, ShownVerdict, THIS_NODE,
 };
 pub use store::{ChainLink, DamagedPath, Repair, StoreAnswer, StoreQuestion, TreeDifference};
 pub use team::{

@@ -179,6 +179,8 @@ pub struct Facts {
     pub load: u32,
     /// Cores.
     pub cores: u32,
+    /// Why nothing is built for others at the moment; none: something is, where a slot is free.
+    pub withheld: Option<String>,
     /// Of two facts of one node the one with the higher serial is the later.
     pub serial: u64,
 }
@@ -611,6 +613,8 @@ pub enum FailureKind {
     Cancelled,
     /// The builder's machine is the reason: it may succeed elsewhere.
     Machine,
+    /// The builder's owner wants the machine for something else: nothing is wrong with the builder.
+    Owner,
 }
 
 /// Take these paths; fetch them from me.

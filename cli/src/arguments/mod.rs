@@ -7,6 +7,7 @@
 //! | `destination` | where outputs should be in the end |
 //! | `store` | what can be asked of the store |
 //! | `team` | who may join, for how long, and where members meet |
+//! | `share` | on which terms the node builds for others |
 //! | `trust` | whom the node believes about which paths |
 //! | `numbers` | counts, sizes and times |
 //! | `flake` | flake references, which are refused with a way out |
@@ -20,6 +21,7 @@ mod flake;
 mod nix_flags;
 mod numbers;
 mod parse;
+mod share;
 mod store;
 mod team;
 mod trust;
@@ -33,6 +35,7 @@ use clap::{Args, Parser, Subcommand};
 pub use building::{BuildingArguments, words};
 pub use evaluation::EvaluationArguments;
 pub use parse::{Parsed, UsageError, parse};
+pub use share::ShareArguments;
 pub use store::{CollectArguments, StoreCommand};
 pub use team::{InviteArguments, JoinArguments, RenewArguments, own_name};
 pub use trust::TrustCommand;
@@ -217,6 +220,14 @@ pub enum Command {
     Private {
         #[command(subcommand)]
         command: Option<PrivateCommand>,
+    },
+    /// Say on which terms this node builds for others
+    ///
+    /// The owner's work goes first in any case: others get the slots that it leaves. A build for another member that is under
+    /// way when the terms end it is stopped, and its requester is told why and looks for another builder.
+    Share {
+        #[command(flatten)]
+        share: ShareArguments,
     },
     /// Look for what is wrong with this node and its team, and say what to do
     ///

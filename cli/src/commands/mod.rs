@@ -9,7 +9,7 @@
 //! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
 //! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
-//! | `trust`, `private`, `doctor` | what their names say |
+//! | `trust`, `private`, `doctor`, `share` | what their names say |
 //! | `node` | `up`, `down` and `status` |
 //! | `table` | rows in columns, sizes and dates |
 //! | `path` | store paths, as users name them |
@@ -25,6 +25,7 @@ mod path;
 mod private;
 mod record;
 mod relations;
+mod share;
 mod store;
 mod table;
 mod team;
@@ -142,6 +143,7 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
             trust::trust(home, command).await
         }
         Command::Private { command } => private::private(home, command).await,
+        Command::Share { share } => share::share(home, &share).await,
         Command::Doctor { json } => doctor::doctor(home, json).await,
         Command::Leave => team::leave(home).await,
         Command::Status { json } => node::status(home, json).await,

@@ -93,6 +93,7 @@ pub mod testing {
             load: 125,
             round_trip_ms: Some(1.25),
             speed: Some(12_500_000),
+            withheld: None,
             traffic: TrafficView {
                 sent: 3 << 19,
                 received: 12,

@@ -156,6 +156,16 @@ pub async fn peers(home: &Home, as_json: bool) -> Result<u8, Failure> {
         note("this node is connected with no other member; 'tvix-node members' lists who there is");
     } else {
         print(peers_text(&peers).as_bytes())?;
+        for (peer, why) in peers
+            .iter()
+            .filter_map(|peer| Some((peer, peer.withheld.as_ref()?)))
+        {
+            note(&format!(
+                "{} builds nothing for others now: {}",
+                clean(&peer.name),
+                clean(why)
+            ));
+        }
     }
     Ok(0)
 }
@@ -171,7 +181,10 @@ fn peers_text(peers: &[PeerView]) -> String {
             [
                 peer.name.clone(),
                 short(peer.key),
-                format!("{} of {}", peer.free, peer.slots),
+                match &peer.withheld {
+                    Some(_) => "none now".to_owned(),
+                    None => format!("{} of {}", peer.free, peer.slots),
+                },
                 format!("{}.{:02}", peer.load / 100, peer.load % 100),
                 peer.round_trip_ms
                     .map_or("".to_owned(), |time| format!("{time:.1} ms")),

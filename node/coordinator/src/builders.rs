@@ -85,6 +85,7 @@ impl Builders {
         self.capable.entry(id).or_insert_with(|| {
             let capable = peers.iter().filter(|(node, peer)| {
                 peer.offer.slots > 0
+                    && peer.offer.withheld.is_none()
                     && is_named(requirement, Some(*node))
                     && (peer.offer.fixed_outputs || !requirement.fixed_output)
                     && offers(requirement, &peer.offer.systems, &peer.offer.features)
@@ -171,7 +172,20 @@ impl Builders {
         if let Some(own) = &self.own {
             add(own_name, own.slots, &own.systems, &own.features);
         }
-        for peer in self.peers.values().take(8) {
+        let withheld = self.peers.values().filter_map(|peer| {
+            let why = peer.offer.withheld.as_ref()?;
+            Some(format!(
+                "{}: builds nothing for others now, because {why}",
+                peer.offer.name
+            ))
+        });
+        let withheld: Vec<String> = withheld.take(8).collect();
+        for peer in self
+            .peers
+            .values()
+            .filter(|peer| peer.offer.withheld.is_none())
+            .take(8)
+        {
             add(
                 &peer.offer.name,
                 peer.offer.slots,
@@ -179,6 +193,7 @@ impl Builders {
                 &peer.offer.features,
             );
         }
+        all.extend(withheld);
         if self.peers.len() > 8 {
             all.push(format!("and {} more", self.peers.len() - 8));
         }

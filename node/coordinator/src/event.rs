@@ -344,6 +344,8 @@ pub struct PeerOffer {
     pub load: u32,
     /// Its cores; 0: not known.
     pub cores: u32,
+    /// Why it builds nothing for others at the moment; none: it does.
+    pub withheld: Option<String>,
 }
 
 /// Where a path is.

@@ -60,7 +60,7 @@ impl Coordinator {
                 );
             }
             FailureKind::Busy if attempt.node.is_some() && !attempt.inputs_missing => {
-                self.try_later(&attempt)
+                self.try_later(&attempt, participants, failure.error)
             }
             FailureKind::Busy | FailureKind::Transient | FailureKind::Refused | FailureKind::Cancelled => {
                 self.try_elsewhere(&attempt, participants, failure);
@@ -69,12 +69,22 @@ impl Coordinator {
     }
 
     /// A builder has too much to do. It is left alone for a moment, and nothing is held against it.
-    fn try_later(&mut self, attempt: &Attempt) {
+    fn try_later(&mut self, attempt: &Attempt, participants: SessionSet, why: String) {
         if let Some(node) = attempt.node {
             self.builders.pause(&node, self.now.after(limits::REFUSAL_PAUSE));
         }
         let drv = &mut self.graph.drvs[attempt.drv];
         drv.tries = drv.tries.saturating_sub(1);
+        // Said once, however often it is tried.
+        if drv.put_off.as_ref() == Some(&why) {
+            return;
+        }
+        drv.put_off = Some(why.clone());
+        for slot in participants.iter() {
+            let (level, derivation) = ("info".to_owned(), &attempt.derivation);
+            let text = format!("{derivation} has to wait: {}: {why}", attempt.node_name);
+            self.tell(slot, EventKind::Message { level, text });
+        }
     }
 
     /// A build came to nothing, which says nothing about its derivation.

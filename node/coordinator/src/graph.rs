@@ -283,6 +283,8 @@ pub(crate) struct Drv {
     /// could not be had from there.
     pub(crate) built_by: Option<NodeKey>,
     pub(crate) trouble: Option<Box<Trouble>>,
+    /// Why a builder put it off last.
+    pub(crate) put_off: Option<String>,
     pub(crate) dirty: bool,
 }
 
@@ -445,6 +447,7 @@ impl Graph {
             tries: 0,
             built_by: None,
             trouble: None,
+            put_off: None,
             dirty: false,
         });
         self.drvs_by_name.insert(derivation.path.clone(), id);

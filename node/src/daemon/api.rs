@@ -31,6 +31,7 @@ use super::engine::{Activity, Message};
 use super::perform::Jobs;
 use super::{exchange_api, owner_api, store_api, team_api};
 use crate::team::membership::Membership;
+use crate::team::share::ShareBook;
 use crate::team::trust::TrustBook;
 
 /// The node behind its control socket.
@@ -43,6 +44,8 @@ pub struct Api {
     pub team: Arc<Membership>,
     /// The owner's rules of trust.
     pub trust: Arc<TrustBook>,
+    /// On which terms slots are lent.
+    pub share: Arc<ShareBook>,
     /// What builds.
     pub jobs: Arc<Jobs>,
     /// This node.

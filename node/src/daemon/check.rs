@@ -110,9 +110,9 @@ impl Jobs {
             to: LentTo::Session(check.session),
             reply,
         };
-        // Where the engine has ended, no slot comes.
+        // Where the engine has ended, no slot comes; the owner's terms keep none from a check.
         drop(engine.send(message).await);
-        let Some(Ok(slot)) = cancel.run_until_cancelled(slot).await else {
+        let Some(Ok(Ok(slot))) = cancel.run_until_cancelled(slot).await else {
             return Ok(None);
         };
         let began = Instant::now();

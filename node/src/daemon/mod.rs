@@ -41,6 +41,7 @@ use perform::Jobs;
 
 use crate::team::membership::{Membership, Parts, TeamFailure};
 use crate::team::private::{PrivateBook, PrivateError};
+use crate::team::share::{ShareBook, ShareError};
 use crate::team::trust::{TrustBook, TrustError};
 use crate::upstream::Substituters;
 pub use crate::upstream::{SubstituterError, UpstreamError};
@@ -90,6 +91,9 @@ pub enum UpError {
     /// The control socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The terms of sharing cannot be read.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// What is private cannot be read.
     #[error(transparent)]
     Private(#[from] PrivateError),
@@ -143,6 +147,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let configured = NodeConfig::read(&home.config_file())?;
     let private = Arc::new(PrivateBook::open(home.private_file())?);
     let depot = Arc::new(Depot::new(store, private));
+    let share = Arc::new(ShareBook::open(home.share_file())?);
     depot.upstreams.configure(&Substituters {
         caches: options.substituters.clone().unwrap_or(configured.substituters),
         keys: options
@@ -159,6 +164,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     });
     let (sender, inbox) = mpsc::channel(limits::ENGINE_MESSAGES);
     let (free, free_slots) = watch::channel(slots);
+    let (in_use, used) = watch::channel(false);
     let team = Arc::new(Membership::new(Parts {
         teams: home.teams_folder(),
         spool: home.spool_folder(),
@@ -168,13 +174,15 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         own: own.clone(),
         free: free_slots,
         trust: Arc::clone(&trust),
+        share: Arc::clone(&share),
         listen: options.listen.clone(),
         relay: options.relay,
     }));
     let engine = Engine::new(
         (Arc::clone(&depot), Arc::clone(&jobs), Arc::clone(&team)),
         own,
-        free,
+        (free, in_use),
+        share.withheld().borrow().clone(),
         options.idle_exit,
         (sender.clone(), inbox),
     );
@@ -183,6 +191,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         engine: sender.clone(),
         team: Arc::clone(&team),
         trust,
+        share: Arc::clone(&share),
         jobs,
         node,
         slots,
@@ -191,6 +200,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         home: home.root().to_string_lossy().into_owned(),
     };
     let socket = ControlSocket::bind(home.root())?;
+    let sharing = tokio::spawn(share.keep(sender.clone(), used));
     let signals = tokio::spawn(stop_at_signal(sender));
     let engine = tokio::spawn(engine.run());
     if let Err(error) = team.resume().await {
@@ -212,6 +222,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     };
     serve(socket, Arc::new(api), ended).await;
     signals.abort();
+    sharing.abort();
     team.stop().await;
     tracing::info!("down");
     Ok(())

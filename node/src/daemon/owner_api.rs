@@ -59,12 +59,34 @@ pub(super) async fn answer(api: &Api, question: OwnerQuestion) -> Result<OwnerAn
             set_private(api, hide, paths, patterns).await?;
             Ok(private(api))
         }
+        OwnerQuestion::Sharing => Ok(sharing(api)),
+        OwnerQuestion::SetSharing { terms } => {
+            let share = Arc::clone(&api.share);
+            let set = tokio::task::spawn_blocking(move || share.set(terms)).await;
+            let set = set.map_err(|error| {
+                ApiError::caused(
+                    FailureKind::Internal,
+                    "the terms of sharing could not be changed",
+                    error,
+                )
+            })?;
+            set.map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))?;
+            Ok(sharing(api))
+        }
         OwnerQuestion::Health => Ok(OwnerAnswer::Health {
             findings: doctor::findings(api).await,
         }),
         OwnerQuestion::IsPrivate { path } => Ok(OwnerAnswer::IsPrivate {
             private: api.depot.private.is_private(&path),
         }),
+    }
+}
+
+fn sharing(api: &Api) -> OwnerAnswer {
+    OwnerAnswer::Sharing {
+        terms: api.share.terms(),
+        withheld: api.share.withheld().borrow().clone(),
+        load: api.share.load(),
     }
 }
 

@@ -129,6 +129,7 @@ pub fn peer_views(api: &Api) -> Vec<PeerView> {
             slots: facts.slots,
             free: facts.free,
             load: facts.load,
+            withheld: facts.withheld,
             speed: known.speed,
             round_trip_ms: known.round_trip.map(|time| time.as_secs_f64() * 1000.0),
             traffic: TrafficView {

@@ -102,3 +102,7 @@ pub const SHARED_LOG: usize = 1 << 20;
 /// How often it is looked at how far and how fast peers are: a placement is better for it, and nothing waits for
 /// it.
 pub const LINKS_PAUSE: Duration = Duration::from_secs(2);
+
+/// How often it is looked at whether the machine lets anything be lent: a person who begins to work waits no longer
+/// for the machine, and a look costs a millisecond.
+pub const SHARE_PAUSE: Duration = Duration::from_secs(5);

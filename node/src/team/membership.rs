@@ -25,6 +25,7 @@ use super::grants::Grants;
 use super::limits::{CONSIDERED, TAKEN_PUSHES};
 use super::sample::Sampling;
 use super::serve::Served;
+use super::share::ShareBook;
 use super::shelf::{StoreShelf, public_after};
 use super::together::SharedBuilds;
 use super::trust::TrustBook;
@@ -89,6 +90,8 @@ pub struct Parts {
     pub free: watch::Receiver<u32>,
     /// The owner's rules.
     pub trust: Arc<TrustBook>,
+    /// On which terms slots are lent.
+    pub share: Arc<ShareBook>,
     /// Where to listen; none: on all networks, on ports that the machine chooses.
     pub listen: Option<Vec<SocketAddr>>,
     /// Pass connections on between members that cannot reach each other.
@@ -253,6 +256,7 @@ impl Membership {
             served: Arc::new(Served::default()),
             building: Arc::new(SharedBuilds::default()),
             trust: Arc::clone(&parts.trust),
+            share: Arc::clone(&parts.share),
             sampling: Arc::new(Sampling::default()),
             considering: Semaphore::new(CONSIDERED),
             pushes: Arc::new(Semaphore::new(TAKEN_PUSHES)),

@@ -15,6 +15,7 @@
 //! | [`serve`], [`together`], [`inputs`] | builds that this node does for others |
 //! | `kept` | folders of builds that failed |
 //! | [`push`] | paths into the stores of others, and what they push here |
+//! | [`share`] | on which terms slots are lent |
 //! | [`shelf`], [`grants`] | what of this store others may see |
 
 pub mod evidence;
@@ -32,6 +33,7 @@ pub mod repair;
 pub mod request;
 pub mod sample;
 pub mod serve;
+pub mod share;
 pub mod shelf;
 pub mod together;
 pub mod trust;
@@ -59,6 +61,7 @@ use limits::{FACTS_PAUSE, LINKS_PAUSE};
 use membership::TeamFailure;
 use sample::Sampling;
 use serve::Served;
+use share::ShareBook;
 use together::SharedBuilds;
 use trust::TrustBook;
 
@@ -77,6 +80,8 @@ pub struct TeamNode {
     building: Arc<SharedBuilds>,
     /// The owner's rules.
     pub trust: Arc<TrustBook>,
+    /// On which terms slots are lent.
+    pub share: Arc<ShareBook>,
     sampling: Arc<Sampling>,
     considering: Semaphore,
     pushes: Arc<Semaphore>,
@@ -199,6 +204,7 @@ impl TeamNode {
             link: self.swarm.overview().get(&peer).map(link).unwrap_or_default(),
             load: facts.load,
             cores: facts.cores,
+            withheld: facts.withheld.clone(),
         }
     }
 
@@ -218,14 +224,21 @@ impl TeamNode {
 
     /// Tells the team how many slots are free, whenever that changes.
     async fn publish_facts(self: Arc<Self>, facts: Facts, mut free: watch::Receiver<u32>) {
+        let mut withheld = self.share.withheld();
         loop {
-            let free_now = *free.borrow_and_update();
+            let (free_now, reason) = (*free.borrow_and_update(), withheld.borrow_and_update().clone());
             self.swarm.set_facts(Facts {
-                free: free_now,
+                free: if reason.is_some() { 0 } else { free_now },
+                withheld: reason,
+                load: self.share.load(),
                 ..facts.clone()
             });
             tokio::time::sleep(FACTS_PAUSE).await;
-            if free.changed().await.is_err() {
+            let changed = tokio::select! {
+                changed = free.changed() => changed,
+                changed = withheld.changed() => changed,
+            };
+            if changed.is_err() {
                 return;
             }
         }

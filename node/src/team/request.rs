@@ -138,6 +138,7 @@ impl RequestFailure {
             Self::Failed(failure) => match failure.kind {
                 messages::FailureKind::Build | messages::FailureKind::Output => FailureKind::Builder,
                 messages::FailureKind::Limit => FailureKind::Limit,
+                messages::FailureKind::Owner => FailureKind::Busy,
                 messages::FailureKind::Cancelled
                 | messages::FailureKind::Machine
                 | messages::FailureKind::Input => FailureKind::Transient,

@@ -64,6 +64,8 @@ enum SampleFailure {
     OtherInputs,
     #[error("this node is going down")]
     Ending,
+    #[error("no slot is lent: {0}")]
+    Withheld(String),
     #[error("it cannot be built here: {0}")]
     Build(#[from] JobError),
     #[error("a record cannot be read back: {0}")]
@@ -149,6 +151,7 @@ impl TeamNode {
             .await
             .map_err(|_| SampleFailure::Ending)?;
         let slot = slot.await.map_err(|_| SampleFailure::Ending)?;
+        let slot = slot.map_err(SampleFailure::Withheld)?;
         let work = Work {
             wanted: plan.outputs.keys().cloned().collect(),
             plan,

@@ -290,10 +290,27 @@ impl TeamNode {
             keep_failed: request.keep_failed,
         };
         let mut listener = ToAll { build, slot: &slot };
-        let performed = self
-            .jobs
-            .perform(&work, &mut listener, build.cancel.clone())
-            .await;
+        let stop = build.cancel.child_token();
+        let (performed, withdrawn) = {
+            let performing = self.jobs.perform(&work, &mut listener, stop.clone());
+            tokio::pin!(performing);
+            let ended = tokio::select! {
+                performed = &mut performing => (performed, None),
+                reason = slot.withdrawn() => {
+                    stop.cancel();
+                    ((&mut performing).await, Some(reason))
+                }
+            };
+            ended
+        };
+        if let (Err(_), Some(reason)) = (&performed, withdrawn) {
+            return Ended::Failed(messages::BuildFailure {
+                kind: messages::FailureKind::Owner,
+                message: format!("stopped: {}", withheld(&reason)),
+                tail: Vec::new(),
+                folder: None,
+            });
+        }
         let kept = match performed {
             Ok(performed) => self
                 .keep(request, performed, accepted)
@@ -330,7 +347,8 @@ impl TeamNode {
         let inputs = self.inputs(request, direct).await?;
         let busy = |message: &str| refusal(RefusalReason::Busy, message);
         match tokio::time::timeout(SLOT_PATIENCE, self.slot(request)).await {
-            Ok(Some(slot)) => Ok((inputs, slot)),
+            Ok(Some(Ok(slot))) => Ok((inputs, slot)),
+            Ok(Some(Err(reason))) => Err(busy(&withheld(&reason))),
             Ok(None) => Err(busy("this node is going down")),
             Err(_) => Err(busy("all slots of this builder are in use")),
         }
@@ -349,6 +367,10 @@ impl TeamNode {
         ),
         Refusal,
     > {
+        let reason = self.share.withheld().borrow().clone();
+        if let Some(reason) = reason {
+            return Err(refusal(RefusalReason::Busy, withheld(&reason)));
+        }
         let place = self.served.enter(request.requester)?;
         let unsupported = |message: String| refusal(RefusalReason::Unsupported, message);
         if self.slots == 0 {
@@ -430,7 +452,7 @@ impl TeamNode {
         seal(&record, &self.jobs.secret).ok()
     }
 
-    async fn slot(&self, request: &BuildRequest) -> Option<LentSlot> {
+    async fn slot(&self, request: &BuildRequest) -> Option<Result<LentSlot, String>> {
         let (reply, slot) = oneshot::channel();
         let message = Message::LendSlot {
             derivation: request.derivation.clone(),
@@ -542,6 +564,11 @@ impl TeamNode {
             },
         }
     }
+}
+
+/// Why nothing is built for others, as a requester is told.
+fn withheld(reason: &str) -> String {
+    format!("this builder builds nothing for others now, because {reason}")
 }
 
 /// Waits until a build runs, or is over before that.

@@ -1,4 +1,5 @@
-//! What the owner of a node decides: whom it believes, what stays private; and whether it is well.
+//! What the owner of a node decides: whom it believes, what stays private, what it lends to others; and
+//! whether it is well.
 
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,119 @@ pub enum OwnerQuestion {
     },
     /// Whether this node and its team are well. Answered with [`OwnerAnswer::Health`].
     Health,
+    /// What is lent to others. Answered with [`OwnerAnswer::Sharing`].
+    Sharing,
+    /// Lend on these terms from now on. Answered with [`OwnerAnswer::Sharing`].
+    SetSharing {
+        /// The terms.
+        terms: SharingTerms,
+    },
+}
+
+/// On which terms this node builds for others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SharingTerms {
+    /// Whether it does at all.
+    pub mode: SharingMode,
+    /// Times of the day at which it does not, by the machine's clock.
+    pub quiet: Vec<QuietHours>,
+    /// Not while the machine runs on its battery.
+    pub mains_only: bool,
+    /// Not while the owner's own work keeps more than this busy, in hundredths of one core; none: no limit.
+    pub max_load: Option<u32>,
+}
+
+impl Default for SharingTerms {
+    fn default() -> Self {
+        Self {
+            mode: SharingMode::On,
+            quiet: Vec::new(),
+            mains_only: false,
+            max_load: None,
+        }
+    }
+}
+
+/// Whether a node builds for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SharingMode {
+    /// In slots that its own builds have left.
+    On,
+    /// Never.
+    Off,
+    /// While no command uses the node and the machine has little else to do.
+    WhenIdle,
+}
+
+/// From one minute of the day to another, perhaps past midnight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QuietHours {
+    /// The first minute.
+    pub from: u16,
+    /// The first minute that is not quiet any more.
+    pub until: u16,
+}
+
+impl QuietHours {
+    /// Minutes of a day.
+    pub const DAY: u16 = 24 * 60;
+
+    /// Reads `22:00-07:30`.
+    ///
+    /// # Errors
+    /// What was expected, in words.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let expected =
+            || format!("'{text}' is no time of the day: two times are expected, such as 22:00-07:30");
+        let minute = |text: &str| {
+            let (hours, minutes) = text.split_once(':')?;
+            let read = |text: &str, limit: u16| {
+                let digits = (1..=2).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+                text.parse::<u16>()
+                    .ok()
+                    .filter(|number| digits && *number < limit)
+            };
+            Some(read(hours, 24)? * 60 + read(minutes, 60)?)
+        };
+        let (from, until) = text.split_once('-').ok_or_else(expected)?;
+        let (from, until) = (
+            minute(from).ok_or_else(expected)?,
+            minute(until).ok_or_else(expected)?,
+        );
+        if from == until {
+            return Err(format!(
+                "'{text}' begins when it ends: 'share off' is for the whole day"
+            ));
+        }
+        Ok(Self { from, until })
+    }
+
+    /// Whether a minute of the day is among them.
+    #[must_use]
+    pub const fn has(self, minute: u16) -> bool {
+        if self.from < self.until {
+            self.from <= minute && minute < self.until
+        } else {
+            self.from <= minute || minute < self.until
+        }
+    }
+}
+
+impl std::fmt::Display for QuietHours {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (from, until) = (self.from, self.until);
+        write!(
+            formatter,
+            "{:02}:{:02}-{:02}:{:02}",
+            from / 60,
+            from % 60,
+            until / 60,
+            until % 60
+        )
+    }
 }
 
 /// A [`Requirement`](crate::trust::Requirement) whose builders are named as people name them.
@@ -132,6 +246,15 @@ pub enum OwnerAnswer {
         /// What was looked at.
         findings: Vec<Finding>,
     },
+    /// What is lent to others.
+    Sharing {
+        /// On which terms.
+        terms: SharingTerms,
+        /// Why nothing is lent at the moment; none: something is, where a slot is free.
+        withheld: Option<String>,
+        /// What other programs than the node keep busy, in hundredths of one core.
+        load: u32,
+    },
 }
 
 /// Something that was looked at to find out whether a node is well.
@@ -188,4 +311,45 @@ pub struct ShownVerdict {
     pub accepted: bool,
     /// Why, in words.
     pub why: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quiet_hours_are_read_and_may_pass_midnight() {
+        let night = QuietHours::parse("22:00-07:30").unwrap();
+        assert_eq!(night.to_string(), "22:00-07:30");
+        for (minute, quiet) in [
+            (22 * 60, true),
+            (0, true),
+            (7 * 60 + 29, true),
+            (7 * 60 + 30, false),
+            (12 * 60, false),
+        ] {
+            assert_eq!(night.has(minute), quiet, "{minute}");
+        }
+        let day = QuietHours::parse("9:00-17:00").unwrap();
+        assert!(day.has(9 * 60) && !day.has(17 * 60) && !day.has(0));
+        for text in [
+            "",
+            "22-7",
+            "24:00-07:00",
+            "22:60-07:00",
+            "22:00",
+            "+1:00-2:00",
+            "22:000-07:00",
+        ] {
+            assert!(
+                QuietHours::parse(text).unwrap_err().contains("22:00-07:30"),
+                "{text}"
+            );
+        }
+        assert!(
+            QuietHours::parse("07:00-07:00")
+                .unwrap_err()
+                .contains("share off")
+        );
+    }
 }

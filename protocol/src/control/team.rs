@@ -122,6 +122,8 @@ pub struct PeerView {
     pub free: u32,
     /// Load of its machine: hundredths of one busy core.
     pub load: u32,
+    /// Why it builds nothing for others at the moment; none: it does, where a slot is free.
+    pub withheld: Option<String>,
     /// Milliseconds there and back; none: not measured yet.
     pub round_trip_ms: Option<f64>,
     /// Bytes a second at which content came from it of late; none: nothing large has come.

@@ -13,5 +13,6 @@ mod observer;
 mod private;
 mod refused;
 mod repairing;
+mod sharing;
 mod sight;
 mod trusting;

@@ -75,6 +75,7 @@ pub fn offer(name: &str, slots: u32) -> PeerOffer {
         },
         load: 0,
         cores: 4,
+        withheld: None,
     }
 }
 

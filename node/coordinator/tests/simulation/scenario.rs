@@ -225,6 +225,7 @@ impl Scenario {
                 },
                 load: 0,
                 cores: 4,
+                withheld: None,
             },
             character: if self.calm { Character::Honest } else { character },
             arrives: if rng.percent(60) { 0 } else { rng.between(0, 5_000) },

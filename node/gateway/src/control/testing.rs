@@ -331,6 +331,7 @@ pub(super) fn peer() -> PeerView {
         load: 50,
         round_trip_ms: Some(1.25),
         speed: Some(12_500_000),
+        withheld: None,
         traffic: TrafficView {
             sent: 4,
             received: 3,

@@ -1,8 +1,9 @@
 //! Slots of the own builder, lent to builds for other members and to checks.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tvix_node_coordinator::Event;
 use tvix_node_protocol::StorePath;
 
@@ -19,11 +20,18 @@ pub enum LentTo {
     Session(u64),
 }
 
+impl LentTo {
+    /// Whether it is for this node after all, which its owner's terms do not keep from it.
+    const fn is_own(&self) -> bool {
+        matches!(self, Self::Sample(_) | Self::Session(_))
+    }
+}
+
 /// A build for another member, or a check, that waits for a slot.
 pub(super) struct Borrower {
     pub(super) derivation: StorePath,
     pub(super) to: LentTo,
-    pub(super) reply: oneshot::Sender<LentSlot>,
+    pub(super) reply: oneshot::Sender<Result<LentSlot, String>>,
 }
 
 /// One that has a slot.
@@ -39,9 +47,23 @@ pub struct LentSlot {
     /// Which.
     pub slot: u32,
     engine: mpsc::Sender<Message>,
+    /// Why it is to come back before the build is over; none: it is for this node after all, and is not.
+    withheld: Option<watch::Receiver<Option<String>>>,
 }
 
 impl LentSlot {
+    /// Waits until the owner wants the slot back, and says why.
+    pub async fn withdrawn(&self) -> String {
+        if let Some(withheld) = &self.withheld
+            && let Ok(reason) = withheld.clone().wait_for(Option::is_some).await
+            && let Some(reason) = reason.as_ref()
+        {
+            return reason.clone();
+        }
+        // The engine has ended, and with it everything else; or it never comes about.
+        std::future::pending().await
+    }
+
     /// Shows the build's last line to who looks on here.
     pub async fn line(&self, line: String) {
         let message = Message::LentLine {
@@ -65,6 +87,22 @@ impl Engine {
     /// Gives slots that this node's own builds have left to builds for others. A slot that is promised to a
     /// build whose inputs are still on their way is not among them.
     pub(super) fn lend(&mut self) {
+        let withheld = self.withheld.borrow().clone();
+        if let Some(reason) = &withheld {
+            let (own, others) = std::mem::take(&mut self.borrowers)
+                .into_iter()
+                .partition(|borrower| borrower.to.is_own());
+            self.borrowers = own;
+            let others: VecDeque<Borrower> = others;
+            for borrower in others {
+                // Its requester may have cancelled.
+                drop(borrower.reply.send(Err(reason.clone())));
+            }
+        }
+        self.in_use.send_if_modified(|known| {
+            let now = !self.sessions.is_empty();
+            std::mem::replace(known, now) != now
+        });
         while self.coordinator.free_slots() > 0
             && !self.free_slots.is_empty()
             && let Some(borrower) = self.borrowers.pop_front()
@@ -76,6 +114,7 @@ impl Engine {
             let Some(slot) = self.free_slots.pop_last() else {
                 break;
             };
+            let own = borrower.to.is_own();
             let lent = Lent {
                 derivation: borrower.derivation,
                 to: borrower.to,
@@ -86,9 +125,18 @@ impl Engine {
             self.lent_changed();
             let engine = self.outbox.clone();
             // Where its requester cancels before it takes the slot, that comes back by itself.
-            drop(borrower.reply.send(LentSlot { slot, engine }));
+            let withheld = (!own).then(|| self.withheld.subscribe());
+            drop(borrower.reply.send(Ok(LentSlot {
+                slot,
+                engine,
+                withheld,
+            })));
         }
-        let free = self.coordinator.free_slots();
+        let free = if withheld.is_some() {
+            0
+        } else {
+            self.coordinator.free_slots()
+        };
         self.free
             .send_if_modified(|known| std::mem::replace(known, free) != free);
     }

@@ -90,8 +90,13 @@ pub enum Message {
         derivation: StorePath,
         /// For whom.
         to: LentTo,
-        /// Which it gets, once one is free that no build of this node wants.
-        reply: oneshot::Sender<LentSlot>,
+        /// Which it gets, once one is free that no build of this node wants; or why none is lent.
+        reply: oneshot::Sender<Result<LentSlot, String>>,
+    },
+    /// From now on nothing is lent to other members, for this reason; none: something is.
+    Withhold {
+        /// In words.
+        reason: Option<String>,
     },
     /// A build in such a slot wrote a line.
     LentLine {
@@ -156,6 +161,10 @@ pub struct Engine {
     borrowers: VecDeque<Borrower>,
     /// How many slots are free, for the team to know.
     free: watch::Sender<u32>,
+    /// Whether a command uses this node.
+    in_use: watch::Sender<bool>,
+    /// Why nothing is lent to other members; none: something is.
+    withheld: watch::Sender<Option<String>>,
     /// Who was to build a derivation, and why.
     placements: HashMap<StorePath, (String, String)>,
     idle_exit: bool,
@@ -164,11 +173,13 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine for a node with so many slots. `free` is told how many of them are free.
+    /// An engine for a node with so many slots. `free` is told how many of them are free, `in_use` whether a command
+    /// uses the node. `withheld`: why nothing is lent to other members at first.
     pub fn new(
         (depot, jobs, team): (Arc<Depot>, Arc<Jobs>, Arc<Membership>),
         own: OwnBuilder,
-        free: watch::Sender<u32>,
+        (free, in_use): (watch::Sender<u32>, watch::Sender<bool>),
+        withheld: Option<String>,
         idle_exit: bool,
         (outbox, inbox): (mpsc::Sender<Message>, mpsc::Receiver<Message>),
     ) -> Self {
@@ -188,6 +199,8 @@ impl Engine {
             lent: BTreeMap::new(),
             borrowers: VecDeque::new(),
             free,
+            in_use,
+            withheld: watch::channel(withheld).0,
             placements: HashMap::new(),
             idle_exit,
             last_used: Instant::now(),
@@ -255,6 +268,7 @@ impl Engine {
                 | Message::LentLine { .. }
                 | Message::Happened(_)
                 | Message::Warn { .. }
+                | Message::Withhold { .. }
         ) {
             self.last_used = Instant::now();
         }
@@ -305,6 +319,8 @@ impl Engine {
                     reply,
                 });
             }
+            // Who has a slot is told by what it watches.
+            Message::Withhold { reason } => drop(self.withheld.send_replace(reason)),
             Message::LentLine { slot, line } => {
                 if let Some(lent) = self.lent.get_mut(&slot) {
                     lent.last_line = line;

@@ -1,0 +1,592 @@
+//! On which terms this node builds for others, and whether the machine lets it at the moment.
+//!
+//! The owner's work goes first: builds for others get slots that the node's own builds leave ([`crate::daemon`]), and
+//! none where the terms say so. A build that is under way when that comes about is stopped, and its requester is told
+//! why and looks for another builder.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tvix_node_protocol::control::{SharingMode, SharingTerms};
+
+use super::limits::SHARE_PAUSE;
+use super::trust::write_whole;
+use crate::daemon::engine::Message;
+
+/// Version of the file.
+const VERSION: u32 = 1;
+
+/// Of each core, in hundredths, what other programs may keep busy on a machine that counts as idle, where the terms do
+/// not say: a desktop on which nobody works.
+const IDLE_LOAD: u32 = 15;
+
+/// Of a limit on the load, in hundredths, below which builds for others begin again: not at once, or they would begin
+/// and stop by turns.
+const AGAIN: u32 = 80;
+
+/// Why the terms cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// The file system.
+    #[error("the terms of sharing in '{}' cannot be {action}: {source}", .file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What is in it.
+    #[error(
+        "the terms of sharing in '{}' cannot be understood: {reason}. Repair the file, or remove it to lend on the default \
+         terms", .file.display()
+    )]
+    Damaged {
+        /// Which.
+        file: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    version: u32,
+    terms: SharingTerms,
+}
+
+/// The terms, and what follows from them at the moment.
+#[derive(Debug)]
+pub struct ShareBook {
+    file: PathBuf,
+    changing: Mutex<()>,
+    terms: watch::Sender<SharingTerms>,
+    withheld: watch::Sender<Option<String>>,
+    /// What other programs keep busy, in hundredths of one core.
+    load: watch::Sender<u32>,
+}
+
+impl ShareBook {
+    /// The terms of a home; those that hold by default where it has none.
+    ///
+    /// # Errors
+    /// See [`ShareError`].
+    pub fn open(file: PathBuf) -> Result<Self, ShareError> {
+        let terms = match fs::read(&file) {
+            Ok(bytes) => read(&file, &bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => SharingTerms::default(),
+            Err(source) => {
+                let action = "read";
+                return Err(ShareError::File { file, action, source });
+            }
+        };
+        // What needs no look at the machine holds from the first moment.
+        let withheld = (terms.mode == SharingMode::Off).then(|| OFF.to_owned());
+        Ok(Self {
+            file,
+            changing: Mutex::default(),
+            terms: watch::channel(terms).0,
+            withheld: watch::channel(withheld).0,
+            load: watch::channel(0).0,
+        })
+    }
+
+    /// The terms.
+    pub fn terms(&self) -> SharingTerms {
+        self.terms.borrow().clone()
+    }
+
+    /// Why nothing is lent now; none: something is.
+    pub fn withheld(&self) -> watch::Receiver<Option<String>> {
+        self.withheld.subscribe()
+    }
+
+    /// What other programs keep busy, in hundredths of one core.
+    pub fn load(&self) -> u32 {
+        *self.load.borrow()
+    }
+
+    /// Lends on these terms from now on. Blocks.
+    ///
+    /// # Errors
+    /// See [`ShareError`]; nothing has changed then.
+    pub fn set(&self, terms: SharingTerms) -> Result<(), ShareError> {
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = Written {
+            version: VERSION,
+            terms: terms.clone(),
+        };
+        let failed = |source| ShareError::File {
+            file: self.file.clone(),
+            action: "written",
+            source,
+        };
+        let bytes = serde_json::to_vec_pretty(&written).map_err(|error| failed(error.into()))?;
+        write_whole(&self.file, &bytes).map_err(failed)?;
+        if terms.mode == SharingMode::Off {
+            self.withheld.send_replace(Some(OFF.to_owned()));
+        }
+        self.terms.send_replace(terms);
+        Ok(())
+    }
+
+    /// Looks after the terms until the node ends: what follows from them is told to the engine whenever it
+    /// changes. `in_use`: whether a command of the owner uses the node.
+    pub async fn keep(self: Arc<Self>, engine: mpsc::Sender<Message>, in_use: watch::Receiver<bool>) {
+        let mut terms = self.terms.subscribe();
+        let mut used = in_use.clone();
+        let mut gauge = Gauge::new(Path::new("/proc"));
+        let mut told: Option<String> = None;
+        loop {
+            let current = terms.borrow_and_update().clone();
+            let load = gauge.read();
+            self.load.send_replace(load.unwrap_or(0));
+            let machine = Machine {
+                minute: match current.quiet.is_empty() {
+                    true => None,
+                    false => minute_of_day().await,
+                },
+                on_battery: on_battery(Path::new("/sys/class/power_supply")),
+                load,
+                cores: cores(),
+                in_use: *used.borrow_and_update(),
+                withheld: told.is_some(),
+            };
+            let withheld = withheld(&current, &machine);
+            if withheld != told {
+                tracing::info!(
+                    reason = withheld.as_deref().unwrap_or("none"),
+                    "what keeps this node from building for others"
+                );
+                self.withheld.send_replace(withheld.clone());
+                told.clone_from(&withheld);
+                if engine.send(Message::Withhold { reason: withheld }).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(SHARE_PAUSE) => {}
+                changed = terms.changed() => if changed.is_err() { return },
+                changed = used.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+/// What is said where nothing is lent at all.
+const OFF: &str = "its owner does not share it";
+
+fn read(file: &Path, bytes: &[u8]) -> Result<SharingTerms, ShareError> {
+    let damaged = |reason: String| ShareError::Damaged {
+        file: file.to_owned(),
+        reason,
+    };
+    // What a newer program wrote may not even parse: its version comes first.
+    let value: serde_json::Value =
+        serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(found) if found > u64::from(VERSION) => {
+            return Err(damaged(format!(
+                "they are of version {found}, and this program knows version {VERSION}"
+            )));
+        }
+        Some(_) => {}
+        None => return Err(damaged("it does not say which version it is of".to_owned())),
+    }
+    let written: Written = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+    Ok(written.terms)
+}
+
+/// What the terms are applied to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Machine {
+    /// Minute of the day; none: it cannot be found out.
+    minute: Option<u16>,
+    on_battery: bool,
+    /// What other programs keep busy, in hundredths of one core; none: it cannot be found out.
+    load: Option<u32>,
+    cores: u32,
+    /// A command of the owner uses the node.
+    in_use: bool,
+    /// Nothing has been lent so far.
+    withheld: bool,
+}
+
+/// Why nothing is lent; none: something is.
+fn withheld(terms: &SharingTerms, machine: &Machine) -> Option<String> {
+    if terms.mode == SharingMode::Off {
+        return Some(OFF.to_owned());
+    }
+    if !terms.quiet.is_empty() {
+        let Some(minute) = machine.minute else {
+            return Some(
+                "its owner has set quiet hours, and the time of the day cannot be found out there".to_owned(),
+            );
+        };
+        if let Some(quiet) = terms.quiet.iter().find(|quiet| quiet.has(minute)) {
+            return Some(format!("its owner has set quiet hours, {quiet}"));
+        }
+    }
+    if terms.mains_only && machine.on_battery {
+        return Some("it runs on its battery".to_owned());
+    }
+    if terms.mode == SharingMode::WhenIdle && machine.in_use {
+        return Some("its owner uses it".to_owned());
+    }
+    let limit = match (terms.max_load, terms.mode) {
+        (Some(limit), _) => limit,
+        (None, SharingMode::WhenIdle) => IDLE_LOAD.saturating_mul(machine.cores.max(1)),
+        (None, _) => return None,
+    };
+    let Some(load) = machine.load else {
+        return Some(
+            "its owner has set a limit on its load, and the load cannot be found out there".to_owned(),
+        );
+    };
+    let limit = if machine.withheld {
+        limit.saturating_mul(AGAIN) / 100
+    } else {
+        limit
+    };
+    (load > limit).then(|| {
+        format!(
+            "its owner's work keeps {}.{:02} cores busy, and builds for others stop at {}.{:02}",
+            load / 100,
+            load % 100,
+            limit / 100,
+            limit % 100
+        )
+    })
+}
+
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1))
+}
+
+/// The minute of the day by the machine's clock and its time zone, which the program `date` knows.
+async fn minute_of_day() -> Option<u16> {
+    let mut command = tokio::process::Command::new("date");
+    let output = command.arg("+%H:%M").output().await.ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let (hours, minutes) = text.trim().split_once(':')?;
+    Some(hours.parse::<u16>().ok()? * 60 + minutes.parse::<u16>().ok()?)
+}
+
+/// Whether the machine has a battery and no mains that are on. `supplies`: the kernel's folder of them.
+fn on_battery(supplies: &Path) -> bool {
+    let (mut mains, mut battery) = (false, false);
+    for supply in fs::read_dir(supplies).into_iter().flatten().flatten() {
+        let read = |name: &str| fs::read_to_string(supply.path().join(name)).unwrap_or_default();
+        match read("type").trim() {
+            "Battery" => battery |= read("scope").trim() != "Device",
+            _ => mains |= read("online").trim() == "1",
+        }
+    }
+    battery && !mains
+}
+
+/// How much other programs than this node and its builds keep the processors busy, from one look to the next.
+struct Gauge {
+    proc: PathBuf,
+    last: Option<Times>,
+}
+
+/// Clock ticks since the machine started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Times {
+    /// Of all cores together, idle or not.
+    all: u64,
+    /// Those in which something ran.
+    busy: u64,
+    /// Those in which this node or something that it started ran.
+    own: u64,
+    cores: u64,
+}
+
+impl Gauge {
+    fn new(proc: &Path) -> Self {
+        Self {
+            proc: proc.to_owned(),
+            last: None,
+        }
+    }
+
+    /// Hundredths of one core since the last look; none: it cannot be found out. 0 at the first.
+    fn read(&mut self) -> Option<u32> {
+        let now = times(&self.proc, std::process::id())?;
+        let load = self.last.map_or(0, |last| load_between(last, now));
+        self.last = Some(now);
+        Some(load)
+    }
+}
+
+fn load_between(last: Times, now: Times) -> u32 {
+    let all = now.all.saturating_sub(last.all);
+    let busy = now.busy.saturating_sub(last.busy);
+    // What a process that has ended used is counted at its parent.
+    let own = now.own.saturating_sub(last.own);
+    let others = busy.saturating_sub(own);
+    let load = (others * now.cores * 100).checked_div(all).unwrap_or(0);
+    u32::try_from(load).unwrap_or(u32::MAX)
+}
+
+fn times(proc: &Path, me: u32) -> Option<Times> {
+    let stat = fs::read_to_string(proc.join("stat")).ok()?;
+    let mut lines = stat.lines();
+    // cpu user nice system idle iowait irq softirq steal …
+    let numbers: Vec<u64> = lines
+        .next()?
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|text| text.parse().ok())
+        .collect();
+    let of = |at: usize| numbers.get(at).copied().unwrap_or(0);
+    let busy = of(0) + of(1) + of(2) + of(5) + of(6);
+    let cores = lines.filter(|line| line.starts_with("cpu")).count() as u64;
+    Some(Times {
+        all: busy + of(3) + of(4) + of(7),
+        busy,
+        own: own_ticks(proc, me),
+        cores: cores.max(1),
+    })
+}
+
+/// Ticks of a process and of all that it started, as far as they can be read.
+fn own_ticks(proc: &Path, me: u32) -> u64 {
+    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    let mut ticks: BTreeMap<u32, u64> = BTreeMap::new();
+    for entry in fs::read_dir(proc).into_iter().flatten().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        // A process that has just ended has no file any more.
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        if let Some((parent, used)) = parent_and_ticks(&stat) {
+            children.entry(parent).or_default().push(pid);
+            ticks.insert(pid, used);
+        }
+    }
+    let (mut sum, mut frontier) = (0, vec![me]);
+    while let Some(pid) = frontier.pop() {
+        sum += ticks.remove(&pid).unwrap_or(0);
+        frontier.extend(children.remove(&pid).unwrap_or_default());
+    }
+    sum
+}
+
+/// The parent of a process, and its ticks with those of its children that have ended.
+fn parent_and_ticks(stat: &str) -> Option<(u32, u64)> {
+    // The name in brackets may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    let parent = u32::try_from(number(1)?).ok()?;
+    Some((parent, number(11)? + number(12)? + number(13)? + number(14)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tvix_node_protocol::control::QuietHours;
+
+    fn idle() -> Machine {
+        Machine {
+            minute: Some(12 * 60),
+            on_battery: false,
+            load: Some(0),
+            cores: 4,
+            in_use: false,
+            withheld: false,
+        }
+    }
+
+    fn terms(mode: SharingMode) -> SharingTerms {
+        SharingTerms {
+            mode,
+            ..SharingTerms::default()
+        }
+    }
+
+    #[test]
+    fn each_term_withholds_by_its_reason_and_nothing_else_does() {
+        let on = terms(SharingMode::On);
+        let busy = Machine {
+            load: Some(400),
+            in_use: true,
+            on_battery: true,
+            ..idle()
+        };
+        assert_eq!(withheld(&on, &busy), None, "nothing is asked for");
+        assert!(withheld(&terms(SharingMode::Off), &idle()).is_some());
+        let quiet = SharingTerms {
+            quiet: vec![QuietHours::parse("11:00-13:00").unwrap()],
+            ..on.clone()
+        };
+        assert!(withheld(&quiet, &idle()).unwrap().contains("11:00-13:00"));
+        let later = Machine {
+            minute: Some(13 * 60),
+            ..idle()
+        };
+        assert_eq!(withheld(&quiet, &later), None);
+        let unknown = Machine {
+            minute: None,
+            ..idle()
+        };
+        assert!(
+            withheld(&quiet, &unknown).is_some(),
+            "what is not known is not taken for allowed"
+        );
+        let mains = SharingTerms {
+            mains_only: true,
+            ..on.clone()
+        };
+        assert!(withheld(&mains, &busy).unwrap().contains("battery"));
+        assert_eq!(withheld(&mains, &idle()), None);
+        let limited = SharingTerms {
+            max_load: Some(150),
+            ..on
+        };
+        assert!(withheld(&limited, &busy).unwrap().contains("4.00 cores"));
+        let unknown = Machine { load: None, ..idle() };
+        assert!(withheld(&limited, &unknown).is_some());
+    }
+
+    #[test]
+    fn an_idle_machine_is_one_that_nobody_uses() {
+        let when_idle = terms(SharingMode::WhenIdle);
+        assert_eq!(withheld(&when_idle, &idle()), None);
+        let used = Machine {
+            in_use: true,
+            ..idle()
+        };
+        assert!(withheld(&when_idle, &used).unwrap().contains("uses it"));
+        let working = Machine {
+            load: Some(200),
+            ..idle()
+        };
+        assert!(withheld(&when_idle, &working).is_some());
+    }
+
+    #[test]
+    fn it_begins_again_only_well_below_the_limit() {
+        let limited = SharingTerms {
+            max_load: Some(100),
+            ..terms(SharingMode::On)
+        };
+        let at = |load, before| {
+            withheld(
+                &limited,
+                &Machine {
+                    load: Some(load),
+                    withheld: before,
+                    ..idle()
+                },
+            )
+            .is_some()
+        };
+        assert!(!at(90, false) && at(110, false));
+        assert!(at(90, true) && !at(70, true));
+    }
+
+    #[test]
+    fn terms_are_there_again_after_a_restart_and_damaged_ones_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("share.json");
+        let book = ShareBook::open(file.clone()).unwrap();
+        assert_eq!(book.terms(), SharingTerms::default());
+        let wanted = SharingTerms {
+            mode: SharingMode::Off,
+            max_load: Some(50),
+            ..SharingTerms::default()
+        };
+        book.set(wanted.clone()).unwrap();
+        let again = ShareBook::open(file.clone()).unwrap();
+        assert_eq!(again.terms(), wanted);
+        assert!(again.withheld().borrow().is_some(), "from the first moment");
+        for text in [
+            "",
+            "{}",
+            r#"{"version":9}"#,
+            r#"{"version":1,"terms":{"mode":"sometimes"}}"#,
+        ] {
+            fs::write(&file, text).unwrap();
+            assert!(ShareBook::open(file.clone()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_laptop_on_its_battery_is_told_from_one_on_mains() {
+        let folder = tempfile::tempdir().unwrap();
+        let supply = |name: &str, kind: &str, online: &str| {
+            let place = folder.path().join(name);
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("type"), kind).unwrap();
+            fs::write(place.join("online"), online).unwrap();
+        };
+        assert!(!on_battery(&folder.path().join("none")));
+        assert!(!on_battery(folder.path()), "a desktop");
+        supply("BAT0", "Battery\n", "");
+        assert!(on_battery(folder.path()));
+        supply("AC", "Mains\n", "0\n");
+        assert!(on_battery(folder.path()));
+        supply("AC", "Mains\n", "1\n");
+        assert!(!on_battery(folder.path()));
+    }
+
+    #[test]
+    fn what_this_node_and_its_builds_use_is_not_the_owner_s_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = |pid: u32, parent: u32, used: u64| {
+            let place = folder.path().join(pid.to_string());
+            fs::create_dir_all(&place).unwrap();
+            let zeros = "0 ".repeat(9);
+            fs::write(
+                place.join("stat"),
+                format!("{pid} (a) b) S {parent} {zeros}{used} 0 0 0 0"),
+            )
+            .unwrap();
+        };
+        fs::write(
+            folder.path().join("stat"),
+            "cpu  100 0 0 300 0 0 0 0 0 0\ncpu0 1\ncpu1 1\nintr 1\n",
+        )
+        .unwrap();
+        process(10, 1, 20);
+        process(11, 10, 30);
+        process(12, 11, 5);
+        process(50, 1, 1000);
+        let first = times(folder.path(), 10).unwrap();
+        assert_eq!(
+            first,
+            Times {
+                all: 400,
+                busy: 100,
+                own: 55,
+                cores: 2
+            }
+        );
+        let after = Times {
+            all: 600,
+            busy: 250,
+            own: 105,
+            cores: 2,
+        };
+        // Of 100 ticks of each core others had 50.
+        assert_eq!(load_between(first, after), 100);
+        assert_eq!(load_between(first, first), 0);
+        assert!(times(Path::new("/proc"), std::process::id()).is_some());
+    }
+}
