@@ -77,7 +77,7 @@ const ASSUMED_BANDWIDTH: u64 = 100_000_000;
 
 /// What a build is taken to last where none of its package has been seen, in milliseconds: only so much that a
 /// machine whose owner keeps it busy is passed over for an equal one that is idle.
-const UNKNOWN_BUILD: u64 = 1_000;
+const UNKNOWN_BUILD: u64 = 100;
 
 /// What sending a build away costs besides its bytes: a request, a record, the outputs' way back.
 const SENDING: u64 = 50;
@@ -104,11 +104,9 @@ pub fn waiting_time(job: &Job, candidate: &Candidate) -> u64 {
     // Who has not built it yet is taken to be as fast as those who have.
     let took = candidate.took.or(job.took).unwrap_or(UNKNOWN_BUILD);
     let capacity = u64::from(candidate.cores).saturating_mul(100);
-    // What is busy with something else builds more slowly by as much.
-    let building = match took
-        .saturating_mul(u64::from(candidate.load))
-        .checked_div(capacity)
-    {
+    // What is busy with something else builds more slowly by as much, down to half as fast: it shares.
+    let load = u64::from(candidate.load).min(capacity);
+    let building = match took.saturating_mul(load).checked_div(capacity) {
         Some(longer) if candidate.took.is_none() => took.saturating_add(longer),
         // What was seen was under such a load, too.
         _ => took,
