@@ -24,7 +24,7 @@ use super::fetch::Arriving;
 use super::grants::Grants;
 use super::limits::{CONSIDERED, TAKEN_PUSHES};
 use super::sample::Sampling;
-use super::serve::Served;
+use super::served::Served;
 use super::share::ShareBook;
 use super::shelf::{StoreShelf, public_after};
 use super::together::SharedBuilds;

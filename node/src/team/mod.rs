@@ -12,10 +12,10 @@
 //! | [`fetch`] | paths of others into this store |
 //! | [`repair`] | content of damaged paths from others |
 //! | [`request`] | builds that others do for this node |
-//! | [`serve`], [`together`], [`inputs`] | builds that this node does for others |
+//! | [`serve`], [`served`], [`together`], [`inputs`] | builds that this node does for others |
 //! | `kept` | folders of builds that failed |
 //! | [`push`] | paths into the stores of others, and what they push here |
-//! | [`share`] | on which terms slots are lent |
+//! | [`share`], [`load`] | on which terms slots are lent, and how busy the machine is |
 //! | [`shelf`], [`grants`] | what of this store others may see |
 
 pub mod evidence;
@@ -24,6 +24,7 @@ pub mod grants;
 pub mod inputs;
 mod kept;
 pub mod limits;
+pub mod load;
 pub mod membership;
 pub mod policy;
 pub mod presence;
@@ -33,6 +34,7 @@ pub mod repair;
 pub mod request;
 pub mod sample;
 pub mod serve;
+pub mod served;
 pub mod share;
 pub mod shelf;
 pub mod together;
@@ -60,7 +62,7 @@ use grants::Grants;
 use limits::{FACTS_PAUSE, LINKS_PAUSE};
 use membership::TeamFailure;
 use sample::Sampling;
-use serve::Served;
+use served::Served;
 use share::ShareBook;
 use together::SharedBuilds;
 use trust::TrustBook;

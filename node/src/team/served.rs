@@ -1,0 +1,90 @@
+//! How many builds for whom are under way, so that nobody fills the queue alone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::{Refusal, RefusalReason};
+
+use super::inputs::refusal;
+use super::limits::{SERVED_BUILDS, SERVED_BUILDS_PER_REQUESTER};
+
+/// How many builds for whom are under way.
+#[derive(Debug, Default)]
+pub struct Served(Mutex<HashMap<NodeKey, usize>>);
+
+impl Served {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeKey, usize>> {
+        // A count is changed in one step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether any is.
+    pub fn is_serving(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
+    /// Counts one in, if there is room for it.
+    pub(super) fn enter(self: &Arc<Self>, requester: NodeKey) -> Result<ServedPlace, Refusal> {
+        let mut counts = self.lock();
+        let all: usize = counts.values().sum();
+        let own = counts.get(&requester).copied().unwrap_or(0);
+        if all >= SERVED_BUILDS || own >= SERVED_BUILDS_PER_REQUESTER {
+            let message =
+                format!("this builder has {all} builds for others under way, {own} of them for you");
+            return Err(refusal(RefusalReason::Busy, message));
+        }
+        counts.insert(requester, own + 1);
+        let served = Arc::clone(self);
+        Ok(ServedPlace { served, requester })
+    }
+}
+
+/// One build for another member, for as long as it is under way.
+#[derive(Debug)]
+pub(super) struct ServedPlace {
+    served: Arc<Served>,
+    requester: NodeKey,
+}
+
+impl Drop for ServedPlace {
+    fn drop(&mut self) {
+        let mut counts = self.served.lock();
+        if let Some(count) = counts.get_mut(&self.requester) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.requester);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_requester_cannot_fill_the_queue_alone() {
+        let served = Arc::new(Served::default());
+        let (ann, bob) = (NodeKey([1; 32]), NodeKey([2; 32]));
+        let mut places: Vec<ServedPlace> = (0..SERVED_BUILDS_PER_REQUESTER)
+            .map(|_| served.enter(ann).unwrap())
+            .collect();
+        assert_eq!(served.enter(ann).unwrap_err().reason, RefusalReason::Busy);
+        places.push(served.enter(bob).unwrap());
+        places.remove(0);
+        assert!(served.enter(ann).is_ok());
+    }
+
+    #[test]
+    fn all_requesters_together_have_a_bound() {
+        let served = Arc::new(Served::default());
+        let requester = |number: usize| NodeKey([u8::try_from(number % 200).unwrap(); 32]);
+        let places: Vec<ServedPlace> = (0..SERVED_BUILDS)
+            .map(|number| served.enter(requester(number)).unwrap())
+            .collect();
+        assert!(served.enter(NodeKey([250; 32])).is_err());
+        drop(places);
+        assert!(served.lock().is_empty());
+    }
+}
