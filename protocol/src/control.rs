@@ -302,6 +302,9 @@ pub struct PathQuery {
     /// The paths.
     #[serde(with = "basename")]
     pub paths: Vec<StorePath>,
+    /// The session that relies on the answer: what is valid stays as long as it is open.
+    #[serde(default)]
+    pub session: Option<u64>,
 }
 
 /// Makes a link outside the home a root: what it points to is kept.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use super::harness::{Machine, examples, sandbox_works, tool};
+use super::harness::{Machine, examples, release, sandbox_works, tool};
 
 #[test]
 fn paths_are_related_checked_and_collected() {
@@ -79,4 +79,35 @@ fn paths_are_related_checked_and_collected() {
         "{gone}"
     );
     store(&["info", &letter]).failed(1, &["is not in the store"]);
+}
+
+#[test]
+fn what_an_evaluation_has_read_is_not_collected_while_it_goes_on() {
+    if !sandbox_works("what_an_evaluation_has_read_is_not_collected_while_it_goes_on") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.write("note", "text");
+    machine.write("other", "other");
+    let add = |name| machine.run(&["store", "add", name]).ok().to_owned();
+    let (note, other) = (add("note"), add("other"));
+    machine.run(&["down"]).ok();
+    // It reads the path, then waits for a build, then reads it again.
+    machine.expression(&format!(
+        r#"let
+             read = builtins.readFile "{note}";
+             slow = build "slow" {{ inherit read; }} "echo collecting-meanwhile\nwait\nwrite $out slow";
+           in builtins.seq read (builtins.readFile slow + builtins.readFile (builtins.storePath "{note}"))"#
+    ));
+    let mut evaluating = machine.start(&["eval", "--raw"]);
+    evaluating.until("collecting-meanwhile");
+    let collected = machine.run(&["store", "gc", "--json"]);
+    let collected: serde_json::Value = serde_json::from_str(collected.ok()).expect("JSON");
+    let removed = collected["removed"].to_string();
+    assert!(
+        removed.contains(&other) && !removed.contains(&note),
+        "{collected}"
+    );
+    release("collecting-meanwhile");
+    assert_eq!(evaluating.finish().ok(), "slow\ntext");
 }

@@ -153,6 +153,7 @@ pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Fail
         kept,
         stale_roots,
         failures,
+        broken_off,
     } = ask(home, &question).await?
     else {
         return Err(other_answer());
@@ -161,7 +162,7 @@ pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Fail
         let removed: Vec<String> = removed.iter().map(StorePath::to_absolute_path).collect();
         print_json(&json!({
             "dryRun": collect.dry_run, "removed": removed, "removedBeside": removed_beside, "bytes": bytes,
-            "kept": kept, "staleRoots": stale_roots, "failures": failures,
+            "kept": kept, "staleRoots": stale_roots, "failures": failures, "brokenOff": broken_off,
         }))?;
     } else {
         let mut text: String = removed.iter().map(|path| format!("{path}\n")).collect();
@@ -169,6 +170,9 @@ pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Fail
         text += &format!("{} paths {verb} ({}), {kept} stay\n", removed.len(), size(bytes));
         if removed_beside > 0 {
             text += &format!("{removed_beside} trees beside the accepted ones {verb}\n");
+        }
+        if broken_off > 0 {
+            text += &format!("what broken transfers left went ({})\n", size(broken_off));
         }
         for link in stale_roots {
             text += &clean(&format!("'{link}' is no root any more"));

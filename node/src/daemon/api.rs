@@ -332,8 +332,17 @@ impl ControlApi for Api {
         })
     }
 
-    async fn path_infos(&self, paths: Vec<StorePath>) -> Result<Vec<PathInfo>, ApiError> {
-        self.depot.infos(paths).await.map_err(failed)
+    async fn path_infos(
+        &self,
+        paths: Vec<StorePath>,
+        session: Option<u64>,
+    ) -> Result<Vec<PathInfo>, ApiError> {
+        let Some(session) = session else {
+            return self.depot.infos(paths).await.map_err(failed);
+        };
+        let lease = self.depot.lease_of(session);
+        let held = self.depot.blocking(move |_| Ok(lease.hold(paths.iter())?)).await;
+        Ok(held.map_err(failed)?.into_iter().flatten().collect())
     }
 
     async fn log(&self, path: StorePath) -> Result<LogReader, ApiError> {

@@ -23,7 +23,7 @@ mod told;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tvix_node_builder::{Builder, Config, Helper, StartError};
@@ -148,6 +148,10 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let private = Arc::new(PrivateBook::open(home.private_file())?);
     let depot = Arc::new(Depot::new(store, private));
     let share = Arc::new(ShareBook::open(home.share_file())?);
+    // This process has the home for itself, so nothing of what lies there is under way.
+    if let Err(error) = depot.upstreams.tidy(Duration::ZERO) {
+        tracing::warn!(%error, "what broken downloads left could not be removed");
+    }
     depot.upstreams.configure(&Substituters {
         caches: options.substituters.clone().unwrap_or(configured.substituters),
         keys: options

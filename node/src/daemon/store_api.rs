@@ -1,5 +1,7 @@
 //! Questions about the store, as they come over the control socket.
 
+use std::time::Duration;
+
 use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
@@ -19,13 +21,62 @@ const PLACES: usize = 10;
 /// Answers a question about the store.
 pub(super) async fn answer(api: &Api, question: StoreQuestion) -> Result<StoreAnswer, ApiError> {
     let repairs = matches!(question, StoreQuestion::Verify { repair: true, .. });
+    let collects = match question {
+        StoreQuestion::Collect {
+            dry_run: false,
+            younger_than,
+            ..
+        } => Some(Duration::from_secs(younger_than.unwrap_or(0))),
+        _ => None,
+    };
     // What is asked runs on a thread that may block; a refusal is a result of its own there.
     let answered = api.depot.blocking(move |store| Ok(ask(store, question))).await;
     let mut answer = answered.map_err(failed)??;
     if repairs && let StoreAnswer::Verified { damaged, .. } = &mut answer {
         repair::repair(api, damaged).await?;
     }
+    if let (
+        Some(idle),
+        StoreAnswer::Collected {
+            removed, broken_off, ..
+        },
+    ) = (collects, &mut answer)
+    {
+        withdraw(api, removed.clone()).await?;
+        *broken_off = tidy(api, idle).await?;
+    }
     Ok(answer)
+}
+
+/// Takes back from the team that these paths are here.
+async fn withdraw(api: &Api, removed: Vec<StorePath>) -> Result<(), ApiError> {
+    let Some(team) = api.team.current() else {
+        return Ok(());
+    };
+    team.swarm.withdraw(&removed);
+    // What came back meanwhile was announced too early.
+    let back = api.depot.infos(removed).await.map_err(failed)?;
+    let back: Vec<StorePath> = back.into_iter().map(|info| info.path).collect();
+    api.depot.added(&back);
+    Ok(())
+}
+
+/// Removes what broken transfers left that nobody has gone on with for so long.
+async fn tidy(api: &Api, idle: Duration) -> Result<u64, ApiError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        let message = format!("what broken transfers left could not be removed: {error}");
+        ApiError::new(FailureKind::Internal, message)
+    };
+    let archives = api.depot.upstreams.tidy(idle).map_err(|error| failed(&error))?;
+    let trees = match api.team.current() {
+        Some(team) => team
+            .swarm
+            .tidy_spool(idle)
+            .await
+            .map_err(|error| failed(&error))?,
+        None => 0,
+    };
+    Ok(archives + trees)
 }
 
 /// How the binary caches do that paths are taken from.
@@ -143,6 +194,7 @@ fn collect(store: &Store, options: &GcOptions) -> Result<StoreAnswer, ApiError> 
             .map(|link| link.display().to_string())
             .collect(),
         failures: report.failures.iter().map(ToString::to_string).collect(),
+        broken_off: 0,
     })
 }
 

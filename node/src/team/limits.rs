@@ -73,6 +73,10 @@ pub const OFFERED: usize = 1024;
 /// row of messages.
 pub const FACTS_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long what has arrived of a tree waits to be gone on with. Who comes back after a week has other things
+/// to fetch.
+pub const SPOOL_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// How long a builder is waited for that could not be spoken to at all.
 pub const LAST_WORDS: Duration = Duration::from_secs(1);
 

@@ -22,7 +22,7 @@ use super::TeamNode;
 use super::evidence::ShownPaths;
 use super::fetch::Arriving;
 use super::grants::Grants;
-use super::limits::{CONSIDERED, TAKEN_PUSHES};
+use super::limits::{CONSIDERED, SPOOL_IDLE, TAKEN_PUSHES};
 use super::sample::Sampling;
 use super::served::Served;
 use super::share::ShareBook;
@@ -269,6 +269,14 @@ impl Membership {
         tasks.spawn(Arc::clone(&node).attend(events));
         tasks.spawn(Arc::clone(&node).publish_facts(facts, parts.free.clone()));
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&node));
+        let tidied = node.swarm.clone();
+        tasks.spawn(async move {
+            match tidied.tidy_spool(SPOOL_IDLE).await {
+                Ok(0) => {}
+                Ok(bytes) => tracing::info!(bytes, "what broken transfers left long ago is removed"),
+                Err(error) => tracing::warn!(%error, "what broken transfers left could not be removed"),
+            }
+        });
         // What was added between the listing at the start and the announcer.
         let (announcer, depot) = (node.swarm.clone(), Arc::clone(&parts.depot));
         tasks.spawn(async move {

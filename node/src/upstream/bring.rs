@@ -401,6 +401,34 @@ impl Upstreams {
             .into_temp_path())
     }
 
+    /// Removes archives that were left by downloads which broke off with the node, and that nobody has
+    /// written to for so long. Gives the bytes of them.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or a file in it not be removed.
+    pub fn tidy(&self, idle: std::time::Duration) -> std::io::Result<u64> {
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        let mut bytes = 0;
+        for entry in entries {
+            let entry = entry?;
+            let metadata = match entry.metadata() {
+                // It was unpacked meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
+            // One that is under way is written to all the time, or is given up.
+            let idle = idle.max(STANDSTILL * 2);
+            if metadata.modified()?.elapsed().is_ok_and(|since| since >= idle) {
+                std::fs::remove_file(entry.path())?;
+                bytes += metadata.len();
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Puts the content that a cache has of a path that is damaged here in its place. Nobody needs to be
     /// believed: it must be exactly what is registered. Gives the cache's URL.
     ///

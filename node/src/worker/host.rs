@@ -292,6 +292,11 @@ impl Host for NodeHost {
             if fs::symlink_metadata(&place).is_err() {
                 return logical.to_owned();
             }
+            // What the evaluation reads must stay. Where the node cannot be asked, what it is told next fails.
+            let held = self.link().map(|link| link.path_info(&path));
+            if matches!(held, Ok(Ok(None))) {
+                return logical.to_owned();
+            }
             present.insert(path);
         }
         if rest.as_os_str().is_empty() {

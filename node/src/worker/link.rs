@@ -222,16 +222,18 @@ impl Link {
         drop(self.sources.runtime.spawn_blocking(move || work(reporter)));
     }
 
-    /// What is known of a path, if it is valid.
+    /// What is known of a path, if it is valid. It then stays as long as the session is open: whoever asks
+    /// relies on it.
     ///
     /// # Errors
     /// See [`LinkError`].
     pub fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, LinkError> {
         self.settle()?;
-        let infos = self
-            .sources
-            .runtime
-            .block_on(self.sources.client.path_infos(vec![path.clone()]))?;
+        let infos = self.sources.runtime.block_on(
+            self.sources
+                .client
+                .hold_paths(self.sources.session, vec![path.clone()]),
+        )?;
         Ok(infos.into_iter().next())
     }
 

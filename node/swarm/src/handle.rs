@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::Multiaddr;
@@ -480,6 +481,16 @@ impl SwarmHandle {
     /// See [`FetchError`].
     pub async fn fetch(&self, order: FetchOrder) -> Result<Arc<Arrival>, FetchError> {
         fetch_tree(&self.core, order).await
+    }
+
+    /// Removes what broken transfers left that nobody has gone on with for so long, and gives the bytes of
+    /// it. What is fetched at the moment stays.
+    ///
+    /// # Errors
+    /// See [`FetchError`].
+    pub async fn tidy_spool(&self, idle: Duration) -> Result<u64, FetchError> {
+        let core = self.core.clone();
+        Ok(blocking(move || core.fetching.tidy(idle)).await??)
     }
 
     /// Asks another node to build. It signs the request, which must name this node and the builder.

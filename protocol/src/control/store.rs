@@ -121,6 +121,8 @@ pub enum StoreAnswer {
         stale_roots: Vec<String>,
         /// What could not be removed yet.
         failures: Vec<String>,
+        /// Bytes of transfers that broke off and were not gone on with.
+        broken_off: u64,
     },
     /// What was looked at.
     Verified {

@@ -91,3 +91,36 @@ async fn every_path_is_advertised_until_its_node_goes_down() {
     observer.sees(&source, &[]).await;
     observer.leave().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_collected_is_advertised_no_more() {
+    let ([alice, bob], first, second, bob_key) = tokio::task::block_in_place(|| {
+        let nodes = team([("alice", 0), ("bob", 0)]);
+        let machine = &nodes[1].machine;
+        machine.write("first", "first");
+        machine.write("second", "second");
+        let add = |name| store_path(machine.run(&["store", "add", name]).ok());
+        let paths = (add("first"), add("second"));
+        let key = nodes[1].key().parse::<NodeKey>().expect("a key");
+        (nodes, paths.0, paths.1, key)
+    });
+    let observer = Observer::join(&alice).await;
+    observer.sees(&first, &[bob_key]).await;
+    observer.sees(&second, &[bob_key]).await;
+    tokio::task::block_in_place(|| {
+        let collected = bob.json(&["store", "gc", "--max-freed", "1"]);
+        assert_eq!(
+            collected["removed"].as_array().map(Vec::len),
+            Some(1),
+            "{collected}"
+        );
+    });
+    let (kept, gone) = match tokio::task::block_in_place(|| bob.has(&first.to_absolute_path())) {
+        true => (first, second),
+        false => (second, first),
+    };
+    // Without a withdrawal it would be good for an hour.
+    observer.sees(&gone, &[]).await;
+    observer.sees(&kept, &[bob_key]).await;
+    observer.leave().await;
+}

@@ -125,7 +125,7 @@ async fn respond<A: ControlApi>(
         }
         Route::Paths => {
             let query: PathQuery = read_json(body, PATH_QUERY_BYTES).await?;
-            json(&api.path_infos(query.paths).await?)
+            json(&api.path_infos(query.paths, query.session).await?)
         }
         Route::Log(path) => Ok(found(AnswerBody::Log(api.log(path).await?), "text/plain")),
         Route::Why(path) => json(&api.why(path).await?),

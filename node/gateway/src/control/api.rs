@@ -127,10 +127,12 @@ pub trait ControlApi: Send + Sync + 'static {
         query: SourceQuery,
     ) -> impl Future<Output = Result<SourceAnswer, ApiError>> + Send;
 
-    /// What is known of these paths, without those that are not valid; in the order asked.
+    /// What is known of these paths, without those that are not valid; in the order asked. Where a session is
+    /// named, it protects them from now on.
     fn path_infos(
         &self,
         paths: Vec<StorePath>,
+        session: Option<u64>,
     ) -> impl Future<Output = Result<Vec<PathInfo>, ApiError>> + Send;
 
     /// The log of the build that made a path, or of the last build of a derivation.

@@ -169,7 +169,21 @@ impl ControlClient {
     /// # Errors
     /// See [`ClientError`].
     pub async fn path_infos(&self, paths: Vec<StorePath>) -> Result<Vec<PathInfo>, ClientError> {
-        self.ask_with(&Route::Paths, &PathQuery { paths }).await
+        let session = None;
+        self.ask_with(&Route::Paths, &PathQuery { paths, session }).await
+    }
+
+    /// The same for a session that relies on the answer: what is valid stays valid as long as it is open.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn hold_paths(
+        &self,
+        session: u64,
+        paths: Vec<StorePath>,
+    ) -> Result<Vec<PathInfo>, ClientError> {
+        let session = Some(session);
+        self.ask_with(&Route::Paths, &PathQuery { paths, session }).await
     }
 
     /// The log of the build that made a path.

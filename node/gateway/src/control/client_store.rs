@@ -32,7 +32,7 @@ impl ControlClient {
     /// See [`ClientError`].
     pub async fn export(&self, paths: Vec<StorePath>) -> Result<LogStream, ClientError> {
         let route = Route::Export;
-        let body = RequestBody::json(&route, &PathQuery { paths })?;
+        let body = RequestBody::json(&route, &PathQuery { paths, session: None })?;
         self.stream(&route, body).await
     }
 

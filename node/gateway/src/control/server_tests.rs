@@ -35,6 +35,8 @@ async fn every_request_has_its_answer() {
     let asked = vec![path("b"), path("a")];
     let infos = client.path_infos(asked.clone()).await.unwrap();
     assert_eq!(infos.into_iter().map(|info| info.path).collect::<Vec<_>>(), asked);
+    client.hold_paths(session, asked).await.unwrap();
+    up.called("hold 1 2").await;
     assert_eq!(client.why(path("a")).await.unwrap().summary, "built here");
     let root = AddRoot {
         link: "/result".to_owned(),

@@ -163,7 +163,14 @@ impl ControlApi for Notes {
         })
     }
 
-    async fn path_infos(&self, paths: Vec<StorePath>) -> Result<Vec<PathInfo>, ApiError> {
+    async fn path_infos(
+        &self,
+        paths: Vec<StorePath>,
+        session: Option<u64>,
+    ) -> Result<Vec<PathInfo>, ApiError> {
+        if let Some(session) = session {
+            self.note(format!("hold {session} {}", paths.len()));
+        }
         Ok(paths.iter().map(|path| info(path.name(), 1)).collect())
     }
 

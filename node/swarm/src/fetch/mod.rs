@@ -12,6 +12,7 @@ mod plan;
 mod progress;
 mod provider;
 mod small;
+mod tidy;
 mod walk;
 
 pub use arrival::{Arrival, ArrivedBlob, SpoolError, copy_blob};
@@ -99,19 +100,21 @@ impl Fetching {
 
     /// Waits until nobody else fetches or holds this tree.
     async fn alone(&self, root: TreeDigest) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut running = lock(&self.running);
-            running.retain(|_, turn| turn.strong_count() > 0);
-            match running.get(&root).and_then(Weak::upgrade) {
-                Some(turn) => turn,
-                None => {
-                    let turn = Arc::new(tokio::sync::Mutex::new(()));
-                    running.insert(root, Arc::downgrade(&turn));
-                    turn
-                }
+        self.turn(root).lock_owned().await
+    }
+
+    /// Held by whoever fetches or holds this tree.
+    fn turn(&self, root: TreeDigest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut running = lock(&self.running);
+        running.retain(|_, turn| turn.strong_count() > 0);
+        match running.get(&root).and_then(Weak::upgrade) {
+            Some(turn) => turn,
+            None => {
+                let turn = Arc::new(tokio::sync::Mutex::new(()));
+                running.insert(root, Arc::downgrade(&turn));
+                turn
             }
-        };
-        turn.lock_owned().await
+        }
     }
 }
 

@@ -273,6 +273,30 @@ async fn a_fetch_that_broke_off_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn what_nobody_went_on_with_is_tidied_and_what_is_held_stays() {
+    let (ann, bob) = pair().await;
+    let root = mixed(&ann.shelf);
+    ann.shelf.add_path("mixed", root);
+    let arrival = fetch(&bob, root, &[&ann]).await.unwrap();
+    let spool = bob.home.path().join("spool");
+    std::fs::create_dir(spool.join("other")).unwrap();
+    let left = || std::fs::read_dir(&spool).unwrap().count();
+    let tidy = async |idle| bob.handle.tidy_spool(idle).await.unwrap();
+    assert_eq!((tidy(Duration::ZERO).await, left()), (0, 2), "it is held");
+    drop(arrival);
+    assert_eq!(
+        (tidy(Duration::from_secs(3600)).await, left()),
+        (0, 2),
+        "it is young"
+    );
+    assert!(tidy(Duration::ZERO).await > 3_000_000);
+    assert_eq!(left(), 1, "what is not the spool's is not touched");
+    // And it can come again.
+    bob.shelf.adopt(&fetch(&bob, root, &[&ann]).await.unwrap());
+    assert!(bob.shelf.is_complete(root));
+}
+
+#[tokio::test]
 async fn who_fetches_sees_how_far_it_is_and_who_brings_it() {
     let (ann, bob) = pair().await;
     // More than one batch of each kind; the last chunk is not a whole one.
