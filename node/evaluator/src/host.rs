@@ -8,13 +8,14 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use tvix_node_protocol::nix::hash::NixHash;
 use tvix_node_protocol::nix::store_path::StorePath;
 
 use crate::fetch::{Fetch, Fetched};
+use crate::limits::MAX_FILE;
 
 /// Kind of a file system object, links not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,7 +189,13 @@ pub trait Host {
     /// # Errors
     /// What the file system says.
     fn read_file(&self, logical: &Path) -> io::Result<Vec<u8>> {
-        std::fs::read(self.physical(logical))
+        let file = std::fs::File::open(self.physical(logical))?;
+        let mut contents = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+        file.take(MAX_FILE + 1).read_to_end(&mut contents)?;
+        match contents.len() as u64 > MAX_FILE {
+            true => Err(io::ErrorKind::FileTooLarge.into()),
+            false => Ok(contents),
+        }
     }
 
     /// Entries of a directory, in any order.

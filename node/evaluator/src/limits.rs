@@ -40,3 +40,6 @@ pub const MAX_TRACE_FRAMES: usize = 50_000;
 
 /// How many links are followed in one path before it counts as a cycle, as in Nix.
 pub const MAX_LINKS: usize = 1024;
+
+/// Bytes of a file that is read: as many as a string can have. A device may have no end.
+pub(crate) const MAX_FILE: u64 = u32::MAX as u64;

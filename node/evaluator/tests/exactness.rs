@@ -630,3 +630,54 @@ fn floats_go_into_json_as_in_current_nix() {
         ),
     ]);
 }
+
+/// A set is not at once equal to itself: what its elements throw is thrown, as in Nix.
+#[test]
+fn what_is_compared_with_itself_is_evaluated() {
+    refused(&[
+        (r#"let a = { x = throw "z"; }; in a == a"#, "z"),
+        (r#"let a = [ (throw "z") ]; in a == a"#, "z"),
+    ]);
+    printed(&[
+        ("let a = { f = x: x; }; in a == a", "true"),
+        ("let a = [ (x: x) ]; in a == a", "true"),
+        ("let f = x: x; in f == f", "false"),
+    ]);
+}
+
+/// Current Nix reads them and writes them down again, so that spaces and order make no other derivation.
+#[test]
+fn structured_attributes_given_as_json_are_written_anew() {
+    let path = |json: &str| {
+        let expression = format!(
+            r#"(derivation {{ name = "a"; system = "x"; builder = "b"; __json = {json}; }}).drvPath"#
+        );
+        eval(&expression)
+    };
+    let canonical = path(r#""{\"a\":2,\"b\":1}""#).unwrap();
+    assert_eq!(path(r#""{ \"b\" : 1, \"a\":2 }""#).unwrap(), canonical);
+    for wrong in [r#""nojson""#, r#""[ ]""#] {
+        let error = path(wrong).unwrap_err();
+        assert!(error.contains("cannot process __json attribute"), "{error}");
+    }
+}
+
+#[test]
+fn a_string_has_a_greatest_length() {
+    let megabyte = "builtins.foldl' (a: b: a + a) \"a\" (builtins.genList (x: x) 20)";
+    let five_thousand = "builtins.genList (x: \"\") 5000";
+    let joined = format!("builtins.concatStringsSep ({megabyte}) ({five_thousand})");
+    refused(&[(&joined, "a string cannot be longer than 4294967295 bytes")]);
+}
+
+#[test]
+fn an_output_may_have_any_name_but_that_of_the_derivation() {
+    printed(&[(
+        r#"builtins.length (derivation { name = "a"; system = "x"; builder = "b"; outputs = [ "out" "drv" ]; }).all"#,
+        "2",
+    )]);
+    refused(&[(
+        r#"(derivation { name = "a"; system = "x"; builder = "b"; outputs = [ "drvPath" ]; }).drvPath"#,
+        "invalid derivation output name 'drvPath'",
+    )]);
+}

@@ -44,6 +44,9 @@ pub enum CommandError {
     /// The session with the node broke off.
     #[error("the node ended the session without saying how; its log is '{}'", .0.display())]
     Broken(PathBuf),
+    /// The evaluation ended without a result.
+    #[error("the evaluation broke off; this is a bug in tvix-node, and what is printed above says where")]
+    BrokeOff,
     /// A link to a result cannot be made.
     #[error("the link '{}' cannot be made: {source}", .link.display())]
     Link {

@@ -87,6 +87,8 @@ enum Step {
     /// The node could not do something, through no fault of the expression. What the evaluation says next
     /// may be for that.
     NodeFailed,
+    /// The evaluation's thread has ended in the middle.
+    BrokeOff,
     /// The evaluation's thread has ended.
     Evaluated {
         /// What the node refused of what it was told.
@@ -145,7 +147,7 @@ pub async fn run(
     };
     std::thread::Builder::new()
         .name("evaluation".to_owned())
-        .spawn(move || evaluation.run())
+        .spawn(move || evaluation.run_to_an_end())
         .map_err(|source| CommandError::Io {
             what: "no thread for the evaluation".to_owned(),
             source,
@@ -163,7 +165,8 @@ pub async fn run(
                 return Err(CommandError::Interrupted);
             }
         };
-        let Some(step) = step else { break };
+        // Whoever would say what is still to come is gone.
+        let step = step.ok_or(CommandError::BrokeOff)?;
         if let Err(error) = progress.take(step, home, notice) {
             // The first cause is the one to tell: why the session could not be opened or broke.
             let failure = opened
@@ -313,6 +316,16 @@ struct Evaluating {
 }
 
 impl Evaluating {
+    /// Tells of an end whatever happens. A panic is a fault of this program, and has been printed; without this the
+    /// command would wait for ever, or take what there is for all there is.
+    fn run_to_an_end(self) {
+        let steps = self.steps.clone();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run())).is_err() {
+            // Where nobody listens any more, the command has ended.
+            drop(steps.send(Step::BrokeOff));
+        }
+    }
+
     fn run(self) {
         let Self {
             runtime,
@@ -466,6 +479,7 @@ impl Progress {
                 }
             }
             Step::NodeFailed => self.node_failed = true,
+            Step::BrokeOff => return Err(CommandError::BrokeOff),
             Step::NotOpened => {
                 let reason = "there is no session with the node".to_owned();
                 return Err(CommandError::BuildFailed(reason));

@@ -113,7 +113,7 @@ fn concat_strings_sep<'h>(
         )?);
     }
     let context = context.finish(evaluation.heap);
-    Ok(Value::str(Str::concat(evaluation.heap, &parts, context)))
+    evaluation.joined(&parts, context, pos)
 }
 
 fn replace_strings<'h>(evaluation: &Evaluation<'h>, arguments: &[Value<'h>], pos: Pos) -> Result<Value<'h>> {

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::evaluation::{Coerce, ContextBuilder, Evaluation};
 use crate::heap::{Attr, Attrs, AttrsBuilder, ContextElement, Str, Value, View};
 use crate::host::{Instantiated, MessageKind};
+use crate::json;
 use crate::pure::store_name;
 use crate::syntax::position::Pos;
 use crate::syntax::symbol::known;
@@ -190,7 +191,8 @@ impl<'h> Fields<'h> {
     }
 
     fn plain_attribute(&mut self, evaluation: &Evaluation<'h>, attr: &Attr<'h>, pos: Pos) -> Result<()> {
-        let text = evaluation.coerce(attr.value(), Pos::NONE, &mut self.context, Coerce::ATTRIBUTE, "")?;
+        let mut text =
+            evaluation.coerce(attr.value(), Pos::NONE, &mut self.context, Coerce::ATTRIBUTE, "")?;
         match attr.name {
             known::BUILDER => self.builder = text,
             known::SYSTEM => self.system = text,
@@ -198,17 +200,30 @@ impl<'h> Fields<'h> {
             known::OUTPUT_HASH_ALGO => self.algorithm = algorithm(text),
             known::OUTPUT_HASH_MODE => self.mode(evaluation, text, pos)?,
             known::OUTPUTS => {
-                let names = text.split(u8::is_ascii_whitespace).filter(|name| !name.is_empty());
+                let names = text
+                    .split(u8::is_ascii_whitespace)
+                    .filter(|name| !name.is_empty());
                 self.outputs(evaluation, names.map(<[u8]>::to_vec).collect(), pos)?;
             }
-            known::JSON => evaluation.host.message(
-                MessageKind::Warning,
-                &format!(
-                    "in derivation '{}': setting structured attributes via '__json' is deprecated, and may be \
-                     disallowed in future versions of Nix. Set '__structuredAttrs = true' instead.",
-                    self.name
-                ),
-            ),
+            known::JSON => {
+                evaluation.host.message(
+                    MessageKind::Warning,
+                    &format!(
+                        "in derivation '{}': setting structured attributes via '__json' is deprecated, and may be \
+                         disallowed in future versions of Nix. Set '__structuredAttrs = true' instead.",
+                        self.name
+                    ),
+                );
+                // Nix reads them, and writes them down again.
+                let read = match text.trim_ascii_start().starts_with(b"{") {
+                    true => json::canonical(text).map_err(|error| error.to_string()),
+                    false => Err("an object is expected".to_owned()),
+                };
+                let read = read.map_err(|error| {
+                    evaluation.error(pos, format!("cannot process __json attribute: {error}"))
+                })?;
+                text = Str::new(evaluation.heap, &read).bytes();
+            }
             _ => {}
         }
         if let Some(name) = evaluation.name_value(attr.name).as_str() {
@@ -304,7 +319,7 @@ impl<'h> Fields<'h> {
         self.outputs.clear();
         for name in names {
             let name = String::from_utf8_lossy(&name).into_owned();
-            if name == "drvPath" || name == "drv" {
+            if name == "drvPath" {
                 return Err(evaluation.error(pos, format!("invalid derivation output name '{name}'")));
             }
             if !self.outputs.insert(name.clone()) {

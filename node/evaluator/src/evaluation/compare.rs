@@ -20,9 +20,7 @@ impl<'h> Evaluation<'h> {
             (View::Null, View::Null) => Ok(true),
             (View::Str(a), View::Str(b)) | (View::Path(a), View::Path(b)) => Ok(a.bytes() == b.bytes()),
             (View::List(a), View::List(b)) => {
-                if a.same(b) {
-                    return Ok(true);
-                }
+                // Not at once equal to itself: what its elements throw is thrown.
                 if a.len() != b.len() {
                     return Ok(false);
                 }
@@ -35,28 +33,23 @@ impl<'h> Evaluation<'h> {
                     Ok(true)
                 })
             }
-            (View::Attrs(x), View::Attrs(y)) => {
-                if x.same(y) {
-                    return Ok(true);
+            (View::Attrs(x), View::Attrs(y)) => self.deeper(pos, || {
+                if self.is_derivation(a)?
+                    && self.is_derivation(b)?
+                    && let (Some(x), Some(y)) = (x.get(known::OUT_PATH), y.get(known::OUT_PATH))
+                {
+                    return self.equal_elements(x.value(), y.value(), pos);
                 }
-                self.deeper(pos, || {
-                    if self.is_derivation(a)?
-                        && self.is_derivation(b)?
-                        && let (Some(x), Some(y)) = (x.get(known::OUT_PATH), y.get(known::OUT_PATH))
-                    {
-                        return self.equal_elements(x.value(), y.value(), pos);
-                    }
-                    if x.len() != y.len() {
+                if x.len() != y.len() {
+                    return Ok(false);
+                }
+                for (x, y) in x.iter().zip(y.iter()) {
+                    if x.name != y.name || !self.equal_elements(x.value(), y.value(), pos)? {
                         return Ok(false);
                     }
-                    for (x, y) in x.iter().zip(y.iter()) {
-                        if x.name != y.name || !self.equal_elements(x.value(), y.value(), pos)? {
-                            return Ok(false);
-                        }
-                    }
-                    Ok(true)
-                })
-            }
+                }
+                Ok(true)
+            }),
             // Functions are never equal, not even to themselves, except as the same element (see below).
             _ => Ok(false),
         }

@@ -4,7 +4,7 @@ use super::coerce::{Coerce, ContextBuilder};
 use super::{Evaluation, files};
 use crate::code::{Binary, Expr, Interpolate, Operands, Operator};
 use crate::error::Result;
-use crate::heap::{Env, List, Str, Value, View};
+use crate::heap::{Context, Env, List, Str, Value, View};
 use crate::syntax::position::Pos;
 
 /// Most strings have at most this many parts; theirs are kept on the stack.
@@ -196,7 +196,7 @@ impl<'h> Evaluation<'h> {
                 };
                 let right = self.coerce(right, pos, &mut context, how, "while evaluating a path segment")?;
                 let context = context.finish(self.heap);
-                Ok(Value::str(Str::concat(self.heap, &[left, right], context)))
+                self.joined(&[left, right], context, pos)
             }
         }
     }
@@ -210,6 +210,19 @@ impl<'h> Evaluation<'h> {
         }
         let joined = files::canonical(&parts.concat());
         Ok(Value::path(self.heap, Str::new(self.heap, &joined)))
+    }
+
+    /// Strings one after the other.
+    pub(crate) fn joined(
+        &self,
+        parts: &[&[u8]],
+        context: Option<Context<'h>>,
+        pos: Pos,
+    ) -> Result<Value<'h>> {
+        match Str::concat(self.heap, parts, context) {
+            Some(joined) => Ok(Value::str(joined)),
+            None => Err(self.error(pos, format!("a string cannot be longer than {} bytes", u32::MAX))),
+        }
     }
 
     /// `a + b + c + …`. Strings are joined at once; anything else two by two.
@@ -243,7 +256,7 @@ impl<'h> Evaluation<'h> {
             )?);
         }
         let context = context.finish(self.heap);
-        Ok(Value::str(Str::concat(self.heap, &parts, context)))
+        self.joined(&parts, context, sum.pos)
     }
 
     /// `"…${…}…"` and `./…${…}…`.
@@ -269,7 +282,7 @@ impl<'h> Evaluation<'h> {
             return self.join_path(parts, &context, code.pos);
         }
         let context = context.finish(self.heap);
-        Ok(Value::str(Str::concat(self.heap, parts, context)))
+        self.joined(parts, context, code.pos)
     }
 
     /// `a ++ b ++ …`

@@ -43,9 +43,13 @@ impl<'h> Str<'h> {
         Self(heap.thin_copy(context, bytes))
     }
 
-    /// The parts one after the other.
-    pub(crate) fn concat(heap: &'h Heap, parts: &[&[u8]], context: Option<Context<'h>>) -> Self {
-        Self(heap.thin_concat(context, parts))
+    /// The parts one after the other; none where that is longer than a string can be.
+    pub(crate) fn concat(heap: &'h Heap, parts: &[&[u8]], context: Option<Context<'h>>) -> Option<Self> {
+        let len = parts
+            .iter()
+            .try_fold(0_usize, |len, part| len.checked_add(part.len()))?;
+        u32::try_from(len).ok()?;
+        Some(Self(heap.thin_concat(context, parts)))
     }
 
     /// Its bytes.

@@ -1,6 +1,9 @@
 //! Values as JSON, and back (`read`).
 
+mod canonical;
 mod read;
+
+pub(crate) use canonical::canonical;
 
 use crate::error::Result;
 use crate::evaluation::{ContextBuilder, Evaluation};
