@@ -5,18 +5,20 @@
 //! ```
 //!
 //! Data: a tree of 40,000 files of 50 to 6,000 bytes, and a file of 1 GiB; random, so that nothing is
-//! shared. Every round adds both to a new store, with everything synced before success; stock Nix
-//! (`nix-store --add`, which syncs only its database) does the same in a new root. CPU is that of all
-//! threads and processes, user and system. The medians are printed.
+//! shared. Every round adds both to a new store, with everything synced before success, restores both from an
+//! export into another new store, synced as well, and writes the archives of both out of a store; stock Nix
+//! (`nix-store --add`, `--import` and `--dump`, which sync only the database) does the same in new roots, in turn.
+//! CPU is that of all threads and processes, user and system. The medians are printed.
 
 use std::error::Error;
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
+use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use tvix_node_protocol::path_info::Origin;
 use tvix_node_store::{ContentName, Naming, Store};
 
 const FILES: u32 = 40_000;
@@ -26,10 +28,13 @@ type Failure = Box<dyn Error>;
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if let [add, home, source] = arguments.as_slice()
-        && add == "add"
-    {
-        return add_one(Path::new(home), Path::new(source));
+    if let [work, home, source] = arguments.as_slice() {
+        match work.to_str() {
+            Some("add") => return add_one(Path::new(home), Path::new(source)),
+            Some("import") => return import_one(Path::new(home), Path::new(source)),
+            Some("dump") => return dump_one(Path::new(home)),
+            _ => {}
+        }
     }
     let option = |name: &str| {
         let at = arguments.iter().position(|argument| argument == name)?;
@@ -55,57 +60,101 @@ fn main() -> Result<(), Failure> {
     }
     // Nothing is removed before the end: ext4 is slow to make files where many were removed just before.
     for (what, source) in [("tree of 40,000 files", &tree), ("file of 1 GiB", &file)] {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for round in 0..rounds {
-            let home = folder.path().join(format!("home-{round}-{what}"));
-            let mut command = Command::new(std::env::current_exe()?);
-            command.arg("add").arg(&home).arg(source);
-            ours.push(measure(&mut command)?);
-            if has_nix {
-                let root = folder.path().join(format!("nix-{round}-{what}"));
-                theirs.push(measure(&mut stock(&nix, &root, source)?)?);
+        let export = folder.path().join(format!("export of {what}"));
+        for work in ["add", "import", "dump"] {
+            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+            for round in 0..rounds {
+                // What was added is what is dumped.
+                let place = if work == "import" { "imported" } else { "added" };
+                let home = folder.path().join(format!("home-{round}-{place}-{what}"));
+                let from = if work == "import" { &export } else { source };
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg(work).arg(&home).arg(from);
+                ours.push(measure(&mut command)?);
+                if has_nix {
+                    let root = folder.path().join(format!("nix-{round}-{place}-{what}"));
+                    theirs.push(measure(&mut stock(&nix, &root, work, from)?)?);
+                }
+                if work == "add" && round == 0 {
+                    export_one(&home, &export)?;
+                }
             }
-        }
-        let ours = median(&mut ours);
-        println!("{what}: {:.2} s CPU, {:.2} s wall, synced", ours.cpu, ours.wall);
-        if has_nix {
-            let theirs = median(&mut theirs);
-            println!(
-                "  stock Nix: {:.2} s CPU, {:.2} s wall, not synced",
-                theirs.cpu, theirs.wall
-            );
-            println!(
-                "  ratio: {:.2} CPU, {:.2} wall",
-                ours.cpu / theirs.cpu,
-                ours.wall / theirs.wall
-            );
+            report(&format!("{work}, {what}"), &mut ours, &mut theirs);
         }
     }
     remove(folder.path())
 }
 
+fn report(what: &str, ours: &mut [Cost], theirs: &mut [Cost]) {
+    let ours = median(ours);
+    println!("{what}: {:.2} s CPU, {:.2} s wall", ours.cpu, ours.wall);
+    if !theirs.is_empty() {
+        let theirs = median(theirs);
+        println!("  stock Nix: {:.2} s CPU, {:.2} s wall", theirs.cpu, theirs.wall);
+        println!(
+            "  ratio: {:.2} CPU, {:.2} wall",
+            ours.cpu / theirs.cpu,
+            ours.wall / theirs.wall
+        );
+    }
+}
+
 fn add_one(home: &Path, source: &Path) -> Result<(), Failure> {
     let store = Store::open(home)?;
-    let info = store.add_source(
-        source,
-        Naming::Content(ContentName::source("data")),
-        &store.lease(),
-    )?;
+    let name = source
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or("data");
+    let info = store.add_source(source, Naming::Content(ContentName::source(name)), &store.lease())?;
     println!("{}", info.path);
     Ok(())
 }
 
-fn stock(nix: &OsString, root: &Path, source: &Path) -> Result<Command, Failure> {
+fn export_one(home: &Path, export: &Path) -> Result<(), Failure> {
+    let store = Store::open(home)?;
+    let mut to = BufWriter::with_capacity(1 << 20, fs::File::create(export)?);
+    store.export(&store.paths_after(None, 1)?.into_iter().collect(), &mut to)?;
+    Ok(())
+}
+
+fn import_one(home: &Path, export: &Path) -> Result<(), Failure> {
+    let store = Store::open(home)?;
+    let mut from = BufReader::with_capacity(256 << 10, fs::File::open(export)?);
+    for info in store.import(&mut from, &Origin::Imported, &store.lease())? {
+        println!("{}", info.path);
+    }
+    Ok(())
+}
+
+fn dump_one(home: &Path) -> Result<(), Failure> {
+    let store = Store::open(home)?;
+    let paths = store.paths_after(None, 1)?;
+    let path = paths.first().ok_or("the store is empty")?;
+    let mut to = BufWriter::with_capacity(256 << 10, std::io::stdout().lock());
+    store.dump_nar(path, &mut to)?;
+    Ok(to.flush()?)
+}
+
+fn stock(nix: &OsString, root: &Path, work: &str, from: &Path) -> Result<Command, Failure> {
     fs::create_dir_all(root.join("etc"))?;
     let mut command = Command::new(nix);
-    command.arg("--add").arg(source);
+    match work {
+        "add" => command.arg("--add").arg(from),
+        "import" => command.arg("--import").stdin(fs::File::open(from)?),
+        _ => {
+            // The path that was added, by its physical place.
+            let added = fs::read_dir(root.join("nix/store"))?
+                .filter_map(Result::ok)
+                .map(|entry| entry.file_name())
+                .find(|name| !name.to_string_lossy().starts_with('.'))
+                .ok_or("nothing was added")?;
+            command.arg("--dump").arg(root.join("nix/store").join(added))
+        }
+    };
     command.env("NIX_REMOTE", format!("local?root={}", root.display()));
     command
         .env("NIX_CONF_DIR", root.join("etc"))
         .env("NIX_CONFIG", "build-users-group =");
-    command
-        .env("NIX_STATE_DIR", root.join("var"))
-        .env("NIX_LOG_DIR", root.join("log"));
     Ok(command)
 }
 
@@ -131,10 +180,10 @@ fn measure(command: &mut Command) -> Result<Cost, Failure> {
         return Err("sync failed".into());
     }
     let (before, start) = (children_cpu()?, Instant::now());
-    let output = command.stderr(Stdio::inherit()).output()?;
+    let status = command.stdout(Stdio::null()).stderr(Stdio::inherit()).status()?;
     let wall = start.elapsed().as_secs_f64();
-    if !output.status.success() {
-        return Err(format!("{command:?}: {}", output.status).into());
+    if !status.success() {
+        return Err(format!("{command:?}: {status}").into());
     }
     Ok(Cost {
         cpu: children_cpu()? - before,
