@@ -88,7 +88,8 @@ fn sort(value: &mut Value, depth: usize) -> Result<(), CborError> {
     }
     match value {
         Value::Array(items) => items.iter_mut().try_for_each(|item| sort(item, depth + 1)),
-        Value::Tag(_, item) => sort(item, depth + 1),
+        // The decoder reads through them, so a value with one would be a second encoding of that without.
+        Value::Tag(..) => Err(CborError::NotDeterministic),
         Value::Map(entries) => {
             let mut keyed = Vec::with_capacity(entries.len());
             for (mut key, mut item) in entries.drain(..) {
@@ -133,11 +134,12 @@ mod tests {
     #[test]
     fn other_encodings_of_the_same_value_are_refused() {
         // The map {"zebra": 7, "ant": "x"} in the wrong order, then 7 in a needlessly long form,
-        // then an indefinite-length map.
+        // then an indefinite-length map, then 7 with a tag that the decoder would read through.
         let unsorted = b"\xa2\x65zebra\x07\x63ant\x61x";
         let long_integer = b"\xa2\x63ant\x61x\x65zebra\x18\x07";
         let indefinite = b"\xbf\x63ant\x61x\x65zebra\x07\xff";
-        for bytes in [&unsorted[..], long_integer, indefinite] {
+        let tagged = b"\xa2\x63ant\x61x\x65zebra\xd0\x07";
+        for bytes in [&unsorted[..], long_integer, indefinite, tagged] {
             assert!(matches!(
                 from_slice::<Sample>(bytes, 100),
                 Err(CborError::NotDeterministic)
