@@ -144,6 +144,20 @@ fn signed_paths_come_from_a_cache_over_http() {
     drop(cache.machine);
 }
 
+/// A trusted key is somebody's word, which the owner's rules may not take.
+#[test]
+fn where_the_owner_believes_nobody_s_word_no_cache_is_believed_either() {
+    if !sandbox_works("where_the_owner_believes_nobody_s_word_no_cache_is_believed_either") {
+        return;
+    }
+    let cache = Cache::new(Some(key(1)));
+    let server = CacheServer::up(&cache.folder, Manner::Well);
+    let client = cache.client(&[&server.url], &[key(1)]);
+    client.run(&["trust", "set", "self"]).ok();
+    built(&build(&client, "high", &[]), &cache.high);
+    assert_eq!(server.asked(".nar"), 0);
+}
+
 #[test]
 fn what_nobody_trusted_signed_is_built_and_what_names_itself_is_taken() {
     if !sandbox_works("what_nobody_trusted_signed_is_built_and_what_names_itself_is_taken") {

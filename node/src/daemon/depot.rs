@@ -21,6 +21,7 @@ use super::derivations::{Checked, CheckedDerivations};
 use super::perform::Plan;
 use super::told::Told;
 use crate::team::private::PrivateBook;
+use crate::team::trust::TrustBook;
 use crate::upstream::Upstreams;
 
 /// Why the store cannot serve.
@@ -107,11 +108,11 @@ pub struct Depot {
 }
 
 impl Depot {
-    /// The depot of an open store. `private`: what no member may know of.
-    pub fn new(store: Store, private: Arc<PrivateBook>) -> Self {
+    /// The depot of an open store. `private`: what no member may know of. `trust`: what the owner believes.
+    pub fn new(store: Store, private: Arc<PrivateBook>, trust: Arc<TrustBook>) -> Self {
         let notes = store.home().join("notes");
         let own = Arc::new(store.lease());
-        let upstreams = Arc::new(Upstreams::new(store.home().join("spool/caches")));
+        let upstreams = Arc::new(Upstreams::new(store.home().join("spool/caches"), trust));
         Self {
             upstreams,
             store,

@@ -146,7 +146,8 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let builder = Builder::new(config)?;
     let configured = NodeConfig::read(&home.config_file())?;
     let private = Arc::new(PrivateBook::open(home.private_file())?);
-    let depot = Arc::new(Depot::new(store, private));
+    let trust = Arc::new(TrustBook::open(home.trust_file(), node)?);
+    let depot = Arc::new(Depot::new(store, private, Arc::clone(&trust)));
     let share = Arc::new(ShareBook::open(home.share_file())?);
     // This process has the home for itself, so nothing of what lies there is under way.
     if let Err(error) = depot.upstreams.tidy(Duration::ZERO) {
@@ -159,7 +160,6 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
             .clone()
             .unwrap_or(configured.trusted_public_keys),
     })?;
-    let trust = Arc::new(TrustBook::open(home.trust_file(), node)?);
     let jobs = Arc::new(Jobs {
         depot: Arc::clone(&depot),
         builder,

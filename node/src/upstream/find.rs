@@ -69,7 +69,7 @@ impl Upstreams {
     /// Why there is none, in words.
     pub(super) async fn offer(self: &Arc<Self>, path: &StorePath) -> Result<Offer, String> {
         self.client()?;
-        let (caches, keys) = self.view();
+        let (caches, keys) = self.view(path);
         let (answers, mut answered) = mpsc::channel(caches.len().max(1));
         for cache in caches {
             let (upstreams, path, answers) = (Arc::clone(self), path.clone(), answers.clone());
@@ -108,7 +108,7 @@ impl Upstreams {
 
     /// As [`Upstreams::offer`] from every cache but these, for when those have failed.
     pub(super) async fn other_offers(self: &Arc<Self>, path: &StorePath, tried: &[String]) -> Vec<Offer> {
-        let (caches, keys) = self.view();
+        let (caches, keys) = self.view(path);
         let Ok(client) = self.client() else {
             return Vec::new();
         };
@@ -131,7 +131,7 @@ impl Upstreams {
 
     /// What caches say of a path, whoever signed it: for whoever knows what it must be.
     pub(super) async fn said(self: &Arc<Self>, path: &StorePath) -> Vec<(NarInfo, Arc<Upstream>)> {
-        let (caches, _) = self.view();
+        let (caches, _) = self.view(path);
         let Ok(client) = self.client() else {
             return Vec::new();
         };

@@ -9,7 +9,7 @@
 //!
 //! The keys that their owner configured are principals of the node's policy: what names itself is
 //! accepted from any cache and checked when it comes; anything else only with a signature by one of these
-//! keys. Nothing is configured by default.
+//! keys, and only where the owner's rules of trust take anybody's word for the path. Nothing is configured by default.
 
 mod bring;
 mod cache;
@@ -22,12 +22,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Semaphore;
 use tvix_node_builder::Client;
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::narinfo::TrustedPublicKey;
 
 pub use bring::Step;
 pub use cache::{Report, Upstream, UpstreamError};
 
 use crate::team::fetch::Arriving;
+use crate::team::trust::TrustBook;
 use limits::{CACHES, DOWNLOADS};
 
 /// Why the caches cannot be configured like that.
@@ -64,6 +66,7 @@ pub struct Substituters {
 pub struct Upstreams {
     /// Where archives lie while they are unpacked.
     folder: PathBuf,
+    trust: Arc<TrustBook>,
     listed: Mutex<Listed>,
     client: OnceLock<Result<Client, String>>,
     arriving: Arriving,
@@ -84,10 +87,11 @@ struct Listed {
 }
 
 impl Upstreams {
-    /// None yet. `folder`: for archives while they are unpacked.
-    pub fn new(folder: PathBuf) -> Self {
+    /// None yet. `folder`: for archives while they are unpacked. `trust`: what the owner believes.
+    pub fn new(folder: PathBuf, trust: Arc<TrustBook>) -> Self {
         Self {
             folder,
+            trust,
             listed: Mutex::default(),
             client: OnceLock::new(),
             arriving: Arriving::default(),
@@ -178,11 +182,13 @@ impl Upstreams {
             .collect()
     }
 
-    /// Those that are asked at the moment, and the keys that are believed.
-    fn view(&self) -> (Vec<Arc<Upstream>>, Vec<TrustedPublicKey>) {
+    /// Those that are asked at the moment for a path, and the keys that are believed about it.
+    fn view(&self, path: &StorePath) -> (Vec<Arc<Upstream>>, Vec<TrustedPublicKey>) {
+        let takes_a_word = self.trust.policy().for_path(path).takes_a_word();
         let listed = self.lock();
         let caches = listed.caches.iter().map(|(cache, _)| Arc::clone(cache));
-        let keys = listed.keys.values().map(|(key, _)| key.clone());
+        let keys = listed.keys.values().filter(|_| takes_a_word);
+        let keys = keys.map(|(key, _)| key.clone());
         (caches.filter(|cache| cache.is_asked()).collect(), keys.collect())
     }
 
