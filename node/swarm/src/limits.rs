@@ -229,8 +229,9 @@ pub const PRESENCE_PAUSE: Duration = Duration::from_millis(200);
 /// Members told at once.
 pub const PUBLISHED_AT_ONCE: usize = 8;
 
-/// How long a shutdown waits for records to be taken back.
-pub const WITHDRAW_TIME: Duration = Duration::from_secs(2);
+/// How long a shutdown waits for records to be taken back: it takes milliseconds, on a machine that has far too much to
+/// do some seconds.
+pub const WITHDRAW_TIME: Duration = Duration::from_secs(5);
 
 /// How long who leaves the team waits for others to hear of it.
 pub const LEAVE_TIME: Duration = Duration::from_secs(5);
