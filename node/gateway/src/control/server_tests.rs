@@ -60,15 +60,18 @@ async fn archives_and_exports_go_both_ways_and_a_torn_one_is_no_whole_one() {
     up.called("archive of a").await;
     assert_eq!(archive.chunk().await.unwrap().unwrap(), "archive");
     assert_eq!(archive.chunk().await.unwrap(), None);
-    let mut export = client.export(vec![path("a"), path("b")]).await.unwrap();
-    up.called("export of 2").await;
-    let torn = loop {
-        match export.chunk().await {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("a stream that broke off looks whole"),
-            Err(error) => break error,
-        }
+    let torn = match client.export(vec![path("a"), path("b")]).await {
+        // So early that not even its beginning has come.
+        Err(error) => error,
+        Ok(mut export) => loop {
+            match export.chunk().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("a stream that broke off looks whole"),
+                Err(error) => break error,
+            }
+        },
     };
+    up.called("export of 2").await;
     assert!(matches!(torn, ClientError::Broken { .. }), "{torn}");
     let mut import = client.import();
     import.send("12345".into()).await.unwrap();
