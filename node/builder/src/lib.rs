@@ -46,7 +46,7 @@ mod disk;
 mod environment;
 mod error;
 mod fetch;
-mod helper;
+mod helper_process;
 pub mod limits;
 mod log;
 mod nat;

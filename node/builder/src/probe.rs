@@ -4,7 +4,7 @@ use crate::StorePath;
 use crate::config::Config;
 use crate::diagnosis::SandboxError;
 use crate::error::Cause;
-use crate::helper::WaitingHelper;
+use crate::helper_process::WaitingHelper;
 use crate::limits::PROCESSES;
 use crate::run::setup_failure;
 use crate::scratch::Scratch;

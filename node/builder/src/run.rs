@@ -23,7 +23,7 @@ use crate::disk;
 use crate::environment::{self, Given};
 use crate::error::{BuildError, Cause, Refused};
 use crate::fetch::Fetch;
-use crate::helper::Control;
+use crate::helper_process::Control;
 use crate::limits::LOG_READ_BYTES;
 use crate::log::Log;
 use crate::nat;

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::Config;
-use crate::helper::WaitingHelper;
+use crate::helper_process::WaitingHelper;
 
 /// At most one helper that waits. Cheap to clone.
 #[derive(Clone, Default)]
