@@ -9,6 +9,7 @@
 //! | [`evidence`] | what members know of paths, and whether it is believed |
 //! | [`presence`] | where paths are |
 //! | [`private`] | what stays on this node |
+//! | [`owner_file`] | how rules of the owner are written down |
 //! | [`fetch`] | paths of others into this store |
 //! | [`repair`] | content of damaged paths from others |
 //! | [`request`] | builds that others do for this node |
@@ -26,6 +27,7 @@ mod kept;
 pub mod limits;
 pub mod load;
 pub mod membership;
+pub mod owner_file;
 pub mod policy;
 pub mod presence;
 pub mod private;

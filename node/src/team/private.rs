@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::trust::PathPattern;
 
-use super::trust::write_whole;
+use super::owner_file::{read_versioned, write_whole};
 
 /// Version of the file. A newer one is refused, and so is one that cannot be read: a node that went on without it
 /// would show what its owner has hidden.
@@ -204,19 +204,7 @@ fn read(file: &Path, bytes: &[u8]) -> Result<Kept, PrivateError> {
         file: file.to_owned(),
         reason,
     };
-    // What a newer program wrote may not even parse: its version comes first.
-    let value: serde_json::Value =
-        serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
-    match value.get("version").and_then(serde_json::Value::as_u64) {
-        Some(found) if found > u64::from(VERSION) => {
-            return Err(damaged(format!(
-                "it is of version {found}, and this program knows version {VERSION}"
-            )));
-        }
-        Some(_) => {}
-        None => return Err(damaged("it does not say which version it is of".to_owned())),
-    }
-    let written: Written = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+    let written: Written = read_versioned(bytes, VERSION).map_err(|error| damaged(error.to_string()))?;
     Ok(Kept {
         patterns: written.patterns,
         paths: written.paths.into_iter().collect(),

@@ -15,7 +15,7 @@ use tvix_node_protocol::control::{SharingMode, SharingTerms};
 
 use super::limits::SHARE_PAUSE;
 use super::load::Gauge;
-use super::trust::write_whole;
+use super::owner_file::{read_versioned, write_whole};
 use crate::daemon::engine::Message;
 
 /// Version of the file.
@@ -188,19 +188,7 @@ fn read(file: &Path, bytes: &[u8]) -> Result<SharingTerms, ShareError> {
         file: file.to_owned(),
         reason,
     };
-    // What a newer program wrote may not even parse: its version comes first.
-    let value: serde_json::Value =
-        serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
-    match value.get("version").and_then(serde_json::Value::as_u64) {
-        Some(found) if found > u64::from(VERSION) => {
-            return Err(damaged(format!(
-                "they are of version {found}, and this program knows version {VERSION}"
-            )));
-        }
-        Some(_) => {}
-        None => return Err(damaged("it does not say which version it is of".to_owned())),
-    }
-    let written: Written = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+    let written: Written = read_versioned(bytes, VERSION).map_err(|error| damaged(error.to_string()))?;
     Ok(written.terms)
 }
 

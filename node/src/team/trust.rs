@@ -1,7 +1,7 @@
 //! The rules of trust that the owner of a node has set, kept in the home.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,6 +10,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::trust::{RuleError, TrustPolicy, TrustRule};
 use tvix_node_swarm::SwarmHandle;
 
+use super::owner_file::{OwnerFileError, read_versioned, write_whole};
 use super::policy::Grounds;
 
 /// Version of the file. A newer one is refused, and so is one that cannot be read: a node that went on with
@@ -142,18 +143,13 @@ fn read(file: &Path, bytes: &[u8]) -> Result<TrustPolicy, TrustError> {
         file: file.to_owned(),
         reason,
     };
-    // What a newer program wrote may not even parse: its version comes first.
-    let value: serde_json::Value =
-        serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
-    match value.get("version").and_then(serde_json::Value::as_u64) {
-        Some(found) if found > u64::from(VERSION) => {
+    let written: Written = read_versioned(bytes, VERSION).map_err(|error| match error {
+        OwnerFileError::Newer { found, .. } => {
             let file = file.to_owned();
-            return Err(TrustError::Newer { file, found });
+            TrustError::Newer { file, found }
         }
-        Some(_) => {}
-        None => return Err(damaged("it does not say which version it is of".to_owned())),
-    }
-    let written: Written = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+        OwnerFileError::Damaged(reason) => damaged(reason),
+    })?;
     TrustPolicy::new(written.rules).map_err(|error| damaged(error.to_string()))
 }
 
@@ -163,26 +159,6 @@ fn write(file: &Path, policy: &TrustPolicy) -> io::Result<()> {
         rules: policy.rules().to_vec(),
     };
     write_whole(file, &serde_json::to_vec_pretty(&written)?)
-}
-
-/// Writes a file that is there completely, durably, or as it was before.
-pub fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let aside = file.with_extension(format!("new-{}", std::process::id()));
-    let written = (|| {
-        let mut handle = File::create(&aside)?;
-        handle.write_all(bytes)?;
-        handle.sync_all()?;
-        fs::rename(&aside, file)?;
-        match file.parent() {
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
-    })();
-    if written.is_err() {
-        // The first failure is the useful one; a leftover does no harm.
-        drop(fs::remove_file(&aside));
-    }
-    written
 }
 
 #[cfg(test)]
