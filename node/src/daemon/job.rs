@@ -8,13 +8,15 @@ use tokio_util::sync::CancellationToken;
 use tvix_node_builder::Cause;
 use tvix_node_coordinator::{BuildFailure, BuildId, BuiltPath, Delivery, Event, FailureKind};
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildKind, BuildLimits};
+use tvix_node_protocol::build::{BuildKey, BuildKind, BuildLimits, BuildOptions, BuildRecord, Input};
 use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages;
 
 use super::depot::{BuildNote, DepotError};
 use super::engine::Message;
-use super::perform::{JobError, Jobs, Listener, Work};
+use super::perform::{JobError, Jobs, Listener, Performed, Plan, Work, as_input};
 use crate::team::policy::opened;
+use crate::team::together::{Ended, Heard, OwnBegin, SharedBuild, lines, work_key};
 use crate::team::votes::{self, Standing};
 
 /// What one build is told.
@@ -92,21 +94,124 @@ impl Jobs {
         cancel: CancellationToken,
     ) -> Result<(BTreeMap<String, BuiltPath>, Delivery), JobError> {
         let plan = self.depot.plan(job.derivation.clone()).await?;
-        let fixed = plan.derivation.is_fixed_output().unwrap_or(false);
-        let work = Work {
-            wanted: plan.outputs.keys().cloned().collect(),
-            plan,
-            cores: job.cores,
-            limits: job.limits,
-            slot: job.slot,
-            request: None,
-            keep_failed: job.keep_failed,
-        };
         let mut listener = ToEngine {
             build: job.build,
             engine: engine.clone(),
         };
-        let performed = self.perform(&work, &mut listener, cancel).await?;
+        let Some(key) = self.shared_key(job, &plan) else {
+            let performed = self.perform(&work(job, plan), &mut listener, cancel).await?;
+            return self.keep_built(job, performed).await.map(Kept::result);
+        };
+        let owned = loop {
+            match self.building.begin_own(key, job.limits) {
+                OwnBegin::Begun(owned) => break owned,
+                OwnBegin::Joined(other) => {
+                    let joined = self.join(&other.build, &mut listener);
+                    let Some(joined) = cancel.run_until_cancelled(joined).await else {
+                        return Err(JobError::Cancelled);
+                    };
+                    if let Some(built) = joined? {
+                        return Ok((built, Delivery::OwnStore));
+                    }
+                }
+            }
+        };
+        let mut listener = ToOthersToo {
+            engine: listener,
+            build: Arc::clone(&owned.build),
+        };
+        let kept = {
+            let work = work(job, plan);
+            let performing = self.perform(&work, &mut listener, owned.build.cancel.child_token());
+            tokio::pin!(performing);
+            let performed = tokio::select! {
+                performed = &mut performing => performed,
+                () = cancel.cancelled() => {
+                    owned.abandon();
+                    tokio::select! {
+                        performed = &mut performing => performed,
+                        () = self.down.cancelled() => {
+                            owned.build.cancel.cancel();
+                            performing.await
+                        }
+                    }
+                }
+            };
+            match performed {
+                Ok(performed) => self.keep_built(job, performed).await,
+                Err(error) => Err(error),
+            }
+        };
+        match &kept {
+            Ok(Kept::Registered(_, record)) => owned.end(Ended::Built {
+                record: record.clone(),
+                accepted: true,
+                aside: Vec::new(),
+            }),
+            // It would fail for everybody. Of anything else others find out for themselves.
+            Err(error) if kind_of(error) == FailureKind::Builder => {
+                owned.end(Ended::Failed(told_failure(error)))
+            }
+            Ok(Kept::Vote(_)) | Err(_) => {}
+        }
+        kept.map(Kept::result)
+    }
+
+    /// By what the build is shared with those who ask for the same; none: with nobody. What reads the owner's
+    /// environment or reaches the network for him is his alone, and so is what is private.
+    fn shared_key(&self, job: &Job, plan: &Plan) -> Option<BuildKey> {
+        let fixed = plan.derivation.is_fixed_output().unwrap_or(true);
+        let private = plan
+            .outputs
+            .values()
+            .any(|path| self.depot.private.is_private(path));
+        if job.keep_failed || fixed || private || self.depot.private.is_private(&plan.path) {
+            return None;
+        }
+        let inputs: Vec<Input> = plan.closure.iter().map(as_input).collect();
+        let options = BuildOptions { cores: job.cores };
+        work_key(&plan.path, &inputs, &plan.outputs, options)
+    }
+
+    /// Waits for the build of the same work for another member. None: what came of it says nothing about this one.
+    async fn join(
+        &self,
+        other: &SharedBuild,
+        listener: &mut ToEngine,
+    ) -> Result<Option<BTreeMap<String, BuiltPath>>, JobError> {
+        listener.started().await;
+        let mut following = other.follow();
+        let ended = loop {
+            match following.next().await {
+                Heard::Log(log) => {
+                    for line in lines(&log) {
+                        listener.line(line).await;
+                    }
+                }
+                Heard::Over(ended) => break ended,
+            }
+        };
+        match &*ended {
+            Ended::Built {
+                record,
+                accepted: true,
+                ..
+            } => {
+                let built = record.outputs.iter().map(|(name, output)| {
+                    let (path, nar_size) = (output.path.clone(), output.nar_size);
+                    (name.clone(), BuiltPath { path, nar_size })
+                });
+                Ok(Some(built.collect()))
+            }
+            Ended::Failed(failure) if failure.kind == messages::FailureKind::Build => {
+                Err(JobError::Joined(failure.clone()))
+            }
+            Ended::Built { .. } | Ended::Failed(_) | Ended::Refused(_) => Ok(None),
+        }
+    }
+
+    /// Makes what was built part of the store, where the owner's rules let it count.
+    async fn keep_built(&self, job: &Job, performed: Performed) -> Result<Kept, JobError> {
         let note = BuildNote {
             reason: job.reason.clone(),
             started: performed.started,
@@ -117,13 +222,13 @@ impl Jobs {
             (name, BuiltPath { path, nar_size })
         });
         let built = built.collect();
+        let record = opened(&performed.record).map_err(DepotError::Record)?;
         // A fixed output has been compared with what it must be.
-        if !fixed {
-            let record = opened(&performed.record).map_err(DepotError::Record)?;
+        if !performed.fixed {
             let name = |node: NodeKey| node.to_string();
             match votes::standing(&self.depot, &self.trust, &record, &performed.record, name).await? {
                 Standing::Counts => {}
-                Standing::Vote => return Ok((built, Delivery::Vote)),
+                Standing::Vote => return Ok(Kept::Vote(built)),
                 Standing::Disagreed(why) => return Err(JobError::Disagreed(why)),
                 Standing::Refused(why) => return Err(JobError::Untrusted(why)),
             }
@@ -132,13 +237,74 @@ impl Jobs {
             .register(job.derivation.clone(), performed.outputs, performed.record, note)
             .await?;
         drop(performed.leftover);
-        Ok((built, Delivery::OwnStore))
+        Ok(Kept::Registered(built, Box::new(record)))
+    }
+}
+
+/// What became of a build that succeeded.
+enum Kept {
+    /// It is in the store.
+    Registered(BTreeMap<String, BuiltPath>, Box<BuildRecord>),
+    /// Others have to say the same.
+    Vote(BTreeMap<String, BuiltPath>),
+}
+
+impl Kept {
+    fn result(self) -> (BTreeMap<String, BuiltPath>, Delivery) {
+        match self {
+            Self::Registered(built, _) => (built, Delivery::OwnStore),
+            Self::Vote(built) => (built, Delivery::Vote),
+        }
+    }
+}
+
+fn work(job: &Job, plan: Plan) -> Work {
+    Work {
+        wanted: plan.outputs.keys().cloned().collect(),
+        plan,
+        cores: job.cores,
+        limits: job.limits,
+        slot: job.slot,
+        request: None,
+        keep_failed: job.keep_failed,
+    }
+}
+
+/// Tells those who wait for the same build, too.
+struct ToOthersToo {
+    engine: ToEngine,
+    build: Arc<SharedBuild>,
+}
+
+impl Listener for ToOthersToo {
+    async fn started(&mut self) {
+        self.engine.started().await;
+    }
+
+    async fn line(&mut self, line: &[u8]) {
+        self.build.line(line);
+        self.engine.line(line).await;
+    }
+}
+
+/// A failure as other members are told of it.
+fn told_failure(error: &JobError) -> messages::BuildFailure {
+    let failure = failure_of(error);
+    messages::BuildFailure {
+        kind: messages::FailureKind::Build,
+        message: failure.error,
+        tail: failure.log_tail.join("\n").into_bytes(),
+        folder: None,
     }
 }
 
 pub(super) fn failure_of(error: &JobError) -> BuildFailure {
     let log_tail = match error {
         JobError::Build(error) => error.log_tail.clone(),
+        JobError::Joined(failure) => {
+            let tail = String::from_utf8_lossy(&failure.tail);
+            tail.lines().map(str::to_owned).collect()
+        }
         _ => Vec::new(),
     };
     BuildFailure {
@@ -154,9 +320,11 @@ pub fn kind_of(error: &JobError) -> FailureKind {
         JobError::Build(error) => kind_of_cause(&error.cause),
         JobError::Refused(_) | JobError::Untrusted(_) => FailureKind::Refused,
         JobError::Disagreed(_) => FailureKind::Disagreed,
+        JobError::Cancelled => FailureKind::Cancelled,
         // An output that cannot be what the derivation says is the derivation's fault.
         JobError::Check(_)
         | JobError::Circle(..)
+        | JobError::Joined(_)
         | JobError::Depot(DepotError::Output(_) | DepotError::Derivation(_)) => FailureKind::Builder,
         JobError::Depot(_) => FailureKind::Transient,
     }

@@ -165,6 +165,8 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         builder,
         secret,
         trust: Arc::clone(&trust),
+        building: Arc::default(),
+        down: tokio_util::sync::CancellationToken::new(),
     });
     let (sender, inbox) = mpsc::channel(limits::ENGINE_MESSAGES);
     let (free, free_slots) = watch::channel(slots);

@@ -16,6 +16,7 @@ use tvix_node_protocol::build::{
     BuildLimits, BuildOptions, BuildRecord, BuiltOutput, Input, RecordInput, RequestHash, build_key,
 };
 use tvix_node_protocol::envelope::{Envelope, NodeSecret, seal};
+use tvix_node_protocol::messages;
 use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_store::{AddError, Prepared, ScratchOutput};
@@ -24,6 +25,7 @@ use super::clock::now;
 use super::depot::{Depot, DepotError, Log};
 use super::engine::build_channel;
 use super::limits::EARLY_LINES;
+use crate::team::together::SharedBuilds;
 use crate::team::trust::TrustBook;
 
 /// A derivation that can be built: its outputs checked, its inputs here.
@@ -78,6 +80,8 @@ pub struct Performed {
     pub finished: u64,
     /// What this node says of it.
     pub record: Envelope,
+    /// Whether its output is fixed, and has been compared with what it must be.
+    pub fixed: bool,
     /// What is left of it, which goes when this is dropped: removing it while the outputs are being
     /// registered would make the disk do both at once, and somebody waits for one of them.
     pub leftover: Leftover,
@@ -104,6 +108,10 @@ pub struct Jobs {
     pub secret: NodeSecret,
     /// The owner's rules.
     pub trust: Arc<TrustBook>,
+    /// The builds that are under way and may be joined.
+    pub building: Arc<SharedBuilds>,
+    /// The node goes down: nothing is built to its end for anybody.
+    pub down: CancellationToken,
 }
 
 /// Why a build came to nothing.
@@ -130,6 +138,12 @@ pub enum JobError {
     /// The owner's rules do not let this node's own build count.
     #[error("{0}")]
     Untrusted(String),
+    /// The build of the same work for another member, which this one had joined, failed.
+    #[error("{}", .0.message)]
+    Joined(messages::BuildFailure),
+    /// Nobody wants it any more.
+    #[error("it was cancelled")]
+    Cancelled,
 }
 
 /// Where the folder of a failed build is, where it was to be kept.
@@ -280,6 +294,7 @@ impl Jobs {
             started,
             finished,
             record,
+            fixed: plan.derivation.is_fixed_output().unwrap_or(false),
             leftover,
         })
     }

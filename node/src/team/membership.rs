@@ -27,7 +27,6 @@ use super::sample::Sampling;
 use super::served::Served;
 use super::share::ShareBook;
 use super::shelf::{StoreShelf, public_after};
-use super::together::SharedBuilds;
 use super::trust::TrustBook;
 use crate::daemon::depot::Depot;
 use crate::daemon::engine::Message;
@@ -254,7 +253,6 @@ impl Membership {
             shown: ShownPaths::default(),
             arriving: Arriving::default(),
             served: Arc::new(Served::default()),
-            building: Arc::new(SharedBuilds::default()),
             trust: Arc::clone(&parts.trust),
             share: Arc::clone(&parts.share),
             sampling: Arc::new(Sampling::default()),

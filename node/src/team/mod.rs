@@ -66,7 +66,6 @@ use membership::TeamFailure;
 use sample::Sampling;
 use served::Served;
 use share::ShareBook;
-use together::SharedBuilds;
 use trust::TrustBook;
 
 /// A node that takes part in a team.
@@ -81,7 +80,6 @@ pub struct TeamNode {
     shown: ShownPaths,
     arriving: Arriving,
     served: Arc<Served>,
-    building: Arc<SharedBuilds>,
     /// The owner's rules.
     pub trust: Arc<TrustBook>,
     /// On which terms slots are lent.

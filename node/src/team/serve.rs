@@ -9,7 +9,7 @@ use tvix_node_builder::DerivationOptions;
 use tvix_node_coordinator::FailureKind;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{
-    BuildLimits, BuildRecord, BuildRequest, BuiltOutput, DesiredStore, RequestHash,
+    BuildKey, BuildLimits, BuildRecord, BuildRequest, BuiltOutput, DesiredStore, RequestHash,
 };
 use tvix_node_protocol::envelope::{Envelope, seal};
 use tvix_node_protocol::messages::{self, FailedFolder, Pushed, Refusal, RefusalReason};
@@ -22,7 +22,7 @@ use super::inputs::{Inputs, refusal};
 use super::limits::{SERVED_DISK, SERVED_LOG, SERVED_SILENCE, SERVED_TIME, SLOT_PATIENCE};
 use super::policy::opened;
 use super::served::ServedPlace;
-use super::together::{Ended, Progress, SharedBuild};
+use super::together::{Ended, Heard, Progress, SharedBuild, lines, work_key};
 use super::votes::{self, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
@@ -53,6 +53,23 @@ struct Order {
     outputs: BTreeMap<String, StorePath>,
     /// What it reads itself.
     direct: BTreeSet<StorePath>,
+}
+
+impl Order {
+    /// By which it is shared with others; none: with nobody.
+    fn key(&self) -> Option<BuildKey> {
+        let request = &self.request;
+        let alone = request.fresh || request.keep_failed;
+        let key = || {
+            work_key(
+                &request.derivation,
+                &request.inputs,
+                &self.outputs,
+                request.options,
+            )
+        };
+        if alone { None } else { key() }
+    }
 }
 
 impl TeamNode {
@@ -98,13 +115,9 @@ impl TeamNode {
     async fn take_part(self: &Arc<Self>, order: Order, mut incoming: IncomingBuild) {
         let order = Arc::new(order);
         let request = &order.request;
-        let key = if request.fresh || request.keep_failed {
-            None
-        } else {
-            request.build_key().ok()
-        };
+        let key = order.key();
         let limits = bounded(request.limits);
-        let (mut waiting, mut begun) = self.building.join(key, limits);
+        let (mut waiting, mut begun) = self.jobs.building.join(key, limits);
         loop {
             if begun {
                 let (node, build) = (Arc::clone(self), Arc::clone(&waiting.build));
@@ -125,7 +138,7 @@ impl TeamNode {
                 },
             };
             if for_another {
-                (waiting, begun) = self.building.join(None, limits);
+                (waiting, begun) = self.jobs.building.join(None, limits);
                 continue;
             }
             if let Progress::Over(ended) = &progress
@@ -142,7 +155,7 @@ impl TeamNode {
         };
         let mut gone = running.cancellation();
         let ended = tokio::select! {
-            ended = follow(&waiting.build, &mut running) => ended,
+            ended = pass_on(&waiting.build, &mut running) => ended,
             // An error says that the stream is gone, which is the same.
             _ = gone.wait_for(|gone| *gone) => return,
         };
@@ -201,12 +214,19 @@ impl TeamNode {
     async fn build_for_all(self: Arc<Self>, build: Arc<SharedBuild>, order: Arc<Order>) {
         let ended = self.build_and_keep(&build, &order).boxed().await;
         // In this order: who comes in between begins anew, and finds what is there.
-        self.building.end(&build);
+        self.jobs.building.end(&build);
         build.set(Progress::Over(Arc::new(ended)));
     }
 
     async fn build_and_keep(self: &Arc<Self>, build: &SharedBuild, order: &Order) -> Ended {
         let request = &order.request;
+        let building = &self.jobs.building;
+        // Of equal inputs, which count here: the owner's command has them built from.
+        if let Some(own) = order.key().and_then(|key| building.join_own(key, request.limits))
+            && let Some(ended) = follow_own(build, &own.build).await
+        {
+            return ended;
+        }
         let gathered = tokio::select! {
             gathered = self.gather(request, &order.direct) => gathered,
             () = build.cancel.cancelled() => Err(refusal(RefusalReason::Busy, "nobody waits for it any more")),
@@ -220,7 +240,12 @@ impl TeamNode {
             physical,
             accepted,
         } = inputs;
-        build.set(Progress::Running { for_one: !accepted });
+        let key = if accepted { order.key() } else { None };
+        if let Some(own) = building.join_own_or_run(key, request.limits, build, !accepted)
+            && let Some(ended) = follow_own(build, &own.build).await
+        {
+            return ended;
+        }
         let plan = Plan {
             path: request.derivation.clone(),
             derivation: order.derivation.clone(),
@@ -533,22 +558,37 @@ async fn prepared(build: &SharedBuild) -> Progress {
 }
 
 /// Passes on the log of a build until it is over, at the pace of who reads it.
-async fn follow(build: &SharedBuild, running: &mut RunningBuild) -> Arc<Ended> {
-    let mut changes = build.changes();
-    let mut next = 0;
+async fn pass_on(build: &SharedBuild, running: &mut RunningBuild) -> Arc<Ended> {
+    let mut following = build.follow();
     loop {
-        changes.mark_unchanged();
-        // First how far it is: no line comes after its end.
-        let progress = build.progress();
-        let (bytes, after) = build.log_from(next);
-        next = after;
-        if !bytes.is_empty() {
+        match following.next().await {
             // A requester that is gone has cancelled.
-            running.log(&bytes).await.ok();
-        } else if let Progress::Over(ended) = progress {
-            return ended;
-        } else {
-            drop(changes.changed().await);
+            Heard::Log(log) => drop(running.log(&log).await),
+            Heard::Over(ended) => return ended,
+        }
+    }
+}
+
+/// Takes part in a build of the owner's own. None: what came of that says nothing about this one.
+async fn follow_own(build: &SharedBuild, own: &SharedBuild) -> Option<Ended> {
+    build.set(Progress::Running { for_one: false });
+    let mut following = own.follow();
+    loop {
+        let heard = tokio::select! {
+            heard = following.next() => heard,
+            () = build.cancel.cancelled() => {
+                let refusal = refusal(RefusalReason::Busy, "nobody waits for it any more");
+                return Some(Ended::Refused(refusal));
+            }
+        };
+        match heard {
+            Heard::Log(log) => lines(&log).for_each(|line| build.line(line)),
+            Heard::Over(ended) => {
+                return match &*ended {
+                    Ended::Built { .. } | Ended::Failed(_) => Some((*ended).clone()),
+                    Ended::Refused(_) => None,
+                };
+            }
         }
     }
 }

@@ -5,22 +5,40 @@
 //! outputs, with a record made out to its own request. It ends when it is done, or when nobody waits for it any more:
 //! that the one who asked first has cancelled does not matter to the others.
 //!
-//! Not shared are requests that say `fresh` or want the folder of a build that fails, and builds from inputs that this node does not accept: what is made of
-//! them is for the one alone who vouches for them.
+//! This node's own builds take part: a request for what the owner's command is building already waits for that, and
+//! a command that wants what is being built for another waits for that.
+//!
+//! Not shared are requests that say `fresh` or want the folder of a build that fails, and builds from inputs that this
+//! node does not accept: what is made of them is for the one alone who vouches for them. Of the own builds, those of
+//! fixed outputs and of what is private.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildRecord};
-use tvix_node_protocol::messages::{self, Refusal};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildOptions, BuildRecord, Input, build_key};
+use tvix_node_protocol::messages::{self, Refusal, RefusalReason};
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::limits::SHARED_LOG;
 
+/// What names the work of a build for the purpose of sharing it: all outputs are built, whichever were asked for.
+#[must_use]
+pub fn work_key(
+    derivation: &StorePath,
+    inputs: &[Input],
+    outputs: &BTreeMap<String, StorePath>,
+    options: BuildOptions,
+) -> Option<BuildKey> {
+    let names: Vec<String> = outputs.keys().cloned().collect();
+    // Encoding fails for nothing that has been checked; then the build is shared with nobody.
+    build_key(derivation, inputs, &names, options).ok()
+}
+
 /// How a build ended.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Ended {
     /// It was built.
     Built {
@@ -33,7 +51,7 @@ pub enum Ended {
     },
     /// It failed.
     Failed(messages::BuildFailure),
-    /// It was not begun.
+    /// It was not begun, or says nothing about anybody else's: the owner's own build was stopped, or is not believed.
     Refused(Refusal),
 }
 
@@ -71,6 +89,50 @@ pub struct SharedBuild {
     progress: watch::Sender<Progress>,
     /// Counts lines and steps, so that who waits sees that something is new.
     changes: watch::Sender<u64>,
+}
+
+/// One who follows a build.
+#[derive(Debug)]
+pub struct Following<'a> {
+    build: &'a SharedBuild,
+    changes: watch::Receiver<u64>,
+    next: usize,
+}
+
+/// What one who follows a build hears.
+#[derive(Debug)]
+pub enum Heard {
+    /// Lines of its log, each with its end.
+    Log(Vec<u8>),
+    /// It is over. Nothing comes after that.
+    Over(Arc<Ended>),
+}
+
+impl Following<'_> {
+    /// What comes next.
+    pub async fn next(&mut self) -> Heard {
+        loop {
+            self.changes.mark_unchanged();
+            // First how far it is: no line comes after its end.
+            let progress = self.build.progress();
+            let (bytes, after) = self.build.log_from(self.next);
+            self.next = after;
+            if !bytes.is_empty() {
+                return Heard::Log(bytes);
+            }
+            if let Progress::Over(ended) = progress {
+                return Heard::Over(ended);
+            }
+            // The build is there as long as it is followed, and its sender with it.
+            drop(self.changes.changed().await);
+        }
+    }
+}
+
+/// The lines of a part of a log.
+pub fn lines(log: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let log = log.strip_suffix(b"\n").unwrap_or(log);
+    log.split(|byte| *byte == b'\n')
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -118,6 +180,15 @@ impl SharedBuild {
         self.progress.borrow().clone()
     }
 
+    /// To follow it from the first line of its log to its end.
+    pub fn follow(&self) -> Following<'_> {
+        Following {
+            build: self,
+            changes: self.changes(),
+            next: 0,
+        }
+    }
+
     /// To be waited on.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -139,9 +210,117 @@ impl SharedBuild {
     }
 }
 
-/// The builds for others that are under way and may be joined.
+/// The builds that are under way and may be joined.
 #[derive(Debug, Default)]
-pub struct SharedBuilds(Mutex<HashMap<Key, (Arc<SharedBuild>, usize)>>);
+pub struct SharedBuilds(Mutex<All>);
+
+#[derive(Debug, Default)]
+struct All {
+    /// Those for others, and how many wait for each.
+    others: HashMap<Key, (Arc<SharedBuild>, usize)>,
+    /// This node's own.
+    own: HashMap<BuildKey, OwnEntry>,
+}
+
+#[derive(Debug)]
+struct OwnEntry {
+    build: Arc<SharedBuild>,
+    /// How many others wait for it.
+    waiting: usize,
+    /// Whether the owner's command still wants it.
+    wanted: bool,
+}
+
+impl OwnEntry {
+    fn is(&self, build: &Arc<SharedBuild>) -> bool {
+        Arc::ptr_eq(&self.build, build)
+    }
+}
+
+/// How a build of this node's own begins.
+#[derive(Debug)]
+pub enum OwnBegin {
+    /// The same work is being done for another.
+    Joined(Waiting),
+    /// It is done, for all who ask for it meanwhile.
+    Begun(Owned),
+}
+
+/// A build of this node's own that others may wait for. It is over when this is dropped.
+#[derive(Debug)]
+pub struct Owned {
+    /// Which. Its token is what stops it.
+    pub build: Arc<SharedBuild>,
+    builds: Arc<SharedBuilds>,
+    key: BuildKey,
+}
+
+impl Owned {
+    /// The owner's command wants it no more: it is stopped, as soon as nobody else waits for it.
+    pub fn abandon(&self) {
+        let mut all = lock(&self.builds.0);
+        if let Some(entry) = all.own.get_mut(&self.key)
+            && entry.is(&self.build)
+        {
+            entry.wanted = false;
+            all.stop_if_unwanted(self.key);
+        }
+    }
+
+    /// How it ended.
+    pub fn end(self, ended: Ended) {
+        self.build.set(Progress::Over(Arc::new(ended)));
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let mut all = lock(&self.builds.0);
+        if all.own.get(&self.key).is_some_and(|entry| entry.is(&self.build)) {
+            all.own.remove(&self.key);
+        }
+        drop(all);
+        if !matches!(self.build.progress(), Progress::Over(_)) {
+            let refusal = Refusal {
+                reason: RefusalReason::Busy,
+                message: "the build that this waited for was given up".to_owned(),
+            };
+            self.build.set(Progress::Over(Arc::new(Ended::Refused(refusal))));
+        }
+    }
+}
+
+impl All {
+    /// Under the lock: nobody joins what is being stopped.
+    fn stop_if_unwanted(&mut self, key: BuildKey) {
+        if let Some(entry) = self.own.get(&key)
+            && entry.waiting == 0
+            && !entry.wanted
+            && let Some(entry) = self.own.remove(&key)
+        {
+            entry.build.cancel.cancel();
+        }
+    }
+}
+
+/// Whether who asks for these limits may wait for a build with those: none that it set itself is another one there.
+fn fits(asked: BuildLimits, own: BuildLimits) -> bool {
+    let pairs = fields(asked).into_iter().zip(fields(own));
+    pairs
+        .into_iter()
+        .all(|(asked, own)| asked.is_none() || asked == own)
+}
+
+fn fields(limits: BuildLimits) -> [Option<u64>; 5] {
+    let BuildLimits {
+        time,
+        silence,
+        log,
+        disk,
+        memory,
+    } = limits;
+    [time, silence, log, disk, memory]
+}
 
 /// What two requests must have in common: the work, and where it is stopped. One that is stopped by a narrower limit
 /// than its requester set would fail for something that it did not ask for.
@@ -153,7 +332,18 @@ pub struct Waiting {
     /// Which.
     pub build: Arc<SharedBuild>,
     builds: Arc<SharedBuilds>,
-    key: Option<Key>,
+    kind: Kind,
+}
+
+/// What becomes of a build when one waits for it no more.
+#[derive(Debug)]
+enum Kind {
+    /// It is for that one alone.
+    Alone,
+    /// It goes on as long as another one waits.
+    Shared(Key),
+    /// It goes on as long as another one waits, or the owner's command wants it.
+    Own(BuildKey),
 }
 
 impl SharedBuilds {
@@ -162,62 +352,133 @@ impl SharedBuilds {
     pub fn join(self: &Arc<Self>, key: Option<BuildKey>, limits: BuildLimits) -> (Waiting, bool) {
         let builds = Arc::clone(self);
         let Some(key) = key else {
-            let build = Arc::new(SharedBuild::new(limits));
             let waiting = Waiting {
-                build,
+                build: Arc::new(SharedBuild::new(limits)),
                 builds,
-                key: None,
+                kind: Kind::Alone,
             };
             return (waiting, true);
         };
-        let limits_of = |limits: BuildLimits| {
-            [
-                limits.time,
-                limits.silence,
-                limits.log,
-                limits.disk,
-                limits.memory,
-            ]
-        };
-        let key = (key, limits_of(limits));
+        let key = (key, fields(limits));
         let mut all = lock(&self.0);
-        let begun = !all.contains_key(&key);
+        let begun = !all.others.contains_key(&key);
         let (build, count) = all
+            .others
             .entry(key)
             .or_insert_with(|| (Arc::new(SharedBuild::new(limits)), 0));
         *count += 1;
         let waiting = Waiting {
             build: Arc::clone(build),
             builds,
-            key: Some(key),
+            kind: Kind::Shared(key),
         };
         (waiting, begun)
     }
 
+    /// Joins the owner's own build of this work, where there is one that is stopped by nothing that `asked` does not
+    /// name.
+    pub fn join_own(self: &Arc<Self>, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
+        lock(&self.0).join_own(self, key, asked)
+    }
+
+    /// As [`SharedBuilds::join_own`]; where there is none to join, the build for others runs from now on. What begins
+    /// in between is seen by one of the two.
+    pub fn join_own_or_run(
+        self: &Arc<Self>,
+        key: Option<BuildKey>,
+        asked: BuildLimits,
+        build: &SharedBuild,
+        for_one: bool,
+    ) -> Option<Waiting> {
+        let mut all = lock(&self.0);
+        let own = key.and_then(|key| all.join_own(self, key, asked));
+        if own.is_none() {
+            build.set(Progress::Running { for_one });
+        }
+        own
+    }
+
+    /// Begins a build of this node's own, or joins one of the same work that runs already, from inputs that count for
+    /// everybody. A build for another that waits for a slot is not joined: it would wait for the one that the own
+    /// build has.
+    pub fn begin_own(self: &Arc<Self>, key: BuildKey, limits: BuildLimits) -> OwnBegin {
+        let mut all = lock(&self.0);
+        let running = |build: &SharedBuild| matches!(build.progress(), Progress::Running { for_one: false });
+        let found = all
+            .others
+            .iter_mut()
+            .find(|((other, _), (build, _))| *other == key && running(build) && !build.cancel.is_cancelled());
+        if let Some((key, (build, count))) = found {
+            *count += 1;
+            return OwnBegin::Joined(Waiting {
+                build: Arc::clone(build),
+                builds: Arc::clone(self),
+                kind: Kind::Shared(*key),
+            });
+        }
+        let build = Arc::new(SharedBuild::new(limits));
+        build.set(Progress::Running { for_one: false });
+        let entry = OwnEntry {
+            build: Arc::clone(&build),
+            waiting: 0,
+            wanted: true,
+        };
+        all.own.insert(key, entry);
+        OwnBegin::Begun(Owned {
+            build,
+            builds: Arc::clone(self),
+            key,
+        })
+    }
+
     /// It is over: who comes now begins anew.
     pub fn end(&self, build: &Arc<SharedBuild>) {
-        lock(&self.0).retain(|_, (other, _)| !Arc::ptr_eq(other, build));
+        lock(&self.0)
+            .others
+            .retain(|_, (other, _)| !Arc::ptr_eq(other, build));
+    }
+}
+
+impl All {
+    fn join_own(&mut self, builds: &Arc<SharedBuilds>, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
+        let entry = self.own.get_mut(&key)?;
+        if !fits(asked, entry.build.limits) {
+            return None;
+        }
+        entry.waiting += 1;
+        Some(Waiting {
+            build: Arc::clone(&entry.build),
+            builds: Arc::clone(builds),
+            kind: Kind::Own(key),
+        })
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let Some(key) = self.key else {
-            self.build.cancel.cancel();
-            return;
-        };
         let mut all = lock(&self.builds.0);
-        match all.get_mut(&key) {
-            Some((build, count)) if Arc::ptr_eq(build, &self.build) => {
-                *count -= 1;
-                if *count == 0 {
-                    // Under the lock: nobody joins what is being stopped.
-                    all.remove(&key);
-                    self.build.cancel.cancel();
+        match self.kind {
+            Kind::Alone => self.build.cancel.cancel(),
+            Kind::Shared(key) => match all.others.get_mut(&key) {
+                Some((build, count)) if Arc::ptr_eq(build, &self.build) => {
+                    *count -= 1;
+                    if *count == 0 {
+                        // Under the lock: nobody joins what is being stopped.
+                        all.others.remove(&key);
+                        self.build.cancel.cancel();
+                    }
+                }
+                // It is over.
+                _ => {}
+            },
+            Kind::Own(key) => {
+                if let Some(entry) = all.own.get_mut(&key)
+                    && entry.is(&self.build)
+                {
+                    entry.waiting -= 1;
+                    all.stop_if_unwanted(key);
                 }
             }
-            // It is over.
-            _ => {}
         }
     }
 }
@@ -289,5 +550,93 @@ mod tests {
         assert!(bytes.len() <= SHARED_LOG + 100);
         let (rest, _) = build.log_from(next - 1);
         assert_eq!(rest.len(), 1001);
+    }
+
+    fn begun(builds: &Arc<SharedBuilds>, limits: BuildLimits) -> Owned {
+        match builds.begin_own(KEY, limits) {
+            OwnBegin::Begun(own) => own,
+            OwnBegin::Joined(other) => panic!("joined {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_owner_s_build_goes_on_for_others_when_the_owner_leaves() {
+        let builds = Arc::new(SharedBuilds::default());
+        let own = begun(&builds, BuildLimits::NONE);
+        let other = builds.join_own(KEY, BuildLimits::NONE).expect("it runs");
+        own.abandon();
+        assert!(!own.build.cancel.is_cancelled(), "another one waits for it");
+        drop(other);
+        assert!(own.build.cancel.is_cancelled());
+        assert!(
+            builds.join_own(KEY, BuildLimits::NONE).is_none(),
+            "it is being stopped"
+        );
+        drop(own);
+        let own = begun(&builds, BuildLimits::NONE);
+        own.abandon();
+        assert!(own.build.cancel.is_cancelled(), "nobody waits for it");
+    }
+
+    #[test]
+    fn who_leaves_does_not_stop_what_the_owner_wants() {
+        let builds = Arc::new(SharedBuilds::default());
+        let own = begun(&builds, BuildLimits::NONE);
+        drop(builds.join_own(KEY, BuildLimits::NONE).expect("it runs"));
+        assert!(!own.build.cancel.is_cancelled());
+        let waiting = builds.join_own(KEY, BuildLimits::NONE).expect("it still runs");
+        drop(own);
+        assert!(
+            matches!(waiting.build.progress(), Progress::Over(_)),
+            "it is not waited for in vain"
+        );
+        assert!(builds.join_own(KEY, BuildLimits::NONE).is_none());
+    }
+
+    #[test]
+    fn a_limit_that_was_asked_for_is_kept() {
+        let builds = Arc::new(SharedBuilds::default());
+        let hour = BuildLimits {
+            time: Some(3600),
+            ..BuildLimits::NONE
+        };
+        let own = begun(&builds, BuildLimits::NONE);
+        assert!(builds.join_own(KEY, hour).is_none());
+        drop(own);
+        let own = begun(&builds, hour);
+        assert!(builds.join_own(KEY, hour).is_some());
+        assert!(builds.join_own(KEY, BuildLimits::NONE).is_some());
+        drop(own);
+    }
+
+    #[test]
+    fn the_owner_joins_what_runs_for_others_and_nothing_that_waits() {
+        let builds = Arc::new(SharedBuilds::default());
+        let (other, _) = builds.join(Some(KEY), BuildLimits::NONE);
+        // It may wait for the slot that the own build has.
+        drop(begun(&builds, BuildLimits::NONE));
+        other.build.set(Progress::Running { for_one: true });
+        drop(begun(&builds, BuildLimits::NONE));
+        let none = builds.join_own_or_run(Some(KEY), BuildLimits::NONE, &other.build, false);
+        assert!(none.is_none());
+        let OwnBegin::Joined(joined) = builds.begin_own(KEY, BuildLimits::NONE) else {
+            panic!("built twice");
+        };
+        assert!(Arc::ptr_eq(&joined.build, &other.build));
+        let cancel = other.build.cancel.clone();
+        drop(other);
+        assert!(!cancel.is_cancelled(), "the owner waits for it");
+        drop(joined);
+        assert!(cancel.is_cancelled());
+    }
+
+    #[test]
+    fn a_build_for_others_that_begins_meanwhile_follows_the_owner_s() {
+        let builds = Arc::new(SharedBuilds::default());
+        let (other, _) = builds.join(Some(KEY), BuildLimits::NONE);
+        let own = begun(&builds, BuildLimits::NONE);
+        let followed = builds.join_own_or_run(Some(KEY), BuildLimits::NONE, &other.build, false);
+        assert!(followed.is_some_and(|followed| Arc::ptr_eq(&followed.build, &own.build)));
+        assert!(matches!(other.build.progress(), Progress::Preparing));
     }
 }

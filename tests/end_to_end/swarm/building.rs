@@ -163,3 +163,86 @@ fn two_members_share_one_build_and_who_asked_first_may_leave() {
     let records = carol.json(&["record", &path]);
     assert_eq!(records.as_array().map(Vec::len), Some(1), "{records}");
 }
+
+#[test]
+fn who_asks_for_what_the_builder_s_owner_builds_waits_for_that() {
+    if !sandbox_works("who_asks_for_what_the_builder_s_owner_builds_waits_for_that") {
+        return;
+    }
+    let [alice, bob] = team([("alice", 0), ("bob", 2)]);
+    for node in [&alice, &bob] {
+        node.machine.expression(
+            r#"{ one = build "one" { } "echo mark-of-owner\nwait\necho let go\nwrite $out x"; }"#,
+        );
+    }
+    let mut owner = bob.start_build("one", &[]);
+    owner.until(r#""line":"waiting""#);
+    let mut other = alice.start_build("one", &[]);
+    other.until(r#""line":"mark-of-owner""#);
+    other.until(r#""line":"waiting""#);
+    assert_eq!(
+        processes_with("mark-of-owner").len(),
+        1,
+        "two builds of one thing"
+    );
+    // The owner leaves, and the other one still waits.
+    owner.signal(rustix::process::Signal::INT);
+    assert_eq!(owner.finish().status, 130);
+    assert_eq!(
+        processes_with("mark-of-owner").len(),
+        1,
+        "the other's build goes on"
+    );
+    release("mark-of-owner");
+    let built = super::nodes::finished(other.finish());
+    assert_eq!(built.count("built"), 1, "{}", built.messages());
+    let log = alice.machine.run(&["log", &built.path()]);
+    assert_eq!(log.ok(), "mark-of-owner\nwaiting\nlet go");
+}
+
+#[test]
+fn the_owner_of_a_builder_joins_what_it_builds_for_another() {
+    if !sandbox_works("the_owner_of_a_builder_joins_what_it_builds_for_another") {
+        return;
+    }
+    let [alice, bob] = team([("alice", 0), ("bob", 2)]);
+    for node in [&alice, &bob] {
+        node.machine.expression(
+            r#"{
+              one = build "one" { } "echo mark-of-both\nwait\nwrite $out x";
+              bad = build "bad" { } "echo mark-of-bad\nwait\necho no way\nfail 3";
+            }"#,
+        );
+    }
+    let mut other = alice.start_build("one", &[]);
+    other.until(r#""line":"waiting""#);
+    let mut owner = bob.start_build("one", &[]);
+    owner.until(r#""line":"mark-of-both""#);
+    owner.until(r#""line":"waiting""#);
+    assert_eq!(processes_with("mark-of-both").len(), 1, "two builds of one thing");
+    // Who asked first leaves, and the owner still waits.
+    other.signal(rustix::process::Signal::INT);
+    assert_eq!(other.finish().status, 130);
+    until("alice's build is over", || {
+        let builds = alice.json(&["status"])["builds"].as_array().map(Vec::len);
+        (builds == Some(0)).then_some(())
+    });
+    assert_eq!(
+        processes_with("mark-of-both").len(),
+        1,
+        "the owner's build goes on"
+    );
+    release("mark-of-both");
+    let built = super::nodes::finished(owner.finish());
+    assert_eq!(built.count("built"), 1, "{}", built.messages());
+    // A failure is the failure of both.
+    let mut other = alice.start_build("bad", &[]);
+    other.until(r#""line":"waiting""#);
+    let mut owner = bob.start_build("bad", &[]);
+    owner.until(r#""line":"waiting""#);
+    release("mark-of-bad");
+    for run in [owner.finish(), other.finish()] {
+        assert_eq!(run.status, 1, "{}", run.stderr);
+        assert!(run.stderr.contains("exit code 3"), "{}", run.stderr);
+    }
+}

@@ -414,6 +414,7 @@ impl Engine {
                 session: SessionId(session),
             });
         }
+        self.jobs.down.cancel();
         for running in self.running.values() {
             running.cancel.cancel();
         }
