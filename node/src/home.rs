@@ -11,6 +11,7 @@
 //! <home>/scratch/        builds under way
 //! <home>/teams/SWARM/    the team this node belongs to: its roster, tickets, nonces
 //! <home>/spool/          what is arriving from other nodes; deleting it loses nothing
+//! <home>/durations.json  how long builds took; may be deleted at any time
 //! <home>/code/           compiled Nix files, to be deleted at any time
 //! <home>/scratch-kept/   folders of failed builds, where asked for; never removed
 //! <home>/cache/fetch/    what expressions fetched; may be deleted at any time
@@ -149,6 +150,12 @@ impl Home {
     #[must_use]
     pub fn private_file(&self) -> PathBuf {
         self.root.join("private.json")
+    }
+
+    /// How long builds took.
+    #[must_use]
+    pub fn durations_file(&self) -> PathBuf {
+        self.root.join("durations.json")
     }
 
     /// Where files from other nodes arrive; on the store's file system.

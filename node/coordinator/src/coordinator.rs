@@ -12,7 +12,7 @@ use crate::build::Attempt;
 use crate::builders::Builders;
 use crate::event::Event;
 use crate::graph::{DrvId, Graph, Own, Path};
-use crate::history::History;
+use crate::history::{BuildDuration, History};
 use crate::id::{BuildId, SessionId, Time};
 use crate::line::Queues;
 use crate::placement::{self, CostModel};
@@ -112,6 +112,12 @@ impl Coordinator {
         }
     }
 
+    /// How long builds took where, to be told again by [`Event::Remembered`] after a restart; and a number that is
+    /// another one whenever that has changed.
+    pub fn durations(&self) -> (u64, impl Iterator<Item = BuildDuration> + '_) {
+        self.history.all()
+    }
+
     /// Takes note of an event and answers with what is to be done, in order.
     pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
         self.now = self.now.max(now);
@@ -176,6 +182,7 @@ impl Coordinator {
             }
             Event::EvaluationEnded { session } => self.evaluation_ended(session),
             Event::OwnBuilder(builder) => self.builders.set_own(builder),
+            Event::Remembered { durations } => self.history.remember(durations),
             Event::SlotsLent { count } => self.builders.lent = count,
             Event::Peer { node, offer } => self.peer_offers(node, offer),
             Event::Linked { node, link } => self.builders.set_link(&node, link),

@@ -8,6 +8,7 @@ use tvix_node_protocol::control::{OpenSession, OutputDifference, SessionMode};
 use tvix_node_protocol::envelope::NodeKey;
 
 use crate::action::Source;
+use crate::history::BuildDuration;
 use crate::id::{BuildId, FetchId, PushId, QuestionId, SessionId};
 use crate::placement::Link;
 
@@ -91,6 +92,11 @@ pub enum Event {
 
     /// This node's own builder: what it can do from now on.
     OwnBuilder(OwnBuilder),
+    /// How long builds took in an earlier life of this node. What it has seen itself counts instead.
+    Remembered {
+        /// At most [`limits::HISTORY`](crate::limits::HISTORY) of them.
+        durations: Vec<BuildDuration>,
+    },
     /// So many of this node's slots build for others at the moment. They are not free, and come back.
     SlotsLent {
         /// How many.

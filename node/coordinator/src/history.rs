@@ -8,11 +8,23 @@ use tvix_node_protocol::envelope::NodeKey;
 
 use crate::limits;
 
+/// How long builds of a package took at a node, as it is written down to outlive a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildDuration {
+    /// The package: a derivation's name without what differs from version to version.
+    pub package: String,
+    /// The node; none: this one.
+    pub node: Option<NodeKey>,
+    /// Milliseconds, the last builds counting more than those before.
+    pub took: u64,
+}
+
 /// Durations by package and builder. None: this node.
 #[derive(Default)]
 pub(crate) struct History {
     packages: FxHashMap<String, BTreeMap<Option<NodeKey>, u64>>,
     count: usize,
+    changes: u64,
 }
 
 /// What a package is called from version to version: the name up to the first part that begins with a digit.
@@ -32,12 +44,36 @@ fn package(derivation: &StorePath) -> String {
 impl History {
     /// A build took so many milliseconds. The last times count more than those before.
     pub(crate) fn note(&mut self, derivation: &StorePath, node: Option<NodeKey>, took: u64) {
+        self.changes += 1;
+        self.add(package(derivation), node, took);
+    }
+
+    /// What was written down in an earlier life.
+    pub(crate) fn remember(&mut self, durations: Vec<BuildDuration>) {
+        for BuildDuration { package, node, took } in durations.into_iter().take(limits::HISTORY) {
+            self.add(package, node, took);
+        }
+    }
+
+    /// Everything, and a number that is another one whenever that has changed.
+    pub(crate) fn all(&self) -> (u64, impl Iterator<Item = BuildDuration> + '_) {
+        let all = self.packages.iter().flat_map(|(package, seen)| {
+            seen.iter().map(|(node, took)| BuildDuration {
+                package: package.clone(),
+                node: *node,
+                took: *took,
+            })
+        });
+        (self.changes, all)
+    }
+
+    fn add(&mut self, package: String, node: Option<NodeKey>, took: u64) {
         if self.count >= limits::HISTORY {
             // Rare, and what is lost is a guess.
             self.packages.clear();
             self.count = 0;
         }
-        let seen = self.packages.entry(package(derivation)).or_default();
+        let seen = self.packages.entry(package).or_default();
         match seen.get_mut(&node) {
             Some(known) => *known = known.saturating_add(took) / 2,
             None => {
@@ -92,6 +128,23 @@ mod tests {
         assert_eq!(history.took(&derivation("hello-3"), None), Some(4000));
         assert_eq!(history.usual(&derivation("hello-3")), Some(3000));
         assert_eq!(history.took(&derivation("other"), bob), None);
+    }
+
+    #[test]
+    fn what_is_written_down_is_known_again() {
+        let mut history = History::default();
+        let bob = Some(NodeKey([1; 32]));
+        history.note(&derivation("hello-1"), bob, 1000);
+        history.note(&derivation("hello-1"), None, 500);
+        let (changes, all) = history.all();
+        let all: Vec<BuildDuration> = all.collect();
+        let mut later = History::default();
+        later.remember(all);
+        assert_eq!(later.took(&derivation("hello-2"), bob), Some(1000));
+        assert_eq!(later.took(&derivation("hello-2"), None), Some(500));
+        assert_eq!(later.all().0, 0, "nothing that is not written down");
+        history.note(&derivation("hello-1"), None, 500);
+        assert_ne!(history.all().0, changes);
     }
 
     #[test]

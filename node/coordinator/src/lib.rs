@@ -117,4 +117,5 @@ pub use event::{
     BuildFailure, BuiltPath, CheckOutcome, Delivery, Derivation, Event, FailureKind, InputDerivation,
     OwnBuilder, PathPresence, PeerOffer, Quorum, SessionOptions,
 };
+pub use history::BuildDuration;
 pub use id::{BuildId, FetchId, PushId, QuestionId, SessionId, Time};

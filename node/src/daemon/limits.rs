@@ -33,6 +33,9 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// system fits.
 pub const REMEMBERED_DERIVATIONS: usize = 400_000;
 
+/// How often it is written down how long builds took, besides at the end: what a power cut takes is worse guesses.
+pub const DURATIONS_KEPT: Duration = Duration::from_secs(600);
+
 /// Longest sleep of an engine that waits for nothing. A clock that jumps is noticed at least so often.
 pub const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 

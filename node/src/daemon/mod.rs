@@ -6,6 +6,7 @@ pub(crate) mod clock;
 pub(crate) mod depot;
 pub(crate) mod derivations;
 mod doctor;
+mod durations;
 pub(crate) mod engine;
 mod exchange_api;
 mod fetching;
@@ -36,6 +37,7 @@ use crate::config::{ConfigError, NodeConfig};
 use crate::home::{Home, HomeError};
 use api::Api;
 use depot::Depot;
+use durations::DurationsFile;
 use engine::{Engine, Message};
 use perform::Jobs;
 
@@ -189,6 +191,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         own,
         (free, in_use),
         share.withheld().borrow().clone(),
+        DurationsFile(home.durations_file()),
         options.idle_exit,
         (sender.clone(), inbox),
     );

@@ -1,5 +1,7 @@
 //! What a user sees of work that others do.
 
+use std::fs;
+
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::envelope::Envelope;
 
@@ -140,14 +142,17 @@ fn a_second_build_of_a_package_is_placed_by_what_was_seen_of_the_first() {
     if !sandbox_works("a_second_build_of_a_package_is_placed_by_what_was_seen_of_the_first") {
         return;
     }
-    let [alice, _bob, _carol] = team([("alice", 0), ("bob", 1), ("carol", 1)]);
+    let [mut alice, _bob, _carol] = team([("alice", 0), ("bob", 1), ("carol", 1)]);
     alice.machine.expression(
-        r#"rec {
-          input = build "input" { } "write $out x";
-          first = build "package-1" { inherit input; } "write $out 1";
-          second = build "package-2" { inherit input; } "write $out 2";
+        r#"{
+          first = build "package-1" { input = ./input; } "write $out 1";
+          second = build "package-2" { input = ./input; } "write $out 2";
+          third = build "package-3" { input = ./input; } "write $out 3";
         }"#,
     );
+    // Large enough that moving it decides, whatever else the machine does.
+    let input = fs::File::create(alice.machine.folder().join("input")).expect("a file");
+    input.set_len(64 << 20).expect("64 MiB");
     let first = alice.build("first", &[]);
     let builder = |build: &Build| text(&build.of_kind("placed").last().expect("it is placed")["node"]);
     let second = alice.build("second", &[]);
@@ -161,4 +166,14 @@ fn a_second_build_of_a_package_is_placed_by_what_was_seen_of_the_first() {
     );
     let why = alice.machine.run(&["why", &second.path()]);
     assert!(why.ok().contains(&reason), "no '{reason}' in:\n{}", why.stdout);
+    // Nor is it forgotten when the node goes down.
+    alice.down();
+    alice.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    alice.meet("bob");
+    alice.meet("carol");
+    let third = alice.build("third", &[]);
+    assert_eq!(builder(&third), builder(&first));
+    let placed = third.of_kind("placed").last().expect("it is placed");
+    let reason = text(&placed["reason"]);
+    assert!(reason.contains("built it before in"), "{reason}");
 }

@@ -25,7 +25,8 @@ mod actions;
 mod lending;
 
 use super::depot::Depot;
-use super::limits::{BUILD_EVENTS, FAREWELL, IDLE, LONGEST_SLEEP, TICK};
+use super::durations::DurationsFile;
+use super::limits::{BUILD_EVENTS, DURATIONS_KEPT, FAREWELL, IDLE, LONGEST_SLEEP, TICK};
 use super::perform::Jobs;
 use super::session::Session;
 use crate::team::membership::{Membership, TeamFailure};
@@ -140,6 +141,15 @@ struct Running {
     last_line: String,
 }
 
+/// What is written down of durations.
+struct Durations {
+    file: DurationsFile,
+    /// Up to which change.
+    written: u64,
+    /// When it is looked at again.
+    due: Instant,
+}
+
 /// The engine's own state.
 pub struct Engine {
     coordinator: Coordinator,
@@ -167,6 +177,7 @@ pub struct Engine {
     withheld: watch::Sender<Option<String>>,
     /// Who was to build a derivation, and why.
     placements: HashMap<StorePath, (String, String)>,
+    durations: Durations,
     idle_exit: bool,
     last_used: Instant,
     stopping: Option<Instant>,
@@ -180,6 +191,7 @@ impl Engine {
         own: OwnBuilder,
         (free, in_use): (watch::Sender<u32>, watch::Sender<bool>),
         withheld: Option<String>,
+        durations: DurationsFile,
         idle_exit: bool,
         (outbox, inbox): (mpsc::Sender<Message>, mpsc::Receiver<Message>),
     ) -> Self {
@@ -202,10 +214,17 @@ impl Engine {
             in_use,
             withheld: watch::channel(withheld).0,
             placements: HashMap::new(),
+            durations: Durations {
+                file: durations,
+                written: 0,
+                due: Instant::now() + DURATIONS_KEPT,
+            },
             idle_exit,
             last_used: Instant::now(),
             stopping: None,
         };
+        let durations = engine.durations.file.read();
+        engine.happened(Event::Remembered { durations });
         engine.happened(Event::OwnBuilder(own));
         engine
     }
@@ -217,14 +236,37 @@ impl Engine {
             tokio::select! {
                 message = self.inbox.recv() => match message {
                     Some(message) => self.take(message),
-                    None => return,
+                    None => break,
                 },
                 () = wake => {
                     self.flush();
                     self.happened(Event::Tick);
                 }
             }
+            if self.durations.due < Instant::now() {
+                // Nobody waits for it.
+                drop(self.keep_durations());
+            }
         }
+        // Fails where the process is torn down at this moment.
+        drop(self.keep_durations().await);
+    }
+
+    /// Has what the coordinator remembers of durations written down, where it has changed.
+    fn keep_durations(&mut self) -> tokio::task::JoinHandle<()> {
+        let (changes, all) = self.coordinator.durations();
+        let all = (changes != self.durations.written).then(|| all.collect::<Vec<_>>());
+        self.durations.written = changes;
+        self.durations.due = Instant::now() + DURATIONS_KEPT;
+        let file = self.durations.file.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Some(all) = all
+                && let Err(error) = file.write(all)
+            {
+                let file = file.0.display();
+                tracing::warn!(%file, %error, "how long builds took could not be written down");
+            }
+        })
     }
 
     /// How long the engine may sleep if nothing happens.
