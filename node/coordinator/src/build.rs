@@ -1,6 +1,8 @@
 //! Builds that are placed: from the placement to the cancellation. Results are another matter.
 
+use std::time::Duration;
 use tvix_node_protocol::StorePath;
+
 use tvix_node_protocol::build::{BuildLimits, DesiredStore};
 use tvix_node_protocol::control::EventKind;
 use tvix_node_protocol::envelope::NodeKey;
@@ -43,6 +45,8 @@ pub(crate) struct Attempt {
     pub(crate) placed: Time,
     /// The silent build beside which it was placed.
     pub(crate) hedges: Option<BuildId>,
+    /// When a short build on a peer should have been over. None: it is not short, or not known to be, or is raced.
+    pub(crate) late: Option<Time>,
     /// Its builder could not get some inputs.
     pub(crate) inputs_missing: bool,
     /// The session on whose account it runs.
@@ -105,6 +109,13 @@ impl Coordinator {
             // Others may have to build it, too.
             self.graph.touch_drv(id);
         }
+        let usual = self.history.usual(&derivation);
+        let late = usual
+            .filter(|usual| node.is_some() && *usual <= limits::RACED)
+            .map(|usual| {
+                self.now
+                    .after(Duration::from_millis(usual * 2).max(limits::RACE_PATIENCE))
+            });
         let attempt = Attempt {
             drv: id,
             derivation,
@@ -118,6 +129,7 @@ impl Coordinator {
             lease: Lease::new(self.now),
             placed: self.now,
             hedges,
+            late,
             inputs_missing: false,
             payer: Some(payer),
             told: SessionSet::EMPTY,

@@ -134,7 +134,18 @@ impl Coordinator {
 
     pub(crate) fn leases_due(&self) -> Option<Time> {
         let remote = self.attempts.values().filter(|attempt| attempt.node.is_some());
-        remote.map(|attempt| attempt.lease.due()).min()
+        // What is late already is looked at whenever anything happens.
+        let late = |attempt: &Attempt| attempt.late.filter(|late| *late > self.now);
+        let due = remote.flat_map(|attempt| [Some(attempt.lease.due()), late(attempt)]);
+        due.flatten().min()
+    }
+
+    /// Short builds that are wanted and that a peer should have done by now.
+    pub(crate) fn to_be_raced(&self) -> Vec<BuildId> {
+        let late = self.attempts.iter().filter(|(build, attempt)| {
+            attempt.late.is_some_and(|late| late <= self.now) && self.is_demanded(**build)
+        });
+        late.map(|(build, _)| *build).collect()
     }
 
     /// Builds so badly wanted whose builder is silent and for which a second one should start.

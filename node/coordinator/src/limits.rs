@@ -86,6 +86,13 @@ pub const LEASE_RENEWAL: Duration = Duration::from_secs(5);
 /// Silence of a builder after which a second one starts.
 pub const HEDGE_AFTER: Duration = Duration::from_secs(2);
 
+/// Milliseconds that a build usually takes at most that is begun here, too, when a peer takes twice as long with it: doing
+/// a short one twice costs less than somebody's waiting.
+pub const RACED: u64 = 10_000;
+
+/// How long a peer has for a build in any case before it is raced: a request, inputs, a record take their time.
+pub const RACE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Silence of a builder after which it is given up. A result that comes later is still taken.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 

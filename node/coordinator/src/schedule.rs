@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::action::{Action, Urgency};
 use crate::build::{Placement, Stage};
 use crate::coordinator::Coordinator;
-use crate::graph::{DrvId, RequirementId, Weighing, Weights};
+use crate::graph::{DrvId, Own, PathId, RequirementId, Weighing, Weights};
 use crate::id::{BuildId, Time};
 use crate::limits;
 use crate::line::Entry;
@@ -28,6 +28,7 @@ impl Coordinator {
         if self.queues.weighing.is_empty() {
             while self.place_next(Urgency::Speculative) {}
         }
+        self.race_late();
         self.preempt();
     }
 
@@ -326,6 +327,41 @@ impl Coordinator {
                     hedges: Some(build),
                 },
             );
+        }
+    }
+
+    /// Has short builds that a peer should have done by now done here as well, in slots that nothing else wants: whoever
+    /// is first. Only what could start at once.
+    fn race_late(&mut self) {
+        for build in self.to_be_raced() {
+            if self.builders.free_here() == 0 || !self.queues.lines.is_empty() {
+                return;
+            }
+            let Some(attempt) = self.attempts.get(&build) else {
+                continue;
+            };
+            let (id, name) = (attempt.drv, attempt.node_name.clone());
+            let drv = &self.graph.drvs[id];
+            let here = |input: &PathId| self.graph.paths[*input].own == Own::Here;
+            let alone = drv.attempts.len() == 1 && self.quorum(id).is_none();
+            if !alone || !drv.inputs.iter().all(here) || !self.may_build_here(id) {
+                continue;
+            }
+            let wanting = self.participants(build).and(drv.demanded);
+            let payer = wanting
+                .iter()
+                .find(|slot| self.session_may_build_here(*slot) && self.session_builds_here(*slot));
+            let Some(payer) = payer else { continue };
+            if let Some(attempt) = self.attempts.get_mut(&build) {
+                attempt.late = None;
+            }
+            let reason = format!("this node: {name} takes longer than this package usually does");
+            let placement = Placement {
+                node: None,
+                reason,
+                hedges: None,
+            };
+            self.place(id, payer, placement);
         }
     }
 

@@ -1,4 +1,4 @@
-use tvix_node_coordinator::{Config, Event, PeerOffer, SessionOptions, limits, placement::Link};
+use tvix_node_coordinator::{Config, Delivery, Event, PeerOffer, SessionOptions, limits, placement::Link};
 use tvix_node_protocol::control::{EventKind, Outcome};
 
 use crate::desk::{Desk, derivation, drv, node, offer, options, path};
@@ -300,4 +300,134 @@ fn peers_beyond_the_limit_are_not_taken_note_of() {
     }
     desk.command(1, options(), &[derivation("a", &[])]);
     assert!(desk.running.is_empty());
+}
+
+/// Alice's slot is busy, and `a-2` is with the peer `b`, who built `a-1` within so many milliseconds.
+fn at_a_peer(took: u64) -> Desk {
+    at_a_peer_with(took, |desk| {
+        desk.own.insert(path("input"));
+    })
+}
+
+fn at_a_peer_with(took: u64, input: impl FnOnce(&mut Desk)) -> Desk {
+    let mut desk = Desk::new(1);
+    desk.peer(1, offer("b", 1));
+    desk.command(
+        1,
+        SessionOptions {
+            jobs: Some(0),
+            ..options()
+        },
+        &[derivation("a-1", &[])],
+    );
+    let first = desk.build("a-1");
+    desk.send(Event::BuildStarted { build: first.build });
+    beat(&mut desk, "a-1", took);
+    desk.finish_as(first.build, "a-1", Delivery::OwnStore);
+    desk.peer(
+        1,
+        PeerOffer {
+            slots_free: 0,
+            ..offer("b", 1)
+        },
+    );
+    desk.command(2, options(), &[derivation("busy", &[])]);
+    assert_eq!(desk.build("busy").node, None);
+    desk.peer(1, offer("b", 1));
+    input(&mut desk);
+    desk.command(
+        3,
+        options(),
+        &[derivation("input", &[]), derivation("a-2", &["input"])],
+    );
+    assert_eq!(desk.build("a-2").node, Some(node(1)));
+    let build = desk.build("a-2").build;
+    desk.send(Event::BuildStarted { build });
+    desk
+}
+
+/// Lets time pass in which the peer is heard of.
+fn beat(desk: &mut Desk, word: &str, millis: u64) {
+    let build = desk.build(word).build;
+    let end = desk.now + millis;
+    while desk.now < end {
+        desk.wait((end - desk.now).min(1000));
+        desk.send(Event::Heartbeat { build });
+    }
+}
+
+#[test]
+fn a_short_build_that_a_peer_is_late_with_is_raced_in_a_slot_that_nothing_wants() {
+    let mut desk = at_a_peer(800);
+    beat(&mut desk, "a-2", 1500);
+    desk.finish("busy");
+    assert_eq!(desk.words(), ["a-2"], "it is not late yet");
+    let far = desk.build("a-2").build;
+    beat(&mut desk, "a-2", 200);
+    assert_eq!(desk.words(), ["a-2", "a-2"]);
+    assert_eq!(
+        desk.reason(3, "a-2"),
+        "this node: b takes longer than this package usually does"
+    );
+    let here = desk
+        .running
+        .iter()
+        .find(|started| started.node.is_none())
+        .expect("here, too")
+        .build;
+    // Whoever is first; the other one is stopped.
+    desk.finish_as(here, "a-2", Delivery::OwnStore);
+    assert_eq!(desk.cancelled, [far]);
+    assert_eq!(desk.outcome(3), Some(Outcome::Success));
+}
+
+#[test]
+fn what_is_late_waits_for_a_slot_and_is_raced_once() {
+    let mut desk = at_a_peer(100);
+    beat(&mut desk, "a-2", 5000);
+    assert_eq!(desk.words(), ["a-2", "busy"], "no slot is free");
+    desk.finish("busy");
+    assert_eq!(desk.words(), ["a-2", "a-2"]);
+    let far = desk
+        .running
+        .iter()
+        .find(|started| started.node.is_some())
+        .expect("far")
+        .build;
+    beat(&mut desk, "a-2", 5000);
+    assert_eq!(desk.words(), ["a-2", "a-2"]);
+    desk.finish_as(far, "a-2", Delivery::OwnStore);
+    assert_eq!(desk.outcome(3), Some(Outcome::Success));
+    desk.bury();
+}
+
+#[test]
+fn a_long_build_is_not_raced() {
+    let mut desk = at_a_peer(limits::RACED + 1);
+    desk.finish("busy");
+    beat(&mut desk, "a-2", limits::RACED * 3);
+    assert_eq!(desk.words(), ["a-2"]);
+}
+
+#[test]
+fn what_lacks_an_input_here_is_not_raced() {
+    let mut desk = at_a_peer_with(100, |desk| desk.peer_has(1, "input"));
+    desk.finish("busy");
+    beat(&mut desk, "a-2", 5000);
+    assert_eq!(desk.words(), ["a-2"]);
+}
+
+#[test]
+fn what_is_not_to_be_built_here_is_not_raced() {
+    let mut desk = at_a_peer(100);
+    desk.finish("a-2");
+    desk.finish("busy");
+    let elsewhere = SessionOptions {
+        jobs: Some(0),
+        ..options()
+    };
+    desk.peer(1, offer("b", 1));
+    desk.command(4, elsewhere, &[derivation("a-3", &[])]);
+    beat(&mut desk, "a-3", 5000);
+    assert_eq!(desk.words(), ["a-3"]);
 }
