@@ -11,6 +11,8 @@
 //! <home>/scratch/        builds under way
 //! <home>/teams/SWARM/    the team this node belongs to: its roster, tickets, nonces
 //! <home>/spool/          what is arriving from other nodes; deleting it loses nothing
+//! <home>/trust.json      whom its owner believes, what stays private (private.json), on which terms it builds for
+//!                        others (share.json), and how much of the link it uses (traffic.json)
 //! <home>/durations.json  how long builds took; may be deleted at any time
 //! <home>/code/           compiled Nix files, to be deleted at any time
 //! <home>/scratch-kept/   folders of failed builds, where asked for; never removed
@@ -144,6 +146,12 @@ impl Home {
     #[must_use]
     pub fn share_file(&self) -> PathBuf {
         self.root.join("share.json")
+    }
+
+    /// How much of the link this node uses.
+    #[must_use]
+    pub fn traffic_file(&self) -> PathBuf {
+        self.root.join("traffic.json")
     }
 
     /// What is private.

@@ -39,6 +39,7 @@ mod member;
 mod owner;
 mod store;
 mod team;
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,6 +60,7 @@ pub use team::{
     InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView, RenewRequest,
     TeamStatus, TeamView, TrafficView,
 };
+pub use traffic::TrafficTerms;
 
 /// Version of the control protocol; a command and a node of different versions do not talk.
 pub const CONTROL_VERSION: u32 = 3;

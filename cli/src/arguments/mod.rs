@@ -8,6 +8,7 @@
 //! | `store` | what can be asked of the store |
 //! | `team` | who may join, for how long, and where members meet |
 //! | `share` | on which terms the node builds for others |
+//! | `traffic` | how much of the link the node uses |
 //! | `trust` | whom the node believes about which paths |
 //! | `numbers` | counts, sizes and times |
 //! | `flake` | flake references, which are refused with a way out |
@@ -24,6 +25,7 @@ mod parse;
 mod share;
 mod store;
 mod team;
+mod traffic;
 mod trust;
 
 use std::ffi::OsString;
@@ -38,6 +40,7 @@ pub use parse::{Parsed, UsageError, parse};
 pub use share::ShareArguments;
 pub use store::{CollectArguments, StoreCommand};
 pub use team::{InviteArguments, JoinArguments, RenewArguments, own_name};
+pub use traffic::TrafficArguments;
 pub use trust::TrustCommand;
 use tvix_node_protocol::control::Destination;
 
@@ -228,6 +231,14 @@ pub enum Command {
     Share {
         #[command(flatten)]
         share: ShareArguments,
+    },
+    /// Say how much of the machine's link this node uses
+    ///
+    /// On a metered connection others get nothing from this node but what its own builds need, it builds and keeps nothing for
+    /// them, and its own builds are done here where they can be. What is not said stays as it is.
+    Traffic {
+        #[command(flatten)]
+        traffic: TrafficArguments,
     },
     /// Look for what is wrong with this node and its team, and say what to do
     ///

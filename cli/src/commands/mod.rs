@@ -9,7 +9,7 @@
 //! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
 //! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
-//! | `trust`, `private`, `doctor`, `share` | what their names say |
+//! | `trust`, `private`, `doctor`, `share`, `traffic` | what their names say |
 //! | `node` | `up`, `down` and `status` |
 //! | `table` | rows in columns, sizes and dates |
 //! | `path` | store paths, as users name them |
@@ -29,6 +29,7 @@ mod share;
 mod store;
 mod table;
 mod team;
+mod traffic;
 mod trust;
 
 use std::io::{self, Write as _};
@@ -144,6 +145,7 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
         }
         Command::Private { command } => private::private(home, command).await,
         Command::Share { share } => share::share(home, &share).await,
+        Command::Traffic { traffic } => traffic::traffic(home, &traffic).await,
         Command::Doctor { json } => doctor::doctor(home, json).await,
         Command::Leave => team::leave(home).await,
         Command::Status { json } => node::status(home, json).await,

@@ -57,6 +57,8 @@ pub struct Coordinator {
     pub(crate) queues: Queues,
     /// How long builds took before.
     pub(crate) history: History,
+    /// Moving bytes costs more than time.
+    pub(crate) metered: bool,
     /// Derivations that nobody knows any more.
     pub(crate) gone: BTreeSet<DrvId>,
     pub(crate) released: Vec<StorePath>,
@@ -106,6 +108,7 @@ impl Coordinator {
             given_up: BTreeMap::new(),
             queues: Queues::default(),
             history: History::default(),
+            metered: false,
             gone: BTreeSet::new(),
             released: Vec::new(),
             actions: Vec::new(),
@@ -183,6 +186,7 @@ impl Coordinator {
             Event::EvaluationEnded { session } => self.evaluation_ended(session),
             Event::OwnBuilder(builder) => self.builders.set_own(builder),
             Event::Remembered { durations } => self.history.remember(durations),
+            Event::Metered(metered) => self.metered = metered,
             Event::SlotsLent { count } => self.builders.lent = count,
             Event::Peer { node, offer } => self.peer_offers(node, offer),
             Event::Linked { node, link } => self.builders.set_link(&node, link),

@@ -97,6 +97,8 @@ pub enum Event {
         /// At most [`limits::HISTORY`](crate::limits::HISTORY) of them.
         durations: Vec<BuildDuration>,
     },
+    /// Whether every byte over this node's link costs: then builds are done here where they can be.
+    Metered(bool),
     /// So many of this node's slots build for others at the moment. They are not free, and come back.
     SlotsLent {
         /// How many.

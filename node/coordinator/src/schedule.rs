@@ -148,7 +148,8 @@ impl Coordinator {
             .graph
             .requirements
             .get(self.graph.drvs[id].requirement)
-            .prefer_local;
+            .prefer_local
+            || self.metered;
         let not = &[not, self.in_quorum(id).as_slice()].concat();
         let here = self.may_build_here(id) && self.session_builds_here(slot) && !not.contains(&None);
         let mut candidates = Vec::new();
@@ -213,7 +214,7 @@ impl Coordinator {
         Job {
             urgency,
             input_bytes,
-            prefer_local: requirement.prefer_local,
+            prefer_local: requirement.prefer_local || self.metered,
             took: self.history.usual(&self.graph.drvs[id].name),
         }
     }

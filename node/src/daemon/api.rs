@@ -32,6 +32,7 @@ use super::perform::Jobs;
 use super::{exchange_api, owner_api, store_api, team_api};
 use crate::team::membership::Membership;
 use crate::team::share::ShareBook;
+use crate::team::traffic::TrafficBook;
 use crate::team::trust::TrustBook;
 
 /// The node behind its control socket.
@@ -46,6 +47,8 @@ pub struct Api {
     pub trust: Arc<TrustBook>,
     /// On which terms slots are lent.
     pub share: Arc<ShareBook>,
+    /// How much of the link is used.
+    pub traffic: Arc<TrafficBook>,
     /// What builds.
     pub jobs: Arc<Jobs>,
     /// This node.

@@ -44,6 +44,7 @@ use perform::Jobs;
 use crate::team::membership::{Membership, Parts, TeamFailure};
 use crate::team::private::{PrivateBook, PrivateError};
 use crate::team::share::{ShareBook, ShareError};
+use crate::team::traffic::{self, TrafficBook, TrafficError};
 use crate::team::trust::{TrustBook, TrustError};
 use crate::upstream::Substituters;
 pub use crate::upstream::{SubstituterError, UpstreamError};
@@ -96,6 +97,9 @@ pub enum UpError {
     /// The terms of sharing cannot be read.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// How much of the link may be used.
+    #[error(transparent)]
+    Traffic(#[from] TrafficError),
     /// What is private cannot be read.
     #[error(transparent)]
     Private(#[from] PrivateError),
@@ -151,6 +155,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let trust = Arc::new(TrustBook::open(home.trust_file(), node)?);
     let depot = Arc::new(Depot::new(store, private, Arc::clone(&trust)));
     let share = Arc::new(ShareBook::open(home.share_file())?);
+    let traffic = Arc::new(TrafficBook::open(home.traffic_file())?);
     // This process has the home for itself, so nothing of what lies there is under way.
     if let Err(error) = depot.upstreams.tidy(Duration::ZERO) {
         tracing::warn!(%error, "what broken downloads left could not be removed");
@@ -183,6 +188,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         free: free_slots,
         trust: Arc::clone(&trust),
         share: Arc::clone(&share),
+        traffic: Arc::clone(&traffic),
         listen: options.listen.clone(),
         relay: options.relay,
     }));
@@ -201,6 +207,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         team: Arc::clone(&team),
         trust,
         share: Arc::clone(&share),
+        traffic: Arc::clone(&traffic),
         jobs,
         node,
         slots,
@@ -209,7 +216,8 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         home: home.root().to_string_lossy().into_owned(),
     };
     let socket = ControlSocket::bind(home.root())?;
-    let sharing = tokio::spawn(share.keep(sender.clone(), used));
+    let metering = tokio::spawn(traffic::tell(traffic.watch(), sender.clone()));
+    let sharing = tokio::spawn(share.keep(sender.clone(), used, traffic.watch()));
     let signals = tokio::spawn(stop_at_signal(sender));
     let engine = tokio::spawn(engine.run());
     if let Err(error) = team.resume().await {
@@ -232,6 +240,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     serve(socket, Arc::new(api), ended).await;
     signals.abort();
     sharing.abort();
+    metering.abort();
     team.stop().await;
     tracing::info!("down");
     Ok(())

@@ -18,6 +18,7 @@ use super::doctor;
 use super::team_api::refused;
 use crate::team::evidence::Findings;
 use crate::team::policy::{Word, opened, quorum};
+use crate::team::traffic::TrafficError;
 use crate::team::trust::TrustError;
 
 /// Answers a question of the owner.
@@ -73,6 +74,23 @@ pub(super) async fn answer(api: &Api, question: OwnerQuestion) -> Result<OwnerAn
             set.map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))?;
             Ok(sharing(api))
         }
+        OwnerQuestion::Traffic => Ok(traffic(api)),
+        OwnerQuestion::SetTraffic { terms } => {
+            let book = Arc::clone(&api.traffic);
+            let set = tokio::task::spawn_blocking(move || book.set(terms)).await;
+            let set = set.map_err(|error| {
+                ApiError::caused(
+                    FailureKind::Internal,
+                    "the limits of traffic could not be changed",
+                    error,
+                )
+            })?;
+            set.map_err(|error| match error {
+                error @ TrafficError::TooLow(_) => invalid(error.to_string()),
+                error => ApiError::new(FailureKind::Internal, error.to_string()),
+            })?;
+            Ok(traffic(api))
+        }
         OwnerQuestion::Health => Ok(OwnerAnswer::Health {
             findings: doctor::findings(api).await,
         }),
@@ -88,6 +106,11 @@ fn sharing(api: &Api) -> OwnerAnswer {
         withheld: api.share.withheld().borrow().clone(),
         load: api.share.load(),
     }
+}
+
+fn traffic(api: &Api) -> OwnerAnswer {
+    let terms = api.traffic.terms();
+    OwnerAnswer::Traffic { terms }
 }
 
 fn private(api: &Api) -> OwnerAnswer {

@@ -27,6 +27,7 @@ use super::sample::Sampling;
 use super::served::Served;
 use super::share::ShareBook;
 use super::shelf::{StoreShelf, public_after};
+use super::traffic::{TrafficBook, caps};
 use super::trust::TrustBook;
 use crate::daemon::depot::Depot;
 use crate::daemon::engine::Message;
@@ -91,6 +92,8 @@ pub struct Parts {
     pub trust: Arc<TrustBook>,
     /// On which terms slots are lent.
     pub share: Arc<ShareBook>,
+    /// How much of the link is used.
+    pub traffic: Arc<TrafficBook>,
     /// Where to listen; none: on all networks, on ports that the machine chooses.
     pub listen: Option<Vec<SocketAddr>>,
     /// Pass connections on between members that cannot reach each other.
@@ -230,7 +233,8 @@ impl Membership {
             facts: facts.clone(),
             distrusted: BTreeMap::new(),
             mdns: true,
-            relay: parts.relay,
+            relay: parts.relay && !parts.traffic.terms().metered,
+            caps: caps(parts.traffic.terms()),
             ..Config::new(parts.spool.clone())
         };
         if let Some(listen) = &parts.listen {
@@ -240,7 +244,12 @@ impl Membership {
         }
         let grants = Arc::new(Grants::default());
         let (store, private) = (parts.depot.store().clone(), Arc::clone(&parts.depot.private));
-        let shelf = StoreShelf::new(store, private, Arc::clone(&grants), secret.key());
+        let shelf = StoreShelf::new(
+            store,
+            private,
+            (Arc::clone(&grants), Arc::clone(&parts.traffic)),
+            secret.key(),
+        );
         let (swarm, events) = tvix_node_swarm::start(config, team, secret, Arc::new(shelf)).await?;
         let announcer = swarm.clone();
         let node = Arc::new(TeamNode {
@@ -255,6 +264,7 @@ impl Membership {
             served: Arc::new(Served::default()),
             trust: Arc::clone(&parts.trust),
             share: Arc::clone(&parts.share),
+            traffic: Arc::clone(&parts.traffic),
             sampling: Arc::new(Sampling::default()),
             considering: Semaphore::new(CONSIDERED),
             pushes: Arc::new(Semaphore::new(TAKEN_PUSHES)),
@@ -267,6 +277,12 @@ impl Membership {
         tasks.spawn(Arc::clone(&node).attend(events));
         tasks.spawn(Arc::clone(&node).publish_facts(facts, parts.free.clone()));
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&node));
+        let (capped, mut terms) = (node.swarm.clone(), parts.traffic.watch());
+        tasks.spawn(async move {
+            while terms.changed().await.is_ok() {
+                capped.set_caps(caps(*terms.borrow_and_update()));
+            }
+        });
         let tidied = node.swarm.clone();
         tasks.spawn(async move {
             match tidied.tidy_spool(SPOOL_IDLE).await {

@@ -40,6 +40,7 @@ pub mod served;
 pub mod share;
 pub mod shelf;
 pub mod together;
+pub mod traffic;
 pub mod trust;
 pub mod votes;
 
@@ -66,6 +67,7 @@ use membership::TeamFailure;
 use sample::Sampling;
 use served::Served;
 use share::ShareBook;
+use traffic::TrafficBook;
 use trust::TrustBook;
 
 /// A node that takes part in a team.
@@ -84,6 +86,8 @@ pub struct TeamNode {
     pub trust: Arc<TrustBook>,
     /// On which terms slots are lent.
     pub share: Arc<ShareBook>,
+    /// How much of the link is used, and for whom.
+    traffic: Arc<TrafficBook>,
     sampling: Arc<Sampling>,
     considering: Semaphore,
     pushes: Arc<Semaphore>,

@@ -135,6 +135,10 @@ impl TeamNode {
             let message = format!("{} paths at once, more than the {OFFERED} allowed", paths.len());
             return taken.refuse(PushRefusal::Busy, message).await;
         }
+        if self.traffic.terms().metered {
+            let message = "its connection is metered ('tvix-node traffic' there says so)".to_owned();
+            return taken.refuse(PushRefusal::Policy, message).await;
+        }
         let names: Vec<StorePath> = paths.iter().map(|shown| shown.info.path.clone()).collect();
         let lease = self.depot.lease();
         let own = self.depot.blocking(move |_| Ok(lease.hold(names.iter())?)).await;

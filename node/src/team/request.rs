@@ -190,6 +190,7 @@ impl TeamNode {
     pub async fn request(self: Arc<Self>, order: Order, cancel: CancellationToken) {
         let build = order.build;
         let name = self.name_of(order.node);
+        let _working = self.traffic.works(order.node);
         let result = self.ask(&order, &name, &cancel).await;
         let event = match result {
             Ok(delivered) => Event::BuildFinished {

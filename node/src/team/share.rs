@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
-use tvix_node_protocol::control::{SharingMode, SharingTerms};
+use tvix_node_protocol::control::{SharingMode, SharingTerms, TrafficTerms};
 
 use super::limits::SHARE_PAUSE;
 use super::load::Gauge;
@@ -139,7 +139,13 @@ impl ShareBook {
 
     /// Looks after the terms until the node ends: what follows from them is told to the engine whenever it
     /// changes. `in_use`: whether a command of the owner uses the node.
-    pub async fn keep(self: Arc<Self>, engine: mpsc::Sender<Message>, in_use: watch::Receiver<bool>) {
+    /// `traffic`: how much of the link may be used.
+    pub async fn keep(
+        self: Arc<Self>,
+        engine: mpsc::Sender<Message>,
+        in_use: watch::Receiver<bool>,
+        mut traffic: watch::Receiver<TrafficTerms>,
+    ) {
         let mut terms = self.terms.subscribe();
         let mut used = in_use.clone();
         let mut gauge = Gauge::new(Path::new("/proc"));
@@ -157,6 +163,7 @@ impl ShareBook {
                 load,
                 cores: cores(),
                 in_use: *used.borrow_and_update(),
+                metered: traffic.borrow_and_update().metered,
                 withheld: told.is_some(),
             };
             let withheld = withheld(&current, &machine);
@@ -175,6 +182,7 @@ impl ShareBook {
                 () = tokio::time::sleep(SHARE_PAUSE) => {}
                 changed = terms.changed() => if changed.is_err() { return },
                 changed = used.changed() => if changed.is_err() { return },
+                changed = traffic.changed() => if changed.is_err() { return },
             }
         }
     }
@@ -203,6 +211,8 @@ struct Machine {
     cores: u32,
     /// A command of the owner uses the node.
     in_use: bool,
+    /// Every byte over its link costs.
+    metered: bool,
     /// Nothing has been lent so far.
     withheld: bool,
 }
@@ -211,6 +221,9 @@ struct Machine {
 fn withheld(terms: &SharingTerms, machine: &Machine) -> Option<String> {
     if terms.mode == SharingMode::Off {
         return Some(OFF.to_owned());
+    }
+    if machine.metered {
+        return Some("its connection is metered".to_owned());
     }
     if !terms.quiet.is_empty() {
         let Some(minute) = machine.minute else {
@@ -292,6 +305,7 @@ mod tests {
             load: Some(0),
             cores: 4,
             in_use: false,
+            metered: false,
             withheld: false,
         }
     }
@@ -314,6 +328,11 @@ mod tests {
         };
         assert_eq!(withheld(&on, &busy), None, "nothing is asked for");
         assert!(withheld(&terms(SharingMode::Off), &idle()).is_some());
+        let metered = Machine {
+            metered: true,
+            ..idle()
+        };
+        assert!(withheld(&on, &metered).unwrap().contains("metered"));
         let quiet = SharingTerms {
             quiet: vec![QuietHours::parse("11:00-13:00").unwrap()],
             ..on.clone()

@@ -14,24 +14,33 @@ use tvix_node_swarm::{Shelf, ShelfError};
 
 use super::grants::Grants;
 use super::private::PrivateBook;
+use super::traffic::TrafficBook;
 use crate::daemon::clock::now;
 
 /// The store of a node in a team. Every path that lies under its name is for all members, unless it is private;
-/// what lies under its digest is for the one it was made for.
+/// what lies under its digest is for the one it was made for. Where every byte costs it is for those alone who work
+/// for this node.
 pub struct StoreShelf {
     store: Store,
     private: Arc<PrivateBook>,
     grants: Arc<Grants>,
+    traffic: Arc<TrafficBook>,
     me: NodeKey,
 }
 
 impl StoreShelf {
     /// The shelf of the node `me`.
-    pub fn new(store: Store, private: Arc<PrivateBook>, grants: Arc<Grants>, me: NodeKey) -> Self {
+    pub fn new(
+        store: Store,
+        private: Arc<PrivateBook>,
+        (grants, traffic): (Arc<Grants>, Arc<TrafficBook>),
+        me: NodeKey,
+    ) -> Self {
         Self {
             store,
             private,
             grants,
+            traffic,
             me,
         }
     }
@@ -42,8 +51,8 @@ impl Shelf for StoreShelf {
         public_after(&self.store, &self.private, after, limit).map_err(ShelfError::new)
     }
 
-    fn path_info(&self, _peer: NodeKey, path: &StorePath) -> Result<Option<Shown>, ShelfError> {
-        if self.private.is_private(path) {
+    fn path_info(&self, peer: NodeKey, path: &StorePath) -> Result<Option<Shown>, ShelfError> {
+        if self.private.is_private(path) || !self.traffic.serves(peer) {
             return Ok(None);
         }
         shown(&self.store, self.me, path).map_err(ShelfError::new)
@@ -52,6 +61,9 @@ impl Shelf for StoreShelf {
     fn may_serve(&self, peer: NodeKey, root: TreeDigest) -> Result<bool, ShelfError> {
         if self.grants.has(peer, root, now()) {
             return Ok(true);
+        }
+        if !self.traffic.serves(peer) {
+            return Ok(false);
         }
         let paths = self.store.paths_of_tree(root).map_err(ShelfError::new)?;
         Ok(paths.iter().any(|path| !self.private.is_private(path)))

@@ -239,9 +239,8 @@ pub const LEAVE_TIME: Duration = Duration::from_secs(5);
 /// Streams that carry content out, at once; others wait. Each has a thread that reads ahead.
 pub const CONTENT_STREAMS: usize = 64;
 
-/// Least bytes of content a second that may be set as a cap: with [`CONTENT_STREAMS`] sharing it each still
-/// shows a sign of life, 64 KiB, every 16 seconds. With less, peers would take this node for gone.
-pub const LEAST_CAP: u64 = 256 << 10;
+/// Least bytes of content a second that may be set as a cap, of all [`CONTENT_STREAMS`] together.
+pub const LEAST_CAP: u64 = tvix_node_protocol::control::TrafficTerms::LEAST_RATE;
 
 /// Bytes of content handed from the reading thread to the stream at once.
 pub const CONTENT_PIECE: usize = 256 << 10;

@@ -7,6 +7,8 @@ use crate::envelope::NodeKey;
 use crate::nix::store_path::{StorePath, basename};
 use crate::trust::{PathPattern, TrustRule};
 
+use super::TrafficTerms;
+
 /// Something that the owner of a node wants to know or to have from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
@@ -67,6 +69,13 @@ pub enum OwnerQuestion {
     SetSharing {
         /// The terms.
         terms: SharingTerms,
+    },
+    /// How much of the link is used. Answered with [`OwnerAnswer::Traffic`].
+    Traffic,
+    /// Use so much from now on. Answered with [`OwnerAnswer::Traffic`].
+    SetTraffic {
+        /// The terms.
+        terms: TrafficTerms,
     },
 }
 
@@ -254,6 +263,11 @@ pub enum OwnerAnswer {
         withheld: Option<String>,
         /// What other programs than the node keep busy, in hundredths of one core.
         load: u32,
+    },
+    /// How much of the link is used.
+    Traffic {
+        /// The terms.
+        terms: TrafficTerms,
     },
 }
 

@@ -15,4 +15,5 @@ mod refused;
 mod repairing;
 mod sharing;
 mod sight;
+mod traffic;
 mod trusting;

@@ -222,7 +222,7 @@ impl Checker {
                 }
             }
             Event::Checked { .. } => panic!("no session of the simulation checks"),
-            Event::Linked { .. } | Event::Remembered { .. } | Event::Tick => {}
+            Event::Linked { .. } | Event::Remembered { .. } | Event::Metered(_) | Event::Tick => {}
         }
     }
 
