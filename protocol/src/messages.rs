@@ -181,6 +181,10 @@ pub struct Facts {
     pub cores: u32,
     /// Why nothing is built for others at the moment; none: something is, where a slot is free.
     pub withheld: Option<String>,
+    /// Whether fixed outputs are built for others. Left out where not, so that nodes that do not know of it
+    /// understand all but those that offer it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fixed_outputs: bool,
     /// Of two facts of one node the one with the higher serial is the later.
     pub serial: u64,
 }

@@ -92,6 +92,25 @@ fn an_envelope_inside_a_message_keeps_its_signature() {
     assert!(back.statements[0].verify().is_ok());
 }
 
+/// Nodes that do not know of fixed outputs refuse what they do not know, and must not meet it needlessly.
+#[test]
+fn that_no_fixed_outputs_are_offered_is_not_said() {
+    let facts = |fixed_outputs| Facts {
+        fixed_outputs,
+        ..Facts::default()
+    };
+    let says = |facts: &Facts| {
+        let bytes = cbor::to_vec(facts).unwrap();
+        assert_eq!(
+            &cbor::from_slice::<Facts>(&bytes, limits::HELLO_BYTES).unwrap(),
+            facts
+        );
+        bytes.windows(12).any(|part| part == b"fixedOutputs")
+    };
+    assert!(!says(&facts(false)));
+    assert!(says(&facts(true)));
+}
+
 #[test]
 fn the_largest_roster_question_fits() {
     comes_back(&RosterQuestion {

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildKind, BuildLimits, BuildOptions, BuildRequest, Input};
-use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::messages::{Refusal, Shown};
+use tvix_node_protocol::build::{
+    BuildKind, BuildLimits, BuildOptions, BuildRecord, BuildRequest, BuiltOutput, Input, RecordInput,
+};
+use tvix_node_protocol::envelope::{NodeKey, NodeSecret, seal};
+use tvix_node_protocol::messages::{Facts, Pushed, Refusal, Shown};
 use tvix_node_protocol::nix::derivation::{Derivation, read_derivation};
 use tvix_node_protocol::nix::store_path::build_text_path;
 use tvix_node_protocol::path_info::PathInfo;
@@ -66,13 +68,24 @@ pub struct Mallory {
     pub lies: Arc<Lies>,
     /// Where her honest derivations come from.
     pub machine: Machine,
-    _events: tvix_node_swarm::events::SwarmEvents,
+    pub events: tvix_node_swarm::events::SwarmEvents,
+    signer: NodeSecret,
 }
 
 impl Mallory {
     /// Joins the team of a ticket. `expression`: what she evaluates first, as `default.nix` of
     /// [`Machine::expression`]; gives the derivations of its attributes.
     pub async fn join(ticket: &str, expression: &str, attributes: &[&str]) -> (Self, Vec<StorePath>) {
+        Self::join_offering(ticket, expression, attributes, Facts::default()).await
+    }
+
+    /// The same, offering to build.
+    pub async fn join_offering(
+        ticket: &str,
+        expression: &str,
+        attributes: &[&str],
+        facts: Facts,
+    ) -> (Self, Vec<StorePath>) {
         let machine = Machine::new();
         machine.expression(expression);
         let derivations = attributes.iter().map(|attribute| {
@@ -92,8 +105,10 @@ impl Mallory {
         let joined = team::join(&folder, &secret, &ticket, "mallory", &Clock::system()).await;
         let config = Config {
             listen: vec!["/ip4/127.0.0.1/tcp/0".to_owned()],
+            facts,
             ..Config::new(machine.folder().join("spool"))
         };
+        let signer = NodeSecret::from_bytes(&secret.to_bytes());
         let (swarm, events) = tvix_node_swarm::start(config, joined.unwrap(), secret, lies.clone())
             .await
             .unwrap();
@@ -102,7 +117,8 @@ impl Mallory {
             swarm,
             lies,
             machine,
-            _events: events,
+            events,
+            signer,
         };
         (mallory, derivations)
     }
@@ -196,6 +212,39 @@ impl Mallory {
                 last => return last,
             }
         }
+    }
+
+    /// Takes the next request, and answers it with this as the only output: she signs what was never built.
+    pub async fn lie_about_the_next(&mut self, out: &PathInfo) -> BuildRequest {
+        let incoming = self.events.builds.recv().await.unwrap();
+        let request = incoming.request.clone();
+        let inputs = request.inputs.iter().map(|input| RecordInput {
+            path: input.path.clone(),
+            tree: input.tree,
+        });
+        let output = BuiltOutput {
+            path: out.path.clone(),
+            tree: out.tree,
+            nar_hash: out.nar_hash,
+            nar_size: out.nar_size,
+            references: Vec::new(),
+        };
+        let now = Clock::system().now();
+        let record = BuildRecord {
+            build_key: request.build_key().unwrap(),
+            request: Some(incoming.hash),
+            derivation: request.derivation.clone(),
+            inputs: inputs.collect(),
+            outputs: BTreeMap::from([("out".to_owned(), output)]),
+            builder: self.signer.key(),
+            started: now,
+            finished: now,
+            sandbox: "none".to_owned(),
+        };
+        let running = incoming.accept().await.unwrap();
+        let record = seal(&record, &self.signer).unwrap();
+        running.finish(record, Pushed::NotAsked).await.unwrap();
+        request
     }
 
     pub async fn refused(&self, request: BuildRequest) -> Refusal {

@@ -8,6 +8,7 @@
     reason = "what a scene needs and cannot have ends its test"
 )]
 
+mod fixed_outputs;
 mod mallory;
 mod poisoning;
 mod refusals;

@@ -119,6 +119,10 @@ async fn what_does_not_follow_does_not_fit_or_is_not_offered_is_refused_by_name(
     assert!(message.contains("time-travel"), "{message}");
     let (reason, message) = scene.refused(&scene.fixed, tool()).await;
     assert_eq!(reason, RefusalReason::Policy, "{message}");
+    assert!(
+        message.contains("'tvix-node share on --fixed-outputs'"),
+        "{message}"
+    );
     scene.mallory.swarm.shutdown().await;
 }
 

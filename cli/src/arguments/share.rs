@@ -29,6 +29,9 @@ pub struct ShareArguments {
     /// Not while other programs keep more than so many cores busy, such as 1.5
     #[arg(long, value_name = "CORES", value_parser = load, requires = "mode")]
     max_load: Option<u32>,
+    /// Build fixed outputs of others, too: they reach the public network from this machine, and nothing of the local one
+    #[arg(long, requires = "mode")]
+    fixed_outputs: bool,
     /// Print the terms as JSON
     #[arg(long)]
     pub json: bool,
@@ -58,6 +61,7 @@ impl ShareArguments {
             quiet: self.quiet.clone(),
             mains_only: self.mains_only,
             max_load: self.max_load,
+            fixed_outputs: self.fixed_outputs,
         }))
     }
 }

@@ -50,6 +50,10 @@ fn text(terms: &SharingTerms, withheld: Option<&str>, load: u32) -> String {
             cores(limit)
         );
     }
+    text += match terms.fixed_outputs {
+        true => "network  fixed outputs of others are built, too, and reach the public network from here\n",
+        false => "network  fixed outputs of others, which need it, are not built\n",
+    };
     match withheld {
         Some(why) => text += &format!("now      nothing is built for others, because {}\n", clean(why)),
         None => {
@@ -79,18 +83,21 @@ mod tests {
             quiet: vec![QuietHours::parse("22:00-07:30").unwrap()],
             mains_only: true,
             max_load: Some(150),
+            fixed_outputs: true,
         };
         let expected = "\
 share    when idle
 quiet    22:00-07:30
 power    on mains only
 load     while other programs keep at most 1.50 cores busy
+network  fixed outputs of others are built, too, and reach the public network from here
 now      nothing is built for others, because its owner uses it
 ";
         assert_eq!(text(&terms, Some("its owner uses it"), 0), expected);
         let on = text(&SharingTerms::default(), None, 25);
         assert!(
-            on.starts_with("share    on\n") && on.contains("keep 0.25 cores busy"),
+            on.starts_with("share    on\nnetwork  fixed outputs of others, which need it, are not built\n")
+                && on.contains("keep 0.25 cores busy"),
             "{on}"
         );
     }

@@ -94,6 +94,7 @@ pub mod testing {
             round_trip_ms: Some(1.25),
             speed: Some(12_500_000),
             withheld: None,
+            fixed_outputs: false,
             traffic: TrafficView {
                 sent: 3 << 19,
                 received: 12,

@@ -159,18 +159,18 @@ impl Builders {
         }
     }
 
-    /// What builders there are, in words.
-    pub(crate) fn describe(&self, own_name: &str) -> String {
+    /// What builders there are, in words, to somebody who wants what may be a fixed output.
+    pub(crate) fn describe(&self, own_name: &str, fixed_output: bool) -> String {
         let mut all = Vec::new();
-        let mut add = |name: &str, slots: u32, systems: &[String], features: &[String]| {
+        let describe = |name: &str, slots: u32, systems: &[String], features: &[String]| {
             let mut text = format!("{name}: {slots} slots, {}", systems.join(" "));
             if !features.is_empty() {
                 text.push_str(&format!(", features {}", features.join(" ")));
             }
-            all.push(text);
+            text
         };
         if let Some(own) = &self.own {
-            add(own_name, own.slots, &own.systems, &own.features);
+            all.push(describe(own_name, own.slots, &own.systems, &own.features));
         }
         let withheld = self.peers.values().filter_map(|peer| {
             let why = peer.offer.withheld.as_ref()?;
@@ -186,12 +186,14 @@ impl Builders {
             .filter(|peer| peer.offer.withheld.is_none())
             .take(8)
         {
-            add(
-                &peer.offer.name,
-                peer.offer.slots,
-                &peer.offer.systems,
-                &peer.offer.features,
-            );
+            let offer = &peer.offer;
+            let mut text = describe(&offer.name, offer.slots, &offer.systems, &offer.features);
+            if fixed_output && !offer.fixed_outputs {
+                text.push_str(
+                    ", no fixed outputs of others (its owner allows them with 'tvix-node share on --fixed-outputs')",
+                );
+            }
+            all.push(text);
         }
         all.extend(withheld);
         if self.peers.len() > 8 {

@@ -224,10 +224,17 @@ impl Coordinator {
         if !requirement.features.is_empty() {
             wanted.push_str(&format!(" with {}", requirement.features.join(" ")));
         }
-        let builders = self.builders.describe(&self.config.name);
+        let what = if requirement.fixed_output {
+            "fixed outputs "
+        } else {
+            ""
+        };
+        let builders = self
+            .builders
+            .describe(&self.config.name, requirement.fixed_output);
         let mut error = match self.too_few(id) {
             Some(too_few) => format!("{too_few}; builders: {builders}"),
-            None => format!("no builder builds for {wanted}; builders: {builders}"),
+            None => format!("no builder builds {what}for {wanted}; builders: {builders}"),
         };
         let story = self.story(id);
         if !story.is_empty() {

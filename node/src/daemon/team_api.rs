@@ -130,6 +130,7 @@ pub fn peer_views(api: &Api) -> Vec<PeerView> {
             free: facts.free,
             load: facts.load,
             withheld: facts.withheld,
+            fixed_outputs: facts.fixed_outputs,
             speed: known.speed,
             round_trip_ms: known.round_trip.map(|time| time.as_secs_f64() * 1000.0),
             traffic: TrafficView {

@@ -206,7 +206,7 @@ impl TeamNode {
             slots: if builds { facts.slots } else { 0 },
             systems: facts.systems.clone(),
             features: facts.features.clone(),
-            fixed_outputs: false,
+            fixed_outputs: facts.fixed_outputs,
             link: self.swarm.overview().get(&peer).map(link).unwrap_or_default(),
             load: facts.load,
             cores: facts.cores,
@@ -230,12 +230,13 @@ impl TeamNode {
 
     /// Tells the team how many slots are free, whenever that changes.
     async fn publish_facts(self: Arc<Self>, facts: Facts, mut free: watch::Receiver<u32>) {
-        let mut withheld = self.share.withheld();
+        let (mut withheld, mut terms) = (self.share.withheld(), self.share.changes());
         loop {
             let (free_now, reason) = (*free.borrow_and_update(), withheld.borrow_and_update().clone());
             self.swarm.set_facts(Facts {
                 free: if reason.is_some() { 0 } else { free_now },
                 withheld: reason,
+                fixed_outputs: terms.borrow_and_update().fixed_outputs,
                 load: self.share.load(),
                 ..facts.clone()
             });
@@ -243,6 +244,7 @@ impl TeamNode {
             let changed = tokio::select! {
                 changed = free.changed() => changed,
                 changed = withheld.changed() => changed,
+                changed = terms.changed() => changed,
             };
             if changed.is_err() {
                 return;

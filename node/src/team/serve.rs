@@ -264,12 +264,19 @@ impl TeamNode {
         };
         let mut listener = ToAll { build, slot: &slot };
         let stop = build.cancel.child_token();
+        let fixed = work.plan.derivation.is_fixed_output().unwrap_or(true);
+        let stopped = async {
+            tokio::select! {
+                reason = slot.withdrawn() => withheld(&reason),
+                reason = self.share.fixed_outputs_withdrawn(), if fixed => reason.to_owned(),
+            }
+        };
         let (performed, withdrawn) = {
             let performing = self.jobs.perform(&work, &mut listener, stop.clone());
             tokio::pin!(performing);
             let ended = tokio::select! {
                 performed = &mut performing => (performed, None),
-                reason = slot.withdrawn() => {
+                reason = stopped => {
                     stop.cancel();
                     ((&mut performing).await, Some(reason))
                 }
@@ -279,7 +286,7 @@ impl TeamNode {
         if let (Err(_), Some(reason)) = (&performed, withdrawn) {
             return Ended::Failed(messages::BuildFailure {
                 kind: messages::FailureKind::Owner,
-                message: format!("stopped: {}", withheld(&reason)),
+                message: format!("stopped: {reason}"),
                 tail: Vec::new(),
                 folder: None,
             });
@@ -365,11 +372,8 @@ impl TeamNode {
         let fixed = derivation
             .is_fixed_output()
             .map_err(|error| refusal(RefusalReason::Structure, error.to_string()))?;
-        if fixed {
-            return Err(refusal(
-                RefusalReason::Policy,
-                "this builder does not build fixed outputs for others: they reach the network from its machine",
-            ));
+        if let Some(reason) = self.share.withholds_fixed_outputs().filter(|_| fixed) {
+            return Err(refusal(RefusalReason::Policy, reason));
         }
         DerivationOptions::read(&derivation).map_err(|error| unsupported(error.to_string()))?;
         self.jobs

@@ -18,8 +18,8 @@ use super::load::Gauge;
 use super::owner_file::{read_versioned, write_whole};
 use crate::daemon::engine::Message;
 
-/// Version of the file.
-const VERSION: u32 = 1;
+/// Version of the file: 2 since fixed outputs of others are a term.
+const VERSION: u32 = 2;
 
 /// Of each core, in hundredths, what other programs may keep busy on a machine that counts as idle, where the terms do
 /// not say: a desktop on which nobody works.
@@ -101,6 +101,24 @@ impl ShareBook {
     /// The terms.
     pub fn terms(&self) -> SharingTerms {
         self.terms.borrow().clone()
+    }
+
+    /// The terms, and when they change.
+    pub fn changes(&self) -> watch::Receiver<SharingTerms> {
+        self.terms.subscribe()
+    }
+
+    /// Why fixed outputs are not built for others; none: they are.
+    pub fn withholds_fixed_outputs(&self) -> Option<&'static str> {
+        (!self.terms.borrow().fixed_outputs).then_some(NO_FIXED_OUTPUTS)
+    }
+
+    /// Waits until fixed outputs are not built for others any more, and gives the reason.
+    pub async fn fixed_outputs_withdrawn(&self) -> &'static str {
+        let mut terms = self.terms.subscribe();
+        // An error says that the book is gone, and with it what it allowed.
+        drop(terms.wait_for(|terms| !terms.fixed_outputs).await);
+        NO_FIXED_OUTPUTS
     }
 
     /// Why nothing is lent now; none: something is.
@@ -187,6 +205,10 @@ impl ShareBook {
         }
     }
 }
+
+/// What is said where fixed outputs are not built for others, with the way out.
+const NO_FIXED_OUTPUTS: &str = "this builder does not build fixed outputs for others, because their builds reach the \
+    network from its machine; its owner allows it with 'tvix-node share on --fixed-outputs'";
 
 /// What is said where nothing is lent at all.
 const OFF: &str = "its owner does not share it";
@@ -412,12 +434,21 @@ mod tests {
         let wanted = SharingTerms {
             mode: SharingMode::Off,
             max_load: Some(50),
+            fixed_outputs: true,
             ..SharingTerms::default()
         };
+        assert!(book.withholds_fixed_outputs().is_some(), "unless asked for");
         book.set(wanted.clone()).unwrap();
         let again = ShareBook::open(file.clone()).unwrap();
         assert_eq!(again.terms(), wanted);
         assert!(again.withheld().borrow().is_some(), "from the first moment");
+        assert!(again.withholds_fixed_outputs().is_none());
+        // What a program wrote that did not know of fixed outputs.
+        let older = r#"{"version":1,"terms":{"mode":"on","quiet":[],"mainsOnly":false,"maxLoad":150}}"#;
+        fs::write(&file, older).unwrap();
+        let older = ShareBook::open(file.clone()).unwrap();
+        assert_eq!(older.terms().max_load, Some(150));
+        assert!(older.withholds_fixed_outputs().is_some());
         for text in [
             "",
             "{}",
@@ -427,6 +458,21 @@ mod tests {
             fs::write(&file, text).unwrap();
             assert!(ShareBook::open(file.clone()).is_err(), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn that_fixed_outputs_are_not_built_any_more_is_heard_by_who_builds_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let book = ShareBook::open(folder.path().join("share.json")).unwrap();
+        let with = |fixed_outputs| SharingTerms {
+            fixed_outputs,
+            ..SharingTerms::default()
+        };
+        book.set(with(true)).unwrap();
+        let mut withdrawn = std::pin::pin!(book.fixed_outputs_withdrawn());
+        assert!(futures::poll!(&mut withdrawn).is_pending());
+        book.set(with(false)).unwrap();
+        assert!(withdrawn.await.contains("--fixed-outputs"));
     }
 
     #[test]

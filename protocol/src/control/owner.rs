@@ -91,6 +91,9 @@ pub struct SharingTerms {
     pub mains_only: bool,
     /// Not while the owner's own work keeps more than this busy, in hundredths of one core; none: no limit.
     pub max_load: Option<u32>,
+    /// Fixed outputs of others, too: their builds reach the network from this machine.
+    #[serde(default)]
+    pub fixed_outputs: bool,
 }
 
 impl Default for SharingTerms {
@@ -100,6 +103,7 @@ impl Default for SharingTerms {
             quiet: Vec::new(),
             mains_only: false,
             max_load: None,
+            fixed_outputs: false,
         }
     }
 }

@@ -124,6 +124,8 @@ pub struct PeerView {
     pub load: u32,
     /// Why it builds nothing for others at the moment; none: it does, where a slot is free.
     pub withheld: Option<String>,
+    /// Whether it builds fixed outputs for others.
+    pub fixed_outputs: bool,
     /// Milliseconds there and back; none: not measured yet.
     pub round_trip_ms: Option<f64>,
     /// Bytes a second at which content came from it of late; none: nothing large has come.

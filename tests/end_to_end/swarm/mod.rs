@@ -5,6 +5,7 @@ mod building;
 mod desired_store;
 mod doctor;
 mod finding;
+mod fixed_outputs;
 mod importing;
 mod joining;
 mod nats;

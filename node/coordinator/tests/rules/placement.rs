@@ -199,8 +199,22 @@ fn fixed_outputs_are_only_sent_to_who_offers_to_build_them() {
     );
     let mut source = derivation("source", &[]);
     source.fixed_output = true;
-    desk.command(1, options(), &[source]);
+    desk.command(1, options(), &[source.clone()]);
     assert_eq!(desk.build("source").node, Some(node(2)));
+
+    // Where nobody does, that is the reason.
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[source]);
+    desk.wait(u64::try_from(limits::NO_BUILDER_PATIENCE.as_millis()).expect("it fits") * 2);
+    assert!(desk.started.is_empty());
+    assert!(desk.was_told(1, |event| match event {
+        EventKind::BuildFailed { error, .. } =>
+            error.contains("no builder builds fixed outputs for")
+                && error.contains("b: 1 slots")
+                && error.contains("share on --fixed-outputs"),
+        _ => false,
+    }));
 }
 
 #[test]

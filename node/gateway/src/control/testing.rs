@@ -339,6 +339,7 @@ pub(super) fn peer() -> PeerView {
         round_trip_ms: Some(1.25),
         speed: Some(12_500_000),
         withheld: None,
+        fixed_outputs: false,
         traffic: TrafficView {
             sent: 4,
             received: 3,
