@@ -18,6 +18,9 @@ pub const READY: &str = "ready";
 /// mean a disk that no longer answers.
 const START_TIME: Duration = Duration::from_secs(60);
 
+/// Bytes of a log to which nothing is added any more: some ten thousand builds.
+const LOG_BYTES: u64 = 4 << 20;
+
 /// How often a node that goes down at this very moment is followed by another attempt.
 const TRIES: usize = 5;
 
@@ -80,6 +83,7 @@ pub async fn connect_or_start(home: &Home) -> Result<ControlClient, BackgroundEr
 async fn start(home: &Home) -> Result<(), BackgroundError> {
     let home = home.prepare()?;
     let log = home.background_log();
+    keep_short(&log).map_err(BackgroundError::Spawn)?;
     let file = OpenOptions::new()
         .append(true)
         .create(true)
@@ -122,6 +126,16 @@ async fn start(home: &Home) -> Result<(), BackgroundError> {
     }
 }
 
+/// Puts a log that has become long aside, in the place of the one before.
+fn keep_short(log: &std::path::Path) -> io::Result<()> {
+    match std::fs::metadata(log) {
+        Ok(metadata) if metadata.len() > LOG_BYTES => std::fs::rename(log, log.with_extension("log.before")),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// What the node wrote to its log since `begin`, at most the last ten lines.
 fn last_words(log: &std::path::Path, begin: u64) -> String {
     let text = std::fs::read(log).unwrap_or_default();
@@ -129,4 +143,27 @@ fn last_words(log: &std::path::Path, begin: u64) -> String {
     let text = String::from_utf8_lossy(&text[from..]);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(10)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_log_is_put_aside_and_a_short_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("up.log");
+        keep_short(&log).unwrap();
+        std::fs::write(&log, "short").unwrap();
+        keep_short(&log).unwrap();
+        assert_eq!(std::fs::read(&log).unwrap(), b"short");
+        for _ in 0..2 {
+            std::fs::File::create(&log)
+                .unwrap()
+                .set_len(LOG_BYTES + 1)
+                .unwrap();
+            keep_short(&log).unwrap();
+            assert!(!log.exists() && folder.path().join("up.log.before").exists());
+        }
+    }
 }

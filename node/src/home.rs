@@ -5,7 +5,7 @@
 //! <home>/config.toml     what its owner configured, where there is something
 //! <home>/identity        the node's secret key, readable by its owner alone
 //! <home>/control.sock    the control socket, while a node is up
-//! <home>/up.log          what a node in the background says
+//! <home>/up.log          what a node in the background says; up.log.before what it said before that
 //! <home>/nix/store/      the store's trees
 //! <home>/store/          the store's index and logs
 //! <home>/scratch/        builds under way

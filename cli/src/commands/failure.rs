@@ -46,7 +46,8 @@ pub enum Failure {
     Absent(String),
     /// The node does not end.
     #[error(
-        "the node was told to end {seconds} seconds ago and has not ended; the home's up.log may say why"
+        "the node was told to end {seconds} seconds ago and has not ended; what it says where 'tvix-node up' runs, or in the home's up.log, \
+         may tell why"
     )]
     StillUp {
         /// How long it was waited for.

@@ -42,7 +42,10 @@ pub enum CommandError {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// The session with the node broke off.
-    #[error("the node ended the session without saying how; its log is '{}'", .0.display())]
+    #[error(
+        "the node ended the session without saying how: it was stopped or failed. What it said stands where \
+         'tvix-node up' runs, or in '{}' where a command had started it in the background", .0.display()
+    )]
     Broken(PathBuf),
     /// The evaluation ended without a result.
     #[error("the evaluation broke off; this is a bug in tvix-node, and what is printed above says where")]

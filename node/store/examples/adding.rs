@@ -45,6 +45,7 @@ fn main() -> Result<(), Failure> {
         .unwrap_or(3);
     let nix = option("--nix").unwrap_or_else(|| "nix-store".into());
     let parent = option("--folder").map_or_else(std::env::temp_dir, PathBuf::from);
+    fs::create_dir_all(&parent)?;
     let folder = tempfile::tempdir_in(parent)?;
     let (tree, file) = make_data(folder.path())?;
     let has_nix = Command::new(&nix)
