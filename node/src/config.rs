@@ -3,12 +3,16 @@
 //! ```toml
 //! substituters = ["https://cache.example.org", "file:///mnt/cache"]
 //! trusted-public-keys = ["cache.example.org-1:AAAA…"]
+//! allowed-addresses = ["10.1.2.3:8080"]
+//! allowed-addresses-for-others = false
+//! network-of-fixed-outputs = "own"
 //! ```
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tvix_node_builder::{AddressRange, Network};
 
 /// Bytes of the file that are read. A hundred caches with their keys have a tenth of that.
 const CONFIG_BYTES: u64 = 1 << 20;
@@ -21,6 +25,28 @@ pub struct NodeConfig {
     pub substituters: Vec<String>,
     /// Keys whose signatures are believed, as in Nix: `name:base64`.
     pub trusted_public_keys: Vec<String>,
+    /// Addresses that fixed-output builds reach although they are not public: `ADDRESS[/PREFIX][:PORT]`.
+    pub allowed_addresses: Vec<AddressRange>,
+    /// Whether builds for other members reach these, too.
+    pub allowed_addresses_for_others: bool,
+    /// How fixed-output builds reach the network.
+    pub network_of_fixed_outputs: NetworkWay,
+}
+
+/// How fixed-output builds reach the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkWay {
+    /// From a network of their own: HTTP and HTTPS through a proxy of the node, everything else through an interface
+    /// where the machine offers `/dev/net/tun`.
+    #[default]
+    Own,
+    /// From a network of their own, through the proxy alone.
+    Proxy,
+    /// Not at all.
+    None,
+    /// From the machine's own network, with all that listens there; those for other members as with `Own`.
+    Host,
 }
 
 /// Why the configuration cannot be used.
@@ -45,6 +71,21 @@ pub enum ConfigError {
 }
 
 impl NodeConfig {
+    /// How fixed-output builds reach the network; none: not at all.
+    #[must_use]
+    pub fn network(&self) -> Option<Network> {
+        let mut network = Network::default();
+        network.allowed.clone_from(&self.allowed_addresses);
+        network.allowed_for_others = self.allowed_addresses_for_others;
+        match self.network_of_fixed_outputs {
+            NetworkWay::Own => {}
+            NetworkWay::Proxy => network.tunnel = false,
+            NetworkWay::None => return None,
+            NetworkWay::Host => network.host = true,
+        }
+        Some(network)
+    }
+
     /// Reads a configuration; one that is not there is empty.
     ///
     /// # Errors
@@ -83,6 +124,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_network_of_builds_is_as_narrow_as_it_is_not_said_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        let network = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            NodeConfig::read(&file).unwrap().network()
+        };
+        let narrow = network("").unwrap();
+        assert_eq!(narrow, Network::default());
+        assert!(narrow.tunnel && narrow.allowed.is_empty() && !narrow.allowed_for_others && !narrow.host);
+        let mirror = network("allowed-addresses = [\"10.1.2.3:8080\"]").unwrap();
+        assert_eq!(mirror.allowed, ["10.1.2.3:8080".parse().unwrap()]);
+        assert!(!mirror.allowed_for_others);
+        let others = network("allowed-addresses = [\"fd00::/8\"]\nallowed-addresses-for-others = true");
+        assert!(others.unwrap().allowed_for_others);
+        assert!(network("network-of-fixed-outputs = \"host\"").unwrap().host);
+        assert!(!network("network-of-fixed-outputs = \"proxy\"").unwrap().tunnel);
+        assert_eq!(network("network-of-fixed-outputs = \"none\""), None);
+    }
+
+    #[test]
     fn a_configuration_is_read_and_what_it_does_not_know_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.toml");
@@ -95,6 +157,25 @@ mod tests {
             error.contains("config.toml") && error.contains("`substituter`"),
             "{error}"
         );
+        for (wrong, named) in [
+            (
+                "allowed-addresses = [\"10.0.0.0/99\"]",
+                "'10.0.0.0/99' is not an address",
+            ),
+            (
+                "allowed-addresses = [\"10.0.0.1/8\"]",
+                "10.0.0.0/8 is that network",
+            ),
+            ("network-of-fixed-outputs = \"bridge\"", "`bridge`"),
+            ("allowed-addresses-for-others = \"yes\"", "\"yes\""),
+        ] {
+            std::fs::write(&file, wrong).unwrap();
+            let error = NodeConfig::read(&file).unwrap_err().to_string();
+            let place = "line 1";
+            for part in ["config.toml", named, place] {
+                assert!(error.contains(part), "no '{part}' in: {error}");
+            }
+        }
         std::fs::write(&file, vec![b'\n'; 2 << 20]).unwrap();
         assert!(matches!(NodeConfig::read(&file), Err(ConfigError::Read { .. })));
     }

@@ -32,7 +32,8 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tvix_node::daemon::AddressRange;
 
 pub use building::{BuildingArguments, words};
 pub use evaluation::EvaluationArguments;
@@ -242,7 +243,7 @@ pub enum Command {
     },
     /// Look for what is wrong with this node and its team, and say what to do
     ///
-    /// Looks at the sandbox, the disk, where the node can be reached, the clocks, the roster, and the way to each
+    /// Looks at the sandbox, what fixed-output builds reach, the disk, where the node can be reached, the clocks, the roster, and the way to each
     /// member. The exit status is 1 where something does not work.
     Doctor {
         /// Print what was found as JSON
@@ -332,6 +333,19 @@ pub struct ValueArguments {
     pub raw: bool,
 }
 
+/// How fixed-output builds reach the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NetworkWay {
+    /// From a network of their own: HTTP and HTTPS through the node, and everything else where /dev/net/tun can be opened
+    Own,
+    /// From a network of their own, by HTTP and HTTPS through the node alone
+    Proxy,
+    /// Not at all
+    None,
+    /// Weaker: from this machine's own network, with all that listens there. Never for builds of other members
+    Host,
+}
+
 /// How a node runs.
 #[derive(Debug, Args)]
 pub struct UpArguments {
@@ -359,6 +373,17 @@ pub struct UpArguments {
     /// config.toml of the home
     #[arg(long, value_name = "KEYS")]
     pub trusted_public_keys: Option<String>,
+    /// How fixed-output builds reach the network, instead of 'network-of-fixed-outputs' in config.toml of the home
+    /// [default: own]
+    #[arg(long, value_name = "WAY")]
+    pub network_of_fixed_outputs: Option<NetworkWay>,
+    /// Addresses that fixed-output builds reach although they are not public, such as 10.1.2.3:8080 or fd00::/8; may be
+    /// given several times. Used instead of 'allowed-addresses' in config.toml of the home
+    #[arg(long, value_name = "ADDRESS[/PREFIX][:PORT]")]
+    pub allow_address: Vec<AddressRange>,
+    /// Let builds for other members reach these addresses, too
+    #[arg(long)]
+    pub allow_address_for_others: bool,
     /// End when nobody has used it for a while
     #[arg(long)]
     pub idle_exit: bool,
@@ -368,6 +393,17 @@ pub struct UpArguments {
 }
 
 impl UpArguments {
+    /// How fixed-output builds reach the network; none: nothing was said.
+    pub fn network_way(&self) -> Option<tvix_node::config::NetworkWay> {
+        use tvix_node::config::NetworkWay as Way;
+        self.network_of_fixed_outputs.map(|way| match way {
+            NetworkWay::Own => Way::Own,
+            NetworkWay::Proxy => Way::Proxy,
+            NetworkWay::None => Way::None,
+            NetworkWay::Host => Way::Host,
+        })
+    }
+
     /// Where to listen; none: nothing was said.
     ///
     /// # Errors

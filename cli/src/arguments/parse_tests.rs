@@ -419,3 +419,33 @@ fn roles_and_commands_of_the_team_are_explained() {
         assert!(text.contains(&format!("\n  {name} ")), "{name}: {text}");
     }
 }
+
+#[test]
+fn what_builds_may_reach_is_read_or_refused_by_name() {
+    let up = |line: &[&str]| match command(&[&["up"], line].concat()) {
+        Command::Up { up } => up,
+        other => panic!("{other:?}"),
+    };
+    let none = up(&[]);
+    assert!(none.allow_address.is_empty() && !none.allow_address_for_others);
+    assert_eq!(none.network_way(), None);
+    let some = up(&[
+        "--allow-address",
+        "10.0.0.0/8:80",
+        "--allow-address",
+        "fd00::1",
+        "--network-of-fixed-outputs",
+        "host",
+    ]);
+    let shown: Vec<String> = some.allow_address.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["10.0.0.0/8:80", "fd00::1/128"]);
+    assert_eq!(some.network_way(), Some(tvix_node::config::NetworkWay::Host));
+    for (flag, value) in [
+        ("--allow-address", "10.0.0.0/40"),
+        ("--allow-address", "mirror.example.org"),
+        ("--network-of-fixed-outputs", "bridge"),
+    ] {
+        let error = parsed(&["up", flag, value]).unwrap_err().to_string();
+        assert!(error.contains(flag) && error.contains(value), "{error}");
+    }
+}

@@ -65,6 +65,9 @@ pub struct BuildSpec {
     pub impure_environment: BTreeMap<String, Vec<u8>>,
     /// Keep the build folder of a failed build, see [`crate::Config::kept`].
     pub keep_failed: bool,
+    /// Somebody else asked for it. A fixed-output build then gets no more of the network than
+    /// [`Network`](crate::Network) gives to others.
+    pub for_another: bool,
 }
 
 impl BuildSpec {
@@ -82,6 +85,7 @@ impl BuildSpec {
             processes: crate::limits::PROCESSES,
             impure_environment: BTreeMap::new(),
             keep_failed: false,
+            for_another: false,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::proxy::address::AddressRange;
 
@@ -62,6 +63,11 @@ pub struct Network {
     pub tunnel: bool,
     /// Addresses that are reachable although they are not public, such as a mirror in the local network.
     pub allowed: Vec<AddressRange>,
+    /// Whether these are reachable for builds for others, too ([`BuildSpec::for_another`](crate::BuildSpec)).
+    pub allowed_for_others: bool,
+    /// Whether builds that are not for others are in the machine's own network instead, with all that listens
+    /// there: the weaker way, for what neither the proxy nor the interface can serve.
+    pub host: bool,
 }
 
 impl Default for Network {
@@ -69,7 +75,25 @@ impl Default for Network {
         Self {
             tunnel: true,
             allowed: Vec::new(),
+            allowed_for_others: false,
+            host: false,
         }
+    }
+}
+
+impl Config {
+    /// Addresses that a build reaches although they are not public.
+    pub(crate) fn allowed(&self, for_another: bool) -> Arc<[AddressRange]> {
+        let network = self.network.iter();
+        let network = network.filter(|network| !for_another || network.allowed_for_others);
+        network
+            .flat_map(|network| network.allowed.iter().copied())
+            .collect()
+    }
+
+    /// Whether a fixed-output build is in the machine's own network.
+    pub(crate) fn shares_network(&self, for_another: bool) -> bool {
+        !for_another && self.network.as_ref().is_some_and(|network| network.host)
     }
 }
 

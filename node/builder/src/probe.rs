@@ -31,6 +31,7 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         files: Vec::new(),
         paths: Vec::new(),
         fixed_output: false,
+        host_network: false,
         proxy: false,
         tunnel: false,
         kvm: config.features.contains("kvm"),

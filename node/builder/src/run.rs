@@ -22,7 +22,7 @@ use crate::diagnosis::{SandboxError, explain_execution};
 use crate::disk;
 use crate::environment::{self, Given};
 use crate::error::{BuildError, Cause, Refused};
-use crate::fetch::Fetch;
+use crate::fetch::{Fetch, http::Client};
 use crate::helper_process::Control;
 use crate::limits::LOG_READ_BYTES;
 use crate::log::Log;
@@ -117,7 +117,11 @@ async fn attempt(
     if spec.derivation.builder() == FETCH {
         return fetch(config, spec, events, cancel, folder, &paths).await;
     }
-    let given = environment::given(spec, &options, &paths, config.network.is_some())?;
+    let shares_network =
+        environment::is_fixed_output(&spec.derivation) && config.shares_network(spec.for_another);
+    // Who is in the machine's network needs no proxy.
+    let proxied = config.network.is_some() && !shares_network;
+    let given = environment::given(spec, &options, &paths, proxied)?;
     let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
     let mut order = order(config, spec, given, &paths, scratch)?;
     let memory = memory_limit(config, spec);
@@ -129,6 +133,9 @@ async fn attempt(
         })
     });
     let failed = |(step, source)| SandboxError::new(step, source);
+    if shares_network {
+        say(SHARED_NETWORK, log, events).await;
+    }
     let waiting = spare.take(config).map_err(failed)?;
     let mut helper = waiting.begin(&order).await.map_err(failed)?;
     drop(order);
@@ -138,7 +145,7 @@ async fn attempt(
         last_output: AtomicU64::new(0),
         limits: spec.limits,
     };
-    let mut proxy = Proxy::new(config);
+    let mut proxy = Proxy::new(config.allowed(spec.for_another));
     // Pinned here and gone at the end of the block, so that the helper is free again.
     let outcome = {
         let mut work = pin!(async {
@@ -173,7 +180,7 @@ async fn attempt(
     match exit {
         Exit::Code(0) => {}
         Exit::Code(code) => {
-            if environment::is_fixed_output(&spec.derivation) {
+            if environment::is_fixed_output(&spec.derivation) && !shares_network {
                 explain_network(config, no_tunnel, log, events).await;
             }
             return Err(Cause::Exit(code));
@@ -224,13 +231,14 @@ async fn fetch(
             ..spec.limits
         },
     };
+    let client = Client::new(config, spec.for_another)?;
     tell(events, BuildEvent::Started).await;
     let say = |line: String| tell(events, BuildEvent::Log(line.into_bytes()));
     tokio::select! {
         biased;
         () = cancel.cancelled() => return Err(Cause::Cancelled),
         cause = watch.limits() => return Err(cause),
-        fetched = wanted.run(config, scratch, output, spec.limits.disk, say) => fetched?,
+        fetched = wanted.run(client, scratch, output, spec.limits.disk, say) => fetched?,
     }
     let timings = Timings {
         run: began.elapsed(),
@@ -411,11 +419,24 @@ async fn explain_network(
     let Some(reason) = no_tunnel.or(unavailable) else {
         return;
     };
-    let line = format!(
-        "tvix-node: this build could use HTTP and HTTPS through a proxy alone: {} cannot be used: {reason}\n",
+    let text = format!(
+        "this build could use HTTP and HTTPS through a proxy alone: {} cannot be used: {reason}. {WEAKER_WAY}",
         nat::DEVICE
     );
-    for line in log.push(line.as_bytes()) {
+    say(&text, log, events).await;
+}
+
+/// What is said where a build is in the machine's own network.
+const SHARED_NETWORK: &str = "this build shares the network of this machine, with all that listens there, as the owner of \
+                              the node allows ('network-of-fixed-outputs')";
+
+/// The way out for what neither the proxy nor the interface can serve.
+const WEAKER_WAY: &str = "Let this user open it, or, weaker, let builds share the network of this machine with all that listens \
+                          there: 'tvix-node up --network-of-fixed-outputs host'";
+
+/// Writes a line of the node's own into the log of a build.
+async fn say(text: &str, log: &mut Log, events: &mpsc::Sender<BuildEvent>) {
+    for line in log.push(format!("tvix-node: {text}\n").as_bytes()) {
         tell(events, BuildEvent::Log(line)).await;
     }
 }
@@ -427,12 +448,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn new(config: &Config) -> Self {
-        let allowed = config
-            .network
-            .iter()
-            .flat_map(|network| network.allowed.iter().copied())
-            .collect();
+    fn new(allowed: Arc<[AddressRange]>) -> Self {
         Self {
             allowed,
             serving: JoinSet::new(),
@@ -464,7 +480,7 @@ impl Proxy {
 }
 
 /// Whether fixed-output builds get an interface of the user-mode network; none where they are not to.
-fn tunnel_available(config: &Config) -> Option<std::io::Result<()>> {
+pub(crate) fn tunnel_available(config: &Config) -> Option<std::io::Result<()>> {
     config
         .network
         .as_ref()
@@ -560,6 +576,8 @@ fn order(
             outside: Bytes::path(outside),
             writable: false,
         });
+    let host_network = fixed_output && config.shares_network(spec.for_another);
+    let guarded = fixed_output && !host_network;
     let tunnel = tunnel_available(config);
     let paths = config.sandbox_paths.iter().map(|(inside, path)| HostPath {
         inside: Bytes::path(inside),
@@ -592,8 +610,9 @@ fn order(
             .collect(),
         paths: paths.chain(certificates).collect(),
         fixed_output,
-        proxy: fixed_output && config.network.is_some(),
-        tunnel: fixed_output && tunnel.is_some_and(|available| available.is_ok()),
+        host_network,
+        proxy: guarded && config.network.is_some(),
+        tunnel: guarded && tunnel.is_some_and(|available| available.is_ok()),
         kvm: config.features.contains("kvm"),
         processes: spec.processes,
         memory: memory_limit(config, spec),

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use tvix_node_builder::Network;
 use tvix_node_protocol::control::{Finding, Health};
 use tvix_node_swarm::PeerOverview;
 use tvix_node_swarm::limits::CLOCK_SKEW;
@@ -25,6 +26,13 @@ const PROBE_TIME: Duration = Duration::from_secs(20);
 /// Looks at everything.
 pub(super) async fn findings(api: &Api) -> Vec<Finding> {
     let mut findings = vec![sandbox(api).await, disk(api)];
+    if api.slots > 0 {
+        let builder = api.builder();
+        findings.push(network(
+            builder.config().network.as_ref(),
+            builder.tunnel_missing(),
+        ));
+    }
     if api.slots == 0 {
         findings.push(good(
             "slots",
@@ -95,6 +103,51 @@ async fn sandbox(api: &Api) -> Finding {
             Health::Bad,
             format!("a sandbox could not be set up within {} s", PROBE_TIME.as_secs()),
             Some("look at what keeps the machine busy ('tvix-node status', top), and try again".to_owned()),
+        ),
+    }
+}
+
+/// What fixed-output builds reach.
+fn network(configured: Option<&Network>, missing: Option<std::io::Error>) -> Finding {
+    let Some(network) = configured else {
+        return good(
+            "network",
+            "fixed-output builds reach no network, as is configured",
+        );
+    };
+    let mut allowed = String::new();
+    for range in &network.allowed {
+        allowed.push_str(&format!(", and {range}"));
+    }
+    if !network.allowed.is_empty() && network.allowed_for_others {
+        allowed.push_str(", those of other members too");
+    }
+    if network.host {
+        let found = "fixed-output builds of this node's owner share the network of the machine, with all that listens there";
+        let advice = "take 'network-of-fixed-outputs' back where nothing needs it any more";
+        return finding("network", Health::Warning, found, Some(advice.to_owned()));
+    }
+    match missing {
+        Some(error) => finding(
+            "network",
+            Health::Warning,
+            format!(
+                "fixed-output builds reach public addresses by HTTP and HTTPS alone{allowed}: /dev/net/tun cannot be \
+                 opened: {error}"
+            ),
+            Some(
+                "where builds need more (git://, ssh, rsync), let this user open it, or, weaker, let builds share the \
+                 network of the machine: 'tvix-node up --network-of-fixed-outputs host'"
+                    .to_owned(),
+            ),
+        ),
+        None if network.tunnel => good(
+            "network",
+            format!("fixed-output builds reach public addresses{allowed}"),
+        ),
+        None => good(
+            "network",
+            format!("fixed-output builds reach public addresses by HTTP and HTTPS alone{allowed}, as is configured"),
         ),
     }
 }
@@ -353,6 +406,28 @@ mod tests {
 
     fn addresses(list: &[&str]) -> Vec<String> {
         list.iter().map(|address| (*address).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_fixed_output_builds_reach_is_said() {
+        let mut with = Network::default();
+        let missing = || Some(std::io::Error::from(std::io::ErrorKind::PermissionDenied));
+        let found = network(Some(&with), None);
+        assert_eq!(found.state, Health::Good);
+        let found = network(Some(&with), missing());
+        assert_eq!(found.state, Health::Warning);
+        assert!(found.found.contains("HTTP and HTTPS alone"), "{found:?}");
+        assert!(found.advice.unwrap().contains("--network-of-fixed-outputs host"));
+        with.allowed = vec!["10.1.2.3:80".parse().unwrap()];
+        with.allowed_for_others = true;
+        let found = network(Some(&with), None).found;
+        assert!(
+            found.contains("10.1.2.3/32:80, those of other members too"),
+            "{found}"
+        );
+        with.host = true;
+        assert_eq!(network(Some(&with), None).state, Health::Warning);
+        assert!(network(None, None).found.contains("no network"));
     }
 
     #[test]

@@ -27,13 +27,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+pub use tvix_node_builder::AddressRange;
 use tvix_node_builder::{Builder, Config, Helper, StartError};
 use tvix_node_coordinator::OwnBuilder;
 use tvix_node_gateway::control::{ControlSocket, SocketError, serve};
 use tvix_node_store::{OpenError, Store};
 
 use crate::background::READY;
-use crate::config::{ConfigError, NodeConfig};
+use crate::config::{ConfigError, NetworkWay, NodeConfig};
 use crate::home::{Home, HomeError};
 use api::Api;
 use depot::Depot;
@@ -58,6 +59,12 @@ pub struct UpOptions {
     pub substituters: Option<Vec<String>>,
     /// Keys of binary caches to believe, instead of those that are configured.
     pub trusted_public_keys: Option<Vec<String>>,
+    /// Addresses that fixed-output builds reach although they are not public, instead of those that are configured.
+    pub allowed_addresses: Option<Vec<AddressRange>>,
+    /// Builds for others reach these, too, whatever is configured.
+    pub allowed_addresses_for_others: bool,
+    /// How fixed-output builds reach the network, instead of what is configured.
+    pub network_of_fixed_outputs: Option<NetworkWay>,
     /// Where members of the team reach this node; port 0: one that is free. Empty: nowhere, it connects
     /// to others only; none: where a node listens that was not told.
     pub listen: Option<Vec<SocketAddr>>,
@@ -149,8 +156,21 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         systems: config.systems.iter().cloned().collect(),
         features: config.features.iter().cloned().collect(),
     };
-    let builder = Builder::new(config)?;
     let configured = NodeConfig::read(&home.config_file())?;
+    let configured = NodeConfig {
+        allowed_addresses: options
+            .allowed_addresses
+            .clone()
+            .unwrap_or(configured.allowed_addresses),
+        allowed_addresses_for_others: options.allowed_addresses_for_others
+            || configured.allowed_addresses_for_others,
+        network_of_fixed_outputs: options
+            .network_of_fixed_outputs
+            .unwrap_or(configured.network_of_fixed_outputs),
+        ..configured
+    };
+    config.network = configured.network();
+    let builder = Builder::new(config)?;
     let private = Arc::new(PrivateBook::open(home.private_file())?);
     let trust = Arc::new(TrustBook::open(home.trust_file(), node)?);
     let depot = Arc::new(Depot::new(store, private, Arc::clone(&trust)));

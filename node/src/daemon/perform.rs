@@ -287,7 +287,11 @@ impl Jobs {
             .collect();
         check_outputs(plan, &described)?;
         let finished = now();
-        let record = record(work, &described, &self.secret, (started, finished))?;
+        let shared = self
+            .builder
+            .shares_network(&plan.derivation, work.request.is_some());
+        let sandbox = if shared { SANDBOX_IN_NETWORK } else { SANDBOX };
+        let record = record(work, &described, &self.secret, (started, finished), sandbox)?;
         Ok(Performed {
             outputs: prepared,
             described,
@@ -300,11 +304,19 @@ impl Jobs {
     }
 }
 
+/// What kept a build apart from the machine, in words.
+const SANDBOX: &str = "Linux namespaces (user, mount, pid, network, ipc, uts), seccomp";
+
+/// The same for one that was in the machine's network.
+const SANDBOX_IN_NETWORK: &str =
+    "Linux namespaces (user, mount, pid, ipc, uts), seccomp; in the machine's network";
+
 fn record(
     work: &Work,
     outputs: &BTreeMap<String, PathInfo>,
     secret: &NodeSecret,
     (started, finished): (u64, u64),
+    sandbox: &str,
 ) -> Result<Envelope, DepotError> {
     let failed = |error: &dyn std::fmt::Display| DepotError::Record(error.to_string());
     let inputs: Vec<Input> = work.plan.closure.iter().map(as_input).collect();
@@ -334,7 +346,7 @@ fn record(
         builder: secret.key(),
         started,
         finished,
-        sandbox: "Linux namespaces (user, mount, pid, network, ipc, uts), seccomp".to_owned(),
+        sandbox: sandbox.to_owned(),
     };
     seal(&record, secret).map_err(|error| failed(&error))
 }
@@ -441,5 +453,6 @@ fn spec(work: &Work) -> Result<BuildSpec, JobError> {
     spec.cores = work.cores;
     spec.limits = work.limits;
     spec.keep_failed = work.keep_failed;
+    spec.for_another = work.request.is_some();
     Ok(spec)
 }

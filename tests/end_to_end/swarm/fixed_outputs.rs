@@ -1,5 +1,6 @@
 //! Fixed outputs, whose builds reach the network, built by others: where their owners let it.
 
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
 use super::nodes::{finished, team, text, until};
@@ -128,4 +129,101 @@ fn a_fixed_output_of_another_reaches_nothing_of_the_builder_s_machine() {
         );
     }
     assert!(listener.accept().is_err(), "nobody has connected");
+}
+
+/// A server on the loopback interface that answers every request with this.
+fn mirror(content: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 1024];
+            // A client that goes away in the middle is no fault.
+            drop(stream.read(&mut request));
+            drop(write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{content}",
+                content.len()
+            ));
+        }
+    });
+    port
+}
+
+#[test]
+fn a_mirror_that_the_owner_names_is_not_for_others_unless_he_says_so() {
+    if !sandbox_works("a_mirror_that_the_owner_names_is_not_for_others_unless_he_says_so") {
+        return;
+    }
+    let [alice, mut bob] = team([("alice", 0), ("bob", 1)]);
+    bob.machine.run(&["share", "on", "--fixed-outputs"]).ok();
+    let (port, other_port) = (mirror("of a mirror"), mirror("of a mirror"));
+    let expression = format!(
+        r#"builtins.mapAttrs (name: port: derivation {{
+          inherit name; system = "builtin"; builder = "builtin:fetchurl"; url = "http://127.0.0.1:${{toString port}}/x";
+          outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = builtins.hashString "sha256" "of a mirror";
+        }}) {{ one = {port}; two = {port}; other = {other_port}; }}"#
+    );
+    alice.machine.expression(&expression);
+    bob.machine.expression(&expression);
+    let up = ["--listen", "127.0.0.1:0", "--slots", "1"];
+    let config = bob.machine.home().join("config.toml");
+    let wrong = [
+        (
+            "allowed-addresses = [\"10.0.0.0/99\"]",
+            "'10.0.0.0/99' is not an address",
+        ),
+        ("network-of-fixed-outputs = \"bridge\"", "`bridge`"),
+    ];
+    bob.down();
+    for (line, named) in wrong {
+        std::fs::write(&config, line).expect("a file");
+        bob.machine
+            .run(&["up"])
+            .failed(1, &["config.toml", "line 1", named]);
+    }
+    bob.machine
+        .run(&["up", "--allow-address", "mirror.example.org"])
+        .failed(2, &["--allow-address", "'mirror.example.org' is not an address"]);
+    std::fs::write(&config, format!("allowed-addresses = [\"127.0.0.1:{port}\"]")).expect("a file");
+    bob.start(&up);
+    alice.meet("bob");
+    let denied = |build: &super::nodes::Build| {
+        assert_eq!(build.finished.status, 1, "{}", build.messages());
+        let wanted = "denied to builds: the address is loopback";
+        assert!(
+            build.finished.stderr.contains(wanted),
+            "{}",
+            build.finished.stderr
+        );
+    };
+    bob.build("one", &[]).path();
+    denied(&bob.build("other", &[]));
+    denied(&alice.build("two", &[]));
+    // A flag is used instead of the file.
+    bob.down();
+    let named = format!("127.0.0.1:{other_port}");
+    bob.start(
+        &[
+            &up[..],
+            &["--allow-address", &named, "--allow-address-for-others"],
+        ]
+        .concat(),
+    );
+    alice.meet("bob");
+    until("alice hears what bob offers", || {
+        alice.peer("bob").filter(|peer| peer["fixedOutputs"] == true)
+    });
+    let built = alice.build("other", &[]);
+    assert_eq!(
+        built.of_kind("placed").next().expect("it is placed")["node"],
+        "bob"
+    );
+    built.path();
+    denied(&alice.build("two", &[]));
+    let found = bob.machine.run(&["doctor"]).stdout;
+    assert!(
+        found.contains(&format!("{named}, those of other members too").replace(':', "/32:")),
+        "{found}"
+    );
 }

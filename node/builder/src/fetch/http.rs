@@ -88,11 +88,9 @@ impl Client {
         )
     }
 
-    /// The client of builds.
-    pub(super) fn new(config: &Config) -> Result<Self, Cause> {
-        let allowed = config.network.iter();
-        let allowed = allowed.flat_map(|network| network.allowed.iter().copied());
-        Self::with(config.ca_certificates.as_deref(), allowed.collect())
+    /// The client of builds, of the owner or [for others](crate::BuildSpec::for_another).
+    pub(crate) fn new(config: &Config, for_another: bool) -> Result<Self, Cause> {
+        Self::with(config.ca_certificates.as_deref(), config.allowed(for_another))
     }
 
     fn with(certificates: Option<&Path>, allowed: Arc<[AddressRange]>) -> Result<Self, Cause> {

@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use tvix_node_protocol::nix::derivation::Derivation;
 
 use crate::StorePath;
-use crate::config::Config;
 use crate::error::{Cause, Refused};
 use crate::limits::FETCH_BYTES;
 use crate::options::{Source, unusable};
@@ -57,10 +56,10 @@ impl Fetch {
         })
     }
 
-    /// Fetches into the place of the output `out`. `tell` hears what is being done.
+    /// Fetches into the place of the output `out`, with a client of builds. `tell` hears what is being done.
     pub(crate) async fn run<F: Future<Output = ()>>(
         self,
-        config: &Config,
+        client: http::Client,
         scratch: &Scratch,
         output: &StorePath,
         most: Option<u64>,
@@ -75,7 +74,6 @@ impl Fetch {
         } else {
             target.clone()
         };
-        let client = http::Client::new(config)?;
         tell(format!("downloading '{}'", self.url)).await;
         client.download(&self.url, &downloaded, most, None, &tell).await?;
         let Self {

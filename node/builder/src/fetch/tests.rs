@@ -8,7 +8,7 @@ use tvix_node_protocol::nix::derivation::{DerivationFields, OutputKind};
 use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 
 use super::*;
-use crate::config::{Helper, Network};
+use crate::config::{Config, Helper, Network};
 
 /// A server that answers each resource with the answers given for it, in turn, the last one for ever.
 fn server(answers: &[(&str, &[&[u8]])]) -> String {
@@ -80,11 +80,21 @@ struct Fetched {
 }
 
 async fn fetch(variables: &[(&str, &str)], allowed: &[&str], most: Option<u64>) -> Fetched {
+    fetch_for(variables, allowed, most, (false, false)).await
+}
+
+async fn fetch_for(
+    variables: &[(&str, &str)],
+    allowed: &[&str],
+    most: Option<u64>,
+    (another, allowed_for_others): (bool, bool),
+) -> Fetched {
     let place = tempfile::tempdir().unwrap();
     let mut config = Config::new(place.path(), Helper::this_program());
     let allowed = allowed.iter().map(|range| range.parse().unwrap()).collect();
     config.network = Some(Network {
         allowed,
+        allowed_for_others,
         ..Network::default()
     });
     config.ca_certificates = None;
@@ -95,8 +105,9 @@ async fn fetch(variables: &[(&str, &str)], allowed: &[&str], most: Option<u64>) 
         told.lock().unwrap().push(line);
         async {}
     };
+    let client = http::Client::new(&config, another).unwrap();
     let fetch = Fetch::read(&derivation(variables, true)).unwrap();
-    let result = fetch.run(&config, &scratch, &path, most, tell).await;
+    let result = fetch.run(client, &scratch, &path, most, tell).await;
     Fetched {
         result,
         target: scratch.output(&path),
@@ -119,6 +130,26 @@ async fn a_file_is_fetched_wherever_it_has_moved() {
     assert_eq!(fs::read(&fetched.target).unwrap(), b"hello world");
     assert_eq!(fs::metadata(&fetched.target).unwrap().mode() & 0o111, 0);
     assert_eq!(fetched.told, [format!("downloading '{base}/a/file'")]);
+}
+
+#[tokio::test]
+async fn what_the_owner_may_reach_others_may_not_unless_he_says_so() {
+    let base = server(&[("/", &[&ok(b"of a mirror")])]);
+    let variables = [("url", base.as_str())];
+    let refused = fetch_for(&variables, HERE, None, (true, false)).await;
+    let error = refused.result.unwrap_err().to_string();
+    assert!(
+        error.contains("denied to builds: the address is loopback"),
+        "{error}"
+    );
+    fetch_for(&variables, HERE, None, (true, true))
+        .await
+        .result
+        .unwrap();
+    fetch_for(&variables, HERE, None, (false, false))
+        .await
+        .result
+        .unwrap();
 }
 
 #[tokio::test]

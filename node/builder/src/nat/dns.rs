@@ -10,7 +10,7 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use crate::limits::{CONNECT_TIME, NAT_ADDRESSES};
-use crate::proxy::address::{AddressRange, denied};
+use crate::proxy::address::{AddressRange, hidden};
 
 /// Bytes before the question.
 const HEAD: usize = 12;
@@ -76,7 +76,7 @@ pub(super) async fn answer<F: Future<Output = ()>>(
     let (mut addresses, mut refusal) = (Vec::new(), None);
     for address in found {
         if let IpAddr::V4(v4) = address.ip() {
-            match denied(address.ip(), allowed) {
+            match hidden(address.ip(), allowed) {
                 Some(class) => refusal = Some((v4, class)),
                 None => addresses.push(v4),
             }

@@ -172,7 +172,7 @@ async fn dial<F: Future<Output = ()>>(
     allowed: &[AddressRange],
     tell: impl Fn(String) -> F,
 ) -> Result<TcpStream, ()> {
-    if let Some(class) = denied((*to.ip()).into(), allowed) {
+    if let Some(class) = denied(SocketAddr::V4(to), allowed) {
         tell(format!("{to} is denied to builds: the address is {class}")).await;
         return Err(());
     }

@@ -5,75 +5,176 @@
 //! through the node's eyes. Decided for the address that is connected to, after names are resolved.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 
-/// All addresses that begin with the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+use serde::Deserialize;
+
+/// All addresses that begin with the same bits, at every port or at one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
 pub struct AddressRange {
     address: IpAddr,
     prefix: u8,
+    port: Option<u16>,
 }
 
 impl AddressRange {
-    /// The addresses whose first `prefix` bits are those of `address`; none where there are not as many.
+    /// The addresses whose first `prefix` bits are those of `address`, at every port; none where there are not as
+    /// many.
     #[must_use]
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        (prefix <= bits).then_some(Self { address, prefix })
+        let port = None;
+        (prefix <= bits(address)).then_some(Self {
+            address,
+            prefix,
+            port,
+        })
     }
 
-    /// Whether an address is one of them.
+    /// Whether it is one of these that is connected to.
     #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address) {
-            (IpAddr::V4(range), IpAddr::V4(address)) => {
-                let shift = 32 - u32::from(self.prefix);
-                let bits = |address: Ipv4Addr| u32::from(address).checked_shr(shift).unwrap_or(0);
-                bits(range) == bits(address)
-            }
-            (IpAddr::V6(range), IpAddr::V6(address)) => {
-                let shift = 128 - u32::from(self.prefix);
-                let bits = |address: Ipv6Addr| u128::from(address).checked_shr(shift).unwrap_or(0);
-                bits(range) == bits(address)
-            }
-            _ => false,
-        }
+    pub fn contains(&self, to: SocketAddr) -> bool {
+        self.port.is_none_or(|port| port == to.port()) && self.has(to.ip())
     }
+
+    /// Whether an address is one of them, at whatever port.
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        bits(self.address) == bits(address)
+            && beginning(self.address, self.prefix) == beginning(address, self.prefix)
+    }
+}
+
+/// How many an address has.
+fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// The first bits of an address, as a number; the rest of it is zero.
+fn beginning(address: IpAddr, prefix: u8) -> u128 {
+    let number = match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)) << 96,
+        IpAddr::V6(address) => u128::from(address),
+    };
+    let rest = 128 - u32::from(prefix);
+    number.checked_shr(rest).map_or(0, |first| first << rest)
 }
 
 impl fmt::Display for AddressRange {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}", self.address, self.prefix)
+        let Self {
+            address,
+            prefix,
+            port,
+        } = self;
+        match (address, port) {
+            (_, None) => write!(formatter, "{address}/{prefix}"),
+            (IpAddr::V4(_), Some(port)) => write!(formatter, "{address}/{prefix}:{port}"),
+            (IpAddr::V6(_), Some(port)) => write!(formatter, "[{address}]/{prefix}:{port}"),
+        }
     }
 }
 
-/// As in `10.0.0.0/8`, `fd00::/8`, or a single address.
+/// `ADDRESS[/PREFIX][:PORT]`, as in `10.0.0.0/8`, `10.1.2.3:8080`, `fd00::/8` and `[fd00::1]:443`.
 impl FromStr for AddressRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is not a range of addresses, such as 10.0.0.0/8 or fd00::/8");
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
+        let wrong = || {
+            format!(
+                "'{text}' is not an address or a range of addresses, such as 10.0.0.0/8, 10.1.2.3:8080, fd00::/8 or \
+                 [fd00::1]:443"
+            )
         };
-        let address: IpAddr = address.parse().map_err(|_| wrong())?;
-        let prefix = match prefix {
-            Some(prefix) => prefix.parse().map_err(|_| wrong())?,
-            None if address.is_ipv4() => 32,
-            None => 128,
+        let (address, rest) = match text.strip_prefix('[') {
+            Some(inner) => {
+                let (address, rest) = inner.split_once(']').ok_or_else(wrong)?;
+                // What is in brackets is IPv6, and nothing else needs them.
+                let address: Ipv6Addr = address.parse().map_err(|_| wrong())?;
+                (IpAddr::V6(address), rest)
+            }
+            None => {
+                let one_colon = text.matches(':').count() == 1;
+                let end = text.find(|at| at == '/' || one_colon && at == ':');
+                let (address, rest) = text.split_at(end.unwrap_or(text.len()));
+                (address.parse().map_err(|_| wrong())?, rest)
+            }
         };
-        Self::new(address, prefix).ok_or_else(wrong)
+        let (prefix, port) = match rest.split_once(':') {
+            Some((prefix, port)) => (
+                prefix,
+                Some(number(port).filter(|port| *port > 0).ok_or_else(wrong)?),
+            ),
+            None => (rest, None),
+        };
+        let prefix = match (prefix, prefix.strip_prefix('/')) {
+            ("", _) => bits(address),
+            (_, Some(prefix)) => number(prefix)
+                .and_then(|prefix| u8::try_from(prefix).ok())
+                .filter(|prefix| *prefix <= bits(address))
+                .ok_or_else(wrong)?,
+            (_, None) => return Err(wrong()),
+        };
+        if address.to_canonical() != address {
+            return Err(format!(
+                "'{text}' is IPv4 in disguise: write it as {}",
+                address.to_canonical()
+            ));
+        }
+        let first = beginning(address, prefix);
+        if first != beginning(address, bits(address)) {
+            let first = match address {
+                // The upper quarter is all that there is.
+                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from((first >> 96) as u32)),
+                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from(first)),
+            };
+            return Err(format!(
+                "'{text}' has bits after its first {prefix}: {first}/{prefix} is that network, {address} that address"
+            ));
+        }
+        Ok(Self {
+            address,
+            prefix,
+            port,
+        })
     }
 }
 
-/// Why an address is not reachable for builds; none where it is.
-pub(crate) fn denied(address: IpAddr, allowed: &[AddressRange]) -> Option<&'static str> {
-    let address = address.to_canonical();
-    if allowed.iter().any(|range| range.contains(address)) {
+impl TryFrom<String> for AddressRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// Digits and nothing else.
+fn number(text: &str) -> Option<u16> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
+}
+
+/// Why a place is not reachable for builds; none where it is.
+pub(crate) fn denied(to: SocketAddr, allowed: &[AddressRange]) -> Option<&'static str> {
+    let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+    if allowed.iter().any(|range| range.contains(to)) {
         return None;
     }
+    class(to.ip())
+}
+
+/// Why builds are not even told that a name has an address; none where they are: something there is reachable.
+pub(crate) fn hidden(address: IpAddr, allowed: &[AddressRange]) -> Option<&'static str> {
+    let address = address.to_canonical();
+    if allowed.iter().any(|range| range.has(address)) {
+        return None;
+    }
+    class(address)
+}
+
+/// What an address is, where it is not one of the public internet.
+fn class(address: IpAddr) -> Option<&'static str> {
     let class = match address {
         IpAddr::V4(address) => class_of_v4(address),
         IpAddr::V6(address) => class_of_v6(address),
@@ -138,6 +239,12 @@ mod tests {
 
     fn range(text: &str) -> AddressRange {
         text.parse().unwrap()
+    }
+
+    fn denied(address: IpAddr, allowed: &[AddressRange]) -> Option<&'static str> {
+        let class = super::denied(SocketAddr::new(address, 443), allowed);
+        assert_eq!(hidden(address, allowed), class, "{address}");
+        class
     }
 
     #[test]
@@ -227,6 +334,26 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_the_owner_names_opens_no_other() {
+        let allowed = [range("10.1.0.0/16:80"), range("[fd00::1]:443")];
+        for (to, open) in [
+            ("10.1.2.3:80", true),
+            ("10.1.2.3:443", false),
+            ("10.2.2.3:80", false),
+            ("[::ffff:10.1.2.3]:80", true),
+            ("[fd00::1]:443", true),
+            ("[fd00::1]:80", false),
+            ("[fd00::2]:443", false),
+        ] {
+            let denied = super::denied(to.parse().unwrap(), &allowed);
+            assert_eq!(denied.is_none(), open, "{to}");
+        }
+        // A name may be resolved to where something is open.
+        assert_eq!(hidden("10.1.2.3".parse().unwrap(), &allowed), None);
+        assert!(hidden("10.2.2.3".parse().unwrap(), &allowed).is_some());
+    }
+
+    #[test]
     fn ranges_are_read_and_written() {
         for text in [
             "10.0.0.0/8",
@@ -235,13 +362,51 @@ mod tests {
             "fd00::/8",
             "1.2.3.4/32",
             "::1/128",
+            "10.0.0.0/8:80",
+            "[fd00::]/8:65535",
         ] {
             assert_eq!(range(text).to_string(), text);
         }
-        assert!(range("0.0.0.0/0").contains("8.8.8.8".parse().unwrap()));
-        assert!(!range("0.0.0.0/0").contains("::1".parse().unwrap()));
-        for wrong in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "a/8", "10.0.0.0/-1"] {
-            assert!(wrong.parse::<AddressRange>().is_err(), "{wrong}");
+        for (text, whole) in [
+            ("1.2.3.4", "1.2.3.4/32"),
+            ("1.2.3.4:80", "1.2.3.4/32:80"),
+            ("fd00::1", "fd00::1/128"),
+            ("[fd00::1]", "fd00::1/128"),
+            ("[fd00::1]:80", "[fd00::1]/128:80"),
+            ("[fd00::]/8", "fd00::/8"),
+        ] {
+            assert_eq!(range(text).to_string(), whole);
         }
+        assert!(range("0.0.0.0/0").has("8.8.8.8".parse().unwrap()));
+        assert!(!range("0.0.0.0/0").has("::1".parse().unwrap()));
+        assert!(range("::/0").has("::1".parse().unwrap()));
+        for text in [
+            "",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0/8",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "host",
+            "host:80",
+            "10.0.0.1:",
+            "10.0.0.1:0",
+            "10.0.0.1:65536",
+            "10.0.0.1:+80",
+            "10.0.0.0:80/8",
+            "[10.0.0.1]:80",
+            "[fd00::1]80",
+            "[fd00::1",
+            " 10.0.0.1",
+        ] {
+            let error = text.parse::<AddressRange>().unwrap_err();
+            assert!(error.starts_with(&format!("'{text}' is not")), "{error}");
+        }
+        let error = "10.1.2.3/8".parse::<AddressRange>().unwrap_err();
+        assert!(error.contains("10.0.0.0/8 is that network"), "{error}");
+        let error = "fd00::1/8".parse::<AddressRange>().unwrap_err();
+        assert!(error.contains("fd00::/8 is that network"), "{error}");
+        let error = "::ffff:10.0.0.1".parse::<AddressRange>().unwrap_err();
+        assert!(error.contains("write it as 10.0.0.1"), "{error}");
     }
 }

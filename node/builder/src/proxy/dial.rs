@@ -45,7 +45,7 @@ pub(crate) async fn dial(host: &str, port: u16, allowed: &[AddressRange]) -> Res
     let mut last = None;
     let mut refusal = None;
     for address in addresses.into_iter().take(CONNECT_TRIES) {
-        if let Some(class) = denied(address.ip(), allowed) {
+        if let Some(class) = denied(address, allowed) {
             refusal = Some(DialError::Denied {
                 host: host_name(),
                 address: address.ip(),

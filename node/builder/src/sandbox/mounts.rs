@@ -14,7 +14,7 @@ use rustix::mount::{
 use tvix_node_protocol::nix::store_path::STORE_DIR;
 
 use super::fault::{Fault, Step};
-use super::tree::{BUILD_FOLDER, DEVICES, FIXED_OUTPUT_FILES, Places, TEMPORARY_FOLDER};
+use super::tree::{BUILD_FOLDER, DEVICES, Places, TEMPORARY_FOLDER, machine_files};
 use crate::limits::SHARED_MEMORY;
 use crate::sys;
 use crate::wire::Order;
@@ -100,16 +100,10 @@ fn mount_host_paths(order: &Order, places: &Places) -> Result<(), Fault> {
         let read_only = if path.writable { 0 } else { READ_ONLY };
         restrict(&target, libc::MOUNT_ATTR_NOSUID | read_only)?;
     }
-    if order.fixed_output {
-        for file in FIXED_OUTPUT_FILES
-            .iter()
-            .map(Path::new)
-            .filter(|file| file.exists())
-        {
-            let target = places.mount_point(file);
-            bind(file, &target)?;
-            restrict(&target, READ_ONLY | NO_PRIVILEGES)?;
-        }
+    for file in machine_files(order) {
+        let target = places.mount_point(file);
+        bind(file, &target)?;
+        restrict(&target, READ_ONLY | NO_PRIVILEGES)?;
     }
     Ok(())
 }

@@ -116,6 +116,10 @@ async fn without_an_interface_a_failure_says_what_could_not_be_reached() {
     let played = stage.play(fixed(&["exit", "1"])).await;
     let log = played.log.join("\n");
     assert!(log.contains("/dev/net/tun cannot be used"), "{log}");
+    assert!(
+        log.contains("'tvix-node up --network-of-fixed-outputs host'"),
+        "{log}"
+    );
     // Others have no network at all, and nothing is said of it.
     let log = stage.act(&["exit", "1"]).await.log;
     assert!(log.is_empty(), "{log:?}");
@@ -142,6 +146,77 @@ async fn a_fixed_output_build_fetches_through_the_proxy() {
     let built = stage.play(fixed(&["fetch", &url, OUT])).await.built();
     let answer = std::fs::read_to_string(&built.outputs["out"]).unwrap();
     assert!(answer.ends_with("the content"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_the_owner_s_builds_may_reach_those_of_others_may_not_unless_he_says_so() {
+    let url = server();
+    let place = own_address().filter(|_| has_tunnel()).map(talker);
+    let mut allowed = vec!["127.0.0.1".to_owned()];
+    allowed.extend(place.iter().cloned());
+    for for_others in [false, true] {
+        let open = |config: &mut Config| {
+            let mut network = network(true, &allowed);
+            network.allowed_for_others = for_others;
+            config.network = Some(network);
+        };
+        let Some(stage) = Stage::with(open).await else {
+            return;
+        };
+        let mut fetching = fixed(&["fetch", &url, OUT]);
+        fetching.for_another = true;
+        let built = stage.play(fetching).await.built();
+        let answer = std::fs::read_to_string(&built.outputs["out"]).unwrap();
+        assert_eq!(answer.ends_with("the content"), for_others, "{answer}");
+        assert_eq!(answer.starts_with("HTTP/1.1 403 "), !for_others, "{answer}");
+        let Some(place) = &place else { continue };
+        let mut talking = fixed(&["talk", place]);
+        talking.for_another = true;
+        let log = stage.play(talking).await.log;
+        let wanted = match for_others {
+            true => "you said hello",
+            false => "talk: connection refused",
+        };
+        assert!(log.contains(&wanted.to_owned()), "{log:?}");
+    }
+    if place.is_none() {
+        skipped(
+            "the same over an interface",
+            &"this user cannot open /dev/net/tun, or has no address",
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_machine_s_network_is_for_the_owner_s_fixed_outputs_alone() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let weaker = |config: &mut Config| {
+        let mut network = Network::default();
+        network.host = true;
+        config.network = Some(network);
+    };
+    let Some(stage) = Stage::with(weaker).await else {
+        return;
+    };
+    let log = stage.play(fixed(&["connect", &port, "nobody"])).await.log;
+    assert!(log[0].contains("shares the network of this machine"), "{log:?}");
+    assert!(log.contains(&"tcp: DONE".to_owned()), "{log:?}");
+    let environment = stage.play(fixed(&["environment"])).await.log;
+    assert!(
+        !environment.iter().any(|line| line.contains("proxy=")),
+        "{environment:?}"
+    );
+    let hosts = stage.play(fixed(&["read", "/etc/hosts"])).await.log.join("\n");
+    let machine = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+    assert!(hosts.trim_end().ends_with(machine.trim_end()), "{hosts}");
+    // Neither those of others nor what is no fixed output.
+    let mut of_another = fixed(&["connect", &port, "nobody"]);
+    of_another.for_another = true;
+    let log = stage.play(of_another).await.log;
+    assert_eq!(log[0], "tcp: connection refused", "{log:?}");
+    let log = stage.look(&["connect", &port, "nobody"]).await;
+    assert_eq!(log[0], "tcp: connection refused", "{log:?}");
 }
 
 #[tokio::test]
