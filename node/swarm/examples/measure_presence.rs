@@ -5,7 +5,9 @@
 //!
 //! One node of a team of NODES has PATHS paths. Printed are CPU, memory and bytes of: listing them at the
 //! start, telling them to who keeps them, and asking the holder and the records about 10,000 of them. The
-//! questions go through a relay that holds every byte back for 5 ms, so that a round trip takes 10 ms.
+//! questions go through a relay that holds every byte back for 5 ms, so that a round trip takes 10 ms: the
+//! asker listens nowhere, so that there is no other way between the two. They are asked when the team is quiet,
+//! many times, and the round trip as it was measured meanwhile is printed beside the result.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -30,6 +32,8 @@ use tvix_node_swarm::{Clock, Config, FindScope, PeerTraffic, Shelf, ShelfError, 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const ASKED: usize = 10_000;
+/// How often: a member may ask about so many names in a minute, and a median has a middle.
+const RUNS: usize = 5;
 const ONE_WAY: Duration = Duration::from_millis(5);
 
 /// Has paths, and nothing in them.
@@ -118,9 +122,12 @@ struct Running {
     _home: tempfile::TempDir,
 }
 
-fn config(home: &Path) -> Config {
+fn config(home: &Path, listens: bool) -> Config {
     Config {
-        listen: vec!["/ip4/127.0.0.1/tcp/0".to_owned()],
+        listen: listens
+            .then(|| "/ip4/127.0.0.1/tcp/0".to_owned())
+            .into_iter()
+            .collect(),
         // As many as a node needs; a mesh of all would measure connections.
         keep_peers: 8,
         ..Config::new(home.join("spool"))
@@ -132,8 +139,10 @@ async fn run(
     team: Team,
     secret: tvix_node_protocol::envelope::NodeSecret,
     paths: Vec<StorePath>,
+    listens: bool,
 ) -> Outcome<Running> {
-    let (handle, events) = start(config(home.path()), team, secret, Arc::new(Names(paths))).await?;
+    let config = config(home.path(), listens);
+    let (handle, events) = start(config, team, secret, Arc::new(Names(paths))).await?;
     Ok(Running {
         handle,
         _events: events,
@@ -150,7 +159,7 @@ async fn member(of: &SwarmHandle, name: &str, paths: Vec<StorePath>, relayed: bo
         ticket.addresses = vec![slowly(&ticket.addresses[0]).await?];
     }
     let team = join(home.path(), &secret, &ticket, name, &Clock::system()).await?;
-    run(home, team, secret, paths).await
+    run(home, team, secret, paths, !relayed).await
 }
 
 /// Listens, and passes on to the address what comes, both ways, each byte after [`ONE_WAY`].
@@ -201,6 +210,37 @@ fn delayed(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     });
 }
 
+/// Waits until all nodes together use less than a twentieth of a core for a second.
+async fn quiet() -> Outcome<()> {
+    loop {
+        let (before, _) = cpu_and_memory()?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if cpu_and_memory()?.0 - before < Duration::from_millis(50) {
+            return Ok(());
+        }
+    }
+}
+
+/// Does something [`RUNS`] times, and prints how long it took and what one of them cost all nodes.
+async fn repeated(what: &str, action: impl AsyncFn() -> Outcome<()>) -> Outcome<()> {
+    let (before, _) = cpu_and_memory()?;
+    let mut times = Vec::with_capacity(RUNS);
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        action().await?;
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    let cpu = (cpu_and_memory()?.0 - before).as_secs_f64() * 1000.0 / RUNS as f64;
+    times.sort_by(f64::total_cmp);
+    println!(
+        "{what}, {RUNS} times: {:.1} ms ({:.1} to {:.1}), {cpu:.1} ms CPU of all nodes each",
+        times[RUNS / 2],
+        times[0],
+        times[RUNS - 1]
+    );
+    Ok(())
+}
+
 async fn until(what: impl AsyncFn() -> bool) {
     while !what().await {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -229,7 +269,7 @@ async fn main() -> Outcome<()> {
         name: "founder".to_owned(),
     };
     let team = Team::found(home.path(), "measured", me, vec![], 1)?;
-    let founder = run(home, team, secret, vec![]).await?;
+    let founder = run(home, team, secret, vec![], true).await?;
     let meter = Meter::start()?;
     let mut others = VecDeque::new();
     for number in 3..nodes {
@@ -268,33 +308,49 @@ async fn main() -> Outcome<()> {
 
     let asker = member(&holder.handle, "asker", vec![], true).await?;
     asker.handle.connect(holder.handle.key()).await?;
-    until(async || asker.handle.overview()[&holder.handle.key()].round_trip.is_some()).await;
-    let round_trip = asker.handle.overview()[&holder.handle.key()].round_trip;
-    println!("asking through {round_trip:?}");
+    let way = || asker.handle.overview()[&holder.handle.key()].clone();
+    until(async || way().round_trip.is_some()).await;
+    if way().connections.len() != 1 {
+        return Err(format!(
+            "there is another way than through the relay: {way:?}",
+            way = way()
+        )
+        .into());
+    }
+    quiet().await?;
     let step = (all.len() / ASKED).max(1);
     let wanted: Vec<StorePath> = all.iter().step_by(step).take(ASKED).cloned().collect();
-    for run in 1..=3 {
-        let meter = Meter::start()?;
+    let count = wanted.len();
+    repeated(&format!("asking the holder about {count}"), async || {
         let held = asker.handle.have(holder.handle.key(), &wanted).await?;
-        meter.print(&format!("asking the holder about {}, run {run}", wanted.len()))?;
         if held.iter().any(|held| !held) {
             return Err("the holder has them all".into());
         }
-    }
+        Ok(())
+    })
+    .await?;
     for (what, scope) in [
         ("all connected members", FindScope::Connected),
         ("the records", FindScope::Records),
     ] {
-        let meter = Meter::start()?;
-        let found = asker.handle.find(&wanted, scope).await;
-        meter.print(&format!("asking {what} about {}", wanted.len()))?;
-        println!("  {} found", found.len());
+        repeated(&format!("asking {what} about {count}"), async || {
+            let found = asker.handle.find(&wanted, scope).await;
+            if found.len() != count {
+                return Err(format!("{} are found", found.len()).into());
+            }
+            Ok(())
+        })
+        .await?;
     }
+    // The last one was measured before the team was quiet.
+    let old = way().round_trip;
+    until(async || way().round_trip != old).await;
+    println!("  a round trip took {:?}", way().round_trip);
 
-    let quiet = Meter::start()?;
+    let minute = Meter::start()?;
     let before = bytes(&holder.handle);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    quiet.print("a quiet minute")?;
+    minute.print("a quiet minute")?;
     let after = bytes(&holder.handle);
     println!(
         "  {} bytes sent by the holder, {} received",
