@@ -9,82 +9,29 @@
 //! asker listens nowhere, so that there is no other way between the two. They are asked when the team is quiet,
 //! many times, and the round trip as it was measured meanwhile is printed beside the result.
 
+#[path = "measured/mod.rs"]
+mod measured;
+
 use std::collections::VecDeque;
-use std::error::Error;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use measured::{Names, Outcome, cpu_and_memory, paths, quiet, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::messages::Shown;
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::roster::{Founder, Roles};
-use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 use tvix_node_swarm::events::SwarmEvents;
 use tvix_node_swarm::team::{Team, join, new_secret};
-use tvix_node_swarm::{Clock, Config, FindScope, PeerTraffic, Shelf, ShelfError, SwarmHandle, start};
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
+use tvix_node_swarm::{Clock, Config, FindScope, PeerTraffic, SwarmHandle, start};
 
 const ASKED: usize = 10_000;
 /// How often: a member may ask about so many names in a minute, and a median has a middle.
 const RUNS: usize = 5;
 const ONE_WAY: Duration = Duration::from_millis(5);
-
-/// Has paths, and nothing in them.
-struct Names(Vec<StorePath>);
-
-impl Shelf for Names {
-    fn advertised(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, ShelfError> {
-        let start = after.map_or(0, |after| self.0.partition_point(|path| path <= after));
-        Ok(self.0[start..].iter().take(limit).cloned().collect())
-    }
-    fn path_info(&self, _: NodeKey, _: &StorePath) -> Result<Option<Shown>, ShelfError> {
-        Ok(None)
-    }
-    fn may_serve(&self, _: NodeKey, _: TreeDigest) -> Result<bool, ShelfError> {
-        Ok(false)
-    }
-    fn tree(&self, _: TreeDigest) -> Result<Option<Tree>, ShelfError> {
-        Ok(None)
-    }
-    fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, ShelfError> {
-        Ok(vec![false; blobs.len()])
-    }
-    fn blob(&self, _: BlobDigest) -> Result<Option<File>, ShelfError> {
-        Ok(None)
-    }
-}
-
-fn paths(count: usize) -> Outcome<Vec<StorePath>> {
-    let path = |number: usize| {
-        let mut hash = [0; 20];
-        hash.copy_from_slice(&blake3::hash(&number.to_le_bytes()).as_bytes()[..20]);
-        StorePath::from_parts(hash, &format!("package-{number}"))
-    };
-    let mut paths = (0..count).map(path).collect::<Result<Vec<_>, _>>()?;
-    paths.sort();
-    Ok(paths)
-}
-
-/// CPU time of this process so far, and the memory it has now in MiB.
-fn cpu_and_memory() -> Outcome<(Duration, f64)> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    let pages: f64 = fields[21].parse()?;
-    Ok((Duration::from_millis(ticks * 10), pages * 4.0 / 1024.0))
-}
 
 /// What something took.
 struct Meter {
@@ -210,17 +157,6 @@ fn delayed(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     });
 }
 
-/// Waits until all nodes together use less than a twentieth of a core for a second.
-async fn quiet() -> Outcome<()> {
-    loop {
-        let (before, _) = cpu_and_memory()?;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if cpu_and_memory()?.0 - before < Duration::from_millis(50) {
-            return Ok(());
-        }
-    }
-}
-
 /// Does something [`RUNS`] times, and prints how long it took and what one of them cost all nodes.
 async fn repeated(what: &str, action: impl AsyncFn() -> Outcome<()>) -> Outcome<()> {
     let (before, _) = cpu_and_memory()?;
@@ -241,12 +177,6 @@ async fn repeated(what: &str, action: impl AsyncFn() -> Outcome<()>) -> Outcome<
     Ok(())
 }
 
-async fn until(what: impl AsyncFn() -> bool) {
-    while !what().await {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 fn bytes(handle: &SwarmHandle) -> (u64, u64) {
     let sum = |of: fn(&PeerTraffic) -> u64| handle.traffic().values().map(of).sum();
     (
@@ -260,7 +190,7 @@ async fn main() -> Outcome<()> {
     let mut arguments = std::env::args().skip(1);
     let count: usize = arguments.next().map_or(Ok(100_000), |text| text.parse())?;
     let nodes: usize = arguments.next().map_or(Ok(20), |text| text.parse())?;
-    let all = paths(count)?;
+    let all = paths(0, count)?;
     println!("{count} paths at one of {nodes} nodes");
     let home = tempfile::tempdir()?;
     let secret = new_secret()?;

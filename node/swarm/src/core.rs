@@ -16,7 +16,7 @@ use crate::net::contacts::SharedContacts;
 use crate::net::driver::Network;
 use crate::net::wire::Wire;
 use crate::net::{ConnectError, Door, Traffic};
-use crate::presence::{Advertisement, Allowance, PresenceTable};
+use crate::presence::{Advertisement, Allowance, Keepers, PresenceTable};
 use crate::protocols::hello;
 use crate::protocols::serving::Serving;
 use crate::shelf::{Shelf, ShelfError};
@@ -43,7 +43,14 @@ pub(crate) struct Core {
     pub(crate) shelf: Arc<dyn Shelf>,
     pub(crate) own: Mutex<Advertisement>,
     pub(crate) table: Mutex<PresenceTable>,
+    /// Keys that each member may still ask about.
     pub(crate) allowance: Mutex<Allowance>,
+    /// Signed statements about presence that each member may still leave here.
+    pub(crate) statements: Mutex<Allowance>,
+    /// Who keeps which region, in a team too large to know all.
+    pub(crate) keepers: Mutex<Keepers>,
+    /// Whether all that this node had when it started, or when the secret changed, has been listed.
+    pub(crate) listed: watch::Sender<bool>,
     pub(crate) standing: Mutex<Standing>,
     pub(crate) gate: Mutex<RequestGate>,
     pub(crate) serving: Serving,

@@ -28,7 +28,10 @@ use crate::events::SwarmEvents;
 use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree};
 use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
-use crate::limits::{EVENTS, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE, PUSHES_TAKEN};
+use crate::limits::{
+    EVENTS, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE, PRESENCE_STATEMENTS_PER_MINUTE,
+    PUSHES_TAKEN,
+};
 use crate::net::caps::{Caps, Throttles};
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::{Command, Driver};
@@ -143,6 +146,9 @@ pub(crate) async fn start_serving(
     let core = Arc::new(Core {
         table: Mutex::new(PresenceTable::new(swarm_id)),
         allowance: Mutex::new(Allowance::new(PRESENCE_QUESTIONS_PER_MINUTE)),
+        statements: Mutex::new(Allowance::new(PRESENCE_STATEMENTS_PER_MINUTE)),
+        keepers: Mutex::default(),
+        listed: watch::channel(false).0,
         standing: Mutex::new(Standing::default()),
         gate: Mutex::new(RequestGate::new(swarm_id, team.me(), nonces)),
         serving: Serving::new(),

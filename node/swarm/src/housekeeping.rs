@@ -1,35 +1,90 @@
 //! What goes on in the background: greeting, following changes, and throwing away what is over.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::store_path::StorePath;
+use tvix_node_protocol::presence::Epoch;
 
 use crate::core::{Core, blocking, lock};
 use crate::events::Notice;
-use crate::limits::{ADVERTISED_PAGE, CONTACTS_PAUSE, TIDY};
+use crate::limits::{
+    ADVERTISED_PAGE, CONTACTS_PAUSE, PRESENCE_CHECK, PRESENCE_REST, PRESENCE_REST_LONGEST, TIDY,
+};
 use crate::net::driver::{Command, NetEvent};
 use crate::presence::Advertisement;
 use crate::protocols::hello;
 use crate::shelf::ShelfError;
 
-/// Lists what this node has, with the presence secret of the moment.
+/// Lists what this node has, with the presence secret of the moment: the first page at once, the rest in the
+/// background.
 pub(crate) async fn list_own(core: &Arc<Core>) -> Result<(), ShelfError> {
     let mut own = Advertisement::new(core.team.presence_secret(), core.team.members().len());
-    let mut after: Option<StorePath> = None;
-    loop {
-        let from = after.clone();
-        let page = core
-            .ask_shelf(move |shelf| shelf.advertised(from.as_ref(), ADVERTISED_PAGE))
-            .await?;
-        let Some(last) = page.last().cloned() else { break };
-        own.add(&page);
-        after = Some(last);
-    }
+    own.begin_listing();
+    let epoch = own.epoch();
     *lock(&core.own) = own;
+    core.listed.send_replace(false);
+    if let Some(last) = list_page(core, epoch, None).await? {
+        tokio::spawn(list_rest(core.clone(), epoch, last));
+    }
     core.publish.notify_one();
     Ok(())
+}
+
+async fn list_rest(core: Arc<Core>, epoch: Epoch, mut last: StorePath) {
+    let mut stopping = core.stopping.subscribe();
+    let listing = async {
+        loop {
+            let begun = Instant::now();
+            match list_page(&core, epoch, Some(last.clone())).await {
+                Ok(None) => break,
+                Ok(Some(next)) => {
+                    last = next;
+                    rest(begun.elapsed()).await;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "what this node has cannot be listed; it is tried again");
+                    tokio::time::sleep(PRESENCE_CHECK).await;
+                }
+            }
+        }
+        core.publish.notify_one();
+    };
+    tokio::select! {
+        () = listing => {}
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+    }
+}
+
+/// Takes a page into what is advertised, and says where it ends. None: it was the last one, or everything is listed
+/// anew because the secret has changed.
+async fn list_page(
+    core: &Arc<Core>,
+    epoch: Epoch,
+    after: Option<StorePath>,
+) -> Result<Option<StorePath>, ShelfError> {
+    let page = core
+        .ask_shelf(move |shelf| shelf.advertised(after.as_ref(), ADVERTISED_PAGE))
+        .await?;
+    let mut own = lock(&core.own);
+    if own.epoch() != epoch {
+        return Ok(None);
+    }
+    let last = page.last().cloned();
+    if last.is_some() {
+        own.add_listed(&page);
+    } else {
+        own.end_listing();
+        core.listed.send_replace(true);
+    }
+    Ok(last)
+}
+
+/// Leaves the machine to others after something in the background that took so long.
+pub(crate) async fn rest(busy: Duration) {
+    tokio::time::sleep((busy * PRESENCE_REST).min(PRESENCE_REST_LONGEST)).await;
 }
 
 /// Greets members this node has connected to, and notes who is gone.
@@ -106,6 +161,8 @@ pub(crate) async fn tidy(core: Arc<Core>) {
         let (members, now) = (core.team.members(), core.team.now());
         lock(&core.table).expire(&members, now);
         lock(&core.allowance).retain(|peer| members.contains(peer));
+        lock(&core.keepers).retain(|peer| members.contains(peer), now);
+        lock(&core.statements).retain(|peer| members.contains(peer));
         lock(&core.introductions).retain(|_, turn| Arc::strong_count(turn) > 1);
         lock(&core.standing).expire(|peer| members.contains(peer), now);
         let core = core.clone();

@@ -86,6 +86,14 @@ pub const WITHDRAWALS: usize = 16_384;
 /// of 60,000 paths can be asked about in one go, a list of all names of a package set cannot.
 pub const PRESENCE_QUESTIONS_PER_MINUTE: u32 = 131_072;
 
+/// As how many keys a question about records counts that has fewer: every holder's word is looked through for it,
+/// whatever it asks. 8,192 questions a minute are more than a build of everything asks.
+pub const PRESENCE_QUERY_LEAST: usize = 16;
+
+/// Signed statements about presence that one member may leave in a minute, on average: all its cells may come at
+/// once. Checking one takes some 50 µs, so a member that sends nothing else keeps a hundredth of a core busy.
+pub const PRESENCE_STATEMENTS_PER_MINUTE: u32 = PRESENCE_CELLS_PER_HOLDER as u32;
+
 /// Addresses remembered of one member: a machine with a few networks, over two transports.
 pub const ADDRESSES_PER_MEMBER: usize = 8;
 
@@ -220,14 +228,25 @@ pub const FIND_TIME: Duration = Duration::from_secs(3);
 /// Answers of one keeper to one question: each brings up to 2 MiB.
 pub const PRESENCE_ROUNDS: usize = 32;
 
+/// Pause before a member that could not be reached is told again, unless it is seen before: a dial to nobody takes
+/// seconds, and others keep the record, too.
+pub const PRESENCE_RETRY: Duration = Duration::from_secs(300);
+
 /// How often presence is looked through for what has to be renewed.
 pub const PRESENCE_CHECK: Duration = Duration::from_secs(30);
 
 /// Pause before what is new is published, so that paths that come together travel together.
 pub const PRESENCE_PAUSE: Duration = Duration::from_millis(200);
 
-/// Members told at once.
+/// Regions told at once, each to those who keep it.
 pub const PUBLISHED_AT_ONCE: usize = 8;
+
+/// What a node does to list and sign what it has is followed by a pause of so many times what that took: with what
+/// sending costs, which is about as much, advertising keeps less than a tenth of a core busy.
+pub const PRESENCE_REST: u32 = 20;
+
+/// Longest such pause: a machine that was suspended or overloaded in between does not keep silent for minutes.
+pub const PRESENCE_REST_LONGEST: Duration = Duration::from_secs(2);
 
 /// How long a shutdown waits for records to be taken back: it takes milliseconds, on a machine that has far too much to
 /// do some seconds.

@@ -4,7 +4,7 @@
 //! said to the few members closest to a region; what has to be said to whom, and when again, is decided
 //! here, but said by others.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::{CELL_DEPTH, CELL_KEYS};
@@ -43,6 +43,10 @@ pub struct Advertisement {
     changes: HashMap<Region, u64>,
     depths: HashMap<Region, u8>,
     told: HashMap<(Region, NodeKey), Told>,
+    /// Members that could not be reached, and until when they are left alone.
+    away: HashMap<NodeKey, u64>,
+    /// While the store is listed: what has been taken away since that began. What a page says of it is older.
+    gone: Option<HashSet<PresenceKey>>,
 }
 
 impl Advertisement {
@@ -56,6 +60,8 @@ impl Advertisement {
             changes: HashMap::new(),
             depths: HashMap::new(),
             told: HashMap::new(),
+            away: HashMap::new(),
+            gone: None,
         }
     }
 
@@ -77,13 +83,40 @@ impl Advertisement {
         Region::of(key, self.bits)
     }
 
+    /// The store is going to be listed, while paths come and go.
+    pub fn begin_listing(&mut self) {
+        self.gone = Some(HashSet::new());
+    }
+
+    /// Adds paths that were listed, but for those that have been taken away since the listing began.
+    pub fn add_listed<'a>(&mut self, paths: impl IntoIterator<Item = &'a StorePath>) {
+        for path in paths {
+            let key = self.secret.key(path);
+            if self.gone.as_ref().is_none_or(|gone| !gone.contains(&key)) {
+                self.insert(key);
+            }
+        }
+    }
+
+    /// Everything has been listed.
+    pub fn end_listing(&mut self) {
+        self.gone = None;
+    }
+
     /// Adds paths that this node has.
     pub fn add<'a>(&mut self, paths: impl IntoIterator<Item = &'a StorePath>) {
         for path in paths {
             let key = self.secret.key(path);
-            if self.keys.insert(key) {
-                *self.changes.entry(self.region(key)).or_default() += 1;
+            if let Some(gone) = &mut self.gone {
+                gone.remove(&key);
             }
+            self.insert(key);
+        }
+    }
+
+    fn insert(&mut self, key: PresenceKey) {
+        if self.keys.insert(key) {
+            *self.changes.entry(self.region(key)).or_default() += 1;
         }
     }
 
@@ -91,6 +124,9 @@ impl Advertisement {
     pub fn remove<'a>(&mut self, paths: impl IntoIterator<Item = &'a StorePath>) {
         for path in paths {
             let key = self.secret.key(path);
+            if let Some(gone) = &mut self.gone {
+                gone.insert(key);
+            }
             if self.keys.remove(&key) {
                 *self.changes.entry(self.region(key)).or_default() += 1;
             }
@@ -139,9 +175,12 @@ impl Advertisement {
     }
 
     /// Whether a member has to be told about a region at the time `now`: it has not been, something
-    /// has changed since, or it is time to renew.
+    /// has changed since, or it is time to renew; and it is not away.
     #[must_use]
     pub fn is_due(&self, region: Region, member: NodeKey, now: u64) -> bool {
+        if self.away.get(&member).is_some_and(|until| now < *until) {
+            return false;
+        }
         let change = self.changes.get(&region).copied().unwrap_or(0);
         self.told
             .get(&(region, member))
@@ -159,8 +198,15 @@ impl Advertisement {
         self.told.insert((region, member), Told { change, renew_at });
     }
 
+    /// A member cannot be reached: it is left alone until then, or until it is seen again.
+    pub fn is_away(&mut self, member: NodeKey, now: u64, until: u64) {
+        self.away.retain(|_, until| now < *until);
+        self.away.insert(member, until);
+    }
+
     /// A member may have forgotten everything: it was restarted, or is not one any more.
     pub fn forget_member(&mut self, member: NodeKey) {
+        self.away.remove(&member);
         self.told.retain(|(_, other), _| *other != member);
     }
 

@@ -73,6 +73,12 @@ fn a_member_is_told_once_and_again_when_something_changed_or_it_is_time() {
     own.told(region, ANN, own.change(region), 100);
     own.forget_member(ANN);
     assert!(own.is_due(region, ANN, 99), "it was restarted");
+    own.is_away(ANN, 99, 200);
+    assert!(!own.is_due(region, ANN, 199), "it cannot be reached");
+    assert!(own.is_due(region, ANN, 200) && own.is_due(region, BOB, 99));
+    own.is_away(ANN, 200, 300);
+    own.forget_member(ANN);
+    assert!(own.is_due(region, ANN, 200), "it was seen");
 }
 
 #[test]
@@ -124,4 +130,21 @@ fn a_team_that_grows_is_told_anew() {
     assert_eq!(own.regions().len(), 16);
     assert!(own.audience().is_empty());
     assert_eq!(all_keys(&mut own).len(), 100);
+}
+
+#[test]
+fn what_goes_while_the_store_is_listed_stays_gone() {
+    let mut own = Advertisement::new(secret(), 1);
+    let has = |own: &Advertisement, number| own.has(own.secret().key(&path(number)));
+    own.begin_listing();
+    own.add_listed(&paths(0..2));
+    // Two pages have been read; before they are taken in, paths come and go.
+    own.remove(&paths(1..4));
+    own.add(&paths(3..4));
+    own.add_listed(&paths(2..6));
+    let there: Vec<u32> = (0..6).filter(|number| has(&own, *number)).collect();
+    assert_eq!(there, [0, 3, 4, 5]);
+    own.end_listing();
+    own.add_listed(&paths(1..2));
+    assert!(has(&own, 1), "another listing knows nothing of that");
 }

@@ -1,6 +1,7 @@
 //! What others have left here: signed cells, kept until they expire, within each holder's share.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
@@ -15,12 +16,27 @@ use crate::limits::{
 use crate::roster::Members;
 
 /// What comes of a header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Offer {
     /// The keys are here already; the cell is kept for longer.
     Kept,
     /// The keys are needed.
-    KeysWanted,
+    KeysWanted(Box<WantedCell>),
+}
+
+/// A header whose signature has been checked, and whose keys are to come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedCell {
+    envelope: Envelope,
+    header: PresenceHeader,
+}
+
+impl WantedCell {
+    /// How many keys it has.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.header.count as usize
+    }
 }
 
 #[derive(Debug)]
@@ -66,6 +82,20 @@ impl Holder {
         self.recount();
     }
 
+    /// Bits that its regions have: one size, or two while the team grows.
+    fn sizes(&self) -> impl Iterator<Item = u8> {
+        let after = |bits: u8| {
+            let last = Region {
+                bits,
+                prefix: u16::MAX,
+            };
+            let mut later = self.regions.range((Bound::Excluded(last), Bound::Unbounded));
+            later.next().map(|(region, _)| region.bits)
+        };
+        let first = self.regions.keys().next().map(|region| region.bits);
+        std::iter::successors(first, move |bits| after(*bits))
+    }
+
     fn recount(&mut self) {
         self.regions.retain(|_, region| !region.cells.is_empty());
         let cells = || self.regions.values().flat_map(|region| region.cells.values());
@@ -108,7 +138,14 @@ impl PresenceTable {
         epoch: Epoch,
         now: u64,
     ) -> Result<Offer, PresenceRefusal> {
-        let header = self.check(envelope, sender, members, epoch, now)?;
+        if envelope.signer != sender || !members.contains(sender) {
+            return Err(PresenceRefusal::NotTheHolder);
+        }
+        let header: PresenceHeader = envelope.open().map_err(|_| PresenceRefusal::Invalid)?;
+        header
+            .check_structure(envelope.signer)
+            .map_err(|_| PresenceRefusal::Invalid)?;
+        self.check(&header, members, epoch, now)?;
         if header.count == 0 {
             self.drop_cell(&header);
             return Ok(Offer::Kept);
@@ -129,25 +166,27 @@ impl PresenceTable {
             }
             _ => {
                 self.check_quota(&header)?;
-                Ok(Offer::KeysWanted)
+                let envelope = envelope.clone();
+                Ok(Offer::KeysWanted(Box::new(WantedCell { envelope, header })))
             }
         }
     }
 
-    /// Keeps a cell. Everything [`PresenceTable::offer`] checks is checked here again.
+    /// Keeps a cell that was offered. What may have changed since is checked again: who is a member, the secret, the
+    /// time, what else was said, and the holder's share. The signature is not: it is what costs.
     ///
     /// # Errors
     /// Why it is refused.
     pub fn put(
         &mut self,
-        envelope: &Envelope,
+        wanted: WantedCell,
         keys: Vec<PresenceKey>,
-        sender: NodeKey,
         members: &Members,
         epoch: Epoch,
         now: u64,
     ) -> Result<(), PresenceRefusal> {
-        let header = self.check(envelope, sender, members, epoch, now)?;
+        let WantedCell { envelope, header } = wanted;
+        self.check(&header, members, epoch, now)?;
         header.check_keys(&keys).map_err(|_| PresenceRefusal::Invalid)?;
         self.check_quota(&header)?;
         let holder = self.holders.entry(header.holder).or_default();
@@ -159,7 +198,7 @@ impl PresenceTable {
             holder.recount();
         }
         let cell = Cell {
-            header: envelope.clone(),
+            header: envelope,
             epoch: header.epoch,
             root: header.root,
             serial: header.serial,
@@ -210,33 +249,36 @@ impl PresenceTable {
         // What is around the claims in a message, and around each one.
         const ROOM: usize = PRESENCE_BYTES - 4096;
         const AROUND: usize = 1024;
+        let mut asked = keys.to_vec();
+        asked.sort_unstable();
         let mut claims = Vec::new();
         let mut size = 0;
         for holder in self.holders.values() {
-            let mut told = BTreeSet::new();
-            let sizes: BTreeSet<u8> = holder.regions.keys().map(|region| region.bits).collect();
-            for key in keys {
-                for bits in &sizes {
-                    let region = Region::of(*key, *bits);
-                    let Some(cell) = holder
-                        .regions
-                        .get(&region)
-                        .and_then(|cells| cells.covering(region, *key))
-                    else {
+            for bits in holder.sizes() {
+                // Sorted keys lie region by region, and cell by cell.
+                for in_region in asked.chunk_by(|a, b| a.leading(bits) == b.leading(bits)) {
+                    let region = Region::of(in_region[0], bits);
+                    let Some(cells) = holder.regions.get(&region) else {
                         continue;
                     };
-                    let says = cell.epoch == epoch && now <= cell.not_after.saturating_add(CLOCK_SKEW);
-                    if !says || cell.keys.binary_search(key).is_err() || !told.insert((region, cell.root)) {
-                        continue;
+                    let fine = bits.saturating_add(cells.depth);
+                    for in_cell in in_region.chunk_by(|a, b| a.leading(fine) == b.leading(fine)) {
+                        let Some(cell) = cells.covering(region, in_cell[0]) else {
+                            continue;
+                        };
+                        let says = cell.epoch == epoch && now <= cell.not_after.saturating_add(CLOCK_SKEW);
+                        if !says || !share_one(in_cell, &cell.keys) {
+                            continue;
+                        }
+                        size += cell.keys.len() * 16 + AROUND;
+                        if size > ROOM {
+                            return claims;
+                        }
+                        claims.push(Claim {
+                            header: cell.header.clone(),
+                            keys: pack(&cell.keys),
+                        });
                     }
-                    size += cell.keys.len() * 16 + AROUND;
-                    if size > ROOM {
-                        return claims;
-                    }
-                    claims.push(Claim {
-                        header: cell.header.clone(),
-                        keys: pack(&cell.keys),
-                    });
                 }
             }
         }
@@ -260,21 +302,17 @@ impl PresenceTable {
         (sum(|holder| holder.cells), sum(|holder| holder.keys))
     }
 
+    /// What is to be checked of a header besides its signature and structure.
     fn check(
         &self,
-        envelope: &Envelope,
-        sender: NodeKey,
+        header: &PresenceHeader,
         members: &Members,
         epoch: Epoch,
         now: u64,
-    ) -> Result<PresenceHeader, PresenceRefusal> {
-        if envelope.signer != sender || !members.contains(sender) {
+    ) -> Result<(), PresenceRefusal> {
+        if !members.contains(header.holder) {
             return Err(PresenceRefusal::NotTheHolder);
         }
-        let header: PresenceHeader = envelope.open().map_err(|_| PresenceRefusal::Invalid)?;
-        header
-            .check_structure(envelope.signer)
-            .map_err(|_| PresenceRefusal::Invalid)?;
         if header.swarm != self.swarm {
             return Err(PresenceRefusal::OtherSwarm);
         }
@@ -286,11 +324,11 @@ impl PresenceTable {
         if late || early || header.not_after - header.issued_at > PRESENCE_LIFETIME {
             return Err(PresenceRefusal::Time);
         }
-        let newest = self.newest(&header);
+        let newest = self.newest(header);
         if header.serial <= newest {
             return Err(PresenceRefusal::Stale { newest });
         }
-        Ok(header)
+        Ok(())
     }
 
     /// The highest serial of what is known of this cell, or was taken back.
@@ -354,6 +392,16 @@ impl Cells {
         // The region's own bits lie above.
         self.cells.get(&(index & ((1 << self.depth) - 1)))
     }
+}
+
+/// Whether two sorted lists have a key in common. Each key of the shorter one is looked up in the other.
+fn share_one(some: &[PresenceKey], others: &[PresenceKey]) -> bool {
+    let (few, many) = if some.len() < others.len() {
+        (some, others)
+    } else {
+        (others, some)
+    };
+    few.iter().any(|key| many.binary_search(key).is_ok())
 }
 
 #[cfg(test)]

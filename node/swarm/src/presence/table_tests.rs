@@ -57,8 +57,15 @@ impl Table {
 
     fn put(&mut self, envelope: &Envelope, keys: &[PresenceKey], now: u64) -> Result<(), PresenceRefusal> {
         let sender = envelope.signer;
-        self.table
-            .put(envelope, keys.to_vec(), sender, &self.members, self.epoch, now)
+        match self
+            .table
+            .offer(envelope, sender, &self.members, self.epoch, now)?
+        {
+            Offer::Kept => Ok(()),
+            Offer::KeysWanted(cell) => self
+                .table
+                .put(*cell, keys.to_vec(), &self.members, self.epoch, now),
+        }
     }
 
     fn finds(&self, key: PresenceKey, now: u64) -> bool {
@@ -109,7 +116,10 @@ fn what_a_holder_leaves_is_found_and_can_be_checked() {
     let mut table = Table::new();
     let keys = keys(0..10);
     let envelope = sealed(1, 1, &keys);
-    assert_eq!(table.offer(&envelope, 1, NOW), Ok(Offer::KeysWanted));
+    let Ok(Offer::KeysWanted(cell)) = table.offer(&envelope, 1, NOW) else {
+        panic!("the keys are not here");
+    };
+    assert_eq!(cell.count(), keys.len());
     assert!(!table.finds(keys[3], NOW), "an offer alone says nothing");
     table.put(&envelope, &keys, NOW).unwrap();
     assert!(keys.iter().all(|key| table.finds(*key, NOW)));
@@ -316,6 +326,54 @@ fn a_holder_has_its_share_and_no_more() {
         Ok(Offer::Kept),
         "renewing goes on"
     );
+}
+
+#[test]
+fn what_changed_between_an_offer_and_its_keys_counts() {
+    let mut table = Table::new();
+    let keys = keys(0..10);
+    let offered = |table: &mut Table, serial| match table.offer(&sealed(1, serial, &keys), 1, NOW) {
+        Ok(Offer::KeysWanted(cell)) => *cell,
+        other => panic!("{other:?}"),
+    };
+    let members = table.members.clone();
+    let put = |table: &mut Table, cell, keys: &[PresenceKey], members: &Members, epoch, now| {
+        table.table.put(cell, keys.to_vec(), members, epoch, now)
+    };
+    let epoch = table.epoch;
+    let cell = offered(&mut table, 1);
+    let refused = put(&mut table, cell.clone(), &keys, &Members::default(), epoch, NOW);
+    assert_eq!(refused, Err(PresenceRefusal::NotTheHolder), "put out meanwhile");
+    let refused = put(&mut table, cell.clone(), &keys, &members, Epoch([0; 8]), NOW);
+    assert_eq!(refused, Err(PresenceRefusal::OtherEpoch));
+    let refused = put(&mut table, cell.clone(), &keys, &members, epoch, NOW + 10_000);
+    assert_eq!(refused, Err(PresenceRefusal::Time));
+    let refused = put(&mut table, cell.clone(), &keys[1..], &members, epoch, NOW);
+    assert_eq!(refused, Err(PresenceRefusal::Invalid));
+    let later = offered(&mut table, 2);
+    put(&mut table, later, &keys, &members, epoch, NOW).unwrap();
+    let refused = put(&mut table, cell, &keys, &members, epoch, NOW);
+    assert_eq!(refused, Err(PresenceRefusal::Stale { newest: 2 }));
+}
+
+#[test]
+fn a_question_for_many_keys_brings_each_cell_once_whatever_the_order() {
+    let mut table = Table::new();
+    let all = keys(0..200);
+    let (low, high): (Vec<_>, Vec<_>) = all.iter().copied().partition(|key| key.leading(1) == 0);
+    for (cell, part) in [(0, &low), (1, &high)] {
+        let mut header = header(1, 1 + u64::from(cell), part);
+        (header.depth, header.cell) = (1, cell);
+        table.put(&seal(&header, &secret(1)).unwrap(), part, NOW).unwrap();
+    }
+    let other = keys(150..250);
+    table.put(&sealed(2, 1, &other), &other, NOW).unwrap();
+    let mut asked: Vec<PresenceKey> = all.iter().rev().copied().collect();
+    asked.extend(keys(1000..1100));
+    assert_eq!(table.table.query(table.epoch, &asked, NOW).len(), 3);
+    let absent = keys(1000..1100);
+    assert!(table.table.query(table.epoch, &absent, NOW).is_empty());
+    assert_eq!(table.table.query(table.epoch, &[low[0]], NOW).len(), 1);
 }
 
 #[test]

@@ -10,11 +10,10 @@ use tvix_node_protocol::messages::{Claim, PresenceAnswer, PresenceQuestion, Pres
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, Region, pack, unpack};
 
-use super::roster;
+use super::{keepers, roster};
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
 use crate::limits::{CLOCK_SKEW, FIND_TIME, HAVE_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
-use crate::net::transport::CLOSEST;
 use crate::net::{Door, WireError};
 
 /// How it is known that a member has a path.
@@ -196,14 +195,22 @@ async fn ask_keepers_of(
     let mut found = BTreeSet::new();
     take_claims(core, core.team.me(), here, epoch, &mut missing, &mut found);
     let mut asked = BTreeSet::new();
-    // What is known here first; a walk through others' routing tables where that does not do. A small
-    // team is in everyone's routing table.
-    let large = core.team.members().len() > CLOSEST.get();
+    // Those who are known to keep the region; else those who seem to, from what is known here, and where they do not do, those
+    // whom a walk through others' routing tables brings.
+    let known = keepers::known(core, region).await;
+    let is_known = known.is_some();
+    let mut closest = match known {
+        Some(closest) => closest,
+        None => core.network.closest(region.label(), false).await,
+    };
     for walk in [false, true] {
-        if missing.is_empty() || (walk && !large) {
+        if missing.is_empty() || (walk && is_known) {
             break;
         }
-        let mut keepers = core.network.closest(region.label(), walk).await;
+        if walk {
+            closest = keepers::walk(core, region).await;
+        }
+        let mut keepers = std::mem::take(&mut closest);
         keepers.retain(|keeper| !asked.contains(keeper));
         keepers.truncate(PRESENCE_ASKED);
         lock(&core.standing).sort(&mut keepers, core.team.now());

@@ -6,6 +6,7 @@ pub(crate) mod build;
 pub(crate) mod find;
 pub(crate) mod hello;
 pub(crate) mod join;
+pub(crate) mod keepers;
 pub(crate) mod paths;
 pub(crate) mod presence;
 pub(crate) mod publish;

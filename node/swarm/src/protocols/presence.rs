@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::limits::PRESENCE_QUESTION_KEYS;
 use tvix_node_protocol::messages::{PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal};
-use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, unpack};
+use tvix_node_protocol::presence::{Epoch, PresenceKey, unpack};
 
 use crate::core::{Core, lock};
-use crate::limits::PRESENCE_CELLS_PER_PUT;
+use crate::limits::{PRESENCE_CELLS_PER_PUT, PRESENCE_QUERY_LEAST};
 use crate::net::wire::{Wire, WireError};
 use crate::presence::Offer;
 
@@ -37,37 +37,40 @@ async fn keep(
         let reason = PresenceRefusal::TooMany;
         return Ok(PresenceAnswer::Refused { reason });
     }
+    if !may_say(core, peer, headers.len()) {
+        let reason = PresenceRefusal::Busy;
+        return Ok(PresenceAnswer::Refused { reason });
+    }
     let (members, epoch) = (core.team.members(), core.team.presence_secret().epoch());
-    let (mut wanted, mut refused) = (vec![], vec![]);
-    {
-        let mut table = lock(&core.table);
-        for (number, header) in (0..).zip(&headers) {
-            match table.offer(header, peer, &members, epoch, core.team.now()) {
-                Ok(Offer::Kept) => {}
-                Ok(Offer::KeysWanted) => wanted.push(number),
-                Err(reason) => refused.push((number, reason)),
+    let (mut numbers, mut wanted, mut refused) = (vec![], vec![], vec![]);
+    for (number, header) in (0..).zip(&headers) {
+        // Each by itself: checking a signature takes long enough for others to wait.
+        let offer = lock(&core.table).offer(header, peer, &members, epoch, core.team.now());
+        match offer {
+            Ok(Offer::Kept) => {}
+            Ok(Offer::KeysWanted(cell)) => {
+                numbers.push(number);
+                wanted.push(cell);
             }
+            Err(reason) => refused.push((number, reason)),
         }
     }
     let mut failed = refused.len();
     let answer = PresenceAnswer::Wanted {
-        cells: wanted.clone(),
+        cells: numbers,
         refused,
     };
     wire.writer.send(&answer).await?;
     wire.writer.flush().await?;
     let cells: PresenceCells = wire.reader.receive().await?;
     let mut keys = unpack(&cells.keys).unwrap_or_default();
-    let mut table = lock(&core.table);
-    for number in wanted {
-        let header = &headers[number as usize];
-        // Checked when it was offered; the signature is checked again together with the keys.
-        let count = header
-            .open::<PresenceHeader>()
-            .map_or(0, |header| header.count as usize);
-        let rest = keys.split_off(count.min(keys.len()));
+    // The roster may have changed while the keys came.
+    let (members, epoch) = (core.team.members(), core.team.presence_secret().epoch());
+    for cell in wanted {
+        let rest = keys.split_off(cell.count().min(keys.len()));
         let of_cell = std::mem::replace(&mut keys, rest);
-        if let Err(error) = table.put(header, of_cell, peer, &members, epoch, core.team.now()) {
+        let put = lock(&core.table).put(*cell, of_cell, &members, epoch, core.team.now());
+        if let Err(error) = put {
             tracing::debug!(%peer, %error, "a cell is not kept");
             failed += 1;
         }
@@ -79,7 +82,17 @@ async fn keep(
     })
 }
 
+/// Whether a peer may have so many more signatures checked.
+fn may_say(core: &Core, peer: NodeKey, statements: usize) -> bool {
+    let amount = u32::try_from(statements).unwrap_or(u32::MAX);
+    lock(&core.statements).take(peer, amount, core.team.now())
+}
+
 fn withdraw(core: &Core, peer: NodeKey, statement: &Envelope) -> PresenceAnswer {
+    if !may_say(core, peer, 1) {
+        let reason = PresenceRefusal::Busy;
+        return PresenceAnswer::Refused { reason };
+    }
     let members = core.team.members();
     match lock(&core.table).withdraw(statement, peer, &members, core.team.now()) {
         Ok(()) => PresenceAnswer::Kept { cells: 0, refused: 0 },
@@ -87,8 +100,14 @@ fn withdraw(core: &Core, peer: NodeKey, statement: &Envelope) -> PresenceAnswer 
     }
 }
 
-/// The keys asked about, where the peer may ask.
-fn asked(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> Result<Vec<PresenceKey>, PresenceRefusal> {
+/// The keys asked about, where the peer may ask. `least`: as how many keys a question with fewer counts.
+fn asked(
+    core: &Core,
+    peer: NodeKey,
+    epoch: Epoch,
+    keys: &[u8],
+    least: usize,
+) -> Result<Vec<PresenceKey>, PresenceRefusal> {
     let keys = unpack(keys).ok_or(PresenceRefusal::Invalid)?;
     if keys.len() > PRESENCE_QUESTION_KEYS {
         return Err(PresenceRefusal::TooMany);
@@ -96,7 +115,7 @@ fn asked(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> Result<Vec<Pr
     if epoch != core.team.presence_secret().epoch() {
         return Err(PresenceRefusal::OtherEpoch);
     }
-    let amount = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+    let amount = u32::try_from(keys.len().max(least)).unwrap_or(u32::MAX);
     if !lock(&core.allowance).take(peer, amount, core.team.now()) {
         return Err(PresenceRefusal::Busy);
     }
@@ -104,7 +123,7 @@ fn asked(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> Result<Vec<Pr
 }
 
 fn query(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> PresenceAnswer {
-    match asked(core, peer, epoch, keys) {
+    match asked(core, peer, epoch, keys, PRESENCE_QUERY_LEAST) {
         Ok(keys) => PresenceAnswer::Claims {
             claims: lock(&core.table).query(epoch, &keys, core.team.now()),
         },
@@ -113,7 +132,7 @@ fn query(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> PresenceAnswe
 }
 
 fn have(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> PresenceAnswer {
-    let keys = match asked(core, peer, epoch, keys) {
+    let keys = match asked(core, peer, epoch, keys, 1) {
         Ok(keys) => keys,
         Err(reason) => return PresenceAnswer::Refused { reason },
     };

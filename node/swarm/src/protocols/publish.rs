@@ -1,24 +1,25 @@
 //! Telling the members closest to each region what this node has, and taking it back in the end.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use tokio::task::JoinSet;
 use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, seal};
 use tvix_node_protocol::messages::{PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal};
 use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, PresenceWithdrawal, Region, pack};
 
-use super::roster;
+use super::{keepers, roster};
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
+use crate::housekeeping::rest;
 use crate::limits::{
     PRESENCE_CELLS_PER_PUT, PRESENCE_CHECK, PRESENCE_COPIES, PRESENCE_LIFETIME, PRESENCE_PAUSE,
-    PRESENCE_RENEWAL, PUBLISHED_AT_ONCE, WITHDRAW_TIME,
+    PRESENCE_RENEWAL, PRESENCE_RETRY, PUBLISHED_AT_ONCE, WITHDRAW_TIME,
 };
 use crate::net::Door;
-use crate::net::transport::CLOSEST;
 use crate::net::wire::Wire;
+use crate::presence::OwnCell;
 
 /// Numbers what this node says, upward, also across restarts.
 #[derive(Debug)]
@@ -68,42 +69,135 @@ pub(crate) async fn publish(core: Arc<Core>, serial: Arc<Serial>) {
     }
 }
 
-/// Tells everyone what they have to be told now.
+/// Tells everyone what they have to be told now. Each region is signed once, for all who keep it.
 async fn pass(core: &Arc<Core>, serial: &Arc<Serial>) {
     let regions = lock(&core.own).regions();
-    let mut due: BTreeMap<NodeKey, Vec<Region>> = BTreeMap::new();
-    for region in regions {
-        for member in keepers(core, region).await {
-            if lock(&core.own).is_due(region, member, core.team.now()) {
-                due.entry(member).or_default().push(region);
-            }
-        }
-    }
     let mut tasks = JoinSet::new();
-    for (member, regions) in due {
+    for region in regions {
+        let closest = keepers(core, region).await;
+        let due = || {
+            let (own, now) = (lock(&core.own), core.team.now());
+            let due = closest.iter().copied();
+            due.filter(|member| own.is_due(region, *member, now))
+                .collect::<Vec<_>>()
+        };
+        let due = due();
+        if due.is_empty() {
+            continue;
+        }
+        let begun = Instant::now();
+        let signed = match sign_region(core, serial, region) {
+            Ok(signed) => Arc::new(signed),
+            Err(error) => {
+                tracing::error!(%error, "what this node has cannot be signed");
+                continue;
+            }
+        };
+        let busy = begun.elapsed();
+        let tellers: Vec<_> = due
+            .into_iter()
+            .map(|member| (core.clone(), serial.clone(), member))
+            .collect();
+        tasks.spawn(async move {
+            let told = tellers.into_iter().map(|(core, serial, member)| {
+                let signed = signed.clone();
+                async move { tell(&core, &serial, member, &signed).await }
+            });
+            futures::future::join_all(told).await;
+        });
         if tasks.len() >= PUBLISHED_AT_ONCE {
             tasks.join_next().await;
         }
-        let (core, serial) = (core.clone(), serial.clone());
-        tasks.spawn(async move {
-            let told = tell(&core, &serial, member, regions).await;
-            let Err(error) = told else { return };
-            tracing::debug!(%member, %error, "a member could not be told what this node has");
-            if !matches!(error, PublishError::Refused(PresenceRefusal::OtherEpoch)) {
-                return;
-            }
-            // One of the two has not heard of a revocation; when both have, it is tried again.
-            match roster::synchronise(&core, member).await {
-                Ok(()) => core.publish.notify_one(),
-                Err(error) => tracing::debug!(%member, %error, "the rosters could not be made equal"),
-            }
-        });
+        rest(busy).await;
     }
     tasks.join_all().await;
 }
 
+/// Cells of a region that travel together, and what is signed of each.
+type Part = (Vec<OwnCell>, Vec<Envelope>);
+
+/// What this node has of a region, signed.
+struct SignedRegion {
+    region: Region,
+    epoch: Epoch,
+    change: u64,
+    parts: Vec<Part>,
+}
+
+fn sign_region(core: &Core, serial: &Serial, region: Region) -> Result<SignedRegion, EnvelopeError> {
+    let (epoch, change, mut cells) = {
+        let mut own = lock(&core.own);
+        (own.epoch(), own.change(region), own.cells(region))
+    };
+    let mut parts = Vec::with_capacity(cells.len().div_ceil(PRESENCE_CELLS_PER_PUT));
+    while !cells.is_empty() {
+        let rest = cells.split_off(cells.len().min(PRESENCE_CELLS_PER_PUT));
+        let part = std::mem::replace(&mut cells, rest);
+        let headers = sign(core, serial, region, epoch, &part)?;
+        parts.push((part, headers));
+    }
+    Ok(SignedRegion {
+        region,
+        epoch,
+        change,
+        parts,
+    })
+}
+
+fn sign(
+    core: &Core,
+    serial: &Serial,
+    region: Region,
+    epoch: Epoch,
+    cells: &[OwnCell],
+) -> Result<Vec<Envelope>, EnvelopeError> {
+    let headers = cells.iter().map(|cell| {
+        let now = core.team.now();
+        PresenceHeader {
+            swarm: core.team.swarm(),
+            epoch,
+            holder: core.team.me(),
+            region,
+            depth: cell.depth,
+            cell: cell.cell,
+            // At most CELL_KEYS.
+            count: u32::try_from(cell.keys.len()).unwrap_or(u32::MAX),
+            root: cell.root,
+            serial: serial.next(),
+            issued_at: now,
+            not_after: now + PRESENCE_LIFETIME,
+        }
+    });
+    headers.map(|header| seal(&header, core.team.secret())).collect()
+}
+
+/// Tells a member; what does not succeed is tried again with the next pass.
+async fn tell(core: &Arc<Core>, serial: &Serial, member: NodeKey, signed: &SignedRegion) {
+    let Err(error) = try_to_tell(core, serial, member, signed).await else {
+        return;
+    };
+    tracing::debug!(%member, %error, "a member could not be told what this node has");
+    match error {
+        PublishError::Refused(PresenceRefusal::OtherEpoch) => {}
+        PublishError::Call(CallError::Connect(_)) => {
+            let now = core.team.now();
+            lock(&core.own).is_away(member, now, now + PRESENCE_RETRY.as_secs());
+            return;
+        }
+        _ => return,
+    }
+    // One of the two has not heard of a revocation; when both have, it is tried again.
+    match roster::synchronise(core, member).await {
+        Ok(()) => core.publish.notify_one(),
+        Err(error) => tracing::debug!(%member, %error, "the rosters could not be made equal"),
+    }
+}
+
 /// Whether nobody has to be told anything now.
 pub(crate) async fn is_published(core: &Core) -> bool {
+    if !*core.listed.borrow() {
+        return false;
+    }
     let regions = lock(&core.own).regions();
     for region in regions {
         for member in keepers(core, region).await {
@@ -115,62 +209,38 @@ pub(crate) async fn is_published(core: &Core) -> bool {
     true
 }
 
-/// The members closest to a region.
+/// The members that are to keep a region.
 async fn keepers(core: &Core, region: Region) -> Vec<NodeKey> {
-    // A small team is in everyone's routing table.
-    let walk = core.team.members().len() > CLOSEST.get();
-    let mut closest = core.network.closest(region.label(), walk).await;
+    let mut closest = match keepers::known(core, region).await {
+        Some(closest) => closest,
+        None => keepers::walk(core, region).await,
+    };
     closest.truncate(PRESENCE_COPIES);
     closest
 }
 
-async fn tell(
+async fn try_to_tell(
     core: &Arc<Core>,
     serial: &Serial,
     member: NodeKey,
-    regions: Vec<Region>,
+    signed: &SignedRegion,
 ) -> Result<(), PublishError> {
     let mut wire = core.open(member, Door::Presence).await?;
-    for region in regions {
-        let (epoch, change, cells) = {
-            let mut own = lock(&core.own);
-            (own.epoch(), own.change(region), own.cells(region))
-        };
-        for part in cells.chunks(PRESENCE_CELLS_PER_PUT) {
-            let keys: Vec<&[PresenceKey]> = part.iter().map(|cell| cell.keys.as_slice()).collect();
-            let sign = |serial: &Serial| -> Result<Vec<Envelope>, EnvelopeError> {
-                let headers = part.iter().map(|cell| {
-                    let now = core.team.now();
-                    PresenceHeader {
-                        swarm: core.team.swarm(),
-                        epoch,
-                        holder: core.team.me(),
-                        region,
-                        depth: cell.depth,
-                        cell: cell.cell,
-                        // At most CELL_KEYS.
-                        count: u32::try_from(cell.keys.len()).unwrap_or(u32::MAX),
-                        root: cell.root,
-                        serial: serial.next(),
-                        issued_at: now,
-                        not_after: now + PRESENCE_LIFETIME,
-                    }
-                });
-                headers.map(|header| seal(&header, core.team.secret())).collect()
-            };
-            let mut refused = put(member, &mut wire, sign(serial)?, &keys).await?;
-            if let Some(PresenceRefusal::Stale { newest }) = refused {
-                serial.after(newest);
-                refused = put(member, &mut wire, sign(serial)?, &keys).await?;
-            }
-            match refused {
-                // It has no more room; it is asked again when it is time to renew.
-                None | Some(PresenceRefusal::Quota) => {}
-                Some(reason) => return Err(PublishError::Refused(reason)),
-            }
+    for (cells, headers) in &signed.parts {
+        let keys: Vec<&[PresenceKey]> = cells.iter().map(|cell| cell.keys.as_slice()).collect();
+        let mut refused = put(member, &mut wire, headers.clone(), &keys).await?;
+        if let Some(PresenceRefusal::Stale { newest }) = refused {
+            serial.after(newest);
+            let headers = sign(core, serial, signed.region, signed.epoch, cells)?;
+            refused = put(member, &mut wire, headers, &keys).await?;
         }
-        note_told(core, epoch, region, member, change);
+        match refused {
+            // It has no more room; it is asked again when it is time to renew.
+            None | Some(PresenceRefusal::Quota) => {}
+            Some(reason) => return Err(PublishError::Refused(reason)),
+        }
     }
+    note_told(core, signed.epoch, signed.region, member, signed.change);
     Ok(())
 }
 
