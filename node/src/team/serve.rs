@@ -91,7 +91,7 @@ impl TeamNode {
             }
         };
         let hash = incoming.hash;
-        if let Some(record) = self.reuse(&request, hash).await {
+        if let Some(record) = self.reuse(&request, &outputs, hash).await {
             // Whoever cancels at this very moment is gone.
             let Ok(running) = incoming.accept().await else {
                 return;
@@ -384,15 +384,24 @@ impl TeamNode {
     }
 
     /// The record of an earlier build of the same work by this node, made out to this request.
-    async fn reuse(&self, request: &BuildRequest, hash: RequestHash) -> Option<Envelope> {
+    async fn reuse(
+        &self,
+        request: &BuildRequest,
+        outputs: &BTreeMap<String, StorePath>,
+        hash: RequestHash,
+    ) -> Option<Envelope> {
         if request.fresh {
             return None;
         }
-        let key = request.build_key().ok()?;
+        // All outputs were built, whichever were asked for.
+        let all = work_key(&request.derivation, &request.inputs, outputs, request.options)?;
+        let keys = [request.build_key().ok()?, all];
         let (me, lease) = (self.swarm.key(), self.depot.lease());
         let private = Arc::clone(&self.depot.private);
         let record = self.depot.blocking(move |store| {
-            for envelope in store.records(&key)? {
+            let mut envelopes = store.records(&keys[0])?;
+            envelopes.extend(store.records(&keys[1])?);
+            for envelope in envelopes {
                 let Ok(record) = envelope.open::<BuildRecord>() else {
                     continue;
                 };
