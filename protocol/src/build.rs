@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cbor::{self, CborError};
 use crate::digest::digest;
-use crate::envelope::{NodeKey, Statement};
+use crate::envelope::{Envelope, NodeKey, Statement};
 use crate::limits::{CLOSURE_PATHS, OUTPUTS, REFERENCES};
 use crate::nix::store_path::{StorePath, basename};
 use crate::path_info::NarHash;
@@ -197,6 +197,29 @@ impl BuildRequest {
             return Err(StructureError::Times);
         }
         check_closure(&self.inputs)
+    }
+
+    /// Opens what its builder signed in answer. `hash`: that of this request as it was sent. Says that the record is
+    /// the builder's, for this request, and of the same work; not that it is believed.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn answered_by(&self, hash: RequestHash, envelope: &Envelope) -> Result<BuildRecord, String> {
+        let record: BuildRecord = envelope.open().map_err(|error| error.to_string())?;
+        let key = self.build_key().map_err(|error| error.to_string())?;
+        let mut outputs = self.outputs.iter();
+        let wrong = if envelope.signer != self.builder || record.builder != self.builder {
+            "it is another builder's"
+        } else if record.request != Some(hash) {
+            "it is for another request"
+        } else if record.build_key != key || record.derivation != self.derivation {
+            "it is of another build"
+        } else if outputs.any(|output| !record.outputs.contains_key(output)) {
+            "outputs that were wanted are missing"
+        } else {
+            return Ok(record);
+        };
+        Err(wrong.to_owned())
     }
 
     /// The name of the work asked for.

@@ -7,7 +7,7 @@
 
 mod nonces;
 
-pub use nonces::{NonceError, NonceStore};
+pub use nonces::{NonceBook, NonceError, NonceStore, Nonces};
 
 use tvix_node_protocol::build::{BuildRequest, RequestHash, SwarmId};
 use tvix_node_protocol::cbor::CborError;
@@ -30,16 +30,16 @@ pub struct Admitted {
 
 /// The gate of one builder in one team.
 #[derive(Debug)]
-pub struct RequestGate {
+pub struct RequestGate<N = NonceStore> {
     swarm: SwarmId,
     builder: NodeKey,
-    nonces: NonceStore,
+    nonces: N,
 }
 
-impl RequestGate {
+impl<N: Nonces> RequestGate<N> {
     /// The gate of this builder.
     #[must_use]
-    pub fn new(swarm: SwarmId, builder: NodeKey, nonces: NonceStore) -> Self {
+    pub fn new(swarm: SwarmId, builder: NodeKey, nonces: N) -> Self {
         Self {
             swarm,
             builder,
@@ -48,8 +48,8 @@ impl RequestGate {
     }
 
     /// Checks a request that came from the peer `sender` as `bytes`, at the time `now` in seconds since
-    /// 1970. On success its nonce has been appended to the store, which the caller must see
-    /// [synced](NonceStore::syncer) before it acts on the request.
+    /// 1970. On success its nonce has been recorded, which the caller must see durable
+    /// ([`NonceStore::syncer`]) before it acts on the request.
     ///
     /// # Errors
     /// The refusal to send back.
@@ -73,16 +73,8 @@ impl RequestGate {
 
     /// The store of nonces.
     #[must_use]
-    pub fn nonces(&self) -> &NonceStore {
+    pub fn nonces(&self) -> &N {
         &self.nonces
-    }
-
-    /// Forgets nonces that are not needed any more.
-    ///
-    /// # Errors
-    /// See [`NonceError`].
-    pub fn forget(&mut self, now: u64) -> Result<(), NonceError> {
-        self.nonces.forget(now)
     }
 
     fn check_structure(
@@ -175,6 +167,16 @@ impl RequestGate {
                     format!("this builder cannot record the request, so it does not take it: {error}"),
                 ),
             })
+    }
+}
+
+impl RequestGate {
+    /// Forgets nonces that are not needed any more.
+    ///
+    /// # Errors
+    /// See [`NonceError`].
+    pub fn forget(&mut self, now: u64) -> Result<(), NonceError> {
+        self.nonces.forget(now)
     }
 }
 

@@ -68,17 +68,99 @@ pub enum NonceError {
     },
 }
 
+/// Remembers which nonces were used. What a gate needs of it.
+pub trait Nonces {
+    /// Records that a requester used a nonce, to be remembered until `forget_after`, at the time `now`,
+    /// both in seconds since 1970.
+    ///
+    /// # Errors
+    /// See [`NonceError`]; the nonce then counts as not used.
+    fn record(
+        &mut self,
+        requester: NodeKey,
+        nonce: [u8; 16],
+        forget_after: u64,
+        now: u64,
+    ) -> Result<(), NonceError>;
+}
+
+/// Nonces in memory. Pure: what is durable is up to who has it.
+#[derive(Debug, Clone, Default)]
+pub struct NonceBook {
+    used: HashMap<NodeKey, HashMap<[u8; 16], u64>>,
+    count: usize,
+    /// Everything that could be forgotten at this time or before has been.
+    forgotten: u64,
+}
+
+impl NonceBook {
+    /// Whether a nonce can be recorded.
+    fn check(&self, requester: NodeKey, nonce: [u8; 16], forget_after: u64) -> Result<(), NonceError> {
+        if forget_after <= self.forgotten {
+            return Err(NonceError::Forgotten);
+        }
+        let of_requester = self.used.get(&requester);
+        if of_requester.is_some_and(|used| used.contains_key(&nonce)) {
+            return Err(NonceError::Used);
+        }
+        Ok(())
+    }
+
+    fn is_full(&self, requester: NodeKey) -> bool {
+        let used = self.used.get(&requester);
+        self.count >= NONCES || used.is_some_and(|used| used.len() >= NONCES_PER_REQUESTER)
+    }
+
+    fn remember(&mut self, requester: NodeKey, nonce: [u8; 16], forget_after: u64) {
+        let new = self
+            .used
+            .entry(requester)
+            .or_default()
+            .insert(nonce, forget_after);
+        self.count += usize::from(new.is_none());
+    }
+
+    fn forget(&mut self, now: u64) {
+        let before = self.count;
+        for used in self.used.values_mut() {
+            used.retain(|_, forget_after| *forget_after > now);
+        }
+        self.used.retain(|_, used| !used.is_empty());
+        self.count = self.used.values().map(HashMap::len).sum();
+        if self.count < before {
+            self.forgotten = self.forgotten.max(now);
+        }
+    }
+}
+
+impl Nonces for NonceBook {
+    fn record(
+        &mut self,
+        requester: NodeKey,
+        nonce: [u8; 16],
+        forget_after: u64,
+        now: u64,
+    ) -> Result<(), NonceError> {
+        self.check(requester, nonce, forget_after)?;
+        if self.is_full(requester) {
+            self.forget(now);
+            if self.is_full(requester) {
+                return Err(NonceError::Full);
+            }
+        }
+        self.remember(requester, nonce, forget_after);
+        Ok(())
+    }
+}
+
 /// The nonces one builder has seen in one team.
 #[derive(Debug)]
 pub struct NonceStore {
     path: PathBuf,
     file: Arc<File>,
-    used: HashMap<NodeKey, HashMap<[u8; 16], u64>>,
-    count: usize,
+    book: NonceBook,
     /// Records in the file, forgotten ones included.
     logged: usize,
-    /// Everything that could be forgotten at this time or before has been.
-    forgotten: u64,
     appended: Arc<AtomicU64>,
 }
 
@@ -147,7 +229,7 @@ impl NonceStore {
                     offset: MAGIC.len() + 16 + index * RECORD,
                 });
             };
-            store.remember(requester, nonce, forget_after);
+            store.book.remember(requester, nonce, forget_after);
             store.logged += 1;
         }
         // A torn record at the end: the log is written anew, so that the next one begins where it should.
@@ -161,53 +243,13 @@ impl NonceStore {
         Self {
             path,
             file,
-            used: HashMap::new(),
-            count: 0,
+            book: NonceBook {
+                forgotten,
+                ..NonceBook::default()
+            },
             logged: 0,
-            forgotten,
             appended: Arc::default(),
         }
-    }
-
-    /// Records that a requester used a nonce, to be remembered until `forget_after`, at the time `now`,
-    /// both in seconds since 1970.
-    ///
-    /// # Errors
-    /// See [`NonceError`]; the nonce then counts as not used.
-    pub fn record(
-        &mut self,
-        requester: NodeKey,
-        nonce: [u8; 16],
-        forget_after: u64,
-        now: u64,
-    ) -> Result<(), NonceError> {
-        if forget_after <= self.forgotten {
-            return Err(NonceError::Forgotten);
-        }
-        let of_requester = self.used.get(&requester);
-        if of_requester.is_some_and(|used| used.contains_key(&nonce)) {
-            return Err(NonceError::Used);
-        }
-        let is_full = |store: &Self| {
-            let used = store.used.get(&requester);
-            store.count >= NONCES || used.is_some_and(|used| used.len() >= NONCES_PER_REQUESTER)
-        };
-        if is_full(self) {
-            self.forget(now)?;
-            if is_full(self) {
-                return Err(NonceError::Full);
-            }
-        }
-        if self.logged >= REWRITE && self.logged > 2 * self.count {
-            self.forget(now)?;
-        }
-        (&*self.file)
-            .write_all(&to_record(requester, nonce, forget_after))
-            .map_err(io_error("write", &self.path))?;
-        self.logged += 1;
-        self.appended.fetch_add(1, Ordering::AcqRel);
-        self.remember(requester, nonce, forget_after);
-        Ok(())
     }
 
     /// Forgets what may be forgotten now, in memory and in the file.
@@ -215,16 +257,8 @@ impl NonceStore {
     /// # Errors
     /// [`NonceError::Io`]
     pub fn forget(&mut self, now: u64) -> Result<(), NonceError> {
-        let before = self.count;
-        for used in self.used.values_mut() {
-            used.retain(|_, forget_after| *forget_after > now);
-        }
-        self.used.retain(|_, used| !used.is_empty());
-        self.count = self.used.values().map(HashMap::len).sum();
-        if self.count < before {
-            self.forgotten = self.forgotten.max(now);
-        }
-        if self.logged > self.count {
+        self.book.forget(now);
+        if self.logged > self.book.count {
             self.rewrite()?;
         }
         Ok(())
@@ -240,18 +274,37 @@ impl NonceStore {
         }
     }
 
-    fn remember(&mut self, requester: NodeKey, nonce: [u8; 16], forget_after: u64) {
-        let new = self
-            .used
-            .entry(requester)
-            .or_default()
-            .insert(nonce, forget_after);
-        self.count += usize::from(new.is_none());
-    }
-
     fn rewrite(&mut self) -> Result<(), NonceError> {
-        self.file = Arc::new(write_log(&self.path, self.forgotten, &self.used)?);
-        self.logged = self.count;
+        self.file = Arc::new(write_log(&self.path, self.book.forgotten, &self.book.used)?);
+        self.logged = self.book.count;
+        Ok(())
+    }
+}
+
+impl Nonces for NonceStore {
+    fn record(
+        &mut self,
+        requester: NodeKey,
+        nonce: [u8; 16],
+        forget_after: u64,
+        now: u64,
+    ) -> Result<(), NonceError> {
+        self.book.check(requester, nonce, forget_after)?;
+        if self.book.is_full(requester) {
+            self.forget(now)?;
+            if self.book.is_full(requester) {
+                return Err(NonceError::Full);
+            }
+        }
+        if self.logged >= REWRITE && self.logged > 2 * self.book.count {
+            self.forget(now)?;
+        }
+        (&*self.file)
+            .write_all(&to_record(requester, nonce, forget_after))
+            .map_err(io_error("write", &self.path))?;
+        self.logged += 1;
+        self.appended.fetch_add(1, Ordering::AcqRel);
+        self.book.remember(requester, nonce, forget_after);
         Ok(())
     }
 }
@@ -348,7 +401,7 @@ mod tests {
             Err(NonceError::Used)
         ));
         store.record(ANN, nonce(2), 500, 100).unwrap();
-        assert_eq!(store.count, 3);
+        assert_eq!(store.book.count, 3);
     }
 
     #[test]
@@ -357,7 +410,7 @@ mod tests {
         let mut store = NonceStore::open(home.path()).unwrap();
         store.record(ANN, nonce(1), 500, 100).unwrap();
         store.forget(600).unwrap();
-        assert_eq!(store.count, 0);
+        assert_eq!(store.book.count, 0);
         assert!(matches!(
             store.record(ANN, nonce(1), 500, 100),
             Err(NonceError::Forgotten)
@@ -375,7 +428,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let mut store = NonceStore::open(home.path()).unwrap();
         for number in 0..NONCES_PER_REQUESTER {
-            store.remember(ANN, nonce(number), 500);
+            store.book.remember(ANN, nonce(number), 500);
         }
         let one_more = nonce(NONCES_PER_REQUESTER);
         assert!(matches!(
@@ -384,9 +437,9 @@ mod tests {
         ));
         store.record(NodeKey([2; 32]), one_more, 500, 100).unwrap();
         store.record(ANN, one_more, 900, 500).unwrap();
-        assert_eq!(store.count, 1, "what may be forgotten makes room");
-        store.count = NONCES;
-        store.used.entry(ANN).or_default().insert(nonce(7), 900);
+        assert_eq!(store.book.count, 1, "what may be forgotten makes room");
+        store.book.count = NONCES;
+        store.book.used.entry(ANN).or_default().insert(nonce(7), 900);
         assert!(
             store.record(NodeKey([3; 32]), nonce(1), 900, 500).is_ok(),
             "recounted"

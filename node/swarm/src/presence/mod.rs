@@ -5,10 +5,12 @@
 
 mod advertisement;
 mod allowance;
+mod claim;
 mod keepers;
 mod table;
 
 pub use advertisement::{Advertisement, OwnCell};
 pub use allowance::Allowance;
+pub use claim::claimed;
 pub use keepers::Keepers;
 pub use table::{Offer, PresenceTable, WantedCell};

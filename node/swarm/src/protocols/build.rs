@@ -401,28 +401,7 @@ impl BuildCall {
 
     /// That the record is the builder's, for this request, and speaks of the same work.
     fn check(&self, envelope: &Envelope) -> Result<BuildRecord, BuildCallError> {
-        let checked = envelope
-            .open::<BuildRecord>()
-            .map_err(|error| error.to_string())
-            .and_then(|record| {
-                let key = self.request.build_key().map_err(|error| error.to_string())?;
-                let outputs = self.request.outputs.iter();
-                let missing = outputs
-                    .filter(|output| !record.outputs.contains_key(*output))
-                    .count();
-                let wrong = if envelope.signer != self.builder || record.builder != self.builder {
-                    "it is another builder's"
-                } else if record.request != Some(self.hash) {
-                    "it is for another request"
-                } else if record.build_key != key || record.derivation != self.request.derivation {
-                    "it is of another build"
-                } else if missing > 0 {
-                    "outputs that were wanted are missing"
-                } else {
-                    return Ok(record);
-                };
-                Err(wrong.to_owned())
-            });
+        let checked = self.request.answered_by(self.hash, envelope);
         checked.map_err(|what| {
             lock(&self.core.standing).lied(self.builder, self.core.team.now());
             let builder = self.builder;

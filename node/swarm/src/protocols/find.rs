@@ -8,13 +8,14 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::PRESENCE_QUESTION_KEYS;
 use tvix_node_protocol::messages::{Claim, PresenceAnswer, PresenceQuestion, PresenceRefusal};
 use tvix_node_protocol::nix::store_path::StorePath;
-use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, Region, pack, unpack};
+use tvix_node_protocol::presence::{Epoch, PresenceKey, Region, pack, unpack};
 
 use super::{keepers, roster};
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
-use crate::limits::{CLOCK_SKEW, FIND_TIME, HAVE_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
+use crate::limits::{FIND_TIME, HAVE_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
 use crate::net::{Door, WireError};
+use crate::presence::claimed;
 
 /// How it is known that a member has a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -308,7 +309,7 @@ pub(crate) fn take_claims(
 ) {
     let mut holds = BTreeSet::new();
     for claim in claims {
-        let Some((holder, keys)) = check_claim(core, &claim, epoch) else {
+        let Some((holder, keys)) = claimed(&claim, core.team.swarm(), epoch, core.team.now()) else {
             tracing::warn!(%keeper, "a keeper of records hands on one that does not verify");
             lock(&core.standing).lied(keeper, core.team.now());
             continue;
@@ -322,18 +323,6 @@ pub(crate) fn take_claims(
         }
     }
     missing.retain(|key| !holds.contains(key));
-}
-
-fn check_claim(core: &Core, claim: &Claim, epoch: Epoch) -> Option<(NodeKey, Vec<PresenceKey>)> {
-    let header: PresenceHeader = claim.header.open().ok()?;
-    let keys = unpack(&claim.keys)?;
-    header.check_structure(claim.header.signer).ok()?;
-    header.check_keys(&keys).ok()?;
-    let now = core.team.now();
-    let holds = header.swarm == core.team.swarm()
-        && header.epoch == epoch
-        && now <= header.not_after.saturating_add(2 * CLOCK_SKEW);
-    holds.then_some((header.holder, keys))
 }
 
 /// Of those found, members who can be asked for the path: the best first.
