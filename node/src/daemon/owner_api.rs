@@ -16,7 +16,7 @@ use tvix_node_swarm::FindScope;
 use super::api::{Api, failed};
 use super::doctor;
 use super::team_api::refused;
-use crate::team::evidence::Findings;
+use crate::team::evidence::{Evidence as _, Findings};
 use crate::team::policy::{Word, opened, quorum};
 use crate::team::traffic::TrafficError;
 use crate::team::trust::TrustError;

@@ -1,6 +1,10 @@
 //! What members know of paths, and whether this node believes it.
+//!
+//! What has to be asked of the network and of the store is behind [`Surroundings`], so that the same code decides in
+//! a team that is simulated.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::Future;
 use std::sync::{Mutex, PoisonError};
 
 use tvix_node_protocol::StorePath;
@@ -9,9 +13,7 @@ use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::Shown;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::trust::Requirement;
-use tvix_node_swarm::FindScope;
 
-use super::TeamNode;
 use super::limits::{CLOSURE, EVIDENCE, PROVIDERS, SHOWN_BYTES};
 use super::policy::{Accepted, Grounds, Verdict, Word, judge, names_itself, opened};
 
@@ -98,31 +100,81 @@ pub struct Survey {
     pub there: BTreeMap<StorePath, Remote>,
 }
 
-impl TeamNode {
+/// What a node needs of the world to find out what it believes.
+pub trait Surroundings: Sync {
+    /// What is judged on now.
+    fn grounds(&self) -> Grounds;
+
+    /// This node.
+    fn me(&self) -> NodeKey;
+
+    /// Members that can be asked at once.
+    fn connected(&self) -> BTreeSet<NodeKey>;
+
+    /// What members said of paths lately.
+    fn remembered(&self) -> &ShownPaths;
+
+    /// Asks a member what it knows of these paths; answered in their order.
+    fn ask_paths(
+        &self,
+        peer: NodeKey,
+        paths: &[StorePath],
+    ) -> impl Future<Output = Result<Vec<Option<Shown>>, String>> + Send;
+
+    /// Members that are said to have these paths, the best first.
+    fn holders(&self, paths: &[StorePath]) -> impl Future<Output = BTreeMap<StorePath, Vec<NodeKey>>> + Send;
+
+    /// What is known of those of these paths that are here under their names, in their order. They stay.
+    fn held(&self, paths: &[StorePath])
+    -> impl Future<Output = Result<Vec<Option<PathInfo>>, String>> + Send;
+
+    /// Keeps what builders signed of these paths, and gives all that is kept of them.
+    fn keep_signed(
+        &self,
+        paths: Vec<StorePath>,
+        signed: BTreeMap<StorePath, Vec<Envelope>>,
+    ) -> impl Future<Output = Result<Vec<(StorePath, Vec<BuildRecord>)>, String>> + Send;
+}
+
+/// What a node finds out of what it and others know.
+pub trait Evidence: Surroundings {
     /// What a member knows of these paths, in their order. A member that cannot be asked knows nothing.
-    pub async fn shown_by(&self, peer: NodeKey, paths: &[StorePath]) -> Vec<Option<Shown>> {
-        let mut answers: Vec<Option<Shown>> = paths.iter().map(|path| self.shown.get(peer, path)).collect();
-        let unknown: Vec<usize> = (0..paths.len()).filter(|at| answers[*at].is_none()).collect();
-        if unknown.is_empty() {
-            return answers;
-        }
-        let asked: Vec<StorePath> = unknown.iter().map(|at| paths[*at].clone()).collect();
-        match self.swarm.path_infos(peer, &asked).await {
-            Ok(shown) => {
-                for (at, shown) in unknown.into_iter().zip(shown) {
-                    if let Some(shown) = &shown {
-                        self.shown.keep(peer, shown);
-                    }
-                    answers[at] = shown;
-                }
+    fn shown_by(
+        &self,
+        peer: NodeKey,
+        paths: &[StorePath],
+    ) -> impl Future<Output = Vec<Option<Shown>>> + Send {
+        async move {
+            let mut answers: Vec<Option<Shown>> = paths
+                .iter()
+                .map(|path| self.remembered().get(peer, path))
+                .collect();
+            let unknown: Vec<usize> = (0..paths.len()).filter(|at| answers[*at].is_none()).collect();
+            if unknown.is_empty() {
+                return answers;
             }
-            Err(error) => tracing::debug!(%peer, %error, "a member did not say what it knows of paths"),
+            let asked: Vec<StorePath> = unknown.iter().map(|at| paths[*at].clone()).collect();
+            match self.ask_paths(peer, &asked).await {
+                Ok(shown) => {
+                    for (at, shown) in unknown.into_iter().zip(shown) {
+                        if let Some(shown) = &shown {
+                            self.remembered().keep(peer, shown);
+                        }
+                        answers[at] = shown;
+                    }
+                }
+                Err(error) => tracing::debug!(%peer, %error, "a member did not say what it knows of paths"),
+            }
+            answers
         }
-        answers
     }
 
-    async fn shown_with(&self, peer: NodeKey, paths: &[StorePath]) -> (NodeKey, Vec<Option<Shown>>) {
-        (peer, self.shown_by(peer, paths).await)
+    fn shown_with(
+        &self,
+        peer: NodeKey,
+        paths: &[StorePath],
+    ) -> impl Future<Output = (NodeKey, Vec<Option<Shown>>)> + Send {
+        async move { (peer, self.shown_by(peer, paths).await) }
     }
 
     /// Finds what builders signed of those of these paths on which several have to agree: what is kept here,
@@ -130,58 +182,45 @@ impl TeamNode {
     ///
     /// # Errors
     /// The own store's, in words.
-    pub async fn gather_signed(&self, paths: &[StorePath], findings: &mut Findings) -> Result<(), String> {
-        let grounds = self.trust.grounds();
-        let connected = self.swarm.connected();
-        let mut wanted: Vec<StorePath> = Vec::new();
-        let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
-        for path in paths {
-            let Requirement::Quorum { of, .. } = grounds.policy.for_path(path) else {
-                continue;
-            };
-            if findings.signed.contains_key(path) {
-                continue;
-            }
-            wanted.push(path.clone());
-            for builder in of.iter().filter(|builder| connected.contains(builder)) {
-                questions.entry(*builder).or_default().push(path.clone());
-            }
-        }
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let asked = questions
-            .iter()
-            .map(|(peer, paths)| self.shown_with(*peer, paths));
-        let mut shown: BTreeMap<StorePath, Vec<Envelope>> = BTreeMap::new();
-        for (peer, answers) in futures::future::join_all(asked).await {
-            for answer in answers.into_iter().flatten() {
-                if let Some(record) = answer.record.filter(|record| record.signer == peer) {
-                    shown.entry(answer.info.path).or_default().push(record);
+    fn gather_signed(
+        &self,
+        paths: &[StorePath],
+        findings: &mut Findings,
+    ) -> impl Future<Output = Result<(), String>> + Send {
+        async move {
+            let grounds = self.grounds();
+            let connected = self.connected();
+            let mut wanted: Vec<StorePath> = Vec::new();
+            let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
+            for path in paths {
+                let Requirement::Quorum { of, .. } = grounds.policy.for_path(path) else {
+                    continue;
+                };
+                if findings.signed.contains_key(path) {
+                    continue;
+                }
+                wanted.push(path.clone());
+                for builder in of.iter().filter(|builder| connected.contains(builder)) {
+                    questions.entry(*builder).or_default().push(path.clone());
                 }
             }
-        }
-        let kept = self.depot.blocking(move |store| {
-            let mut all = Vec::with_capacity(wanted.len());
-            for path in wanted {
-                let mut known = store.records_of(&path)?;
-                for record in shown.remove(&path).unwrap_or_default() {
-                    if names(&record, &path) && !known.contains(&record) {
-                        store.put_record(&record)?;
-                        // A newer one takes the place of an older one of the same work.
-                        known = store.records_of(&path)?;
+            if wanted.is_empty() {
+                return Ok(());
+            }
+            let asked = questions
+                .iter()
+                .map(|(peer, paths)| self.shown_with(*peer, paths));
+            let mut shown: BTreeMap<StorePath, Vec<Envelope>> = BTreeMap::new();
+            for (peer, answers) in futures::future::join_all(asked).await {
+                for answer in answers.into_iter().flatten() {
+                    if let Some(record) = answer.record.filter(|record| record.signer == peer) {
+                        shown.entry(answer.info.path).or_default().push(record);
                     }
                 }
-                let records: Vec<BuildRecord> =
-                    known.iter().filter_map(|record| opened(record).ok()).collect();
-                all.push((path, records));
             }
-            Ok(all)
-        });
-        findings
-            .signed
-            .extend(kept.await.map_err(|error| error.to_string())?);
-        Ok(())
+            findings.signed.extend(self.keep_signed(wanted, shown).await?);
+            Ok(())
+        }
     }
 
     /// Whether what a member shows of a path is believed, and why. Where it depends on a record, what
@@ -190,211 +229,223 @@ impl TeamNode {
     ///
     /// # Errors
     /// Why it is not believed, in words.
-    pub async fn accept(
+    fn accept(
         &self,
         peer: NodeKey,
         shown: &Shown,
         word: Word,
         findings: &mut Findings,
-    ) -> Result<Origin, String> {
-        let grounds: Grounds = self.trust.grounds();
-        let mut stack = vec![shown.clone()];
-        let mut budget = EVIDENCE;
-        let mut counted: BTreeSet<StorePath> = BTreeSet::new();
-        while let Some(top) = stack.last() {
-            if stack.len() > EVIDENCE {
-                return Err(format!(
-                    "{} is not accepted: its records go in a circle",
-                    top.info.path
-                ));
-            }
-            let of = top.info.path.clone();
-            if !names_itself(&top.info) {
-                self.gather_signed(std::slice::from_ref(&of), findings).await?;
-            }
-            let signed = findings.signed.get(&of).map_or(&[][..], Vec::as_slice);
-            let needs = match judge(&grounds, peer, top, signed, &findings.accepted, word) {
-                Verdict::Refused(why) => return Err(why),
-                Verdict::Accepted(origin) => {
-                    let (path, tree) = (top.info.path.clone(), top.info.tree);
-                    stack.pop();
-                    if stack.is_empty() {
-                        return Ok(origin);
+    ) -> impl Future<Output = Result<Origin, String>> + Send {
+        async move {
+            let grounds: Grounds = self.grounds();
+            let mut stack = vec![shown.clone()];
+            let mut budget = EVIDENCE;
+            let mut counted: BTreeSet<StorePath> = BTreeSet::new();
+            while let Some(top) = stack.last() {
+                if stack.len() > EVIDENCE {
+                    return Err(format!(
+                        "{} is not accepted: its records go in a circle",
+                        top.info.path
+                    ));
+                }
+                let of = top.info.path.clone();
+                if !names_itself(&top.info) {
+                    self.gather_signed(std::slice::from_ref(&of), findings).await?;
+                }
+                let signed = findings.signed.get(&of).map_or(&[][..], Vec::as_slice);
+                let needs = match judge(&grounds, peer, top, signed, &findings.accepted, word) {
+                    Verdict::Refused(why) => return Err(why),
+                    Verdict::Accepted(origin) => {
+                        let (path, tree) = (top.info.path.clone(), top.info.tree);
+                        stack.pop();
+                        if stack.is_empty() {
+                            return Ok(origin);
+                        }
+                        findings.accepted.insert(path, tree);
+                        continue;
                     }
-                    findings.accepted.insert(path, tree);
+                    Verdict::Needs(needs) => needs,
+                };
+                let paths: Vec<StorePath> = needs.iter().map(|(path, _)| path.clone()).collect();
+                // What is here has been accepted.
+                let here: Vec<PathInfo> = self.held(&paths).await?.into_iter().flatten().collect();
+                if !here.is_empty() {
+                    let here = here.into_iter().map(|info| (info.path, info.tree));
+                    findings.accepted.extend(here);
                     continue;
                 }
-                Verdict::Needs(needs) => needs,
-            };
-            let paths: Vec<StorePath> = needs.iter().map(|(path, _)| path.clone()).collect();
-            // What is here has been accepted.
-            let here = self
-                .depot
-                .infos(paths.clone())
-                .await
-                .map_err(|error| error.to_string())?;
-            if !here.is_empty() {
-                let here = here.into_iter().map(|info| (info.path, info.tree));
-                findings.accepted.extend(here);
-                continue;
-            }
-            let new = paths
-                .iter()
-                .filter(|path| counted.insert((*path).clone()))
-                .count();
-            budget = budget.checked_sub(new).ok_or_else(|| {
-                format!(
-                    "{of} is not accepted: more than {EVIDENCE} other paths would have to be looked at for it"
-                )
-            })?;
-            for ((path, tree), shown) in needs.into_iter().zip(self.shown_by(peer, &paths).await) {
-                let Some(shown) = shown.filter(|shown| shown.info.tree == tree) else {
-                    return Err(format!(
-                        "{of} is not accepted: nothing is known here of {path}, from which it was built, and {peer} \
-                         does not show it"
-                    ));
-                };
-                // A builder checks by its name what names itself before it builds from it; so its record,
-                // which counts here, speaks for the content.
-                if names_itself(&shown.info) {
-                    findings.accepted.insert(path, tree);
-                } else {
-                    stack.push(shown);
+                let new = paths
+                    .iter()
+                    .filter(|path| counted.insert((*path).clone()))
+                    .count();
+                budget = budget.checked_sub(new).ok_or_else(|| {
+                    format!(
+                        "{of} is not accepted: more than {EVIDENCE} other paths would have to be looked at for it"
+                    )
+                })?;
+                for ((path, tree), shown) in needs.into_iter().zip(self.shown_by(peer, &paths).await) {
+                    let Some(shown) = shown.filter(|shown| shown.info.tree == tree) else {
+                        return Err(format!(
+                            "{of} is not accepted: nothing is known here of {path}, from which it was built, and {peer} \
+                             does not show it"
+                        ));
+                    };
+                    // A builder checks by its name what names itself before it builds from it; so its record,
+                    // which counts here, speaks for the content.
+                    if names_itself(&shown.info) {
+                        findings.accepted.insert(path, tree);
+                    } else {
+                        stack.push(shown);
+                    }
                 }
             }
+            Err("there is nothing to believe".to_owned())
         }
-        Err("there is nothing to believe".to_owned())
     }
 
     /// Looks for paths and everything they refer to: here, then at these members, then at whoever has them.
     ///
     /// # Errors
     /// Which path cannot be had, and why, in words.
-    pub async fn survey(&self, roots: &[StorePath], providers: &[NodeKey]) -> Result<Survey, String> {
-        let mut survey = Survey::default();
-        let mut findings = Findings::default();
-        let mut seen: BTreeSet<StorePath> = roots.iter().cloned().collect();
-        let mut level: Vec<StorePath> = seen.iter().cloned().collect();
-        while !level.is_empty() {
-            let missing = self.take_here(level, &mut survey).await?;
-            let mut reasons = BTreeMap::new();
-            let asked: BTreeMap<StorePath, Vec<NodeKey>> = missing
-                .into_iter()
-                .map(|path| (path, providers.to_vec()))
-                .collect();
-            let found = self.take_there(asked, &mut survey, &mut findings, &mut reasons);
-            let missing = found.await;
-            if !missing.is_empty() {
-                let holders = self.swarm.find(&missing, FindScope::All).await;
-                let others = missing.into_iter().map(|path| {
-                    let holders = holders.get(&path).map(|holders| self.swarm.providers(holders));
-                    let mut holders = holders.unwrap_or_default();
-                    holders.retain(|peer| *peer != self.swarm.key() && !providers.contains(peer));
-                    (path, holders)
-                });
-                let found = self.take_there(others.collect(), &mut survey, &mut findings, &mut reasons);
-                if let Some(path) = found.await.first() {
-                    let why = reasons.remove(path);
-                    return Err(why.unwrap_or_else(|| format!("nobody in the team is known to have {path}")));
+    fn survey(
+        &self,
+        roots: &[StorePath],
+        providers: &[NodeKey],
+    ) -> impl Future<Output = Result<Survey, String>> + Send {
+        async move {
+            let mut survey = Survey::default();
+            let mut findings = Findings::default();
+            let mut seen: BTreeSet<StorePath> = roots.iter().cloned().collect();
+            let mut level: Vec<StorePath> = seen.iter().cloned().collect();
+            while !level.is_empty() {
+                let missing = self.take_here(level, &mut survey).await?;
+                let mut reasons = BTreeMap::new();
+                let asked: BTreeMap<StorePath, Vec<NodeKey>> = missing
+                    .into_iter()
+                    .map(|path| (path, providers.to_vec()))
+                    .collect();
+                let found = self.take_there(asked, &mut survey, &mut findings, &mut reasons);
+                let missing = found.await;
+                if !missing.is_empty() {
+                    let mut holders = self.holders(&missing).await;
+                    let others = missing.into_iter().map(|path| {
+                        let mut holders = holders.remove(&path).unwrap_or_default();
+                        holders.retain(|peer| *peer != self.me() && !providers.contains(peer));
+                        (path, holders)
+                    });
+                    let found = self.take_there(others.collect(), &mut survey, &mut findings, &mut reasons);
+                    if let Some(path) = found.await.first() {
+                        let why = reasons.remove(path);
+                        return Err(
+                            why.unwrap_or_else(|| format!("nobody in the team is known to have {path}"))
+                        );
+                    }
+                }
+                let references = survey
+                    .there
+                    .values()
+                    .flat_map(|remote| &remote.shown.info.references);
+                level = references.filter(|path| !seen.contains(*path)).cloned().collect();
+                level.sort();
+                level.dedup();
+                seen.extend(level.iter().cloned());
+                if seen.len() > CLOSURE {
+                    return Err(format!("the closure has more than the {CLOSURE} paths allowed"));
                 }
             }
-            let references = survey
-                .there
-                .values()
-                .flat_map(|remote| &remote.shown.info.references);
-            level = references.filter(|path| !seen.contains(*path)).cloned().collect();
-            level.sort();
-            level.dedup();
-            seen.extend(level.iter().cloned());
-            if seen.len() > CLOSURE {
-                return Err(format!("the closure has more than the {CLOSURE} paths allowed"));
-            }
+            Ok(survey)
         }
-        Ok(survey)
     }
 
     /// Of these paths, those that are not here.
-    async fn take_here(&self, paths: Vec<StorePath>, survey: &mut Survey) -> Result<Vec<StorePath>, String> {
-        let lease = self.depot.lease();
-        let asked = paths.clone();
-        let infos = self.depot.blocking(move |_| Ok(lease.hold(asked.iter())?)).await;
-        let infos = infos.map_err(|error| error.to_string())?;
-        let mut missing = Vec::new();
-        for (path, info) in paths.into_iter().zip(infos) {
-            match info {
-                Some(info) => drop(survey.here.insert(path, info)),
-                None => missing.push(path),
+    fn take_here(
+        &self,
+        paths: Vec<StorePath>,
+        survey: &mut Survey,
+    ) -> impl Future<Output = Result<Vec<StorePath>, String>> + Send {
+        async move {
+            let infos = self.held(&paths).await?;
+            let mut missing = Vec::new();
+            for (path, info) in paths.into_iter().zip(infos) {
+                match info {
+                    Some(info) => drop(survey.here.insert(path, info)),
+                    None => missing.push(path),
+                }
             }
+            Ok(missing)
         }
-        Ok(missing)
     }
 
     /// Asks for each of these paths the first few of its holders. Gives those paths that none of them has
     /// and is believed for.
-    async fn take_there(
+    fn take_there(
         &self,
         paths: BTreeMap<StorePath, Vec<NodeKey>>,
         survey: &mut Survey,
         findings: &mut Findings,
         reasons: &mut BTreeMap<StorePath, String>,
-    ) -> Vec<StorePath> {
-        let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
-        for (path, holders) in &paths {
-            for peer in holders.iter().take(PROVIDERS) {
-                questions.entry(*peer).or_default().push(path.clone());
-            }
-        }
-        let mut asked = Vec::with_capacity(questions.len());
-        for (peer, paths) in &questions {
-            asked.push(self.shown_with(*peer, paths));
-        }
-        let mut answers: BTreeMap<(NodeKey, StorePath), Shown> = BTreeMap::new();
-        for (peer, shown) in futures::future::join_all(asked).await {
-            let paths = questions.get(&peer).into_iter().flatten();
-            let known = paths
-                .zip(shown)
-                .filter_map(|(path, shown)| Some(((peer, path.clone()), shown?)));
-            answers.extend(known);
-        }
-        let shown: Vec<StorePath> = answers.keys().map(|(_, path)| path.clone()).collect();
-        if let Err(error) = self.gather_signed(&shown, findings).await {
-            tracing::warn!(error, "what builders signed could not be looked up");
-        }
-        let mut missing = Vec::new();
-        for (path, holders) in paths {
-            let mut found: Option<Remote> = None;
-            for peer in holders.into_iter().take(PROVIDERS) {
-                let Some(shown) = answers.remove(&(peer, path.clone())) else {
-                    continue;
-                };
-                if let Some(remote) = &mut found {
-                    if remote.shown.info.tree == shown.info.tree {
-                        remote.providers.push(peer);
-                    }
-                    continue;
-                }
-                match self.accept(peer, &shown, Word::Counts, findings).await {
-                    Ok(origin) => {
-                        let providers = vec![peer];
-                        found = Some(Remote {
-                            shown,
-                            origin,
-                            providers,
-                        });
-                    }
-                    Err(why) => drop(reasons.entry(path.clone()).or_insert(why)),
+    ) -> impl Future<Output = Vec<StorePath>> + Send {
+        async move {
+            let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
+            for (path, holders) in &paths {
+                for peer in holders.iter().take(PROVIDERS) {
+                    questions.entry(*peer).or_default().push(path.clone());
                 }
             }
-            match found {
-                Some(remote) => drop(survey.there.insert(path, remote)),
-                None => missing.push(path),
+            let mut asked = Vec::with_capacity(questions.len());
+            for (peer, paths) in &questions {
+                asked.push(self.shown_with(*peer, paths));
             }
+            let mut answers: BTreeMap<(NodeKey, StorePath), Shown> = BTreeMap::new();
+            for (peer, shown) in futures::future::join_all(asked).await {
+                let paths = questions.get(&peer).into_iter().flatten();
+                let known = paths
+                    .zip(shown)
+                    .filter_map(|(path, shown)| Some(((peer, path.clone()), shown?)));
+                answers.extend(known);
+            }
+            let shown: Vec<StorePath> = answers.keys().map(|(_, path)| path.clone()).collect();
+            if let Err(error) = self.gather_signed(&shown, findings).await {
+                tracing::warn!(error, "what builders signed could not be looked up");
+            }
+            let mut missing = Vec::new();
+            for (path, holders) in paths {
+                let mut found: Option<Remote> = None;
+                for peer in holders.into_iter().take(PROVIDERS) {
+                    let Some(shown) = answers.remove(&(peer, path.clone())) else {
+                        continue;
+                    };
+                    if let Some(remote) = &mut found {
+                        if remote.shown.info.tree == shown.info.tree {
+                            remote.providers.push(peer);
+                        }
+                        continue;
+                    }
+                    match self.accept(peer, &shown, Word::Counts, findings).await {
+                        Ok(origin) => {
+                            let providers = vec![peer];
+                            found = Some(Remote {
+                                shown,
+                                origin,
+                                providers,
+                            });
+                        }
+                        Err(why) => drop(reasons.entry(path.clone()).or_insert(why)),
+                    }
+                }
+                match found {
+                    Some(remote) => drop(survey.there.insert(path, remote)),
+                    None => missing.push(path),
+                }
+            }
+            missing
         }
-        missing
     }
 }
 
+impl<S: Surroundings> Evidence for S {}
+
 /// Whether a record holds and names a path as an output.
-fn names(envelope: &Envelope, path: &StorePath) -> bool {
+pub(super) fn names(envelope: &Envelope, path: &StorePath) -> bool {
     opened(envelope).is_ok_and(|record| record.outputs.values().any(|output| output.path == *path))
 }

@@ -16,7 +16,7 @@ use tvix_node_store::{Arrived, ArrivedFile, Naming, Prepared};
 use tvix_node_swarm::{Arrival, ArrivedBlob};
 
 use super::TeamNode;
-use super::evidence::Remote;
+use super::evidence::{Evidence as _, Remote};
 use super::limits::{ARRIVING, STEPS};
 use crate::daemon::depot::DepotError;
 

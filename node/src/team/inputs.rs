@@ -13,15 +13,14 @@ use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation}
 use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_store::AddError;
-use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
-use super::evidence::Findings;
+use super::evidence::{Evidence as _, Findings, Surroundings};
 use super::fetch::{FetchFailure, Item, Keep};
 use super::limits::{PROVIDERS, REQUEST_DERIVATION_BYTES, REQUEST_DERIVATIONS, REQUEST_INPUT_BYTES};
 use super::policy::{Word, names_itself};
 use crate::daemon::depot::{DepotError, read_from};
-use crate::daemon::derivations::{Checked, KnownAs};
+use crate::daemon::derivations::{Checked, CheckedDerivations, KnownAs};
 
 /// The complete closure of what a build reads.
 pub struct Inputs {
@@ -188,132 +187,11 @@ impl TeamNode {
             }
         }
         if !missing.is_empty() {
-            self.judge_missing(request.requester, missing, &mut known).await?;
+            let derivations = &self.depot.derivations;
+            judge_missing(self.as_ref(), derivations, request.requester, missing, &mut known).await?;
             self.bring_inputs(&known).await?;
         }
         self.lay_out(request, known).await
-    }
-
-    /// Decides, references first, which of the missing inputs are accepted.
-    async fn judge_missing(
-        &self,
-        requester: NodeKey,
-        missing: Vec<(&Input, bool)>,
-        known: &mut BTreeMap<StorePath, Known>,
-    ) -> Result<(), Refusal> {
-        let paths: Vec<StorePath> = missing.iter().map(|(input, _)| input.path.clone()).collect();
-        let shown = self.shown_by(requester, &paths);
-        let holders = self.swarm.find(&paths, FindScope::All);
-        let (shown, holders) = tokio::join!(shown, holders);
-        let mut shown: BTreeMap<StorePath, Shown> = paths
-            .iter()
-            .cloned()
-            .zip(shown)
-            .filter_map(|(path, shown)| Some((path, shown?)))
-            .collect();
-        let mut by_request = Findings::default();
-        let mut by_others = Findings::default();
-        for (input, taken) in in_order(missing) {
-            let path = &input.path;
-            let others = holders.get(path).map(|holders| self.swarm.providers(holders));
-            let mut others = others.unwrap_or_default();
-            others.retain(|peer| *peer != requester && *peer != self.swarm.key());
-            let said = shown.remove(path).filter(|shown| shown.info.tree == input.tree);
-            let mut info = claimed(input, said.as_ref());
-            match self.depot.derivations.known_as(path) {
-                // What a derivation fixes is known here, whatever the requester says.
-                KnownAs::Fixed(ca) => info.ca = Some(ca),
-                KnownAs::Output => {}
-                // Nothing but its name can speak for a source. A record of this node will name it with this
-                // content, and others will believe that it was checked.
-                KnownAs::Source => {
-                    if !names_itself(&info) {
-                        info.ca = Some(as_source(input));
-                    }
-                    if !names_itself(&info) {
-                        let message = format!(
-                            "{path} is no output of the derivations of the request, and no content address is given that \
-                             leads to its name"
-                        );
-                        return Err(refusal(RefusalReason::InputContent, message));
-                    }
-                }
-            }
-            let references_accepted = input
-                .references
-                .iter()
-                .filter(|other| *other != path)
-                .all(|path| {
-                    let keep = match known.get(path) {
-                        Some(Known::Here(_)) => return true,
-                        Some(Known::Coming(item)) => &item.keep,
-                        None => return false,
-                    };
-                    matches!(keep, Keep::Accepted { .. })
-                });
-            let mut record: Option<Envelope> = None;
-            let mut verdict = if names_itself(&info) {
-                Ok(Origin::Content)
-            } else if let Some(said) = &said {
-                record = said.record.clone();
-                check_references(input, &said.info)?;
-                self.accept(requester, said, Word::DoesNotCount, &mut by_request)
-                    .await
-            } else {
-                Err(format!("{path} is not shown by the requester"))
-            };
-            if verdict.is_err()
-                && let Some((peer, shown)) = self.shown_elsewhere(&others, input).await
-                && let Ok(origin) = self.accept(peer, &shown, Word::Counts, &mut by_others).await
-            {
-                record = shown.record;
-                verdict = Ok(origin);
-            }
-            // A name that has another tree here keeps it.
-            let keep = match verdict {
-                Ok(origin) if references_accepted && !taken => {
-                    let record = record.filter(|record| {
-                        origin
-                            == Origin::Record {
-                                builder: record.signer,
-                            }
-                    });
-                    info.origin = origin;
-                    Keep::Accepted { record }
-                }
-                Ok(_) => Keep::Aside,
-                Err(why) => {
-                    tracing::info!(%path, %requester, why, "an input is used for its requester alone");
-                    Keep::Aside
-                }
-            };
-            let mut providers = vec![requester];
-            providers.extend(others);
-            let item = Item {
-                info,
-                providers,
-                keep,
-            };
-            known.insert(path.clone(), Known::Coming(item));
-        }
-        Ok(())
-    }
-
-    /// What another member than the requester shows of exactly this content.
-    async fn shown_elsewhere(&self, others: &[NodeKey], input: &Input) -> Option<(NodeKey, Shown)> {
-        for peer in others.iter().take(PROVIDERS) {
-            let shown = self
-                .shown_by(*peer, std::slice::from_ref(&input.path))
-                .await
-                .pop();
-            if let Some(shown) = shown.flatten()
-                && shown.info.tree == input.tree
-                && check_references(input, &shown.info).is_ok()
-            {
-                return Some((*peer, shown));
-            }
-        }
-        None
     }
 
     async fn bring_inputs(self: &Arc<Self>, known: &BTreeMap<StorePath, Known>) -> Result<(), Refusal> {
@@ -368,8 +246,134 @@ impl TeamNode {
     }
 }
 
+/// Decides, references first, which of the missing inputs are accepted.
+pub(super) async fn judge_missing(
+    node: &impl Surroundings,
+    derivations: &CheckedDerivations,
+    requester: NodeKey,
+    missing: Vec<(&Input, bool)>,
+    known: &mut BTreeMap<StorePath, Known>,
+) -> Result<(), Refusal> {
+    let paths: Vec<StorePath> = missing.iter().map(|(input, _)| input.path.clone()).collect();
+    let shown = node.shown_by(requester, &paths);
+    let holders = node.holders(&paths);
+    let (shown, mut holders) = tokio::join!(shown, holders);
+    let mut shown: BTreeMap<StorePath, Shown> = paths
+        .iter()
+        .cloned()
+        .zip(shown)
+        .filter_map(|(path, shown)| Some((path, shown?)))
+        .collect();
+    let mut by_request = Findings::default();
+    let mut by_others = Findings::default();
+    for (input, taken) in in_order(missing) {
+        let path = &input.path;
+        let mut others = holders.remove(path).unwrap_or_default();
+        others.retain(|peer| *peer != requester && *peer != node.me());
+        let said = shown.remove(path).filter(|shown| shown.info.tree == input.tree);
+        let mut info = claimed(input, said.as_ref());
+        match derivations.known_as(path) {
+            // What a derivation fixes is known here, whatever the requester says.
+            KnownAs::Fixed(ca) => info.ca = Some(ca),
+            KnownAs::Output => {}
+            // Nothing but its name can speak for a source. A record of this node will name it with this
+            // content, and others will believe that it was checked.
+            KnownAs::Source => {
+                if !names_itself(&info) {
+                    info.ca = Some(as_source(input));
+                }
+                if !names_itself(&info) {
+                    let message = format!(
+                        "{path} is no output of the derivations of the request, and no content address is given that \
+                         leads to its name"
+                    );
+                    return Err(refusal(RefusalReason::InputContent, message));
+                }
+            }
+        }
+        let references_accepted = input
+            .references
+            .iter()
+            .filter(|other| *other != path)
+            .all(|path| {
+                let keep = match known.get(path) {
+                    Some(Known::Here(_)) => return true,
+                    Some(Known::Coming(item)) => &item.keep,
+                    None => return false,
+                };
+                matches!(keep, Keep::Accepted { .. })
+            });
+        let mut record: Option<Envelope> = None;
+        let mut verdict = if names_itself(&info) {
+            Ok(Origin::Content)
+        } else if let Some(said) = &said {
+            record = said.record.clone();
+            check_references(input, &said.info)?;
+            node.accept(requester, said, Word::DoesNotCount, &mut by_request)
+                .await
+        } else {
+            Err(format!("{path} is not shown by the requester"))
+        };
+        if verdict.is_err()
+            && let Some((peer, shown)) = shown_elsewhere(node, &others, input).await
+            && let Ok(origin) = node.accept(peer, &shown, Word::Counts, &mut by_others).await
+        {
+            record = shown.record;
+            verdict = Ok(origin);
+        }
+        // A name that has another tree here keeps it.
+        let keep = match verdict {
+            Ok(origin) if references_accepted && !taken => {
+                let record = record.filter(|record| {
+                    origin
+                        == Origin::Record {
+                            builder: record.signer,
+                        }
+                });
+                info.origin = origin;
+                Keep::Accepted { record }
+            }
+            Ok(_) => Keep::Aside,
+            Err(why) => {
+                tracing::info!(%path, %requester, why, "an input is used for its requester alone");
+                Keep::Aside
+            }
+        };
+        let mut providers = vec![requester];
+        providers.extend(others);
+        let item = Item {
+            info,
+            providers,
+            keep,
+        };
+        known.insert(path.clone(), Known::Coming(item));
+    }
+    Ok(())
+}
+
+/// What another member than the requester shows of exactly this content.
+async fn shown_elsewhere(
+    node: &impl Surroundings,
+    others: &[NodeKey],
+    input: &Input,
+) -> Option<(NodeKey, Shown)> {
+    for peer in others.iter().take(PROVIDERS) {
+        let shown = node
+            .shown_by(*peer, std::slice::from_ref(&input.path))
+            .await
+            .pop();
+        if let Some(shown) = shown.flatten()
+            && shown.info.tree == input.tree
+            && check_references(input, &shown.info).is_ok()
+        {
+            return Some((*peer, shown));
+        }
+    }
+    None
+}
+
 /// What is known of an input.
-enum Known {
+pub(super) enum Known {
     /// It is here, under its name, with the content asked for.
     Here(PathInfo),
     /// It is to come.
@@ -398,7 +402,7 @@ fn claimed(input: &Input, said: Option<&Shown>) -> PathInfo {
 }
 
 /// The inputs must be the closure of what the derivation reads: nothing less, and nothing more either.
-fn check_closure_of(inputs: &[Input], direct: &BTreeSet<StorePath>) -> Result<(), Refusal> {
+pub(super) fn check_closure_of(inputs: &[Input], direct: &BTreeSet<StorePath>) -> Result<(), Refusal> {
     let find = |path: &StorePath| inputs.binary_search_by(|input| input.path.cmp(path)).ok();
     let mut reached = BTreeSet::new();
     let mut frontier: Vec<&StorePath> = direct.iter().collect();
@@ -425,7 +429,7 @@ fn check_closure_of(inputs: &[Input], direct: &BTreeSet<StorePath>) -> Result<()
 }
 
 /// What an input refers to follows from its content.
-fn check_references(input: &Input, info: &PathInfo) -> Result<(), Refusal> {
+pub(super) fn check_references(input: &Input, info: &PathInfo) -> Result<(), Refusal> {
     if input.references.iter().eq(&info.references) && input.nar_hash == info.nar_hash {
         return Ok(());
     }

@@ -6,19 +6,20 @@
 //! | [`policy`] | whom this node believes about a path |
 //! | [`trust`], [`votes`] | the owner's rules, and what follows from them for builds |
 //! | [`sample`] | what others built, built here again to compare |
-//! | [`evidence`] | what members know of paths, and whether it is believed |
+//! | [`evidence`], `surroundings` | what members know of paths, and whether it is believed |
 //! | [`presence`] | where paths are |
 //! | [`private`] | what stays on this node |
 //! | [`owner_file`] | how rules of the owner are written down |
 //! | [`fetch`] | paths of others into this store |
 //! | [`repair`] | content of damaged paths from others |
-//! | [`request`] | builds that others do for this node |
+//! | [`request`], `answer` | builds that others do for this node |
 //! | [`serve`], [`served`], [`together`], [`inputs`] | builds that this node does for others |
 //! | `kept` | folders of builds that failed |
 //! | [`push`] | paths into the stores of others, and what they push here |
 //! | [`share`], [`load`] | on which terms slots are lent, and how busy the machine is |
 //! | [`shelf`], [`grants`] | what of this store others may see |
 
+mod answer;
 pub mod evidence;
 pub mod fetch;
 pub mod grants;
@@ -39,6 +40,7 @@ pub mod serve;
 pub mod served;
 pub mod share;
 pub mod shelf;
+mod surroundings;
 pub mod together;
 pub mod traffic;
 pub mod trust;

@@ -6,10 +6,9 @@ use tvix_node_coordinator::{Event, PathPresence, Source, limits::SOURCES};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
-use super::evidence::Findings;
+use super::evidence::{Evidence as _, Findings, Surroundings};
 use super::limits::PROVIDERS;
 use super::policy::Word;
 
@@ -74,57 +73,7 @@ impl TeamNode {
         if paths.is_empty() || self.swarm.members().len() < 2 {
             return BTreeMap::new();
         }
-        let holders = self.swarm.find(paths, FindScope::All).await;
-        let mut waiting: BTreeMap<StorePath, Vec<NodeKey>> = holders
-            .iter()
-            .map(|(path, holders)| {
-                let mut providers = self.swarm.providers(holders);
-                providers.retain(|peer| *peer != self.swarm.key());
-                providers.truncate(SOURCES);
-                (path.clone(), providers)
-            })
-            .collect();
-        let mut found = BTreeMap::new();
-        let mut findings = Findings::default();
-        // In each round every path is asked of the best holder that has not been asked for it yet.
-        for round in 0..PROVIDERS {
-            let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
-            for (path, providers) in &waiting {
-                if let Some(peer) = providers.get(round) {
-                    questions.entry(*peer).or_default().push(path.clone());
-                }
-            }
-            let answers = questions.into_iter().map(|(peer, paths)| async move {
-                let shown = self.shown_by(peer, &paths).await;
-                (peer, paths, shown)
-            });
-            for (peer, paths, shown) in futures::future::join_all(answers).await {
-                let there = paths.iter().zip(&shown).filter(|(_, shown)| shown.is_some());
-                let there: Vec<StorePath> = there.map(|(path, _)| path.clone()).collect();
-                if let Err(error) = self.gather_signed(&there, &mut findings).await {
-                    tracing::warn!(error, "what builders signed could not be looked up");
-                }
-                for (path, shown) in paths.into_iter().zip(shown) {
-                    let Some(shown) = shown else { continue };
-                    if let Err(why) = self.accept(peer, &shown, Word::Counts, &mut findings).await {
-                        tracing::info!(%path, %peer, why, "a path that is there is not accepted");
-                        continue;
-                    }
-                    let Some(mut providers) = waiting.remove(&path) else {
-                        continue;
-                    };
-                    providers.retain(|provider| *provider != peer);
-                    providers.insert(0, peer);
-                    let sources = providers.into_iter().map(Source::Peer).collect();
-                    let nar_size = Some(shown.info.nar_size);
-                    found.insert(path, Found { sources, nar_size });
-                }
-            }
-            if waiting.is_empty() {
-                break;
-            }
-        }
-        found
+        believed_elsewhere(self, paths).await
     }
 
     /// How much of a derivation's inputs which of these nodes has: of what is here the whole closure counts,
@@ -174,9 +123,64 @@ impl TeamNode {
     }
 }
 
+/// Who has these paths and is believed for them, as far as the node can find out.
+pub(super) async fn believed_elsewhere(
+    node: &impl Surroundings,
+    paths: &[StorePath],
+) -> BTreeMap<StorePath, Found> {
+    let mut waiting = node.holders(paths).await;
+    for providers in waiting.values_mut() {
+        providers.retain(|peer| *peer != node.me());
+        providers.truncate(SOURCES);
+    }
+    let mut found = BTreeMap::new();
+    let mut findings = Findings::default();
+    // In each round every path is asked of the best holder that has not been asked for it yet.
+    for round in 0..PROVIDERS {
+        let mut questions: BTreeMap<NodeKey, Vec<StorePath>> = BTreeMap::new();
+        for (path, providers) in &waiting {
+            if let Some(peer) = providers.get(round) {
+                questions.entry(*peer).or_default().push(path.clone());
+            }
+        }
+        let answers = questions.into_iter().map(|(peer, paths)| async move {
+            let shown = node.shown_by(peer, &paths).await;
+            (peer, paths, shown)
+        });
+        for (peer, paths, shown) in futures::future::join_all(answers).await {
+            let there = paths.iter().zip(&shown).filter(|(_, shown)| shown.is_some());
+            let there: Vec<StorePath> = there.map(|(path, _)| path.clone()).collect();
+            if let Err(error) = node.gather_signed(&there, &mut findings).await {
+                tracing::warn!(error, "what builders signed could not be looked up");
+            }
+            for (path, shown) in paths.into_iter().zip(shown) {
+                let Some(shown) = shown else { continue };
+                if let Err(why) = node.accept(peer, &shown, Word::Counts, &mut findings).await {
+                    tracing::info!(%path, %peer, why, "a path that is there is not accepted");
+                    continue;
+                }
+                let Some(mut providers) = waiting.remove(&path) else {
+                    continue;
+                };
+                providers.retain(|provider| *provider != peer);
+                providers.insert(0, peer);
+                let sources = providers.into_iter().map(Source::Peer).collect();
+                let nar_size = Some(shown.info.nar_size);
+                found.insert(path, Found { sources, nar_size });
+            }
+        }
+        if waiting.is_empty() {
+            break;
+        }
+    }
+    found
+}
+
 /// Who has a path.
 #[derive(Debug, Default)]
-struct Found {
-    sources: Vec<Source>,
-    nar_size: Option<u64>,
+pub(super) struct Found {
+    /// From whom it can be fetched, the best first.
+    pub(super) sources: Vec<Source>,
+    /// Bytes of its archive, where known.
+    pub(super) nar_size: Option<u64>,
 }

@@ -14,7 +14,7 @@ use tvix_node_swarm::PushError;
 use tvix_node_swarm::events::IncomingPush;
 
 use super::TeamNode;
-use super::evidence::Findings;
+use super::evidence::{Evidence as _, Findings};
 use super::fetch::{Item, Keep};
 use super::limits::{CLOSURE, OFFERED};
 use super::policy::Word;

@@ -8,6 +8,7 @@ use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_swarm::{FetchOrder, FindScope};
 
 use super::TeamNode;
+use super::evidence::Evidence as _;
 use super::fetch::Content;
 use super::limits::PROVIDERS;
 

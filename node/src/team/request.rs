@@ -11,13 +11,14 @@ use tvix_node_protocol::build::{
 };
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::{self, Pushed, Refusal, RefusalReason};
-use tvix_node_protocol::nix::derivation::Derivation;
-use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::roster::Role;
 use tvix_node_store::Prepared;
 use tvix_node_swarm::{BuildCall, BuildCallError, BuildEvent, CallError};
 
 use super::TeamNode;
+use super::answer::{Asked, described};
+use super::evidence::Evidence as _;
 use super::fetch::FetchFailure;
 use super::limits::{LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
 use super::votes::{self, Standing};
@@ -56,7 +57,7 @@ pub struct Order {
 
 /// Why a far build came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum RequestFailure {
+pub(super) enum RequestFailure {
     /// The store of this node.
     #[error(transparent)]
     Depot(#[from] DepotError),
@@ -124,7 +125,7 @@ enum RequestFailure {
 }
 
 impl RequestFailure {
-    fn kind(&self) -> FailureKind {
+    pub(super) fn kind(&self) -> FailureKind {
         match self {
             Self::Depot(DepotError::Derivation(_)) => FailureKind::Builder,
             Self::Cancelled => FailureKind::Cancelled,
@@ -170,13 +171,6 @@ fn without_who(error: &BuildCallError) -> String {
         BuildCallError::Call(CallError::Wire { source, .. }) => source.to_string(),
         error => error.to_string(),
     }
-}
-
-/// A derivation to be asked for, and what it reads.
-struct Asked {
-    derivation: Derivation,
-    outputs: BTreeMap<String, StorePath>,
-    inputs: Vec<Input>,
 }
 
 /// What a builder delivered.
@@ -431,7 +425,7 @@ impl TeamNode {
         if !members.may(record.builder, Role::Build) {
             return Err(wrong("it does not have the role 'build' any more".to_owned()));
         }
-        let infos = described(asked, record, order).map_err(wrong)?;
+        let infos = described(asked, &order.derivation, record).map_err(wrong)?;
         let note = BuildNote {
             reason: order.reason.clone(),
             started: record.started,
@@ -527,59 +521,6 @@ impl TeamNode {
         // Where the engine has ended, nobody listens.
         drop(self.engine.send(Message::Line { build, line }).await);
     }
-}
-
-/// The outputs as this node will know them. Everything the record says must follow from what was asked.
-fn described(
-    asked: &Asked,
-    record: &BuildRecord,
-    order: &Order,
-) -> Result<BTreeMap<String, PathInfo>, String> {
-    if !record.outputs.keys().eq(asked.outputs.keys()) {
-        return Err("it names other outputs than the derivation has".to_owned());
-    }
-    let same = record.inputs.iter().map(|input| (&input.path, &input.tree));
-    if !same.eq(asked.inputs.iter().map(|input| (&input.path, &input.tree))) {
-        return Err("it names other inputs than were asked to be used".to_owned());
-    }
-    let own: BTreeSet<&StorePath> = asked.outputs.values().collect();
-    let mut infos = BTreeMap::new();
-    for (name, output) in &record.outputs {
-        if asked.outputs.get(name) != Some(&output.path) {
-            return Err(format!("it puts the output '{name}' at {}", output.path));
-        }
-        let stray = output.references.iter().find(|reference| {
-            let input = asked.inputs.binary_search_by(|input| input.path.cmp(reference));
-            input.is_err() && !own.contains(reference)
-        });
-        if let Some(stray) = stray {
-            return Err(format!(
-                "the output '{name}' refers to {stray}, which is no input of the build"
-            ));
-        }
-        let fixed = asked
-            .derivation
-            .outputs()
-            .get(name)
-            .and_then(|output| output.fixed_content_address());
-        let ca = fixed.map(|ca| ca.to_nix_string());
-        let info = PathInfo {
-            path: output.path.clone(),
-            tree: output.tree,
-            nar_hash: output.nar_hash,
-            nar_size: output.nar_size,
-            references: output.references.iter().cloned().collect(),
-            deriver: Some(order.derivation.clone()),
-            ca,
-            origin: Origin::Record {
-                builder: record.builder,
-            },
-            registered: 0,
-            signatures: Vec::new(),
-        };
-        infos.insert(name.clone(), info);
-    }
-    Ok(infos)
 }
 
 /// Tells a builder that its build is not wanted. The stream's end says the same, should this be slow.

@@ -127,17 +127,7 @@ impl TeamNode {
                 progress = prepared(&waiting.build) => progress,
                 () = incoming.cancelled() => return,
             };
-            // What is only for the one who asked first, or failed for what he has, says nothing about this request.
-            let for_another = match &progress {
-                Progress::Preparing => false,
-                Progress::Running { for_one } => *for_one && !begun,
-                Progress::Over(ended) => match &**ended {
-                    Ended::Refused(refusal) => !begun && refusal.reason != RefusalReason::Busy,
-                    Ended::Built { accepted, .. } => !accepted && !begun,
-                    Ended::Failed(_) => false,
-                },
-            };
-            if for_another {
+            if !begun && progress.is_for_another() {
                 (waiting, begun) = self.jobs.building.join(None, limits);
                 continue;
             }

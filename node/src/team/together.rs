@@ -69,6 +69,22 @@ pub enum Progress {
     Over(Arc<Ended>),
 }
 
+impl Progress {
+    /// Whether it says nothing about the request of one who has joined: what is only for the one who asked first, or
+    /// failed for what he has.
+    pub fn is_for_another(&self) -> bool {
+        match self {
+            Self::Preparing => false,
+            Self::Running { for_one } => *for_one,
+            Self::Over(ended) => match &**ended {
+                Ended::Refused(refusal) => refusal.reason != RefusalReason::Busy,
+                Ended::Built { accepted, .. } => !accepted,
+                Ended::Failed(_) => false,
+            },
+        }
+    }
+}
+
 /// The last part of a log.
 #[derive(Debug, Default)]
 struct Log {
