@@ -40,6 +40,8 @@ pub mod serve;
 pub mod served;
 pub mod share;
 pub mod shelf;
+#[cfg(test)]
+mod simulation;
 mod surroundings;
 pub mod together;
 pub mod traffic;

@@ -1,0 +1,629 @@
+//! One life of one machine: its coordinator, its memory, and what it does when something happens.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tvix_node_coordinator::{
+    Action, BuildId, Config, Coordinator, Derivation, Event, FetchId, InputDerivation, OwnBuilder, PeerOffer,
+    Quorum, SessionId, SessionOptions, Time,
+};
+use tvix_node_protocol::build::BuildLimits;
+use tvix_node_protocol::control::{EventKind, Outcome, SessionMode};
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::roster::Role;
+use tvix_node_protocol::trust::Requirement;
+use tvix_node_swarm::gate::{NonceBook, RequestGate};
+use tvix_node_swarm::presence::{Advertisement, PresenceTable};
+
+use super::super::evidence::ShownPaths;
+use super::super::grants::Grants;
+use super::super::served::Served;
+use super::super::together::SharedBuilds;
+use super::executor::Group;
+use super::plan::{Nature, View};
+use super::world::{World, lock};
+use crate::daemon::derivations::CheckedDerivations;
+
+pub struct Core {
+    pub coordinator: Coordinator,
+    pub gate: RequestGate<NonceBook>,
+    pub table: PresenceTable,
+    pub own: Advertisement,
+    pub builds: HashMap<BuildId, CancellationToken>,
+    pub fetches: HashMap<FetchId, CancellationToken>,
+    pub lent: u32,
+    pub serial: u64,
+    pub publishing: bool,
+    /// When the coordinator is told the time next.
+    tick: Option<u64>,
+    told_free: Option<u32>,
+    telling: bool,
+    seen: BTreeSet<usize>,
+    known_builds: BTreeSet<BuildId>,
+    sessions: BTreeMap<u64, (usize, watch::Sender<bool>)>,
+}
+
+pub struct Node {
+    pub world: Arc<World>,
+    pub at: usize,
+    pub key: NodeKey,
+    pub group: Group,
+    pub core: Mutex<Core>,
+    pub shown: ShownPaths,
+    pub building: Arc<SharedBuilds>,
+    pub served: Arc<Served>,
+    pub grants: Grants,
+    pub derivations: CheckedDerivations,
+    /// What a liar has to lie with.
+    pub bag: Mutex<super::liar::Bag>,
+}
+
+impl Node {
+    pub fn new(world: &Arc<World>, at: usize, life: u64) -> Arc<Self> {
+        let plan = &world.plan;
+        let machine = &plan.machines[at];
+        let nonces = lock(&world.disks[at]).nonces.clone();
+        let view = &plan.views[usize::from(machine.hears <= world.now())];
+        let mut own = Advertisement::new(view.secret.clone(), plan.machines.len());
+        own.add(lock(&world.disks[at]).paths.keys());
+        Arc::new(Self {
+            world: Arc::clone(world),
+            at,
+            key: machine.key,
+            group: Group(life),
+            core: Mutex::new(Core {
+                coordinator: Coordinator::new(Config::new(format!("node-{at}"))),
+                gate: RequestGate::new(plan.swarm, machine.key, nonces),
+                table: PresenceTable::new(plan.swarm),
+                own,
+                builds: HashMap::new(),
+                fetches: HashMap::new(),
+                lent: 0,
+                serial: world.now() * 1_000,
+                publishing: false,
+                tick: None,
+                told_free: None,
+                telling: false,
+                seen: BTreeSet::new(),
+                known_builds: BTreeSet::new(),
+                sessions: BTreeMap::new(),
+            }),
+            shown: ShownPaths::default(),
+            building: Arc::default(),
+            served: Arc::default(),
+            grants: Grants::default(),
+            derivations: CheckedDerivations::default(),
+            bag: Mutex::default(),
+        })
+    }
+
+    pub fn is_honest(&self) -> bool {
+        self.world.plan.machines[self.at].nature == Nature::Honest
+    }
+
+    pub fn view(&self) -> &View {
+        let heard = self.world.plan.machines[self.at].hears <= self.world.now();
+        &self.world.plan.views[usize::from(heard)]
+    }
+
+    pub fn clock(&self) -> u64 {
+        self.world.clock(self.at)
+    }
+
+    pub fn nonces(&self) -> NonceBook {
+        lock(&self.core).gate.nonces().clone()
+    }
+
+    pub fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        self.world.executor.spawn(self.group, task);
+    }
+
+    pub async fn sleep(&self, millis: u64) {
+        self.world.executor.sleep(millis).await;
+    }
+
+    /// The first thing in a life.
+    pub fn begin(self: &Arc<Self>) {
+        let machine = &self.world.plan.machines[self.at];
+        if self.is_honest() {
+            self.event(Event::OwnBuilder(OwnBuilder {
+                slots: machine.slots,
+                systems: vec!["x86_64-linux".to_owned()],
+                features: vec![],
+            }));
+            self.publish_soon();
+        } else {
+            let texts = self
+                .world
+                .plan
+                .jobs
+                .iter()
+                .map(|job| (job.drv.clone(), job.text.clone()));
+            lock(&self.world.disks[self.at]).texts.extend(texts);
+        }
+        self.look_around();
+        for other in machine.neighbours.clone() {
+            if let Some(node) = self.world.node(other) {
+                node.look_around();
+            }
+        }
+    }
+
+    /// Connections come and go: it takes a moment until that is noticed.
+    pub fn look_around(self: &Arc<Self>) {
+        for other in self.world.plan.machines[self.at].neighbours.clone() {
+            if self.sees(other) == lock(&self.core).seen.contains(&other) {
+                continue;
+            }
+            let node = Arc::clone(self);
+            let delay = self.world.dice().between(5, 400);
+            self.spawn(async move {
+                node.sleep(delay).await;
+                let sees = node.sees(other);
+                let changed = {
+                    let seen = &mut lock(&node.core).seen;
+                    if sees {
+                        seen.insert(other)
+                    } else {
+                        seen.remove(&other)
+                    }
+                };
+                if changed && sees {
+                    node.offer_of(other);
+                } else if changed {
+                    let key = node.world.plan.machines[other].key;
+                    node.world.ledger().builder_gone(node.at, other);
+                    node.event(Event::PeerGone { node: key });
+                }
+            });
+        }
+    }
+
+    /// Who this node is connected with.
+    pub fn seen(&self) -> BTreeSet<usize> {
+        lock(&self.core).seen.clone()
+    }
+
+    fn sees(&self, other: usize) -> bool {
+        let plan = &self.world.plan;
+        let theirs = &plan.machines[other];
+        self.world.node(other).is_some()
+            && plan.hear(self.at, other, self.world.now())
+            && self.view().members.contains(theirs.key)
+            && plan.views[usize::from(theirs.hears <= self.world.now())]
+                .members
+                .contains(self.key)
+    }
+
+    /// Tells the coordinator what a peer offers.
+    fn offer_of(self: &Arc<Self>, other: usize) {
+        let Some(peer) = self.world.node(other) else {
+            return;
+        };
+        if !self.is_honest() || !lock(&self.core).seen.contains(&other) {
+            return;
+        }
+        let members = &self.view().members;
+        let builds = members.may(peer.key, Role::Build) && members.may(self.key, Role::Request);
+        let slots = self.world.plan.machines[other]
+            .slots
+            .max(u32::from(!peer.is_honest()));
+        let free = if peer.is_honest() {
+            lock(&peer.core).coordinator.free_slots()
+        } else {
+            slots
+        };
+        let offer = PeerOffer {
+            name: format!("node-{other}"),
+            slots_free: if builds { free } else { 0 },
+            slots: if builds { slots } else { 0 },
+            systems: vec!["x86_64-linux".to_owned()],
+            features: vec![],
+            fixed_outputs: false,
+            link: tvix_node_coordinator::placement::Link::default(),
+            load: 0,
+            cores: 4,
+            withheld: None,
+        };
+        self.event(Event::Peer {
+            node: peer.key,
+            offer,
+        });
+    }
+
+    /// From now on somebody is out, and what has been advertised is advertised under other keys.
+    pub fn hears_of_revocation(self: &Arc<Self>) {
+        let mut own = Advertisement::new(self.view().secret.clone(), self.world.plan.machines.len());
+        own.add(lock(&self.world.disks[self.at]).paths.keys());
+        lock(&self.core).own = own;
+        self.look_around();
+        self.publish_soon();
+        for other in self.seen() {
+            self.offer_of(other);
+        }
+    }
+
+    /// Whether nothing is left that a world without commands should not have.
+    pub fn check_idle(&self) {
+        let core = lock(&self.core);
+        assert!(
+            core.coordinator.is_idle(),
+            "ENDLESS: the coordinator of machine {} is not idle at the end",
+            self.at
+        );
+        assert!(
+            core.sessions.is_empty(),
+            "ENDLESS: commands are left at machine {}",
+            self.at
+        );
+        assert!(
+            !self.served.is_serving(),
+            "ENDLESS: machine {} still serves somebody",
+            self.at
+        );
+        assert_eq!(
+            core.lent, 0,
+            "ENDLESS: slots of machine {} are still lent",
+            self.at
+        );
+    }
+
+    /// Hands an event to the coordinator and does what it wants done.
+    pub fn event(self: &Arc<Self>, event: Event) {
+        let (at, now) = (self.at, self.world.now());
+        match &event {
+            Event::BuildStarted { build } | Event::Heartbeat { build } => {
+                self.world.ledger().heard_of(at, build.0, now)
+            }
+            Event::BuildFinished { build, .. } | Event::BuildFailed { build, .. } => {
+                lock(&self.core).builds.remove(build);
+                self.world.ledger().attempt_over(at, build.0);
+            }
+            _ => {}
+        }
+        self.world.say(|| format!("{at:>3} event  {event:?}"));
+        let (actions, new, free) = {
+            let mut core = lock(&self.core);
+            let actions = core.coordinator.handle(Time(now), event);
+            let views: Vec<_> = core
+                .coordinator
+                .builds()
+                .map(|view| (view.build, view.derivation, view.node))
+                .collect();
+            let mut new = vec![];
+            for (build, derivation, node) in views {
+                if core.known_builds.insert(build) {
+                    new.push((build, derivation, node));
+                }
+            }
+            (actions, new, core.coordinator.free_slots())
+        };
+        for (build, derivation, node) in new {
+            let builder = node.and_then(|key| self.world.number(key));
+            self.world
+                .ledger()
+                .placed(at, build.0, self.world.jobs[&derivation], builder, now);
+        }
+        for action in actions {
+            self.world.say(|| format!("{at:>3} action {action:?}"));
+            self.act(action);
+        }
+        self.schedule_tick();
+        self.tell_free(free);
+    }
+
+    fn schedule_tick(self: &Arc<Self>) {
+        let mut core = lock(&self.core);
+        let Some(due) = core.coordinator.deadline() else {
+            return;
+        };
+        if core.tick.is_some_and(|tick| tick <= due.0) {
+            return;
+        }
+        core.tick = Some(due.0);
+        let node = Arc::clone(self);
+        self.spawn(async move {
+            node.sleep(due.0.saturating_sub(node.world.now()).max(1)).await;
+            {
+                let mut core = lock(&node.core);
+                if core.tick != Some(due.0) {
+                    return;
+                }
+                core.tick = None;
+            }
+            node.event(Event::Tick);
+        });
+    }
+
+    /// Tells the neighbours how many slots are free, some time after that has changed.
+    fn tell_free(self: &Arc<Self>, free: u32) {
+        let mut core = lock(&self.core);
+        if core.told_free == Some(free) || core.telling {
+            return;
+        }
+        core.telling = true;
+        let node = Arc::clone(self);
+        self.spawn(async move {
+            node.sleep(100).await;
+            {
+                let mut core = lock(&node.core);
+                core.telling = false;
+                core.told_free = Some(core.coordinator.free_slots());
+            }
+            for other in node.world.plan.machines[node.at].neighbours.clone() {
+                let Some(way) = node.world.way(node.at, other) else {
+                    continue;
+                };
+                let (world, at) = (Arc::clone(&node.world), node.at);
+                node.spawn(async move {
+                    world.executor.sleep(way).await;
+                    if let Some(peer) = world.node(other) {
+                        peer.offer_of(at);
+                    }
+                });
+            }
+        });
+    }
+
+    fn act(self: &Arc<Self>, action: Action) {
+        let node = Arc::clone(self);
+        match action {
+            Action::AskPresence {
+                question,
+                paths,
+                desired_store,
+            } => {
+                assert!(desired_store.is_none());
+                self.world
+                    .ledger()
+                    .presence_asked(self.at, &paths, self.world.now());
+                self.spawn(async move { node.answer_presence(question, paths).await });
+            }
+            Action::WeighInputs {
+                derivation,
+                inputs,
+                nodes,
+            } => {
+                self.spawn(async move { node.weigh(derivation, inputs, nodes).await });
+            }
+            Action::Fetch {
+                fetch, path, from, ..
+            } => {
+                let cancel = CancellationToken::new();
+                lock(&self.core).fetches.insert(fetch, cancel.clone());
+                self.spawn(async move {
+                    let fetching = node.fetch(fetch, path, from);
+                    let event = cancel.run_until_cancelled(fetching).await;
+                    lock(&node.core).fetches.remove(&fetch);
+                    if let Some(event) = event {
+                        node.event(event);
+                    }
+                });
+            }
+            Action::CancelFetch { fetch } => {
+                if let Some(cancel) = lock(&self.core).fetches.remove(&fetch) {
+                    cancel.cancel();
+                }
+            }
+            Action::BuildHere {
+                build, derivation, ..
+            } => {
+                self.world.ledger().begins_here(self.at, build.0);
+                let cancel = CancellationToken::new();
+                lock(&self.core).builds.insert(build, cancel.clone());
+                self.spawn(async move {
+                    let event = node.build_here(build, derivation, cancel).await;
+                    node.event(event);
+                });
+            }
+            Action::Request {
+                build,
+                node: builder,
+                derivation,
+                outputs,
+                kind,
+                urgency,
+                cores,
+                limits,
+                bring,
+                ..
+            } => {
+                let cancel = CancellationToken::new();
+                lock(&self.core).builds.insert(build, cancel.clone());
+                let order = super::super::request::Order {
+                    build,
+                    node: builder,
+                    derivation,
+                    outputs,
+                    kind,
+                    desired_store: None,
+                    bring,
+                    cores,
+                    limits,
+                    urgency,
+                    reason: String::new(),
+                    keep_failed: false,
+                };
+                self.spawn(async move {
+                    let event = node.request(order, cancel).await;
+                    node.event(event);
+                });
+            }
+            Action::CancelBuild { build, .. } => {
+                self.world.ledger().attempt_over(self.at, build.0);
+                if let Some(cancel) = lock(&self.core).builds.remove(&build) {
+                    cancel.cancel();
+                }
+            }
+            Action::Tell { session, event } => self.told(session.0, &event),
+            // The store keeps everything while its node is up, and the stream of a request is its lease.
+            Action::Release { .. } | Action::RenewLease { .. } => {}
+            Action::Push { .. } | Action::CancelPush { .. } => panic!("no command here names a store"),
+            Action::Check { .. } | Action::CancelChecks { .. } => panic!("no command here checks"),
+            Action::Refuse { refusal, .. } => panic!("a command is refused: {refusal}"),
+        }
+    }
+
+    fn told(self: &Arc<Self>, session: u64, event: &EventKind) {
+        match event {
+            EventKind::TargetDone { target, .. } => {
+                let number = lock(&self.core).sessions.get(&session).map(|(number, _)| *number);
+                let number = number.expect("only open commands are told something");
+                let job = self.world.plan.sessions[number].targets[usize::try_from(*target).unwrap()];
+                self.world.ledger().target_done(self.at, session, job);
+            }
+            EventKind::Ended { outcome, .. } => {
+                let success = *outcome == Outcome::Success;
+                let interrupted = *outcome == Outcome::Interrupted;
+                self.world
+                    .ledger()
+                    .session_over(self.at, session, success, interrupted);
+                let over = lock(&self.core).sessions.remove(&session);
+                over.expect("a command is told its end once").1.send_replace(true);
+            }
+            _ => {}
+        }
+    }
+
+    /// A command opens a session; what it waits for becomes true when it is told the end.
+    pub fn open(self: &Arc<Self>, id: u64, number: usize) -> watch::Receiver<bool> {
+        let plan = Arc::clone(&self.world.plan);
+        let session = &plan.sessions[number];
+        let (over, receiver) = watch::channel(false);
+        lock(&self.core).sessions.insert(id, (number, over));
+        self.world.ledger().opened(self.at, id, &session.targets);
+        let options = SessionOptions {
+            mode: SessionMode::Build,
+            keep_going: session.keep_going,
+            jobs: None,
+            cores: 0,
+            limits: BuildLimits::NONE,
+            to: None,
+        };
+        self.event(Event::SessionOpened {
+            session: SessionId(id),
+            options,
+        });
+        let mut wanted = BTreeSet::new();
+        let mut frontier = session.targets.clone();
+        while let Some(job) = frontier.pop() {
+            if wanted.insert(job) {
+                frontier.extend(&plan.jobs[job].inputs);
+            }
+        }
+        let node = Arc::clone(self);
+        let interrupted = session.interrupted;
+        if let Some(after) = interrupted {
+            let node = Arc::clone(self);
+            self.spawn(async move {
+                node.sleep(after).await;
+                if lock(&node.core).sessions.contains_key(&id) {
+                    node.event(Event::SessionInterrupted {
+                        session: SessionId(id),
+                    });
+                }
+            });
+        }
+        self.spawn(async move { node.evaluate(SessionId(id), number, wanted).await });
+        receiver
+    }
+
+    async fn evaluate(self: &Arc<Self>, session: SessionId, number: usize, wanted: BTreeSet<usize>) {
+        let plan = Arc::clone(&self.world.plan);
+        let is_open = || lock(&self.core).sessions.contains_key(&session.0);
+        // Inputs have lower numbers than what uses them.
+        for job in wanted {
+            if !is_open() {
+                return;
+            }
+            for source in &plan.jobs[job].sources {
+                self.add_source(*source);
+            }
+            lock(&self.world.disks[self.at])
+                .texts
+                .insert(plan.jobs[job].drv.clone(), plan.jobs[job].text.clone());
+            let derivations = vec![self.derivation_of(job)];
+            self.event(Event::Instantiated { session, derivations });
+            let pause = self.world.dice().between(0, 20);
+            self.sleep(pause).await;
+        }
+        for (target, job) in plan.sessions[number].targets.iter().enumerate() {
+            if !is_open() {
+                return;
+            }
+            self.event(Event::TargetNamed {
+                session,
+                target: target as u64,
+                name: format!("job-{job}"),
+                derivation: plan.jobs[*job].drv.clone(),
+                outputs: plan.jobs[*job].outputs.keys().cloned().collect(),
+            });
+            self.sleep(1).await;
+        }
+        if is_open() {
+            self.event(Event::EvaluationEnded { session });
+        }
+    }
+
+    fn derivation_of(&self, job: usize) -> Derivation {
+        let plan = &self.world.plan;
+        let job = &plan.jobs[job];
+        let policy = &plan.machines[self.at].policy;
+        let quorum = match policy.for_paths(job.outputs.values()) {
+            Requirement::Roster | Requirement::Sample { .. } => None,
+            Requirement::Own => Some(Quorum {
+                needed: 1,
+                here: true,
+                of: vec![],
+            }),
+            Requirement::Quorum { needed, of } => Some(Quorum {
+                needed: *needed,
+                here: of.contains(&self.key),
+                of: of.iter().filter(|node| **node != self.key).copied().collect(),
+            }),
+        };
+        Derivation {
+            path: job.drv.clone(),
+            outputs: job.outputs.clone(),
+            inputs: job
+                .inputs
+                .iter()
+                .map(|input| InputDerivation {
+                    derivation: plan.jobs[*input].drv.clone(),
+                    outputs: plan.jobs[*input].outputs.keys().cloned().collect(),
+                })
+                .collect(),
+            sources: job
+                .sources
+                .iter()
+                .map(|source| plan.sources[*source].path.clone())
+                .collect(),
+            system: "x86_64-linux".to_owned(),
+            required_features: vec![],
+            prefer_local: false,
+            fixed_output: false,
+            quorum,
+        }
+    }
+
+    /// A command adds a source to the store.
+    pub fn add_source(self: &Arc<Self>, number: usize) {
+        let source = &self.world.plan.sources[number];
+        let info = PathInfo {
+            path: source.path.clone(),
+            tree: source.tree,
+            nar_hash: source.nar_hash,
+            nar_size: 1_000,
+            references: BTreeSet::new(),
+            deriver: None,
+            ca: Some(source.ca.clone()),
+            origin: Origin::Content,
+            registered: self.clock(),
+            signatures: vec![],
+        };
+        self.commit(vec![info], None);
+    }
+}

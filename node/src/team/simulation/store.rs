@@ -1,0 +1,595 @@
+//! What a machine keeps, shows and serves, and how it finds what others have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tvix_node_coordinator::{Event, FetchId, PathPresence, QuestionId, Source};
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::BuildRecord;
+use tvix_node_protocol::envelope::{Envelope, NodeKey, seal};
+use tvix_node_protocol::messages::{Claim, Shown};
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, Region};
+use tvix_node_protocol::tree::TreeDigest;
+use tvix_node_swarm::presence::{Offer, claimed};
+
+use super::super::evidence::{Evidence as _, Remote, ShownPaths, Surroundings, names};
+use super::super::fetch::{Item, Keep};
+use super::super::policy::{Grounds, opened};
+use super::super::presence::believed_elsewhere;
+use super::node::Node;
+use super::world::{Disk, lock};
+
+/// Members that keep the records of a region.
+const KEEPERS: usize = 3;
+
+/// Seconds for which it is said that a path is there.
+const PRESENCE: u64 = 7_200;
+
+impl Disk {
+    /// Keeps a record; a newer one takes the place of an older one of the same work.
+    pub fn put_record(&mut self, envelope: &Envelope) {
+        let Ok(record) = opened(envelope) else { return };
+        let put = |known: &mut Vec<Envelope>| {
+            let same = |other: &Envelope| {
+                other.signer == envelope.signer
+                    && opened(other).is_ok_and(|other| other.build_key == record.build_key)
+            };
+            match known.iter_mut().find(|other| same(other)) {
+                Some(old) => *old = envelope.clone(),
+                None => known.push(envelope.clone()),
+            }
+        };
+        for output in record.outputs.values() {
+            put(self.records.entry(output.path.clone()).or_default());
+        }
+        put(self.by_key.entry(record.build_key).or_default());
+    }
+
+    pub fn closure<'a>(
+        &self,
+        roots: impl IntoIterator<Item = &'a StorePath>,
+    ) -> BTreeMap<StorePath, PathInfo> {
+        let mut closure = BTreeMap::new();
+        let mut frontier: Vec<StorePath> = roots.into_iter().cloned().collect();
+        while let Some(path) = frontier.pop() {
+            if let Some(info) = self.paths.get(&path)
+                && closure.insert(path, info.clone()).is_none()
+            {
+                frontier.extend(info.references.iter().cloned());
+            }
+        }
+        closure
+    }
+}
+
+impl Surroundings for Node {
+    fn grounds(&self) -> Grounds {
+        Grounds {
+            members: Some(Arc::clone(&self.view().members)),
+            policy: Arc::clone(&self.world.plan.machines[self.at].policy),
+            me: self.key,
+        }
+    }
+
+    fn me(&self) -> NodeKey {
+        self.key
+    }
+
+    fn connected(&self) -> BTreeSet<NodeKey> {
+        let plan = &self.world.plan;
+        self.seen().iter().map(|at| plan.machines[*at].key).collect()
+    }
+
+    fn remembered(&self) -> &ShownPaths {
+        &self.shown
+    }
+
+    async fn ask_paths(&self, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<Option<Shown>>, String> {
+        let to = self.world.number(peer).ok_or("nobody")?;
+        let (asker, paths) = (self.at, paths.to_vec());
+        let answer = self
+            .world
+            .ask(self.at, to, move |node| node.show(asker, &paths))
+            .await;
+        answer.flatten().ok_or_else(|| "no answer".to_owned())
+    }
+
+    async fn holders(&self, paths: &[StorePath]) -> BTreeMap<StorePath, Vec<NodeKey>> {
+        let (secret, swarm) = (self.view().secret.clone(), self.world.plan.swarm);
+        let epoch = secret.epoch();
+        let keys: Vec<PresenceKey> = paths.iter().map(|path| secret.key(path)).collect();
+        let connected = self.seen();
+        let mut found: BTreeMap<PresenceKey, BTreeSet<NodeKey>> = BTreeMap::new();
+        let questions = connected.iter().map(|peer| {
+            let (asker, keys) = (self.key, keys.clone());
+            async move {
+                let answer = self
+                    .world
+                    .ask(self.at, *peer, move |node| node.have(asker, epoch, &keys))
+                    .await;
+                (self.world.plan.machines[*peer].key, answer.flatten())
+            }
+        });
+        for (peer, held) in futures::future::join_all(questions).await {
+            for (key, held) in keys.iter().zip(held.unwrap_or_default()) {
+                if held {
+                    found.entry(*key).or_default().insert(peer);
+                }
+            }
+        }
+        let mut regions: BTreeMap<Region, Vec<PresenceKey>> = BTreeMap::new();
+        let bits = Region::bits_for(self.world.plan.machines.len());
+        for key in keys.iter().filter(|key| !found.contains_key(key)) {
+            regions.entry(Region::of(*key, bits)).or_default().push(*key);
+        }
+        let mut questions = vec![];
+        for (region, keys) in regions {
+            for keeper in self.world.plan.keepers(&region.label(), KEEPERS) {
+                let (asker, keys) = (self.key, keys.clone());
+                questions.push(async move {
+                    let ask = move |node: &Arc<Node>| node.query(asker, epoch, &keys);
+                    self.world.ask(self.at, keeper, ask).await.flatten()
+                });
+            }
+        }
+        for claim in futures::future::join_all(questions)
+            .await
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let Some((holder, said)) = claimed(&claim, swarm, epoch, self.clock()) else {
+                continue;
+            };
+            for key in said {
+                if keys.contains(&key) {
+                    found.entry(key).or_default().insert(holder);
+                }
+            }
+        }
+        let members = Arc::clone(&self.view().members);
+        let mut holders = BTreeMap::new();
+        for (path, key) in paths.iter().zip(&keys) {
+            let Some(peers) = found.get(key) else { continue };
+            let mut peers: Vec<NodeKey> = peers
+                .iter()
+                .copied()
+                .filter(|peer| members.contains(*peer))
+                .collect();
+            let near = self.connected();
+            peers.sort_by_key(|peer| !near.contains(peer));
+            holders.insert(path.clone(), peers);
+        }
+        holders
+    }
+
+    async fn held(&self, paths: &[StorePath]) -> Result<Vec<Option<PathInfo>>, String> {
+        let disk = lock(&self.world.disks[self.at]);
+        Ok(paths.iter().map(|path| disk.paths.get(path).cloned()).collect())
+    }
+
+    async fn keep_signed(
+        &self,
+        paths: Vec<StorePath>,
+        mut signed: BTreeMap<StorePath, Vec<Envelope>>,
+    ) -> Result<Vec<(StorePath, Vec<BuildRecord>)>, String> {
+        let mut disk = lock(&self.world.disks[self.at]);
+        let mut all = vec![];
+        for path in paths {
+            for record in signed.remove(&path).unwrap_or_default() {
+                if names(&record, &path) {
+                    disk.put_record(&record);
+                }
+            }
+            let known = disk.records.get(&path).map_or(&[][..], Vec::as_slice);
+            let records = known.iter().filter_map(|record| opened(record).ok()).collect();
+            all.push((path, records));
+        }
+        Ok(all)
+    }
+}
+
+impl Node {
+    // What others are told.
+
+    fn is_member(&self, key: NodeKey) -> bool {
+        self.view().members.contains(key)
+    }
+
+    /// What is known of these paths; none where the asker is nobody.
+    fn show(self: &Arc<Self>, asker: usize, paths: &[StorePath]) -> Option<Vec<Option<Shown>>> {
+        if !self.is_member(self.world.plan.machines[asker].key) {
+            return None;
+        }
+        if !self.is_honest() {
+            return Some(paths.iter().map(|path| self.lie_about(path)).collect());
+        }
+        let shown: Vec<Option<Shown>> = paths.iter().map(|path| self.shown_path(path)).collect();
+        for info in shown.iter().flatten().map(|shown| &shown.info) {
+            self.world
+                .ledger()
+                .said(self.at, asker, (info.path.clone(), info.tree));
+        }
+        Some(shown)
+    }
+
+    pub fn shown_path(&self, path: &StorePath) -> Option<Shown> {
+        let disk = lock(&self.world.disks[self.at]);
+        let info = disk.paths.get(path)?.clone();
+        let builder = match &info.origin {
+            Origin::Built => Some(self.key),
+            Origin::Record { builder } => Some(*builder),
+            _ => None,
+        };
+        let speaks = |envelope: &&Envelope| {
+            Some(envelope.signer) == builder
+                && opened(envelope).is_ok_and(|record| {
+                    let mut outputs = record.outputs.values();
+                    outputs.any(|output| output.path == info.path && output.tree == info.tree)
+                })
+        };
+        let record = disk
+            .records
+            .get(path)
+            .and_then(|known| known.iter().rev().find(speaks))
+            .cloned();
+        Some(Shown { info, record })
+    }
+
+    fn have(&self, asker: NodeKey, epoch: Epoch, keys: &[PresenceKey]) -> Option<Vec<bool>> {
+        if !self.is_member(asker) || epoch != self.view().secret.epoch() {
+            return None;
+        }
+        let core = lock(&self.core);
+        Some(
+            keys.iter()
+                .map(|key| !self.is_honest() || core.own.has(*key))
+                .collect(),
+        )
+    }
+
+    fn query(&self, asker: NodeKey, epoch: Epoch, keys: &[PresenceKey]) -> Option<Vec<Claim>> {
+        if !self.is_member(asker) || epoch != self.view().secret.epoch() {
+            return None;
+        }
+        let mut claims = lock(&self.core).table.query(epoch, keys, self.clock());
+        if !self.is_honest() {
+            self.falsify(&mut claims, keys);
+        }
+        Some(claims)
+    }
+
+    fn put(&self, sender: NodeKey, cells: &[(Envelope, Vec<PresenceKey>)]) -> bool {
+        let (view, now) = (self.view(), self.clock());
+        let epoch = view.secret.epoch();
+        let table = &mut lock(&self.core).table;
+        cells.iter().all(
+            |(header, keys)| match table.offer(header, sender, &view.members, epoch, now) {
+                Ok(Offer::Kept) => true,
+                Ok(Offer::KeysWanted) => table
+                    .put(header, keys.clone(), sender, &view.members, epoch, now)
+                    .is_ok(),
+                Err(_) => false,
+            },
+        )
+    }
+
+    /// Which tree comes when this one is asked for; none: it is not given.
+    fn serve_tree(&self, asker: NodeKey, tree: TreeDigest) -> Option<TreeDigest> {
+        if !self.is_member(asker) {
+            return None;
+        }
+        if !self.is_honest() {
+            return self.serve_falsely(tree);
+        }
+        let disk = lock(&self.world.disks[self.at]);
+        let named = disk.paths.values().any(|info| info.tree == tree);
+        let aside = || disk.aside.iter().any(|(_, other)| *other == tree);
+        (named || (self.grants.has(asker, tree, self.clock()) && aside())).then_some(tree)
+    }
+
+    /// Tells those who keep the records what is here, a moment from now.
+    pub fn publish_soon(self: &Arc<Self>) {
+        if std::mem::replace(&mut lock(&self.core).publishing, true) {
+            return;
+        }
+        let node = Arc::clone(self);
+        self.spawn(async move {
+            node.sleep(300).await;
+            lock(&node.core).publishing = false;
+            node.publish().await;
+        });
+    }
+
+    async fn publish(self: &Arc<Self>) {
+        let plan = &self.world.plan;
+        let regions = lock(&self.core).own.regions();
+        for region in regions {
+            for keeper in plan
+                .keepers(&region.label(), KEEPERS)
+                .into_iter()
+                .filter(|keeper| *keeper != self.at)
+            {
+                let key = plan.machines[keeper].key;
+                let now = self.clock();
+                let (cells, change) = {
+                    let mut core = lock(&self.core);
+                    if !core.own.is_due(region, key, now) {
+                        continue;
+                    }
+                    let (epoch, change, cells) =
+                        (core.own.epoch(), core.own.change(region), core.own.cells(region));
+                    let mut signed = vec![];
+                    for cell in cells {
+                        core.serial += 1;
+                        let header = PresenceHeader {
+                            swarm: plan.swarm,
+                            epoch,
+                            holder: self.key,
+                            region,
+                            depth: cell.depth,
+                            cell: cell.cell,
+                            count: u32::try_from(cell.keys.len()).unwrap(),
+                            root: cell.root,
+                            serial: core.serial,
+                            issued_at: now,
+                            not_after: now + PRESENCE,
+                        };
+                        signed.push((seal(&header, &plan.machines[self.at].secret).unwrap(), cell.keys));
+                    }
+                    (signed, change)
+                };
+                let sender = self.key;
+                let told = self
+                    .world
+                    .ask(self.at, keeper, move |node| node.put(sender, &cells))
+                    .await;
+                if told == Some(true) {
+                    lock(&self.core).own.told(region, key, change, now + PRESENCE / 2);
+                }
+            }
+        }
+    }
+
+    // What this node finds and brings.
+
+    pub async fn answer_presence(self: &Arc<Self>, question: QuestionId, paths: Vec<StorePath>) {
+        let from = self.world.now();
+        let own: Vec<Option<PathInfo>> = {
+            let disk = lock(&self.world.disks[self.at]);
+            paths.iter().map(|path| disk.paths.get(path).cloned()).collect()
+        };
+        let missing: Vec<StorePath> = paths
+            .iter()
+            .zip(&own)
+            .filter(|(_, own)| own.is_none())
+            .map(|(path, _)| path.clone())
+            .collect();
+        let mut elsewhere = if missing.is_empty() {
+            BTreeMap::new()
+        } else {
+            believed_elsewhere(self.as_ref(), &missing).await
+        };
+        let answers = paths.iter().zip(own).map(|(path, own)| {
+            let found = elsewhere.remove(path).unwrap_or_default();
+            PathPresence {
+                path: path.clone(),
+                own: own.is_some(),
+                desired: false,
+                sources: found.sources,
+                nar_size: own.map(|info| info.nar_size).or(found.nar_size),
+            }
+        });
+        let answers = answers.collect();
+        self.world
+            .ledger()
+            .presence_answered(self.at, &paths, from, self.world.now());
+        self.event(Event::Presence {
+            question,
+            paths: answers,
+        });
+    }
+
+    pub async fn weigh(self: &Arc<Self>, derivation: StorePath, inputs: Vec<StorePath>, nodes: Vec<NodeKey>) {
+        let closure: Vec<(StorePath, u64)> = {
+            let disk = lock(&self.world.disks[self.at]);
+            disk.closure(&inputs)
+                .into_values()
+                .map(|info| (info.path, info.nar_size))
+                .collect()
+        };
+        let total: u64 = closure.iter().map(|(_, size)| size).sum();
+        let asked = nodes.into_iter().map(|node| {
+            let closure = closure.clone();
+            async move {
+                let to = self.world.number(node)?;
+                let answer = self.world.ask(self.at, to, move |peer| {
+                    let disk = lock(&peer.world.disks[peer.at]);
+                    closure
+                        .iter()
+                        .filter(|(path, _)| disk.paths.contains_key(path))
+                        .map(|(_, size)| size)
+                        .sum::<u64>()
+                });
+                Some((Some(node), answer.await?))
+            }
+        });
+        let there = futures::future::join_all(asked).await.into_iter().flatten();
+        let there = std::iter::once((None, total)).chain(there).collect();
+        self.event(Event::InputsWeighed {
+            derivation,
+            total,
+            there,
+        });
+    }
+
+    /// Carries out a fetch; gives what came of it.
+    pub async fn fetch(self: &Arc<Self>, fetch: FetchId, path: StorePath, from: Vec<Source>) -> Event {
+        let providers: Vec<NodeKey> = from
+            .into_iter()
+            .filter_map(|source| match source {
+                Source::Peer(node) => Some(node),
+                Source::Cache(_) | Source::Folder(_) => None,
+            })
+            .collect();
+        let first = providers.first().copied().unwrap_or(self.key);
+        if let Err(error) = self.ensure(std::slice::from_ref(&path), &providers).await {
+            self.world.ledger().not_fetched(self.at, &path);
+            return Event::FetchFailed { fetch, error };
+        }
+        let from = Source::Peer(first);
+        self.event(Event::FetchStarted {
+            fetch,
+            path: path.clone(),
+            from: from.clone(),
+        });
+        self.event(Event::FetchArrived {
+            fetch,
+            path,
+            from,
+            bytes: 1,
+        });
+        Event::FetchFinished { fetch }
+    }
+
+    /// Brings these paths and everything they refer to here.
+    pub async fn ensure(self: &Arc<Self>, roots: &[StorePath], providers: &[NodeKey]) -> Result<(), String> {
+        let survey = self.survey(roots, providers).await?;
+        let items = survey.there.into_iter().map(|(path, remote)| {
+            let Remote {
+                shown,
+                origin,
+                providers,
+            } = remote;
+            let speaks = |record: &Envelope| {
+                origin
+                    == Origin::Record {
+                        builder: record.signer,
+                    }
+            };
+            let record = shown.record.filter(speaks);
+            let info = PathInfo {
+                origin,
+                registered: 0,
+                ..shown.info
+            };
+            (
+                path,
+                Item {
+                    info,
+                    providers,
+                    keep: Keep::Accepted { record },
+                },
+            )
+        });
+        self.bring_all(items.collect()).await
+    }
+
+    /// Brings these paths, each after those of them that it refers to.
+    pub async fn bring_all(self: &Arc<Self>, mut items: BTreeMap<StorePath, Item>) -> Result<(), String> {
+        while !items.is_empty() {
+            let ready = items.iter().find(|(path, item)| {
+                let mut references = item.info.references.iter();
+                references.all(|other| other == *path || !items.contains_key(other))
+            });
+            let Some(path) = ready.map(|(path, _)| path.clone()) else {
+                return Err("references go in a circle".to_owned());
+            };
+            let Some(item) = items.remove(&path) else { continue };
+            let here = lock(&self.world.disks[self.at])
+                .paths
+                .get(&path)
+                .map(|info| info.tree);
+            if here == Some(item.info.tree) {
+                continue;
+            }
+            if let Err(error) = self.bring(&item.info, &item.providers).await {
+                self.shown.forget(&path);
+                return Err(error);
+            }
+            match item.keep {
+                Keep::Accepted { record } => self.register(vec![item.info], record.as_ref()).await,
+                Keep::Aside => self.keep_aside(vec![item.info]).await,
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches the tree of a path, every byte checked against its digest, and the whole against what is known.
+    pub async fn bring(self: &Arc<Self>, info: &PathInfo, providers: &[NodeKey]) -> Result<(), String> {
+        for provider in providers {
+            let Some(to) = self.world.number(*provider) else {
+                continue;
+            };
+            let (asker, tree) = (self.key, info.tree);
+            let came = self
+                .world
+                .ask(self.at, to, move |node| node.serve_tree(asker, tree))
+                .await
+                .flatten();
+            if came != Some(tree) {
+                if came.is_some() {
+                    self.world.ledger().count("wrong content cut");
+                }
+                continue;
+            }
+            self.sleep(1 + info.nar_size / 50_000).await;
+            if !self.world.fits(info) {
+                self.world.ledger().count("false infos found out");
+                return Err(format!("{} is not what it is said to be", info.path));
+            }
+            return Ok(());
+        }
+        Err(format!("nobody gives {}", info.path))
+    }
+
+    /// Makes paths part of the store. Durable, and in sight, once this is over.
+    pub async fn register(self: &Arc<Self>, infos: Vec<PathInfo>, record: Option<&Envelope>) {
+        let syncing = self.world.dice().between(1, 4);
+        self.sleep(syncing).await;
+        self.commit(infos, record);
+    }
+
+    pub fn commit(self: &Arc<Self>, infos: Vec<PathInfo>, record: Option<&Envelope>) {
+        let mut added = vec![];
+        {
+            let mut disk = lock(&self.world.disks[self.at]);
+            if let Some(record) = record {
+                disk.put_record(record);
+            }
+            for info in infos {
+                for reference in info.references.iter().filter(|other| **other != info.path) {
+                    assert!(
+                        disk.paths.contains_key(reference),
+                        "LOST: {} is registered without {reference}",
+                        info.path
+                    );
+                }
+                // A name that has another tree keeps it.
+                if disk.paths.contains_key(&info.path) {
+                    continue;
+                }
+                self.world
+                    .ledger()
+                    .registered(self.at, &info.path, info.tree, self.world.now());
+                added.push(info.path.clone());
+                disk.paths.insert(info.path.clone(), info);
+            }
+        }
+        if !added.is_empty() {
+            lock(&self.core).own.add(&added);
+            self.publish_soon();
+        }
+    }
+
+    pub async fn keep_aside(self: &Arc<Self>, infos: Vec<PathInfo>) {
+        let syncing = self.world.dice().between(1, 4);
+        self.sleep(syncing).await;
+        let mut disk = lock(&self.world.disks[self.at]);
+        for info in infos {
+            self.world.ledger().kept_aside(self.at, &info.path, info.tree);
+            disk.aside.insert((info.path, info.tree));
+        }
+    }
+}
