@@ -57,13 +57,13 @@ pub use owner::{
 };
 pub use store::{ChainLink, DamagedPath, Repair, StoreAnswer, StoreQuestion, TreeDifference};
 pub use team::{
-    InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView, RenewRequest,
-    TeamStatus, TeamView, TrafficView,
+    InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, ReachedBy, RecordView,
+    RenewRequest, TeamStatus, TeamView, TrafficView,
 };
 pub use traffic::TrafficTerms;
 
 /// Version of the control protocol; a command and a node of different versions do not talk.
-pub const CONTROL_VERSION: u32 = 3;
+pub const CONTROL_VERSION: u32 = 4;
 
 /// Header that carries [`CONTROL_VERSION`] in requests and answers.
 pub const VERSION_HEADER: &str = "tvix-node-control";

@@ -69,6 +69,9 @@ pub const ADDRESS_BYTES: usize = 256;
 /// Bytes of what members tell each other first: some strings and numbers.
 pub const HELLO_BYTES: usize = 16 << 10;
 
+/// Ports at which a member may ask to be dialled: one for each transport.
+pub const REACHABILITY_PORTS: usize = 2;
+
 /// Bits of a presence region: enough for a team of 16,384 members.
 pub const REGION_BITS: u8 = 12;
 

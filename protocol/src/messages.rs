@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | `join` | [`JoinRequest`] | [`JoinAnswer`] |
 //! | `hello` | [`Hello`] | [`Hello`] |
+//! | `reachability` | [`ReachabilityQuestion`] | [`ReachabilityAnswer`], after the dials |
 //! | `roster` | [`RosterQuestion`], then [`RosterStatements`] | [`RosterAnswer`], then [`RosterDone`] |
 //! | `presence` | [`PresenceQuestion`], after a put [`PresenceCells`] | [`PresenceAnswer`] |
 //! | `paths` | [`PathsQuestion`] | one [`PathAnswer`] for each path, in order |
@@ -160,6 +161,43 @@ pub struct Hello {
     pub facts: Facts,
 }
 message!(Hello, limits::HELLO_BYTES);
+
+/// Dial me, with a new connection from a new port each, at the address that you see me at and at these ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReachabilityQuestion {
+    /// At most [`limits::REACHABILITY_PORTS`].
+    pub ports: Vec<ListenPort>,
+}
+message!(ReachabilityQuestion, 128);
+
+/// A port that a node listens at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ListenPort {
+    /// Of TCP.
+    Tcp(u16),
+    /// Of UDP, for QUIC.
+    Quic(u16),
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ReachabilityAnswer {
+    /// It was tried.
+    Dialled {
+        /// The IP address that the asker is seen at.
+        seen: String,
+        /// Those of the ports at which it answered, and was the one it should be.
+        reached: Vec<ListenPort>,
+    },
+    /// The asker is seen through another member only.
+    Unseen,
+    /// Too often, or too many at once.
+    Busy,
+}
+message!(ReachabilityAnswer, 256);
 
 /// What a node offers at the moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tvix_node::daemon::{UpOptions, up as run_node};
 use tvix_node::gateway::control::{ClientError, ControlClient};
 use tvix_node::home::Home;
-use tvix_node_protocol::control::{SessionMode, Status};
+use tvix_node_protocol::control::{ReachedBy, SessionMode, Status};
 
 use super::table::{short, size};
 use super::{Failure, print, print_json};
@@ -115,6 +115,11 @@ fn status_text(status: &Status) -> String {
         for address in &team.listening {
             text += &format!("         reached at {address}\n");
         }
+        text += match team.reached {
+            ReachedBy::Some => "         some members cannot dial it: see 'tvix-node doctor'\n",
+            ReachedBy::None => "         no member can dial it: see 'tvix-node doctor'\n",
+            ReachedBy::All | ReachedBy::Unknown => "",
+        };
     }
     for peer in &status.peers {
         text += &format!(
@@ -212,11 +217,13 @@ mod tests {
             members: 2,
             connected: 1,
             listening: vec!["/ip4/192.0.2.1/tcp/4001".to_owned()],
+            reached: ReachedBy::Some,
         });
         status.peers = vec![peer("bob")];
         let expected = "\
 team     abababababab as ann: 2 members, 1 connected
          reached at /ip4/192.0.2.1/tcp/4001
+         some members cannot dial it: see 'tvix-node doctor'
 peer     bob: 3 of 4 slots free, sent 1.5 MiB, received 12 B
 ";
         assert_eq!(status_text(&status).strip_prefix(alone.as_str()), Some(expected));

@@ -95,6 +95,7 @@ pub mod testing {
             speed: Some(12_500_000),
             withheld: None,
             fixed_outputs: false,
+            reaches_this_node: None,
             traffic: TrafficView {
                 sent: 3 << 19,
                 received: 12,

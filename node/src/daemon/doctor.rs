@@ -55,7 +55,12 @@ pub(super) async fn findings(api: &Api) -> Vec<Finding> {
         .filter(|(_, known)| known.status.is_some())
         .map(|(key, known)| (name(*key), known))
         .collect();
-    findings.push(reachability(&swarm.addresses(), api.idle_exit));
+    let tried: Vec<(String, bool)> = swarm
+        .reached_by()
+        .into_iter()
+        .map(|(key, reached)| (name(key), reached))
+        .collect();
+    findings.push(reachability(&swarm.addresses(), &tried, api.idle_exit));
     findings.push(connections(connected.len(), members.len().saturating_sub(1)));
     let clocks = connected.iter().filter_map(|(name, known)| {
         let ahead = known.status.as_ref()?.clock_ahead;
@@ -194,11 +199,40 @@ fn space(home: &str, bytes: u64, files: Option<u64>) -> Finding {
     }
 }
 
-fn reachability(addresses: &[String], idle_exit: bool) -> Finding {
+/// `tried`: members that were asked to dial this node, and whether they reached it.
+fn reachability(addresses: &[String], tried: &[(String, bool)], idle_exit: bool) -> Finding {
     let listen = "'tvix-node up --listen ADDRESS:PORT' listens where members can reach it, with TCP and UDP let through";
     let (relayed, direct): (Vec<&String>, Vec<&String>) = addresses
         .iter()
         .partition(|address| address.contains("/p2p-circuit"));
+    let names = |wanted: bool| -> Vec<&str> {
+        let those = tried.iter().filter(|(_, reached)| *reached == wanted);
+        those.map(|(name, _)| name.as_str()).collect()
+    };
+    let (able, unable) = (names(true), names(false));
+    if !unable.is_empty() && !direct.is_empty() {
+        let others = if able.is_empty() {
+            String::new()
+        } else {
+            format!(", while {} could", able.join(", "))
+        };
+        let way = if relayed.is_empty() {
+            "no member passes connections on to it"
+        } else {
+            "they reach it through another member, and directly after that where their routers let them"
+        };
+        return finding(
+            "reachability",
+            Health::Warning,
+            format!(
+                "{} tried to dial this node and could not{others}: {way}; nobody there can redeem a ticket of this node",
+                unable.join(", ")
+            ),
+            Some(format!(
+                "have the router forward a port, and {listen}; or invite from a node that is reached directly"
+            )),
+        );
+    }
     if !relayed.is_empty() {
         return finding(
             "reachability",
@@ -211,7 +245,10 @@ fn reachability(addresses: &[String], idle_exit: bool) -> Finding {
         );
     }
     let hosts: Vec<IpAddr> = direct.iter().filter_map(|address| host(address)).collect();
-    let list = addresses.join(", ");
+    let mut list = addresses.join(", ");
+    if !able.is_empty() {
+        list += &format!(" (tried by {})", able.join(", "));
+    }
     if hosts.is_empty() {
         return finding(
             "reachability",
@@ -236,7 +273,7 @@ fn reachability(addresses: &[String], idle_exit: bool) -> Finding {
             Some("run 'tvix-node up' to be there for others".to_owned()),
         );
     }
-    if !hosts.iter().any(is_public) {
+    if !hosts.iter().any(is_public) && able.is_empty() {
         return finding(
             "reachability",
             Health::Good,
@@ -475,11 +512,27 @@ mod tests {
             ),
         ];
         for (addresses, idle, state, part) in cases {
-            let found = reachability(&addresses, idle);
+            let found = reachability(&addresses, &[], idle);
             assert_eq!(found.state, state, "{found:?}");
             assert!(found.found.contains(part), "{found:?}");
             assert_eq!(found.advice.is_some(), state != Health::Good, "{found:?}");
         }
+        let tried = |list: &[(&str, bool)]| -> Vec<(String, bool)> {
+            list.iter()
+                .map(|(name, reached)| ((*name).to_owned(), *reached))
+                .collect()
+        };
+        let listening = addresses(&["/ip4/192.168.1.2/tcp/4001"]);
+        let found = reachability(&listening, &tried(&[("bob", true), ("carol", false)]), false);
+        assert_eq!(found.state, Health::Warning);
+        let text = "carol tried to dial this node and could not, while bob could: no member passes";
+        assert!(found.found.starts_with(text), "{found:?}");
+        let found = reachability(&listening, &tried(&[("bob", true)]), false);
+        assert_eq!(found.state, Health::Good);
+        assert_eq!(
+            found.found,
+            "this node is reached at /ip4/192.168.1.2/tcp/4001 (tried by bob)"
+        );
         assert!(!is_public(&"100.64.0.1".parse().unwrap()) && !is_public(&"fe80::1".parse().unwrap()));
     }
 

@@ -4,13 +4,14 @@ use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
-    FailureKind, InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, RecordView,
-    RenewRequest, TeamStatus, TeamView, TrafficView,
+    FailureKind, InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, ReachedBy,
+    RecordView, RenewRequest, TeamStatus, TeamView, TrafficView,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::roster::Roles;
 use tvix_node_protocol::ticket::Ticket;
+use tvix_node_swarm::Reached;
 use tvix_node_swarm::team::JoinError;
 
 use super::api::{Api, failed};
@@ -103,6 +104,12 @@ pub fn status(api: &Api) -> Option<TeamStatus> {
         members: node.swarm.members().len() as u64,
         connected: node.swarm.connected().len() as u64,
         listening: node.swarm.addresses(),
+        reached: match node.swarm.reached() {
+            Reached::Unknown => ReachedBy::Unknown,
+            Reached::ByAll => ReachedBy::All,
+            Reached::BySome => ReachedBy::Some,
+            Reached::ByNone => ReachedBy::None,
+        },
     })
 }
 
@@ -111,6 +118,7 @@ pub fn peer_views(api: &Api) -> Vec<PeerView> {
     let Some(node) = api.team.current() else {
         return Vec::new();
     };
+    let reached_by = node.swarm.reached_by();
     let peers = node.swarm.overview().into_iter().filter_map(|(key, known)| {
         let facts = known.status?.facts;
         let mut addresses = known.connections;
@@ -131,6 +139,7 @@ pub fn peer_views(api: &Api) -> Vec<PeerView> {
             load: facts.load,
             withheld: facts.withheld,
             fixed_outputs: facts.fixed_outputs,
+            reaches_this_node: reached_by.get(&key).copied(),
             speed: known.speed,
             round_trip_ms: known.round_trip.map(|time| time.as_secs_f64() * 1000.0),
             traffic: TrafficView {

@@ -47,6 +47,8 @@ pub(crate) struct Core {
     pub(crate) allowance: Mutex<Allowance>,
     /// Signed statements about presence that each member may still leave here.
     pub(crate) statements: Mutex<Allowance>,
+    /// How often each member may still ask to be dialled.
+    pub(crate) dial_backs: Mutex<Allowance>,
     /// Who keeps which region, in a team too large to know all.
     pub(crate) keepers: Mutex<Keepers>,
     /// Whether all that this node had when it started, or when the secret changed, has been listed.

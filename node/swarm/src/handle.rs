@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use libp2p::Multiaddr;
@@ -29,14 +29,14 @@ use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree};
 use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
 use crate::limits::{
-    EVENTS, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE, PRESENCE_STATEMENTS_PER_MINUTE,
-    PUSHES_TAKEN,
+    DIAL_BACKS_PER_MINUTE, EVENTS, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE,
+    PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN,
 };
 use crate::net::caps::{Caps, Throttles};
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::{Command, Driver};
 use crate::net::transport::{Behaviour, Setup, build as build_transport};
-use crate::net::{ConnectError, PeerTraffic, Traffic, TransportError};
+use crate::net::{ConnectError, PeerTraffic, Reached, Traffic, TransportError};
 use crate::overview::{PeerOverview, overview};
 use crate::presence::{Advertisement, Allowance, PresenceTable};
 use crate::protocols::build::{self, BuildCall, BuildCallError};
@@ -45,6 +45,7 @@ use crate::protocols::hello;
 use crate::protocols::paths::{self, PathsError};
 use crate::protocols::publish::{self, Serial};
 use crate::protocols::push::{self, PushError};
+use crate::protocols::reachability;
 use crate::protocols::serving::Serving;
 use crate::protocols::texts;
 use crate::protocols::{Serve, honestly, serve_all};
@@ -147,6 +148,7 @@ pub(crate) async fn start_serving(
         table: Mutex::new(PresenceTable::new(swarm_id)),
         allowance: Mutex::new(Allowance::new(PRESENCE_QUESTIONS_PER_MINUTE)),
         statements: Mutex::new(Allowance::new(PRESENCE_STATEMENTS_PER_MINUTE)),
+        dial_backs: Mutex::new(Allowance::new(DIAL_BACKS_PER_MINUTE)),
         keepers: Mutex::default(),
         listed: watch::channel(false).0,
         standing: Mutex::new(Standing::default()),
@@ -181,6 +183,7 @@ pub(crate) async fn start_serving(
     tasks.spawn(housekeeping::follow_facts(core.clone()));
     tasks.spawn(housekeeping::tidy(core.clone()));
     tasks.spawn(housekeeping::save_contacts(core.clone()));
+    tasks.spawn(reachability::watch(core.clone()));
     tasks.spawn(publish::publish(core.clone(), serial.clone()));
     let handle = SwarmHandle {
         core,
@@ -281,6 +284,22 @@ impl SwarmHandle {
             .iter()
             .map(ToString::to_string)
             .collect()
+    }
+
+    /// Whether members can dial this node: what those who were asked to try it came to.
+    #[must_use]
+    pub fn reached(&self) -> Reached {
+        self.core
+            .network
+            .reachability()
+            .with(|known| known.verdict(Instant::now()))
+    }
+
+    /// Of the members that were asked to dial this node lately, who reached it.
+    #[must_use]
+    pub fn reached_by(&self) -> BTreeMap<NodeKey, bool> {
+        let reachability = self.core.network.reachability();
+        reachability.with(|known| known.by(Instant::now()).collect())
     }
 
     /// Connected members that have said what they offer.

@@ -161,6 +161,7 @@ pub(crate) async fn tidy(core: Arc<Core>) {
         let (members, now) = (core.team.members(), core.team.now());
         lock(&core.table).expire(&members, now);
         lock(&core.allowance).retain(|peer| members.contains(peer));
+        lock(&core.dial_backs).retain(|peer| members.contains(peer));
         lock(&core.keepers).retain(|peer| members.contains(peer), now);
         lock(&core.statements).retain(|peer| members.contains(peer));
         lock(&core.introductions).retain(|_, turn| Arc::strong_count(turn) > 1);

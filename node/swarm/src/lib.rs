@@ -94,7 +94,9 @@ pub use fetch::{
     Arrival, ArrivedBlob, FetchError, FetchOrder, FetchProgress, ProviderError, SpoolError, copy_blob,
 };
 pub use handle::{StartError, SwarmHandle, start};
-pub use net::{Caps, ConnectError, Door, OpenError, PeerTraffic, Traffic, TransportError, WireError};
+pub use net::{
+    Caps, ConnectError, Door, OpenError, PeerTraffic, Reached, Traffic, TransportError, WireError,
+};
 pub use overview::PeerOverview;
 pub use protocols::build::{BuildCall, BuildCallError, BuildEvent, Unwanted};
 pub use protocols::find::{FindScope, Holders, Through};

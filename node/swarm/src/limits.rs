@@ -125,6 +125,30 @@ pub const RELAYS_TRIED: usize = 4;
 /// Members that may be reached through this node: as many as may be connected to it.
 pub const RELAY_RESERVATIONS: usize = CONNECTIONS as usize;
 
+/// Members asked whether they can dial this node: one may be beside it, another one asleep.
+pub const REACHABILITY_ASKED: usize = 3;
+
+/// How long what one says counts: routers are set up anew, and laptops carried around, every now and then.
+pub const REACHABILITY_AGE: Duration = Duration::from_secs(15 * 60);
+
+/// Pause before a member that could not say is asked again.
+pub const REACHABILITY_PAUSE: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether somebody is to be asked, besides when somebody comes.
+pub const REACHABILITY_CHECK: Duration = Duration::from_secs(30);
+
+/// How long the connection of somebody who says to have dialled may take to be noticed here.
+pub const REACHABILITY_WAIT: Duration = Duration::from_secs(3);
+
+/// Members that are dialled at once because they asked for it.
+pub const DIAL_BACKS: usize = 16;
+
+/// How long such a dial may take: a handshake around the world, over a link that loses a packet.
+pub const DIAL_BACK_TIME: Duration = Duration::from_secs(5);
+
+/// How often one member may ask for it in a minute, on average.
+pub const DIAL_BACKS_PER_MINUTE: u32 = 6;
+
 /// How long a reservation holds. It is renewed in time; a member that is gone loses it with its connection.
 pub const RELAY_RESERVATION_TIME: Duration = Duration::from_secs(3600);
 
@@ -242,8 +266,8 @@ pub const PRESENCE_PAUSE: Duration = Duration::from_millis(200);
 pub const PUBLISHED_AT_ONCE: usize = 8;
 
 /// What a node does to list and sign what it has is followed by a pause of so many times what that took: with what
-/// sending costs, which is about as much, advertising keeps less than a tenth of a core busy.
-pub const PRESENCE_REST: u32 = 20;
+/// sending costs, which is about twice as much, advertising keeps less than a tenth of a core busy.
+pub const PRESENCE_REST: u32 = 30;
 
 /// Longest such pause: a machine that was suspended or overloaded in between does not keep silent for minutes.
 pub const PRESENCE_REST_LONGEST: Duration = Duration::from_secs(2);

@@ -130,6 +130,8 @@ pub struct PeerView {
     pub round_trip_ms: Option<f64>,
     /// Bytes a second at which content came from it of late; none: nothing large has come.
     pub speed: Option<u64>,
+    /// Whether it can dial this node, as it tried lately when it was asked to; none: it was not asked, or could not say.
+    pub reaches_this_node: Option<bool>,
     /// What has been exchanged with it.
     pub traffic: TrafficView,
 }
@@ -180,8 +182,24 @@ pub struct TeamStatus {
     pub members: u64,
     /// How many of them there is a connection to.
     pub connected: u64,
-    /// Where this node listens, as multiaddresses.
+    /// Where this node listens, and where members reached it, as multiaddresses.
     pub listening: Vec<String>,
+    /// Whether members can dial this node.
+    pub reached: ReachedBy,
+}
+
+/// Whether members can dial a node, as those found who were asked to try it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReachedBy {
+    /// Nobody could say yet.
+    Unknown,
+    /// All of them can.
+    All,
+    /// Some can, others cannot.
+    Some,
+    /// None can.
+    None,
 }
 
 /// A signed statement that somebody built a path.

@@ -14,6 +14,8 @@ const PORT: u16 = 4100;
 enum Router {
     /// One port to the outside for each inside, whomever it speaks to, as most homes have it.
     KeepsPorts,
+    /// As the first, and what comes to the node's port from outside is let in to it.
+    Forwards,
     /// Another port for each connection, as large networks have it: no hole can be punched.
     ChangesPorts,
 }
@@ -104,14 +106,19 @@ impl Networks {
         let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
         run(&[&inside[..], &["sh", "-c", forward]].concat())?;
         let how = match kind {
-            Router::KeepsPorts => "masquerade",
+            Router::KeepsPorts | Router::Forwards => "masquerade",
             Router::ChangesPorts => "masquerade fully-random",
         };
         let new_from_outside = "iifname \"outside\" ct state != { established, related } drop";
+        let forwarded = match kind {
+            Router::Forwards => format!("iifname \"outside\" tcp dport {PORT} dnat to {network}.2"),
+            Router::KeepsPorts | Router::ChangesPorts => String::new(),
+        };
         let rules = format!(
             "table ip way {{
+               chain arriving {{ type nat hook prerouting priority -100; {forwarded}; }}
                chain leaving {{ type nat hook postrouting priority 100; oifname \"outside\" {how}; }}
-               chain passing {{ type filter hook forward priority 0; {new_from_outside}; }}
+               chain passing {{ type filter hook forward priority 0; ct status dnat accept; {new_from_outside}; }}
                chain coming {{ type filter hook input priority 0; {new_from_outside}; }}
              }}"
         );
@@ -148,7 +155,11 @@ fn team(test: &str, router: Router) -> Option<(Networks, [Node; 3])> {
     if !sandbox_works(test) {
         return None;
     }
-    let tag = if router == Router::KeepsPorts { "k" } else { "c" };
+    let tag = match router {
+        Router::KeepsPorts => "k",
+        Router::Forwards => "f",
+        Router::ChangesPorts => "c",
+    };
     let networks = match Networks::new(tag, router) {
         Ok(networks) => networks,
         Err(reason) => {
@@ -175,6 +186,13 @@ fn is_through_another(ann: &Node) -> bool {
     first.contains("/p2p-circuit")
 }
 
+/// Waits until a node knows whether members can dial it.
+fn finds_out(node: &Node, reached: &str) {
+    until(&format!("it finds out that it is reached by {reached}"), || {
+        (node.json(&["status"])["team"]["reached"] == reached).then_some(())
+    });
+}
+
 fn builds(ann: &Node) {
     ann.machine
         .expression(r#"{ one = build "one" { } "write $out 1"; }"#);
@@ -192,6 +210,11 @@ fn two_behind_routers_meet_through_a_third_and_then_directly() {
     until("a direct way is found", || {
         (!is_through_another(&ann)).then_some(())
     });
+    // That they found each other is no proof that others can dial them.
+    finds_out(&open, "all");
+    finds_out(&ann, "none");
+    let peer = ann.peer("open").expect("they are connected");
+    assert_eq!(peer["reachesThisNode"], false, "{peer}");
     // Who brought them together is not needed any more.
     open.kill();
     builds(&ann);
@@ -205,4 +228,23 @@ fn where_there_is_no_direct_way_a_third_passes_everything_on() {
     };
     builds(&ann);
     assert!(is_through_another(&ann));
+}
+
+#[test]
+fn who_has_a_port_forwarded_finds_out_and_is_reached_there() {
+    let test = "who_has_a_port_forwarded_finds_out_and_is_reached_there";
+    let Some((_networks, [open, ann, bob])) = team(test, Router::Forwards) else {
+        return;
+    };
+    for (node, outside) in [(&ann, "203.0.113.2"), (&bob, "203.0.113.3")] {
+        finds_out(node, "all");
+        let listening = node.json(&["status"])["team"]["listening"].clone();
+        let way = format!("/ip4/{outside}/tcp/{PORT}");
+        let ways = listening.as_array().expect("a list");
+        // What no interface of the machine says: the router's address.
+        assert!(ways.iter().any(|known| *known == way.as_str()), "{listening}");
+    }
+    assert_eq!(open.peer("ann").expect("they are connected")["name"], "ann");
+    builds(&ann);
+    assert!(!is_through_another(&ann));
 }

@@ -10,6 +10,8 @@ pub enum Door {
     Join,
     /// Facts, and whether the rosters differ.
     Hello,
+    /// Whether a member can be dialled.
+    Reachability,
     /// Roster statements.
     Roster,
     /// Who has which path.
@@ -32,9 +34,10 @@ pub enum Door {
 
 impl Door {
     /// Every door.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Join,
         Self::Hello,
+        Self::Reachability,
         Self::Roster,
         Self::Presence,
         Self::Paths,
@@ -52,6 +55,7 @@ impl Door {
         match self {
             Self::Join => "join",
             Self::Hello => "hello",
+            Self::Reachability => "reachability",
             Self::Roster => "roster",
             Self::Presence => "presence",
             Self::Paths => "paths",

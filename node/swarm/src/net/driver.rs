@@ -1,6 +1,7 @@
 //! The task that owns libp2p: commands in, events out.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -12,19 +13,23 @@ use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
 use tokio::sync::{mpsc, oneshot, watch};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::TICKET_ADDRESSES;
+use tvix_node_protocol::messages::ListenPort;
 
 use super::contacts::SharedContacts;
+use super::dial_back::DialBacks;
 use super::dialling::{Dialling, in_words};
 use super::door::Door;
 use super::doors::OpenError;
 use super::gatekeeper::Gatekeeper;
 use super::links::{Link, Links};
+use super::reachability::{self, SharedReachability};
 use super::redial::Redial;
 use super::relays::{Relays, is_relayed, through};
 use super::transport::{Behaviour, BehaviourEvent, CLOSEST};
 use crate::identity::{key_of, peer_of};
 use crate::limits::{
-    ADMITTED_TIME, COMMANDS, CONNECT_TIME, NETWORK_EVENTS, RELAYS_TRIED, STRANGER_TIME, STRANGERS, WALKS,
+    ADDRESSES_PER_MEMBER, ADMITTED_TIME, COMMANDS, CONNECT_TIME, NETWORK_EVENTS, RELAYS_TRIED, STRANGER_TIME,
+    STRANGERS, WALKS,
 };
 
 /// Why a peer could not be reached.
@@ -67,6 +72,14 @@ pub(crate) enum Command {
         walk: bool,
         reply: oneshot::Sender<Vec<NodeKey>>,
     },
+    /// Dials a member that asked for it, anew at each port of a machine, and says where it answered; no reply where
+    /// there are too many such dials.
+    DialBack {
+        peer: NodeKey,
+        machine: IpAddr,
+        ports: Vec<ListenPort>,
+        reply: oneshot::Sender<Vec<ListenPort>>,
+    },
     /// The roster has changed.
     MembersChanged {
         /// Who is no member, but would be again with a new statement: where they can be reached is not
@@ -96,6 +109,7 @@ pub(crate) struct Network {
     addresses: watch::Receiver<Vec<Multiaddr>>,
     connected: watch::Receiver<BTreeSet<NodeKey>>,
     links: Links,
+    reachability: SharedReachability,
 }
 
 impl std::fmt::Debug for Command {
@@ -163,6 +177,34 @@ impl Network {
         self.links.get(peer)
     }
 
+    /// Dials a member that asked for it; none: there are too many such dials.
+    pub(crate) async fn dial_back(
+        &self,
+        peer: NodeKey,
+        machine: IpAddr,
+        ports: Vec<ListenPort>,
+    ) -> Option<Vec<ListenPort>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::DialBack {
+            peer,
+            machine,
+            ports,
+            reply,
+        })
+        .await;
+        answer.await.ok()
+    }
+
+    /// Whether a member makes a direct connection to this node, or has since then; waits for it a little.
+    pub(crate) async fn has_come(&self, peer: NodeKey, since: Instant, patience: Duration) -> bool {
+        self.links.has_come(peer, since, patience).await
+    }
+
+    /// What members say about whether they can dial this node.
+    pub(crate) fn reachability(&self) -> SharedReachability {
+        self.reachability.clone()
+    }
+
     pub(crate) fn watch_connected(&self) -> watch::Receiver<BTreeSet<NodeKey>> {
         self.connected.clone()
     }
@@ -176,6 +218,10 @@ pub(crate) struct Driver {
     keep: usize,
     redial: Redial,
     relays: Relays,
+    reachability: SharedReachability,
+    /// Where members reached this node at other addresses than it listens at: as they see it, through its router.
+    reached_at: Vec<Multiaddr>,
+    dial_backs: DialBacks,
     strangers: HashMap<ConnectionId, (PeerId, Instant)>,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), ConnectError>>>>,
     dialling: Dialling,
@@ -215,6 +261,9 @@ impl Driver {
             keep,
             redial: Redial::default(),
             relays: Relays::new(Instant::now()),
+            reachability: SharedReachability::default(),
+            reached_at: Vec::new(),
+            dial_backs: DialBacks::default(),
             strangers: HashMap::new(),
             connecting: HashMap::new(),
             dialling: Dialling::default(),
@@ -230,6 +279,7 @@ impl Driver {
             addresses: address_receiver,
             connected: connected_receiver,
             links: driver.links.clone(),
+            reachability: driver.reachability.clone(),
         };
         (driver, network, event_receiver)
     }
@@ -270,6 +320,12 @@ impl Driver {
                     drop(reply.send(self.closest(&label, [])));
                 }
             }
+            Command::DialBack {
+                peer,
+                machine,
+                ports,
+                reply,
+            } => self.dial_back(peer, machine, ports, reply),
             Command::MembersChanged { waiting } => self.members_changed(&waiting),
             Command::Disconnect { peer } => {
                 if let Some(peer) = peer_of(peer) {
@@ -325,6 +381,62 @@ impl Driver {
         true
     }
 
+    fn dial_back(
+        &mut self,
+        key: NodeKey,
+        machine: IpAddr,
+        ports: Vec<ListenPort>,
+        reply: oneshot::Sender<Vec<ListenPort>>,
+    ) {
+        let Some(peer) = peer_of(key).filter(|peer| self.dial_backs.may_begin(*peer)) else {
+            return;
+        };
+        let mut pending = HashMap::new();
+        for port in ports {
+            // Through a hole in a router that is there because of an older connection it would prove nothing.
+            let options = DialOpts::peer_id(peer)
+                .condition(PeerCondition::Always)
+                .addresses(vec![reachability::address(machine, port)])
+                .allocate_new_port()
+                .build();
+            let connection = options.connection_id();
+            match self.swarm.dial(options) {
+                Ok(()) => drop(pending.insert(connection, port)),
+                Err(error) => tracing::debug!(%peer, %error, "a member that asks for it cannot be dialled"),
+            }
+        }
+        self.dial_backs.begun(peer, pending, reply, Instant::now());
+    }
+
+    /// Says where members reached this node, as long as they do.
+    fn keep_reached_at(&mut self, now: Instant) {
+        let mut reached = self.reachability.with(|known| known.addresses(now));
+        let listening = self.addresses.borrow().clone();
+        reached.retain(|address| self.reached_at.contains(address) || !listening.contains(address));
+        reached.truncate(ADDRESSES_PER_MEMBER / 2);
+        if reached == self.reached_at {
+            return;
+        }
+        for gone in self
+            .reached_at
+            .iter()
+            .filter(|address| !reached.contains(address))
+        {
+            self.swarm.remove_external_address(gone);
+        }
+        for new in reached
+            .iter()
+            .filter(|address| !self.reached_at.contains(address))
+        {
+            self.swarm.add_external_address(new.clone());
+        }
+        let old = std::mem::replace(&mut self.reached_at, reached);
+        self.addresses.send_modify(|addresses| {
+            addresses.retain(|address| !old.contains(address));
+            addresses.extend(self.reached_at.iter().cloned());
+        });
+    }
+
     /// Where a member may be reached through one that is connected.
     fn ways_through_others(&self, to: PeerId) -> Vec<Multiaddr> {
         let connected = self.connected.borrow();
@@ -345,7 +457,13 @@ impl Driver {
                 .filter_map(|(key, peer)| Some((peer, through(peer, &self.links.get(key).dialled()?)?)));
             ways.collect()
         };
-        let wanted = self.relays.wanted(ways.iter().map(|(peer, _)| *peer), now);
+        let reached = self.reachability.with(|known| known.verdict(now));
+        for listener in self.relays.unneeded(reached) {
+            self.swarm.remove_listener(listener);
+        }
+        let wanted = self
+            .relays
+            .wanted(reached, ways.iter().map(|(peer, _)| *peer), now);
         for (peer, way) in ways.into_iter().filter(|(peer, _)| wanted.contains(peer)) {
             match self.swarm.listen_on(way) {
                 Ok(listener) => self.relays.asked(listener, peer),
@@ -405,6 +523,8 @@ impl Driver {
             self.dial_next(peer, PeerCondition::Disconnected);
         }
         self.keep_connected(now);
+        self.dial_backs.tick(now);
+        self.keep_reached_at(now);
         self.keep_relays(now);
     }
 
@@ -502,6 +622,11 @@ impl Driver {
             }
             SwarmEvent::OutgoingConnectionError {
                 peer_id: Some(peer),
+                connection_id,
+                ..
+            } if self.dial_backs.over(peer, connection_id, false) => {}
+            SwarmEvent::OutgoingConnectionError {
+                peer_id: Some(peer),
                 error,
                 ..
             } => self.dial_failed(peer, &in_words(&error)),
@@ -515,6 +640,11 @@ impl Driver {
             self.swarm.close_connection(connection);
             return;
         };
+        if self.dial_backs.over(peer, connection, true) {
+            // It has served its purpose; there is another one, over which it was asked for.
+            self.swarm.close_connection(connection);
+            return;
+        }
         self.dialling.over(peer);
         for reply in self.connecting.remove(&peer).unwrap_or_default() {
             drop(reply.send(Ok(())));
@@ -531,9 +661,6 @@ impl Driver {
             return;
         }
         self.redial.connected(key);
-        if matches!(endpoint, ConnectedPoint::Listener { local_addr, .. } if !is_relayed(local_addr)) {
-            self.relays.reached();
-        }
         let address = match endpoint {
             // The other end of such a one is a name; where it leads through is in this end.
             ConnectedPoint::Listener { local_addr, .. } if is_relayed(local_addr) => local_addr,

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libp2p::Multiaddr;
 use libp2p::swarm::ConnectionId;
+use tokio::sync::Notify;
 use tvix_node_protocol::envelope::NodeKey;
 
 use super::relays::is_relayed;
@@ -24,6 +25,8 @@ struct Connection {
 pub(crate) struct Link {
     connections: Vec<Connection>,
     round_trip: Option<Duration>,
+    /// When it last made a direct connection to this node.
+    came: Option<Instant>,
 }
 
 impl Link {
@@ -42,6 +45,17 @@ impl Link {
         Some(self.connections.iter().find(direct)?.address.clone())
     }
 
+    /// The other end of the connection without another member between, the one that is used first.
+    pub(crate) fn direct(&self) -> Option<Multiaddr> {
+        let mut all = self.connections.iter().map(|connection| &connection.address);
+        all.find(|address| !is_relayed(address)).cloned()
+    }
+
+    /// When it last made a direct connection to this node.
+    pub(crate) fn came(&self) -> Option<Instant> {
+        self.came
+    }
+
     /// As it was measured last.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
         self.round_trip
@@ -50,16 +64,26 @@ impl Link {
 
 /// The connections to members. Bounded by the connections there may be.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Links(Arc<Mutex<BTreeMap<NodeKey, Link>>>);
+pub(crate) struct Links {
+    links: Arc<Mutex<BTreeMap<NodeKey, Link>>>,
+    /// Somebody has made a connection.
+    came: Arc<Notify>,
+}
 
 impl Links {
     fn with<T>(&self, action: impl FnOnce(&mut BTreeMap<NodeKey, Link>) -> T) -> T {
-        action(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        action(&mut self.links.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn connected(&self, peer: NodeKey, id: ConnectionId, address: Multiaddr, dialled: bool) {
+        let came = (!dialled && !is_relayed(&address)).then(Instant::now);
         let connection = Connection { id, address, dialled };
-        self.with(|links| links.entry(peer).or_default().connections.push(connection));
+        self.with(|links| {
+            let link = links.entry(peer).or_default();
+            link.connections.push(connection);
+            link.came = came.or(link.came);
+        });
+        self.came.notify_waiters();
     }
 
     pub(crate) fn closed(&self, peer: NodeKey, connection: ConnectionId) {
@@ -82,6 +106,20 @@ impl Links {
         });
     }
 
+    /// Whether a member makes a direct connection to this node, or has since then; waits for it a little.
+    pub(crate) async fn has_come(&self, peer: NodeKey, since: Instant, patience: Duration) -> bool {
+        let coming = async {
+            loop {
+                let news = self.came.notified();
+                if self.get(peer).came().is_some_and(|came| came >= since) {
+                    return;
+                }
+                news.await;
+            }
+        };
+        tokio::time::timeout(patience, coming).await.is_ok()
+    }
+
     pub(crate) fn get(&self, peer: NodeKey) -> Link {
         self.with(|links| links.get(&peer).cloned().unwrap_or_default())
     }
@@ -100,8 +138,15 @@ mod tests {
         assert!(links.get(peer).round_trip().is_none(), "there is no connection");
         links.connected(peer, one, address(1), false);
         assert!(links.get(peer).dialled().is_none());
+        assert_eq!(links.get(peer).direct(), Some(address(1)));
+        let came = links.get(peer).came().unwrap();
         links.connected(peer, two, address(2), true);
         assert_eq!(links.get(peer).dialled(), Some(address(2)));
+        assert_eq!(
+            links.get(peer).came(),
+            Some(came),
+            "this node made the second one"
+        );
         links.measured(peer, Duration::from_millis(2));
         links.closed(peer, one);
         let link = links.get(peer);

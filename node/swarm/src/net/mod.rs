@@ -3,6 +3,7 @@
 pub(crate) mod caps;
 pub(crate) mod contacts;
 mod counters;
+mod dial_back;
 mod dialling;
 mod door;
 pub(crate) mod doors;
@@ -11,8 +12,9 @@ pub(crate) mod gatekeeper;
 mod handler;
 pub(crate) mod links;
 mod members_only;
+pub(crate) mod reachability;
 mod redial;
-mod relays;
+pub(crate) mod relays;
 pub(crate) mod transport;
 pub(crate) mod wire;
 
@@ -21,5 +23,6 @@ pub use counters::{PeerTraffic, Traffic};
 pub use door::Door;
 pub use doors::OpenError;
 pub use driver::ConnectError;
+pub use reachability::Reached;
 pub use transport::TransportError;
 pub use wire::WireError;

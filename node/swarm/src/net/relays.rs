@@ -1,6 +1,6 @@
 //! Through which members this node lets itself be reached, and reaches others.
 //!
-//! A node that nobody has dialled for a while, as one behind a NAT, asks members that it reaches directly to pass on
+//! A node that not all members can dial, as one behind a NAT, asks members that it reaches directly to pass on
 //! connections to it. The connection that is passed on is encrypted from end to end; both sides then try to find a
 //! direct one.
 
@@ -11,6 +11,7 @@ use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 
+use super::reachability::Reached;
 use crate::limits::{RELAY_PATIENCE, RELAY_PAUSE, RELAYS};
 
 /// Whether an address leads through another node.
@@ -32,8 +33,6 @@ pub(crate) fn through(relay: PeerId, at: &Multiaddr) -> Option<Multiaddr> {
 #[derive(Debug)]
 pub(crate) struct Relays {
     since: Instant,
-    /// Somebody has dialled this node directly.
-    reached: bool,
     held: HashMap<ListenerId, PeerId>,
     /// Not to be asked before.
     pauses: HashMap<PeerId, Instant>,
@@ -43,20 +42,24 @@ impl Relays {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             since: now,
-            reached: false,
             held: HashMap::new(),
             pauses: HashMap::new(),
         }
     }
 
-    /// Somebody has dialled this node directly: others can too.
-    pub(crate) fn reached(&mut self) {
-        self.reached = true;
-    }
-
     /// Whom to ask for a reservation now, of the members that this node has reached directly.
-    pub(crate) fn wanted(&self, candidates: impl Iterator<Item = PeerId>, now: Instant) -> Vec<PeerId> {
-        if self.reached || now.duration_since(self.since) < RELAY_PATIENCE {
+    pub(crate) fn wanted(
+        &self,
+        reached: Reached,
+        candidates: impl Iterator<Item = PeerId>,
+        now: Instant,
+    ) -> Vec<PeerId> {
+        let needed = match reached {
+            Reached::ByAll => false,
+            Reached::BySome | Reached::ByNone => true,
+            Reached::Unknown => now.duration_since(self.since) >= RELAY_PATIENCE,
+        };
+        if !needed {
             return Vec::new();
         }
         let may = |peer: &PeerId| {
@@ -65,6 +68,14 @@ impl Relays {
         };
         let room = RELAYS.saturating_sub(self.held.len());
         candidates.filter(may).take(room).collect()
+    }
+
+    /// Reservations that are not needed, because everybody reaches this node.
+    pub(crate) fn unneeded(&self, reached: Reached) -> Vec<ListenerId> {
+        match reached {
+            Reached::ByAll => self.held.keys().copied().collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// A reservation was asked for.
@@ -95,8 +106,17 @@ mod tests {
         let start = Instant::now();
         let (now, peers) = (start + RELAY_PATIENCE, [(); 3].map(|()| PeerId::random()));
         let mut relays = Relays::new(start);
-        let wanted = |relays: &Relays, at| relays.wanted(peers.iter().copied(), at);
+        let wanted_if = |relays: &Relays, reached, at| relays.wanted(reached, peers.iter().copied(), at);
+        let wanted = |relays: &Relays, at| wanted_if(relays, Reached::Unknown, at);
         assert!(wanted(&relays, start).is_empty());
+        assert!(wanted_if(&relays, Reached::ByAll, now).is_empty());
+        for reached in [Reached::BySome, Reached::ByNone] {
+            assert_eq!(
+                wanted_if(&relays, reached, start),
+                peers[..2],
+                "it is known: no patience is needed"
+            );
+        }
         assert_eq!(wanted(&relays, now), peers[..2]);
         let (one, two) = (ListenerId::next(), ListenerId::next());
         relays.asked(one, peers[0]);
@@ -105,8 +125,8 @@ mod tests {
         relays.lost(one, now);
         assert_eq!(wanted(&relays, now), [peers[2]]);
         assert_eq!(wanted(&relays, now + RELAY_PAUSE), [peers[0]]);
-        relays.reached();
-        assert!(wanted(&relays, now + RELAY_PAUSE).is_empty());
+        assert!(relays.unneeded(Reached::BySome).is_empty());
+        assert_eq!(relays.unneeded(Reached::ByAll), [two]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub(crate) mod paths;
 pub(crate) mod presence;
 pub(crate) mod publish;
 pub(crate) mod push;
+pub(crate) mod reachability;
 pub(crate) mod roster;
 pub(crate) mod serving;
 pub(crate) mod texts;
@@ -69,6 +70,7 @@ async fn serve(core: Arc<Core>, inbound: Inbound) {
     let result: Result<(), WireError> = match door {
         Door::Join => join::serve(&core, peer, wire).await,
         Door::Hello => hello::serve(&core, peer, wire).await,
+        Door::Reachability => reachability::serve(&core, peer, wire).await,
         Door::Roster => roster::serve(&core, wire).await,
         Door::Presence => presence::serve(&core, peer, wire).await,
         Door::Paths => paths::serve(&core, peer, wire).await,

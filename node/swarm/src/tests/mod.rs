@@ -9,6 +9,7 @@ mod leaving;
 mod liars;
 mod local_network;
 mod pushing;
+mod reachability;
 mod relayed;
 mod shelf;
 mod strangers;
