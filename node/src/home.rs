@@ -21,7 +21,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use tvix_node_protocol::envelope::NodeSecret;
@@ -58,6 +58,20 @@ pub enum HomeError {
         file: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// Another user's.
+    #[error(
+        "the home '{}' belongs to user {owner}, and this is user {me}: what this user writes there the other could not use any \
+         more. Run tvix-node as user {owner}, or set {HOME_VARIABLE} to a folder of this user's (with sudo, 'sudo -H' does)",
+        .home.display()
+    )]
+    NotOurs {
+        /// The home.
+        home: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who wants to use it.
+        me: u32,
     },
     /// The file system refuses.
     #[error("the home's '{}' cannot be {action}: {source}", .file.display())]
@@ -206,8 +220,23 @@ impl Home {
             .create(&self.root)
             .map_err(|source| self.io(&self.root, "created", source))?;
         let home = Self::at(self.root.clone())?;
+        home.check_owner()?;
         home.check_version()?;
         Ok(home)
+    }
+
+    /// Whoever may write in a folder may put links there that lead elsewhere: only its owner works in it.
+    fn check_owner(&self) -> Result<(), HomeError> {
+        let about = fs::metadata(&self.root).map_err(|source| self.io(&self.root, "looked at", source))?;
+        let (owner, me) = (about.uid(), rustix::process::geteuid().as_raw());
+        if owner == me {
+            return Ok(());
+        }
+        Err(HomeError::NotOurs {
+            home: self.root.clone(),
+            owner,
+            me,
+        })
     }
 
     fn check_version(&self) -> Result<(), HomeError> {
@@ -307,6 +336,19 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_home_of_another_user_is_refused_untouched() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED: a_home_of_another_user_is_refused_untouched, because only root can make one");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(folder.path(), Some(4321), Some(4321)).unwrap();
+        let error = Home::at(folder.path().to_owned()).unwrap().prepare().unwrap_err();
+        assert!(matches!(error, HomeError::NotOurs { owner: 4321, .. }), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

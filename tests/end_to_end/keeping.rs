@@ -42,8 +42,7 @@ fn paths_are_related_checked_and_collected() {
     assert_eq!(usage["paths"], 2, "{usage}");
     store(&["closure", "/nix/store/00000000000000000000000000000000-absent"]).failed(1, &["absent"]);
 
-    // What the commands above used is free again once the node has ended.
-    machine.run(&["down"]).ok();
+    // What the commands above used is free again.
     let plan = store(&["gc", "--dry-run"]).ok().to_owned();
     assert!(plan.contains("would go") && plan.contains("-letter.drv") && !plan.contains(&letter));
     store(&["info", &letter]).ok();
@@ -72,7 +71,6 @@ fn paths_are_related_checked_and_collected() {
     assert_eq!(fs::read(&harmed).expect("it is left"), b"nothing");
 
     fs::remove_file(machine.folder().join("keep-envelope")).expect("the root goes");
-    machine.run(&["down"]).ok();
     let gone = store(&["gc"]).ok().to_owned();
     assert!(
         gone.contains(&letter) && gone.contains("is no root any more"),
@@ -110,4 +108,47 @@ fn what_an_evaluation_has_read_is_not_collected_while_it_goes_on() {
     );
     release("collecting-meanwhile");
     assert_eq!(evaluating.finish().ok(), "slow\ntext");
+}
+
+#[test]
+fn a_node_that_stays_up_collects_what_is_not_wanted_any_more() {
+    if !sandbox_works("a_node_that_stays_up_collects_what_is_not_wanted_any_more") {
+        return;
+    }
+    let node = super::swarm::nodes::Node::up("ann", 1);
+    let machine = &node.machine;
+    machine.expression(
+        r#"rec {
+          input = build "input" { } "write $out x";
+          gone = build "gone" { inherit input; } "write $out 1";
+          kept = build "kept" { } "write $out 2";
+          held = build "held" { inherit input; } "echo holding\nwait\nwrite $out 3";
+        }"#,
+    );
+    let gone = machine
+        .run(&["build", "-A", "gone", "-o", "result"])
+        .ok()
+        .to_owned();
+    let kept = machine
+        .run(&["build", "-A", "kept", "-o", "stays"])
+        .ok()
+        .to_owned();
+    let input = machine
+        .run(&["build", "-A", "input", "--no-out-link"])
+        .ok()
+        .to_owned();
+    fs::remove_file(machine.folder().join("result")).expect("the link");
+    // What a build reads stays while it runs, whoever built it before.
+    let mut running = node.start_build("held", &[]);
+    running.until(r#""line":"waiting""#);
+    machine.run(&["store", "gc"]).ok();
+    assert!(node.has(&input), "the input of a running build");
+    release("holding");
+    let held = running.finish();
+    assert_eq!(held.status, 0, "{}", held.stderr);
+    machine.run(&["store", "gc"]).ok();
+    for path in [&gone, &input, &held.stdout.trim().to_owned()] {
+        assert!(!node.has(path), "{path} is still there");
+    }
+    assert!(node.has(&kept));
 }

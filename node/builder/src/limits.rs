@@ -104,6 +104,9 @@ pub const REDIRECTS: usize = 10;
 /// cache at once.
 pub const IDLE_CONNECTIONS: usize = 64;
 
+/// How long the next byte of a file may take: as Nix has it (`stalled-download-timeout`).
+pub const STALL_TIME: Duration = Duration::from_secs(300);
+
 /// How long a server may take from the connection to the head of its answer.
 pub const ANSWER_TIME: Duration = Duration::from_secs(120);
 

@@ -226,12 +226,13 @@ async fn fetch(
     let watch = Watch {
         began,
         last_output: AtomicU64::new(0),
+        // Silence is looked for where the bytes come.
         limits: BuildLimits {
             silence: None,
             ..spec.limits
         },
     };
-    let client = Client::new(config, spec.for_another)?;
+    let client = Client::new(config, spec.for_another)?.patient(spec.limits.silence);
     tell(events, BuildEvent::Started).await;
     let say = |line: String| tell(events, BuildEvent::Log(line.into_bytes()));
     tokio::select! {

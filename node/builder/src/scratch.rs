@@ -114,7 +114,10 @@ fn rename(from: &Path, to: &Path) -> Result<(), Cause> {
 
 /// Makes a folder for what is kept, private to its owner, under a name that nothing has yet.
 pub(crate) fn new_folder(kept: &Path, name: &str) -> Result<PathBuf, Cause> {
-    fs::create_dir_all(kept).map_err(failed(kept, "created"))?;
+    // Builds give their folders any mode: nobody else gets as far as to them.
+    fs::create_dir_all(kept)
+        .and_then(|()| fs::set_permissions(kept, fs::Permissions::from_mode(0o700)))
+        .map_err(failed(kept, "created"))?;
     let mut number = 0u64;
     loop {
         let target = kept.join(format!("{name}-{number}"));

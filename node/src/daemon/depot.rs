@@ -18,6 +18,7 @@ use tvix_node_store::{
 };
 
 use super::derivations::{Checked, CheckedDerivations};
+use super::holding::{self, Holding};
 use super::perform::Plan;
 use super::told::Told;
 use crate::team::private::PrivateBook;
@@ -102,16 +103,23 @@ pub struct Depot {
     /// Told of every path that is added.
     announcer: Mutex<Option<Announcer>>,
     /// What the open sessions protect.
-    sessions: Mutex<HashMap<u64, Arc<Lease>>>,
-    /// What no session protects: what the coordinator was told is there, and builds.
-    own: Arc<Lease>,
+    sessions: Mutex<Sessions>,
+    /// What no session protects by itself: what the coordinator was told is there, builds, and what is done for others.
+    holding: Arc<Holding>,
+}
+
+#[derive(Default)]
+struct Sessions {
+    leases: HashMap<u64, Arc<Lease>>,
+    /// What the coordinator was told is there it tells a later session without asking again, as long as there is one.
+    work: Option<holding::Work>,
 }
 
 impl Depot {
     /// The depot of an open store. `private`: what no member may know of. `trust`: what the owner believes.
     pub fn new(store: Store, private: Arc<PrivateBook>, trust: Arc<TrustBook>) -> Self {
         let notes = store.home().join("notes");
-        let own = Arc::new(store.lease());
+        let holding = Arc::new(Holding::new(store.clone()));
         let upstreams = Arc::new(Upstreams::new(store.home().join("spool/caches"), trust));
         Self {
             upstreams,
@@ -122,7 +130,7 @@ impl Depot {
             private,
             announcer: Mutex::default(),
             sessions: Mutex::default(),
-            own,
+            holding,
         }
     }
 
@@ -143,9 +151,20 @@ impl Depot {
         }
     }
 
-    /// The lease of the node itself, for as long as it runs.
+    /// The lease that takes what the node itself names at this moment, for the work that it does, see
+    /// [`Depot::work`].
     pub fn lease(&self) -> Arc<Lease> {
-        Arc::clone(&self.own)
+        self.holding.lease()
+    }
+
+    /// Something begins that is no part of a session. What it names stays until the answer is dropped.
+    pub fn work(&self) -> holding::Work {
+        self.holding.begin()
+    }
+
+    /// What is over is not kept any more: a collection follows.
+    pub fn let_go(&self) {
+        self.holding.turn();
     }
 
     /// The store itself, for threads that may block.
@@ -172,35 +191,44 @@ impl Depot {
 
     /// From now on a session protects what it adds and names.
     pub fn begin_session(&self, session: u64) {
-        lock(&self.sessions).insert(session, Arc::new(self.store.lease()));
+        let mut sessions = lock(&self.sessions);
+        sessions.leases.insert(session, Arc::new(self.store.lease()));
+        sessions.work.get_or_insert_with(|| self.holding.begin());
+        drop(sessions);
         self.told.begin(session);
     }
 
     /// What the session protected may be collected.
     pub fn end_session(&self, session: u64) {
-        let lease = lock(&self.sessions).remove(&session);
-        drop(lease);
+        let mut sessions = lock(&self.sessions);
+        let lease = sessions.leases.remove(&session);
+        let last = if sessions.leases.is_empty() {
+            sessions.work.take()
+        } else {
+            None
+        };
+        drop(sessions);
+        drop((lease, last));
         self.told.end(session);
         self.upstreams.end_session(session);
     }
 
     /// The lease of a session; the node's own where the session has just ended.
     pub fn lease_of(&self, session: u64) -> Arc<Lease> {
-        let lease = lock(&self.sessions).get(&session).cloned();
-        lease.unwrap_or_else(|| Arc::clone(&self.own))
+        let lease = lock(&self.sessions).leases.get(&session).cloned();
+        lease.unwrap_or_else(|| self.holding.lease())
     }
 
     /// The coordinator needs these paths no more.
     pub fn release(&self, _paths: &[StorePath]) {
-        // The node's own lease lasts as long as the node: it holds what any session was promised.
-        // Garbage collection runs in the node, too, so nothing is held for longer than that.
+        // What any session was promised stays until the last session has ended: others may have named it, too.
     }
 
     /// Which of these paths are valid, and the size of their archives. They stay, see
     /// [`Depot::release`]. Where the index cannot be read, nothing counts as there, and what is then
     /// added will meet the same error and name it.
     pub async fn presence(&self, paths: Vec<StorePath>) -> Vec<(StorePath, Option<u64>)> {
-        let (own, asked) = (Arc::clone(&self.own), paths.clone());
+        let (own, asked) = (self.holding.lease(), paths.clone());
         let answer = self.blocking(move |_| Ok(own.hold(asked.iter())?)).await;
         match answer {
             Ok(infos) => paths
@@ -258,7 +286,7 @@ impl Depot {
     /// closure of what it reads, which is in the store.
     pub async fn plan(self: &Arc<Self>, path: StorePath) -> Result<Plan, DepotError> {
         let (derivation, checked, inputs) = self.checked(path.clone()).await?;
-        let own = Arc::clone(&self.own);
+        let own = self.holding.lease();
         let closure = self
             .blocking(move |store| {
                 own.hold(inputs.iter())?;
@@ -284,7 +312,7 @@ impl Depot {
         record: Envelope,
         note: BuildNote,
     ) -> Result<(), DepotError> {
-        let (own, file) = (Arc::clone(&self.own), self.note_file(&derivation));
+        let (own, file) = (self.holding.lease(), self.note_file(&derivation));
         let paths: Vec<StorePath> = outputs.iter().map(|output| output.info().path.clone()).collect();
         self.blocking(move |store| {
             store.register_built(outputs, &record, &own)?;

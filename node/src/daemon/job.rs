@@ -68,6 +68,8 @@ impl Jobs {
     /// Builds, and tells the engine how it went.
     pub async fn run(self: Arc<Self>, job: Job, engine: mpsc::Sender<Message>, cancel: CancellationToken) {
         let build = job.build;
+        // It may outlive its session, for others.
+        let _work = self.depot.work();
         tracing::debug!(derivation = %job.derivation, demanded = job.demanded, kind = ?job.kind, "building");
         let event = match self.build(&job, &engine, cancel).await {
             Ok((outputs, delivery)) => Event::BuildFinished {

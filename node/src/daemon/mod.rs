@@ -11,6 +11,7 @@ pub(crate) mod engine;
 mod exchange_api;
 mod fetching;
 pub(crate) mod folder;
+mod holding;
 pub(crate) mod job;
 mod limits;
 mod owner_api;

@@ -29,6 +29,9 @@ pub(super) async fn answer(api: &Api, question: StoreQuestion) -> Result<StoreAn
         } => Some(Duration::from_secs(younger_than.unwrap_or(0))),
         _ => None,
     };
+    if matches!(question, StoreQuestion::Collect { .. }) {
+        api.depot.let_go();
+    }
     // What is asked runs on a thread that may block; a refusal is a result of its own there.
     let answered = api.depot.blocking(move |store| Ok(ask(store, question))).await;
     let mut answer = answered.map_err(failed)??;

@@ -35,6 +35,10 @@ pub const SERVED_SILENCE: u64 = 2 * 3600;
 /// Bytes of its log.
 pub const SERVED_LOG: u64 = 256 << 20;
 
+/// Of the machine's memory, in hundredths, what a build for another may have where nothing else is said: its owner works on the
+/// rest.
+pub const SERVED_MEMORY: u64 = 50;
+
 /// Bytes that it may use on the disk.
 pub const SERVED_DISK: u64 = 64 << 30;
 

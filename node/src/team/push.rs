@@ -130,6 +130,7 @@ impl TeamNode {
     /// Takes what another member pushes here, as far as the policy accepts it.
     pub async fn take(self: Arc<Self>, incoming: IncomingPush) {
         let (peer, paths) = (incoming.peer, incoming.paths.clone());
+        let _work = self.depot.work();
         let taken = incoming.accept();
         if paths.len() > OFFERED {
             let message = format!("{} paths at once, more than the {OFFERED} allowed", paths.len());

@@ -113,6 +113,7 @@ impl TeamNode {
         };
         let node = Arc::clone(self);
         tokio::spawn(async move {
+            let _work = node.depot.work();
             match node.compare(&record).await {
                 Ok(None) => {
                     tracing::info!(derivation = %record.derivation, builder = %record.builder, "sampled: it comes out the same here");

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use tokio::sync::oneshot;
@@ -19,7 +20,9 @@ use tvix_node_swarm::events::{IncomingBuild, RunningBuild};
 
 use super::TeamNode;
 use super::inputs::{Inputs, refusal};
-use super::limits::{SERVED_DISK, SERVED_LOG, SERVED_SILENCE, SERVED_TIME, SLOT_PATIENCE};
+use super::limits::{
+    GRANT_TIME, SERVED_DISK, SERVED_LOG, SERVED_MEMORY, SERVED_SILENCE, SERVED_TIME, SLOT_PATIENCE,
+};
 use super::policy::opened;
 use super::served::ServedPlace;
 use super::together::{Ended, Heard, Progress, SharedBuild, lines, work_key};
@@ -74,7 +77,18 @@ impl Order {
 
 impl TeamNode {
     /// Takes a request that has passed the gate, and sees it through.
-    pub async fn serve(self: Arc<Self>, mut incoming: IncomingBuild) {
+    ///
+    /// What it names here stays for a while afterwards: the requester has yet to fetch the outputs.
+    pub async fn serve(self: Arc<Self>, incoming: IncomingBuild) {
+        let work = self.depot.work();
+        self.see_through(incoming).boxed().await;
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(GRANT_TIME)).await;
+            drop(work);
+        });
+    }
+
+    async fn see_through(self: Arc<Self>, mut incoming: IncomingBuild) {
         let request = incoming.request.clone();
         let (requester, derivation) = (request.requester, request.derivation.clone());
         tracing::info!(%derivation, %requester, "asked to build");
@@ -202,6 +216,7 @@ impl TeamNode {
 
     /// Builds, for as long as anybody waits for it.
     async fn build_for_all(self: Arc<Self>, build: Arc<SharedBuild>, order: Arc<Order>) {
+        let _work = self.depot.work();
         let ended = self.build_and_keep(&build, &order).boxed().await;
         // In this order: who comes in between begins anew, and finds what is there.
         self.jobs.building.end(&build);
@@ -604,9 +619,16 @@ fn bounded(limits: BuildLimits) -> BuildLimits {
         silence: narrower(limits.silence, SERVED_SILENCE),
         log: narrower(limits.log, SERVED_LOG),
         disk: narrower(limits.disk, SERVED_DISK),
-        // Bounded by the builder for everybody's builds.
-        memory: limits.memory,
+        memory: narrower(limits.memory, served_memory()),
     }
+}
+
+/// Bytes of memory that a build for another has.
+fn served_memory() -> u64 {
+    let machine = rustix::system::sysinfo();
+    let unit = u128::from(machine.mem_unit.max(1));
+    let bytes = u128::from(machine.totalram) * unit * u128::from(SERVED_MEMORY) / 100;
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 fn failure_of(error: &JobError, folder: Option<FailedFolder>) -> messages::BuildFailure {

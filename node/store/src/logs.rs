@@ -142,9 +142,13 @@ impl Store {
         let folder = finished.parent().unwrap_or(&self.inner.home);
         std::fs::create_dir_all(folder).map_err(|error| failed("make the directory", folder, &error))?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut running = finished.as_os_str().to_owned();
-        running.push(format!("{RUNNING}{}-{number}", std::process::id()));
-        let running = PathBuf::from(running);
+        // Without the name, which may be as long as the name of a file may be.
+        let name = format!(
+            "{}{RUNNING}{}-{number}",
+            hash_part(derivation),
+            std::process::id()
+        );
+        let running = folder.join(name);
         let mut options = File::options();
         let file = options.write(true).create_new(true).mode(0o644).open(&running);
         Ok(LogWriter {
@@ -166,7 +170,7 @@ impl Store {
         let finished = self.inner.log_path(derivation);
         let none = || LogError::None(derivation.clone());
         let folder = finished.parent().unwrap_or(&self.inner.home);
-        let prefix = format!("{}{RUNNING}", file_name(&finished));
+        let prefix = format!("{}{RUNNING}", hash_part(derivation));
         let mut newest = None;
         for (path, metadata) in files(folder)? {
             if file_name(&path).starts_with(&prefix) {
@@ -232,6 +236,11 @@ fn files(folder: &Path) -> Result<Vec<(PathBuf, std::fs::Metadata)>, LogError> {
         }
     }
     Ok(found)
+}
+
+/// What follows the folder of a derivation's log and is not its name.
+fn hash_part(derivation: &StorePath) -> String {
+    derivation.to_basename().chars().skip(2).take(30).collect()
 }
 
 impl Inner {

@@ -183,7 +183,7 @@ fn io_error(action: &'static str, path: &Path, error: &std::io::Error) -> FileEr
 
 fn lock(home: &Path) -> Result<HomeLock, OpenError> {
     let path = home.join("store/lock");
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).on("open", || &path)?;
     let mut file = std::fs::File::from(file);
     match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
@@ -25,7 +27,7 @@ use super::{failed, fetch_failed};
 use crate::config::{Config, default_certificates};
 use crate::diagnosis::SandboxError;
 use crate::error::Cause;
-use crate::limits::{ANSWER_TIME, FETCH_TRIES, FETCH_WAIT, IDLE_CONNECTIONS, REDIRECTS};
+use crate::limits::{ANSWER_TIME, FETCH_TRIES, FETCH_WAIT, IDLE_CONNECTIONS, REDIRECTS, STALL_TIME};
 use crate::proxy::address::AddressRange;
 use crate::proxy::dial::{DialError, dial};
 
@@ -35,6 +37,8 @@ pub struct Client {
     allowed: Arc<[AddressRange]>,
     /// Connections that wait for the next small answer.
     idle: Mutex<HashMap<Place, Vec<Connection>>>,
+    /// How long the next byte of a file is waited for.
+    stall: Duration,
 }
 
 /// How a download ended that did not fail.
@@ -93,6 +97,14 @@ impl Client {
         Self::with(config.ca_certificates.as_deref(), config.allowed(for_another))
     }
 
+    /// Waits no longer than so many seconds for the next byte of a file.
+    #[must_use]
+    pub(crate) fn patient(mut self, seconds: Option<u64>) -> Self {
+        let asked = seconds.map_or(STALL_TIME, Duration::from_secs);
+        self.stall = self.stall.min(asked);
+        self
+    }
+
     fn with(certificates: Option<&Path>, allowed: Arc<[AddressRange]>) -> Result<Self, Cause> {
         let mut roots = RootCertStore::empty();
         match certificates {
@@ -115,6 +127,7 @@ impl Client {
             tls: TlsConnector::from(Arc::new(tls)),
             allowed,
             idle: Mutex::default(),
+            stall: STALL_TIME,
         })
     }
 
@@ -236,10 +249,14 @@ impl Client {
                 false => lasting(fetch_failed(url, reason)),
             });
         }
-        let mut file =
-            std::fs::File::create(target).map_err(|error| lasting(failed(target, "created")(error)))?;
+        let mut file = new_file(target).map_err(|error| lasting(failed(target, "created")(error)))?;
         let mut written = 0u64;
-        while let Some(frame) = answer.response.body_mut().frame().await {
+        loop {
+            let Ok(frame) = timeout(self.stall, answer.response.body_mut().frame()).await else {
+                let seconds = self.stall.as_secs();
+                return Err(Failure::Passing(format!("nothing came for {seconds} s")));
+            };
+            let Some(frame) = frame else { break };
             let frame =
                 frame.map_err(|error| Failure::Passing(format!("the transfer broke off: {error}")))?;
             if let Some(data) = frame.data_ref() {
@@ -317,6 +334,13 @@ impl Client {
         let stream = secured.map_err(|error| wrong(format!("no secure connection to {host}: {error}")))?;
         send(url, known, place, stream).await
     }
+}
+
+/// A file that its owner alone may write to, whatever this process's umask is.
+fn new_file(target: &Path) -> std::io::Result<std::fs::File> {
+    let file = std::fs::File::create(target)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    Ok(file)
 }
 
 async fn send<S>(url: &Url, known: Option<&str>, place: Place, stream: S) -> Result<Answer, Failure>

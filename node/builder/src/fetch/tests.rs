@@ -357,3 +357,33 @@ fn derivations_that_cannot_be_fetched_are_refused_by_name() {
     ))
     .unwrap();
 }
+
+#[tokio::test]
+async fn a_server_that_says_no_more_is_not_waited_for() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = Url::parse(&format!("http://{}/x", listener.local_addr().unwrap())).unwrap();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+                .unwrap();
+            // Neither more nor the end.
+            open.push(stream);
+        }
+    });
+    let place = tempfile::tempdir().unwrap();
+    let client = http::Client::unrestricted().unwrap().patient(Some(0));
+    let told = Mutex::new(0);
+    let tell = |_| {
+        *told.lock().unwrap() += 1;
+        async {}
+    };
+    let error = client
+        .download(&url, &place.path().join("x"), 1000, None, &tell)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("nothing came for 0 s"), "{error}");
+    assert!(*told.lock().unwrap() > 0, "it is tried again");
+}

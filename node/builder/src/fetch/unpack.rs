@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use lzma_rust2::XzReader;
@@ -79,6 +79,8 @@ fn place<R: Read>(
         Event::DirectoryStart { name } => {
             let folder = path(name, at);
             fs::create_dir(&folder)?;
+            // Whatever this process's umask is.
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
             at.push(folder);
         }
         Event::DirectoryEnd { .. } => {
@@ -95,6 +97,7 @@ fn place<R: Read>(
                 .create_new(true)
                 .mode(mode)
                 .open(path(name, at))?;
+            file.set_permissions(fs::Permissions::from_mode(mode))?;
             contents.copy_to(&mut file)?;
         }
         Event::Symlink {

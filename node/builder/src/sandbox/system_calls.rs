@@ -1,8 +1,11 @@
 //! The filter on system calls.
 //!
 //! As Nix 2.34 (`setupSeccomp`): no setuid or setgid bits (`EPERM`), no extended attributes
-//! (`ENOTSUP`), for the machine's own architecture and the 32-bit one beside it. Whatever else is
-//! allowed, other architectures included: a filter that kills on those breaks 32-bit builders.
+//! (`ENOTSUP`), for the machine's own architecture and the 32-bit one beside it. Besides, sockets of the families
+//! alone that a network namespace keeps apart (`EAFNOSUPPORT`): `AF_VSOCK`, for one, is the same for all of the
+//! machine, so builds would meet there, and meet what runs the machine. Whatever else is
+//! allowed, other architectures included: a filter that kills on those breaks 32-bit builders. For the same reason the
+//! old `socketcall` of 32-bit programs is, whose arguments a filter cannot see.
 //!
 //! A small assembler of our own for classic BPF instead of a library: the program has one shape.
 
@@ -18,7 +21,13 @@ enum Rule {
     NoSetId(u32),
     /// Fail with `ENOTSUP`.
     NotSupported,
+    /// Fail with `EAFNOSUPPORT` where the first argument is none of [`FAMILIES`].
+    Families,
 }
+
+/// Families of sockets that builds may have: those of this machine alone (`AF_UNIX`), IPv4 and IPv6, and the kernel's own
+/// (`AF_NETLINK`), with which programs look at interfaces. All are bound to a network namespace.
+const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 struct Architecture {
     /// `AUDIT_ARCH_*`.
@@ -28,7 +37,7 @@ struct Architecture {
     rules: &'static [(u32, Rule)],
 }
 
-use Rule::{NoSetId, NotSupported};
+use Rule::{Families, NoSetId, NotSupported};
 
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURES: &[Architecture] = &[
@@ -48,6 +57,8 @@ const ARCHITECTURES: &[Architecture] = &[
             (193, NotSupported), // getxattr, lgetxattr, fgetxattr
             (463, NotSupported), // setxattrat
             (464, NotSupported), // getxattrat
+            (41, Families),      // socket
+            (53, Families),      // socketpair
         ],
     },
     Architecture {
@@ -66,6 +77,8 @@ const ARCHITECTURES: &[Architecture] = &[
             (231, NotSupported),
             (463, NotSupported),
             (464, NotSupported),
+            (359, Families),
+            (360, Families),
         ],
     },
 ];
@@ -93,6 +106,8 @@ const ARCHITECTURES: &[Architecture] = &[
             (231, NotSupported),
             (463, NotSupported),
             (464, NotSupported),
+            (281, Families),
+            (288, Families),
         ],
     },
 ];
@@ -118,6 +133,8 @@ const GENERIC: &[(u32, Rule)] = &[
     (10, NotSupported),
     (463, NotSupported),
     (464, NotSupported),
+    (198, Families),
+    (199, Families),
 ];
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
@@ -170,7 +187,7 @@ pub(super) fn filter() -> Vec<Instruction> {
     let mut program = vec![plain(LOAD_WORD, ARCHITECTURE)];
     for architecture in ARCHITECTURES {
         let section = section(architecture);
-        // No section has more than some 60 instructions, a jump reaches 255.
+        // No section has more than some 80 instructions, a jump reaches 255.
         let length = u8::try_from(section.len()).unwrap_or(u8::MAX);
         program.push(jump(JUMP_IF_EQUAL, architecture.audit, 0, length));
         program.extend(section);
@@ -198,6 +215,16 @@ fn section(architecture: &Architecture) -> Vec<Instruction> {
                 jump(JUMP_IF_EQUAL, number, 0, 1),
                 plain(RETURN, fail(libc::ENOTSUP)),
             ]),
+            Families => {
+                let count = FAMILIES.len() as u8;
+                section.push(jump(JUMP_IF_EQUAL, number, 0, count + 3));
+                section.push(plain(LOAD_WORD, argument(0)));
+                let known = FAMILIES.iter().zip((1..=count).rev());
+                section
+                    .extend(known.map(|(family, left)| jump(JUMP_IF_EQUAL, family.cast_unsigned(), left, 0)));
+                section.push(plain(RETURN, fail(libc::EAFNOSUPPORT)));
+                section.push(plain(RETURN, ALLOW));
+            }
         }
     }
     section.push(plain(RETURN, ALLOW));

@@ -50,11 +50,35 @@ fn every_rule_holds_and_nothing_else_is_touched() {
                             if forbidden { fail(libc::EPERM) } else { ALLOW }
                         }
                         Some((_, NotSupported)) => fail(libc::ENOTSUP),
+                        // No family is any of these modes.
+                        Some((_, Families)) => fail(libc::EAFNOSUPPORT),
                         None => ALLOW,
                     };
                     let found = run(&program, architecture.audit, number, arguments);
                     assert_eq!(found, expected, "call {number} with {mode:o} as argument {index}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_sockets_that_a_namespace_keeps_apart_are_made() {
+    let program = filter();
+    for architecture in ARCHITECTURES {
+        let calls: Vec<u32> = architecture
+            .rules
+            .iter()
+            .filter(|(_, rule)| matches!(rule, Families))
+            .map(|(number, _)| *number)
+            .collect();
+        assert_eq!(calls.len(), 2);
+        for number in calls {
+            for family in 0..50u64 {
+                let allowed = [1, 2, 10, 16].contains(&family);
+                let found = run(&program, architecture.audit, number, [family, 1, 0, 0, 0, 0]);
+                let expected = if allowed { ALLOW } else { fail(libc::EAFNOSUPPORT) };
+                assert_eq!(found, expected, "family {family}");
             }
         }
     }

@@ -174,6 +174,16 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     result(unsafe { libc::kill(pid, signal) }.into()).map(drop)
 }
 
+/// A socket of a family, which is closed at once.
+pub fn socket(family: i32) -> io::Result<()> {
+    // SAFETY: no pointers, and the descriptor is this function's.
+    unsafe {
+        let made = result(libc::socket(family, libc::SOCK_STREAM, 0).into())?;
+        libc::close(i32::try_from(made).unwrap_or(-1));
+    }
+    Ok(())
+}
+
 /// A session of its own.
 pub fn setsid() {
     // SAFETY: no pointers.

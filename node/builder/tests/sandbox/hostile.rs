@@ -140,7 +140,7 @@ async fn builds_cannot_reach_each_other() {
         let build = stage.builder.build(first, events, cancel.clone());
         let (heard, log, (), result) = tokio::join!(listen, connect, stop, build);
         assert!(matches!(*result.unwrap_err().cause, Cause::Cancelled));
-        assert_eq!(log.len(), 3, "{log:?}");
+        assert_eq!(log.len(), 4, "{log:?}");
         nothing_worked(&log);
         assert!(!heard.iter().any(|line| line.contains("ACCEPTED")));
     }

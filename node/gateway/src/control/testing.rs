@@ -340,6 +340,7 @@ pub(super) fn peer() -> PeerView {
         speed: Some(12_500_000),
         withheld: None,
         fixed_outputs: false,
+        reaches_this_node: None,
         traffic: TrafficView {
             sent: 4,
             received: 3,

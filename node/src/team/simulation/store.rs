@@ -267,8 +267,8 @@ impl Node {
         cells.iter().all(
             |(header, keys)| match table.offer(header, sender, &view.members, epoch, now) {
                 Ok(Offer::Kept) => true,
-                Ok(Offer::KeysWanted) => table
-                    .put(header, keys.clone(), sender, &view.members, epoch, now)
+                Ok(Offer::KeysWanted(wanted)) => table
+                    .put(*wanted, keys.clone(), &view.members, epoch, now)
                     .is_ok(),
                 Err(_) => false,
             },
