@@ -233,7 +233,7 @@ fn reachability(addresses: &[String], tried: &[(String, bool)], idle_exit: bool)
             )),
         );
     }
-    if !relayed.is_empty() {
+    if !relayed.is_empty() && able.is_empty() {
         return finding(
             "reachability",
             Health::Warning,
@@ -245,7 +245,11 @@ fn reachability(addresses: &[String], tried: &[(String, bool)], idle_exit: bool)
         );
     }
     let hosts: Vec<IpAddr> = direct.iter().filter_map(|address| host(address)).collect();
-    let mut list = addresses.join(", ");
+    let mut list = direct
+        .iter()
+        .map(|address| address.as_str())
+        .collect::<Vec<_>>()
+        .join(", ");
     if !able.is_empty() {
         list += &format!(" (tried by {})", able.join(", "));
     }

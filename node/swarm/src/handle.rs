@@ -29,7 +29,7 @@ use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree};
 use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
 use crate::limits::{
-    DIAL_BACKS_PER_MINUTE, EVENTS, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE,
+    DIAL_BACKS_PER_MINUTE, EVENTS, KEPT_FACTOR, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE,
     PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN,
 };
 use crate::net::caps::{Caps, Throttles};
@@ -130,7 +130,7 @@ pub(crate) async fn start_serving(
         contacts: contacts.clone(),
         mdns: config.mdns,
         relay: config.relay,
-        keep_alive: config.keep_peers > 0,
+        kept: config.keep_peers.saturating_mul(KEPT_FACTOR),
     })?;
     let addresses = listen(&mut swarm, &config.listen).await?;
     let (driver, network, net_events) = Driver::new(

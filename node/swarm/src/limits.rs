@@ -146,6 +146,10 @@ pub const DIAL_BACKS: usize = 16;
 /// How long such a dial may take: a handshake around the world, over a link that loses a packet.
 pub const DIAL_BACK_TIME: Duration = Duration::from_secs(5);
 
+/// How long the connection it brings is held: a round trip around the world, and a busy machine. As often as one member may
+/// ask, and as many as ask at once, that is at most some dozens.
+pub const DIAL_BACK_HELD: Duration = Duration::from_secs(1);
+
 /// How often one member may ask for it in a minute, on average.
 pub const DIAL_BACKS_PER_MINUTE: u32 = 6;
 
@@ -239,6 +243,10 @@ pub const REDIAL_LAST: Duration = Duration::from_secs(300);
 /// Members a node stays connected with. Presence is asked of all of them at once, so in a team of this
 /// size every question takes one round trip.
 pub const KEPT_PEERS: usize = 64;
+
+/// Times as many may be connected with a node and stay so: half of them are there because they chose it, and who were cut off
+/// for being one too many would come again at once.
+pub const KEPT_FACTOR: usize = 2;
 
 /// Roster statements in one message: some 500 bytes each, at most 4 KiB.
 pub const ROSTER_ROUND: usize = 2048;

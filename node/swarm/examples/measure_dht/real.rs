@@ -106,15 +106,11 @@ fn cpu_of_threads(name: &str) -> Outcome<Duration> {
     Ok(Duration::from_millis(ticks * 10))
 }
 
-/// Teams above this size do not stay connected: two descriptors for each connection that a publisher makes to one of a
-/// hundred keepers, times all nodes, are more than one process may have.
-const CONNECTED: usize = 50;
-
-fn config(home: &tempfile::TempDir, ahead: &Ahead, count: usize) -> Config {
+fn config(home: &tempfile::TempDir, ahead: &Ahead) -> Config {
     Config {
         listen: vec!["/ip4/127.0.0.1/tcp/0".to_owned()],
         // As many as a node needs; a mesh of all would measure connections.
-        keep_peers: if count > CONNECTED { 0 } else { 8 },
+        keep_peers: 8,
         clock: ahead.clock(),
         ..Config::new(home.path().join("spool"))
     }
@@ -126,9 +122,8 @@ async fn run(
     secret: NodeSecret,
     paths: Vec<StorePath>,
     ahead: &Ahead,
-    count: usize,
 ) -> Outcome<Running> {
-    let (handle, events) = start(config(&home, ahead, count), team, secret, Arc::new(Names(paths))).await?;
+    let (handle, events) = start(config(&home, ahead), team, secret, Arc::new(Names(paths))).await?;
     Ok(Running {
         handle,
         _events: events,
@@ -159,7 +154,7 @@ async fn measured(count: usize) -> Outcome<()> {
         name: "founder".to_owned(),
     };
     let team = Team::found(home.path(), "measured", me, vec![], 1)?;
-    let founder = run(home, team, secret, vec![], &ahead, count).await?;
+    let founder = run(home, team, secret, vec![], &ahead).await?;
     // All join before any of them starts, so that the team forms once.
     let mut joined = vec![];
     for number in 1..count {
@@ -177,7 +172,7 @@ async fn measured(count: usize) -> Outcome<()> {
     let mut first = FEW;
     for (home, team, secret) in joined {
         let paths = paths(MANY + first, FEW)?;
-        let node = run(home, team, secret, paths, &ahead, count).await?;
+        let node = run(home, team, secret, paths, &ahead).await?;
         // One after the other, so that there are never too many connections.
         until(async || node.handle.is_published().await).await;
         nodes.push(node);
@@ -199,7 +194,7 @@ async fn measured(count: usize) -> Outcome<()> {
         .build()?;
     let (its_paths, its_ahead) = (all.clone(), ahead.clone());
     let starting = threads.spawn(async move {
-        let started = run(home, team, secret, its_paths, &its_ahead, count).await;
+        let started = run(home, team, secret, its_paths, &its_ahead).await;
         started.map_err(|error| error.to_string())
     });
     nodes.push(starting.await??);

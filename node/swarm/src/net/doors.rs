@@ -138,7 +138,8 @@ impl Connections {
 pub(crate) struct Doors {
     reception: Reception,
     contacts: SharedContacts,
-    keep_alive: bool,
+    /// Peers to which connections stay open although nothing is said.
+    kept: usize,
     dial_strangers: bool,
     connections: HashMap<PeerId, Connections>,
     /// Connections through another member that are just being made, and what keeps them open.
@@ -148,13 +149,14 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
-    /// `keep_alive`: connections to members stay open although nothing is said. `dial_strangers`: this
-    /// node is not a member yet, so everyone is a stranger.
+    /// `kept`: connections to so many members stay open although nothing is said; one to yet another, as to who keeps
+    /// records, is closed when it is not used. `dial_strangers`: this node is not a member yet, so everyone is a
+    /// stranger.
     pub(crate) fn new(
         names: Names,
         gatekeeper: Gatekeeper,
         contacts: SharedContacts,
-        keep_alive: bool,
+        kept: usize,
         dial_strangers: bool,
     ) -> (Self, mpsc::Receiver<Inbound>) {
         let (inbound, receiver) = mpsc::channel(STREAMS);
@@ -167,7 +169,7 @@ impl Doors {
         let doors = Self {
             reception,
             contacts,
-            keep_alive,
+            kept,
             dial_strangers,
             connections: HashMap::new(),
             relayed: HashMap::new(),
@@ -214,7 +216,8 @@ impl Doors {
         } else {
             STREAMS_PER_STRANGER
         };
-        let keep_alive = Arc::new(AtomicBool::new(self.keep_alive && member));
+        let is_wanted = self.connections.contains_key(&peer) || self.connections.len() < self.kept;
+        let keep_alive = Arc::new(AtomicBool::new(self.kept > 0 && is_wanted && member));
         if relayed {
             self.relayed.insert(connection, Arc::clone(&keep_alive));
         }
@@ -323,5 +326,50 @@ impl NetworkBehaviour for Doors {
         }
         self.waker = Some(context.waker().clone());
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::swarm::ConnectionHandler as _;
+    use tvix_node_protocol::envelope::NodeSecret;
+    use tvix_node_protocol::roster::{Founder, Genesis};
+
+    use super::*;
+    use crate::identity::peer_of;
+    use crate::roster::Roster;
+
+    #[test]
+    fn connections_to_so_many_members_stay_open_and_others_while_they_are_used() {
+        let keys = [1, 2, 3].map(|seed| NodeSecret::from_bytes(&[seed; 32]).key());
+        let founder = |key: &NodeKey| Founder {
+            key: *key,
+            name: "one".to_owned(),
+        };
+        let mut founders: Vec<Founder> = keys.iter().map(founder).collect();
+        founders.sort_by_key(|founder| founder.key);
+        let genesis = Genesis {
+            name: "team".to_owned(),
+            founders,
+            threshold: 1,
+            salt: [1; 32],
+        };
+        let gatekeeper = Gatekeeper::default();
+        gatekeeper.set(&Roster::new(genesis).unwrap().members(0));
+        let home = tempfile::tempdir().unwrap();
+        let contacts = SharedContacts::open(home.path()).unwrap();
+        let (mut doors, _inbound) = Doors::new(Names::join_only(), gatekeeper, contacts, 2, false);
+        let mut stays = |number: usize, peer: PeerId| {
+            let id = ConnectionId::new_unchecked(number);
+            let handler = doors.handler(id, peer, false).unwrap();
+            doors.connections.entry(peer).or_default().direct.push(id);
+            handler.connection_keep_alive()
+        };
+        let [one, two, three] = keys.map(|key| peer_of(key).unwrap());
+        assert!(stays(1, one) && stays(2, two));
+        assert!(!stays(3, three), "one too many");
+        assert!(stays(4, one), "another one to the same");
+        let stranger = peer_of(NodeSecret::from_bytes(&[9; 32]).key()).unwrap();
+        assert!(!stays(5, stranger));
     }
 }

@@ -22,14 +22,14 @@ use super::door::Door;
 use super::doors::OpenError;
 use super::gatekeeper::Gatekeeper;
 use super::links::{Link, Links};
-use super::reachability::{self, SharedReachability};
+use super::reachability::{self, Reached, SharedReachability};
 use super::redial::Redial;
 use super::relays::{Relays, is_relayed, through};
 use super::transport::{Behaviour, BehaviourEvent, CLOSEST};
 use crate::identity::{key_of, peer_of};
 use crate::limits::{
-    ADDRESSES_PER_MEMBER, ADMITTED_TIME, COMMANDS, CONNECT_TIME, NETWORK_EVENTS, RELAYS_TRIED, STRANGER_TIME,
-    STRANGERS, WALKS,
+    ADDRESSES_PER_MEMBER, ADMITTED_TIME, COMMANDS, CONNECT_TIME, DIAL_BACK_HELD, NETWORK_EVENTS,
+    RELAYS_TRIED, STRANGER_TIME, STRANGERS, WALKS,
 };
 
 /// Why a peer could not be reached.
@@ -222,6 +222,8 @@ pub(crate) struct Driver {
     /// Where members reached this node at other addresses than it listens at: as they see it, through its router.
     reached_at: Vec<Multiaddr>,
     dial_backs: DialBacks,
+    /// Connections that such dials brought, and since when they are there.
+    proofs: Vec<(ConnectionId, Instant)>,
     strangers: HashMap<ConnectionId, (PeerId, Instant)>,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), ConnectError>>>>,
     dialling: Dialling,
@@ -264,6 +266,7 @@ impl Driver {
             reachability: SharedReachability::default(),
             reached_at: Vec::new(),
             dial_backs: DialBacks::default(),
+            proofs: Vec::new(),
             strangers: HashMap::new(),
             connecting: HashMap::new(),
             dialling: Dialling::default(),
@@ -457,7 +460,12 @@ impl Driver {
                 .filter_map(|(key, peer)| Some((peer, through(peer, &self.links.get(key).dialled()?)?)));
             ways.collect()
         };
-        let reached = self.reachability.with(|known| known.verdict(now));
+        // What a router forwards is known to who tried it; others may have heard of the inside alone.
+        let reached = if self.reached_at.is_empty() {
+            self.reachability.with(|known| known.verdict(now))
+        } else {
+            Reached::BySome
+        };
         for listener in self.relays.unneeded(reached) {
             self.swarm.remove_listener(listener);
         }
@@ -524,6 +532,10 @@ impl Driver {
         }
         self.keep_connected(now);
         self.dial_backs.tick(now);
+        let is_over = |(_, since): &mut (ConnectionId, Instant)| now.duration_since(*since) >= DIAL_BACK_HELD;
+        for (connection, _) in self.proofs.extract_if(.., is_over).collect::<Vec<_>>() {
+            self.swarm.close_connection(connection);
+        }
         self.keep_reached_at(now);
         self.keep_relays(now);
     }
@@ -641,8 +653,12 @@ impl Driver {
             return;
         };
         if self.dial_backs.over(peer, connection, true) {
-            // It has served its purpose; there is another one, over which it was asked for.
-            self.swarm.close_connection(connection);
+            // There is another one, over which it was asked for; this one stays until the peer has seen it, too: who dials is
+            // through with a handshake before who is dialled.
+            self.proofs.push((connection, Instant::now()));
+            if let ConnectedPoint::Dialer { address, .. } = endpoint {
+                self.contacts.with(|contacts| contacts.add(key, address.clone()));
+            }
             return;
         }
         self.dialling.over(peer);

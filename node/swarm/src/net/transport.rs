@@ -75,7 +75,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) contacts: SharedContacts,
     pub(crate) mdns: bool,
     pub(crate) relay: bool,
-    pub(crate) keep_alive: bool,
+    /// Members to which connections stay open although nothing is said.
+    pub(crate) kept: usize,
 }
 
 pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receiver<Inbound>), TransportError> {
@@ -86,7 +87,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
         names,
         setup.gatekeeper.clone(),
         setup.contacts,
-        setup.keep_alive,
+        setup.kept,
         setup.swarm.is_none(),
     );
     let mdns = if setup.mdns {

@@ -148,3 +148,23 @@ fn what_goes_while_the_store_is_listed_stays_gone() {
     own.add_listed(&paths(1..2));
     assert!(has(&own, 1), "another listing knows nothing of that");
 }
+
+#[test]
+fn messages_of_a_renewal_are_counted_by_regions_and_not_by_paths() {
+    use crate::limits::PRESENCE_CELLS_PER_PUT;
+    for members in [16, 200, 2000] {
+        let messages = |count: u32| {
+            let mut own = Advertisement::new(secret(), members);
+            own.add(&paths(0..count));
+            let regions = own.regions();
+            let puts = regions
+                .iter()
+                .map(|region| own.cells(*region).len().div_ceil(PRESENCE_CELLS_PER_PUT));
+            (regions.len(), puts.sum::<usize>())
+        };
+        let (few, many) = (messages(5_000), messages(100_000));
+        assert_eq!(few, many);
+        let regions = 1 << Region::bits_for(members);
+        assert_eq!(few, (regions, regions), "one message for each region and keeper");
+    }
+}

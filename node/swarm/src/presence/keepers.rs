@@ -19,13 +19,9 @@ impl Keepers {
         (now < *until).then(|| keepers.clone())
     }
 
-    /// A walk brought these, which count until the time `until`. Where it brought nobody, it is to be made again.
+    /// A walk brought these, which count until the time `until`.
     pub fn found(&mut self, region: Region, keepers: Vec<NodeKey>, until: u64) {
-        if keepers.is_empty() {
-            self.0.remove(&region);
-        } else {
-            self.0.insert(region, (keepers, until));
-        }
+        self.0.insert(region, (keepers, until));
     }
 
     /// Forgets what is too old, and regions with somebody who is not a member any more.
@@ -59,7 +55,5 @@ mod tests {
             (keepers.get(one, 100), keepers.get(two, 100)),
             (Some(vec![ANN]), None)
         );
-        keepers.found(one, vec![], 300);
-        assert_eq!(keepers.get(one, 100), None, "nobody was found");
     }
 }

@@ -19,7 +19,10 @@ pub(crate) async fn known(core: &Core, region: Region) -> Option<Vec<NodeKey>> {
 /// The members closest to a region, after a walk through others' routing tables.
 pub(crate) async fn walk(core: &Core, region: Region) -> Vec<NodeKey> {
     let found = core.network.closest(region.label(), true).await;
-    let until = core.team.now().saturating_add(PRESENCE_RENEWAL.as_secs());
-    lock(&core.keepers).found(region, found.clone(), until);
+    // Before anybody was reached, a walk leads nowhere; its outcome is not to be believed for long.
+    if found.len() >= CLOSEST.get() && !core.connected().is_empty() {
+        let until = core.team.now().saturating_add(PRESENCE_RENEWAL.as_secs());
+        lock(&core.keepers).found(region, found.clone(), until);
+    }
     found
 }

@@ -156,7 +156,7 @@ async fn redeem(secret: &NodeSecret, ticket: &Ticket, name: &str) -> Result<Welc
         contacts: contacts.clone(),
         mdns: false,
         relay: false,
-        keep_alive: false,
+        kept: 0,
     })?;
     // Nobody is served here: streams that come in are dropped.
     drop(inbound);

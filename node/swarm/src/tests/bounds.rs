@@ -6,13 +6,17 @@ use std::time::Instant;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use tvix_node_protocol::envelope::Envelope;
 use tvix_node_protocol::limits::{PATHS_ANSWER, SHOWN_BYTES};
-use tvix_node_protocol::messages::{PathAnswer, PathsQuestion, PushRefusal, Shown};
+use tvix_node_protocol::messages::{
+    PathAnswer, PathsQuestion, PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal, PushRefusal,
+    Shown,
+};
 use tvix_node_protocol::nix::store_path::StorePath;
 
 use super::*;
 use crate::core::Core;
-use crate::limits::{ANSWER_TIME, PUSHES_TAKEN};
+use crate::limits::{ANSWER_TIME, PRESENCE_CELLS_PER_PUT, PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN};
 use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::{CallError, PathsError, PushError};
@@ -165,4 +169,51 @@ async fn a_member_that_says_nothing_is_not_waited_for_as_long_as_for_a_slow_answ
         "{infos:?}"
     );
     assert!(since.elapsed() < ANSWER_TIME / 2, "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn a_member_that_floods_with_records_is_not_listened_to_and_others_are() {
+    let mut ann = TestNode::founder(1).await;
+    let bob = ann.invite(2).await;
+    ann.meets(bob.key()).await;
+    let mut wire = bob.handle.core().open(ann.key(), Door::Presence).await.unwrap();
+    let empty = Envelope {
+        domain: String::new(),
+        version: 0,
+        signer: bob.key(),
+        payload: Vec::new(),
+        signature: [0; 64],
+    };
+    let put = PresenceQuestion::Put {
+        headers: vec![empty; PRESENCE_CELLS_PER_PUT],
+    };
+    let most = PRESENCE_STATEMENTS_PER_MINUTE as usize / PRESENCE_CELLS_PER_PUT;
+    let mut taken = 0;
+    let refusal = loop {
+        // What is refused cell by cell has been looked at.
+        match soon(wire.ask(&put)).await.unwrap() {
+            PresenceAnswer::Wanted { cells, refused } => {
+                assert!(cells.is_empty() && refused.len() == PRESENCE_CELLS_PER_PUT);
+                let done: PresenceAnswer = soon(wire.ask(&PresenceCells { keys: vec![] })).await.unwrap();
+                assert!(matches!(done, PresenceAnswer::Kept { cells: 0, .. }), "{done:?}");
+                taken += 1;
+            }
+            PresenceAnswer::Refused { reason } => break reason,
+            other => panic!("{other:?}"),
+        }
+        // Time goes on while the test runs, and with it what is allowed.
+        assert!(
+            taken < 4 * most,
+            "{taken} messages, where {most} in a minute are allowed"
+        );
+    };
+    assert_eq!(refusal, PresenceRefusal::Busy);
+    assert!(taken >= most - 1, "{taken} of {most}");
+    assert_eq!(ann.handle.kept_presence(), (0, 0));
+    let mut cat = ann.invite(3).await;
+    cat.meets(ann.key()).await;
+    let path = cat.shelf.add_small("hello");
+    cat.handle.announce(std::slice::from_ref(&path));
+    cat.publishes().await;
+    assert_eq!(ann.handle.kept_presence(), (1, 1));
 }

@@ -24,7 +24,7 @@ async fn stranger(seed: u8, ann: &TestNode) -> Network {
         contacts: contacts.clone(),
         mdns: false,
         relay: false,
-        keep_alive: true,
+        kept: 1,
     })
     .unwrap();
     let (driver, network, mut events) = Driver::new(swarm, gatekeeper, contacts, 0, vec![]);
