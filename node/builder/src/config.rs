@@ -55,7 +55,8 @@ pub struct SandboxPath {
 ///
 /// They are in a network of their own, with an HTTP proxy of the node in it, which connects to public
 /// addresses only. So they reach HTTP and HTTPS, through the variables `http_proxy` and so on. Where this
-/// user may open `/dev/net/tun`, they reach everything else over TCP as well, by IPv4.
+/// user may open `/dev/net/tun`, they reach everything else over TCP and UDP as well, by IPv4 and, where the
+/// machine has it, IPv6.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Network {

@@ -123,7 +123,7 @@ impl Control {
                 let length = header.len() + body.len();
                 self.read.drain(..length);
                 // They come in the order of what they come with.
-                let with = matches!(report, Report::Listening | Report::Tunnel)
+                let with = matches!(report, Report::Listening | Report::Tunnel { .. })
                     .then(|| (!self.with.is_empty()).then(|| self.with.remove(0)))
                     .flatten();
                 return Ok(Some((report, with)));

@@ -51,9 +51,20 @@ pub const PROXY_CONNECTIONS: usize = 64;
 /// as through the proxy. More are tried again by the build's own kernel.
 pub const NAT_CONNECTIONS: usize = 64;
 
-/// Connections and questions that are under way outside, those included that the build has left: their servers
-/// are still taking what was said.
-pub const NAT_TASKS: usize = 2 * NAT_CONNECTIONS + NAT_QUESTIONS;
+/// Exchanges over UDP of one build at once, each between one port of it and one place: as many as connections. What a
+/// build sends beyond that is lost, as UDP may be.
+pub const NAT_EXCHANGES: usize = 64;
+
+/// How long an exchange over UDP goes on when neither side says anything: what routers wait at least
+/// (RFC 4787, requirement 5).
+pub const NAT_EXCHANGE_IDLE: Duration = Duration::from_secs(120);
+
+/// Datagrams of one exchange that may wait for the socket outside: 24 KiB of them, a burst of a transfer.
+pub const NAT_DATAGRAMS: usize = 16;
+
+/// Connections, exchanges and questions that are under way outside, those included that the build has left: their
+/// servers are still taking what was said.
+pub const NAT_TASKS: usize = 2 * NAT_CONNECTIONS + NAT_EXCHANGES + NAT_QUESTIONS;
 
 /// Bytes of one such connection that wait in each direction: what an ordinary kernel begins with.
 pub const NAT_BUFFER_BYTES: usize = 64 << 10;
@@ -70,8 +81,11 @@ pub const NAT_QUESTIONS: usize = 32;
 /// Bytes of one question or answer: what every program takes (RFC 1035, 4.2.1).
 pub const NAT_QUESTION_BYTES: usize = 512;
 
-/// Addresses in one answer: they fit beside a name of full length.
+/// Addresses of IPv4 in one answer: they fit beside a name of full length.
 pub const NAT_ADDRESSES: usize = 14;
+
+/// The same for the longer ones of IPv6.
+pub const NAT_ADDRESSES_V6: usize = 8;
 
 /// Bytes of one packet: the usual size of a network interface.
 pub const PACKET_BYTES: usize = 1500;

@@ -34,6 +34,7 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         host_network: false,
         proxy: false,
         tunnel: false,
+        ipv6: false,
         kvm: config.features.contains("kvm"),
         processes: PROCESSES,
         memory: None,

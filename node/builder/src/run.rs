@@ -333,7 +333,12 @@ impl Watch {
                     tell(events, BuildEvent::Started).await;
                 }
                 Ok(Some((Report::Listening, listener))) => proxy.start(listener, events)?,
-                Ok(Some((Report::Tunnel, tun))) => proxy.start_tunnel(tun, events)?,
+                Ok(Some((Report::Tunnel { no_ipv6 }, tun))) => {
+                    if let Some(reason) = &no_ipv6 {
+                        tracing::debug!(reason, "a build has IPv4 alone");
+                    }
+                    proxy.start_tunnel(tun, no_ipv6.is_none(), events)?;
+                }
                 Ok(Some((Report::NoTunnel { reason }, _))) => outcome.no_tunnel = Some(reason),
                 Ok(Some((Report::Ended { exit, usage }, _))) => outcome.ended = Some((exit, usage)),
                 Ok(Some((failure, _))) => {
@@ -467,10 +472,20 @@ impl Proxy {
         Ok(())
     }
 
-    fn start_tunnel(&mut self, tun: Option<OwnedFd>, events: &mpsc::Sender<BuildEvent>) -> Result<(), Cause> {
+    fn start_tunnel(
+        &mut self,
+        tun: Option<OwnedFd>,
+        ipv6: bool,
+        events: &mpsc::Sender<BuildEvent>,
+    ) -> Result<(), Cause> {
         let failed = |source| SandboxError::new("taking over the network interface", source);
         let tun = tun.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
-        let serving = nat::serve(tun, self.allowed.clone(), denied_to(events));
+        let serving = nat::serve(
+            tun,
+            ipv6 && nat::has_ipv6(&self.allowed),
+            self.allowed.clone(),
+            denied_to(events),
+        );
         self.serving.spawn(async move {
             if let Err(error) = serving.await {
                 tracing::warn!(%error, "a build has no network but the proxy");
@@ -614,6 +629,7 @@ fn order(
         host_network,
         proxy: guarded && config.network.is_some(),
         tunnel: guarded && tunnel.is_some_and(|available| available.is_ok()),
+        ipv6: nat::has_ipv6(&config.allowed(spec.for_another)),
         kvm: config.features.contains("kvm"),
         processes: spec.processes,
         memory: memory_limit(config, spec),

@@ -13,7 +13,7 @@
 use std::ffi::{CStr, CString, c_int, c_ulong};
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -167,6 +167,69 @@ pub(crate) fn make_tunnel(device: &File, address: Ipv4Addr, mask: Ipv4Addr) -> i
     };
     // SAFETY: SIOCADDRT reads an rtentry, whose device is a C string.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, std::ptr::from_ref(&route)) }).map(drop)
+}
+
+/// Gives the interface `tun0` an address of IPv6, and a route for all of that through it.
+pub(crate) fn add_ipv6_to_tunnel(address: Ipv6Addr, prefix: u8) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    let socket = socket(AddressFamily::INET6, SocketType::DGRAM, None)?;
+    // SAFETY: the name is a C string.
+    let index = unsafe { libc::if_nametoindex(c"tun0".as_ptr()) };
+    let index = i32::try_from(index).map_err(io::Error::other)?;
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let own = AddressV6 {
+        address: address.octets(),
+        prefix: u32::from(prefix),
+        index,
+    };
+    let everywhere = RouteV6 {
+        destination: [0; 16],
+        source: [0; 16],
+        gateway: [0; 16],
+        kind: 0,
+        destination_prefix: 0,
+        source_prefix: 0,
+        metric: 1,
+        info: 0,
+        flags: u32::from(ROUTE_UP),
+        index,
+    };
+    // SAFETY: SIOCSIFADDR of an IPv6 socket reads an in6_ifreq.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, std::ptr::from_ref(&own)) })?;
+    // SAFETY: SIOCADDRT of an IPv6 socket reads an in6_rtmsg.
+    check(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCADDRT,
+            std::ptr::from_ref(&everywhere),
+        )
+    })
+    .map(drop)
+}
+
+/// `struct in6_ifreq` of linux/ipv6.h.
+#[repr(C)]
+struct AddressV6 {
+    address: [u8; 16],
+    prefix: u32,
+    index: libc::c_int,
+}
+
+/// `struct in6_rtmsg` of linux/ipv6_route.h.
+#[repr(C)]
+struct RouteV6 {
+    destination: [u8; 16],
+    source: [u8; 16],
+    gateway: [u8; 16],
+    kind: u32,
+    destination_prefix: u16,
+    source_prefix: u16,
+    metric: u32,
+    info: libc::c_ulong,
+    flags: u32,
+    index: libc::c_int,
 }
 
 /// `struct rtentry` of linux/route.h, which libc does not have everywhere.

@@ -58,6 +58,8 @@ pub(crate) struct Order {
     pub(crate) proxy: bool,
     /// Makes the interface of the user-mode network and passes it out.
     pub(crate) tunnel: bool,
+    /// With IPv6, where the kernel has it.
+    pub(crate) ipv6: bool,
     /// Shows `/dev/kvm`.
     pub(crate) kvm: bool,
     /// `RLIMIT_NPROC`.
@@ -122,7 +124,10 @@ pub(crate) enum Report {
     /// The proxy's listener comes with this message.
     Listening,
     /// The interface of the user-mode network comes with this message.
-    Tunnel,
+    Tunnel {
+        /// Why it has no IPv6 although it was to have it; none: it has what was asked for.
+        no_ipv6: Option<String>,
+    },
     /// There is none.
     NoTunnel { reason: String },
     /// The sandbox stands, the program is about to be executed.

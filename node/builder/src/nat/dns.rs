@@ -1,15 +1,16 @@
 //! Names for builds: the questions that programs ask their name server, answered by what the node's machine
 //! knows.
 //!
-//! Only addresses of IPv4 are given (a question for others has no answer, which is no error), and only
-//! those that builds may reach: what names of the node's own network mean is nobody's business. RFC 1035.
+//! Addresses of IPv4 are given, and those of IPv6 (RFC 3596) where builds have that; else a question for them has no
+//! answer, which is no error. Only those are given that builds may reach: what names of the node's own network mean is
+//! nobody's business. RFC 1035.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-use crate::limits::{CONNECT_TIME, NAT_ADDRESSES};
+use crate::limits::{CONNECT_TIME, NAT_ADDRESSES, NAT_ADDRESSES_V6};
 use crate::proxy::address::{AddressRange, hidden};
 
 /// Bytes before the question.
@@ -48,9 +49,10 @@ struct Asked {
     end: usize,
 }
 
-/// The answer to a message; empty where it is none that has one.
+/// The answer to a message; empty where it is none that has one. `ipv6`: whether the build has that.
 pub(super) async fn answer<F: Future<Output = ()>>(
     message: &[u8],
+    ipv6: bool,
     allowed: &[AddressRange],
     tell: impl Fn(String) -> F,
 ) -> Vec<u8> {
@@ -65,6 +67,7 @@ pub(super) async fn answer<F: Future<Output = ()>>(
     let (end, none) = (asked.end, &[][..]);
     match (asked.class, asked.kind) {
         (INTERNET, A) => {}
+        (INTERNET, AAAA) if ipv6 => {}
         (INTERNET, AAAA) => return write(message, end, Code::Fine, none),
         _ => return write(message, end, Code::Unknown, none),
     }
@@ -73,25 +76,47 @@ pub(super) async fn answer<F: Future<Output = ()>>(
         Ok(Err(_)) => return write(message, end, Code::NoSuchName, none),
         Err(_) => return write(message, end, Code::Failed, none),
     };
-    let (mut addresses, mut refusal) = (Vec::new(), None);
-    for address in found {
-        if let IpAddr::V4(v4) = address.ip() {
-            match hidden(address.ip(), allowed) {
-                Some(class) => refusal = Some((v4, class)),
-                None => addresses.push(v4),
-            }
+    match choose(found.map(|found| found.ip()), asked.kind, ipv6, allowed) {
+        Ok(addresses) => write(message, end, Code::Fine, &addresses),
+        Err((address, class)) => {
+            let name = &asked.name;
+            tell(format!(
+                "{name} ({address}) is denied to builds: the address is {class}"
+            ))
+            .await;
+            write(message, end, Code::Refused, none)
         }
     }
-    if let (Some((address, class)), true) = (refusal, addresses.is_empty()) {
-        let name = &asked.name;
-        tell(format!(
-            "{name} ({address}) is denied to builds: the address is {class}"
-        ))
-        .await;
-        return write(message, end, Code::Refused, none);
+}
+
+/// What is answered of the addresses that a name has. Where builds may reach none of them, of whatever kind, one of
+/// the kind that was asked for, and what it is.
+fn choose(
+    found: impl Iterator<Item = IpAddr>,
+    kind: u16,
+    ipv6: bool,
+    allowed: &[AddressRange],
+) -> Result<Vec<IpAddr>, (IpAddr, &'static str)> {
+    let (mut addresses, mut others, mut refusal) = (Vec::new(), false, None);
+    for address in found {
+        let wanted = address.is_ipv4() == (kind == A);
+        match hidden(address, allowed) {
+            Some(class) if wanted => refusal = Some((address, class)),
+            None if wanted => addresses.push(address),
+            // What the build cannot use is of no use to it.
+            None => others |= ipv6 || address.is_ipv4(),
+            Some(_) => {}
+        }
     }
-    addresses.truncate(NAT_ADDRESSES);
-    write(message, end, Code::Fine, &addresses)
+    if let (Some(refusal), true, false) = (refusal, addresses.is_empty(), others) {
+        return Err(refusal);
+    }
+    addresses.truncate(if kind == A {
+        NAT_ADDRESSES
+    } else {
+        NAT_ADDRESSES_V6
+    });
+    Ok(addresses)
 }
 
 fn read(message: &[u8]) -> Result<Asked, Code> {
@@ -147,7 +172,7 @@ fn read(message: &[u8]) -> Result<Asked, Code> {
 }
 
 /// An answer to the question at the beginning of a message, which ends at `end`.
-fn write(message: &[u8], end: usize, code: Code, addresses: &[Ipv4Addr]) -> Vec<u8> {
+fn write(message: &[u8], end: usize, code: Code, addresses: &[IpAddr]) -> Vec<u8> {
     let mut answer = message[..end].to_vec();
     // An answer, of somebody who asks others for you, recursion as wanted.
     answer[2] = 0x80 | message[2] & 0x79;
@@ -160,17 +185,23 @@ fn write(message: &[u8], end: usize, code: Code, addresses: &[Ipv4Addr]) -> Vec<
     for address in addresses {
         // The name is the one that stands at the beginning.
         answer.extend([0xc0, HEAD as u8]);
-        answer.extend(A.to_be_bytes());
+        let (kind, octets) = match address {
+            IpAddr::V4(address) => (A, address.octets().to_vec()),
+            IpAddr::V6(address) => (AAAA, address.octets().to_vec()),
+        };
+        answer.extend(kind.to_be_bytes());
         answer.extend(INTERNET.to_be_bytes());
         answer.extend(KEEP.to_be_bytes());
-        answer.extend(4u16.to_be_bytes());
-        answer.extend(address.octets());
+        answer.extend([0, if kind == A { 4 } else { 16 }]);
+        answer.extend(octets);
     }
     answer
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn question(name: &str, kind: u16) -> Vec<u8> {
@@ -188,7 +219,7 @@ mod tests {
     async fn ask(message: &[u8], allowed: &[&str]) -> (Vec<u8>, Vec<String>) {
         let allowed: Vec<AddressRange> = allowed.iter().map(|range| range.parse().unwrap()).collect();
         let told = std::sync::Mutex::new(Vec::new());
-        let answer = answer(message, &allowed, |text| {
+        let answer = answer(message, false, &allowed, |text| {
             told.lock().unwrap().push(text);
             std::future::ready(())
         })
@@ -206,6 +237,60 @@ mod tests {
         // There is none of the other kind, which is no error.
         let (answer, _) = ask(&question("localhost", AAAA), &["127.0.0.0/8"]).await;
         assert_eq!((answer[3] & 0xf, answer[7]), (0, 0));
+    }
+
+    #[test]
+    fn a_build_is_told_of_what_it_may_reach_and_can_use() {
+        let chosen = |kind, ipv6, allowed: &[&str], found: &[&str]| {
+            let allowed: Vec<AddressRange> = allowed.iter().map(|range| range.parse().unwrap()).collect();
+            let found = found.iter().map(|address| address.parse::<IpAddr>().unwrap());
+            let texts = |chosen: Vec<IpAddr>| chosen.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+            let chosen = choose(found, kind, ipv6, &allowed);
+            chosen
+                .map(texts)
+                .map_err(|(address, class)| format!("{address} is {class}"))
+        };
+        let public = ["1.1.1.1", "2606:4700::1", "fd00::1", "10.0.0.1"];
+        assert_eq!(chosen(A, true, &[], &public).unwrap(), ["1.1.1.1"]);
+        assert_eq!(chosen(AAAA, true, &[], &public).unwrap(), ["2606:4700::1"]);
+        let more = chosen(AAAA, true, &["fd00::/8"], &public).unwrap();
+        assert_eq!(more, ["2606:4700::1", "fd00::1"]);
+        // All that there is is denied.
+        for found in [&["fd00::1"][..], &["10.0.0.1", "fd00::1"]] {
+            assert_eq!(chosen(AAAA, true, &[], found).unwrap_err(), "fd00::1 is private");
+        }
+        // What it has of the other kind is reachable, so there is nothing to say; unless the build has not that kind.
+        assert!(
+            chosen(AAAA, true, &[], &["fd00::1", "1.1.1.1"])
+                .unwrap()
+                .is_empty()
+        );
+        assert!(
+            chosen(A, true, &[], &["10.0.0.1", "2606:4700::1"])
+                .unwrap()
+                .is_empty()
+        );
+        let denied = chosen(A, false, &[], &["10.0.0.1", "2606:4700::1"]).unwrap_err();
+        assert_eq!(denied, "10.0.0.1 is private");
+        let many: Vec<String> = (1..100).map(|number| format!("2606:4700::{number}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let message = question(
+            &[["n".repeat(61).as_str(); 4].join("."), "xy".to_owned()].join("."),
+            AAAA,
+        );
+        let chosen = chosen(AAAA, true, &[], &many).unwrap();
+        let addresses: Vec<IpAddr> = chosen.iter().map(|text| text.parse().unwrap()).collect();
+        let answer = write(&message, message.len(), Code::Fine, &addresses);
+        assert!(
+            answer.len() <= crate::limits::NAT_QUESTION_BYTES,
+            "{}",
+            answer.len()
+        );
+        assert_eq!(usize::from(answer[7]), NAT_ADDRESSES_V6);
+        let last = addresses[NAT_ADDRESSES_V6 - 1];
+        assert!(
+            matches!(last, IpAddr::V6(last) if answer.ends_with(&[&[0, 16][..], &last.octets()].concat()))
+        );
     }
 
     #[tokio::test]
@@ -248,7 +333,9 @@ mod tests {
                 odd[at] = value;
                 if let Ok(asked) = read(&odd) {
                     assert!(asked.end <= odd.len() && asked.name.len() <= NAME);
-                    assert!(write(&odd, asked.end, Code::Fine, &[Ipv4Addr::LOCALHOST]).len() > asked.end);
+                    assert!(
+                        write(&odd, asked.end, Code::Fine, &[Ipv4Addr::LOCALHOST.into()]).len() > asked.end
+                    );
                 }
             }
         }

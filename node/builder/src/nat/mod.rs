@@ -1,24 +1,26 @@
-//! The second way to the network for fixed-output builds: everything over TCP, where the machine offers
+//! The second way to the network for fixed-output builds: everything over TCP and UDP, where the machine offers
 //! `/dev/net/tun`.
 //!
 //! The build's own network has an interface `tun0` and a route through it to everywhere. What goes out
 //! there comes to the node as packets, over a descriptor that the sandbox helper passed out, and ends in a
 //! TCP of the node's own ([`stack`]): each connection of the build is one of the node, with an ordinary
 //! socket, if the address is allowed by the same rule as for the [proxy](crate::proxy). So no packet of a
-//! build ever is on the machine's network, and no privilege is needed there. Names are resolved by the
-//! node, which answers at UDP port 53 of every address ([`dns`]).
+//! build ever is on the machine's network, and no privilege is needed there. What goes over UDP is carried by such
+//! sockets, too ([`exchange`]). Names are resolved by the node, which answers at UDP port 53 of every address
+//! ([`dns`]). There is IPv6 where the machine has it.
 //!
-//! It is no router: there is neither IPv6 nor UDP, except for names, nor ICMP, and nobody can connect to a
-//! build.
+//! It is no router: there is no ICMP but for what is refused, and nobody can connect to a build.
 
 mod dns;
+mod exchange;
 mod flow;
+mod packet;
 mod stack;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +33,7 @@ use tokio::time::timeout;
 use crate::limits::{CONNECT_TIME, NAT_QUESTIONS, NAT_TASKS, PACKET_BYTES, PACKETS_AT_ONCE};
 use crate::proxy::address::{AddressRange, denied};
 use crate::sys;
+use exchange::Exchanges;
 use flow::Carried;
 use stack::{Flow, Stack};
 
@@ -46,6 +49,14 @@ pub(crate) const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 /// The node's address there.
 pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
+/// The build's address of IPv6, in a network that leads nowhere else (RFC 4193), and how many bits are the network's.
+pub(crate) const INSIDE_V6: Ipv6Addr = Ipv6Addr::new(0xfd74, 0x7678, 0x6e6f, 0, 0, 0, 0, 0x100);
+/// See [`INSIDE_V6`].
+pub(crate) const PREFIX_V6: u8 = 64;
+
+/// The node's address there.
+pub(crate) const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd74, 0x7678, 0x6e6f, 0, 0, 0, 0, 2);
+
 /// Content of the build's `/etc/resolv.conf`.
 pub(crate) fn resolv_conf() -> String {
     format!("nameserver {NODE}\n")
@@ -56,20 +67,38 @@ pub(crate) fn available() -> Result<(), io::Error> {
     File::options().read(true).write(true).open(DEVICE).map(drop)
 }
 
+/// Whether builds get IPv6 beside IPv4: where this machine has a way to the public part of it, or the owner allows
+/// some of it. No packet is sent for that.
+pub(crate) fn has_ipv6(allowed: &[AddressRange]) -> bool {
+    // Some address of the range that public ones are from (RFC 3587).
+    const PUBLIC: Ipv6Addr = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1);
+    let way = || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?.connect((PUBLIC, 9));
+    allowed.iter().any(AddressRange::is_ipv6) || way().is_ok()
+}
+
 /// What a task of the network tells the one that has the packets.
 enum Told {
     /// A connection stands, or not.
     Dialled(Flow, Result<TcpStream, ()>),
     /// The answer to a question for a name.
     Answer(stack::Question, Vec<u8>),
+    /// Something came back over UDP.
+    Datagram(Flow, Vec<u8>),
+    /// An exchange over UDP is over.
+    Silent(Flow),
 }
 
-/// Serves a build until it has ended or this is dropped; then all of its connections are gone. `tell` hears of
-/// what is denied.
+/// Serves a build until it has ended or this is dropped; then all of its connections are gone. `ipv6`: whether its
+/// interface has that, too. `tell` hears of what is denied.
 ///
 /// # Errors
 /// The interface cannot be waited for.
-pub(crate) async fn serve<T, F>(tun: OwnedFd, allowed: Arc<[AddressRange]>, tell: T) -> io::Result<()>
+pub(crate) async fn serve<T, F>(
+    tun: OwnedFd,
+    ipv6: bool,
+    allowed: Arc<[AddressRange]>,
+    tell: T,
+) -> io::Result<()>
 where
     T: Fn(String) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = ()> + Send,
@@ -78,8 +107,9 @@ where
     let tun = sys::watched(File::from(tun))?;
     let (told, mut inbox) = mpsc::channel(NAT_QUESTIONS);
     let wake = Arc::new(Notify::new());
-    let mut stack = Stack::new(Instant::now());
+    let mut stack = Stack::new(Instant::now(), ipv6);
     let mut carried: HashMap<Flow, Carried> = HashMap::new();
+    let mut exchanges = Exchanges::default();
     let mut outgoing: VecDeque<Vec<u8>> = VecDeque::new();
     // Everything that is under way ends with this.
     let mut tasks = JoinSet::new();
@@ -99,6 +129,9 @@ where
                 drop(told.send(Told::Dialled(flow, dialled)).await);
             });
         }
+        while let Some(datagram) = stack.take_datagram() {
+            exchanges.send(datagram, &mut stack, &allowed, (&told, &tell), &mut tasks);
+        }
         while let Some(question) = stack.take_question() {
             if questions >= NAT_QUESTIONS {
                 // Who asks asks again.
@@ -107,7 +140,7 @@ where
             questions += 1;
             let (allowed, tell, told) = (allowed.clone(), tell.clone(), told.clone());
             tasks.spawn(async move {
-                let answer = dns::answer(&question.bytes, &allowed, tell).await;
+                let answer = dns::answer(&question.bytes, ipv6, &allowed, tell).await;
                 drop(told.send(Told::Answer(question, answer)).await);
             });
         }
@@ -158,6 +191,8 @@ where
                     questions -= 1;
                     stack.answer(&question, &answer);
                 }
+                Told::Datagram(flow, bytes) => stack.give_datagram(flow, &bytes),
+                Told::Silent(flow) => exchanges.forget(flow),
             },
             () = wake.notified() => {}
             () = tokio::time::sleep(wait.unwrap_or(Duration::MAX)), if wait.is_some() => {}
@@ -168,15 +203,15 @@ where
 
 /// Connects to where a build wants to go, if it may.
 async fn dial<F: Future<Output = ()>>(
-    to: SocketAddrV4,
+    to: SocketAddr,
     allowed: &[AddressRange],
     tell: impl Fn(String) -> F,
 ) -> Result<TcpStream, ()> {
-    if let Some(class) = denied(SocketAddr::V4(to), allowed) {
+    if let Some(class) = denied(to, allowed) {
         tell(format!("{to} is denied to builds: the address is {class}")).await;
         return Err(());
     }
-    match timeout(CONNECT_TIME, TcpStream::connect(SocketAddr::V4(to))).await {
+    match timeout(CONNECT_TIME, TcpStream::connect(to)).await {
         Ok(Ok(stream)) => Ok(stream),
         // The build sees that nobody listens there, which is what there is to say.
         Ok(Err(_)) | Err(_) => Err(()),

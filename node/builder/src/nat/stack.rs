@@ -1,22 +1,21 @@
-//! The TCP that builds talk to: packets in, packets out. Neither sockets nor a clock.
+//! The TCP and UDP that builds talk to: packets in, packets out. Neither sockets nor a clock.
 //!
 //! Packets come from whatever runs in the build, so nothing in them is believed. A connection is held
 //! back at its first packet until it is known that the other side can be reached: a build sees a refused
 //! connection where there is none.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant as Clock};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::Instant;
-use smoltcp::wire::{
-    HardwareAddress, IpAddress, IpCidr, IpListenEndpoint, IpProtocol, Ipv4Packet, TcpPacket,
-};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
-use super::{INSIDE, NODE};
+use super::packet::{self, Carried};
+use super::{NODE, NODE_V6};
 use crate::limits::{
     CONNECT_TIME, NAT_BUFFER_BYTES, NAT_CONNECTIONS, NAT_QUESTION_BYTES, NAT_QUESTIONS, PACKET_BYTES,
     PACKETS_AT_ONCE,
@@ -25,13 +24,22 @@ use crate::limits::{
 /// Where names are asked for.
 const NAMES: u16 = 53;
 
-/// A connection, by its ends.
+/// A connection or an exchange of datagrams, by its ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Flow {
     /// The build's port.
     pub(super) from: u16,
     /// Where it goes.
-    pub(super) to: SocketAddrV4,
+    pub(super) to: SocketAddr,
+}
+
+/// Something that a build sends over UDP, other than a question for a name.
+#[derive(Debug, Clone)]
+pub(super) struct Datagram {
+    pub(super) flow: Flow,
+    pub(super) bytes: Vec<u8>,
+    /// As it came.
+    packet: Vec<u8>,
 }
 
 /// A question for a name.
@@ -57,19 +65,27 @@ pub(super) struct Stack {
     names: SocketHandle,
     flows: HashMap<Flow, State>,
     new: Vec<Flow>,
+    datagrams: VecDeque<Datagram>,
 }
 
 impl Stack {
-    pub(super) fn new(began: Clock) -> Self {
+    /// `ipv6`: whether there is more than IPv4.
+    pub(super) fn new(began: Clock, ipv6: bool) -> Self {
         let mut wire = Wire::default();
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            // There is room for one.
+            // There is room for two.
             let _taken = addresses.push(IpCidr::new(IpAddress::Ipv4(NODE), 24));
+            if ipv6 {
+                let _taken = addresses.push(IpCidr::new(IpAddress::Ipv6(NODE_V6), 64));
+            }
         });
         // Whatever has a route through this address is answered, wherever it wants to go.
         interface.set_any_ip(true);
         let _replaced = interface.routes_mut().add_default_ipv4_route(NODE);
+        if ipv6 {
+            let _replaced = interface.routes_mut().add_default_ipv6_route(NODE_V6);
+        }
         let mut sockets = SocketSet::new(Vec::new());
         let buffer = || {
             udp::PacketBuffer::new(
@@ -89,13 +105,14 @@ impl Stack {
             names,
             flows: HashMap::new(),
             new: Vec::new(),
+            datagrams: VecDeque::new(),
         }
     }
 
     /// Takes a packet of the build. It counts at the next [`Stack::poll`].
     pub(super) fn packet(&mut self, packet: Vec<u8>) {
-        if let Some(flow) = opening(&packet) {
-            match self.flows.get(&flow) {
+        match packet::read(&packet) {
+            Some(Carried::Opening(flow)) => match self.flows.get(&flow) {
                 // Asked again while it is being found out.
                 Some(State::Waiting(_)) => return,
                 Some(State::Standing(_)) => {}
@@ -107,14 +124,22 @@ impl Stack {
                     }
                     return;
                 }
+            },
+            Some(Carried::Datagram(flow, bytes)) if flow.to.port() != NAMES => {
+                let bytes = bytes.to_vec();
+                self.datagrams.push_back(Datagram { flow, bytes, packet });
+                return;
             }
+            Some(Carried::Datagram(..) | Carried::Other) => {}
+            // Neither TCP nor UDP from the build's address: nothing here knows what to do with it.
+            None => return,
         }
         self.wire.incoming.push_back(packet);
     }
 
     /// Whether more packets may be taken: what is answered slowly must not pile up.
     pub(super) fn has_room(&self) -> bool {
-        self.wire.incoming.len() < PACKETS_AT_ONCE
+        self.wire.incoming.len() + self.datagrams.len() < PACKETS_AT_ONCE
     }
 
     /// Connections that are new: each is to be answered by [`Stack::accept`] or [`Stack::refuse`].
@@ -134,7 +159,7 @@ impl Stack {
         let patience = u64::try_from(CONNECT_TIME.as_micros()).unwrap_or(u64::MAX);
         socket.set_timeout(Some(smoltcp::time::Duration::from_micros(patience)));
         let endpoint = IpListenEndpoint {
-            addr: Some(IpAddress::Ipv4(*flow.to.ip())),
+            addr: Some(flow.to.ip().into()),
             port: flow.to.port(),
         };
         if socket.listen(endpoint).is_err() {
@@ -178,6 +203,23 @@ impl Stack {
     /// The next packet for the build.
     pub(super) fn take_outgoing(&mut self) -> Option<Vec<u8>> {
         self.wire.outgoing.pop_front()
+    }
+
+    /// The next thing that the build sends over UDP.
+    pub(super) fn take_datagram(&mut self) -> Option<Datagram> {
+        self.datagrams.pop_front()
+    }
+
+    /// It cannot be sent. It meets no socket, and the build is told so.
+    pub(super) fn refuse_datagram(&mut self, datagram: Datagram) {
+        self.wire.incoming.push_back(datagram.packet);
+    }
+
+    /// Something comes back for the build. Where there is no room it is lost, as UDP may be.
+    pub(super) fn give_datagram(&mut self, flow: Flow, bytes: &[u8]) {
+        if self.wire.outgoing.len() < PACKETS_AT_ONCE {
+            self.wire.outgoing.extend(packet::write(flow, bytes));
+        }
     }
 
     /// The next question for a name.
@@ -267,21 +309,6 @@ impl Stack {
             self.sockets.remove(handle);
         }
     }
-}
-
-/// The connection that a packet of the build opens, if it does.
-fn opening(packet: &[u8]) -> Option<Flow> {
-    let ip = Ipv4Packet::new_checked(packet).ok()?;
-    let whole = !ip.more_frags() && ip.frag_offset() == 0;
-    if ip.version() != 4 || ip.next_header() != IpProtocol::Tcp || !whole || ip.src_addr() != INSIDE {
-        return None;
-    }
-    let tcp = TcpPacket::new_checked(ip.payload()).ok()?;
-    let opens = tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin();
-    opens.then(|| Flow {
-        from: tcp.src_port(),
-        to: SocketAddrV4::new(ip.dst_addr(), tcp.dst_port()),
-    })
 }
 
 /// Packets on their way, in memory.

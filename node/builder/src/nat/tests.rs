@@ -1,4 +1,4 @@
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
 
@@ -25,6 +25,19 @@ struct Guest {
     sent: Vec<Vec<u8>>,
 }
 
+/// The build's address of the kind that another is.
+fn inside(other: IpAddress) -> IpAddress {
+    match other {
+        IpAddress::Ipv4(_) => IpAddress::Ipv4(INSIDE),
+        IpAddress::Ipv6(_) => IpAddress::Ipv6(INSIDE_V6),
+    }
+}
+
+/// Says visibly that something was not tested.
+fn skipped(what: &str, why: &str) {
+    writeln!(std::io::stderr(), "SKIPPED: {what}, because {why}").unwrap();
+}
+
 fn now(began: Instant) -> smoltcp::time::Instant {
     smoltcp::time::Instant::from_micros(i64::try_from(began.elapsed().as_micros()).unwrap())
 }
@@ -34,8 +47,12 @@ fn interface(wire: &mut Wire) -> Interface {
     let mut interface = Interface::new(config, wire, smoltcp::time::Instant::ZERO);
     interface.update_ip_addrs(|addresses| {
         addresses.push(IpCidr::new(IpAddress::Ipv4(INSIDE), 24)).unwrap();
+        addresses
+            .push(IpCidr::new(IpAddress::Ipv6(INSIDE_V6), PREFIX_V6))
+            .unwrap();
     });
     interface.routes_mut().add_default_ipv4_route(NODE).unwrap();
+    interface.routes_mut().add_default_ipv6_route(NODE_V6).unwrap();
     interface
 }
 
@@ -46,7 +63,7 @@ impl Guest {
         let allowed: Vec<AddressRange> = allowed.iter().map(|range| range.parse().unwrap()).collect();
         let denied: Arc<Mutex<Vec<String>>> = Arc::default();
         let heard = denied.clone();
-        let serving = tokio::spawn(serve(theirs.into(), allowed.into(), move |text| {
+        let serving = tokio::spawn(serve(theirs.into(), true, allowed.into(), move |text| {
             heard.lock().unwrap().push(text);
             std::future::ready(())
         }));
@@ -63,16 +80,43 @@ impl Guest {
         }
     }
 
-    fn connect(&mut self, port: u16, to: (Ipv4Addr, u16)) -> SocketHandle {
+    fn connect(&mut self, port: u16, to: (impl Into<IpAddr>, u16)) -> SocketHandle {
         let buffer = || tcp::SocketBuffer::new(vec![0; 32 << 10]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
-        let to = IpEndpoint::new(IpAddress::Ipv4(to.0), to.1);
-        socket.connect(self.interface.context(), to, port).unwrap();
+        let to = IpEndpoint::new(to.0.into().into(), to.1);
+        let from = IpEndpoint::new(inside(to.addr), port);
+        socket.connect(self.interface.context(), to, from).unwrap();
         self.sockets.add(socket)
     }
 
     fn socket(&mut self, handle: SocketHandle) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(handle)
+    }
+
+    fn listen_to_datagrams(&mut self, from: impl Into<IpAddr>, port: u16) -> SocketHandle {
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        let from: IpAddress = from.into().into();
+        socket.bind((from, port)).unwrap();
+        self.sockets.add(socket)
+    }
+
+    async fn say(&mut self, handle: SocketHandle, to: SocketAddr, bytes: &[u8]) {
+        self.until(|guest| {
+            let socket = guest.sockets.get_mut::<udp::Socket<'_>>(handle);
+            socket.send_slice(bytes, IpEndpoint::from(to)).ok()
+        })
+        .await;
+    }
+
+    /// What comes back over UDP next.
+    async fn hear(&mut self, handle: SocketHandle) -> (Vec<u8>, IpEndpoint) {
+        self.until(|guest| {
+            let socket = guest.sockets.get_mut::<udp::Socket<'_>>(handle);
+            let (bytes, meta) = socket.recv().ok()?;
+            Some((bytes.to_vec(), meta.endpoint))
+        })
+        .await
     }
 
     /// Goes on until something is so.
@@ -130,7 +174,10 @@ impl Guest {
 
 /// A server that gives everything back once it has all of it.
 fn echo() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    echo_at(TcpListener::bind("127.0.0.1:0").unwrap())
+}
+
+fn echo_at(listener: TcpListener) -> u16 {
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -172,18 +219,121 @@ async fn many_connections_do_not_disturb_each_other() {
     }
 }
 
+/// A server that gives back each datagram, at an address of loopback; none where there is no such.
+fn echo_datagrams(address: impl Into<IpAddr>) -> Option<SocketAddr> {
+    let socket = UdpSocket::bind((address.into(), 0)).ok()?;
+    let place = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 2048];
+        while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+            socket.send_to(&bytes[..length], from).unwrap();
+        }
+    });
+    Some(place)
+}
+
+#[tokio::test]
+async fn a_connection_over_ipv6_carries_both_ways() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else {
+        return skipped("connections over IPv6", "this machine has no ::1");
+    };
+    let port = echo_at(listener);
+    let mut guest = Guest::new(&["::1"]);
+    let handle = guest.connect(5000, (Ipv6Addr::LOCALHOST, port));
+    let bytes: Vec<u8> = (0..200_000u32).map(|number| (number % 251) as u8).collect();
+    assert!(guest.talk(handle, &bytes).await == bytes);
+    assert!(guest.denied.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn datagrams_go_both_ways_and_come_from_where_they_were_sent_to() {
+    let addresses: [(IpAddr, IpAddr, &str); 2] = [
+        (INSIDE.into(), Ipv4Addr::LOCALHOST.into(), "127.0.0.1"),
+        (INSIDE_V6.into(), Ipv6Addr::LOCALHOST.into(), "::1"),
+    ];
+    for (inside, address, allowed) in addresses {
+        let (Some(one), Some(other)) = (echo_datagrams(address), echo_datagrams(address)) else {
+            skipped("datagrams over IPv6", "this machine has no ::1");
+            continue;
+        };
+        let mut guest = Guest::new(&[allowed]);
+        let handle = guest.listen_to_datagrams(inside, 6000);
+        for (to, bytes) in [
+            (one, &b"first"[..]),
+            (other, b"second"),
+            (one, b""),
+            (one, &[7; 1400]),
+        ] {
+            guest.say(handle, to, bytes).await;
+            let (heard, from) = guest.hear(handle).await;
+            assert_eq!((heard.as_slice(), from), (bytes, IpEndpoint::from(to)));
+        }
+        assert!(guest.denied.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn datagrams_go_nowhere_where_builds_may_not_reach_and_it_is_said_once() {
+    let heard = UdpSocket::bind("127.0.0.1:0").unwrap();
+    heard.set_nonblocking(true).unwrap();
+    let place = heard.local_addr().unwrap();
+    let mut guest = Guest::new(&[]);
+    let handle = guest.listen_to_datagrams(INSIDE, 6000);
+    let six = guest.listen_to_datagrams(INSIDE_V6, 6000);
+    for _ in 0..3 {
+        guest.say(handle, place, b"secret").await;
+        guest
+            .say(handle, "169.254.169.254:123".parse().unwrap(), b"secret")
+            .await;
+        guest
+            .say(six, "[fd00:ec2::254]:123".parse().unwrap(), b"secret")
+            .await;
+        guest
+            .say(
+                six,
+                format!("[::ffff:127.0.0.1]:{}", place.port()).parse().unwrap(),
+                b"secret",
+            )
+            .await;
+    }
+    guest
+        .until(|guest| (guest.denied.lock().unwrap().len() >= 4).then_some(()))
+        .await;
+    // Something that comes back shows that all before it was looked at.
+    let asking = guest.listen_to_datagrams(INSIDE, 6001);
+    guest
+        .say(asking, SocketAddr::new(NODE.into(), 53), &question())
+        .await;
+    guest.hear(asking).await;
+    let denied = guest.denied.lock().unwrap().clone();
+    for (class, count) in [("loopback", 3), ("link-local", 1), ("private", 1)] {
+        // One of those of loopback is for the name that was asked for.
+        let said = denied.iter().filter(|said| said.contains(class)).count();
+        assert_eq!(said, count, "{class} in {denied:?}");
+    }
+    assert!(heard.recv(&mut [0; 16]).is_err(), "something came through");
+}
+
 #[tokio::test]
 async fn what_builds_may_not_reach_refuses_them() {
     let port = echo();
     let own = Ipv4Addr::LOCALHOST;
-    for (to, class) in [
-        ((own, port), "loopback"),
-        ((Ipv4Addr::new(192, 168, 1, 1), 22), "private"),
-        ((Ipv4Addr::new(169, 254, 169, 254), 80), "link-local"),
-        ((NODE, 22), "private"),
+    let six = |text: &str| IpAddr::V6(text.parse().unwrap());
+    for (to, port, class) in [
+        (IpAddr::V4(own), port, "loopback"),
+        (Ipv4Addr::new(192, 168, 1, 1).into(), 22, "private"),
+        (Ipv4Addr::new(169, 254, 169, 254).into(), 80, "link-local"),
+        (NODE.into(), 22, "private"),
+        (six("::1"), port, "loopback"),
+        (six("::ffff:127.0.0.1"), port, "loopback"),
+        (six("::ffff:169.254.169.254"), 80, "link-local"),
+        (six("64:ff9b::10.0.0.1"), 80, "private"),
+        (six("fd00:ec2::254"), 80, "private"),
+        (six("fe80::1"), 80, "link-local"),
+        (NODE_V6.into(), 22, "private"),
     ] {
         let mut guest = Guest::new(&[]);
-        let handle = guest.connect(5000, to);
+        let handle = guest.connect(5000, (to, port));
         guest
             .until(|guest| (!guest.socket(handle).is_active()).then_some(()))
             .await;
@@ -215,22 +365,19 @@ fn question() -> Vec<u8> {
 #[tokio::test]
 async fn names_are_answered_by_whatever_name_server_is_asked() {
     let mut guest = Guest::new(&["127.0.0.0/8"]);
-    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
-    let mut socket = udp::Socket::new(buffer(), buffer());
-    socket.bind(6000).unwrap();
-    let handle = guest.sockets.add(socket);
-    for server in [NODE, Ipv4Addr::new(8, 8, 8, 8)] {
-        let to = IpEndpoint::new(IpAddress::Ipv4(server), 53);
-        let socket = guest.sockets.get_mut::<udp::Socket<'_>>(handle);
-        socket.send_slice(&question(), to).unwrap();
-        let (answer, from) = guest
-            .until(|guest| {
-                let socket = guest.sockets.get_mut::<udp::Socket<'_>>(handle);
-                let (bytes, meta) = socket.recv().ok()?;
-                Some((bytes.to_vec(), meta.endpoint))
-            })
-            .await;
-        assert_eq!(from, to);
+    let public = Ipv6Addr::new(0x2001, 0x4860, 0x4860, 0, 0, 0, 0, 0x8888);
+    let servers: [(IpAddr, IpAddr); 4] = [
+        (INSIDE.into(), NODE.into()),
+        (INSIDE.into(), Ipv4Addr::new(8, 8, 8, 8).into()),
+        (INSIDE_V6.into(), NODE_V6.into()),
+        (INSIDE_V6.into(), public.into()),
+    ];
+    for (port, (inside, server)) in (6000..).zip(servers) {
+        let handle = guest.listen_to_datagrams(inside, port);
+        let to = SocketAddr::new(server, 53);
+        guest.say(handle, to, &question()).await;
+        let (answer, from) = guest.hear(handle).await;
+        assert_eq!(from, IpEndpoint::from(to));
         assert!(answer.ends_with(&[127, 0, 0, 1]), "{answer:?}");
     }
 }
@@ -242,13 +389,21 @@ async fn hostile_packets_end_nothing() {
     let mut guest = Guest::new(&["127.0.0.1"]);
     let handle = guest.connect(5000, (Ipv4Addr::LOCALHOST, port));
     guest.talk(handle, &[7; 3000]).await;
-    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
-    let mut socket = udp::Socket::new(buffer(), buffer());
-    socket.bind(6000).unwrap();
-    let to = IpEndpoint::new(IpAddress::Ipv4(NODE), 53);
-    socket.send_slice(&question(), to).unwrap();
-    guest.sockets.add(socket);
-    let asked = guest.sent.len() + 1;
+    let asked = guest.sent.len() + 5;
+    // Denied, which is as good here.
+    guest.connect(5001, (NODE_V6, 22));
+    let (four, six) = (
+        guest.listen_to_datagrams(INSIDE, 6000),
+        guest.listen_to_datagrams(INSIDE_V6, 6000),
+    );
+    for port in [53, 123] {
+        guest
+            .say(four, SocketAddr::new(NODE.into(), port), &question())
+            .await;
+        guest
+            .say(six, SocketAddr::new(NODE_V6.into(), port), &question())
+            .await;
+    }
     guest
         .until(|guest| (guest.sent.len() >= asked).then_some(()))
         .await;
@@ -262,8 +417,8 @@ async fn hostile_packets_end_nothing() {
         usize::try_from(state % (below as u64)).unwrap()
     };
     let began = Instant::now();
-    let mut stack = Stack::new(began);
-    let mut taken = 0;
+    let mut stack = Stack::new(began, true);
+    let (mut taken, mut exchanged) = (0, 0);
     for round in 0..20_000u32 {
         let mut packet = packets[number(packets.len())].clone();
         for _ in 0..number(4) {
@@ -294,14 +449,26 @@ async fn hostile_packets_end_nothing() {
         while let Some(question) = stack.take_question() {
             stack.answer(&question, &question.bytes);
         }
+        while let Some(datagram) = stack.take_datagram() {
+            exchanged += 1;
+            stack.give_datagram(datagram.flow, &datagram.bytes);
+            stack.refuse_datagram(datagram);
+        }
         while stack.take_outgoing().is_some() {}
     }
     assert!(taken > 100, "only {taken} connections were tried");
+    assert!(exchanged > 100, "only {exchanged} datagrams came through");
 }
 
 /// Makes the sums of a packet right, where it still is one.
 fn mend(packet: &mut [u8]) {
-    use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket, UdpPacket};
+    use smoltcp::wire::{Ipv4Packet, Ipv6Packet};
+    if let Ok(mut ip) = Ipv6Packet::new_checked(&mut packet[..])
+        && ip.version() == 6
+    {
+        let (from, to) = (IpAddress::Ipv6(ip.src_addr()), IpAddress::Ipv6(ip.dst_addr()));
+        return mend_payload(ip.next_header(), (&from, &to), ip.payload_mut());
+    }
     let Ok(mut ip) = Ipv4Packet::new_checked(packet) else {
         return;
     };
@@ -309,20 +476,25 @@ fn mend(packet: &mut [u8]) {
         return;
     }
     ip.fill_checksum();
-    let (from, to, protocol) = (
-        IpAddress::Ipv4(ip.src_addr()),
-        IpAddress::Ipv4(ip.dst_addr()),
-        ip.next_header(),
-    );
+    let (from, to) = (IpAddress::Ipv4(ip.src_addr()), IpAddress::Ipv4(ip.dst_addr()));
+    mend_payload(ip.next_header(), (&from, &to), ip.payload_mut());
+}
+
+fn mend_payload(
+    protocol: smoltcp::wire::IpProtocol,
+    (from, to): (&IpAddress, &IpAddress),
+    payload: &mut [u8],
+) {
+    use smoltcp::wire::{IpProtocol, TcpPacket, UdpPacket};
     match protocol {
         IpProtocol::Tcp => {
-            if let Ok(mut tcp) = TcpPacket::new_checked(ip.payload_mut()) {
-                tcp.fill_checksum(&from, &to);
+            if let Ok(mut tcp) = TcpPacket::new_checked(payload) {
+                tcp.fill_checksum(from, to);
             }
         }
         IpProtocol::Udp => {
-            if let Ok(mut udp) = UdpPacket::new_checked(ip.payload_mut()) {
-                udp.fill_checksum(&from, &to);
+            if let Ok(mut udp) = UdpPacket::new_checked(payload) {
+                udp.fill_checksum(from, to);
             }
         }
         _ => {}
@@ -344,7 +516,7 @@ fn connections_have_a_bound() {
         socket.connect(interface.context(), to, port).unwrap();
         sockets.add(socket);
     }
-    let mut stack = Stack::new(began);
+    let mut stack = Stack::new(began, true);
     while interface.poll(now(began), &mut wire, &mut sockets)
         == smoltcp::iface::PollResult::SocketStateChanged
         || !wire.outgoing.is_empty()

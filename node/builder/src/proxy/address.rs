@@ -38,6 +38,11 @@ impl AddressRange {
         self.port.is_none_or(|port| port == to.port()) && self.has(to.ip())
     }
 
+    /// Whether they are addresses of IPv6.
+    pub(crate) fn is_ipv6(&self) -> bool {
+        self.address.is_ipv6()
+    }
+
     /// Whether an address is one of them, at whatever port.
     #[must_use]
     pub fn has(&self, address: IpAddr) -> bool {

@@ -55,7 +55,7 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
             .step(|| "passing the proxy's listener out")?;
     }
     if order.tunnel {
-        tunnel(control)?;
+        tunnel(control, order.ipv6)?;
     }
     rustix::system::sethostname(b"localhost").step(|| "setting the host name")?;
     rustix::system::setdomainname(b"(none)").step(|| "setting the domain name")?;
@@ -76,14 +76,21 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
 
 /// Makes the interface of the user-mode network, and passes what is behind it out. Where that is forbidden
 /// after all the build goes on without: it has the proxy.
-fn tunnel(control: &UnixStream) -> Result<(), Fault> {
+fn tunnel(control: &UnixStream, ipv6: bool) -> Result<(), Fault> {
     let made = File::options().read(true).write(true).open(nat::DEVICE);
     let made = made.and_then(|device| {
         sys::make_tunnel(&device, nat::INSIDE, nat::MASK)?;
         Ok(device)
     });
     match made {
-        Ok(device) => wire::write_with(control, &Report::Tunnel, device.as_fd()),
+        Ok(device) => {
+            let added = match ipv6 {
+                true => sys::add_ipv6_to_tunnel(nat::INSIDE_V6, nat::PREFIX_V6),
+                false => Ok(()),
+            };
+            let no_ipv6 = added.err().map(|error| error.to_string());
+            wire::write_with(control, &Report::Tunnel { no_ipv6 }, device.as_fd())
+        }
         Err(error) => {
             let reason = error.to_string();
             wire::write(control, &Report::NoTunnel { reason })

@@ -66,6 +66,21 @@ pub fn talk(place: &str) -> Done {
     Ok(())
 }
 
+/// Says something in a datagram and shows what comes back.
+pub fn exchange(place: &str) -> Done {
+    let place: std::net::SocketAddr = place.parse()?;
+    let any = if place.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = std::net::UdpSocket::bind(any)?;
+    let said = socket.connect(place).and_then(|()| socket.send(b"hello"));
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(60)))?;
+    let mut answer = [0; 64];
+    match said.and_then(|_| socket.recv(&mut answer)) {
+        Ok(length) => println!("{}", String::from_utf8_lossy(&answer[..length])),
+        Err(error) => println!("exchange: {}", error.kind()),
+    }
+    Ok(())
+}
+
 /// Listens where other builds might reach it.
 pub fn listen(name: &str) -> Done {
     let address = SocketAddr::from_abstract_name(name)?;

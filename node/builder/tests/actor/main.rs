@@ -33,6 +33,7 @@ fn main() -> Done {
         ["try-writing", paths @ ..] => attack::try_writing(paths),
         ["connect", port, name] => attack::connect(port.parse()?, name),
         ["talk", place] => attack::talk(place),
+        ["exchange", place] => attack::exchange(place),
         ["listen", name] => attack::listen(name),
         ["bits", folder] => attack::set_bits(folder),
         ["make", kind, path] => attack::make(kind, path),

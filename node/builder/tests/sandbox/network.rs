@@ -102,6 +102,74 @@ async fn a_fixed_output_build_reaches_what_no_proxy_leads_to() {
 }
 
 #[tokio::test]
+async fn a_fixed_output_build_says_something_in_datagrams() {
+    let Some(address) = own_address().filter(|_| has_tunnel()) else {
+        let reason = "this user cannot open /dev/net/tun, or this machine has no address but loopback";
+        return skipped("UDP through the user-mode network", &reason);
+    };
+    let socket = std::net::UdpSocket::bind((address, 0)).expect("a port");
+    let place = socket.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 64];
+        while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+            let answer = [b"you said ", &bytes[..length]].concat();
+            socket.send_to(&answer, from).expect("a client");
+        }
+    });
+    let open = |config: &mut Config| config.network = Some(network(true, &[address.to_string()]));
+    let Some(stage) = Stage::with(open).await else {
+        return;
+    };
+    let log = stage.play(fixed(&["exchange", &place])).await.log;
+    assert_eq!(log, ["you said hello"]);
+    let Some(stage) = Stage::new().await else { return };
+    for place in [place.as_str(), "169.254.169.254:123"] {
+        let log = stage.play(fixed(&["exchange", place])).await.log.join("\n");
+        assert!(
+            log.contains(&format!("tvix-node: {place} is denied to builds")),
+            "{log}"
+        );
+        // The kernel of the build is told at once.
+        assert!(log.contains("exchange: connection refused"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_fixed_output_build_has_ipv6_where_it_may_reach_some_of_it() {
+    let has_ipv6 = std::path::Path::new("/proc/net/if_inet6").exists();
+    if !has_tunnel() || !has_ipv6 {
+        let reason = "this user cannot open /dev/net/tun, or this kernel has no IPv6";
+        return skipped("IPv6 in the user-mode network", &reason);
+    }
+    let open = |config: &mut Config| config.network = Some(network(true, &["fd00:1::/64".to_owned()]));
+    let Some(stage) = Stage::with(open).await else {
+        return;
+    };
+    let interfaces = stage
+        .play(fixed(&["read", "/proc/net/if_inet6"]))
+        .await
+        .log
+        .join("\n");
+    assert!(
+        interfaces.contains("fd7476786e6f00000000000000000100"),
+        "{interfaces}"
+    );
+    for place in ["[fd00:2::1]:80", "[fe80::1]:80", "[::ffff:127.0.0.1]:80"] {
+        for act in ["talk", "exchange"] {
+            let log = stage.play(fixed(&[act, place])).await.log.join("\n");
+            assert!(!log.contains("you said"), "{log}");
+            if place.starts_with("[fd00") {
+                assert!(
+                    log.contains(&format!("tvix-node: {place} is denied to builds")),
+                    "{log}"
+                );
+                assert!(log.contains(&format!("{act}: connection refused")), "{log}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn without_an_interface_a_failure_says_what_could_not_be_reached() {
     let close = |config: &mut Config| config.network = Some(network(false, &[]));
     let Some(stage) = Stage::with(close).await else {
