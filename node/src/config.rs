@@ -45,8 +45,6 @@ pub enum NetworkWay {
     Proxy,
     /// Not at all.
     None,
-    /// From the machine's own network, with all that listens there; those for other members as with `Own`.
-    Host,
 }
 
 /// Why the configuration cannot be used.
@@ -81,7 +79,6 @@ impl NodeConfig {
             NetworkWay::Own => {}
             NetworkWay::Proxy => network.tunnel = false,
             NetworkWay::None => return None,
-            NetworkWay::Host => network.host = true,
         }
         Some(network)
     }
@@ -133,13 +130,12 @@ mod tests {
         };
         let narrow = network("").unwrap();
         assert_eq!(narrow, Network::default());
-        assert!(narrow.tunnel && narrow.allowed.is_empty() && !narrow.allowed_for_others && !narrow.host);
+        assert!(narrow.tunnel && narrow.allowed.is_empty() && !narrow.allowed_for_others);
         let mirror = network("allowed-addresses = [\"10.1.2.3:8080\"]").unwrap();
         assert_eq!(mirror.allowed, ["10.1.2.3:8080".parse().unwrap()]);
         assert!(!mirror.allowed_for_others);
         let others = network("allowed-addresses = [\"fd00::/8\"]\nallowed-addresses-for-others = true");
         assert!(others.unwrap().allowed_for_others);
-        assert!(network("network-of-fixed-outputs = \"host\"").unwrap().host);
         assert!(!network("network-of-fixed-outputs = \"proxy\"").unwrap().tunnel);
         assert_eq!(network("network-of-fixed-outputs = \"none\""), None);
     }
@@ -166,7 +162,7 @@ mod tests {
                 "allowed-addresses = [\"10.0.0.1/8\"]",
                 "10.0.0.0/8 is that network",
             ),
-            ("network-of-fixed-outputs = \"bridge\"", "`bridge`"),
+            ("network-of-fixed-outputs = \"host\"", "`host`"),
             ("allowed-addresses-for-others = \"yes\"", "\"yes\""),
         ] {
             std::fs::write(&file, wrong).unwrap();

@@ -342,8 +342,6 @@ pub enum NetworkWay {
     Proxy,
     /// Not at all
     None,
-    /// Weaker: from this machine's own network, with all that listens there. Never for builds of other members
-    Host,
 }
 
 /// How a node runs.
@@ -400,7 +398,6 @@ impl UpArguments {
             NetworkWay::Own => Way::Own,
             NetworkWay::Proxy => Way::Proxy,
             NetworkWay::None => Way::None,
-            NetworkWay::Host => Way::Host,
         })
     }
 

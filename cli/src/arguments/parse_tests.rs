@@ -435,11 +435,11 @@ fn what_builds_may_reach_is_read_or_refused_by_name() {
         "--allow-address",
         "fd00::1",
         "--network-of-fixed-outputs",
-        "host",
+        "proxy",
     ]);
     let shown: Vec<String> = some.allow_address.iter().map(ToString::to_string).collect();
     assert_eq!(shown, ["10.0.0.0/8:80", "fd00::1/128"]);
-    assert_eq!(some.network_way(), Some(tvix_node::config::NetworkWay::Host));
+    assert_eq!(some.network_way(), Some(tvix_node::config::NetworkWay::Proxy));
     for (flag, value) in [
         ("--allow-address", "10.0.0.0/40"),
         ("--allow-address", "mirror.example.org"),

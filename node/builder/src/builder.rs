@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::diagnosis::SandboxError;
 use crate::error::{BuildError, Cause, Refused, StartError};
 use crate::spare::Spare;
-use crate::{cgroup, environment, probe, refusal, remove, run, scratch};
+use crate::{cgroup, probe, refusal, remove, run, scratch};
 
 /// Which slots are in use.
 #[derive(Debug, Clone, Default)]
@@ -79,14 +79,6 @@ impl Builder {
     /// The first reason against it, by name.
     pub fn check(&self, derivation: &Derivation) -> Result<(), Refused> {
         refusal::check(&self.config, derivation).map(|_| ())
-    }
-
-    /// Whether the build of a derivation is in the machine's own network, as the owner allows ([`Network::host`]).
-    ///
-    /// [`Network::host`]: crate::Network::host
-    #[must_use]
-    pub fn shares_network(&self, derivation: &Derivation, for_another: bool) -> bool {
-        environment::is_fixed_output(derivation) && self.config.shares_network(for_another)
     }
 
     /// Why fixed-output builds have no way to the network but the proxy, although they are to have one; none where

@@ -66,9 +66,6 @@ pub struct Network {
     pub allowed: Vec<AddressRange>,
     /// Whether these are reachable for builds for others, too ([`BuildSpec::for_another`](crate::BuildSpec)).
     pub allowed_for_others: bool,
-    /// Whether builds that are not for others are in the machine's own network instead, with all that listens
-    /// there: the weaker way, for what neither the proxy nor the interface can serve.
-    pub host: bool,
 }
 
 impl Default for Network {
@@ -77,7 +74,6 @@ impl Default for Network {
             tunnel: true,
             allowed: Vec::new(),
             allowed_for_others: false,
-            host: false,
         }
     }
 }
@@ -90,11 +86,6 @@ impl Config {
         network
             .flat_map(|network| network.allowed.iter().copied())
             .collect()
-    }
-
-    /// Whether a fixed-output build is in the machine's own network.
-    pub(crate) fn shares_network(&self, for_another: bool) -> bool {
-        !for_another && self.network.as_ref().is_some_and(|network| network.host)
     }
 }
 

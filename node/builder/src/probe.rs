@@ -31,7 +31,6 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         files: Vec::new(),
         paths: Vec::new(),
         fixed_output: false,
-        host_network: false,
         proxy: false,
         tunnel: false,
         ipv6: false,

@@ -117,11 +117,7 @@ async fn attempt(
     if spec.derivation.builder() == FETCH {
         return fetch(config, spec, events, cancel, folder, &paths).await;
     }
-    let shares_network =
-        environment::is_fixed_output(&spec.derivation) && config.shares_network(spec.for_another);
-    // Who is in the machine's network needs no proxy.
-    let proxied = config.network.is_some() && !shares_network;
-    let given = environment::given(spec, &options, &paths, proxied)?;
+    let given = environment::given(spec, &options, &paths, config.network.is_some())?;
     let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
     let mut order = order(config, spec, given, &paths, scratch)?;
     let memory = memory_limit(config, spec);
@@ -133,9 +129,6 @@ async fn attempt(
         })
     });
     let failed = |(step, source)| SandboxError::new(step, source);
-    if shares_network {
-        say(SHARED_NETWORK, log, events).await;
-    }
     let waiting = spare.take(config).map_err(failed)?;
     let mut helper = waiting.begin(&order).await.map_err(failed)?;
     drop(order);
@@ -180,7 +173,7 @@ async fn attempt(
     match exit {
         Exit::Code(0) => {}
         Exit::Code(code) => {
-            if environment::is_fixed_output(&spec.derivation) && !shares_network {
+            if environment::is_fixed_output(&spec.derivation) {
                 explain_network(config, no_tunnel, log, events).await;
             }
             return Err(Cause::Exit(code));
@@ -426,19 +419,14 @@ async fn explain_network(
         return;
     };
     let text = format!(
-        "this build could use HTTP and HTTPS through a proxy alone: {} cannot be used: {reason}. {WEAKER_WAY}",
+        "this build could use HTTP and HTTPS through a proxy alone: {} cannot be used: {reason}. {WAY_OUT}",
         nat::DEVICE
     );
     say(&text, log, events).await;
 }
 
-/// What is said where a build is in the machine's own network.
-const SHARED_NETWORK: &str = "this build shares the network of this machine, with all that listens there, as the owner of \
-                              the node allows ('network-of-fixed-outputs')";
-
 /// The way out for what neither the proxy nor the interface can serve.
-const WEAKER_WAY: &str = "Let this user open it, or, weaker, let builds share the network of this machine with all that listens \
-                          there: 'tvix-node up --network-of-fixed-outputs host'";
+const WAY_OUT: &str = "Let this user open it for what needs more";
 
 /// Writes a line of the node's own into the log of a build.
 async fn say(text: &str, log: &mut Log, events: &mpsc::Sender<BuildEvent>) {
@@ -592,8 +580,6 @@ fn order(
             outside: Bytes::path(outside),
             writable: false,
         });
-    let host_network = fixed_output && config.shares_network(spec.for_another);
-    let guarded = fixed_output && !host_network;
     let tunnel = tunnel_available(config);
     let paths = config.sandbox_paths.iter().map(|(inside, path)| HostPath {
         inside: Bytes::path(inside),
@@ -626,9 +612,8 @@ fn order(
             .collect(),
         paths: paths.chain(certificates).collect(),
         fixed_output,
-        host_network,
-        proxy: guarded && config.network.is_some(),
-        tunnel: guarded && tunnel.is_some_and(|available| available.is_ok()),
+        proxy: fixed_output && config.network.is_some(),
+        tunnel: fixed_output && tunnel.is_some_and(|available| available.is_ok()),
         ipv6: nat::has_ipv6(&config.allowed(spec.for_another)),
         kvm: config.features.contains("kvm"),
         processes: spec.processes,

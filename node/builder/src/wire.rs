@@ -52,8 +52,6 @@ pub(crate) struct Order {
     pub(crate) paths: Vec<HostPath>,
     /// Shows what fixed-output builds see in `/etc`.
     pub(crate) fixed_output: bool,
-    /// Leaves the build in the machine's network.
-    pub(crate) host_network: bool,
     /// Opens a listener for the proxy and passes it out.
     pub(crate) proxy: bool,
     /// Makes the interface of the user-mode network and passes it out.

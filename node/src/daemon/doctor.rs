@@ -127,11 +127,6 @@ fn network(configured: Option<&Network>, missing: Option<std::io::Error>) -> Fin
     if !network.allowed.is_empty() && network.allowed_for_others {
         allowed.push_str(", those of other members too");
     }
-    if network.host {
-        let found = "fixed-output builds of this node's owner share the network of the machine, with all that listens there";
-        let advice = "take 'network-of-fixed-outputs' back where nothing needs it any more";
-        return finding("network", Health::Warning, found, Some(advice.to_owned()));
-    }
     match missing {
         Some(error) => finding(
             "network",
@@ -140,11 +135,7 @@ fn network(configured: Option<&Network>, missing: Option<std::io::Error>) -> Fin
                 "fixed-output builds reach public addresses by HTTP and HTTPS alone{allowed}: /dev/net/tun cannot be \
                  opened: {error}"
             ),
-            Some(
-                "where builds need more (git://, ssh, rsync), let this user open it, or, weaker, let builds share the \
-                 network of the machine: 'tvix-node up --network-of-fixed-outputs host'"
-                    .to_owned(),
-            ),
+            Some("where builds need more (git://, ssh, rsync), let this user open it".to_owned()),
         ),
         None if network.tunnel => good(
             "network",
@@ -152,7 +143,9 @@ fn network(configured: Option<&Network>, missing: Option<std::io::Error>) -> Fin
         ),
         None => good(
             "network",
-            format!("fixed-output builds reach public addresses by HTTP and HTTPS alone{allowed}, as is configured"),
+            format!(
+                "fixed-output builds reach public addresses by HTTP and HTTPS alone{allowed}, as is configured"
+            ),
         ),
     }
 }
@@ -458,7 +451,7 @@ mod tests {
         let found = network(Some(&with), missing());
         assert_eq!(found.state, Health::Warning);
         assert!(found.found.contains("HTTP and HTTPS alone"), "{found:?}");
-        assert!(found.advice.unwrap().contains("--network-of-fixed-outputs host"));
+        assert!(found.advice.unwrap().contains("let this user open it"));
         with.allowed = vec!["10.1.2.3:80".parse().unwrap()];
         with.allowed_for_others = true;
         let found = network(Some(&with), None).found;
@@ -466,8 +459,6 @@ mod tests {
             found.contains("10.1.2.3/32:80, those of other members too"),
             "{found}"
         );
-        with.host = true;
-        assert_eq!(network(Some(&with), None).state, Health::Warning);
         assert!(network(None, None).found.contains("no network"));
     }
 

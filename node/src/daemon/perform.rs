@@ -287,11 +287,7 @@ impl Jobs {
             .collect();
         check_outputs(plan, &described)?;
         let finished = now();
-        let shared = self
-            .builder
-            .shares_network(&plan.derivation, work.request.is_some());
-        let sandbox = if shared { SANDBOX_IN_NETWORK } else { SANDBOX };
-        let record = record(work, &described, &self.secret, (started, finished), sandbox)?;
+        let record = record(work, &described, &self.secret, (started, finished))?;
         Ok(Performed {
             outputs: prepared,
             described,
@@ -307,16 +303,11 @@ impl Jobs {
 /// What kept a build apart from the machine, in words.
 const SANDBOX: &str = "Linux namespaces (user, mount, pid, network, ipc, uts), seccomp";
 
-/// The same for one that was in the machine's network.
-const SANDBOX_IN_NETWORK: &str =
-    "Linux namespaces (user, mount, pid, ipc, uts), seccomp; in the machine's network";
-
 fn record(
     work: &Work,
     outputs: &BTreeMap<String, PathInfo>,
     secret: &NodeSecret,
     (started, finished): (u64, u64),
-    sandbox: &str,
 ) -> Result<Envelope, DepotError> {
     let failed = |error: &dyn std::fmt::Display| DepotError::Record(error.to_string());
     let inputs: Vec<Input> = work.plan.closure.iter().map(as_input).collect();
@@ -346,7 +337,7 @@ fn record(
         builder: secret.key(),
         started,
         finished,
-        sandbox: sandbox.to_owned(),
+        sandbox: SANDBOX.to_owned(),
     };
     seal(&record, secret).map_err(|error| failed(&error))
 }

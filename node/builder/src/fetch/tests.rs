@@ -361,7 +361,7 @@ fn derivations_that_cannot_be_fetched_are_refused_by_name() {
 #[tokio::test]
 async fn a_server_that_says_no_more_is_not_waited_for() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = Url::parse(&format!("http://{}/x", listener.local_addr().unwrap())).unwrap();
+    let url = url::Url::parse(&format!("http://{}/x", listener.local_addr().unwrap())).unwrap();
     std::thread::spawn(move || {
         let mut open = Vec::new();
         for stream in listener.incoming() {

@@ -45,9 +45,7 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
     rustix::process::setsid().step(|| "starting a session")?;
     confinement::prefer_as_victim();
     confinement::hide_control_groups()?;
-    if !order.host_network {
-        sys::bring_up_loopback().step(|| "switching the loopback interface on")?;
-    }
+    sys::bring_up_loopback().step(|| "switching the loopback interface on")?;
     if order.proxy {
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).step(|| "opening the proxy's listener")?;

@@ -96,14 +96,12 @@ fn supervise(order: &Order, control: &UnixStream) -> Result<(), Fault> {
     let children = sys::child_signals().step(|| "watching for children")?;
     // The build waits on this pipe until its ids are mapped, and learns from it that the helper died.
     let (alive, held) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(|| "making a pipe")?;
-    let mut namespaces = libc::CLONE_NEWUSER
+    let namespaces = libc::CLONE_NEWUSER
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNS
+        | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS;
-    if !order.host_network {
-        namespaces |= libc::CLONE_NEWNET;
-    }
     let pid = match sys::clone_process(namespaces).step(|| "creating namespaces")? {
         Side::Child => {
             drop(held);

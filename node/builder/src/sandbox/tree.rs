@@ -2,8 +2,8 @@
 //! anything is mounted.
 //!
 //! `<scratch>/<build>/` has what the build writes (`store`, `build`, `tmp`) and goes with it.
-//! `<scratch>/slot-<number>/` is used by one build after another: `root`, `root-fixed-output`, `root-network` and
-//! `root-host-network` become `/`, which builds see read-only; `spare` and `empty` are what inputs are mounted on.
+//! `<scratch>/slot-<number>/` is used by one build after another: `root`, `root-fixed-output` and `root-network`
+//! become `/`, which builds see read-only; `spare` and `empty` are what inputs are mounted on.
 //!
 //! Contents as Nix 2.34 writes them (`chroot-derivation-builder.cc`, `linux-derivation-builder.cc`).
 
@@ -35,15 +35,12 @@ pub(super) const DEVICES: &[&str] = &["full", "null", "random", "tty", "urandom"
 /// servers are none of a build's, the node resolves names.
 const FIXED_OUTPUT_FILES: &[&str] = &["/etc/services"];
 
-/// The same for those that are in the machine's network and resolve names themselves, as in Nix.
-const HOST_NETWORK_FILES: &[&str] = &["/etc/services", "/etc/hosts", "/etc/resolv.conf"];
-
 /// Files of the machine that a build sees.
 pub(super) fn machine_files(order: &Order) -> impl Iterator<Item = &'static Path> {
-    let files = match (order.fixed_output, order.host_network) {
-        (false, _) => &[],
-        (true, false) => FIXED_OUTPUT_FILES,
-        (true, true) => HOST_NETWORK_FILES,
+    let files = if order.fixed_output {
+        FIXED_OUTPUT_FILES
+    } else {
+        &[]
     };
     files.iter().map(Path::new).filter(|file| file.exists())
 }
@@ -67,11 +64,10 @@ pub(super) struct Places {
 impl Places {
     pub(super) fn of(order: &Order) -> Self {
         let (slot, scratch) = (order.slot.as_path(), order.scratch.as_path());
-        let root = match (order.fixed_output, order.tunnel, order.host_network) {
-            (true, _, true) => "root-host-network",
-            (true, true, _) => "root-network",
-            (true, false, _) => "root-fixed-output",
-            (false, ..) => "root",
+        let root = match (order.fixed_output, order.tunnel) {
+            (true, true) => "root-network",
+            (true, false) => "root-fixed-output",
+            (false, _) => "root",
         };
         Self {
             root: slot.join(root),
