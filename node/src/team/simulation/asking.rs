@@ -20,8 +20,9 @@ use super::super::evidence::Evidence as _;
 use super::super::limits::REQUEST_TIME;
 use super::super::request::{Order, RequestFailure};
 use super::super::votes::Standing;
-use super::building::Frame;
+use super::building::{Frame, contents};
 use super::executor::WORLD;
+use super::ledger::Content;
 use super::node::Node;
 use super::world::{World, lock};
 use crate::daemon::perform::as_input;
@@ -166,7 +167,7 @@ impl Node {
                 None => return Err(RequestFailure::WentAway(BuildCallError::Over)),
             }
         };
-        let receiving = self.receive(order, &asked, record, envelope);
+        let receiving = self.receive(order, hash, &asked, record, envelope);
         tokio::select! {
             biased;
             delivered = self.own_part(order, receiving) => delivered,
@@ -268,6 +269,7 @@ impl Node {
     async fn receive(
         self: &Arc<Self>,
         order: &Order,
+        hash: RequestHash,
         asked: &Asked,
         record: tvix_node_protocol::build::BuildRecord,
         envelope: Envelope,
@@ -284,6 +286,19 @@ impl Node {
             self.world.ledger().count("false records found out");
             wrong(reason)
         })?;
+        let made: Vec<Content> = infos
+            .values()
+            .map(|info| (info.path.clone(), info.tree))
+            .collect();
+        let of: Vec<Content> = record
+            .inputs
+            .iter()
+            .map(|input| (input.path.clone(), input.tree))
+            .collect();
+        let named = record.request.map(|request| request.0);
+        self.world
+            .ledger()
+            .answer_taken(self.at, hash.0, named, &contents(&asked.inputs), (&of, &made));
         let outputs = infos.iter().map(|(output, info)| {
             let (path, nar_size) = (info.path.clone(), info.nar_size);
             (output.clone(), BuiltPath { path, nar_size })

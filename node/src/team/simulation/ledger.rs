@@ -372,6 +372,37 @@ impl Ledger {
         self.count("requests taken");
     }
 
+    /// A requester takes what came for the answer to its request: `of` is the request that the answer names, `made` what
+    /// it says it was made of and what it made.
+    pub fn answer_taken(
+        &mut self,
+        machine: usize,
+        request: [u8; 32],
+        of: Option<[u8; 32]>,
+        asked: &[Content],
+        made: (&[Content], &[Content]),
+    ) {
+        let (by, builder, ..) = self.requests[&request];
+        assert_eq!(by, machine);
+        assert_eq!(
+            of,
+            Some(request),
+            "UNTRUSTED: machine {machine} takes the answer to another request"
+        );
+        assert_eq!(
+            asked, made.0,
+            "UNTRUSTED: machine {machine} takes what was made of other inputs than it named"
+        );
+        for content in made.1 {
+            let mut signed = self.signed.get(content).into_iter().flatten();
+            assert!(
+                signed.any(|signed| signed.by == builder && signed.inputs == made.0),
+                "UNTRUSTED: machine {machine} takes an answer that {builder} never signed"
+            );
+        }
+        self.count("answers taken");
+    }
+
     /// A coordinator has a derivation built.
     pub fn placed(&mut self, machine: usize, build: u64, job: usize, builder: Option<usize>, now: u64) {
         let reason = self.why_again(machine, job, now);
