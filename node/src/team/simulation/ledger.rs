@@ -18,6 +18,9 @@ const LATE: u64 = 120_000;
 /// Silence after which a second builder may be asked.
 const SILENCE: u64 = 2_000;
 
+/// How long a peer has for a short build before it is raced here, in milliseconds.
+const RACE: u64 = 1000;
+
 /// Members that are asked what they know of one path.
 const ASKED_FOR_A_PATH: usize = 4;
 
@@ -42,6 +45,8 @@ pub enum Reason {
     Failed,
     /// Neither could know of the other when it was placed.
     Simultaneous,
+    /// A peer takes long with a short build, and a slot here is free.
+    Race,
     /// Who has it could not be heard, or was not there.
     Unreachable,
     /// Who has it is not connected with the one who wants it.
@@ -91,6 +96,7 @@ struct Attempt {
     begun: bool,
     over: bool,
     heard: u64,
+    placed: u64,
 }
 
 /// When a machine asked where a path is, and when it knew; never: it does not know yet.
@@ -405,7 +411,7 @@ impl Ledger {
 
     /// A coordinator has a derivation built.
     pub fn placed(&mut self, machine: usize, build: u64, job: usize, builder: Option<usize>, now: u64) {
-        let reason = self.why_again(machine, job, now);
+        let reason = self.why_again(machine, job, builder, now);
         if let Some(reason) = reason {
             *self.reasons.entry(reason).or_default() += 1;
         }
@@ -417,6 +423,7 @@ impl Ledger {
                 begun: builder.is_some(),
                 over: false,
                 heard: now,
+                placed: now,
             },
         );
         self.count("placed");
@@ -462,16 +469,25 @@ impl Ledger {
     }
 
     /// Why a derivation may be built that somebody has or builds already; none: nobody does.
-    fn why_again(&self, machine: usize, job: usize, now: u64) -> Option<Reason> {
+    fn why_again(&self, machine: usize, job: usize, builder: Option<usize>, now: u64) -> Option<Reason> {
         let plan = &self.plan;
         if plan.machines[machine].rule != Rule::Roster {
             return Some(Reason::Rule);
         }
         let mut reason = None;
+        // What is short is known from a build that is over.
+        let seen_any = self.attempts[machine]
+            .values()
+            .any(|attempt| attempt.begun && attempt.over);
         for attempt in self.attempts[machine]
             .values()
             .filter(|attempt| attempt.job == job && attempt.begun && !attempt.over)
         {
+            let races = builder.is_none() && attempt.builder.is_some() && seen_any;
+            if races && attempt.placed + RACE <= now {
+                reason = Some(Reason::Race);
+                continue;
+            }
             assert!(
                 attempt.heard + SILENCE <= now,
                 "TWICE: machine {machine} has {} built a second time though its builder was heard {} ms ago",
