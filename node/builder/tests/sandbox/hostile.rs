@@ -89,7 +89,7 @@ async fn listeners_of_the_machine_cannot_be_reached() {
     let _abstract = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let log = stage.look(&["connect", &port, &name]).await;
-    assert_eq!(log.len(), 3);
+    assert_eq!(log.len(), 4);
     nothing_worked(&log);
 }
 
