@@ -26,4 +26,13 @@ impl Gatekeeper {
             .unwrap_or_else(PoisonError::into_inner)
             .contains(peer)
     }
+
+    /// One more member.
+    #[cfg(test)]
+    pub(crate) fn let_in(&self, peer: PeerId) {
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(peer);
+    }
 }

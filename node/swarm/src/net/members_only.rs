@@ -32,6 +32,11 @@ impl<B: NetworkBehaviour> MembersOnly<B> {
             shown: HashMap::new(),
         }
     }
+
+    /// How many of a peer's connections the inner behaviour knows.
+    fn shown_of(&self, peer: PeerId) -> usize {
+        self.shown.values().filter(|shown| **shown == peer).count()
+    }
 }
 
 impl<B: NetworkBehaviour> NetworkBehaviour for MembersOnly<B> {
@@ -85,22 +90,32 @@ impl<B: NetworkBehaviour> NetworkBehaviour for MembersOnly<B> {
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {
-        let tell = match &event {
-            FromSwarm::ConnectionEstablished(event) => self.shown.contains_key(&event.connection_id),
-            FromSwarm::AddressChange(event) => self.shown.contains_key(&event.connection_id),
-            FromSwarm::ConnectionClosed(event) => self.shown.remove(&event.connection_id).is_some(),
+        match event {
+            // How many connections a peer has besides: to the inner behaviour that is those that it knows. A
+            // peer's first one as a member is its first one.
+            FromSwarm::ConnectionEstablished(mut event) if self.shown.contains_key(&event.connection_id) => {
+                event.other_established = self.shown_of(event.peer_id).saturating_sub(1);
+                self.inner.on_swarm_event(FromSwarm::ConnectionEstablished(event));
+            }
+            FromSwarm::ConnectionClosed(mut event) if self.shown.remove(&event.connection_id).is_some() => {
+                event.remaining_established = self.shown_of(event.peer_id);
+                self.inner.on_swarm_event(FromSwarm::ConnectionClosed(event));
+            }
+            FromSwarm::AddressChange(event) if self.shown.contains_key(&event.connection_id) => {
+                self.inner.on_swarm_event(FromSwarm::AddressChange(event));
+            }
+            FromSwarm::ConnectionEstablished(_)
+            | FromSwarm::ConnectionClosed(_)
+            | FromSwarm::AddressChange(_) => {}
             FromSwarm::DialFailure(event) => {
                 self.shown.remove(&event.connection_id);
-                true
+                self.inner.on_swarm_event(FromSwarm::DialFailure(event));
             }
             FromSwarm::ListenFailure(event) => {
                 self.shown.remove(&event.connection_id);
-                true
+                self.inner.on_swarm_event(FromSwarm::ListenFailure(event));
             }
-            _ => true,
-        };
-        if tell {
-            self.inner.on_swarm_event(event);
+            event => self.inner.on_swarm_event(event),
         }
     }
 
@@ -144,5 +159,102 @@ impl<B: NetworkBehaviour> NetworkBehaviour for MembersOnly<B> {
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::core::ConnectedPoint;
+    use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
+
+    use super::*;
+
+    /// Takes note of how many other connections it is told of.
+    #[derive(Default)]
+    struct Counts(Vec<usize>);
+
+    impl NetworkBehaviour for Counts {
+        type ConnectionHandler = dummy::ConnectionHandler;
+        type ToSwarm = std::convert::Infallible;
+
+        fn handle_established_inbound_connection(
+            &mut self,
+            _: ConnectionId,
+            _: PeerId,
+            _: &Multiaddr,
+            _: &Multiaddr,
+        ) -> Result<THandler<Self>, ConnectionDenied> {
+            Ok(dummy::ConnectionHandler)
+        }
+
+        fn handle_established_outbound_connection(
+            &mut self,
+            _: ConnectionId,
+            _: PeerId,
+            _: &Multiaddr,
+            _: Endpoint,
+            _: PortUse,
+        ) -> Result<THandler<Self>, ConnectionDenied> {
+            Ok(dummy::ConnectionHandler)
+        }
+
+        fn on_swarm_event(&mut self, event: FromSwarm) {
+            match event {
+                FromSwarm::ConnectionEstablished(event) => self.0.push(event.other_established),
+                FromSwarm::ConnectionClosed(event) => self.0.push(event.remaining_established),
+                _ => {}
+            }
+        }
+
+        fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+            match event {}
+        }
+
+        fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn what_a_peer_did_as_a_stranger_does_not_count() {
+        let address: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+        let point = ConnectedPoint::Dialer {
+            address: address.clone(),
+            role_override: Endpoint::Dialer,
+            port_use: PortUse::New,
+        };
+        let (peer, gatekeeper) = (PeerId::random(), Gatekeeper::default());
+        let mut members = MembersOnly::new(Counts::default(), gatekeeper.clone());
+        let connect = |members: &mut MembersOnly<Counts>, number, others| {
+            let connection = ConnectionId::new_unchecked(number);
+            members
+                .handle_established_inbound_connection(connection, peer, &address, &address)
+                .unwrap();
+            members.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+                peer_id: peer,
+                connection_id: connection,
+                endpoint: &point,
+                failed_addresses: &[],
+                other_established: others,
+            }));
+        };
+        let close = |members: &mut MembersOnly<Counts>, number, left| {
+            members.on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
+                peer_id: peer,
+                connection_id: ConnectionId::new_unchecked(number),
+                endpoint: &point,
+                cause: None,
+                remaining_established: left,
+            }));
+        };
+        connect(&mut members, 1, 0);
+        assert!(members.inner.0.is_empty(), "a stranger");
+        gatekeeper.let_in(peer);
+        connect(&mut members, 2, 1);
+        connect(&mut members, 3, 2);
+        close(&mut members, 2, 2);
+        close(&mut members, 3, 1);
+        close(&mut members, 1, 0);
+        assert_eq!(members.inner.0, [0, 1, 1, 0]);
     }
 }
