@@ -43,6 +43,8 @@ pub struct Advertisement {
     changes: HashMap<Region, u64>,
     depths: HashMap<Region, u8>,
     told: HashMap<(Region, NodeKey), Told>,
+    /// Members that may keep something of it, from the moment that they begin to be told.
+    audience: BTreeSet<NodeKey>,
     /// Members that could not be reached, and until when they are left alone.
     away: HashMap<NodeKey, u64>,
     /// While the store is listed: what has been taken away since that began. What a page says of it is older.
@@ -60,6 +62,7 @@ impl Advertisement {
             changes: HashMap::new(),
             depths: HashMap::new(),
             told: HashMap::new(),
+            audience: BTreeSet::new(),
             away: HashMap::new(),
             gone: None,
         }
@@ -193,8 +196,14 @@ impl Advertisement {
         self.changes.get(&region).copied().unwrap_or(0)
     }
 
+    /// A member is about to be told something: from now on it may keep it, whatever comes of that.
+    pub fn tells(&mut self, member: NodeKey) {
+        self.audience.insert(member);
+    }
+
     /// A member has been told about a region, as it was at a change, and need not be until `renew_at`.
     pub fn told(&mut self, region: Region, member: NodeKey, change: u64, renew_at: u64) {
+        self.audience.insert(member);
         self.told.insert((region, member), Told { change, renew_at });
     }
 
@@ -207,13 +216,14 @@ impl Advertisement {
     /// A member may have forgotten everything: it was restarted, or is not one any more.
     pub fn forget_member(&mut self, member: NodeKey) {
         self.away.remove(&member);
+        self.audience.remove(&member);
         self.told.retain(|(_, other), _| *other != member);
     }
 
-    /// Members that have been told something.
+    /// Members that may keep something of it, also what was cut into other regions since.
     #[must_use]
     pub fn audience(&self) -> BTreeSet<NodeKey> {
-        self.told.keys().map(|(_, member)| *member).collect()
+        self.audience.clone()
     }
 
     /// All cells of a region, empty ones included: they say that nothing is there any more.

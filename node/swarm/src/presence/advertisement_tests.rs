@@ -128,7 +128,9 @@ fn a_team_that_grows_is_told_anew() {
     assert!(!own.is_due(region, ANN, 0), "the regions are as they were");
     own.resize(64);
     assert_eq!(own.regions().len(), 16);
-    assert!(own.audience().is_empty());
+    for region in own.regions() {
+        assert!(own.is_due(region, ANN, 0), "it has been told of other regions");
+    }
     assert_eq!(all_keys(&mut own).len(), 100);
 }
 
@@ -167,4 +169,20 @@ fn messages_of_a_renewal_are_counted_by_regions_and_not_by_paths() {
         let regions = 1 << Region::bits_for(members);
         assert_eq!(few, (regions, regions), "one message for each region and keeper");
     }
+}
+
+#[test]
+fn who_may_keep_something_is_taken_it_back_from() {
+    let mut own = Advertisement::new(secret(), 2);
+    assert!(own.audience().is_empty());
+    // The answer has not come, and never may.
+    own.tells(ANN);
+    assert_eq!(own.audience(), BTreeSet::from([ANN]));
+    // In a team that has grown the regions are others; what was told lies where it was.
+    let region = Region::of(PresenceKey([0; 16]), 0);
+    own.told(region, BOB, 1, 100);
+    own.resize(10_000);
+    assert_eq!(own.audience(), BTreeSet::from([ANN, BOB]));
+    own.forget_member(BOB);
+    assert_eq!(own.audience(), BTreeSet::from([ANN]));
 }

@@ -226,6 +226,7 @@ async fn try_to_tell(
     signed: &SignedRegion,
 ) -> Result<(), PublishError> {
     let mut wire = core.open(member, Door::Presence).await?;
+    lock(&core.own).tells(member);
     for (cells, headers) in &signed.parts {
         let keys: Vec<&[PresenceKey]> = cells.iter().map(|cell| cell.keys.as_slice()).collect();
         let mut refused = put(member, &mut wire, headers.clone(), &keys).await?;
