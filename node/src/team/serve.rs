@@ -78,41 +78,46 @@ impl Order {
 impl TeamNode {
     /// Takes a request that has passed the gate, and sees it through.
     ///
-    /// What it names here stays for a while afterwards: the requester has yet to fetch the outputs.
+    /// What a build that was taken up has named here stays for a while afterwards: the requester has yet to fetch the
+    /// outputs.
     pub async fn serve(self: Arc<Self>, incoming: IncomingBuild) {
         let work = self.depot.work();
-        self.see_through(incoming).boxed().await;
+        if !self.see_through(incoming).boxed().await {
+            return;
+        }
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(GRANT_TIME)).await;
             drop(work);
         });
     }
 
-    async fn see_through(self: Arc<Self>, mut incoming: IncomingBuild) {
+    /// Whether it was taken up.
+    async fn see_through(self: Arc<Self>, mut incoming: IncomingBuild) -> bool {
         let request = incoming.request.clone();
         let (requester, derivation) = (request.requester, request.derivation.clone());
         tracing::info!(%derivation, %requester, "asked to build");
         let considering = self.consider(&request).boxed();
         let prepared = tokio::select! {
             prepared = considering => prepared,
-            () = incoming.cancelled() => return,
+            () = incoming.cancelled() => return false,
         };
         let (place, derivation, outputs, direct) = match prepared {
             Ok(prepared) => prepared,
             Err(refusal) => {
                 tracing::info!(derivation = %request.derivation, %requester, %refusal, "a build is refused");
-                return incoming.refuse(refusal.reason, refusal.message).await;
+                incoming.refuse(refusal.reason, refusal.message).await;
+                return false;
             }
         };
         let hash = incoming.hash;
         if let Some(record) = self.reuse(&request, &outputs, hash).await {
             // Whoever cancels at this very moment is gone.
             let Ok(running) = incoming.accept().await else {
-                return;
+                return true;
             };
             let pushed = self.deliver(&request, &record, true).boxed().await;
             running.finish(record, pushed).await.ok();
-            return;
+            return true;
         }
         let order = Order {
             request,
@@ -123,6 +128,7 @@ impl TeamNode {
         };
         self.take_part(order, incoming).boxed().await;
         drop(place);
+        true
     }
 
     /// Sees a request through: joins the build of the same work that is under way, or begins one.

@@ -275,11 +275,13 @@ impl Owned {
     /// The owner's command wants it no more: it is stopped, as soon as nobody else waits for it.
     pub fn abandon(&self) {
         let mut all = lock(&self.builds.0);
-        if let Some(entry) = all.own.get_mut(&self.key)
-            && entry.is(&self.build)
-        {
-            entry.wanted = false;
-            all.stop_if_unwanted(self.key);
+        match all.own.get_mut(&self.key) {
+            Some(entry) if entry.is(&self.build) => {
+                entry.wanted = false;
+                all.stop_if_unwanted(self.key);
+            }
+            // Nobody could join it.
+            _ => self.build.cancel.cancel(),
         }
     }
 
@@ -432,14 +434,18 @@ impl SharedBuilds {
                 kind: Kind::Shared(*key),
             });
         }
+        // One that a command has left goes on for others; it is as good for the next command.
+        if let Some(waiting) = all.join_own(self, key, limits) {
+            return OwnBegin::Joined(waiting);
+        }
         let build = Arc::new(SharedBuild::new(limits));
         build.set(Progress::Running { for_one: false });
-        let entry = OwnEntry {
+        // Beside one with other limits it is for its command alone: who waits for that one still finds it.
+        all.own.entry(key).or_insert_with(|| OwnEntry {
             build: Arc::clone(&build),
             waiting: 0,
             wanted: true,
-        };
-        all.own.insert(key, entry);
+        });
         OwnBegin::Begun(Owned {
             build,
             builds: Arc::clone(self),
@@ -592,6 +598,31 @@ mod tests {
         let own = begun(&builds, BuildLimits::NONE);
         own.abandon();
         assert!(own.build.cancel.is_cancelled(), "nobody waits for it");
+    }
+
+    #[test]
+    fn a_build_that_goes_on_for_others_is_joined_by_the_owner_s_next_command() {
+        let builds = Arc::new(SharedBuilds::default());
+        let own = begun(&builds, BuildLimits::NONE);
+        let other = builds.join_own(KEY, BuildLimits::NONE).expect("it runs");
+        own.abandon();
+        let OwnBegin::Joined(next) = builds.begin_own(KEY, BuildLimits::NONE) else {
+            panic!("built twice");
+        };
+        drop(other);
+        assert!(!own.build.cancel.is_cancelled(), "the next command waits for it");
+        // With a limit of its own a command has its own build, which leaves the first one where it is.
+        let hour = BuildLimits {
+            time: Some(3600),
+            ..BuildLimits::NONE
+        };
+        let limited = begun(&builds, hour);
+        limited.abandon();
+        assert!(limited.build.cancel.is_cancelled());
+        drop(limited);
+        assert!(!own.build.cancel.is_cancelled());
+        drop(next);
+        assert!(own.build.cancel.is_cancelled(), "nobody waits for it any more");
     }
 
     #[test]
