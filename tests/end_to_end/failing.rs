@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::harness::{Machine, processes_with, release, sandbox_works};
+use crate::harness::{Machine, processes_with, sandbox_works};
 use crate::swarm::nodes::Node;
 
 #[test]
@@ -196,7 +196,6 @@ fn limits_end_a_build_and_say_which() {
             "x",
         ])
         .failed(1, &["-loud.drv"]);
-    release("none");
 }
 
 #[test]

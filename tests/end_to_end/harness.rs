@@ -271,16 +271,18 @@ impl Running {
     }
 }
 
-/// Processes whose command line contains this text. Scripts carry a marker of their test.
+/// Builds by [`tool`] whose script contains this marker of a test. Nothing else that happens to have the
+/// word in its command line: what is found here is sent signals.
 pub fn processes_with(marker: &str) -> Vec<i32> {
-    let own = std::process::id().to_string();
     fs::read_dir("/proc")
         .expect("/proc can be read")
         .flatten()
         .filter_map(|entry| {
             let pid = entry.file_name().into_string().ok()?;
             let line = fs::read(entry.path().join("cmdline")).ok()?;
-            let found = pid != own && String::from_utf8_lossy(&line).contains(marker);
+            let line = String::from_utf8_lossy(&line);
+            let (program, script) = line.split_once('\0')?;
+            let found = program.ends_with("-tool") && script.contains(marker);
             if found { pid.parse().ok() } else { None }
         })
         .collect()

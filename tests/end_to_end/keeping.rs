@@ -122,7 +122,7 @@ fn a_node_that_stays_up_collects_what_is_not_wanted_any_more() {
           input = build "input" { } "write $out x";
           gone = build "gone" { inherit input; } "write $out 1";
           kept = build "kept" { } "write $out 2";
-          held = build "held" { inherit input; } "echo holding\nwait\nwrite $out 3";
+          held = build "held" { inherit input; } "echo mark-of-holding\nwait\nwrite $out 3";
         }"#,
     );
     let gone = machine
@@ -143,7 +143,7 @@ fn a_node_that_stays_up_collects_what_is_not_wanted_any_more() {
     running.until(r#""line":"waiting""#);
     machine.run(&["store", "gc"]).ok();
     assert!(node.has(&input), "the input of a running build");
-    release("holding");
+    release("mark-of-holding");
     let held = running.finish();
     assert_eq!(held.status, 0, "{}", held.stderr);
     machine.run(&["store", "gc"]).ok();
