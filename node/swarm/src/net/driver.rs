@@ -8,7 +8,7 @@ use futures::StreamExt;
 use libp2p::core::ConnectedPoint;
 use libp2p::kad::{self, KBucketKey, QueryId};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, Stream, SwarmEvent};
+use libp2p::swarm::{ConnectionId, DialError, ListenError, Stream, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
 use tokio::sync::{mpsc, oneshot, watch};
 use tvix_node_protocol::envelope::NodeKey;
@@ -394,7 +394,7 @@ impl Driver {
         let Some(peer) = peer_of(key).filter(|peer| self.dial_backs.may_begin(*peer)) else {
             return;
         };
-        let mut pending = HashMap::new();
+        let (mut pending, mut all) = (HashMap::new(), true);
         for port in ports {
             // Through a hole in a router that is there because of an older connection it would prove nothing.
             let options = DialOpts::peer_id(peer)
@@ -405,9 +405,14 @@ impl Driver {
             let connection = options.connection_id();
             match self.swarm.dial(options) {
                 Ok(()) => drop(pending.insert(connection, port)),
-                Err(error) => tracing::debug!(%peer, %error, "a member that asks for it cannot be dialled"),
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "a member that asks for it cannot be dialled now");
+                    all = false;
+                }
             }
         }
+        // This node dials too many others at the moment, which says nothing of the port: there is no answer then.
+        let reply = if all { reply } else { oneshot::channel().0 };
         self.dial_backs.begun(peer, pending, reply, Instant::now());
     }
 
@@ -635,13 +640,27 @@ impl Driver {
             SwarmEvent::OutgoingConnectionError {
                 peer_id: Some(peer),
                 connection_id,
+                error,
                 ..
-            } if self.dial_backs.over(peer, connection_id, false) => {}
+            } if self
+                .dial_backs
+                .over(peer, connection_id, there_are_enough(&error)) => {}
             SwarmEvent::OutgoingConnectionError {
                 peer_id: Some(peer),
                 error,
                 ..
             } => self.dial_failed(peer, &in_words(&error)),
+            SwarmEvent::IncomingConnectionError {
+                peer_id: Some(peer),
+                error: ListenError::Denied { .. },
+                send_back_addr,
+                ..
+            } if !is_relayed(&send_back_addr) => {
+                // It has come all the way; only that there are enough connections of it already.
+                if let Ok(key) = key_of(&peer) {
+                    self.links.knocked(key);
+                }
+            }
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             _ => {}
         }
@@ -800,4 +819,8 @@ impl Driver {
         let keys = sorted.iter().filter_map(|(_, peer)| key_of(peer).ok());
         keys.take(CLOSEST.get()).collect()
     }
+}
+/// Whether a dial came to an end at the bound on connections of one peer, behind a handshake with the right one.
+fn there_are_enough(error: &DialError) -> bool {
+    matches!(error, DialError::Denied { .. })
 }

@@ -86,6 +86,16 @@ impl Links {
         self.came.notify_waiters();
     }
 
+    /// A member made one more direct connection than there may be.
+    pub(crate) fn knocked(&self, peer: NodeKey) {
+        self.with(|links| {
+            if let Some(link) = links.get_mut(&peer) {
+                link.came = Some(Instant::now());
+            }
+        });
+        self.came.notify_waiters();
+    }
+
     pub(crate) fn closed(&self, peer: NodeKey, connection: ConnectionId) {
         self.with(|links| {
             if let Some(link) = links.get_mut(&peer) {
