@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, Metadata};
 use std::io::BufReader;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use bao_tree::BlockSize;
 use bao_tree::io::outboard::PreOrderOutboard;
@@ -112,6 +112,8 @@ impl<K: Copy + Eq + std::hash::Hash, V> Recent<K, V> {
 pub(crate) struct Serving {
     trees: Mutex<Recent<TreeDigest, HashSet<BlobDigest>>>,
     proofs: Mutex<Recent<BlobDigest, Proof>>,
+    /// Held by who makes the proof of a file.
+    making: Mutex<HashMap<BlobDigest, Weak<Mutex<()>>>>,
     /// Streams that carry content, at once.
     pub(crate) streams: Arc<Semaphore>,
 }
@@ -121,6 +123,7 @@ impl Serving {
         Self {
             trees: Mutex::new(Recent::new(SERVED_BLOBS)),
             proofs: Mutex::new(Recent::new(OUTBOARD_BYTES)),
+            making: Mutex::default(),
             streams: Arc::new(Semaphore::new(CONTENT_STREAMS)),
         }
     }
@@ -132,9 +135,14 @@ impl Serving {
         blobs
     }
 
-    /// The hashes inside a file, which is read for them where they are not remembered. Blocks. None where
-    /// the file does not have the digest it should.
+    /// The hashes inside a file, which is read for them where they are not remembered, by one at a time. Blocks. None
+    /// where the file does not have the digest it should.
     pub(crate) fn proof(&self, blob: BlobDigest, file: &File) -> std::io::Result<Option<Arc<Proof>>> {
+        if let Some(proof) = lock(&self.proofs).get(blob) {
+            return Ok(Some(proof));
+        }
+        let turn = self.turn(blob);
+        let _making = lock(&turn);
         if let Some(proof) = lock(&self.proofs).get(blob) {
             return Ok(Some(proof));
         }
@@ -149,6 +157,17 @@ impl Serving {
         let proof = Arc::new(Proof { outboard, made_from });
         lock(&self.proofs).insert(blob, proof.clone(), weight);
         Ok(Some(proof))
+    }
+
+    fn turn(&self, blob: BlobDigest) -> Arc<Mutex<()>> {
+        let mut making = lock(&self.making);
+        making.retain(|_, turn| turn.strong_count() > 0);
+        let known = making.get(&blob).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let turn = Arc::new(Mutex::new(()));
+            making.insert(blob, Arc::downgrade(&turn));
+            turn
+        })
     }
 }
 
@@ -208,6 +227,8 @@ pub(crate) async fn files_for(
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek as _, Write as _};
+
     use super::*;
 
     #[test]
@@ -222,5 +243,26 @@ mod tests {
         recent.insert(4, Arc::new("too heavy"), 11);
         assert_eq!(recent.get(4), None);
         assert_eq!(recent.weight, 8);
+    }
+
+    #[test]
+    fn a_file_is_hashed_once_for_all_who_want_parts_of_it() {
+        let bytes = vec![7; 4 << 20];
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let (serving, blob) = (Serving::new(), BlobDigest::of(&bytes));
+        let proofs = std::thread::scope(|scope| {
+            let asked = [(); 8].map(|()| {
+                let mut own = file.try_clone().unwrap();
+                let serving = &serving;
+                scope.spawn(move || {
+                    own.rewind().unwrap();
+                    serving.proof(blob, &own).unwrap().unwrap()
+                })
+            });
+            asked.map(|thread| thread.join().unwrap())
+        });
+        assert!(proofs.iter().all(|proof| Arc::ptr_eq(proof, &proofs[0])));
+        assert!(serving.proof(BlobDigest::of(b"other"), &file).unwrap().is_none());
     }
 }

@@ -1,7 +1,11 @@
-//! Measures what moving a tree from node to node costs: a file of 1 GiB and 20,000 files of 4 KiB, over
-//! loopback, encrypted and verified, each side in a process of its own.
+//! Measures what moving a tree from node to node costs: a file of 1 GiB and 20,000 files of 4 KiB, encrypted and
+//! verified, each side in a process of its own.
 //!
-//! `cargo run --release -p tvix-node-swarm --example measure_transfer -- [tcp|quic]`
+//! `cargo run --release -p tvix-node-swarm --example measure_transfer -- [tcp|quic]` over loopback;
+//! `… -- link [tcp|quic] MILLISECONDS [MBIT]`, as root with Debian's iproute2, over a link of this round trip and
+//! rate (1000), beside one connection of plain TCP.
+
+mod link;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -91,13 +95,16 @@ fn cpu_and_memory() -> Outcome<(Duration, u64)> {
     Ok((Duration::from_millis(ticks * 10), peak))
 }
 
-fn config(home: &Path, transport: &str) -> Config {
-    let listen = match transport {
-        "quic" => "/ip4/127.0.0.1/udp/0/quic-v1",
-        _ => "/ip4/127.0.0.1/tcp/0",
-    };
+fn address(transport: &str, host: &str, port: u16) -> String {
+    match transport {
+        "quic" => format!("/ip4/{host}/udp/{port}/quic-v1"),
+        _ => format!("/ip4/{host}/tcp/{port}"),
+    }
+}
+
+fn config(home: &Path, listen: String) -> Config {
     Config {
-        listen: vec![listen.to_owned()],
+        listen: vec![listen],
         ..Config::new(home.join("spool"))
     }
 }
@@ -111,16 +118,46 @@ fn noise(seed: usize, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Where the two nodes are.
+enum Place {
+    Loopback,
+    /// On a link; the fetcher's network namespace, and the rate in Mbit/s.
+    Link {
+        fetcher: String,
+        rate: u64,
+    },
+}
+
 #[tokio::main]
 async fn main() -> Outcome<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    match arguments.get(1).map(String::as_str) {
-        Some("fetch") => fetch(&arguments[2..]).await,
-        transport => provide(transport.unwrap_or("tcp")).await,
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        [] => provide("tcp", Place::Loopback).await,
+        [transport @ ("tcp" | "quic")] => provide(transport, Place::Loopback).await,
+        ["link", transport @ ("tcp" | "quic"), round_trip] => {
+            link::measure(transport, round_trip.parse()?, 1000)
+        }
+        ["link", transport @ ("tcp" | "quic"), round_trip, rate] => {
+            link::measure(transport, round_trip.parse()?, rate.parse()?)
+        }
+        // What it starts of itself.
+        ["provide", transport, fetcher, rate] => {
+            let (fetcher, rate) = (fetcher.to_owned(), rate.parse()?);
+            provide(transport, Place::Link { fetcher, rate }).await
+        }
+        ["fetch", transport, ticket, large, small] => fetch(transport, ticket, large, small).await,
+        ["relay", transport, here, there, half] => {
+            let half = Duration::from_millis(half.parse()?);
+            link::relay(transport, here.parse()?, there.parse()?, half).await
+        }
+        ["plain-source", at] => link::plain_source(at),
+        ["plain-sink", at] => link::plain_sink(at),
+        _ => Err("measure_transfer [link] [tcp|quic] …: its head says what it takes".into()),
     }
 }
 
-async fn provide(transport: &str) -> Outcome<()> {
+async fn provide(transport: &str, place: Place) -> Outcome<()> {
     let home = tempfile::tempdir()?;
     let secret = new_secret()?;
     let me = Founder {
@@ -132,20 +169,26 @@ async fn provide(transport: &str) -> Outcome<()> {
     let large = shelf.add(home.path(), vec![("large".to_owned(), noise(0, LARGE))])?;
     let files = (1..=FILES).map(|seed| (format!("f{seed}"), noise(seed, SMALL)));
     let small = shelf.add(home.path(), files.collect())?;
-    let (handle, _events) = start(config(home.path(), transport), team, secret, Arc::new(shelf)).await?;
+    let listen = match &place {
+        Place::Loopback => address(transport, "127.0.0.1", 0),
+        Place::Link { .. } => address(transport, link::PROVIDER, link::PORT),
+    };
+    let (handle, _events) = start(config(home.path(), listen), team, secret, Arc::new(shelf)).await?;
     let hour = Clock::system().now() + 3600;
-    let ticket = handle.invite(Roles::all(), hour, 3600).await?.to_text()?;
-    let mut child = Command::new(std::env::current_exe()?)
-        .args([
-            "fetch",
-            transport,
-            &ticket,
-            &large.to_string(),
-            &small.to_string(),
-        ])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
+    let mut ticket = handle.invite(Roles::all(), hour, 3600).await?;
+    let (large, small) = (large.to_string(), small.to_string());
+    let mut command = match &place {
+        Place::Loopback => {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["fetch", transport, &ticket.to_text()?, &large, &small]);
+            command
+        }
+        Place::Link { fetcher, .. } => {
+            ticket.addresses = vec![address(transport, link::RELAY, link::PORT)];
+            link::inside(fetcher, &["fetch", transport, &ticket.to_text()?, &large, &small])?
+        }
+    };
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
     let mut stdin = child.stdin.take().ok_or("no input")?;
     let mut before = cpu_and_memory()?.0;
@@ -161,24 +204,34 @@ async fn provide(transport: &str) -> Outcome<()> {
             (cpu - before).as_secs_f64(),
             peak >> 10
         );
+        if let (Place::Link { rate, .. }, Some(seconds)) = (&place, seconds_of_large(&line)) {
+            println!("  {:.1} % of the link", link::share(seconds, *rate));
+        }
         before = cpu;
         stdin.write_all(b"\n")?;
     }
-    child.wait()?;
+    let ended = child.wait()?;
     handle.shutdown().await;
-    Ok(())
+    match ended.success() {
+        true => Ok(()),
+        false => Err("who fetches failed".into()),
+    }
 }
 
-async fn fetch(arguments: &[String]) -> Outcome<()> {
-    let [transport, ticket, large, small] = arguments else {
-        return Err("fetch TRANSPORT TICKET LARGE SMALL".into());
-    };
+/// How long the large file took, in a line of who fetches about that.
+fn seconds_of_large(line: &str) -> Option<f64> {
+    let (_, rest) = line.strip_prefix("1 GiB, ")?.split_once(": ")?;
+    rest.split_once(" s;")?.0.parse().ok()
+}
+
+async fn fetch(transport: &str, ticket: &str, large: &str, small: &str) -> Outcome<()> {
     let home = tempfile::tempdir()?;
     let secret = new_secret()?;
     let ticket = Ticket::from_text(ticket)?;
     let team = join(home.path(), &secret, &ticket, "fetcher", &Clock::system()).await?;
     let shelf = Arc::new(OpenShelf::default());
-    let (handle, _events) = start(config(home.path(), transport), team, secret, shelf).await?;
+    let listen = address(transport, "127.0.0.1", 0);
+    let (handle, _events) = start(config(home.path(), listen), team, secret, shelf).await?;
     handle.connect(ticket.inviter).await?;
     for (name, root) in [("1 GiB", large), ("20,000 files", small)] {
         let root = root.parse()?;
@@ -191,6 +244,10 @@ async fn fetch(arguments: &[String]) -> Outcome<()> {
             );
             std::io::stdin().lock().read_line(&mut String::new())?;
         }
+    }
+    let connections = handle.overview()[&ticket.inviter].connections.len();
+    if connections != 1 {
+        return Err(format!("there were {connections} ways to the provider").into());
     }
     handle.shutdown().await;
     Ok(())
