@@ -328,12 +328,28 @@ pub const PROVIDERS_AT_ONCE: usize = 4;
 /// Streams to one provider for one tree: while one waits for an answer the other fills the link.
 pub const WORKERS_PER_PROVIDER: usize = 2;
 
+/// Round trip for which one more such stream is used: each has to be asked for, and its window opens by round trips, so
+/// that two alone fill 1 Gbit/s up to some ten milliseconds.
+pub const ROUND_TRIP_PER_WORKER: Duration = Duration::from_millis(8);
+
+/// Streams to one far provider for one tree.
+pub const WORKERS_PER_FAR_PROVIDER: usize = 8;
+
 /// Bytes of small files asked for at once: what is lost in time when a provider breaks off is below a
 /// tenth of a second on a slow link.
 pub const PACK_BYTES: u64 = 4 << 20;
 
 /// Chunks of 1 KiB of a large file asked for at once: 16 MiB.
 pub const PIECE_CHUNKS: u64 = 16 << 10;
+
+/// Pieces a file is cut into at least before they become larger: enough for all streams to all providers.
+pub const PIECES: u64 = 16;
+
+/// Chunks of a very large file asked for at once: 64 MiB, so that the round trips of asking hardly count.
+pub const LARGE_PIECE_CHUNKS: u64 = 64 << 10;
+
+/// Chunks that one who has nothing to do takes over of another's piece, at least: 2 MiB are worth the asking.
+pub const LEAST_SHARE: u64 = 2 << 10;
 
 /// Bytes that are verified before they are written together.
 pub const WRITE_BATCH: usize = 1 << 20;

@@ -21,11 +21,11 @@ use tvix_node_protocol::messages::{BlobQuestion, ServeAnswer};
 use tvix_node_protocol::tree::BlobDigest;
 
 use super::arrival::{Arrival, SpoolError, io_error};
-use super::plan::CHUNK;
+use super::plan::{CHUNK, Turn};
 use super::provider::ProviderError;
 use super::{Work, coming};
 use crate::call;
-use crate::core::blocking;
+use crate::core::{blocking, lock};
 use crate::limits::WRITE_BATCH;
 use crate::net::Door;
 use crate::protocols::blob::{BlobReader, BlobWriter};
@@ -142,6 +142,11 @@ impl LargeFile {
         Ok(())
     }
 
+    /// A piece became two.
+    pub(crate) fn one_more_piece(&self) {
+        self.pieces.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// One more piece is complete; with the last one the file is. Blocks.
     fn piece_came(&self) -> Result<(), SpoolError> {
         if self.pieces.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -151,24 +156,12 @@ impl LargeFile {
     }
 }
 
-/// Fetches one piece from one provider. On an error what has not come of it is told.
+/// Fetches one piece from one provider, as long as it is not brought by another.
 pub(crate) async fn fetch(
     work: &Work,
     provider: NodeKey,
     file: &Arc<LargeFile>,
-    chunks: Range<u64>,
-) -> Result<(), (Range<u64>, ProviderError)> {
-    let mut next = chunks.start;
-    let result = fetch_counting(work, provider, file, chunks.clone(), &mut next).await;
-    result.map_err(|error| (next..chunks.end, error))
-}
-
-async fn fetch_counting(
-    work: &Work,
-    provider: NodeKey,
-    file: &Arc<LargeFile>,
-    chunks: Range<u64>,
-    next: &mut u64,
+    (turn, chunks): (Turn, Range<u64>),
 ) -> Result<(), ProviderError> {
     let (root, blob) = (work.arrival.root(), file.blob);
     let ended = |what: String| ProviderError::Ended(what);
@@ -196,12 +189,14 @@ async fn fetch_counting(
             "the file {blob} has {size} bytes, not {wanted}"
         )));
     }
-    let (mut items, mut bytes, mut reached) = (vec![], 0, *next);
-    // What is written counts, for the plan and for who watches.
-    let reach = |reached: u64, next: &mut u64| {
-        let come = file.bytes_in(&(*next..reached));
-        work.report.came(provider, come);
-        *next = reached;
+    let (mut items, mut bytes, mut reached) = (vec![], 0, chunks.start);
+    let mut left = chunks;
+    // What is written counts, for the plan and for who watches. The end may have come nearer.
+    let reach = |reached: u64, left: &mut Range<u64>| {
+        let now = lock(&work.plan).reached(turn, reached);
+        work.report
+            .came(provider, file.bytes_in(&(left.start..now.start)));
+        *left = now;
     };
     loop {
         let (more, item) = match content.next().await {
@@ -219,8 +214,8 @@ async fn fetch_counting(
             Ok(parent) => items.push(parent),
             Err(error) => {
                 write(file, std::mem::take(&mut items)).await?;
-                reach(reached, next);
-                if reached >= chunks.end {
+                reach(reached, &mut left);
+                if left.is_empty() {
                     break;
                 }
                 return Err(decode_error(error));
@@ -229,12 +224,15 @@ async fn fetch_counting(
         if bytes >= WRITE_BATCH {
             bytes = 0;
             write(file, std::mem::take(&mut items)).await?;
-            reach(reached, next);
+            reach(reached, &mut left);
+            if left.is_empty() {
+                break;
+            }
         }
     }
     write(file, items).await?;
-    reach(reached, next);
-    if reached < chunks.end {
+    reach(reached, &mut left);
+    if !left.is_empty() {
         return Err(ended("a part is missing".to_owned()));
     }
     let file = file.clone();

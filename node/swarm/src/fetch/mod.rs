@@ -22,6 +22,7 @@ pub use provider::ProviderError;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -30,12 +31,14 @@ use tvix_node_protocol::messages::ServeAnswer;
 use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 
 use crate::core::{Core, Lost, blocking, lock};
-use crate::limits::{FETCHES, PROVIDERS_AT_ONCE, WORKERS_PER_PROVIDER};
+use crate::limits::{
+    FETCHES, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
+};
 use crate::shelf::ShelfError;
 use arrival::Kind;
 use large::LargeFile;
-use plan::{Job, Plan, is_small};
-use progress::Report;
+use plan::{Job, Plan, Turn, is_small};
+use progress::{Brought, Report};
 use walk::Files;
 
 /// Why a tree could not be fetched.
@@ -250,7 +253,7 @@ async fn fetch_files(
     let mut files = HashMap::new();
     for (blob, (file, missing)) in opened.await?? {
         expected += missing.iter().map(|chunks| file.bytes_in(chunks)).sum::<u64>();
-        let pieces = plan.add_large(blob, missing);
+        let pieces = plan.add_large(blob, &missing);
         if pieces == 0 {
             // All of it had come before the break.
             let arrival = arrival.clone();
@@ -273,7 +276,7 @@ async fn fetch_files(
     let mut workers = JoinSet::new();
     let mut active: HashMap<NodeKey, usize> = HashMap::new();
     loop {
-        while active.len() < PROVIDERS_AT_ONCE && lock(&work.plan).wants_more(active.len()) {
+        while active.len() < PROVIDERS_AT_ONCE && lock(&work.plan).wants_more(workers.len()) {
             let Some(provider) = providers.pop_front() else {
                 break;
             };
@@ -282,6 +285,14 @@ async fn fetch_files(
                 workers.spawn(work_with(work.clone(), provider));
             }
             active.insert(provider, WORKERS_PER_PROVIDER);
+        }
+        // Behind the others, so that one that is far away does not take their work.
+        for (provider, count) in &mut active {
+            let most = workers_for(core.network.link(*provider).round_trip());
+            while *count < most && work.wants_more(*provider, workers.len()) {
+                workers.spawn(work_with(work.clone(), *provider));
+                *count += 1;
+            }
         }
         let Some(ended) = workers.join_next().await else {
             break;
@@ -311,6 +322,15 @@ async fn fetch_files(
     }
 }
 
+/// How many streams fill the link to a provider so far away.
+fn workers_for(round_trip: Option<Duration>) -> usize {
+    let more = round_trip.unwrap_or_default().as_millis() / ROUND_TRIP_PER_WORKER.as_millis();
+    let more = usize::try_from(more).unwrap_or(usize::MAX);
+    WORKERS_PER_PROVIDER
+        .saturating_add(more)
+        .min(WORKERS_PER_FAR_PROVIDER)
+}
+
 /// Works with one provider until all is done or the provider fails.
 async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), ProviderError>) {
     loop {
@@ -323,27 +343,27 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
             if plan.is_done() || lock(&work.cut).contains(&provider) {
                 return (provider, Ok(()));
             }
-            plan.take()
+            plan.take(provider).or_else(|| work.share(&mut plan, provider))
         };
-        let Some(job) = job else {
+        let Some((turn, job)) = job else {
             changed.await;
             continue;
         };
-        match run(&work, provider, job).await {
+        match run(&work, provider, turn, job).await {
             Ok(()) => {
                 lock(&work.core.standing).served(provider);
                 let done = {
                     let mut plan = lock(&work.plan);
-                    plan.finished();
+                    plan.finished(turn);
                     plan.is_done()
                 };
                 if done {
                     work.changed.notify_waiters();
                 }
             }
-            Err((rest, error)) => {
+            Err((files, error)) => {
                 lock(&work.cut).insert(provider);
-                lock(&work.plan).give_back(rest);
+                lock(&work.plan).give_back(turn, files);
                 work.changed.notify_waiters();
                 return (provider, Err(error));
             }
@@ -351,19 +371,51 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
     }
 }
 
-async fn run(work: &Work, provider: NodeKey, job: Job) -> Result<(), (Job, ProviderError)> {
+impl Work {
+    /// Whether one more worker would have something to do with this provider.
+    fn wants_more(&self, provider: NodeKey, workers: usize) -> bool {
+        !lock(&self.cut).contains(&provider) && lock(&self.plan).wants_more(workers)
+    }
+
+    /// Half of what a slower provider has left of a piece.
+    fn share(&self, plan: &mut Plan, provider: NodeKey) -> Option<(Turn, Job)> {
+        let brought = self.report.brought();
+        let speed = |of: NodeKey| brought.get(&of).map_or(0.0, Brought::speed);
+        let (turn, blob, chunks) = plan.share(provider, speed)?;
+        // While the plan is held: who has the first half cannot be through with it before.
+        if let Some(file) = self.large.get(&blob) {
+            file.one_more_piece();
+        }
+        Some((turn, Job::Piece { blob, chunks }))
+    }
+}
+
+/// On an error, the small files that did not come; the plan knows what is left of a piece.
+type NotDone = (Vec<(BlobDigest, u64)>, ProviderError);
+
+async fn run(work: &Work, provider: NodeKey, turn: Turn, job: Job) -> Result<(), NotDone> {
     match job {
-        Job::Pack(files) => small::fetch(work, provider, files)
-            .await
-            .map_err(|(rest, error)| (Job::Pack(rest), error)),
+        Job::Pack(files) => small::fetch(work, provider, files).await,
         Job::Piece { blob, chunks } => {
             let Some(file) = work.large.get(&blob) else {
                 // Pieces are planned of files that are open.
                 return Ok(());
             };
-            large::fetch(work, provider, file, chunks)
+            large::fetch(work, provider, file, (turn, chunks))
                 .await
-                .map_err(|(chunks, error)| (Job::Piece { blob, chunks }, error))
+                .map_err(|error| (vec![], error))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_farther_a_provider_is_the_more_streams_it_gets_up_to_a_bound() {
+        let far = |milliseconds| workers_for(Some(Duration::from_millis(milliseconds)));
+        assert_eq!(workers_for(None), 2);
+        assert_eq!([1, 7, 8, 30, 47, 48, 5000].map(far), [2, 2, 3, 5, 7, 8, 8]);
     }
 }

@@ -65,6 +65,11 @@ impl Brought {
     pub(crate) fn time(&self) -> Duration {
         self.last.duration_since(self.since)
     }
+
+    /// Bytes a second since it was asked first, up to now.
+    pub(crate) fn speed(&self) -> f64 {
+        self.bytes as f64 / self.since.elapsed().as_secs_f64().max(f64::EPSILON)
+    }
 }
 
 /// Notes what comes, and tells who wants to know.
@@ -94,9 +99,8 @@ impl Report {
     }
 
     /// What each has brought so far.
-    pub(crate) fn brought(&self) -> Vec<(NodeKey, Brought)> {
-        let brought = lock(&self.brought);
-        brought.iter().map(|(peer, brought)| (*peer, *brought)).collect()
+    pub(crate) fn brought(&self) -> HashMap<NodeKey, Brought> {
+        lock(&self.brought).clone()
     }
 
     pub(crate) fn expect(&self, bytes: u64) {

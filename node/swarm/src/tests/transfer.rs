@@ -143,6 +143,37 @@ async fn several_providers_share_the_work() {
 }
 
 #[tokio::test]
+async fn a_provider_that_is_through_takes_over_what_a_slow_one_has_left() {
+    let (ann, bob) = pair().await;
+    let mut cat = ann.invite(3).await;
+    cat.meets(ann.key()).await;
+    cat.meets(bob.key()).await;
+    let piece = 1024 * PIECE_CHUNKS;
+    // Ann is asked first, for a piece with each of her streams; what is left is bob's.
+    let large = noise(1, usize::try_from(3 * piece).unwrap());
+    for shelf in [&ann.shelf, &bob.shelf] {
+        let root = shelf.add_directory(&[("large", &large)]);
+        shelf.add_path("p", root);
+    }
+    ann.handle.set_caps(Caps {
+        upload: Some(2 << 20),
+        download: None,
+    });
+    let root = ann.shelf.tree_of(&super::shelf::path("p"));
+    let (progress, watched) = watch::channel(FetchProgress::default());
+    let order = FetchOrder {
+        progress: Some(progress),
+        ..FetchOrder::new(root, vec![ann.key(), bob.key()])
+    };
+    cat.shelf.adopt(&cat.handle.fetch(order).await.unwrap());
+    assert!(cat.shelf.is_complete(root));
+    let seen = watched.borrow().clone();
+    assert_eq!(seen.received, 3 * piece, "nothing is counted twice");
+    assert!(seen.by_provider[&bob.key()] > piece + piece / 2, "{seen:?}");
+    assert!(seen.by_provider[&ann.key()] > 0, "{seen:?}");
+}
+
+#[tokio::test]
 async fn nobody_to_ask_is_an_error_that_says_so() {
     let (ann, bob) = pair().await;
     let root = TreeDigest([7; 32]);
