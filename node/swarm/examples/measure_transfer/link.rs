@@ -6,6 +6,7 @@
 //! datagrams are passed on as they are, everything sees it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -236,40 +237,46 @@ fn bytes(mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp::Owne
     });
 }
 
+type Late = mpsc::Sender<(Instant, Vec<u8>)>;
+
 async fn datagrams(here: SocketAddr, there: SocketAddr, half: Duration) -> Outcome<()> {
     let near = Arc::new(UdpSocket::bind(here).await?);
-    let mut ways: HashMap<SocketAddr, mpsc::Sender<(Instant, Vec<u8>)>> = HashMap::new();
+    let mut ways: HashMap<SocketAddr, Late> = HashMap::new();
     let mut buffer = vec![0; DATAGRAM];
     loop {
         let (count, from) = near.recv_from(&mut buffer).await?;
-        if !ways.contains_key(&from) {
-            let far = Arc::new(UdpSocket::bind((PROVIDER_SIDE, 0)).await?);
-            far.connect(there).await?;
-            let (there_sender, there_receiver) = mpsc::channel(HELD);
-            let (back_sender, back_receiver) = mpsc::channel(HELD);
-            let (out, back, source) = (far.clone(), near.clone(), far);
-            tokio::spawn(late(there_receiver, async move |datagram: &[u8]| {
-                drop(out.send(datagram).await)
-            }));
-            tokio::spawn(late(back_receiver, async move |datagram: &[u8]| {
-                drop(back.send_to(datagram, from).await);
-            }));
-            tokio::spawn(async move {
-                let mut buffer = vec![0; DATAGRAM];
-                loop {
-                    // A port that is not there yet answers with an error, which says nothing of the next one.
-                    if let Ok(count) = source.recv(&mut buffer).await {
-                        // A full queue loses datagrams, as a router does.
-                        drop(back_sender.try_send((Instant::now() + half, buffer[..count].to_vec())));
-                    }
-                }
-            });
-            ways.insert(from, there_sender);
-        }
-        if let Some(way) = ways.get(&from) {
-            drop(way.try_send((Instant::now() + half, buffer[..count].to_vec())));
-        }
+        let way = match ways.entry(from) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(way(&near, from, there, half).await?),
+        };
+        // A full queue loses datagrams, as a router does.
+        drop(way.try_send((Instant::now() + half, buffer[..count].to_vec())));
     }
+}
+
+/// Takes what is to go on from one fetcher's socket, and brings back what is answered.
+async fn way(near: &Arc<UdpSocket>, from: SocketAddr, there: SocketAddr, half: Duration) -> Outcome<Late> {
+    let far = Arc::new(UdpSocket::bind((PROVIDER_SIDE, 0)).await?);
+    far.connect(there).await?;
+    let (there_sender, there_receiver) = mpsc::channel(HELD);
+    let (back_sender, back_receiver) = mpsc::channel(HELD);
+    let (out, back) = (far.clone(), near.clone());
+    tokio::spawn(late(there_receiver, async move |datagram: &[u8]| {
+        drop(out.send(datagram).await);
+    }));
+    tokio::spawn(late(back_receiver, async move |datagram: &[u8]| {
+        drop(back.send_to(datagram, from).await);
+    }));
+    tokio::spawn(async move {
+        let mut buffer = vec![0; DATAGRAM];
+        loop {
+            // A port that is not there yet answers with an error, which says nothing of the next datagram.
+            if let Ok(count) = far.recv(&mut buffer).await {
+                drop(back_sender.try_send((Instant::now() + half, buffer[..count].to_vec())));
+            }
+        }
+    });
+    Ok(there_sender)
 }
 
 /// The relay's own address on the wire.
