@@ -15,6 +15,7 @@
 //!                        others (share.json), and how much of the link it uses (traffic.json)
 //! <home>/durations.json  how long builds took; may be deleted at any time
 //! <home>/code/           compiled Nix files, to be deleted at any time
+//! <home>/running/        what programs use that 'run' and 'shell' started, while they run
 //! <home>/scratch-kept/   folders of failed builds, where asked for; never removed
 //! <home>/cache/fetch/    what expressions fetched; may be deleted at any time
 //! ```

@@ -1,7 +1,11 @@
 //! What `store` says of paths and does with them.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
 
 use super::harness::{Machine, examples, release, sandbox_works, tool};
 
@@ -108,6 +112,71 @@ fn what_an_evaluation_has_read_is_not_collected_while_it_goes_on() {
     );
     release("collecting-meanwhile");
     assert_eq!(evaluating.finish().ok(), "slow\ntext");
+}
+
+#[test]
+fn what_a_program_uses_stays_until_it_has_ended_whatever_has_ended_before() {
+    if !sandbox_works("what_a_program_uses_stays_until_it_has_ended_whatever_has_ended_before") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"rec {
+          hello = build "hello" { inherit needed; } "mkdir $out\nmkdir $out/bin\ncopy ${tool} $out/bin/hello\nexecutable $out/bin/hello\nwrite $out/needs $needed";
+          needed = build "needed" { } "write $out x";
+        }"#,
+    );
+    let mut command = machine.start(&["run", "-A", "hello", "--", "echo program-that-stays\nwait"]);
+    // Read until the end: a program that nobody listens to any more would end.
+    let mut said = BufReader::new(command.child.stdout.take().expect("a pipe")).lines();
+    for expected in ["program-that-stays", "waiting"] {
+        let line = said.next().expect("the program speaks").expect("it can be heard");
+        assert_eq!(line, expected);
+    }
+    let programs = programs_with("program-that-stays");
+    let [program] = programs[..] else {
+        panic!("not one program: {programs:?}");
+    };
+    // The command, then the node.
+    command.signal(Signal::KILL);
+    command.child.wait().expect("it has ended");
+    machine.run(&["down"]).ok();
+
+    let removed = || {
+        let collected = machine.run(&["store", "gc", "--json"]);
+        let collected: serde_json::Value = serde_json::from_str(collected.ok()).expect("JSON");
+        collected["removed"].to_string()
+    };
+    let first = removed();
+    assert!(
+        first.contains("-hello.drv") && !first.contains("-hello\"") && !first.contains("-needed\""),
+        "{first}"
+    );
+    rustix::process::kill_process(program, Signal::KILL).expect("it still runs");
+    // Nobody here is its parent, so there is nobody to wait for it.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let then = removed();
+        if then.contains("-hello\"") && then.contains("-needed\"") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the program has ended: {then}");
+    }
+}
+
+/// Processes of a built program that has this marker of a test among its arguments.
+fn programs_with(marker: &str) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").expect("/proc can be read").flatten();
+    processes
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let line = fs::read(entry.path().join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line);
+            let (program, arguments) = line.split_once('\0')?;
+            let found = program.starts_with("/nix/store/") && arguments.contains(marker);
+            if found { Pid::from_raw(pid) } else { None }
+        })
+        .collect()
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use tvix_node_gateway::control::ClientError;
+use tvix_node_store::FileError;
 
 use crate::background::BackgroundError;
 use crate::home::HomeError;
@@ -61,6 +62,9 @@ pub enum CommandError {
     /// The program of a result cannot be found or run.
     #[error(transparent)]
     Enter(#[from] EnterError),
+    /// What a program uses could not be kept from being collected, so it was not started.
+    #[error("the program was not started, because what it uses could not be kept: {0}")]
+    Keep(#[from] FileError),
     /// This process lacks something.
     #[error("{what}: {source}")]
     Io {

@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+use tvix_node_store::Running;
+
 use super::Notice;
 use super::build::{BuiltTarget, build};
 use super::error::CommandError;
@@ -38,7 +40,7 @@ pub async fn run_in_store(
         return Err(CommandError::Usage(message));
     };
     let program = choose(home, target, program)?;
-    let ran = spawn(home, &program, arguments, None).await;
+    let ran = spawn(home, &targets, &program, arguments, None).await;
     if let Some(open) = open {
         open.close().await;
     }
@@ -72,15 +74,17 @@ pub async fn run_shell(
             &[][..],
         ),
     };
-    let ran = spawn(home, Path::new(&program), arguments, Some(&path)).await;
+    let ran = spawn(home, &targets, Path::new(&program), arguments, Some(&path)).await;
     if let Some(open) = open {
         open.close().await;
     }
     ran
 }
 
+/// Runs a program that uses what the targets are. The session has kept that so far, and it ends with the node.
 async fn spawn(
     home: &Home,
+    targets: &[BuiltTarget],
     program: &Path,
     arguments: &[OsString],
     path: Option<&OsStr>,
@@ -93,7 +97,13 @@ async fn spawn(
     if let Some(path) = path {
         command.env("PATH", path);
     }
-    let mut child = tokio::process::Command::from(command).spawn().map_err(failed)?;
+    let paths = targets.iter().map(|target| target.path.clone()).collect();
+    // Until the program, and what it leaves in the background, has ended.
+    let running = Running::begin(home.root(), &paths)?;
+    running.inherit(true)?;
+    let child = tokio::process::Command::from(command).spawn();
+    running.inherit(false)?;
+    let mut child = child.map_err(failed)?;
     loop {
         tokio::select! {
             status = child.wait() => return status.map_err(failed),

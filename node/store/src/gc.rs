@@ -19,9 +19,11 @@ use crate::index::{
     path_from_key, path_key, read_path, remove_path, remove_tree, write_uses,
 };
 use crate::intent::Intended;
+use crate::leases::Held;
 use crate::limits::LOG_BYTES;
 use crate::logs::LogError;
 use crate::registration::Registration;
+use crate::running::{RunningError, used_by_programs};
 use crate::store::{Inner, Store, now};
 use crate::trees::unaccepted_name;
 
@@ -72,6 +74,9 @@ pub enum GcError {
     /// Old logs could not be removed.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// What running programs use could not be told; nothing was collected.
+    #[error(transparent)]
+    Running(#[from] RunningError),
 }
 
 /// What a collection takes.
@@ -97,7 +102,7 @@ impl Store {
         }
         if options.dry_run {
             let held = inner.leases.lock();
-            let leased = held.values().flatten().cloned().collect();
+            let leased = inner.in_use(&held)?;
             drop(held);
             let preview = inner
                 .index
@@ -107,7 +112,7 @@ impl Store {
         let mut registration = Registration::begin(inner, &[])?;
         // No path can be leased from here until the index is written.
         let held = inner.leases.lock();
-        let leased: HashSet<StorePath> = held.values().flatten().cloned().collect();
+        let leased = inner.in_use(&held)?;
         let mut decided = None;
         let written = inner.index.write(|transaction| {
             let sweep = decided.insert(inner.sweep(transaction, options, leased)?);
@@ -134,6 +139,14 @@ impl Store {
 }
 
 impl Inner {
+    /// What is leased, and what programs use. A program's paths are leased until they are written down for
+    /// it, so they are in one of the two as long as no lease can be given up between the looks.
+    fn in_use(&self, held: &Held<'_>) -> Result<HashSet<StorePath>, RunningError> {
+        let mut paths: HashSet<StorePath> = held.values().flatten().cloned().collect();
+        paths.extend(used_by_programs(&self.home)?);
+        Ok(paths)
+    }
+
     /// After a failed write: whether the index on the disk has the sweep all the same.
     fn has_swept(&self, sweep: &Sweep) -> Result<bool, IndexError> {
         self.index.reopen()?;

@@ -50,6 +50,10 @@ pub const NOTED_USES: usize = 1 << 18;
 /// Roots. Each is a link that somebody made by hand or by a command.
 pub const ROOTS: u64 = 1 << 20;
 
+/// Bytes of the file that names what one running program uses. Its `PATH`, which names the same paths with more
+/// around each, may have 128 KiB.
+pub const RUNNING_BYTES: usize = 128 << 10;
+
 /// Bytes of all finished build logs; the oldest go first.
 pub const LOG_BYTES: u64 = 1 << 30;
 

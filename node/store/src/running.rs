@@ -1,0 +1,207 @@
+//! Roots of programs that run over the store. They outlive the process that owns the home.
+//!
+//! Whoever starts a program writes the paths that it uses to a file in `<home>/running` and holds a lock on
+//! it; the program inherits the lock, and so does what it starts. A collection keeps what a locked file
+//! names and what that refers to, and removes the files whose locks are free. What is started over a
+//! store is so kept until its last process is gone, however it ends and whether or not there is a node.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::{Errno, FdFlags};
+use tvix_node_protocol::StorePath;
+
+use crate::disk::{Context, FileError};
+use crate::limits::RUNNING_BYTES;
+
+/// Below the home.
+const FOLDER: &str = "running";
+
+/// What a file is called until it is locked and complete.
+const BEGUN: &str = ".new-";
+
+/// What a running program uses cannot be told, so nothing can be collected.
+#[derive(Debug, thiserror::Error)]
+pub enum RunningError {
+    /// The file system refused.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Not written by this program.
+    #[error(
+        "'{}' should name the store paths that a running program uses, and does not: {reason}; \
+         remove it when that program has ended", .file.display()
+    )]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Paths that a program is about to use. They are kept as long as this lives, and as long as any
+/// process lives that was started with [`Running::inherit`].
+#[derive(Debug)]
+pub struct Running {
+    path: PathBuf,
+    /// Locked. None while it is dropped.
+    file: Option<File>,
+}
+
+impl Running {
+    /// From now on a collection in the store of `home` keeps these paths and what they refer to. Whoever
+    /// calls it holds a lease on them, or knows otherwise that they are there.
+    ///
+    /// # Errors
+    /// [`FileError`]
+    pub fn begin(home: &Path, paths: &BTreeSet<StorePath>) -> Result<Self, FileError> {
+        let folder = home.join(FOLDER);
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder
+            .create(&folder)
+            .map_err(|error| FileError::of_io("make the directory", &folder, &error))?;
+        let text: String = paths.iter().map(|path| path.to_basename() + "\n").collect();
+        if text.len() > RUNNING_BYTES {
+            return Err(FileError::new(
+                "write the names of all paths to",
+                folder,
+                Errno::FBIG,
+            ));
+        }
+        loop {
+            if let Some(running) = Self::try_begin(&folder, &text)? {
+                return Ok(running);
+            }
+        }
+    }
+
+    /// None: a collection came between, see [`Running::lock`].
+    fn try_begin(folder: &Path, text: &str) -> Result<Option<Self>, FileError> {
+        // Names of processes are used again, so they alone would not do.
+        let random = std::hash::RandomState::new().build_hasher().finish();
+        let name = format!("{}-{random:016x}", std::process::id());
+        let (begun, path) = (folder.join(format!("{BEGUN}{name}")), folder.join(name));
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600);
+        let file = options
+            .open(&begun)
+            .map_err(|error| FileError::of_io("make", &begun, &error))?;
+        Self::lock(file, &begun, path, text)
+    }
+
+    /// Locks and fills a file that was made as `begun`, and gives it its name. None: a collection came between making
+    /// and locking it, and took it for a leftover.
+    fn lock(mut file: File, begun: &Path, path: PathBuf, text: &str) -> Result<Option<Self>, FileError> {
+        rustix::fs::flock(file.as_fd(), FlockOperation::LockExclusive).on("lock", || begun)?;
+        let named = file
+            .write_all(text.as_bytes())
+            .and_then(|()| std::fs::rename(begun, &path));
+        match named {
+            Ok(()) => Ok(Some(Self {
+                path,
+                file: Some(file),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                let removed = std::fs::remove_file(begun);
+                tracing::debug!(?removed, "took back a file that could not be written");
+                Err(FileError::of_io("write", &path, &error))
+            }
+        }
+    }
+
+    /// Whether a process that is started from now on holds the paths, too. Only one that uses them should:
+    /// anything else would keep them needlessly.
+    ///
+    /// # Errors
+    /// [`FileError`]
+    pub fn inherit(&self, inherited: bool) -> Result<(), FileError> {
+        let flags = match inherited {
+            true => FdFlags::empty(),
+            false => FdFlags::CLOEXEC,
+        };
+        match &self.file {
+            Some(file) => rustix::io::fcntl_setfd(file, flags).on("pass on", || &self.path),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.file.take());
+        // Something that the program left in the background may hold it still.
+        if let Err(error) = read_if_held(&self.path) {
+            tracing::warn!(%error, "what a program used that has ended is looked at again by the next collection");
+        }
+    }
+}
+
+/// What programs use that run over the store of `home`. Files of those that have ended go.
+pub(crate) fn used_by_programs(home: &Path) -> Result<BTreeSet<StorePath>, RunningError> {
+    let folder = home.join(FOLDER);
+    let failed = |error: io::Error| FileError::of_io("list", &folder, &error);
+    let entries = match std::fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut used = BTreeSet::new();
+    for entry in entries {
+        used.extend(read_if_held(&entry.map_err(failed)?.path())?);
+    }
+    Ok(used)
+}
+
+/// What a file names whose lock is held; one that nobody holds goes, and names nothing.
+fn read_if_held(path: &Path) -> Result<Vec<StorePath>, RunningError> {
+    // Some file systems lock for one alone only what may be written to.
+    let mut file = match File::options().read(true).write(true).open(path) {
+        // It has ended, or got its name, meanwhile. What gets its name now is leased.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file.map_err(|error| FileError::of_io("open", path, &error))?,
+    };
+    match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {
+            return match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(FileError::of_io("remove", path, &error).into())
+                }
+                _ => Ok(Vec::new()),
+            };
+        }
+        Err(Errno::WOULDBLOCK) => {}
+        Err(error) => return Err(FileError::new("lock", path, error).into()),
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if name.starts_with(BEGUN) {
+        // Whoever is making it holds a lease until it has its name.
+        return Ok(Vec::new());
+    }
+    let damaged = |reason: String| RunningError::Damaged {
+        file: path.to_owned(),
+        reason,
+    };
+    let mut text = String::new();
+    let read = (&mut file)
+        .take(RUNNING_BYTES as u64 + 1)
+        .read_to_string(&mut text);
+    read.map_err(|error| FileError::of_io("read", path, &error))?;
+    if text.len() > RUNNING_BYTES {
+        return Err(damaged(format!("it has more than {RUNNING_BYTES} bytes")));
+    }
+    let parse = |line: &str| {
+        StorePath::from_basename(line.as_bytes()).map_err(|error| damaged(format!("'{line}': {error}")))
+    };
+    text.lines().map(parse).collect()
+}
+
+#[cfg(test)]
+#[path = "running_tests.rs"]
+mod tests;
