@@ -179,7 +179,6 @@ fn ask(store: &Store, question: StoreQuestion) -> Result<StoreAnswer, ApiError> 
 fn collect(store: &Store, options: &GcOptions) -> Result<StoreAnswer, ApiError> {
     let report = store.gc(options).map_err(|error| match error {
         GcError::Index(error) => failed(DepotError::Index(error)),
-        GcError::Log(error) => failed(DepotError::Log(error)),
         GcError::Running(error) => ApiError::caused(FailureKind::Internal, "no garbage was collected", error),
         GcError::File(error) => ApiError::caused(
             FailureKind::Internal,

@@ -21,7 +21,6 @@ use crate::index::{
 use crate::intent::Intended;
 use crate::leases::Held;
 use crate::limits::LOG_BYTES;
-use crate::logs::LogError;
 use crate::registration::Registration;
 use crate::running::{RunningError, used_by_programs};
 use crate::store::{Inner, Store, now};
@@ -56,8 +55,8 @@ pub struct GcReport {
     pub kept: u64,
     /// Links of roots that are gone or point elsewhere, and were forgotten.
     pub stale_roots: Vec<PathBuf>,
-    /// What is not part of the store any more and could not be removed now. The next change of the store,
-    /// or its next start, tries again.
+    /// What is not part of the store any more, and old logs, that could not be removed now. For trees the next change
+    /// of the store, or its next start, tries again, for logs the next collection.
     pub failures: Vec<FileError>,
 }
 
@@ -71,9 +70,6 @@ pub enum GcError {
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Old logs could not be removed.
-    #[error(transparent)]
-    Log(#[from] LogError),
     /// What running programs use could not be told; nothing was collected.
     #[error(transparent)]
     Running(#[from] RunningError),
@@ -129,8 +125,9 @@ impl Store {
             return Err(error.into());
         }
         sweep.names.iter().for_each(|name| registration.discard(name));
-        let failures = registration.end();
-        inner.prune_logs(LOG_BYTES)?;
+        let mut failures = registration.end();
+        // What has been collected is gone, and must be told of.
+        failures.extend(inner.prune_logs(LOG_BYTES).err());
         Ok(GcReport {
             failures,
             ..sweep.report

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::io::Errno;
 use tvix_node_protocol::StorePath;
 
 use crate::disk::FileError;
@@ -96,7 +95,7 @@ impl LogWriter {
     /// [`LogError::File`]
     pub fn discard(mut self) -> Result<(), LogError> {
         self.done = true;
-        std::fs::remove_file(&self.running).map_err(|error| failed("remove", &self.running, &error))
+        Ok(std::fs::remove_file(&self.running).map_err(|error| failed("remove", &self.running, &error))?)
     }
 
     fn end(&self) -> Result<(), LogError> {
@@ -126,9 +125,8 @@ impl std::fmt::Debug for LogWriter {
     }
 }
 
-fn failed(action: &'static str, path: &Path, error: &io::Error) -> LogError {
-    let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
-    FileError::new(action, path, errno).into()
+fn failed(action: &'static str, path: &Path, error: &io::Error) -> FileError {
+    FileError::of_io(action, path, error)
 }
 
 impl Store {
@@ -182,7 +180,7 @@ impl Store {
             match File::open(&path) {
                 Ok(file) => return Ok(file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("open", &path, &error)),
+                Err(error) => return Err(failed("open", &path, &error).into()),
             }
         }
         Err(none())
@@ -219,7 +217,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// The files in a folder; none where there is no folder.
-fn files(folder: &Path) -> Result<Vec<(PathBuf, std::fs::Metadata)>, LogError> {
+fn files(folder: &Path) -> Result<Vec<(PathBuf, std::fs::Metadata)>, FileError> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -251,7 +249,7 @@ impl Inner {
     }
 
     /// Removes the oldest finished logs until the rest has at most `most` bytes.
-    pub(crate) fn prune_logs(&self, most: u64) -> Result<(), LogError> {
+    pub(crate) fn prune_logs(&self, most: u64) -> Result<(), FileError> {
         let mut finished = Vec::new();
         let mut total = 0;
         for (folder, metadata) in files(&self.home.join("log"))? {

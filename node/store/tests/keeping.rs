@@ -84,6 +84,23 @@ fn a_dry_run_says_the_same_and_takes_nothing() {
 }
 
 #[test]
+fn what_went_is_told_though_old_logs_cannot_be_looked_at() {
+    let (_folder, store) = store();
+    let gone = text("gone", b"gone", &[]);
+    store
+        .add_texts(std::slice::from_ref(&gone), &store.lease())
+        .unwrap();
+    let logs = store.home().join("log");
+    fs::write(&logs, "not the folder of logs").unwrap();
+    let report = store.gc(&GcOptions::default()).unwrap();
+    assert_eq!(report.removed, [gone.path]);
+    let [failure] = &report.failures[..] else {
+        panic!("{:?}", report.failures);
+    };
+    assert_eq!(failure.path, logs);
+}
+
+#[test]
 fn a_collection_that_stops_early_leaves_whole_closures() {
     let (_folder, store) = store();
     let a = text("a", &[b'a'; 5000], &[]);
