@@ -17,6 +17,8 @@ pub enum Manner {
     Damaged,
     /// It says that it will send, and does not.
     Silent,
+    /// It sends whoever asks for one to this port of the machine, under its other name.
+    Astray(u16),
 }
 
 /// A server that is up until it is dropped; what is asked of it is counted.
@@ -83,6 +85,13 @@ fn serve(
             .entry(name.clone())
             .or_default() += 1;
         let is_archive = name.starts_with("nar/");
+        if let (Manner::Astray(port), true) = (manner, is_archive) {
+            let head = format!(
+                "HTTP/1.1 302 Found\r\nLocation: http://localhost:{port}/{name}\r\nContent-Length: 0\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes())?;
+            continue;
+        }
         let Ok(mut body) = fs::read(folder.join(&name)) else {
             stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
             continue;

@@ -192,6 +192,27 @@ fn what_nobody_trusted_signed_is_built_and_what_names_itself_is_taken() {
 }
 
 #[test]
+fn a_cache_does_not_lead_to_what_else_this_machine_can_reach() {
+    if !sandbox_works("a_cache_does_not_lead_to_what_else_this_machine_can_reach") {
+        return;
+    }
+    let cache = Cache::new(Some(key(1)));
+    let inside = CacheServer::up(&cache.folder, Manner::Well);
+    let port = inside.url.rsplit(':').next().and_then(|port| port.parse().ok());
+    let leading = CacheServer::up(&cache.folder, Manner::Astray(port.expect("a port")));
+    let client = cache.client(&[&leading.url], &[key(1)]);
+    built(&build(&client, "high", &[]), &cache.high);
+    assert!(leading.asked(".nar") > 0);
+    assert_eq!(inside.asked(""), 0);
+    let status = client.run(&["status"]);
+    assert!(
+        status.ok().contains("a cache may lead to its own host"),
+        "{}",
+        status.stdout
+    );
+}
+
+#[test]
 fn bad_caches_are_passed_over() {
     if !sandbox_works("bad_caches_are_passed_over") {
         return;

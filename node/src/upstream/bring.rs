@@ -12,14 +12,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tvix_node_coordinator::Source;
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::nix::narinfo::NarInfo;
 use tvix_node_protocol::path_info::PathInfo;
-use tvix_node_store::{CacheError, Prepared};
+use tvix_node_store::{CacheError, Prepared, archive_file_bytes};
 
 use super::Upstreams;
 use super::cache::{Upstream, UpstreamError};
 use super::find::Offer;
-use super::limits::{ASKED, CLOSURE, HEDGE_AFTER, STANDSTILL};
+use super::limits::{ASKED, CLOSURE, HEDGE_AFTER, LEFT_FREE, STANDSTILL};
 use crate::daemon::depot::{Depot, DepotError};
 use crate::team::TeamNode;
 
@@ -322,7 +321,8 @@ impl Upstreams {
         let mut start = waiting.next();
         loop {
             if let Some(offer) = start.take() {
-                match self.place() {
+                let info = offer.cached.info();
+                match self.place(offer.cached.most_bytes().saturating_add(info.nar_size())) {
                     Ok(target) => {
                         files.push(target.to_path_buf());
                         running.push(async move {
@@ -339,9 +339,8 @@ impl Upstreams {
                         });
                         moved = Instant::now();
                     }
-                    Err(error) => {
-                        let folder = self.folder.display();
-                        reasons.push(format!("no file can be made in '{folder}': {error}"));
+                    Err(reason) => {
+                        reasons.push(reason);
                         return None;
                     }
                 }
@@ -392,13 +391,27 @@ impl Upstreams {
         Some(offer)
     }
 
-    /// A new file for an archive.
-    fn place(&self) -> std::io::Result<TempPath> {
-        std::fs::create_dir_all(&self.folder)?;
-        Ok(tempfile::Builder::new()
+    /// A new file for an archive, where the disk has room for so many bytes: it and what is unpacked from it.
+    ///
+    /// # Errors
+    /// In words.
+    fn place(&self, bytes: u64) -> Result<TempPath, String> {
+        let folder = self.folder.display();
+        let failed = |error: std::io::Error| format!("no file can be made in '{folder}': {error}");
+        std::fs::create_dir_all(&self.folder).map_err(failed)?;
+        let disk = rustix::fs::statvfs(&self.folder).map_err(|error| failed(error.into()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if bytes.saturating_add(LEFT_FREE) > free {
+            return Err(format!(
+                "the disk of '{folder}' has {free} bytes free, which is not enough for the {bytes} of an archive and what is \
+                 unpacked from it, and {LEFT_FREE} that are left free; 'tvix-node store gc' makes room"
+            ));
+        }
+        let file = tempfile::Builder::new()
             .prefix("nar-")
-            .tempfile_in(&self.folder)?
-            .into_temp_path())
+            .tempfile_in(&self.folder)
+            .map_err(failed)?;
+        Ok(file.into_temp_path())
     }
 
     /// Removes archives that were left by downloads which broke off with the node, and that nobody has
@@ -438,8 +451,17 @@ impl Upstreams {
         let client = self.client()?;
         let mut reasons = Vec::new();
         for (said, cache) in self.said(&info.path).await {
-            let target = self.place().map_err(|error| error.to_string())?;
-            match cache.archive(client, &said, most(&said), &target).await {
+            let url = cache.url();
+            if said.nar_size() != info.nar_size {
+                let (said, size) = (said.nar_size(), info.nar_size);
+                reasons.push(format!(
+                    "{url}: it has an archive of {said} bytes, and not the one of {size}"
+                ));
+                continue;
+            }
+            let most = archive_file_bytes(&said);
+            let target = self.place(most.saturating_add(info.nar_size))?;
+            match cache.archive(client, &said, most, &target).await {
                 Err(error) => reasons.push(error.to_string()),
                 Ok(place) => {
                     let (path, url) = (info.path.clone(), cache.url().to_owned());
@@ -458,12 +480,6 @@ impl Upstreams {
         }
         Err(reasons.join("; "))
     }
-}
-
-/// Bytes that the file of an archive may have, where nobody said.
-fn most(info: &NarInfo) -> u64 {
-    info.file_size()
-        .unwrap_or_else(|| info.nar_size().saturating_mul(2))
 }
 
 /// The file of an archive, and the place that goes when it is not needed any more.
@@ -500,4 +516,30 @@ fn circle(offers: &BTreeMap<StorePath, Offer>) -> Option<&StorePath> {
         .map(|(path, offer)| (path, offer.cached.info().references().iter().collect()))
         .collect();
     crate::team::fetch::circle_in(&graph)
+}
+
+#[cfg(test)]
+mod tests {
+    use tvix_node_store::limits::RESERVED_BYTES;
+
+    use super::*;
+    use crate::team::trust::TrustBook;
+
+    #[test]
+    fn nothing_is_begun_that_the_disk_has_no_room_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let me = tvix_node_protocol::envelope::NodeSecret::from_bytes(&[1; 32]).key();
+        let trust = Arc::new(TrustBook::open(folder.path().join("trust.json"), me).unwrap());
+        let upstreams = Upstreams::new(folder.path().join("caches"), trust);
+        let disk = rustix::fs::statvfs(folder.path()).unwrap();
+        let free = disk.f_bavail * disk.f_frsize;
+        for bytes in [u64::MAX, free, free.saturating_sub(RESERVED_BYTES)] {
+            let error = upstreams.place(bytes).unwrap_err();
+            assert!(error.contains("'tvix-node store gc' makes room"), "{error}");
+        }
+        assert_eq!(
+            std::fs::read_dir(folder.path().join("caches")).unwrap().count(),
+            0
+        );
+    }
 }

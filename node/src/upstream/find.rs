@@ -12,7 +12,7 @@ use tvix_node_store::Cached;
 
 use super::Upstreams;
 use super::cache::Upstream;
-use super::limits::ASKED;
+use super::limits::{ASKED, SIGNED_BYTES, UNSIGNED_BYTES};
 
 /// Where a path can be had.
 #[derive(Debug, Clone)]
@@ -149,6 +149,63 @@ impl Upstreams {
 
 fn accepted(info: NarInfo, cache: &Arc<Upstream>, keys: &[TrustedPublicKey]) -> Result<Offer, String> {
     let cached = Cached::accept(info, cache.url(), keys).map_err(|error| error.to_string())?;
+    let most = match cached.is_signed() {
+        true => SIGNED_BYTES,
+        false => UNSIGNED_BYTES,
+    };
+    let (said, path) = (cached.info().nar_size(), cached.info().store_path());
+    if said > most {
+        let cache = cache.url();
+        return Err(format!(
+            "the archive of {path} has {said} bytes, {cache} says, and not more than {most} are taken from a cache"
+        ));
+    }
     let cache = Arc::clone(cache);
     Ok(Offer { cached, cache })
+}
+
+#[cfg(test)]
+mod tests {
+    use tvix_node_protocol::nix::hash::{CAHash, NixHash};
+    use tvix_node_protocol::nix::signature::NixSecretKey;
+    use tvix_node_protocol::nix::store_path::build_ca_path;
+
+    use super::*;
+
+    /// What a cache says of a fixed output, or of a path that was built, signed with a key.
+    fn said(bytes: u64, key: Option<&NixSecretKey>) -> NarInfo {
+        let ca = CAHash::Nar(NixHash::Sha256([1; 32]));
+        let path = match key {
+            None => build_ca_path("x", &ca, std::iter::empty::<&StorePath>(), false).unwrap(),
+            Some(_) => StorePath::from_parts([1; 20], "x").unwrap(),
+        };
+        let info = |signatures: Vec<_>| {
+            NarInfo::builder(path.clone(), "nar/x.nar", NixHash::Sha256([1; 32]), bytes)
+                .content_address(key.is_none().then(|| ca.clone()))
+                .signatures(signatures)
+                .build()
+                .unwrap()
+        };
+        let fingerprint = info(Vec::new()).fingerprint(&Default::default());
+        let signatures = key.map(|key| key.sign(&fingerprint));
+        info(signatures.into_iter().collect())
+    }
+
+    #[test]
+    fn nobody_s_word_makes_an_archive_larger_than_is_taken() {
+        let key = NixSecretKey::from_bytes("cache.test-1", &[1; 32]).unwrap();
+        let trusted = [TrustedPublicKey::parse(&key.public()).unwrap()];
+        let cache = Arc::new(Upstream::new("https://cache.test").unwrap());
+        let accepted = |info| accepted(info, &cache, &trusted);
+        for (most, key) in [(UNSIGNED_BYTES, None), (SIGNED_BYTES, Some(&key))] {
+            assert!(accepted(said(most, key)).is_ok());
+            for bytes in [most + 1, u64::MAX] {
+                let error = accepted(said(bytes, key)).err().unwrap();
+                assert!(
+                    error.contains(&format!("not more than {most} are taken")),
+                    "{error}"
+                );
+            }
+        }
+    }
 }

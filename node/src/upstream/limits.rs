@@ -46,3 +46,14 @@ pub const CLOSURE: usize = tvix_node_protocol::limits::CLOSURE_PATHS;
 
 /// Bytes of `nix-cache-info`. It has three short lines.
 pub const CACHE_INFO_BYTES: usize = 64 << 10;
+
+/// Bytes of the archive of a path whose cache no key vouches for, whatever it says itself: sources and what a build
+/// may fetch. The largest (browsers, collections of fonts and of TeX) have some GB.
+pub const UNSIGNED_BYTES: u64 = 16 << 30;
+
+/// Bytes of the archive of a path that a key vouches for: as of one that a member of the team has.
+pub const SIGNED_BYTES: u64 = tvix_node_store::limits::ARRIVED_BYTES;
+
+/// Bytes of the disk that no archive takes: the store's index cannot be written on a full one, and logs of builds
+/// that go on need some.
+pub const LEFT_FREE: u64 = 4 * tvix_node_store::limits::RESERVED_BYTES;

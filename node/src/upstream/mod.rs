@@ -195,7 +195,7 @@ impl Upstreams {
     fn client(&self) -> Result<&Client, String> {
         let made = self
             .client
-            .get_or_init(|| Client::unrestricted().map_err(|error| error.to_string()));
+            .get_or_init(|| Client::for_caches().map_err(|error| error.to_string()));
         made.as_ref().map_err(Clone::clone)
     }
 }

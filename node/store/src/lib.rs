@@ -86,7 +86,7 @@ pub use add::{AddError, Prepared, ScratchOutput};
 pub use arrived::{Arrived, ArrivedError, ArrivedFile};
 pub use disk::FileError;
 pub use exchange::ImportError;
-pub use folder_cache::{CacheError, Cached, FolderCache, PutReport};
+pub use folder_cache::{CacheError, Cached, FolderCache, PutReport, archive_file_bytes};
 pub use gc::{GcError, GcOptions, GcReport};
 pub use index::{DecodeError, IndexError, IndexFault};
 pub use leases::Lease;

@@ -35,6 +35,8 @@ use crate::proxy::dial::{DialError, dial};
 pub struct Client {
     tls: TlsConnector,
     allowed: Arc<[AddressRange]>,
+    /// Whether servers are kept from leading it astray, see [`Client::for_caches`].
+    wary: bool,
     /// Connections that wait for the next small answer.
     idle: Mutex<HashMap<Place, Vec<Connection>>>,
     /// How long the next byte of a file is waited for.
@@ -72,8 +74,8 @@ struct Answer {
     place: Place,
 }
 
-/// Scheme, host and port.
-type Place = (String, String, u16);
+/// Scheme, host and port, and whether only the public internet counted.
+type Place = (String, String, u16, bool);
 
 impl Client {
     /// A client for somebody who may reach everything that this process reaches, the local network too: the user
@@ -90,6 +92,21 @@ impl Client {
             default_certificates().as_deref(),
             everything.into_iter().flatten().collect(),
         )
+    }
+
+    /// As [`Client::unrestricted`], for servers that the user has named and does not have to believe in everything:
+    /// one may lead to other places of its own host, and to other hosts on the public internet, but nobody from HTTPS
+    /// to HTTP. Otherwise a cache could have this node ask what is open to this machine alone: services on it, in its
+    /// network, or its cloud's.
+    ///
+    /// # Errors
+    /// The certificates cannot be read.
+    pub fn for_caches() -> Result<Self, Cause> {
+        let wary = true;
+        Ok(Self {
+            wary,
+            ..Self::unrestricted()?
+        })
     }
 
     /// The client of builds, of the owner or [for others](crate::BuildSpec::for_another).
@@ -126,6 +143,7 @@ impl Client {
         Ok(Self {
             tls: TlsConnector::from(Arc::new(tls)),
             allowed,
+            wary: false,
             idle: Mutex::default(),
             stall: STALL_TIME,
         })
@@ -275,7 +293,8 @@ impl Client {
     async fn follow(&self, url: &Url, known: Option<&str>) -> Result<Answer, Failure> {
         let mut at = url.clone();
         for _ in 0..=REDIRECTS {
-            let answer = match timeout(ANSWER_TIME, self.ask(&at, known)).await {
+            let elsewhere = self.wary && at.host() != url.host();
+            let answer = match timeout(ANSWER_TIME, self.ask(&at, known, elsewhere)).await {
                 Ok(answer) => answer?,
                 Err(_) => return Err(Failure::Passing(format!("'{at}' does not answer"))),
             };
@@ -288,25 +307,22 @@ impl Client {
                 _ => None,
             };
             let Some(next) = next else { return Ok(answer) };
-            let next = next.to_str().ok().and_then(|next| at.join(next).ok());
-            at = match next {
-                Some(next) if matches!(next.scheme(), "http" | "https") && next.host().is_some() => next,
-                _ => {
-                    let reason = format!("'{at}' redirects to something that is not http or https");
-                    return Err(Failure::Lasting(fetch_failed(url, reason)));
-                }
-            };
+            at = led_to(&at, next, self.wary).map_err(|reason| {
+                Failure::Lasting(fetch_failed(url, format!("'{at}' redirects to {reason}")))
+            })?;
         }
         let reason = format!("it redirects more than {REDIRECTS} times");
         Err(Failure::Lasting(fetch_failed(url, reason)))
     }
 
-    async fn ask(&self, url: &Url, known: Option<&str>) -> Result<Answer, Failure> {
+    /// `elsewhere`: only the public internet will do.
+    async fn ask(&self, url: &Url, known: Option<&str>, elsewhere: bool) -> Result<Answer, Failure> {
         let wrong = |reason: String| Failure::Lasting(fetch_failed(url, reason));
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(wrong("it has no host".to_owned()));
         };
-        let place = (url.scheme().to_owned(), host.to_owned(), port);
+        let place = (url.scheme().to_owned(), host.to_owned(), port, elsewhere);
+        let allowed = if elsewhere { &[][..] } else { &self.allowed };
         if let Some(mut connection) = self.kept(&place).await {
             let request = request(url, known)?;
             if let Ok(response) = connection.sender.send_request(request).await {
@@ -320,9 +336,13 @@ impl Client {
         }
         // As names of hosts IPv6 addresses have no brackets.
         let name = host.trim_start_matches('[').trim_end_matches(']');
-        let stream = dial(name, port, &self.allowed)
+        let stream = dial(name, port, allowed)
             .await
             .map_err(|error| match error {
+                DialError::Denied { address, class, .. } if elsewhere => wrong(format!(
+                    "a cache leads there, and the address ({address}) is {class}: a cache may lead to its own host, or to \
+                     the public internet"
+                )),
                 DialError::Denied { .. } => wrong(error.to_string()),
                 DialError::Resolve { .. } | DialError::Connect { .. } => Failure::Passing(error.to_string()),
             })?;
@@ -333,6 +353,18 @@ impl Client {
         let secured = self.tls.connect(server, stream).await;
         let stream = secured.map_err(|error| wrong(format!("no secure connection to {host}: {error}")))?;
         send(url, known, place, stream).await
+    }
+}
+
+/// Where a server leads to from a place, if it may.
+fn led_to(at: &Url, location: &HeaderValue, wary: bool) -> Result<Url, String> {
+    let next = location.to_str().ok().and_then(|next| at.join(next).ok());
+    match next {
+        Some(next) if wary && at.scheme() == "https" && next.scheme() == "http" => {
+            Err(format!("'{next}', which is not HTTPS any more"))
+        }
+        Some(next) if matches!(next.scheme(), "http" | "https") && next.host().is_some() => Ok(next),
+        _ => Err("something that is not http or https".to_owned()),
     }
 }
 
@@ -389,4 +421,31 @@ fn unreadable(path: &Path, error: String) -> Cause {
         std::io::Error::other(error),
     )
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_led_from_https_to_http_who_is_wary() {
+        let led = |from: &str, to: &'static str, wary| {
+            let from = Url::parse(from).unwrap();
+            led_to(&from, &HeaderValue::from_static(to), wary).map(String::from)
+        };
+        for (from, to, open, wary) in [
+            ("https://a/x", "https://b/y", true, true),
+            ("https://a/x", "y", true, true),
+            ("https://a/x", "//b/y", true, true),
+            ("https://a/x", "http://a/y", true, false),
+            ("https://a/x", "HTTP://b/y", true, false),
+            ("http://a/x", "http://b/y", true, true),
+            ("http://a/x", "https://b/y", true, true),
+            ("https://a/x", "file:///y", false, false),
+            ("https://a/x", "ftp://a/y", false, false),
+        ] {
+            assert_eq!(led(from, to, false).is_ok(), open, "{from} to {to}");
+            assert_eq!(led(from, to, true).is_ok(), wary, "{from} to {to}");
+        }
+    }
 }

@@ -222,6 +222,64 @@ async fn endless_answers_end() {
     assert!(matches!(cause, Cause::DiskTooLarge(4999)), "{cause}");
 }
 
+/// The port of a server that goes on with each connection as long as it is asked.
+fn lasting_server(body: &[u8]) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answer = ok(body);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, answer) = (stream.unwrap(), answer.clone());
+            std::thread::spawn(move || {
+                let mut request = [0; 4096];
+                while stream.read(&mut request).is_ok_and(|read| read > 0)
+                    && stream.write_all(&answer).is_ok()
+                {}
+            });
+        }
+    });
+    port
+}
+
+fn moved(place: &str) -> Vec<u8> {
+    format!("HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n").into_bytes()
+}
+
+#[tokio::test]
+async fn a_cache_leads_to_its_own_host_and_to_no_other_private_one() {
+    let secret = server(&[("/", &[&ok(b"secret")])]);
+    let secret_port = secret.rsplit_once(':').unwrap().1;
+    let mut astray = vec![
+        // The same machine under another name; what is asked for directly may be there.
+        format!("http://localhost:{secret_port}/"),
+        format!("http://127.0.0.2:{secret_port}/"),
+        format!("http://[::ffff:127.0.0.1]:{secret_port}/"),
+        "http://169.254.169.254/".to_owned(),
+        "http://10.0.0.1/".to_owned(),
+    ];
+    let client = http::Client::for_caches().unwrap();
+    let url = |text: &str| url::Url::parse(text).unwrap();
+    // A connection that was made for whoever asked directly is kept, but not for others.
+    let kept = lasting_server(b"secret");
+    let direct = url(&format!("http://localhost:{kept}/"));
+    assert_eq!(client.get(&direct, 100).await.unwrap().unwrap(), b"secret");
+    astray.push(direct.to_string());
+    for place in &astray {
+        let cache = server(&[("/x", &[&moved(place)])]);
+        let error = client.get(&url(&format!("{cache}/x")), 100).await.unwrap_err();
+        assert!(error.to_string().contains("may lead to its own host"), "{error}");
+    }
+    // Another port of its own host, and a detour within.
+    let cache = server(&[("/x", &[&moved("/y")]), ("/y", &[&moved(&secret)])]);
+    let came = client.get(&url(&format!("{cache}/x")), 100).await.unwrap();
+    assert_eq!(came.unwrap(), b"secret");
+    // Whoever evaluates may be led where he could go himself.
+    let evaluating = http::Client::unrestricted().unwrap();
+    let cache = server(&[("/x", &[&moved(&astray[0])])]);
+    let came = evaluating.get(&url(&format!("{cache}/x")), 100).await.unwrap();
+    assert_eq!(came.unwrap(), b"secret");
+}
+
 /// The archive of a folder with a file, an executable, a link and a folder.
 fn archive() -> Vec<u8> {
     let mut nar = Vec::new();

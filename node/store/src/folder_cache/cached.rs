@@ -63,10 +63,17 @@ impl Cached {
         &self.info
     }
 
+    /// Whether one of the trusted keys vouches for it, its size included. Otherwise the path's own name does, for
+    /// its content alone.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        matches!(self.origin, Origin::Cache { .. })
+    }
+
     /// Bytes that the file of the archive may have at most.
     #[must_use]
     pub fn most_bytes(&self) -> u64 {
-        most_bytes(&self.info)
+        archive_file_bytes(&self.info)
     }
 
     fn path_info(&self) -> Result<PathInfo, CacheError> {
@@ -97,8 +104,9 @@ impl Cached {
     }
 }
 
-/// Bytes that the file of an archive may have at most.
-fn most_bytes(info: &NarInfo) -> u64 {
+/// Bytes that the file of an archive may have at most, whatever the cache says of the file.
+#[must_use]
+pub fn archive_file_bytes(info: &NarInfo) -> u64 {
     let most = info.nar_size().saturating_add(PACKED_OVERHEAD);
     info.file_size().map_or(most, |size| size.min(most))
 }

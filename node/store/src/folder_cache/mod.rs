@@ -26,7 +26,7 @@ use tvix_node_protocol::nix::nixbase32;
 use tvix_node_protocol::nix::signature::NixSecretKey;
 use tvix_node_protocol::nix::store_path::STORE_DIR;
 
-pub use cached::Cached;
+pub use cached::{Cached, archive_file_bytes};
 pub use error::CacheError;
 pub use put::PutReport;
 
