@@ -5,10 +5,12 @@
 //! through the node's eyes. Decided for the address that is connected to, after names are resolved.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::Deserialize;
+
+use super::own::is_own;
 
 /// All addresses that begin with the same bits, at every port or at one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -231,11 +233,6 @@ fn class_of_v6(address: Ipv6Addr) -> Option<&'static str> {
         [0xff00..=0xffff, ..] => Some("multicast"),
         _ => None,
     }
-}
-
-/// Whether the address belongs to an interface of this machine: only those can be bound to.
-fn is_own(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 
 pub(crate) mod address;
 pub(crate) mod dial;
+mod own;
 mod request;
 
 use std::sync::Arc;
