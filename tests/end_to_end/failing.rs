@@ -1,5 +1,9 @@
 //! Builds that fail, commands that are interrupted.
 
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+
 use rustix::process::Signal;
 
 use crate::harness::{Machine, processes_with, sandbox_works};
@@ -43,6 +47,48 @@ fn a_failing_build_ends_the_command_with_its_name_and_log() {
     };
     let log = machine.run(&["log", &path]);
     assert_eq!(log.ok().lines().count(), 40, "{}", log.stdout);
+}
+
+#[test]
+fn a_fetch_that_fails_says_what_of_and_why_in_its_log_too() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/gone.tar", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let mut request = [0; 4096];
+            // A client that goes away is no fault.
+            let _read = stream.read(&mut request);
+            let _written = stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let machine = Machine::new();
+    fs::create_dir_all(machine.home()).expect("a folder");
+    let config = "allowed-addresses = [\"127.0.0.1\"]\n";
+    fs::write(machine.home().join("config.toml"), config).expect("a file");
+    machine.expression(&format!(
+        r#"{{
+          fetched = derivation {{
+            name = "fetched"; builder = "builtin:fetchurl"; system = "builtin"; url = "{url}";
+            outputHashMode = "flat"; outputHash = builtins.hashString "sha256" ""; outputHashAlgo = "sha256";
+          }};
+        }}"#
+    ));
+    let finished = machine.run(&["build", "-A", "fetched"]);
+    let what = format!("'{url}' cannot be fetched: the server answered 404 Not Found");
+    finished.failed(1, &["the build of fetched failed: ", &what]);
+    assert!(
+        !finished.stderr.contains("Its log is empty"),
+        "{}",
+        finished.stderr
+    );
+    let path = finished
+        .stderr
+        .split("tvix-node log ")
+        .nth(1)
+        .expect("the command");
+    let log = machine.run(&["log", path.split_whitespace().next().expect("a path")]);
+    assert_eq!(log.ok(), format!("downloading '{url}'\n{what}"));
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -115,7 +115,7 @@ async fn attempt(
     let options = refusal::check(config, &spec.derivation)?;
     let paths = environment::output_paths(&spec.derivation)?;
     if spec.derivation.builder() == FETCH {
-        return fetch(config, spec, events, cancel, folder, &paths).await;
+        return fetch((config, spec, events, cancel), log, folder, &paths).await;
     }
     let given = environment::given(spec, &options, &paths, config.network.is_some())?;
     let scratch = folder.insert(Scratch::create(&config.scratch, &spec.drv_path)?);
@@ -203,10 +203,8 @@ const FETCH: &str = "builtin:fetchurl";
 
 /// Runs it, bounded and cancelled like any other.
 async fn fetch(
-    config: &Config,
-    spec: &BuildSpec,
-    events: &mpsc::Sender<BuildEvent>,
-    cancel: &CancellationToken,
+    (config, spec, events, cancel): (&Config, &BuildSpec, &mpsc::Sender<BuildEvent>, &CancellationToken),
+    log: &mut Log,
     folder: &mut Option<Scratch>,
     paths: &BTreeMap<String, StorePath>,
 ) -> Result<(Outputs, Timings), Cause> {
@@ -227,12 +225,28 @@ async fn fetch(
     };
     let client = Client::new(config, spec.for_another)?.patient(spec.limits.silence);
     tell(events, BuildEvent::Started).await;
-    let say = |line: String| tell(events, BuildEvent::Log(line.into_bytes()));
-    tokio::select! {
+    let log = Mutex::new(log);
+    let say = |line: String| {
+        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = log.push(format!("{line}\n").as_bytes());
+        async move {
+            for line in lines {
+                tell(events, BuildEvent::Log(line)).await;
+            }
+        }
+    };
+    let fetched = tokio::select! {
         biased;
-        () = cancel.cancelled() => return Err(Cause::Cancelled),
-        cause = watch.limits() => return Err(cause),
-        fetched = wanted.run(client, scratch, output, spec.limits.disk, say) => fetched?,
+        () = cancel.cancelled() => Err(Cause::Cancelled),
+        cause = watch.limits() => Err(cause),
+        fetched = wanted.run(client, scratch, output, spec.limits.disk, say) => fetched,
+    };
+    if let Err(cause) = fetched {
+        if !matches!(cause, Cause::Cancelled) {
+            // Whoever reads the log later has nothing else of it.
+            say(cause.to_string()).await;
+        }
+        return Err(cause);
     }
     let timings = Timings {
         run: began.elapsed(),
