@@ -251,7 +251,8 @@ impl Store {
         let prepare = |output: &ScratchOutput<'_>| {
             let method = output.ca.as_ref().map(Method::of).transpose()?;
             let (mut summary, written) = self.write_tree(method, Some(&candidates), |tap, writer| {
-                read_source(output.scratch, tap, writer).map_err(from_walk)
+                let read = read_source(output.scratch, tap, writer);
+                read.map_err(|error| from_walk(error.seen_as(output.scratch, &output.path)))
             })?;
             let references = summary.scanner.take().map(|scanner| candidates.found(&scanner));
             let mut info = PathInfo {

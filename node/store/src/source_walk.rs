@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::limits::{DIRECTORY_ENTRIES, TREE_DEPTH};
 use tvix_node_protocol::tree::{PathComponent, TreeError};
 
@@ -74,6 +75,32 @@ pub enum SourceError {
 pub(crate) enum WalkError {
     Source(SourceError),
     Write(TreeWriteError),
+}
+
+impl WalkError {
+    /// As if what was read from `place` had been at `path`: for what lies aside for a moment, in a place that says
+    /// nothing to anybody.
+    pub(crate) fn seen_as(mut self, place: &Path, path: &StorePath) -> Self {
+        let at = match &mut self {
+            Self::Source(
+                SourceError::Kind { path, .. }
+                | SourceError::Changed { path }
+                | SourceError::Depth { path }
+                | SourceError::Tree { path, .. }
+                | SourceError::Read { path, .. }
+                | SourceError::File(FileError { path, .. }),
+            ) => path,
+            Self::Write(_) => return self,
+        };
+        if let Ok(inside) = at.strip_prefix(place) {
+            let path = PathBuf::from(path.to_absolute_path());
+            *at = match inside.as_os_str().is_empty() {
+                true => path,
+                false => path.join(inside),
+            };
+        }
+        self
+    }
 }
 
 impl From<SourceError> for WalkError {
