@@ -82,6 +82,71 @@ fn a_closure_is_told_sorted_with_references_and_sizes() {
     assert!(json[0].get("ca").is_none());
 }
 
+/// A generator of numbers, the same for the same seed (xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % most as u64) as usize
+    }
+}
+
+/// Each path's size is that of what is reached from it, one by one.
+fn sizes_one_by_one(graph: &[GraphPath]) -> Vec<u64> {
+    let facts: BTreeMap<&StorePath, &GraphPath> = graph.iter().map(|facts| (&facts.path, facts)).collect();
+    let size = |start: &GraphPath| {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![&start.path];
+        while let Some(path) = open.pop() {
+            if seen.insert(path) {
+                open.extend(&facts[path].references);
+            }
+        }
+        seen.into_iter().map(|path| facts[path].nar_size).sum()
+    };
+    graph.iter().map(size).collect()
+}
+
+#[test]
+fn sizes_are_those_of_what_is_reached_whatever_refers_to_what() {
+    for seed in 1..=60 {
+        let mut numbers = Numbers(seed);
+        let count = 1 + numbers.below(200);
+        // Sorted, as closures are.
+        let path = |number: usize| {
+            let mut hash = [0; 20];
+            hash[..8].copy_from_slice(&(number as u64).to_be_bytes());
+            hash.reverse();
+            StorePath::from_parts(hash, "x").unwrap()
+        };
+        let mut paths: Vec<StorePath> = (0..count).map(path).collect();
+        paths.sort();
+        let circles = seed % 3 == 0;
+        let mut graph = Vec::new();
+        for at in 0..count {
+            let mut references = BTreeSet::new();
+            for _ in 0..numbers.below(4) {
+                let other = if circles {
+                    numbers.below(count)
+                } else {
+                    numbers.below(at + 1)
+                };
+                references.insert(&paths[other]);
+            }
+            let references: Vec<&StorePath> = references.into_iter().collect();
+            graph.push(facts(&paths[at], 1 + numbers.below(1 << 30) as u64, &references));
+        }
+        let closure: Closure<'_> = graph.iter().map(|facts| Member { facts }).collect();
+        let expected = sizes_one_by_one(&graph);
+        // With several sets, and with one.
+        assert_eq!(closure_sizes::<1>(&closure), expected, "seed {seed}");
+        assert_eq!(closure_sizes::<SET_WORDS>(&closure), expected, "seed {seed}");
+    }
+}
+
 #[test]
 fn outputs_of_derivations_in_a_closure_belong_to_it() {
     let made = fields("other").instantiate(|_| None).unwrap();
