@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// The sandbox could not be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("the sandbox could not be set up: {step}: {source}{}", hint.as_deref().map(|hint| format!("\n{hint}")).unwrap_or_default())]
+#[error("the sandbox could not be set up: {step}: {source}{}", hint.as_deref().map(|hint| format!(". {hint}")).unwrap_or_default())]
 pub struct SandboxError {
     /// What was being done, as in "mounting /proc".
     pub step: String,

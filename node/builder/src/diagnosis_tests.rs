@@ -88,5 +88,5 @@ fn an_error_says_step_reason_and_way_out() {
     assert!(
         text.starts_with("the sandbox could not be set up: creating namespaces: Operation not permitted")
     );
-    assert!(text.ends_with("\nDo this."));
+    assert!(text.ends_with("(os error 1). Do this."), "{text}");
 }
