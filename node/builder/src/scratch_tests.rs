@@ -58,3 +58,23 @@ fn kept_folders_do_not_overwrite_each_other() {
         assert_eq!(fs::read_to_string(to.join("file")).unwrap(), number.to_string());
     }
 }
+
+#[test]
+fn nobody_else_gets_at_what_is_kept() {
+    let place = tempfile::tempdir().unwrap();
+    let kept = place.path().join("kept");
+    // Made by an owner who thought nothing of it.
+    fs::create_dir(&kept).unwrap();
+    fs::set_permissions(&kept, fs::Permissions::from_mode(0o755)).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let scratch = Scratch::create(place.path(), &drv()).unwrap();
+    let build = scratch.path().join("build");
+    fs::create_dir(&build).unwrap();
+    fs::set_permissions(&build, fs::Permissions::from_mode(0o777)).unwrap();
+    scratch.keep(&kept, &drv()).unwrap();
+    assert_eq!(mode(&kept), 0o700);
+    let output = place.path().join("output");
+    fs::write(&output, "output").unwrap();
+    let output = keep_output(&output, &kept).unwrap();
+    assert_eq!(mode(output.parent().unwrap()), 0o700);
+}

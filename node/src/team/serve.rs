@@ -655,3 +655,7 @@ fn failure_of(error: &JobError, folder: Option<FailedFolder>) -> messages::Build
         folder,
     }
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;
