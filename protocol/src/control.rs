@@ -55,7 +55,7 @@ pub use owner::{
     Explanation, Finding, Health, NamedRequirement, OwnerAnswer, OwnerQuestion, QuietHours, SharingMode,
     SharingTerms, ShownVerdict, THIS_NODE,
 };
-pub use store::{ChainLink, DamagedPath, Repair, StoreAnswer, StoreQuestion, TreeDifference};
+pub use store::{ChainLink, DamagedPath, PinView, Repair, StoreAnswer, StoreQuestion, TreeDifference};
 pub use team::{
     InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, ReachedBy, RecordView,
     RenewRequest, TeamStatus, TeamView, TrafficView,

@@ -115,6 +115,44 @@ fn what_an_evaluation_has_read_is_not_collected_while_it_goes_on() {
 }
 
 #[test]
+fn what_is_pinned_is_kept_and_named_until_it_is_unpinned() {
+    let machine = Machine::new();
+    machine.write("note", "text");
+    machine.write("other", "other");
+    let add = |name| machine.run(&["store", "add", name]).ok().to_owned();
+    let (note, other) = (add("note"), add("other"));
+    let store = |arguments: &[&str]| machine.run(&[&["store"], arguments].concat());
+    let absent = "/nix/store/00000000000000000000000000000000-absent";
+    store(&["pin", &note, absent]).failed(1, &[absent, "cannot be pinned"]);
+    assert_eq!(store(&["pins"]).ok(), "");
+    assert_eq!(store(&["pin", &note]).ok(), "");
+    // It outlives the node.
+    machine.run(&["down"]).ok();
+    assert_eq!(store(&["pins"]).ok(), note);
+    let pins: serde_json::Value = serde_json::from_str(store(&["pins", "--json"]).ok()).expect("JSON");
+    assert_eq!(pins[0]["path"], note);
+    assert!(pins[0]["since"].as_u64().is_some_and(|since| since > 0), "{pins}");
+    assert!(store(&["info", &note]).ok().contains("\npinned "));
+    assert!(!store(&["info", &other]).ok().contains("pinned"));
+    assert!(machine.run(&["why", &note]).ok().contains("it is pinned"));
+    let plan = store(&["gc", "--dry-run"]).ok().to_owned();
+    assert!(
+        plan.contains(&format!("{note} stays")) && plan.contains("because it is pinned"),
+        "{plan}"
+    );
+    let collected: serde_json::Value = serde_json::from_str(store(&["gc", "--json"]).ok()).expect("JSON");
+    assert_eq!(
+        (&collected["removed"][0], &collected["pins"][0]),
+        (&other.into(), &note.clone().into())
+    );
+    store(&["unpin", &note, absent]).failed(1, &[absent, "is not pinned"]);
+    assert_eq!(store(&["pins"]).ok(), note);
+    assert_eq!(store(&["unpin", &note]).ok(), "");
+    store(&["unpin", &note]).failed(1, &[&note, "is not pinned"]);
+    assert!(store(&["gc"]).ok().starts_with(&note));
+}
+
+#[test]
 fn what_a_program_uses_stays_until_it_has_ended_whatever_has_ended_before() {
     if !sandbox_works("what_a_program_uses_stays_until_it_has_ended_whatever_has_ended_before") {
         return;

@@ -92,17 +92,39 @@ pub enum StoreCommand {
     },
     /// Say how much paths take, with everything they refer to
     Du {
-        /// Store paths, or links to them [default: what the roots point to]
+        /// Store paths, or links to them [default: what the roots point to, and what is pinned]
         #[arg(value_name = "PATH")]
         paths: Vec<String>,
         /// Print it as JSON
         #[arg(long)]
         json: bool,
     },
+    /// Keep paths, and what they refer to, until 'store unpin'
+    ///
+    /// Where one of them is not in the store, none is pinned.
+    Pin {
+        /// Store paths, or links to them
+        #[arg(value_name = "PATH", required = true)]
+        paths: Vec<String>,
+    },
+    /// Keep paths no longer that 'store pin' keeps
+    ///
+    /// Nothing is removed by that; 'store gc' does it. Where one of them is not pinned, all stay pinned.
+    Unpin {
+        /// Store paths, or links to them
+        #[arg(value_name = "PATH", required = true)]
+        paths: Vec<String>,
+    },
+    /// List what 'store pin' keeps
+    Pins {
+        /// Print it as JSON, with when each was pinned
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove what no root and nothing that runs needs
     ///
-    /// Roots are the links that 'build' made (result), as long as they are there. What was not used for longest goes
-    /// first where a bound is given.
+    /// Roots are the links that 'build' made (result), as long as they are there, and what 'store pin' keeps. What was
+    /// not used for longest goes first where a bound is given.
     Gc {
         #[command(flatten)]
         collect: CollectArguments,

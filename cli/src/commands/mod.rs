@@ -6,6 +6,7 @@
 //! | `build` | `build`, `run` and `shell` |
 //! | `store` | `store info`, `log` and `why` |
 //! | `exchange` | `store add`, `export` and `import` |
+//! | `pins` | `store pin`, `unpin` and `pins` |
 //! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
 //! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
@@ -22,6 +23,7 @@ mod exchange;
 mod failure;
 mod node;
 mod path;
+mod pins;
 mod private;
 mod record;
 mod relations;
@@ -167,6 +169,9 @@ async fn dispatch_store(home: &Home, command: StoreCommand) -> Result<u8, Failur
         StoreCommand::WhyDepends { path, needed } => relations::why_depends(home, &path, &needed).await,
         StoreCommand::Diff { before, after } => relations::diff(home, &before, &after).await,
         StoreCommand::Du { paths, json } => relations::usage(home, &paths, json).await,
+        StoreCommand::Pin { paths } => pins::pin(home, &paths).await,
+        StoreCommand::Unpin { paths } => pins::unpin(home, &paths).await,
+        StoreCommand::Pins { json } => pins::list(home, json).await,
         StoreCommand::Gc { collect } => relations::collect(home, &collect).await,
         StoreCommand::Verify { paths, repair, json } => relations::verify(home, &paths, repair, json).await,
     }

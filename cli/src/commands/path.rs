@@ -31,6 +31,11 @@ pub fn store_path(home: &Home, text: &str) -> Result<StorePath, Failure> {
     .into())
 }
 
+/// The same for several.
+pub fn store_paths(home: &Home, texts: &[String]) -> Result<Vec<StorePath>, Failure> {
+    texts.iter().map(|text| store_path(home, text)).collect()
+}
+
 /// The store path that a place in the file system belongs to, links followed.
 fn physical(home: &Home, place: &Path) -> Option<StorePath> {
     let place = std::fs::canonicalize(place).ok()?;

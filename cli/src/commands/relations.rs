@@ -7,11 +7,11 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{DamagedPath, Repair, StoreAnswer, StoreQuestion};
 use tvix_node_protocol::path_info::PathInfo;
 
-use super::path::store_path;
+use super::path::{store_path, store_paths};
 use super::table::size;
 use super::{Failure, note, print, print_json};
 use crate::arguments::CollectArguments;
-use crate::progress::clean;
+use crate::progress::{clean, count};
 
 /// Exit status where damage was found.
 const DAMAGED: u8 = 1;
@@ -151,6 +151,7 @@ pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Fail
         removed_beside,
         bytes,
         kept,
+        pins,
         stale_roots,
         failures,
         broken_off,
@@ -159,15 +160,25 @@ pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Fail
         return Err(other_answer());
     };
     if collect.json {
-        let removed: Vec<String> = removed.iter().map(StorePath::to_absolute_path).collect();
+        let absolute =
+            |paths: &[StorePath]| -> Vec<String> { paths.iter().map(StorePath::to_absolute_path).collect() };
+        let (removed, pins) = (absolute(&removed), absolute(&pins));
         print_json(&json!({
             "dryRun": collect.dry_run, "removed": removed, "removedBeside": removed_beside, "bytes": bytes,
-            "kept": kept, "staleRoots": stale_roots, "failures": failures, "brokenOff": broken_off,
+            "kept": kept, "pins": pins, "staleRoots": stale_roots, "failures": failures, "brokenOff": broken_off,
         }))?;
     } else {
         let mut text: String = removed.iter().map(|path| format!("{path}\n")).collect();
         let verb = if collect.dry_run { "would go" } else { "went" };
         text += &format!("{} paths {verb} ({}), {kept} stay\n", removed.len(), size(bytes));
+        if collect.dry_run {
+            let because = "stays with what it refers to, because it is pinned";
+            text.extend(pins.iter().map(|path| format!("{path} {because}\n")));
+        } else if !pins.is_empty() {
+            let pinned = count(pins.len() as u64, "path");
+            text +=
+                &format!("pins keep {pinned} with what they refer to ('tvix-node store pins' lists them)\n");
+        }
         if removed_beside > 0 {
             text += &format!("{removed_beside} trees beside the accepted ones {verb}\n");
         }
@@ -262,10 +273,6 @@ async fn infos(home: &Home, question: StoreQuestion) -> Result<Vec<PathInfo>, Fa
 
 async fn ask(home: &Home, question: &StoreQuestion) -> Result<StoreAnswer, Failure> {
     Ok(connect_or_start(home).await?.ask_store(question).await?)
-}
-
-fn store_paths(home: &Home, paths: &[String]) -> Result<Vec<StorePath>, Failure> {
-    paths.iter().map(|path| store_path(home, path)).collect()
 }
 
 fn absent(home: &Home, path: &StorePath) -> Failure {

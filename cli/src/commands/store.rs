@@ -8,6 +8,7 @@ use tvix_node_protocol::control::{OwnerAnswer, OwnerQuestion, Provenance};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 
 use super::path::store_path;
+use super::pins::is_pinned;
 use super::{Failure, print, print_json};
 
 /// Prints what is known of a path.
@@ -21,16 +22,21 @@ pub async fn info(home: &Home, path: &str, as_json: bool) -> Result<u8, Failure>
             home.root().display()
         )));
     };
+    let pinned = is_pinned(home, &path).await?;
     let private = client.ask_owner(&OwnerQuestion::IsPrivate { path }).await?;
     let private = matches!(private, OwnerAnswer::IsPrivate { private: true });
     if as_json {
         let mut value = info_json(info);
         value["private"] = private.into();
+        value["pinned"] = pinned.into();
         print_json(&value)?;
     } else {
         let mut text = info_text(info);
         if private {
             text += "private      no member learns of it or gets it\n";
+        }
+        if pinned {
+            text += "pinned       it and what it refers to stay until 'tvix-node store unpin'\n";
         }
         print(text.as_bytes())?;
     }
@@ -51,9 +57,12 @@ pub async fn log(home: &Home, path: &str) -> Result<u8, Failure> {
 /// Prints where a path came from and why.
 pub async fn why(home: &Home, path: &str, as_json: bool) -> Result<u8, Failure> {
     let path = store_path(home, path)?;
-    let provenance = connect_or_start(home).await?.why(path).await?;
+    let client = connect_or_start(home).await?;
+    let pinned = is_pinned(home, &path).await?;
+    let provenance = client.why(path).await?;
     if as_json {
         let mut value = json!({
+            "pinned": pinned,
             "summary": provenance.summary,
             "reason": provenance.reason,
             "node": provenance.node,
@@ -63,7 +72,11 @@ pub async fn why(home: &Home, path: &str, as_json: bool) -> Result<u8, Failure> 
         value["info"] = info_json(&provenance.info);
         print_json(&value)?;
     } else {
-        print(why_text(&provenance).as_bytes())?;
+        let mut text = why_text(&provenance);
+        if pinned {
+            text += "it is pinned: it and what it refers to stay until 'tvix-node store unpin'\n";
+        }
+        print(text.as_bytes())?;
     }
     Ok(0)
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
-    CacheStatus, ChainLink, DamagedPath, FailureKind, StoreAnswer, StoreQuestion, TreeDifference,
+    CacheStatus, ChainLink, DamagedPath, FailureKind, PinView, StoreAnswer, StoreQuestion, TreeDifference,
 };
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::tree::Node;
-use tvix_node_store::{Damage, GcError, GcOptions, ReadError, Store, VerifyError};
+use tvix_node_store::{Damage, GcError, GcOptions, Pin, PinError, ReadError, Store, VerifyError};
 
 use super::api::{Api, failed};
 use super::depot::DepotError;
@@ -144,8 +144,10 @@ fn ask(store: &Store, question: StoreQuestion) -> Result<StoreAnswer, ApiError> 
         }
         StoreQuestion::Usage { paths } => {
             let paths = if paths.is_empty() {
-                let roots = store.roots().map_err(|error| failed(DepotError::Index(error)))?;
-                roots.into_iter().map(|root| root.path).collect()
+                let index = |error| failed(DepotError::Index(error));
+                let roots = store.roots().map_err(index)?.into_iter().map(|root| root.path);
+                let pins = store.pins().map_err(index)?.into_iter().map(|pin| pin.path);
+                roots.chain(pins).collect()
             } else {
                 paths
             };
@@ -172,7 +174,38 @@ fn ask(store: &Store, question: StoreQuestion) -> Result<StoreAnswer, ApiError> 
                 ..GcOptions::default()
             },
         ),
+        StoreQuestion::Pin { paths } => {
+            store.pin(&paths).map_err(unpinnable)?;
+            pins(store)
+        }
+        StoreQuestion::Unpin { paths } => {
+            store.unpin(&paths).map_err(unpinnable)?;
+            pins(store)
+        }
+        StoreQuestion::Pins => pins(store),
         StoreQuestion::Verify { paths, .. } => verify(store, &paths),
+    }
+}
+
+fn pins(store: &Store) -> Result<StoreAnswer, ApiError> {
+    let pins = store.pins().map_err(|error| failed(DepotError::Index(error)))?;
+    let view = |pin: Pin| PinView {
+        path: pin.path,
+        since: pin.since,
+    };
+    Ok(StoreAnswer::Pins {
+        pins: pins.into_iter().map(view).collect(),
+    })
+}
+
+fn unpinnable(error: PinError) -> ApiError {
+    match error {
+        PinError::NotValid(_) | PinError::NotPinned(_) => {
+            ApiError::new(FailureKind::NotFound, error.to_string())
+        }
+        PinError::TooMany => ApiError::new(FailureKind::Invalid, error.to_string()),
+        PinError::Index(error) => failed(DepotError::Index(error)),
+        PinError::Open(error) => ApiError::caused(FailureKind::Internal, "nothing was pinned", error),
     }
 }
 
@@ -191,6 +224,7 @@ fn collect(store: &Store, options: &GcOptions) -> Result<StoreAnswer, ApiError> 
         removed_beside: report.removed_unaccepted.len() as u64,
         bytes: report.bytes,
         kept: report.kept,
+        pins: report.pins,
         stale_roots: report
             .stale_roots
             .iter()

@@ -15,12 +15,13 @@ use tvix_node_protocol::tree::TreeDigest;
 
 use crate::disk::FileError;
 use crate::index::{
-    IndexError, IndexFault, PATHS, PathRecord, RECORD_OUTPUTS, RECORDS, ROOTS, UNACCEPTED, USED,
+    IndexError, IndexFault, PATHS, PINS, PathRecord, RECORD_OUTPUTS, RECORDS, ROOTS, UNACCEPTED, USED,
     path_from_key, path_key, read_path, remove_path, remove_tree, write_uses,
 };
 use crate::intent::Intended;
 use crate::leases::Held;
 use crate::limits::LOG_BYTES;
+use crate::pins::read_pins;
 use crate::registration::Registration;
 use crate::running::{RunningError, used_by_programs};
 use crate::store::{Inner, Store, now};
@@ -53,6 +54,8 @@ pub struct GcReport {
     pub bytes: u64,
     /// Paths that stay.
     pub kept: u64,
+    /// What is pinned, which stays with what it refers to.
+    pub pins: Vec<StorePath>,
     /// Links of roots that are gone or point elsewhere, and were forgotten.
     pub stale_roots: Vec<PathBuf>,
     /// What is not part of the store any more, and old logs, that could not be removed now. For trees the next change
@@ -170,7 +173,10 @@ impl Inner {
         let young = all
             .iter()
             .filter(|(_, used)| since.is_some_and(|since| *used >= since));
+        let pins = read_pins(&transaction.open_table(PINS)?)?;
+        sweep.report.pins = pins.into_iter().map(|pin| pin.path).collect();
         let start = roots
+            .chain(sweep.report.pins.iter().cloned())
             .chain(leased.iter().cloned())
             .chain(options.keep.iter().cloned())
             .chain(young.map(|(record, _)| record.info.path.clone()));

@@ -50,6 +50,9 @@ pub const NOTED_USES: usize = 1 << 18;
 /// Roots. Each is a link that somebody made by hand or by a command.
 pub const ROOTS: u64 = 1 << 20;
 
+/// Pins. Each is something that somebody named.
+pub const PINS: u64 = 1 << 20;
+
 /// Bytes of the file that names what one running program uses. Its `PATH`, which names the same paths with more
 /// around each, may have 128 KiB.
 pub const RUNNING_BYTES: usize = 128 << 10;

@@ -21,8 +21,11 @@ use crate::share::Sharing;
 use crate::store::{Inner, Store};
 use crate::trees::{TEMPORARY, TRASH, Trees, temporary_name};
 
-/// Version of what lies on the disk, as written and understood here.
-pub const SCHEMA: u32 = 1;
+/// Newest version of what lies on the disk that is written and understood here: 2 has pins.
+pub const SCHEMA: u32 = 2;
+
+/// The version of a new home. It has no more than the oldest had: what needs a newer one raises it.
+const FIRST_SCHEMA: u32 = 1;
 
 /// Why a home cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -104,8 +107,8 @@ impl Store {
         let home = std::fs::canonicalize(home).map_err(|error| io_error("find", home, &error))?;
         let lock = lock(&home)?;
         let schema = home.join("store").join("schema");
-        if !check_schema(&home, &schema)? {
-            write_schema(&schema)?;
+        if check_schema(&home, &schema)?.is_none() {
+            write_schema(&schema, FIRST_SCHEMA)?;
         }
         let trees = Trees::open(&home.join("nix/store"), disk)?;
         let index = open_index(&home.join("store/index.redb"), &trees)?;
@@ -140,15 +143,24 @@ fn open_index(path: &Path, trees: &Trees) -> Result<Index, IndexError> {
     Index::open_with_faults(path, trees.disk.faults.clone())
 }
 
-/// Whether there is a version, and it is ours.
-fn check_schema(home: &Path, path: &Path) -> Result<bool, OpenError> {
+/// Has the home of an open store this version at least, so that programs which know only older ones refuse it.
+pub(crate) fn raise_schema(home: &Path, version: u32) -> Result<(), OpenError> {
+    let path = home.join("store").join("schema");
+    match check_schema(home, &path)? {
+        Some(found) if found >= version => Ok(()),
+        _ => Ok(write_schema(&path, version)?),
+    }
+}
+
+/// The home's version, if it has one; it is understood here.
+fn check_schema(home: &Path, path: &Path) -> Result<Option<u32>, OpenError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error("read", path, &error).into()),
     };
     match text.trim_end().parse::<u32>() {
-        Ok(SCHEMA) => Ok(true),
+        Ok(found @ FIRST_SCHEMA..=SCHEMA) => Ok(Some(found)),
         Ok(found) if found > SCHEMA => Err(OpenError::Newer {
             home: home.to_owned(),
             found,
@@ -161,13 +173,14 @@ fn check_schema(home: &Path, path: &Path) -> Result<bool, OpenError> {
 }
 
 /// Written beside and renamed: there is a whole version or none.
-fn write_schema(path: &Path) -> Result<(), FileError> {
+fn write_schema(path: &Path, version: u32) -> Result<(), FileError> {
     let beside = path.with_extension("new");
     let write = || {
         let mut file = std::fs::File::create(&beside)?;
-        writeln!(file, "{SCHEMA}")?;
+        writeln!(file, "{version}")?;
         file.sync_all()?;
-        std::fs::rename(&beside, path)
+        std::fs::rename(&beside, path)?;
+        std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
     };
     write().map_err(|error| io_error("write", path, &error))
 }

@@ -12,7 +12,7 @@ use samples::{home_entries, path, source, store, text, write_sample};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::Origin;
 use tvix_node_protocol::tree::BlobDigest;
-use tvix_node_store::{GcOptions, RootError, ScratchOutput, Store, Text};
+use tvix_node_store::{GcOptions, PinError, RootError, ScratchOutput, Store, Text};
 
 fn collect(store: &Store) -> BTreeSet<StorePath> {
     let report = store.gc(&GcOptions::default()).unwrap();
@@ -59,6 +59,57 @@ fn what_nothing_reaches_goes_and_what_is_reached_stays() {
     assert_eq!(home_entries(&store), Vec::<String>::new());
     assert!(store.open_blob(&BlobDigest::of(b"leaf")).unwrap().is_none());
     assert_eq!(store.roots().unwrap(), []);
+}
+
+#[test]
+fn what_is_pinned_stays_with_what_it_refers_to_until_it_is_unpinned() {
+    let (folder, store) = store();
+    let leaf = text("leaf", b"leaf", &[]);
+    let pinned = text("pinned", b"pinned", &[&leaf]);
+    let other = text("other", b"other", &[]);
+    let all = [leaf.clone(), pinned.clone(), other.clone()];
+    store.add_texts(&all, &store.lease()).unwrap();
+    assert_eq!(store.pins().unwrap(), []);
+    let absent = path("absent");
+    // One that is refused refuses all.
+    let error = store.pin(&[pinned.path.clone(), absent.clone()]).unwrap_err();
+    assert!(
+        matches!(&error, PinError::NotValid(path) if *path == absent),
+        "{error}"
+    );
+    assert_eq!(store.pins().unwrap(), []);
+    // Twice is once.
+    let twice = [pinned.path.clone(), pinned.path.clone()];
+    store.pin(&twice).unwrap();
+    store.pin(&twice).unwrap();
+    drop(store);
+
+    let store = Store::open(&folder.path().join("home")).unwrap();
+    let pins = store.pins().unwrap();
+    assert_eq!(
+        pins.iter().map(|pin| &pin.path).collect::<Vec<_>>(),
+        [&pinned.path]
+    );
+    let dry_run = GcOptions {
+        dry_run: true,
+        ..GcOptions::default()
+    };
+    for options in [dry_run, GcOptions::default()] {
+        let report = store.gc(&options).unwrap();
+        assert_eq!(report.removed, std::slice::from_ref(&other.path));
+        assert_eq!(report.pins, std::slice::from_ref(&pinned.path));
+    }
+    let error = store
+        .unpin(&[pinned.path.clone(), leaf.path.clone()])
+        .unwrap_err();
+    assert!(
+        matches!(&error, PinError::NotPinned(path) if *path == leaf.path),
+        "{error}"
+    );
+    assert!(collect(&store).is_empty());
+    store.unpin(&twice).unwrap();
+    assert_eq!(collect(&store), BTreeSet::from([leaf.path, pinned.path]));
+    assert_eq!(store.pins().unwrap(), []);
 }
 
 #[test]

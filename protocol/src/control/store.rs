@@ -47,7 +47,7 @@ pub enum StoreQuestion {
     },
     /// What paths take, with everything they refer to. Answered with [`StoreAnswer::Usage`].
     Usage {
-        /// The paths, which must be valid; none: the roots of the store.
+        /// The paths, which must be valid; none: the roots of the store and what is pinned.
         #[serde(with = "basename")]
         paths: Vec<StorePath>,
     },
@@ -62,6 +62,21 @@ pub enum StoreQuestion {
         /// Stop when so many bytes of archives are gone.
         most: Option<u64>,
     },
+    /// Keep paths and what they refer to until they are unpinned: all of them or none. Answered with
+    /// [`StoreAnswer::Pins`].
+    Pin {
+        /// The paths, which must be valid.
+        #[serde(with = "basename")]
+        paths: Vec<StorePath>,
+    },
+    /// Keep paths no longer: all of them or none. Answered with [`StoreAnswer::Pins`].
+    Unpin {
+        /// The paths, which must be pinned.
+        #[serde(with = "basename")]
+        paths: Vec<StorePath>,
+    },
+    /// What is pinned. Answered with [`StoreAnswer::Pins`].
+    Pins,
     /// Compare what lies on the disk with what was registered. Answered with
     /// [`StoreAnswer::Verified`].
     Verify {
@@ -117,12 +132,20 @@ pub enum StoreAnswer {
         bytes: u64,
         /// Paths that stay.
         kept: u64,
+        /// What is pinned.
+        #[serde(with = "basename")]
+        pins: Vec<StorePath>,
         /// Links that were roots and are gone.
         stale_roots: Vec<String>,
         /// What could not be removed yet.
         failures: Vec<String>,
         /// Bytes of transfers that broke off and were not gone on with.
         broken_off: u64,
+    },
+    /// What is pinned now.
+    Pins {
+        /// By path.
+        pins: Vec<PinView>,
     },
     /// What was looked at.
     Verified {
@@ -133,6 +156,17 @@ pub enum StoreAnswer {
         /// What is not as it was registered.
         damaged: Vec<DamagedPath>,
     },
+}
+
+/// A path that is kept until it is unpinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PinView {
+    /// The path. What it refers to is kept with it.
+    #[serde(with = "basename")]
+    pub path: StorePath,
+    /// When it was pinned, in seconds since 1970.
+    pub since: u64,
 }
 
 /// One step of why a path is needed.

@@ -43,6 +43,10 @@ pub(crate) const FILES: TableDefinition<'_, (&[u8; 32], bool, u32, u64), &[u8]> 
 /// to, so it is opened in changes alone.
 pub(crate) const USED: TableDefinition<'_, PathKey<'_>, u64> = TableDefinition::new("used");
 
+/// What is kept until somebody says otherwise: path to when it was pinned, in seconds since 1970. Made when it is
+/// first written to: a home that has none may be of the version before there were pins.
+pub(crate) const PINS: TableDefinition<'_, PathKey<'_>, u64> = TableDefinition::new("pins");
+
 /// Links outside the home: the link's path to the store path it pointed to when it was made.
 pub(crate) const ROOTS: TableDefinition<'_, &[u8], PathKey<'_>> = TableDefinition::new("roots");
 
