@@ -50,6 +50,8 @@ mod fault_tests;
 mod faults;
 mod file_copy;
 mod folder_cache;
+#[doc(hidden)]
+pub mod fuzzed;
 mod gc;
 mod graph;
 mod index;
