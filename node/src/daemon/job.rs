@@ -101,6 +101,10 @@ impl Jobs {
             engine: engine.clone(),
         };
         let Some(key) = self.shared_key(job, &plan) else {
+            if let Some(here) = self.here_meanwhile(&plan).await {
+                listener.started().await;
+                return Ok((here, Delivery::OwnStore));
+            }
             let performed = self.perform(&work(job, plan), &mut listener, cancel).await?;
             return self.keep_built(job, performed).await.map(Kept::result);
         };
@@ -118,6 +122,11 @@ impl Jobs {
                 }
             }
         };
+        // What was built for another is registered before its build is over, so it is here or was joined.
+        if let Some(here) = self.here_meanwhile(&plan).await {
+            listener.started().await;
+            return Ok((here, Delivery::OwnStore));
+        }
         let mut listener = ToOthersToo {
             engine: listener,
             build: Arc::clone(&owned.build),
@@ -157,6 +166,25 @@ impl Jobs {
             Ok(Kept::Vote(_)) | Err(_) => {}
         }
         kept.map(Kept::result)
+    }
+
+    /// What a build would make, where all of it has come to lie here since it was decided to build it: it was built for
+    /// another member, or a peer was late with it.
+    async fn here_meanwhile(&self, plan: &Plan) -> Option<BTreeMap<String, BuiltPath>> {
+        let paths = plan.outputs.values().cloned().collect();
+        let sizes = self.depot.presence(paths).await;
+        let named = plan.outputs.keys().zip(sizes);
+        named
+            .map(|(name, (path, nar_size))| {
+                Some((
+                    name.clone(),
+                    BuiltPath {
+                        path,
+                        nar_size: nar_size?,
+                    },
+                ))
+            })
+            .collect()
     }
 
     /// By what the build is shared with those who ask for the same; none: with nobody. What reads the owner's

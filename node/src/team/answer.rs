@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildRecord, Input};
+use tvix_node_protocol::build::{BuildRecord, BuildRequest, Input, RequestHash};
+use tvix_node_protocol::cbor::CborError;
 use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 
@@ -12,6 +13,23 @@ pub(super) struct Asked {
     pub(super) derivation: Derivation,
     pub(super) outputs: BTreeMap<String, StorePath>,
     pub(super) inputs: Vec<Input>,
+}
+
+/// The record of a build of this node, made out to a request for the same work: of equal inputs, whichever outputs are
+/// wanted. All of them were built.
+///
+/// # Errors
+/// [`CborError::Encode`], which a checked request does not cause.
+pub(super) fn made_out(
+    record: BuildRecord,
+    request: &BuildRequest,
+    hash: RequestHash,
+) -> Result<BuildRecord, CborError> {
+    Ok(BuildRecord {
+        build_key: request.build_key()?,
+        request: Some(hash),
+        ..record
+    })
 }
 
 /// The outputs as this node will know them. Everything the record says must follow from what was asked.
@@ -68,4 +86,68 @@ pub(super) fn described(
         infos.insert(name.clone(), info);
     }
     Ok(infos)
+}
+
+#[cfg(test)]
+mod tests {
+    use tvix_node_protocol::build::{BuildKind, BuildLimits, BuildOptions, BuiltOutput, SwarmId, build_key};
+    use tvix_node_protocol::envelope::{NodeSecret, seal};
+    use tvix_node_protocol::path_info::NarHash;
+    use tvix_node_protocol::tree::TreeDigest;
+
+    use super::*;
+
+    fn path(number: u8, name: &str) -> StorePath {
+        StorePath::from_parts([number; 20], name).unwrap()
+    }
+
+    #[test]
+    fn one_record_answers_requests_for_any_of_the_outputs() {
+        let (builder, requester) = (NodeSecret::from_bytes(&[1; 32]), NodeSecret::from_bytes(&[2; 32]));
+        let derivation = path(1, "a.drv");
+        let all = ["dev".to_owned(), "out".to_owned()];
+        let options = BuildOptions { cores: 0 };
+        let built = |number: u8| BuiltOutput {
+            path: path(number, "a"),
+            tree: TreeDigest([number; 32]),
+            nar_hash: NarHash([number; 32]),
+            nar_size: 1,
+            references: vec![],
+        };
+        let record = BuildRecord {
+            build_key: build_key(&derivation, &[], &all, options).unwrap(),
+            request: None,
+            derivation: derivation.clone(),
+            inputs: vec![],
+            outputs: BTreeMap::from([("dev".to_owned(), built(2)), ("out".to_owned(), built(3))]),
+            builder: builder.key(),
+            started: 1,
+            finished: 2,
+            sandbox: String::new(),
+        };
+        for wanted in [&all[..1], &all[1..], &all[..]] {
+            let request = BuildRequest {
+                swarm: SwarmId([0; 32]),
+                requester: requester.key(),
+                builder: builder.key(),
+                derivation: derivation.clone(),
+                inputs: vec![],
+                outputs: wanted.to_vec(),
+                kind: BuildKind::Regular,
+                desired_store: None,
+                options,
+                limits: BuildLimits::NONE,
+                urgency: 0,
+                fresh: false,
+                keep_failed: false,
+                nonce: [0; 16],
+                issued_at: 0,
+                not_after: 1,
+            };
+            let hash = RequestHash(seal(&request, &requester).unwrap().payload_hash());
+            let answer = seal(&made_out(record.clone(), &request, hash).unwrap(), &builder).unwrap();
+            let taken = request.answered_by(hash, &answer);
+            assert_eq!(taken.map(|record| record.outputs.len()), Ok(2), "{wanted:?}");
+        }
+    }
 }

@@ -42,6 +42,11 @@ pub const SERVED_MEMORY: u64 = 50;
 /// Bytes that it may use on the disk.
 pub const SERVED_DISK: u64 = 64 << 30;
 
+/// Builds begun for others that a request waits for and that come to nothing for it, because they are for their
+/// requester alone or lack what that one was to give, before it has one of its own: sharing costs it no more than this,
+/// whatever others ask for.
+pub const TURNED_AWAY: usize = 2;
+
 /// How long a build for another waits for a slot before its requester is told to look elsewhere.
 pub const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 

@@ -12,20 +12,22 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{
     BuildKey, BuildLimits, BuildRecord, BuildRequest, BuiltOutput, DesiredStore, RequestHash,
 };
-use tvix_node_protocol::envelope::{Envelope, seal};
+use tvix_node_protocol::envelope::{Envelope, EnvelopeError, seal};
 use tvix_node_protocol::messages::{self, FailedFolder, Pushed, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_swarm::events::{IncomingBuild, RunningBuild};
 
 use super::TeamNode;
+use super::answer::made_out;
 use super::inputs::{Inputs, refusal};
 use super::limits::{
     GRANT_TIME, SERVED_DISK, SERVED_LOG, SERVED_MEMORY, SERVED_SILENCE, SERVED_TIME, SLOT_PATIENCE,
+    TURNED_AWAY,
 };
 use super::policy::opened;
 use super::served::ServedPlace;
-use super::together::{Ended, Heard, Progress, SharedBuild, lines, work_key};
+use super::together::{Ended, Heard, Progress, SharedBuild, work_key};
 use super::votes::{self, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
@@ -138,6 +140,7 @@ impl TeamNode {
         let key = order.key();
         let limits = bounded(request.limits);
         let (mut waiting, mut begun) = self.jobs.building.join(key, limits);
+        let mut turned_away = 0;
         loop {
             if begun {
                 let (node, build) = (Arc::clone(self), Arc::clone(&waiting.build));
@@ -148,7 +151,10 @@ impl TeamNode {
                 () = incoming.cancelled() => return,
             };
             if !begun && progress.is_for_another() {
-                (waiting, begun) = self.jobs.building.join(None, limits);
+                // The others who were turned away want the same.
+                turned_away += 1;
+                let key = key.filter(|_| turned_away < TURNED_AWAY);
+                (waiting, begun) = self.jobs.building.join(key, limits);
                 continue;
             }
             if let Progress::Over(ended) = &progress
@@ -187,11 +193,11 @@ impl TeamNode {
                 for tree in aside {
                     self.grants.give(request.requester, *tree, now());
                 }
-                let record = BuildRecord {
-                    request: Some(order.hash),
-                    ..(**record).clone()
-                };
-                match seal(&record, &self.jobs.secret) {
+                let record = made_out((**record).clone(), request, order.hash);
+                match record
+                    .map_err(EnvelopeError::from)
+                    .and_then(|record| seal(&record, &self.jobs.secret))
+                {
                     Ok(record) => {
                         let pushed = self.deliver(request, &record, *accepted).await;
                         running.finish(record, pushed).await.ok();
@@ -234,7 +240,7 @@ impl TeamNode {
         let building = &self.jobs.building;
         // Of equal inputs, which count here: the owner's command has them built from.
         if let Some(own) = order.key().and_then(|key| building.join_own(key, request.limits))
-            && let Some(ended) = follow_own(build, &own.build).await
+            && let Some(ended) = build.follow_own(&own.build).await
         {
             return ended;
         }
@@ -253,9 +259,19 @@ impl TeamNode {
         } = inputs;
         let key = if accepted { order.key() } else { None };
         if let Some(own) = building.join_own_or_run(key, request.limits, build, !accepted)
-            && let Some(ended) = follow_own(build, &own.build).await
+            && let Some(ended) = build.follow_own(&own.build).await
         {
             return ended;
+        }
+        // The owner's command may have had it built while the inputs or a slot were waited for.
+        if key.is_some()
+            && let Some(record) = self.built_before(request, &order.outputs).await
+        {
+            return Ended::Built {
+                record: Box::new(record),
+                accepted: true,
+                aside: Vec::new(),
+            };
         }
         let plan = Plan {
             path: request.derivation.clone(),
@@ -266,7 +282,8 @@ impl TeamNode {
         };
         let work = Work {
             plan,
-            wanted: request.outputs.clone(),
+            // Who asks for others of its outputs finds the record by these.
+            wanted: order.outputs.keys().cloned().collect(),
             cores: request.options.cores,
             limits: build.limits,
             slot: slot.slot,
@@ -404,6 +421,16 @@ impl TeamNode {
         if request.fresh {
             return None;
         }
+        let record = self.built_before(request, outputs).await?;
+        seal(&made_out(record, request, hash).ok()?, &self.jobs.secret).ok()
+    }
+
+    /// The record of a build of the same work by this node, whose outputs are here.
+    async fn built_before(
+        &self,
+        request: &BuildRequest,
+        outputs: &BTreeMap<String, StorePath>,
+    ) -> Option<BuildRecord> {
         // All outputs were built, whichever were asked for.
         let all = work_key(&request.derivation, &request.inputs, outputs, request.options)?;
         let keys = [request.build_key().ok()?, all];
@@ -438,15 +465,10 @@ impl TeamNode {
             }
             Ok(None)
         });
-        let record = record.await.unwrap_or_else(|error| {
+        record.await.unwrap_or_else(|error| {
             tracing::warn!(%error, "earlier builds could not be looked up");
             None
-        })?;
-        let record = BuildRecord {
-            request: Some(hash),
-            ..record
-        };
-        seal(&record, &self.jobs.secret).ok()
+        })
     }
 
     async fn slot(&self, request: &BuildRequest) -> Option<Result<LentSlot, String>> {
@@ -589,30 +611,6 @@ async fn pass_on(build: &SharedBuild, running: &mut RunningBuild) -> Arc<Ended> 
             // A requester that is gone has cancelled.
             Heard::Log(log) => drop(running.log(&log).await),
             Heard::Over(ended) => return ended,
-        }
-    }
-}
-
-/// Takes part in a build of the owner's own. None: what came of that says nothing about this one.
-async fn follow_own(build: &SharedBuild, own: &SharedBuild) -> Option<Ended> {
-    build.set(Progress::Running { for_one: false });
-    let mut following = own.follow();
-    loop {
-        let heard = tokio::select! {
-            heard = following.next() => heard,
-            () = build.cancel.cancelled() => {
-                let refusal = refusal(RefusalReason::Busy, "nobody waits for it any more");
-                return Some(Ended::Refused(refusal));
-            }
-        };
-        match heard {
-            Heard::Log(log) => lines(&log).for_each(|line| build.line(line)),
-            Heard::Over(ended) => {
-                return match &*ended {
-                    Ended::Built { .. } | Ended::Failed(_) => Some((*ended).clone()),
-                    Ended::Refused(_) => None,
-                };
-            }
         }
     }
 }

@@ -9,7 +9,8 @@
 //! a command that wants what is being built for another waits for that.
 //!
 //! Not shared are requests that say `fresh` or want the folder of a build that fails, and builds from inputs that this
-//! node does not accept: what is made of them is for the one alone who vouches for them. Of the own builds, those of
+//! node does not accept: what is made of them is for the one alone who vouches for them, and who had joined it shares
+//! another one. Of the own builds, those of
 //! fixed outputs and of what is private.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -205,6 +206,38 @@ impl SharedBuild {
         }
     }
 
+    /// Takes part in the build of the same work that the owner's command began, until that is over. None: what came of
+    /// it says nothing about this one, which is prepared from now on.
+    pub async fn follow_own(&self, own: &Self) -> Option<Ended> {
+        self.set(Progress::Running { for_one: false });
+        let mut following = own.follow();
+        let ended = loop {
+            let heard = tokio::select! {
+                biased;
+                heard = following.next() => heard,
+                () = self.cancel.cancelled() => {
+                    return Some(Ended::Refused(Refusal {
+                        reason: RefusalReason::Busy,
+                        message: "nobody waits for it any more".to_owned(),
+                    }));
+                }
+            };
+            match heard {
+                Heard::Log(log) => lines(&log).for_each(|line| self.line(line)),
+                Heard::Over(ended) => break ended,
+            }
+        };
+        match &*ended {
+            Ended::Built { .. } | Ended::Failed(_) => Some((*ended).clone()),
+            Ended::Refused(_) => {
+                // It needs inputs and a slot of its own. The owner's next command would wait for the slot that it has
+                // itself, and whoever joins has to see from what it is built.
+                self.set(Progress::Preparing);
+                None
+            }
+        }
+    }
+
     /// To be waited on.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -234,6 +267,8 @@ pub struct SharedBuilds(Mutex<All>);
 struct All {
     /// Those for others, and how many wait for each.
     others: HashMap<Key, (Arc<SharedBuild>, usize)>,
+    /// Those of them that turned out to be for the one alone who asked first: nobody joins them any more.
+    apart: Vec<(Arc<SharedBuild>, usize)>,
     /// This node's own.
     own: HashMap<BuildKey, OwnEntry>,
 }
@@ -400,7 +435,7 @@ impl SharedBuilds {
     }
 
     /// As [`SharedBuilds::join_own`]; where there is none to join, the build for others runs from now on. What begins
-    /// in between is seen by one of the two.
+    /// in between is seen by one of the two. Who asks for the same as one that is for one alone begins anew.
     pub fn join_own_or_run(
         self: &Arc<Self>,
         key: Option<BuildKey>,
@@ -411,6 +446,9 @@ impl SharedBuilds {
         let mut all = lock(&self.0);
         let own = key.and_then(|key| all.join_own(self, key, asked));
         if own.is_none() {
+            if for_one {
+                all.set_apart(build);
+            }
             build.set(Progress::Running { for_one });
         }
         own
@@ -455,13 +493,46 @@ impl SharedBuilds {
 
     /// It is over: who comes now begins anew.
     pub fn end(&self, build: &Arc<SharedBuild>) {
-        lock(&self.0)
-            .others
-            .retain(|_, (other, _)| !Arc::ptr_eq(other, build));
+        let mut all = lock(&self.0);
+        all.others.retain(|_, (other, _)| !Arc::ptr_eq(other, build));
+        all.apart.retain(|(other, _)| !Arc::ptr_eq(other, build));
     }
 }
 
 impl All {
+    fn set_apart(&mut self, build: &SharedBuild) {
+        let is_this = |entry: &(Arc<SharedBuild>, usize)| std::ptr::eq(Arc::as_ptr(&entry.0), build);
+        let key = self.others.iter().find(|(_, entry)| is_this(entry));
+        if let Some(key) = key.map(|(key, _)| *key)
+            && let Some(entry) = self.others.remove(&key)
+        {
+            self.apart.push(entry);
+        }
+    }
+
+    /// One waits no more for a build for others. One that nobody waits for is stopped, under the lock: nobody joins
+    /// what is being stopped.
+    fn leave(&mut self, key: Key, build: &Arc<SharedBuild>) {
+        if let Some((other, count)) = self.others.get_mut(&key)
+            && Arc::ptr_eq(other, build)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.others.remove(&key);
+                build.cancel.cancel();
+            }
+            return;
+        }
+        // Where it is not among these either, it is over.
+        if let Some(at) = self.apart.iter().position(|(other, _)| Arc::ptr_eq(other, build)) {
+            self.apart[at].1 -= 1;
+            if self.apart[at].1 == 0 {
+                self.apart.swap_remove(at);
+                build.cancel.cancel();
+            }
+        }
+    }
+
     fn join_own(&mut self, builds: &Arc<SharedBuilds>, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
         let entry = self.own.get_mut(&key)?;
         if !fits(asked, entry.build.limits) {
@@ -481,18 +552,7 @@ impl Drop for Waiting {
         let mut all = lock(&self.builds.0);
         match self.kind {
             Kind::Alone => self.build.cancel.cancel(),
-            Kind::Shared(key) => match all.others.get_mut(&key) {
-                Some((build, count)) if Arc::ptr_eq(build, &self.build) => {
-                    *count -= 1;
-                    if *count == 0 {
-                        // Under the lock: nobody joins what is being stopped.
-                        all.others.remove(&key);
-                        self.build.cancel.cancel();
-                    }
-                }
-                // It is over.
-                _ => {}
-            },
+            Kind::Shared(key) => all.leave(key, &self.build),
             Kind::Own(key) => {
                 if let Some(entry) = all.own.get_mut(&key)
                     && entry.is(&self.build)
@@ -506,184 +566,5 @@ impl Drop for Waiting {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY: BuildKey = BuildKey([1; 32]);
-
-    #[test]
-    fn a_build_goes_on_as_long_as_anybody_waits_for_it() {
-        let builds = Arc::new(SharedBuilds::default());
-        let (first, begun) = builds.join(Some(KEY), BuildLimits::NONE);
-        assert!(begun);
-        let (second, begun) = builds.join(Some(KEY), BuildLimits::NONE);
-        assert!(!begun && Arc::ptr_eq(&first.build, &second.build));
-        let (other, begun) = builds.join(Some(BuildKey([2; 32])), BuildLimits::NONE);
-        assert!(begun && !Arc::ptr_eq(&first.build, &other.build));
-        let cancel = first.build.cancel.clone();
-        drop(first);
-        assert!(!cancel.is_cancelled(), "the second one waits for it");
-        drop(second);
-        assert!(cancel.is_cancelled());
-        let (third, begun) = builds.join(Some(KEY), BuildLimits::NONE);
-        assert!(begun && !third.build.cancel.is_cancelled(), "it begins anew");
-        assert!(!other.build.cancel.is_cancelled());
-    }
-
-    #[test]
-    fn what_is_over_or_for_one_alone_is_not_joined() {
-        let builds = Arc::new(SharedBuilds::default());
-        let (first, _) = builds.join(Some(KEY), BuildLimits::NONE);
-        builds.end(&first.build);
-        let (second, begun) = builds.join(Some(KEY), BuildLimits::NONE);
-        assert!(begun);
-        drop(first);
-        assert!(!second.build.cancel.is_cancelled(), "it is another build");
-        let (alone, begun) = builds.join(None, BuildLimits::NONE);
-        assert!(begun);
-        let cancel = alone.build.cancel.clone();
-        drop(alone);
-        assert!(cancel.is_cancelled());
-    }
-
-    #[test]
-    fn who_comes_late_is_told_the_log_from_the_beginning() {
-        let build = SharedBuild::new(BuildLimits::NONE);
-        build.line(b"one");
-        build.line(b"two");
-        let (bytes, next) = build.log_from(0);
-        assert_eq!((bytes.as_slice(), next), (&b"one\ntwo\n"[..], 2));
-        assert_eq!(build.log_from(next), (Vec::new(), 2));
-        build.line(b"three");
-        assert_eq!(build.log_from(next), (b"three\n".to_vec(), 3));
-    }
-
-    #[test]
-    fn a_log_that_is_too_long_loses_its_beginning_and_says_so() {
-        let build = SharedBuild::new(BuildLimits::NONE);
-        let line = vec![b'x'; 1000];
-        let count = SHARED_LOG / 1000 + 10;
-        for _ in 0..count {
-            build.line(&line);
-        }
-        let (bytes, next) = build.log_from(0);
-        assert_eq!(next, count);
-        assert!(bytes.starts_with(b"("), "it says what is missing");
-        assert!(bytes.len() <= SHARED_LOG + 100);
-        let (rest, _) = build.log_from(next - 1);
-        assert_eq!(rest.len(), 1001);
-    }
-
-    fn begun(builds: &Arc<SharedBuilds>, limits: BuildLimits) -> Owned {
-        match builds.begin_own(KEY, limits) {
-            OwnBegin::Begun(own) => own,
-            OwnBegin::Joined(other) => panic!("joined {other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_owner_s_build_goes_on_for_others_when_the_owner_leaves() {
-        let builds = Arc::new(SharedBuilds::default());
-        let own = begun(&builds, BuildLimits::NONE);
-        let other = builds.join_own(KEY, BuildLimits::NONE).expect("it runs");
-        own.abandon();
-        assert!(!own.build.cancel.is_cancelled(), "another one waits for it");
-        drop(other);
-        assert!(own.build.cancel.is_cancelled());
-        assert!(
-            builds.join_own(KEY, BuildLimits::NONE).is_none(),
-            "it is being stopped"
-        );
-        drop(own);
-        let own = begun(&builds, BuildLimits::NONE);
-        own.abandon();
-        assert!(own.build.cancel.is_cancelled(), "nobody waits for it");
-    }
-
-    #[test]
-    fn a_build_that_goes_on_for_others_is_joined_by_the_owner_s_next_command() {
-        let builds = Arc::new(SharedBuilds::default());
-        let own = begun(&builds, BuildLimits::NONE);
-        let other = builds.join_own(KEY, BuildLimits::NONE).expect("it runs");
-        own.abandon();
-        let OwnBegin::Joined(next) = builds.begin_own(KEY, BuildLimits::NONE) else {
-            panic!("built twice");
-        };
-        drop(other);
-        assert!(!own.build.cancel.is_cancelled(), "the next command waits for it");
-        // With a limit of its own a command has its own build, which leaves the first one where it is.
-        let hour = BuildLimits {
-            time: Some(3600),
-            ..BuildLimits::NONE
-        };
-        let limited = begun(&builds, hour);
-        limited.abandon();
-        assert!(limited.build.cancel.is_cancelled());
-        drop(limited);
-        assert!(!own.build.cancel.is_cancelled());
-        drop(next);
-        assert!(own.build.cancel.is_cancelled(), "nobody waits for it any more");
-    }
-
-    #[test]
-    fn who_leaves_does_not_stop_what_the_owner_wants() {
-        let builds = Arc::new(SharedBuilds::default());
-        let own = begun(&builds, BuildLimits::NONE);
-        drop(builds.join_own(KEY, BuildLimits::NONE).expect("it runs"));
-        assert!(!own.build.cancel.is_cancelled());
-        let waiting = builds.join_own(KEY, BuildLimits::NONE).expect("it still runs");
-        drop(own);
-        assert!(
-            matches!(waiting.build.progress(), Progress::Over(_)),
-            "it is not waited for in vain"
-        );
-        assert!(builds.join_own(KEY, BuildLimits::NONE).is_none());
-    }
-
-    #[test]
-    fn a_limit_that_was_asked_for_is_kept() {
-        let builds = Arc::new(SharedBuilds::default());
-        let hour = BuildLimits {
-            time: Some(3600),
-            ..BuildLimits::NONE
-        };
-        let own = begun(&builds, BuildLimits::NONE);
-        assert!(builds.join_own(KEY, hour).is_none());
-        drop(own);
-        let own = begun(&builds, hour);
-        assert!(builds.join_own(KEY, hour).is_some());
-        assert!(builds.join_own(KEY, BuildLimits::NONE).is_some());
-        drop(own);
-    }
-
-    #[test]
-    fn the_owner_joins_what_runs_for_others_and_nothing_that_waits() {
-        let builds = Arc::new(SharedBuilds::default());
-        let (other, _) = builds.join(Some(KEY), BuildLimits::NONE);
-        // It may wait for the slot that the own build has.
-        drop(begun(&builds, BuildLimits::NONE));
-        other.build.set(Progress::Running { for_one: true });
-        drop(begun(&builds, BuildLimits::NONE));
-        let none = builds.join_own_or_run(Some(KEY), BuildLimits::NONE, &other.build, false);
-        assert!(none.is_none());
-        let OwnBegin::Joined(joined) = builds.begin_own(KEY, BuildLimits::NONE) else {
-            panic!("built twice");
-        };
-        assert!(Arc::ptr_eq(&joined.build, &other.build));
-        let cancel = other.build.cancel.clone();
-        drop(other);
-        assert!(!cancel.is_cancelled(), "the owner waits for it");
-        drop(joined);
-        assert!(cancel.is_cancelled());
-    }
-
-    #[test]
-    fn a_build_for_others_that_begins_meanwhile_follows_the_owner_s() {
-        let builds = Arc::new(SharedBuilds::default());
-        let (other, _) = builds.join(Some(KEY), BuildLimits::NONE);
-        let own = begun(&builds, BuildLimits::NONE);
-        let followed = builds.join_own_or_run(Some(KEY), BuildLimits::NONE, &other.build, false);
-        assert!(followed.is_some_and(|followed| Arc::ptr_eq(&followed.build, &own.build)));
-        assert!(matches!(other.build.progress(), Progress::Preparing));
-    }
-}
+#[path = "together_tests.rs"]
+mod tests;
