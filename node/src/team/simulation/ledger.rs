@@ -10,19 +10,14 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::plan::{Nature, Plan, Rule};
+use twice::{Asked, Attempt, Build, Failures};
+pub use twice::{End, Failing, Reason, Whose};
+
+mod twice;
 
 /// How long after a machine has heard of a revocation what was decided before may still arrive: as long as a transfer
 /// is waited for, and something more.
 const LATE: u64 = 120_000;
-
-/// Silence after which a second builder may be asked.
-const SILENCE: u64 = 2_000;
-
-/// How long a peer has for a short build before it is raced here, in milliseconds.
-const RACE: u64 = 1000;
-
-/// Members that are asked what they know of one path.
-const ASKED_FOR_A_PATH: usize = 4;
 
 pub type Content = (StorePath, TreeDigest);
 
@@ -33,77 +28,6 @@ struct Signed {
     job: StorePath,
     inputs: Vec<Content>,
     outputs: Vec<Content>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
-    /// Several have to build it, or this machine alone, by the rule of the one who wants it.
-    Rule,
-    /// It is made of other inputs.
-    OtherInputs,
-    /// The earlier one failed, was cancelled, or ended with its machine.
-    Failed,
-    /// Neither could know of the other when it was placed.
-    Simultaneous,
-    /// A peer takes long with a short build, and a slot here is free.
-    Race,
-    /// Who has it could not be heard, or was not there.
-    Unreachable,
-    /// Who has it is not connected with the one who wants it.
-    NotConnected,
-    /// What is there is not believed by the one who wants it.
-    NotBelieved,
-    /// More say that they have it than are asked.
-    Crowded,
-    /// It was there, and could not be fetched.
-    NotFetched,
-    /// The builder was silent, and a second one asked.
-    Hedge,
-    /// What its builder made is for its requester alone.
-    ForOne,
-    /// The own coordinator and another's request, side by side.
-    OwnAndLent,
-    /// It never makes the same twice, and the name has another tree already.
-    Restless,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    Running,
-    /// Its outputs lie under their names.
-    Kept,
-    /// They lie under their digests.
-    Aside,
-    /// It waits for what others say.
-    Vote,
-    Failed,
-}
-
-struct Build {
-    machine: usize,
-    job: usize,
-    inputs: Vec<Content>,
-    own: bool,
-    for_one: bool,
-    end: End,
-}
-
-/// What a coordinator wanted built, and how far that is.
-struct Attempt {
-    job: usize,
-    builder: Option<usize>,
-    /// One on the own machine begins when its inputs are here, and may come to nothing before.
-    begun: bool,
-    over: bool,
-    heard: u64,
-    placed: u64,
-}
-
-/// When a machine asked where a path is, and when it knew; never: it does not know yet.
-#[derive(Clone, Copy)]
-struct Asked {
-    from: u64,
-    to: u64,
 }
 
 pub struct Ledger {
@@ -123,6 +47,12 @@ pub struct Ledger {
     /// When one did not hear another, by who asked and whom.
     unheard: BTreeMap<(usize, usize), Vec<u64>>,
     unfetched: BTreeSet<(usize, StorePath)>,
+    /// By machine and derivation: who failed at it.
+    failures: BTreeMap<(usize, usize), Failures>,
+    /// How often a request was turned away from the build of another.
+    turned_away: BTreeMap<[u8; 32], usize>,
+    /// What holders have signed that they have.
+    advertised: BTreeSet<(usize, [u8; 16])>,
     /// Since when each machine is up; none: it is down.
     up: Vec<Option<u64>>,
     /// Requests that were signed by whom they name: by payload.
@@ -153,6 +83,9 @@ impl Ledger {
             asked: vec![BTreeMap::new(); count],
             unheard: BTreeMap::new(),
             unfetched: BTreeSet::new(),
+            failures: BTreeMap::new(),
+            turned_away: BTreeMap::new(),
+            advertised: BTreeSet::new(),
             up: vec![None; count],
             requests: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -177,6 +110,7 @@ impl Ledger {
         self.up[machine] = None;
         self.attempts[machine].clear();
         self.asked[machine].clear();
+        self.failures.retain(|(at, _), _| *at != machine);
         self.open.retain(|(at, _), _| *at != machine);
         for build in self.builds.iter_mut().filter(|build| build.machine == machine) {
             if build.end == End::Running {
@@ -185,13 +119,18 @@ impl Ledger {
         }
     }
 
-    /// One did not get an answer of another.
-    pub fn unheard(&mut self, from: usize, to: usize, now: u64) {
-        self.unheard.entry((from, to)).or_default().push(now);
+    /// A holder signs that it has what these keys stand for.
+    pub fn advertised(&mut self, holder: usize, keys: impl Iterator<Item = [u8; 16]>) {
+        self.advertised.extend(keys.map(|key| (holder, key)));
     }
 
-    pub fn not_fetched(&mut self, machine: usize, path: &StorePath) {
-        self.unfetched.insert((machine, path.clone()));
+    /// A machine takes it from one who keeps records that a holder has said that it has something.
+    pub fn handed_on(&mut self, machine: usize, holder: usize, key: [u8; 16]) {
+        self.count("keys handed on");
+        assert!(
+            self.advertised.contains(&(holder, key)),
+            "UNTRUSTED: machine {machine} believes that {holder} says that it has what it has never said"
+        );
     }
 
     pub fn said(&mut self, speaker: usize, listener: usize, content: Content) {
@@ -219,16 +158,6 @@ impl Ledger {
 
     pub fn requested(&mut self, payload: [u8; 32], by: usize, to: usize, issued: u64, until: u64) {
         self.requests.insert(payload, (by, to, issued, until));
-    }
-
-    pub fn presence_asked(&mut self, machine: usize, paths: &[StorePath], from: u64) {
-        self.presence_answered(machine, paths, from, u64::MAX);
-    }
-
-    pub fn presence_answered(&mut self, machine: usize, paths: &[StorePath], from: u64, to: u64) {
-        for path in paths {
-            self.asked[machine].insert(path.clone(), Asked { from, to });
-        }
     }
 
     pub fn opened(&mut self, machine: usize, session: u64, targets: &[usize]) {
@@ -409,286 +338,6 @@ impl Ledger {
         self.count("answers taken");
     }
 
-    /// A coordinator has a derivation built.
-    pub fn placed(&mut self, machine: usize, build: u64, job: usize, builder: Option<usize>, now: u64) {
-        let reason = self.why_again(machine, job, builder, now);
-        if let Some(reason) = reason {
-            *self.reasons.entry(reason).or_default() += 1;
-        }
-        self.attempts[machine].insert(
-            build,
-            Attempt {
-                job,
-                builder,
-                begun: builder.is_some(),
-                over: false,
-                heard: now,
-                placed: now,
-            },
-        );
-        self.count("placed");
-    }
-
-    /// A placement on the own machine becomes a build.
-    pub fn begins_here(&mut self, machine: usize, build: u64) {
-        let Some(job) = self.attempts[machine].get_mut(&build).map(|attempt| {
-            attempt.begun = true;
-            attempt.job
-        }) else {
-            panic!("TWICE: machine {machine} begins a build that was never placed");
-        };
-        let mut here = self.attempts[machine]
-            .values()
-            .filter(|attempt| attempt.builder.is_none() && attempt.begun && !attempt.over);
-        assert!(
-            here.by_ref().filter(|attempt| attempt.job == job).count() == 1,
-            "TWICE: machine {machine} begins two builds of one derivation"
-        );
-    }
-
-    pub fn heard_of(&mut self, machine: usize, build: u64, now: u64) {
-        if let Some(attempt) = self.attempts[machine].get_mut(&build) {
-            attempt.heard = now;
-        }
-    }
-
-    /// A machine sees that another is gone.
-    pub fn builder_gone(&mut self, machine: usize, builder: usize) {
-        for attempt in self.attempts[machine]
-            .values_mut()
-            .filter(|attempt| attempt.builder == Some(builder))
-        {
-            attempt.over = true;
-        }
-    }
-
-    pub fn attempt_over(&mut self, machine: usize, build: u64) {
-        if let Some(attempt) = self.attempts[machine].get_mut(&build) {
-            attempt.over = true;
-        }
-    }
-
-    /// Why a derivation may be built that somebody has or builds already; none: nobody does.
-    fn why_again(&self, machine: usize, job: usize, builder: Option<usize>, now: u64) -> Option<Reason> {
-        let plan = &self.plan;
-        if plan.machines[machine].rule != Rule::Roster {
-            return Some(Reason::Rule);
-        }
-        let mut reason = None;
-        // What is short is known from a build that is over.
-        let seen_any = self.attempts[machine]
-            .values()
-            .any(|attempt| attempt.begun && attempt.over);
-        for attempt in self.attempts[machine]
-            .values()
-            .filter(|attempt| attempt.job == job && attempt.begun && !attempt.over)
-        {
-            let races = builder.is_none() && attempt.builder.is_some() && seen_any;
-            if races && attempt.placed + RACE <= now {
-                reason = Some(Reason::Race);
-                continue;
-            }
-            assert!(
-                attempt.heard + SILENCE <= now,
-                "TWICE: machine {machine} has {} built a second time though its builder was heard {} ms ago",
-                plan.jobs[job].drv,
-                now - attempt.heard
-            );
-            reason = Some(Reason::Hedge);
-        }
-        for path in plan.jobs[job].outputs.values() {
-            let Some(asked) = self.asked[machine].get(path).copied() else {
-                panic!(
-                    "TWICE: machine {machine} has {} built and has not asked for {path}",
-                    plan.jobs[job].drv
-                );
-            };
-            if let Some((_, since)) = self.held[machine].get(path) {
-                // What a peer is late with may be on its way output by output.
-                let mut outputs = plan.jobs[job].outputs.values();
-                let raced = reason == Some(Reason::Race)
-                    && outputs.any(|output| !self.held[machine].contains_key(output));
-                assert!(
-                    *since >= asked.from || raced,
-                    "TWICE: machine {machine} has {path}, and has it built"
-                );
-            }
-            let mut said_to_have = 0;
-            for (holder, held) in self
-                .held
-                .iter()
-                .enumerate()
-                .filter(|(holder, _)| *holder != machine)
-            {
-                let liar = plan.machines[holder].nature != Nature::Honest;
-                said_to_have += usize::from(liar || held.contains_key(path));
-            }
-            for holder in (0..plan.machines.len()).filter(|holder| *holder != machine) {
-                if plan.machines[holder].nature != Nature::Honest {
-                    continue;
-                }
-                let Some((tree, since)) = self.held[holder].get(path).copied() else {
-                    continue;
-                };
-                let why = if since >= asked.from {
-                    Reason::Simultaneous
-                } else if self.did_not_hear(machine, holder, asked) {
-                    Reason::Unreachable
-                } else if !plan.machines[machine].neighbours.contains(&holder) {
-                    Reason::NotConnected
-                } else if said_to_have > ASKED_FOR_A_PATH {
-                    Reason::Crowded
-                } else if self.unfetched.contains(&(machine, path.clone())) {
-                    Reason::NotFetched
-                } else if !self.would_believe(machine, holder, &(path.clone(), tree), asked, now) {
-                    Reason::NotBelieved
-                } else {
-                    panic!(
-                        "TWICE: machine {machine} has {} built at {now}, and {holder} has {path} since {since}, which it would \
-                         believe, and was asked from {} to {}",
-                        plan.jobs[job].drv, asked.from, asked.to
-                    );
-                };
-                reason = Some(reason.unwrap_or(why));
-            }
-        }
-        let mut others = self.builds.iter().filter(|build| build.job == job);
-        reason.or_else(|| {
-            others.next_back().map(|build| match build.end {
-                End::Running => Reason::Simultaneous,
-                End::Kept | End::Vote => Reason::Unreachable,
-                End::Aside => Reason::ForOne,
-                End::Failed => Reason::Failed,
-            })
-        })
-    }
-
-    fn did_not_hear(&self, machine: usize, holder: usize, asked: Asked) -> bool {
-        let plan = &self.plan;
-        let parted = plan.partitions.iter().any(|partition| {
-            partition.from <= asked.to
-                && asked.from < partition.to
-                && partition.side.contains(&machine) != partition.side.contains(&holder)
-        });
-        let epochs = plan.revoked.is_some() && {
-            // While one has heard of a revocation and the other has not, they do not understand each other.
-            let hears = [plan.machines[machine].hears, plan.machines[holder].hears];
-            (hears[0].min(hears[1])..=hears[0].max(hears[1]) + LATE).contains(&asked.to)
-                || (hears[0].min(hears[1])..=hears[0].max(hears[1]) + LATE).contains(&asked.from)
-        };
-        let out = plan.revoked == Some(machine) || plan.revoked == Some(holder);
-        parted
-            || asked.to == u64::MAX
-            || epochs
-            || out
-            || self.up[holder].is_none_or(|since| since >= asked.from)
-            // Who has just come is not known to be there.
-            || self.up[machine].is_none_or(|since| since + 5_000 >= asked.from)
-            || self.up[holder].is_none_or(|since| since + 5_000 >= asked.from)
-            || self.unheard.get(&(machine, holder)).is_some_and(|times| times.iter().any(|time| (asked.from..=asked.to).contains(time)))
-    }
-
-    /// Whether what a holder can show of a path is enough for a machine by the roster's roles.
-    fn would_believe(
-        &self,
-        machine: usize,
-        holder: usize,
-        content: &Content,
-        asked: Asked,
-        now: u64,
-    ) -> bool {
-        let plan = &self.plan;
-        if plan.machines[holder]
-            .roles
-            .has(tvix_node_protocol::roster::Role::Store)
-        {
-            return true;
-        }
-        // Of several records the holder shows one, so all that could be it have to do.
-        let signed = self.signed.get(content).map_or(&[][..], Vec::as_slice);
-        !signed.is_empty()
-            && signed.iter().all(|signed| {
-                self.counts_for(machine, signed.by, now)
-                    && plan.is_builder(signed.by)
-                    && plan.revoked != Some(signed.by)
-                    && signed
-                        .inputs
-                        .iter()
-                        .all(|input| match self.held[machine].get(&input.0) {
-                            Some((tree, since)) => *tree == input.1 && *since < asked.from,
-                            None => {
-                                let shows = |(tree, since): &(TreeDigest, u64)| {
-                                    *tree == input.1 && *since < asked.from
-                                };
-                                let is_source = plan.sources.iter().any(|source| source.path == input.0);
-                                self.held[holder].get(&input.0).is_some_and(shows)
-                                    && (is_source || self.would_believe(machine, holder, input, asked, now))
-                            }
-                        })
-            })
-    }
-
-    /// A builder begins. `own`: for its own coordinator.
-    pub fn build_begins(
-        &mut self,
-        machine: usize,
-        job: usize,
-        inputs: Vec<Content>,
-        own: bool,
-        for_one: bool,
-    ) -> usize {
-        assert!(self.plan.machines[machine].nature == Nature::Honest);
-        let restless = self.plan.jobs[job].restless;
-        let rule = self.plan.machines[machine].rule != Rule::Roster;
-        let mut reasons = vec![];
-        for other in self
-            .builds
-            .iter()
-            .filter(|build| build.machine == machine && build.job == job)
-        {
-            let reason = match other.end {
-                _ if other.inputs != inputs => Reason::OtherInputs,
-                End::Failed => Reason::Failed,
-                End::Vote => Reason::Rule,
-                _ if own || other.own => Reason::OwnAndLent,
-                End::Running if other.for_one || for_one => Reason::ForOne,
-                End::Aside if restless => Reason::Restless,
-                End::Aside => Reason::ForOne,
-                End::Kept
-                    if self.plan.jobs[job]
-                        .outputs
-                        .values()
-                        .any(|path| !self.held[machine].contains_key(path)) =>
-                {
-                    Reason::Failed
-                }
-                End::Kept | End::Running if rule => Reason::Rule,
-                End::Kept => panic!(
-                    "TWICE: machine {machine} builds {} again, and has it",
-                    self.plan.jobs[job].drv
-                ),
-                End::Running => panic!(
-                    "TWICE: machine {machine} runs two builds of {} of the same inputs for others",
-                    self.plan.jobs[job].drv
-                ),
-            };
-            reasons.push(reason);
-        }
-        for reason in reasons {
-            *self.reasons.entry(reason).or_default() += 1;
-        }
-        self.count("builds");
-        self.builds.push(Build {
-            machine,
-            job,
-            inputs,
-            own,
-            for_one,
-            end: End::Running,
-        });
-        self.builds.len() - 1
-    }
-
     /// What an honest machine's build made.
     pub fn build_makes(&mut self, build: usize, outputs: &[Content]) {
         let is_true = self.builds[build]
@@ -700,10 +349,6 @@ impl Ledger {
         } else {
             self.count("builds of false inputs");
         }
-    }
-
-    pub fn build_ends(&mut self, build: usize, end: End) {
-        self.builds[build].end = end;
     }
 
     /// A builder answers that it has built something.
@@ -736,6 +381,8 @@ impl Ledger {
 
     /// A command is told the end.
     pub fn session_over(&mut self, machine: usize, session: u64, success: bool, interrupted: bool) {
+        // Of what no command wants any more nothing is kept in mind.
+        self.failures.retain(|(at, _), _| *at != machine);
         let Some(open) = self.open.remove(&(machine, session)) else {
             panic!("ENDLESS: a command of machine {machine} is told its end twice");
         };

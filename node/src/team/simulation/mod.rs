@@ -14,7 +14,9 @@ mod executor;
 mod ledger;
 mod liar;
 mod node;
+mod own;
 mod plan;
+mod serving;
 mod store;
 mod world;
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tvix_node_coordinator::{
-    Action, BuildId, Config, Coordinator, Derivation, Event, FetchId, InputDerivation, OwnBuilder, PeerOffer,
-    Quorum, SessionId, SessionOptions, Time,
+    Action, BuildId, Config, Coordinator, Derivation, Event, FailureKind, FetchId, InputDerivation,
+    OwnBuilder, PeerOffer, Quorum, SessionId, SessionOptions, Time,
 };
 use tvix_node_protocol::build::BuildLimits;
 use tvix_node_protocol::control::{EventKind, Outcome, SessionMode};
@@ -23,7 +23,9 @@ use super::super::grants::Grants;
 use super::super::served::Served;
 use super::super::together::SharedBuilds;
 use super::executor::Group;
+use super::ledger::Failing;
 use super::plan::{Nature, View};
+use super::serving::Begun;
 use super::world::{World, lock};
 use crate::daemon::derivations::CheckedDerivations;
 
@@ -54,6 +56,8 @@ pub struct Node {
     pub core: Mutex<Core>,
     pub shown: ShownPaths,
     pub building: Arc<SharedBuilds>,
+    /// By where it lies: who began what others may join.
+    pub begun: Mutex<HashMap<usize, Begun>>,
     pub served: Arc<Served>,
     pub grants: Grants,
     pub derivations: CheckedDerivations,
@@ -93,6 +97,7 @@ impl Node {
             }),
             shown: ShownPaths::default(),
             building: Arc::default(),
+            begun: Mutex::default(),
             served: Arc::default(),
             grants: Grants::default(),
             derivations: CheckedDerivations::default(),
@@ -278,14 +283,27 @@ impl Node {
             Event::BuildStarted { build } | Event::Heartbeat { build } => {
                 self.world.ledger().heard_of(at, build.0, now)
             }
-            Event::BuildFinished { build, .. } | Event::BuildFailed { build, .. } => {
+            Event::BuildFinished { build, .. } => {
                 lock(&self.core).builds.remove(build);
                 self.world.ledger().attempt_over(at, build.0);
             }
+            Event::BuildFailed { build, failure } => {
+                lock(&self.core).builds.remove(build);
+                let how = match failure.kind {
+                    FailureKind::Busy => Failing::Blameless,
+                    FailureKind::Refused => Failing::Refused,
+                    FailureKind::Transient | FailureKind::Cancelled => Failing::Lost,
+                    FailureKind::Builder | FailureKind::Limit | FailureKind::Disagreed => {
+                        Failing::ItsOwnFault
+                    }
+                };
+                self.world.ledger().attempt_failed(at, build.0, how);
+            }
+            Event::InputsMissing { build, .. } => self.world.ledger().inputs_missing(at, build.0),
             _ => {}
         }
         self.world.say(|| format!("{at:>3} event  {event:?}"));
-        let (actions, new, free) = {
+        let (actions, new, waited_for, free) = {
             let mut core = lock(&self.core);
             let actions = core.coordinator.handle(Time(now), event);
             let views: Vec<_> = core
@@ -294,12 +312,16 @@ impl Node {
                 .map(|view| (view.build, view.derivation, view.node))
                 .collect();
             let mut new = vec![];
+            let mut waited_for = BTreeSet::new();
             for (build, derivation, node) in views {
+                if node.is_some() {
+                    waited_for.insert(build.0);
+                }
                 if core.known_builds.insert(build) {
                     new.push((build, derivation, node));
                 }
             }
-            (actions, new, core.coordinator.free_slots())
+            (actions, new, waited_for, core.coordinator.free_slots())
         };
         for (build, derivation, node) in new {
             let builder = node.and_then(|key| self.world.number(key));
@@ -311,6 +333,7 @@ impl Node {
             self.world.say(|| format!("{at:>3} action {action:?}"));
             self.act(action);
         }
+        self.world.ledger().still_waited_for(at, &waited_for, now);
         self.schedule_tick();
         self.tell_free(free);
     }
@@ -474,6 +497,10 @@ impl Node {
                 let number = number.expect("only open commands are told something");
                 let job = self.world.plan.sessions[number].targets[usize::try_from(*target).unwrap()];
                 self.world.ledger().target_done(self.at, session, job);
+            }
+            EventKind::BuildFailed { derivation, .. } => {
+                let job = self.world.jobs[derivation];
+                self.world.ledger().told_failed(self.at, job);
             }
             EventKind::Ended { outcome, .. } => {
                 let success = *outcome == Outcome::Success;

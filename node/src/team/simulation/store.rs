@@ -144,6 +144,9 @@ impl Surroundings for Node {
             };
             for key in said {
                 if keys.contains(&key) {
+                    if let Some(holder) = self.world.number(holder) {
+                        self.world.ledger().handed_on(self.at, holder, key.0);
+                    }
                     found.entry(key).or_default().insert(holder);
                 }
             }
@@ -323,6 +326,8 @@ impl Node {
                     let mut signed = vec![];
                     for cell in cells {
                         core.serial += 1;
+                        let keys = cell.keys.iter().map(|key| key.0);
+                        self.world.ledger().advertised(self.at, keys);
                         let header = PresenceHeader {
                             swarm: plan.swarm,
                             epoch,

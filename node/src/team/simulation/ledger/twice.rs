@@ -1,0 +1,553 @@
+//! What is built, who was asked to, and why again.
+
+use std::collections::BTreeSet;
+
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::roster::Role;
+use tvix_node_protocol::tree::TreeDigest;
+
+use super::{Content, LATE, Ledger};
+use crate::team::simulation::plan::{Nature, Rule};
+
+/// Silence after which a second builder may be asked.
+const SILENCE: u64 = 2_000;
+
+/// How long a peer has for a short build before it is raced here, in milliseconds.
+const RACE: u64 = 1000;
+
+/// Members that are asked what they know of one path.
+const ASKED_FOR_A_PATH: usize = 4;
+
+/// Silence after which a builder is not waited for any more, in milliseconds, and what may pass until that is noticed.
+const GIVEN_UP: u64 = 30_000 + 1_000;
+
+/// Builders that are lost over one derivation before no further one is asked.
+const LOST: usize = 3;
+
+/// Builds that came to nothing for a request before it has one of its own.
+const TURNED_AWAY: usize = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// Several have to build it, or this machine alone, by the rule of the one who wants it.
+    Rule,
+    /// It is made of other inputs.
+    OtherInputs,
+    /// The earlier one failed, was cancelled, or ended with its machine.
+    Failed,
+    /// Neither could know of the other when it was placed.
+    Simultaneous,
+    /// A peer takes long with a short build, and a slot here is free.
+    Race,
+    /// Who has it could not be heard, or was not there.
+    Unreachable,
+    /// Who has it is not connected with the one who wants it.
+    NotConnected,
+    /// What is there is not believed by the one who wants it.
+    NotBelieved,
+    /// More say that they have it than are asked.
+    Crowded,
+    /// It was there, and could not be fetched.
+    NotFetched,
+    /// The builder was silent, and a second one asked.
+    Hedge,
+    /// What its builder made is for its requester alone.
+    ForOne,
+    /// It had waited for builds that were for others alone, or lacked what others were to give.
+    TurnedAway,
+    /// It never makes the same twice, and the name has another tree already.
+    Restless,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Running,
+    /// Its outputs lie under their names.
+    Kept,
+    /// They lie under their digests.
+    Aside,
+    /// It waits for what others say.
+    Vote,
+    Failed,
+}
+
+/// Whose a build is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Its machine's own coordinator's.
+    Own,
+    /// That of one who asked for it first.
+    Requester {
+        by: usize,
+        /// His request.
+        request: [u8; 32],
+        /// Its inputs are only his word.
+        alone: bool,
+    },
+}
+
+pub(super) struct Build {
+    pub(super) machine: usize,
+    pub(super) job: usize,
+    pub(super) inputs: Vec<Content>,
+    whose: Whose,
+    pub(super) end: End,
+}
+
+/// What has gone wrong with a derivation at the builders that one machine has asked.
+#[derive(Default)]
+pub(super) struct Failures {
+    builders: BTreeSet<usize>,
+    lost: usize,
+}
+
+/// How a build that was asked of another came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failing {
+    /// Nobody is to blame: it was busy, or lacked what it was to be given.
+    Blameless,
+    /// It will not.
+    Refused,
+    /// It broke down, went away, or its answer is not one.
+    Lost,
+    /// The derivation fails.
+    ItsOwnFault,
+}
+
+/// What a coordinator wanted built, and how far that is.
+pub(super) struct Attempt {
+    job: usize,
+    builder: Option<usize>,
+    /// Its builder could not get what it reads.
+    lacks_inputs: bool,
+    /// It is not waited for any more.
+    given_up: bool,
+    /// One on the own machine begins when its inputs are here, and may come to nothing before.
+    begun: bool,
+    over: bool,
+    heard: u64,
+    placed: u64,
+}
+
+/// When a machine asked where a path is, and when it knew; never: it does not know yet.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    from: u64,
+    to: u64,
+}
+
+impl Ledger {
+    /// One did not get an answer of another.
+    pub fn unheard(&mut self, from: usize, to: usize, now: u64) {
+        self.unheard.entry((from, to)).or_default().push(now);
+    }
+
+    pub fn not_fetched(&mut self, machine: usize, path: &StorePath) {
+        self.unfetched.insert((machine, path.clone()));
+    }
+
+    pub fn presence_asked(&mut self, machine: usize, paths: &[StorePath], from: u64) {
+        self.presence_answered(machine, paths, from, u64::MAX);
+    }
+
+    pub fn presence_answered(&mut self, machine: usize, paths: &[StorePath], from: u64, to: u64) {
+        for path in paths {
+            self.asked[machine].insert(path.clone(), Asked { from, to });
+        }
+    }
+
+    /// A coordinator has a derivation built.
+    pub fn placed(&mut self, machine: usize, build: u64, job: usize, builder: Option<usize>, now: u64) {
+        if let Some(builder) = builder
+            && let Some(failures) = self.failures.get(&(machine, job))
+        {
+            assert!(
+                !failures.builders.contains(&builder),
+                "ENDLESS: machine {machine} asks {builder} again for {}, which failed there",
+                self.plan.jobs[job].drv
+            );
+            assert!(
+                failures.lost < LOST,
+                "ENDLESS: machine {machine} asks {builder} for {}, over which it has lost {} builders",
+                self.plan.jobs[job].drv,
+                failures.lost
+            );
+        }
+        let reason = self.why_again(machine, job, builder, now);
+        if let Some(reason) = reason {
+            *self.reasons.entry(reason).or_default() += 1;
+        }
+        self.attempts[machine].insert(
+            build,
+            Attempt {
+                job,
+                builder,
+                lacks_inputs: false,
+                given_up: false,
+                begun: builder.is_some(),
+                over: false,
+                heard: now,
+                placed: now,
+            },
+        );
+        self.count("placed");
+    }
+
+    /// A placement on the own machine becomes a build.
+    pub fn begins_here(&mut self, machine: usize, build: u64) {
+        let Some(job) = self.attempts[machine].get_mut(&build).map(|attempt| {
+            attempt.begun = true;
+            attempt.job
+        }) else {
+            panic!("TWICE: machine {machine} begins a build that was never placed");
+        };
+        let mut here = self.attempts[machine]
+            .values()
+            .filter(|attempt| attempt.builder.is_none() && attempt.begun && !attempt.over);
+        assert!(
+            here.by_ref().filter(|attempt| attempt.job == job).count() == 1,
+            "TWICE: machine {machine} begins two builds of one derivation"
+        );
+    }
+
+    pub fn heard_of(&mut self, machine: usize, build: u64, now: u64) {
+        if let Some(attempt) = self.attempts[machine].get_mut(&build) {
+            attempt.heard = now;
+        }
+    }
+
+    /// A machine sees that another is gone.
+    pub fn builder_gone(&mut self, machine: usize, builder: usize) {
+        let attempts = self.attempts[machine].values_mut();
+        let there = attempts.filter(|attempt| attempt.builder == Some(builder) && !attempt.over);
+        let mut lost = vec![];
+        for attempt in there {
+            attempt.over = true;
+            if !attempt.given_up && !attempt.lacks_inputs {
+                lost.push(attempt.job);
+            }
+        }
+        for job in lost {
+            self.failed_there(machine, job, builder, Failing::Lost);
+        }
+    }
+
+    /// A builder could not get what a build reads.
+    pub fn inputs_missing(&mut self, machine: usize, build: u64) {
+        if let Some(attempt) = self.attempts[machine].get_mut(&build) {
+            attempt.lacks_inputs = true;
+        }
+    }
+
+    /// A build that a machine asked for has come to nothing.
+    pub fn attempt_failed(&mut self, machine: usize, build: u64, how: Failing) {
+        let Some(attempt) = self.attempts[machine].get_mut(&build) else {
+            return;
+        };
+        let expected = !std::mem::replace(&mut attempt.over, true) && !attempt.given_up;
+        if let Some(builder) = attempt.builder
+            && expected
+            && !attempt.lacks_inputs
+        {
+            let job = attempt.job;
+            self.failed_there(machine, job, builder, how);
+        }
+    }
+
+    fn failed_there(&mut self, machine: usize, job: usize, builder: usize, how: Failing) {
+        if matches!(how, Failing::Blameless | Failing::ItsOwnFault) {
+            return;
+        }
+        self.count("builders that failed");
+        let failures = self.failures.entry((machine, job)).or_default();
+        failures.builders.insert(builder);
+        failures.lost += usize::from(how == Failing::Lost);
+    }
+
+    /// Those who wanted a derivation are told that it has failed: who wants it next begins anew.
+    pub fn told_failed(&mut self, machine: usize, job: usize) {
+        self.failures.remove(&(machine, job));
+    }
+
+    /// What a coordinator still has others build. What is not among it, and not over, it has given up; what is must have
+    /// been heard of.
+    pub fn still_waited_for(&mut self, machine: usize, builds: &BTreeSet<u64>, now: u64) {
+        let mut lost = vec![];
+        for (build, attempt) in &mut self.attempts[machine] {
+            let Some(builder) = attempt.builder.filter(|_| !attempt.over && !attempt.given_up) else {
+                continue;
+            };
+            if builds.contains(build) {
+                assert!(
+                    now <= attempt.heard + GIVEN_UP,
+                    "ENDLESS: machine {machine} waits for {builder}, which it has not heard of for {} ms",
+                    now - attempt.heard
+                );
+            } else {
+                attempt.given_up = true;
+                if !attempt.lacks_inputs {
+                    lost.push((attempt.job, builder));
+                }
+            }
+        }
+        for (job, builder) in lost {
+            self.count("builders given up");
+            self.failed_there(machine, job, builder, Failing::Lost);
+        }
+    }
+
+    pub fn attempt_over(&mut self, machine: usize, build: u64) {
+        if let Some(attempt) = self.attempts[machine].get_mut(&build) {
+            attempt.over = true;
+        }
+    }
+
+    /// Why a derivation may be built that somebody has or builds already; none: nobody does.
+    fn why_again(&self, machine: usize, job: usize, builder: Option<usize>, now: u64) -> Option<Reason> {
+        let plan = &self.plan;
+        if plan.machines[machine].rule != Rule::Roster {
+            return Some(Reason::Rule);
+        }
+        let mut reason = None;
+        // What is short is known from a build that is over.
+        let seen_any = self.attempts[machine]
+            .values()
+            .any(|attempt| attempt.begun && attempt.over);
+        for attempt in self.attempts[machine]
+            .values()
+            .filter(|attempt| attempt.job == job && attempt.begun && !attempt.over)
+        {
+            let races = builder.is_none() && attempt.builder.is_some() && seen_any;
+            if races && attempt.placed + RACE <= now {
+                reason = Some(Reason::Race);
+                continue;
+            }
+            assert!(
+                attempt.heard + SILENCE <= now,
+                "TWICE: machine {machine} has {} built a second time though its builder was heard {} ms ago",
+                plan.jobs[job].drv,
+                now - attempt.heard
+            );
+            reason = Some(Reason::Hedge);
+        }
+        let mut known_here = 0;
+        for path in plan.jobs[job].outputs.values() {
+            let Some(asked) = self.asked[machine].get(path).copied() else {
+                panic!(
+                    "TWICE: machine {machine} has {} built and has not asked for {path}",
+                    plan.jobs[job].drv
+                );
+            };
+            // A derivation is built for what is missing, though another of its outputs may be here: they come one by
+            // one, and one of them may be nowhere else.
+            if let Some((_, since)) = self.held[machine].get(path) {
+                if *since >= asked.from {
+                    reason = Some(reason.unwrap_or(Reason::Simultaneous));
+                } else {
+                    known_here += 1;
+                }
+                continue;
+            }
+            let mut said_to_have = 0;
+            for (holder, held) in self
+                .held
+                .iter()
+                .enumerate()
+                .filter(|(holder, _)| *holder != machine)
+            {
+                let liar = plan.machines[holder].nature != Nature::Honest;
+                said_to_have += usize::from(liar || held.contains_key(path));
+            }
+            for holder in (0..plan.machines.len()).filter(|holder| *holder != machine) {
+                if plan.machines[holder].nature != Nature::Honest {
+                    continue;
+                }
+                let Some((tree, since)) = self.held[holder].get(path).copied() else {
+                    continue;
+                };
+                let why = if since >= asked.from {
+                    Reason::Simultaneous
+                } else if self.did_not_hear(machine, holder, asked) {
+                    Reason::Unreachable
+                } else if !plan.machines[machine].neighbours.contains(&holder) {
+                    Reason::NotConnected
+                } else if said_to_have > ASKED_FOR_A_PATH {
+                    Reason::Crowded
+                } else if self.unfetched.contains(&(machine, path.clone())) {
+                    Reason::NotFetched
+                } else if !self.would_believe(machine, holder, &(path.clone(), tree), asked, now) {
+                    Reason::NotBelieved
+                } else {
+                    panic!(
+                        "TWICE: machine {machine} has {} built at {now}, and {holder} has {path} since {since}, which it would \
+                         believe, and was asked from {} to {}",
+                        plan.jobs[job].drv, asked.from, asked.to
+                    );
+                };
+                reason = Some(reason.unwrap_or(why));
+            }
+        }
+        assert!(
+            known_here < plan.jobs[job].outputs.len(),
+            "TWICE: machine {machine} has all outputs of {}, and has it built",
+            plan.jobs[job].drv
+        );
+        let mut others = self.builds.iter().filter(|build| build.job == job);
+        reason.or_else(|| {
+            others.next_back().map(|build| match build.end {
+                End::Running => Reason::Simultaneous,
+                End::Kept | End::Vote => Reason::Unreachable,
+                End::Aside => Reason::ForOne,
+                End::Failed => Reason::Failed,
+            })
+        })
+    }
+
+    fn did_not_hear(&self, machine: usize, holder: usize, asked: Asked) -> bool {
+        let plan = &self.plan;
+        let parted = plan.partitions.iter().any(|partition| {
+            partition.from <= asked.to
+                && asked.from < partition.to
+                && partition.side.contains(&machine) != partition.side.contains(&holder)
+        });
+        let epochs = plan.revoked.is_some() && {
+            // While one has heard of a revocation and the other has not, they do not understand each other.
+            let hears = [plan.machines[machine].hears, plan.machines[holder].hears];
+            (hears[0].min(hears[1])..=hears[0].max(hears[1]) + LATE).contains(&asked.to)
+                || (hears[0].min(hears[1])..=hears[0].max(hears[1]) + LATE).contains(&asked.from)
+        };
+        let out = plan.revoked == Some(machine) || plan.revoked == Some(holder);
+        parted
+            || asked.to == u64::MAX
+            || epochs
+            || out
+            || self.up[holder].is_none_or(|since| since >= asked.from)
+            // Who has just come is not known to be there.
+            || self.up[machine].is_none_or(|since| since + 5_000 >= asked.from)
+            || self.up[holder].is_none_or(|since| since + 5_000 >= asked.from)
+            || self.unheard.get(&(machine, holder)).is_some_and(|times| times.iter().any(|time| (asked.from..=asked.to).contains(time)))
+    }
+
+    /// Whether what a holder can show of a path is enough for a machine by the roster's roles.
+    fn would_believe(
+        &self,
+        machine: usize,
+        holder: usize,
+        content: &Content,
+        asked: Asked,
+        now: u64,
+    ) -> bool {
+        let plan = &self.plan;
+        if plan.machines[holder].roles.has(Role::Store) {
+            return true;
+        }
+        // Of several records the holder shows one, so all that could be it have to do.
+        let signed = self.signed.get(content).map_or(&[][..], Vec::as_slice);
+        !signed.is_empty()
+            && signed.iter().all(|signed| {
+                self.counts_for(machine, signed.by, now)
+                    && plan.is_builder(signed.by)
+                    && plan.revoked != Some(signed.by)
+                    && signed
+                        .inputs
+                        .iter()
+                        .all(|input| match self.held[machine].get(&input.0) {
+                            Some((tree, since)) => *tree == input.1 && *since < asked.from,
+                            None => {
+                                let shows = |(tree, since): &(TreeDigest, u64)| {
+                                    *tree == input.1 && *since < asked.from
+                                };
+                                let is_source = plan.sources.iter().any(|source| source.path == input.0);
+                                self.held[holder].get(&input.0).is_some_and(shows)
+                                    && (is_source || self.would_believe(machine, holder, input, asked, now))
+                            }
+                        })
+            })
+    }
+
+    /// A request that had joined another's build is turned away from it.
+    pub fn turned_away(&mut self, request: [u8; 32]) {
+        self.count("turned away from another's build");
+        *self.turned_away.entry(request).or_default() += 1;
+    }
+
+    /// A builder begins.
+    pub fn build_begins(&mut self, machine: usize, job: usize, inputs: Vec<Content>, whose: Whose) -> usize {
+        assert!(self.plan.machines[machine].nature == Nature::Honest);
+        let (plan, drv) = (&self.plan, &self.plan.jobs[job].drv);
+        let holds_all = plan.jobs[job]
+            .outputs
+            .values()
+            .all(|path| self.held[machine].contains_key(path));
+        assert!(
+            whose != Whose::Own || !holds_all,
+            "TWICE: machine {machine} builds {drv} for itself, and has it"
+        );
+        let is_alone = |whose: Whose| matches!(whose, Whose::Requester { alone: true, .. });
+        let was_turned_away = |whose: Whose| match whose {
+            Whose::Own => false,
+            Whose::Requester { request, .. } => self
+                .turned_away
+                .get(&request)
+                .is_some_and(|times| *times >= TURNED_AWAY),
+        };
+        let mut reasons = vec![];
+        for other in self
+            .builds
+            .iter()
+            .filter(|build| build.machine == machine && build.job == job)
+        {
+            let reason = match other.end {
+                _ if other.inputs != inputs => Reason::OtherInputs,
+                End::Failed => Reason::Failed,
+                End::Vote => Reason::Rule,
+                End::Running if is_alone(other.whose) || is_alone(whose) => Reason::ForOne,
+                End::Running if was_turned_away(other.whose) || was_turned_away(whose) => Reason::TurnedAway,
+                End::Running => panic!(
+                    "TWICE: machine {machine} runs two builds of {drv} of the same inputs: {:?} and {whose:?}",
+                    other.whose
+                ),
+                End::Aside if plan.jobs[job].restless => Reason::Restless,
+                End::Aside => Reason::ForOne,
+                End::Kept if !holds_all => Reason::Failed,
+                End::Kept => panic!("TWICE: machine {machine} builds {drv} again, and has it"),
+            };
+            reasons.push(reason);
+        }
+        for reason in reasons {
+            *self.reasons.entry(reason).or_default() += 1;
+        }
+        self.count("builds");
+        self.builds.push(Build {
+            machine,
+            job,
+            inputs,
+            whose,
+            end: End::Running,
+        });
+        self.builds.len() - 1
+    }
+
+    /// What a build made is given to one who had asked for it.
+    pub fn answers(&mut self, build: usize, requester: usize) {
+        let Build { machine, whose, .. } = self.builds[build];
+        if let Whose::Requester { by, alone: true, .. } = whose {
+            assert_eq!(
+                by, requester,
+                "UNTRUSTED: machine {machine} gives {requester} what it built of what only {by} vouches for"
+            );
+        }
+    }
+
+    /// A request is refused for what a build lacks that `by` had asked for first.
+    pub fn refused_for(&mut self, machine: usize, requester: usize, by: usize) {
+        assert_eq!(
+            requester, by,
+            "UNTRUSTED: machine {machine} refuses a request of {requester} for what that of {by} lacks"
+        );
+    }
+
+    pub fn build_ends(&mut self, build: usize, end: End) {
+        self.builds[build].end = end;
+    }
+}
