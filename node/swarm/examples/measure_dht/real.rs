@@ -19,6 +19,8 @@ use crate::{FEW, MANY};
 const WATCHED: Duration = Duration::from_secs(60);
 /// The name of the threads of the node with many paths.
 const HOLDER: &str = "holder";
+/// Connections that each node keeps.
+const KEPT: usize = 8;
 /// Look-ups of one path each.
 const LOOK_UPS: usize = 50;
 
@@ -110,7 +112,7 @@ fn config(home: &tempfile::TempDir, ahead: &Ahead) -> Config {
     Config {
         listen: vec!["/ip4/127.0.0.1/tcp/0".to_owned()],
         // As many as a node needs; a mesh of all would measure connections.
-        keep_peers: 8,
+        keep_peers: KEPT,
         clock: ahead.clock(),
         ..Config::new(home.path().join("spool"))
     }
@@ -173,8 +175,8 @@ async fn measured(count: usize) -> Outcome<()> {
     for (home, team, secret) in joined {
         let paths = paths(MANY + first, FEW)?;
         let node = run(home, team, secret, paths, &ahead).await?;
-        // One after the other, so that there are never too many connections.
-        until(async || node.handle.is_published().await).await;
+        // One after the other, so that there are never too many connections under way.
+        until(async || node.handle.peers().len() >= KEPT.min(nodes.len())).await;
         nodes.push(node);
         first += FEW;
     }
