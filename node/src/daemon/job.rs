@@ -154,7 +154,7 @@ impl Jobs {
             }
         };
         match &kept {
-            Ok(Kept::Registered(_, record)) => owned.end(Ended::Built {
+            Ok(Kept::Registered(_, Some(record))) => owned.end(Ended::Built {
                 record: record.clone(),
                 accepted: true,
                 aside: Vec::new(),
@@ -163,7 +163,7 @@ impl Jobs {
             Err(error) if kind_of(error) == FailureKind::Builder => {
                 owned.end(Ended::Failed(told_failure(error)))
             }
-            Ok(Kept::Vote(_)) | Err(_) => {}
+            Ok(Kept::Registered(_, None) | Kept::Vote(_)) | Err(_) => {}
         }
         kept.map(Kept::result)
     }
@@ -267,14 +267,21 @@ impl Jobs {
             .register(job.derivation.clone(), performed.outputs, performed.record, note)
             .await?;
         drop(performed.leftover);
-        Ok(Kept::Registered(built, Box::new(record)))
+        let names = record.outputs.values().map(|output| output.path.clone());
+        let here = self.depot.infos(names.collect()).await?;
+        let lies_here = record.outputs.values().all(|output| {
+            let mut here = here.iter();
+            here.any(|info| info.path == output.path && info.tree == output.tree)
+        });
+        Ok(Kept::Registered(built, lies_here.then(|| Box::new(record))))
     }
 }
 
 /// What became of a build that succeeded.
 enum Kept {
-    /// It is in the store.
-    Registered(BTreeMap<String, BuiltPath>, Box<BuildRecord>),
+    /// It is in the store. Without the record: a name has had another tree already, and keeps that. What was built is
+    /// nowhere, so nobody else is told of it.
+    Registered(BTreeMap<String, BuiltPath>, Option<Box<BuildRecord>>),
     /// Others have to say the same.
     Vote(BTreeMap<String, BuiltPath>),
 }

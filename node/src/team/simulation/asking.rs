@@ -24,6 +24,7 @@ use super::building::{Frame, contents};
 use super::executor::WORLD;
 use super::ledger::Content;
 use super::node::Node;
+use super::plan::Nature;
 use super::world::{World, lock};
 use crate::daemon::perform::as_input;
 
@@ -37,11 +38,28 @@ impl World {
     /// Sends a signed request and gives what comes in answer. The stream ends when the builder's end does, or the
     /// connection; its builder sees it end when it is dropped.
     pub fn call(self: &Arc<Self>, from: usize, to: usize, bytes: Vec<u8>) -> UnboundedReceiver<Frame> {
+        self.copy(from, to, &bytes);
         let (outer, receiver) = unbounded_channel();
         let world = Arc::clone(self);
         self.executor
             .spawn(WORLD, async move { world.carry(from, to, bytes, outer).await });
         receiver
+    }
+
+    /// Now and then a liar asks for the same work of the same builder at the same time.
+    fn copy(self: &Arc<Self>, from: usize, to: usize, bytes: &[u8]) {
+        let machines = &self.plan.machines;
+        let neighbours = machines[to].neighbours.iter().copied();
+        let liars: Vec<usize> = neighbours
+            .filter(|at| machines[*at].nature != Nature::Honest)
+            .collect();
+        if machines[from].nature != Nature::Honest || liars.is_empty() || !self.dice().percent(20) {
+            return;
+        }
+        let liar = liars[self.dice().below(liars.len())];
+        if let Some(liar) = self.node(liar) {
+            liar.copy(to, bytes);
+        }
     }
 
     async fn carry(self: &Arc<Self>, from: usize, to: usize, bytes: Vec<u8>, outer: UnboundedSender<Frame>) {

@@ -168,8 +168,16 @@ impl Ledger {
 
     // Rules.
 
-    /// Something now lies under its name on a machine, and is shown to others.
-    pub fn registered(&mut self, machine: usize, path: &StorePath, tree: TreeDigest, now: u64) {
+    /// Something now lies under its name on a machine, and is shown to others. `asked_by`: who has asked the machine to
+    /// build from it, so that his word does not count for it.
+    pub fn registered(
+        &mut self,
+        machine: usize,
+        path: &StorePath,
+        tree: TreeDigest,
+        asked_by: Option<usize>,
+        now: u64,
+    ) {
         let honest = self.plan.machines[machine].nature == Nature::Honest;
         if honest {
             let content = (path.clone(), tree);
@@ -180,8 +188,9 @@ impl Ledger {
                 );
             }
             assert!(
-                self.is_justified(machine, &content, now, &mut BTreeMap::new()),
-                "UNTRUSTED: machine {machine} accepts {path} with {tree}, for which nobody it believes has spoken"
+                self.is_justified(machine, &content, (asked_by, now), &mut BTreeMap::new()),
+                "UNTRUSTED: machine {machine} accepts {path} with {tree}, for which nobody it believes has spoken (asked by \
+                 {asked_by:?})"
             );
         }
         self.count("accepted");
@@ -191,6 +200,11 @@ impl Ledger {
     pub fn kept_aside(&mut self, machine: usize, path: &StorePath, tree: TreeDigest) {
         self.count("kept aside");
         self.aside[machine].insert((path.clone(), tree));
+    }
+
+    fn holds(&self, machine: usize, content: &Content) -> bool {
+        let held = self.held[machine].get(&content.0);
+        held.is_some_and(|(tree, _)| *tree == content.1)
     }
 
     pub fn is_acknowledged(&self, machine: usize, path: &StorePath) -> bool {
@@ -226,16 +240,13 @@ impl Ledger {
         &self,
         machine: usize,
         content: &Content,
-        now: u64,
+        (asked_by, now): (Option<usize>, u64),
         known: &mut BTreeMap<Content, bool>,
     ) -> bool {
         if let Some(source) = self.plan.sources.iter().find(|source| source.path == content.0) {
             return source.tree == content.1;
         }
-        if self.held[machine]
-            .get(&content.0)
-            .is_some_and(|(tree, _)| *tree == content.1)
-        {
+        if self.holds(machine, content) {
             return true;
         }
         // What is looked at already counts as not justified until it is: nothing speaks for itself.
@@ -248,7 +259,7 @@ impl Ledger {
             signed
                 .inputs
                 .iter()
-                .all(|input| self.is_justified(machine, input, now, known))
+                .all(|input| self.is_justified(machine, input, (asked_by, now), known))
         };
         let justified = match &self.plan.machines[machine].rule {
             Rule::Own => signed
@@ -256,9 +267,10 @@ impl Ledger {
                 .any(|signed| signed.by == machine && inputs_hold(signed, known)),
             Rule::Roster => {
                 let word = (0..self.plan.machines.len()).any(|speaker| {
-                    self.plan.machines[speaker]
-                        .roles
-                        .has(tvix_node_protocol::roster::Role::Store)
+                    asked_by != Some(speaker)
+                        && self.plan.machines[speaker]
+                            .roles
+                            .has(tvix_node_protocol::roster::Role::Store)
                         && self
                             .said
                             .contains(&(speaker, machine, content.0.clone(), content.1))
@@ -340,6 +352,7 @@ impl Ledger {
 
     /// What an honest machine's build made.
     pub fn build_makes(&mut self, build: usize, outputs: &[Content]) {
+        self.builds[build].made = outputs.to_vec();
         let is_true = self.builds[build]
             .inputs
             .iter()
@@ -354,11 +367,8 @@ impl Ledger {
     /// A builder answers that it has built something.
     pub fn delivered(&mut self, machine: usize, outputs: &[Content]) {
         for content in outputs {
-            let named = self.held[machine]
-                .get(&content.0)
-                .is_some_and(|(tree, _)| *tree == content.1);
             assert!(
-                named || self.aside[machine].contains(content),
+                self.holds(machine, content) || self.aside[machine].contains(content),
                 "LOST: machine {machine} says that it has built {}, and does not have it",
                 content.0
             );

@@ -247,7 +247,7 @@ impl Node {
         let Some(job) = self.world.jobs.get(&request.derivation).copied() else {
             return;
         };
-        if how == 0 {
+        if how == 0 || self.world.plan.machines[self.at].mute {
             // Silence.
             return frames.closed().await;
         }
@@ -380,6 +380,30 @@ impl Node {
             torn[at] ^= 1;
             self.send(to, torn);
         }
+        self.send(to, bytes);
+    }
+
+    /// Asks for the same that somebody else asks for.
+    pub fn copy(self: &Arc<Self>, to: usize, bytes: &[u8]) {
+        let envelope = Envelope::from_bytes(bytes, ENVELOPE_BYTES).unwrap();
+        let request: BuildRequest = envelope.open().unwrap();
+        let order = Order {
+            build: BuildId(0),
+            node: request.builder,
+            derivation: request.derivation,
+            outputs: request.outputs,
+            kind: BuildKind::Regular,
+            desired_store: None,
+            bring: true,
+            cores: 0,
+            limits: BuildLimits::NONE,
+            urgency: Urgency::Demanded,
+            reason: String::new(),
+            keep_failed: false,
+        };
+        let request = self.signed_request(&order, request.inputs);
+        self.world.ledger().count("requests copied");
+        let bytes = self.sign_request(&request).to_bytes().unwrap();
         self.send(to, bytes);
     }
 

@@ -651,6 +651,6 @@ impl Node {
             registered: self.clock(),
             signatures: vec![],
         };
-        self.commit(vec![info], None);
+        self.commit(vec![info], None, None);
     }
 }

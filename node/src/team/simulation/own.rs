@@ -19,8 +19,8 @@ use super::world::lock;
 
 /// What came of a build that succeeded.
 enum Kept {
-    /// It is in the store.
-    Registered(Box<BuildRecord>),
+    /// It is in the store. Without the record: a name has had another tree already.
+    Registered(Option<Box<BuildRecord>>),
     /// Others have to say the same.
     Vote,
 }
@@ -86,11 +86,13 @@ impl Node {
         };
         match kept {
             Ok(Kept::Registered(record)) => {
-                owned.end(Ended::Built {
-                    record,
-                    accepted: true,
-                    aside: vec![],
-                });
+                if let Some(record) = record {
+                    owned.end(Ended::Built {
+                        record,
+                        accepted: true,
+                        aside: vec![],
+                    });
+                }
                 Ok((self.built(job), Delivery::OwnStore))
             }
             Ok(Kept::Vote) => Ok((self.built(job), Delivery::Vote)),
@@ -164,7 +166,16 @@ impl Node {
                 self.register(infos.into_values().collect(), Some(&envelope))
                     .await;
                 self.world.ledger().build_ends(noted, End::Kept);
-                Ok(Kept::Registered(Box::new(record)))
+                let lies_here = {
+                    let disk = lock(&self.world.disks[self.at]);
+                    let mut outputs = record.outputs.values();
+                    outputs.all(|output| {
+                        disk.paths
+                            .get(&output.path)
+                            .is_some_and(|info| info.tree == output.tree)
+                    })
+                };
+                Ok(Kept::Registered(lies_here.then(|| Box::new(record))))
             }
             Standing::Vote => {
                 self.world.ledger().build_ends(noted, End::Vote);

@@ -54,7 +54,7 @@ pub enum Nature {
     Honest,
     /// It lies, and has no role with which anybody believes it.
     Stranger,
-    /// It lies, and its records count.
+    /// It lies, and its records or its word count.
     Traitor,
 }
 
@@ -71,6 +71,8 @@ pub struct Machine {
     pub secret: NodeSecret,
     pub key: NodeKey,
     pub nature: Nature,
+    /// A liar that says nothing at all when it is asked to build.
+    pub mute: bool,
     pub roles: Roles,
     pub rule: Rule,
     pub policy: Arc<TrustPolicy>,
@@ -279,12 +281,20 @@ impl Plan {
                 tries_again: dice.percent(70),
             }
         });
-        let sessions = sessions.collect();
+        let sessions: Vec<Session> = sessions.collect();
         let mut attacks = Vec::new();
         for (at, machine) in machines.iter().enumerate() {
             if machine.nature != Nature::Honest {
                 let count = dice.between(2, 12);
-                attacks.extend((0..count).map(|_| (dice.between(0, horizon), at)));
+                for _ in 0..count {
+                    // At any time, or while somebody else is likely to want the same.
+                    let when = if dice.percent(50) {
+                        dice.between(0, horizon)
+                    } else {
+                        sessions[dice.below(sessions.len())].opens + dice.between(0, 4_000)
+                    };
+                    attacks.push((when, at));
+                }
             }
         }
         Self {
@@ -331,6 +341,8 @@ impl Plan {
 
 fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine> {
     let with_traitors = !calm && dice.percent(40);
+    // Hardly anybody but liars builds, and they say nothing.
+    let silent = with_traitors && dice.percent(15);
     let sparse = nodes > 30 || dice.percent(20);
     let mut machines: Vec<Machine> = Vec::with_capacity(nodes);
     for number in 0..nodes {
@@ -339,6 +351,7 @@ fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine
         // The founder has every role, so it is honest; so is one more, that somebody wants something.
         let nature = match dice.below(100) {
             _ if calm || number < 2 => Nature::Honest,
+            0..40 if silent => Nature::Traitor,
             0..12 => Nature::Stranger,
             12..24 if with_traitors => Nature::Traitor,
             _ => Nature::Honest,
@@ -346,7 +359,15 @@ fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine
         let mut roles = vec![Role::Request];
         match nature {
             Nature::Stranger => {}
-            Nature::Traitor => roles.push(Role::Build),
+            Nature::Traitor => {
+                let how = dice.below(100);
+                if how < 80 {
+                    roles.push(Role::Build);
+                }
+                if how >= 55 {
+                    roles.push(Role::Store);
+                }
+            }
             Nature::Honest => {
                 if dice.percent(85) {
                     roles.push(Role::Build);
@@ -377,10 +398,15 @@ fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine
             secret,
             key,
             nature,
+            mute: nature == Nature::Traitor && (silent || dice.percent(20)),
             roles,
             rule: Rule::Roster,
             policy: Arc::default(),
-            slots: u32::try_from(dice.between(u64::from(number < 2), 3)).unwrap(),
+            slots: if silent && number > 0 {
+                0
+            } else {
+                u32::try_from(dice.between(u64::from(number < 2), 3)).unwrap()
+            },
             skew,
             neighbours: BTreeSet::new(),
             crashes,

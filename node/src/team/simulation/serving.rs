@@ -468,7 +468,8 @@ impl Node {
                 Known::Coming(item) => Some((path.clone(), item.clone())),
                 Known::Here(_) => None,
             });
-            let brought = self.bring_all(coming.collect()).await;
+            let asked_by = self.world.number(request.requester);
+            let brought = self.bring_all(coming.collect(), asked_by).await;
             brought.map_err(|error| refusal(RefusalReason::InputMissing, error))?;
         }
         let accepted = {

@@ -205,10 +205,14 @@ impl Node {
         if !self.is_member(self.world.plan.machines[asker].key) {
             return None;
         }
-        if !self.is_honest() {
-            return Some(paths.iter().map(|path| self.lie_about(path)).collect());
-        }
-        let shown: Vec<Option<Shown>> = paths.iter().map(|path| self.shown_path(path)).collect();
+        let show = |path| {
+            if self.is_honest() {
+                self.shown_path(path)
+            } else {
+                self.lie_about(path)
+            }
+        };
+        let shown: Vec<Option<Shown>> = paths.iter().map(show).collect();
         for info in shown.iter().flatten().map(|shown| &shown.info) {
             self.world
                 .ledger()
@@ -488,11 +492,15 @@ impl Node {
                 },
             )
         });
-        self.bring_all(items.collect()).await
+        self.bring_all(items.collect(), None).await
     }
 
-    /// Brings these paths, each after those of them that it refers to.
-    pub async fn bring_all(self: &Arc<Self>, mut items: BTreeMap<StorePath, Item>) -> Result<(), String> {
+    /// Brings these paths, each after those of them that it refers to. `asked_by`: to build from them for whom.
+    pub async fn bring_all(
+        self: &Arc<Self>,
+        mut items: BTreeMap<StorePath, Item>,
+        asked_by: Option<usize>,
+    ) -> Result<(), String> {
         while !items.is_empty() {
             let ready = items.iter().find(|(path, item)| {
                 let mut references = item.info.references.iter();
@@ -514,7 +522,10 @@ impl Node {
                 return Err(error);
             }
             match item.keep {
-                Keep::Accepted { record } => self.register(vec![item.info], record.as_ref()).await,
+                Keep::Accepted { record } => {
+                    self.syncs().await;
+                    self.commit(vec![item.info], record.as_ref(), asked_by);
+                }
                 Keep::Aside => self.keep_aside(vec![item.info]).await,
             }
         }
@@ -551,12 +562,21 @@ impl Node {
 
     /// Makes paths part of the store. Durable, and in sight, once this is over.
     pub async fn register(self: &Arc<Self>, infos: Vec<PathInfo>, record: Option<&Envelope>) {
-        let syncing = self.world.dice().between(1, 4);
-        self.sleep(syncing).await;
-        self.commit(infos, record);
+        self.syncs().await;
+        self.commit(infos, record, None);
     }
 
-    pub fn commit(self: &Arc<Self>, infos: Vec<PathInfo>, record: Option<&Envelope>) {
+    async fn syncs(&self) {
+        let syncing = self.world.dice().between(1, 4);
+        self.sleep(syncing).await;
+    }
+
+    pub fn commit(
+        self: &Arc<Self>,
+        infos: Vec<PathInfo>,
+        record: Option<&Envelope>,
+        asked_by: Option<usize>,
+    ) {
         let mut added = vec![];
         {
             let mut disk = lock(&self.world.disks[self.at]);
@@ -577,7 +597,7 @@ impl Node {
                 }
                 self.world
                     .ledger()
-                    .registered(self.at, &info.path, info.tree, self.world.now());
+                    .registered(self.at, &info.path, info.tree, asked_by, self.world.now());
                 added.push(info.path.clone());
                 disk.paths.insert(info.path.clone(), info);
             }
@@ -589,8 +609,7 @@ impl Node {
     }
 
     pub async fn keep_aside(self: &Arc<Self>, infos: Vec<PathInfo>) {
-        let syncing = self.world.dice().between(1, 4);
-        self.sleep(syncing).await;
+        self.syncs().await;
         let mut disk = lock(&self.world.disks[self.at]);
         for info in infos {
             self.world.ledger().kept_aside(self.at, &info.path, info.tree);

@@ -57,6 +57,8 @@ pub enum Reason {
     TurnedAway,
     /// It never makes the same twice, and the name has another tree already.
     Restless,
+    /// When it had been built its name had another tree already, which came from elsewhere.
+    NameTaken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +93,7 @@ pub(super) struct Build {
     pub(super) job: usize,
     pub(super) inputs: Vec<Content>,
     whose: Whose,
+    pub(super) made: Vec<Content>,
     pub(super) end: End,
 }
 
@@ -127,6 +130,15 @@ pub(super) struct Attempt {
     over: bool,
     heard: u64,
     placed: u64,
+}
+
+/// Whether something that is built could have been had.
+enum Sought {
+    Nowhere,
+    /// It is somewhere, and why it is built all the same.
+    Excused(Reason),
+    /// It could, and from where.
+    There(String),
 }
 
 /// When a machine asked where a path is, and when it knew; never: it does not know yet.
@@ -330,67 +342,21 @@ impl Ledger {
             );
             reason = Some(Reason::Hedge);
         }
-        let mut known_here = 0;
+        // A derivation is built for any of its outputs that is missing, though the others may be had: they come one by
+        // one, and one of them may be nowhere else.
+        let mut needless = vec![];
         for path in plan.jobs[job].outputs.values() {
-            let Some(asked) = self.asked[machine].get(path).copied() else {
-                panic!(
-                    "TWICE: machine {machine} has {} built and has not asked for {path}",
-                    plan.jobs[job].drv
-                );
-            };
-            // A derivation is built for what is missing, though another of its outputs may be here: they come one by
-            // one, and one of them may be nowhere else.
-            if let Some((_, since)) = self.held[machine].get(path) {
-                if *since >= asked.from {
-                    reason = Some(reason.unwrap_or(Reason::Simultaneous));
-                } else {
-                    known_here += 1;
-                }
-                continue;
-            }
-            let mut said_to_have = 0;
-            for (holder, held) in self
-                .held
-                .iter()
-                .enumerate()
-                .filter(|(holder, _)| *holder != machine)
-            {
-                let liar = plan.machines[holder].nature != Nature::Honest;
-                said_to_have += usize::from(liar || held.contains_key(path));
-            }
-            for holder in (0..plan.machines.len()).filter(|holder| *holder != machine) {
-                if plan.machines[holder].nature != Nature::Honest {
-                    continue;
-                }
-                let Some((tree, since)) = self.held[holder].get(path).copied() else {
-                    continue;
-                };
-                let why = if since >= asked.from {
-                    Reason::Simultaneous
-                } else if self.did_not_hear(machine, holder, asked) {
-                    Reason::Unreachable
-                } else if !plan.machines[machine].neighbours.contains(&holder) {
-                    Reason::NotConnected
-                } else if said_to_have > ASKED_FOR_A_PATH {
-                    Reason::Crowded
-                } else if self.unfetched.contains(&(machine, path.clone())) {
-                    Reason::NotFetched
-                } else if !self.would_believe(machine, holder, &(path.clone(), tree), asked, now) {
-                    Reason::NotBelieved
-                } else {
-                    panic!(
-                        "TWICE: machine {machine} has {} built at {now}, and {holder} has {path} since {since}, which it would \
-                         believe, and was asked from {} to {}",
-                        plan.jobs[job].drv, asked.from, asked.to
-                    );
-                };
-                reason = Some(reason.unwrap_or(why));
+            match self.sought(machine, job, path, now) {
+                Sought::Nowhere => {}
+                Sought::Excused(why) => reason = Some(reason.unwrap_or(why)),
+                Sought::There(what) => needless.push(what),
             }
         }
         assert!(
-            known_here < plan.jobs[job].outputs.len(),
-            "TWICE: machine {machine} has all outputs of {}, and has it built",
-            plan.jobs[job].drv
+            needless.len() < plan.jobs[job].outputs.len(),
+            "TWICE: machine {machine} has {} built at {now}, and {}",
+            plan.jobs[job].drv,
+            needless.join(", ")
         );
         let mut others = self.builds.iter().filter(|build| build.job == job);
         reason.or_else(|| {
@@ -401,6 +367,56 @@ impl Ledger {
                 End::Failed => Reason::Failed,
             })
         })
+    }
+
+    /// Whether a machine could have had a path that it has built.
+    fn sought(&self, machine: usize, job: usize, path: &StorePath, now: u64) -> Sought {
+        let plan = &self.plan;
+        let Some(asked) = self.asked[machine].get(path).copied() else {
+            panic!(
+                "TWICE: machine {machine} has {} built and has not asked for {path}",
+                plan.jobs[job].drv
+            );
+        };
+        if let Some((_, since)) = self.held[machine].get(path) {
+            if *since >= asked.from {
+                return Sought::Excused(Reason::Simultaneous);
+            }
+            return Sought::There(format!("has {path} since {since}"));
+        }
+        let others = || (0..plan.machines.len()).filter(|holder| *holder != machine);
+        let is_liar = |holder: usize| plan.machines[holder].nature != Nature::Honest;
+        let said_to_have = others()
+            .filter(|holder| is_liar(*holder) || self.held[*holder].contains_key(path))
+            .count();
+        let mut sought = Sought::Nowhere;
+        for holder in others().filter(|holder| !is_liar(*holder)) {
+            let Some((tree, since)) = self.held[holder].get(path).copied() else {
+                continue;
+            };
+            let why = if since >= asked.from {
+                Reason::Simultaneous
+            } else if self.did_not_hear(machine, holder, asked) {
+                Reason::Unreachable
+            } else if !plan.machines[machine].neighbours.contains(&holder) {
+                Reason::NotConnected
+            } else if said_to_have > ASKED_FOR_A_PATH {
+                Reason::Crowded
+            } else if self.unfetched.contains(&(machine, path.clone())) {
+                Reason::NotFetched
+            } else if !self.would_believe(machine, holder, &(path.clone(), tree), asked, now) {
+                Reason::NotBelieved
+            } else {
+                let Asked { from, to } = asked;
+                return Sought::There(format!(
+                    "{holder} has {path} since {since}, which it would believe, and was asked from {from} to {to}"
+                ));
+            };
+            if matches!(sought, Sought::Nowhere) {
+                sought = Sought::Excused(why);
+            }
+        }
+        sought
     }
 
     fn did_not_hear(&self, machine: usize, holder: usize, asked: Asked) -> bool {
@@ -510,6 +526,8 @@ impl Ledger {
                 End::Aside if plan.jobs[job].restless => Reason::Restless,
                 End::Aside => Reason::ForOne,
                 End::Kept if !holds_all => Reason::Failed,
+                // Of two trees the name keeps the first.
+                End::Kept if !other.made.iter().all(|made| self.holds(machine, made)) => Reason::NameTaken,
                 End::Kept => panic!("TWICE: machine {machine} builds {drv} again, and has it"),
             };
             reasons.push(reason);
@@ -523,6 +541,7 @@ impl Ledger {
             job,
             inputs,
             whose,
+            made: vec![],
             end: End::Running,
         });
         self.builds.len() - 1
@@ -530,10 +549,10 @@ impl Ledger {
 
     /// What a build made is given to one who had asked for it.
     pub fn answers(&mut self, build: usize, requester: usize) {
-        let Build { machine, whose, .. } = self.builds[build];
+        let Build { machine, whose, .. } = &self.builds[build];
         if let Whose::Requester { by, alone: true, .. } = whose {
             assert_eq!(
-                by, requester,
+                *by, requester,
                 "UNTRUSTED: machine {machine} gives {requester} what it built of what only {by} vouches for"
             );
         }
