@@ -78,6 +78,7 @@ pub mod invitations;
 pub mod limits;
 mod net;
 mod overview;
+mod places;
 pub mod presence;
 mod protocols;
 pub mod roster;

@@ -287,8 +287,27 @@ pub const WITHDRAW_TIME: Duration = Duration::from_secs(5);
 /// How long who leaves the team waits for others to hear of it.
 pub const LEAVE_TIME: Duration = Duration::from_secs(5);
 
-/// Streams that carry content out, at once; others wait. Each has a thread that reads ahead.
+/// Streams that carry files out, at once; others wait. Each has a thread that reads ahead.
 pub const CONTENT_STREAMS: usize = 64;
+
+/// Of those to one peer, and streams that a node has from one provider for all that it fetches: enough for a far one,
+/// and four peers are served at once.
+pub const CONTENT_STREAMS_PER_PEER: usize = 16;
+
+/// Streams that carry directories and small texts out, at once: they do not wait behind files.
+pub const WALK_STREAMS: usize = 32;
+
+/// How long one who asks for content waits for a place before it is told that this node is busy: well before it gives
+/// up.
+pub const PLACE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long one pauses who was told so, and how often in a row: some five minutes in all.
+pub const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// See [`BUSY_PAUSE`].
+pub const BUSY_TRIES: u32 = 30;
+
+/// How often one who has nothing to do looks whether a provider has become slow.
+pub const SHARE_LOOK: Duration = Duration::from_secs(1);
 
 /// Least bytes of content a second that may be set as a cap, of all [`CONTENT_STREAMS`] together.
 pub const LEAST_CAP: u64 = tvix_node_protocol::control::TrafficTerms::LEAST_RATE;

@@ -32,8 +32,10 @@ use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 
 use crate::core::{Core, Lost, blocking, lock};
 use crate::limits::{
-    FETCHES, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
+    BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, FETCHES, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER,
+    SHARE_LOOK, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
+use crate::places::Places;
 use crate::shelf::ShelfError;
 use arrival::Kind;
 use large::LargeFile;
@@ -77,10 +79,14 @@ pub enum FetchError {
 }
 
 fn list(failures: &[(NodeKey, ProviderError)]) -> String {
-    let each: Vec<String> = failures
-        .iter()
-        .map(|(peer, error)| format!("{peer}: {error}"))
-        .collect();
+    // Several streams to one provider mostly end for the same reason.
+    let mut each: Vec<String> = Vec::new();
+    for (peer, error) in failures {
+        let text = format!("{peer}: {error}");
+        if !each.contains(&text) {
+            each.push(text);
+        }
+    }
     each.join("; ")
 }
 
@@ -90,6 +96,8 @@ pub(crate) struct Fetching {
     spool: PathBuf,
     running: Mutex<HashMap<TreeDigest, Weak<tokio::sync::Mutex<()>>>>,
     places: Arc<Semaphore>,
+    /// Streams that bring content, of each provider.
+    streams: Places,
 }
 
 impl Fetching {
@@ -98,6 +106,7 @@ impl Fetching {
             spool,
             running: Mutex::default(),
             places: Arc::new(Semaphore::new(FETCHES)),
+            streams: Places::new(CONTENT_STREAMS_PER_PEER),
         }
     }
 
@@ -173,8 +182,14 @@ async fn walk_first(
     providers: &mut VecDeque<NodeKey>,
     failures: &mut Vec<(NodeKey, ProviderError)>,
 ) -> Option<Files> {
+    let mut busy = 0;
     while let Some(provider) = providers.front().copied() {
         match walk::fetch(core, provider, arrival).await {
+            // There is nobody else.
+            Err(ProviderError::Busy) if providers.len() == 1 && busy < BUSY_TRIES => {
+                busy += 1;
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
             Ok(files) => {
                 lock(&core.standing).served(provider);
                 return Some(files);
@@ -288,7 +303,7 @@ async fn fetch_files(
         }
         // Behind the others, so that one that is far away does not take their work.
         for (provider, count) in &mut active {
-            let most = workers_for(core.network.link(*provider).round_trip());
+            let most = workers_for(core.network.link(*provider).least_round_trip());
             while *count < most && work.wants_more(*provider, workers.len()) {
                 workers.spawn(work_with(work.clone(), *provider));
                 *count += 1;
@@ -333,11 +348,18 @@ fn workers_for(round_trip: Option<Duration>) -> usize {
 
 /// Works with one provider until all is done or the provider fails.
 async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), ProviderError>) {
+    let streams = work.core.fetching.streams.of(provider);
+    let mut busy = 0;
     loop {
         let changed = work.changed.notified();
         tokio::pin!(changed);
         // From here on no change is missed.
         changed.as_mut().enable();
+        // Before there is work: what waits here can be done by another. None: no streams are given out any more.
+        let stream = tokio::select! {
+            stream = Arc::clone(&streams).acquire_owned() => stream.ok(),
+            () = &mut changed => continue,
+        };
         let job = {
             let mut plan = lock(&work.plan);
             if plan.is_done() || lock(&work.cut).contains(&provider) {
@@ -346,11 +368,16 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
             plan.take(provider).or_else(|| work.share(&mut plan, provider))
         };
         let Some((turn, job)) = job else {
-            changed.await;
+            drop(stream);
+            // A provider may become so slow that its work is worth sharing.
+            tokio::time::timeout(SHARE_LOOK, changed).await.ok();
             continue;
         };
-        match run(&work, provider, turn, job).await {
+        let result = run(&work, provider, turn, job).await;
+        drop(stream);
+        match result {
             Ok(()) => {
+                busy = 0;
                 lock(&work.core.standing).served(provider);
                 let done = {
                     let mut plan = lock(&work.plan);
@@ -360,6 +387,12 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
                 if done {
                     work.changed.notify_waiters();
                 }
+            }
+            Err((files, ProviderError::Busy)) if busy < BUSY_TRIES => {
+                busy += 1;
+                lock(&work.plan).give_back(turn, files);
+                work.changed.notify_waiters();
+                tokio::time::sleep(BUSY_PAUSE).await;
             }
             Err((files, error)) => {
                 lock(&work.cut).insert(provider);

@@ -25,6 +25,8 @@ struct Connection {
 pub(crate) struct Link {
     connections: Vec<Connection>,
     round_trip: Option<Duration>,
+    /// The least that was measured: what takes longer is a machine that has other things to do.
+    least_round_trip: Option<Duration>,
     /// When it last made a direct connection to this node.
     came: Option<Instant>,
 }
@@ -59,6 +61,11 @@ impl Link {
     /// As it was measured last.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
         self.round_trip
+    }
+
+    /// The least that was measured since there is a connection: how far away the member is.
+    pub(crate) fn least_round_trip(&self) -> Option<Duration> {
+        self.least_round_trip
     }
 }
 
@@ -112,6 +119,10 @@ impl Links {
         self.with(|links| {
             if let Some(link) = links.get_mut(&peer) {
                 link.round_trip = Some(round_trip);
+                let least = link
+                    .least_round_trip
+                    .map_or(round_trip, |least| least.min(round_trip));
+                link.least_round_trip = Some(least);
             }
         });
     }
@@ -162,6 +173,10 @@ mod tests {
         let link = links.get(peer);
         assert_eq!(link.addresses(), ["/ip4/127.0.0.1/tcp/2"]);
         assert_eq!(link.round_trip(), Some(Duration::from_millis(2)));
+        assert_eq!(link.least_round_trip(), Some(Duration::from_millis(2)));
+        links.measured(peer, Duration::from_millis(9));
+        assert_eq!(links.get(peer).round_trip(), Some(Duration::from_millis(9)));
+        assert_eq!(links.get(peer).least_round_trip(), Some(Duration::from_millis(2)));
         links.closed(peer, two);
         assert!(links.with(|links| links.is_empty()));
     }

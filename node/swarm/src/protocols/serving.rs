@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex, Weak};
 use bao_tree::BlockSize;
 use bao_tree::io::outboard::PreOrderOutboard;
 use bao_tree::io::sync::CreateOutboard;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 
 use crate::core::{Core, lock};
-use crate::limits::{CONTENT_STREAMS, OUTBOARD_BYTES, SERVED_BLOBS};
+use crate::limits::{
+    CONTENT_STREAMS, CONTENT_STREAMS_PER_PEER, OUTBOARD_BYTES, PLACE_PATIENCE, SERVED_BLOBS, WALK_STREAMS,
+};
+use crate::places::Places;
 use crate::shelf::{Shelf, ShelfError};
 
 /// Groups of 16 chunks of 1 KiB, as iroh-blobs has them: what is verified at once.
@@ -114,8 +117,18 @@ pub(crate) struct Serving {
     proofs: Mutex<Recent<BlobDigest, Proof>>,
     /// Held by who makes the proof of a file.
     making: Mutex<HashMap<BlobDigest, Weak<Mutex<()>>>>,
-    /// Streams that carry content, at once.
+    /// Streams that carry files, at once.
     pub(crate) streams: Arc<Semaphore>,
+    /// Of those, to each peer.
+    peers: Places,
+    /// Streams that carry directories and texts.
+    walks: Arc<Semaphore>,
+}
+
+/// A stream may carry content as long as this is held.
+pub(crate) struct Place {
+    _of_peer: Option<OwnedSemaphorePermit>,
+    _of_all: OwnedSemaphorePermit,
 }
 
 impl Serving {
@@ -125,7 +138,33 @@ impl Serving {
             proofs: Mutex::new(Recent::new(OUTBOARD_BYTES)),
             making: Mutex::default(),
             streams: Arc::new(Semaphore::new(CONTENT_STREAMS)),
+            peers: Places::new(CONTENT_STREAMS_PER_PEER),
+            walks: Arc::new(Semaphore::new(WALK_STREAMS)),
         }
+    }
+
+    /// A place for a stream of files to this peer. None: there was none for a while.
+    pub(crate) async fn place(&self, peer: NodeKey) -> Option<Place> {
+        let (own, all) = (self.peers.of(peer), Arc::clone(&self.streams));
+        let waiting = async move {
+            let of_peer = own.acquire_owned().await.ok()?;
+            let of_all = all.acquire_owned().await.ok()?;
+            Some(Place {
+                _of_peer: Some(of_peer),
+                _of_all: of_all,
+            })
+        };
+        tokio::time::timeout(PLACE_PATIENCE, waiting).await.ok().flatten()
+    }
+
+    /// A place for a stream of directories or texts. None: there was none for a while.
+    pub(crate) async fn walk_place(&self) -> Option<Place> {
+        let waiting = Arc::clone(&self.walks).acquire_owned();
+        let of_all = tokio::time::timeout(PLACE_PATIENCE, waiting).await.ok()?.ok()?;
+        Some(Place {
+            _of_peer: None,
+            _of_all: of_all,
+        })
     }
 
     pub(crate) fn remember(&self, root: TreeDigest, blobs: HashSet<BlobDigest>) -> Arc<HashSet<BlobDigest>> {
@@ -229,6 +268,8 @@ pub(crate) async fn files_for(
 mod tests {
     use std::io::{Seek as _, Write as _};
 
+    use futures::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -243,6 +284,20 @@ mod tests {
         recent.insert(4, Arc::new("too heavy"), 11);
         assert_eq!(recent.get(4), None);
         assert_eq!(recent.weight, 8);
+    }
+
+    #[tokio::test]
+    async fn nobody_takes_the_places_of_others() {
+        let (serving, ann, bob) = (Serving::new(), NodeKey([1; 32]), NodeKey([2; 32]));
+        let mut taken = vec![];
+        for _ in 0..CONTENT_STREAMS_PER_PEER {
+            taken.push(serving.place(ann).await.unwrap());
+        }
+        assert!(serving.place(ann).now_or_never().is_none(), "it waits");
+        assert!(serving.place(bob).now_or_never().flatten().is_some());
+        assert!(serving.walk_place().now_or_never().flatten().is_some());
+        taken.pop();
+        assert!(serving.place(ann).now_or_never().flatten().is_some());
     }
 
     #[test]

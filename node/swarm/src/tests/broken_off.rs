@@ -1,8 +1,16 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::shelf::{TestShelf, component, noise};
 use super::*;
+use crate::FetchOrder;
+use crate::core::Core;
 use crate::limits::CONTENT_STREAMS;
 use crate::net::Door;
+use crate::net::doors::Inbound;
+use crate::net::wire::Wire;
 use crate::protocols::blob::{BlobReader, BlobWriter};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use iroh_blobs::get::StreamPair;
 use iroh_blobs::get::fsm::{AtConnected, RequestCounters};
 use iroh_blobs::protocol::GetRequest;
@@ -30,6 +38,45 @@ fn wide(shelf: &TestShelf) -> TreeDigest {
             .unwrap();
     }
     shelf.add_tree(Tree::Directory(root))
+}
+
+/// Is busy whenever it is asked for the first time in a while: for directories, for small files and for a large one.
+fn busy_at_first(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    static ASKED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
+    let number = match inbound.door {
+        Door::Tree => 0,
+        Door::Blobs => 1,
+        Door::Blob => 2,
+        _ => return honestly(core, inbound),
+    };
+    if ASKED[number].swap(true, Ordering::Relaxed) {
+        return honestly(core, inbound);
+    }
+    async move {
+        let wire = Wire::new(
+            core.traffic
+                .counted_serving(inbound.stream, inbound.peer, inbound.door),
+        );
+        wire.answer(&ServeAnswer::Busy).await.unwrap();
+        drop(inbound.permits);
+    }
+    .boxed()
+}
+
+#[tokio::test]
+async fn a_provider_that_is_busy_is_asked_again() {
+    let ann = TestNode::founder(1).await;
+    let bob = ann.invite_as(2, Roles::all(), busy_at_first, |_| ()).await;
+    let mut cat = ann.invite(3).await;
+    cat.meets(bob.key()).await;
+    let large = noise(1, 1 << 20);
+    let root = bob
+        .shelf
+        .add_directory(&[("large", &large), ("small", b"small"), ("other", b"other")]);
+    bob.shelf.add_path("p", root);
+    let order = FetchOrder::new(root, vec![bob.key()]);
+    cat.shelf.adopt(&soon(cat.handle.fetch(order)).await.unwrap());
+    assert!(cat.shelf.is_complete(root));
 }
 
 /// Asks, and goes away as soon as an answer begins.
