@@ -534,9 +534,10 @@ impl TeamNode {
             .depot
             .blocking(move |store| Ok(store.register_unaccepted(outputs, &lease)?))
             .await?;
+        // Also where only one of the names has another tree: none of these outputs lies under its own.
         Ok(Ended::Built {
             record: Box::new(record),
-            accepted,
+            accepted: false,
             aside: infos.into_iter().map(|info| info.tree).collect(),
         })
     }
@@ -554,8 +555,8 @@ impl TeamNode {
             return Pushed::NotAsked;
         };
         if !accepted {
-            let reason = "the build used inputs that this builder does not accept, so its outputs are for the \
-                          requester alone";
+            let reason = "the build used inputs that this builder does not accept, or has something else under the \
+                          names of the outputs, so these are for the requester alone";
             let reason = reason.to_owned();
             return Pushed::NotPushed { reason };
         }

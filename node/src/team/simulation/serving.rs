@@ -420,7 +420,7 @@ impl Node {
             self.world.ledger().build_ends(noted, End::Aside);
             Ended::Built {
                 record,
-                accepted: counts,
+                accepted: false,
                 aside,
             }
         };
