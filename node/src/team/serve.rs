@@ -229,10 +229,9 @@ impl TeamNode {
     /// Builds, for as long as anybody waits for it.
     async fn build_for_all(self: Arc<Self>, build: Arc<SharedBuild>, order: Arc<Order>) {
         let _work = self.depot.work();
-        let ended = self.build_and_keep(&build, &order).boxed().await;
-        // In this order: who comes in between begins anew, and finds what is there.
-        self.jobs.building.end(&build);
-        build.set(Progress::Over(Arc::new(ended)));
+        let undertaken = self.jobs.building.undertake(build);
+        let ended = self.build_and_keep(&undertaken.build, &order).boxed().await;
+        undertaken.end(ended);
     }
 
     async fn build_and_keep(self: &Arc<Self>, build: &SharedBuild, order: &Order) -> Ended {

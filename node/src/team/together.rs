@@ -213,14 +213,15 @@ impl SharedBuild {
         let mut following = own.follow();
         let ended = loop {
             let heard = tokio::select! {
+                // First, because a log that is written without end always has something.
                 biased;
-                heard = following.next() => heard,
                 () = self.cancel.cancelled() => {
                     return Some(Ended::Refused(Refusal {
                         reason: RefusalReason::Busy,
                         message: "nobody waits for it any more".to_owned(),
                     }));
                 }
+                heard = following.next() => heard,
             };
             match heard {
                 Heard::Log(log) => lines(&log).for_each(|line| self.line(line)),
@@ -235,6 +236,17 @@ impl SharedBuild {
                 self.set(Progress::Preparing);
                 None
             }
+        }
+    }
+
+    /// Ends it for who waits, where it has no end yet.
+    fn give_up(&self) {
+        if !matches!(self.progress(), Progress::Over(_)) {
+            let refusal = Refusal {
+                reason: RefusalReason::Busy,
+                message: "the build that this waited for was given up".to_owned(),
+            };
+            self.set(Progress::Over(Arc::new(Ended::Refused(refusal))));
         }
     }
 
@@ -333,13 +345,31 @@ impl Drop for Owned {
             all.own.remove(&self.key);
         }
         drop(all);
-        if !matches!(self.build.progress(), Progress::Over(_)) {
-            let refusal = Refusal {
-                reason: RefusalReason::Busy,
-                message: "the build that this waited for was given up".to_owned(),
-            };
-            self.build.set(Progress::Over(Arc::new(Ended::Refused(refusal))));
-        }
+        self.build.give_up();
+    }
+}
+
+/// A build for others that is under way.
+#[derive(Debug)]
+pub struct Undertaken {
+    /// The build.
+    pub build: Arc<SharedBuild>,
+    builds: Arc<SharedBuilds>,
+}
+
+impl Undertaken {
+    /// What came of it.
+    pub fn end(self, ended: Ended) {
+        // In this order: who comes in between begins anew, and finds what is there.
+        self.builds.end(&self.build);
+        self.build.set(Progress::Over(Arc::new(ended)));
+    }
+}
+
+impl Drop for Undertaken {
+    fn drop(&mut self) {
+        self.builds.end(&self.build);
+        self.build.give_up();
     }
 }
 
@@ -460,10 +490,9 @@ impl SharedBuilds {
     pub fn begin_own(self: &Arc<Self>, key: BuildKey, limits: BuildLimits) -> OwnBegin {
         let mut all = lock(&self.0);
         let running = |build: &SharedBuild| matches!(build.progress(), Progress::Running { for_one: false });
-        let found = all
-            .others
-            .iter_mut()
-            .find(|((other, _), (build, _))| *other == key && running(build) && !build.cancel.is_cancelled());
+        let found = all.others.iter_mut().find(|((other, _), (build, _))| {
+            *other == key && running(build) && fits(limits, build.limits) && !build.cancel.is_cancelled()
+        });
         if let Some((key, (build, count))) = found {
             *count += 1;
             return OwnBegin::Joined(Waiting {
@@ -489,6 +518,14 @@ impl SharedBuilds {
             builds: Arc::clone(self),
             key,
         })
+    }
+
+    /// A build for others begins. Whatever becomes of it, nobody waits for it for ever.
+    pub fn undertake(self: &Arc<Self>, build: Arc<SharedBuild>) -> Undertaken {
+        Undertaken {
+            build,
+            builds: Arc::clone(self),
+        }
     }
 
     /// It is over: who comes now begins anew.

@@ -113,6 +113,36 @@ fn the_owner_s_build_goes_on_for_others_when_the_owner_leaves() {
 }
 
 #[test]
+fn the_owner_with_a_limit_of_his_own_does_not_wait_for_a_build_with_another() {
+    let builds = Arc::new(SharedBuilds::default());
+    let (other, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    assert!(begun);
+    other.build.set(Progress::Running { for_one: false });
+    let three = BuildLimits {
+        time: Some(3),
+        ..BuildLimits::NONE
+    };
+    assert!(matches!(builds.begin_own(KEY, three), OwnBegin::Begun(_)));
+    assert!(matches!(
+        builds.begin_own(KEY, BuildLimits::NONE),
+        OwnBegin::Joined(_)
+    ));
+}
+
+#[test]
+fn nobody_waits_for_a_build_whose_task_broke_off() {
+    let builds = Arc::new(SharedBuilds::default());
+    let (waiting, _) = builds.join(Some(KEY), BuildLimits::NONE);
+    drop(builds.undertake(Arc::clone(&waiting.build)));
+    let Progress::Over(ended) = waiting.build.progress() else {
+        panic!("it goes on");
+    };
+    assert!(matches!(&*ended, Ended::Refused(_)));
+    let (_, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    assert!(begun, "who comes now begins anew");
+}
+
+#[test]
 fn a_build_that_goes_on_for_others_is_joined_by_the_owner_s_next_command() {
     let builds = Arc::new(SharedBuilds::default());
     let own = begun(&builds, BuildLimits::NONE);
