@@ -47,6 +47,10 @@ pub struct Ledger {
     /// When one did not hear another, by who asked and whom.
     unheard: BTreeMap<(usize, usize), Vec<u64>>,
     unfetched: BTreeSet<(usize, StorePath)>,
+    /// How often a machine was told that builders could not get a path.
+    lacking: BTreeMap<(usize, StorePath), usize>,
+    /// What a machine has on the word of another, so that it has no record to show.
+    on_a_word: BTreeSet<(usize, StorePath)>,
     /// By machine and derivation: who failed at it.
     failures: BTreeMap<(usize, usize), Failures>,
     /// How often a request was turned away from the build of another.
@@ -83,6 +87,8 @@ impl Ledger {
             asked: vec![BTreeMap::new(); count],
             unheard: BTreeMap::new(),
             unfetched: BTreeSet::new(),
+            lacking: BTreeMap::new(),
+            on_a_word: BTreeSet::new(),
             failures: BTreeMap::new(),
             turned_away: BTreeMap::new(),
             advertised: BTreeSet::new(),
@@ -111,6 +117,7 @@ impl Ledger {
         self.attempts[machine].clear();
         self.asked[machine].clear();
         self.failures.retain(|(at, _), _| *at != machine);
+        self.lacking.retain(|(at, _), _| *at != machine);
         self.open.retain(|(at, _), _| *at != machine);
         for build in self.builds.iter_mut().filter(|build| build.machine == machine) {
             if build.end == End::Running {
@@ -131,6 +138,12 @@ impl Ledger {
             self.advertised.contains(&(holder, key)),
             "UNTRUSTED: machine {machine} believes that {holder} says that it has what it has never said"
         );
+    }
+
+    /// A machine has something on another's word. That it may, is checked when it is registered.
+    pub fn taken_on_a_word(&mut self, machine: usize, path: &StorePath) {
+        self.count("taken on a word");
+        self.on_a_word.insert((machine, path.clone()));
     }
 
     pub fn said(&mut self, speaker: usize, listener: usize, content: Content) {
@@ -218,6 +231,7 @@ impl Ledger {
             "LOST: machine {machine} had told somebody that it has {path}"
         );
         self.held[machine].remove(path);
+        self.on_a_word.remove(&(machine, path.clone()));
     }
 
     /// No liar whose records count can make this machine believe anything.

@@ -110,12 +110,18 @@ fn every_rule_holds_in_every_team() {
     for (what, count) in &came.counts {
         println!("{count:>12} {what}");
     }
-    // The worlds are no desert.
+    // The worlds are no desert: seen over the seeds of an ordinary run, since the rarest of this is not in every range.
     let count = |what: &str| came.counts.get(what).copied().unwrap_or(0);
-    if seeds >= SEEDS && nodes.is_none() {
+    if first == 0 && seeds >= SEEDS && nodes.is_none() {
         assert!(count("successes") > count("failures") * 2, "{came:?}");
         for what in [
             "builds joined",
+            "own builds joined",
+            "own builds followed for others",
+            "own builds found done",
+            "turned away from another's build",
+            "builders given up",
+            "taken on a word",
             "answered from an earlier build",
             "requests refused at the gate",
             "false records found out",

@@ -299,7 +299,9 @@ impl Node {
                 };
                 self.world.ledger().attempt_failed(at, build.0, how);
             }
-            Event::InputsMissing { build, .. } => self.world.ledger().inputs_missing(at, build.0),
+            Event::InputsMissing { build, paths } => {
+                self.world.ledger().inputs_missing(at, build.0, paths);
+            }
             _ => {}
         }
         self.world.say(|| format!("{at:>3} event  {event:?}"));

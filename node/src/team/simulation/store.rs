@@ -598,6 +598,9 @@ impl Node {
                 self.world
                     .ledger()
                     .registered(self.at, &info.path, info.tree, asked_by, self.world.now());
+                if matches!(info.origin, Origin::Peer { .. }) {
+                    self.world.ledger().taken_on_a_word(self.at, &info.path);
+                }
                 added.push(info.path.clone());
                 disk.paths.insert(info.path.clone(), info);
             }

@@ -24,6 +24,9 @@ const GIVEN_UP: u64 = 30_000 + 1_000;
 /// Builders that are lost over one derivation before no further one is asked.
 const LOST: usize = 3;
 
+/// How often builders could not get an input before it counts as being nowhere.
+const LACKING: usize = 3;
+
 /// Builds that came to nothing for a request before it has one of its own.
 const TURNED_AWAY: usize = 2;
 
@@ -245,7 +248,10 @@ impl Ledger {
     }
 
     /// A builder could not get what a build reads.
-    pub fn inputs_missing(&mut self, machine: usize, build: u64) {
+    pub fn inputs_missing(&mut self, machine: usize, build: u64, paths: &[StorePath]) {
+        for path in paths {
+            *self.lacking.entry((machine, path.clone())).or_default() += 1;
+        }
         if let Some(attempt) = self.attempts[machine].get_mut(&build) {
             attempt.lacks_inputs = true;
         }
@@ -402,7 +408,9 @@ impl Ledger {
                 Reason::NotConnected
             } else if said_to_have > ASKED_FOR_A_PATH {
                 Reason::Crowded
-            } else if self.unfetched.contains(&(machine, path.clone())) {
+            } else if self.unfetched.contains(&(machine, path.clone()))
+                || self.lacking.get(&(machine, path.clone())) >= Some(&LACKING)
+            {
                 Reason::NotFetched
             } else if !self.would_believe(machine, holder, &(path.clone(), tree), asked, now) {
                 Reason::NotBelieved
@@ -456,6 +464,9 @@ impl Ledger {
         let plan = &self.plan;
         if plan.machines[holder].roles.has(Role::Store) {
             return true;
+        }
+        if self.on_a_word.contains(&(holder, content.0.clone())) {
+            return false;
         }
         // Of several records the holder shows one, so all that could be it have to do.
         let signed = self.signed.get(content).map_or(&[][..], Vec::as_slice);
@@ -528,7 +539,12 @@ impl Ledger {
                 End::Kept if !holds_all => Reason::Failed,
                 // Of two trees the name keeps the first.
                 End::Kept if !other.made.iter().all(|made| self.holds(machine, made)) => Reason::NameTaken,
-                End::Kept => panic!("TWICE: machine {machine} builds {drv} again, and has it"),
+                // By its requester's word alone it was begun when its inputs came, before they were accepted.
+                End::Kept if is_alone(whose) => Reason::ForOne,
+                End::Kept => panic!(
+                    "TWICE: machine {machine} builds {drv} again, and has it: {:?} and {whose:?}",
+                    other.whose
+                ),
             };
             reasons.push(reason);
         }
