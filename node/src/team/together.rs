@@ -18,9 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildOptions, BuildRecord, Input, build_key};
+use tvix_node_protocol::build::{
+    BuildKey, BuildLimits, BuildOptions, BuildRecord, Input, SwarmId, build_key,
+};
 use tvix_node_protocol::messages::{self, Refusal, RefusalReason};
 use tvix_node_protocol::tree::TreeDigest;
+use tvix_node_store::Audience;
 
 use super::limits::SHARED_LOG;
 
@@ -241,6 +244,8 @@ struct All {
 #[derive(Debug)]
 struct OwnEntry {
     build: Arc<SharedBuild>,
+    /// Whose members may wait for it.
+    audience: Audience,
     /// How many others wait for it.
     waiting: usize,
     /// Whether the owner's command still wants it.
@@ -340,9 +345,9 @@ fn fields(limits: BuildLimits) -> [Option<u64>; 5] {
     [time, silence, log, disk, memory]
 }
 
-/// What two requests must have in common: the work, and where it is stopped. One that is stopped by a narrower limit
+/// What two requests must have in common: the team, which sees nothing of what another one wants, the work, and where it is stopped. One that is stopped by a narrower limit
 /// than its requester set would fail for something that it did not ask for.
-type Key = (BuildKey, [Option<u64>; 5]);
+type Key = (SwarmId, BuildKey, [Option<u64>; 5]);
 
 /// One who waits for a shared build.
 #[derive(Debug)]
@@ -367,7 +372,12 @@ enum Kind {
 impl SharedBuilds {
     /// Joins the build of this work that is under way, or begins one. The second answer: whether it is begun by
     /// this. Without a key it is for one alone.
-    pub fn join(self: &Arc<Self>, key: Option<BuildKey>, limits: BuildLimits) -> (Waiting, bool) {
+    pub fn join(
+        self: &Arc<Self>,
+        team: SwarmId,
+        key: Option<BuildKey>,
+        limits: BuildLimits,
+    ) -> (Waiting, bool) {
         let builds = Arc::clone(self);
         let Some(key) = key else {
             let waiting = Waiting {
@@ -377,7 +387,7 @@ impl SharedBuilds {
             };
             return (waiting, true);
         };
-        let key = (key, fields(limits));
+        let key = (team, key, fields(limits));
         let mut all = lock(&self.0);
         let begun = !all.others.contains_key(&key);
         let (build, count) = all
@@ -393,23 +403,24 @@ impl SharedBuilds {
         (waiting, begun)
     }
 
-    /// Joins the owner's own build of this work, where there is one that is stopped by nothing that `asked` does not
-    /// name.
-    pub fn join_own(self: &Arc<Self>, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
-        lock(&self.0).join_own(self, key, asked)
+    /// Joins the owner's own build of this work, where there is one that members of this team may learn of, and that is
+    /// stopped by nothing that `asked` does not name.
+    pub fn join_own(self: &Arc<Self>, team: SwarmId, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
+        lock(&self.0).join_own(self, Some(team), key, asked)
     }
 
     /// As [`SharedBuilds::join_own`]; where there is none to join, the build for others runs from now on. What begins
     /// in between is seen by one of the two.
     pub fn join_own_or_run(
         self: &Arc<Self>,
+        team: SwarmId,
         key: Option<BuildKey>,
         asked: BuildLimits,
         build: &SharedBuild,
         for_one: bool,
     ) -> Option<Waiting> {
         let mut all = lock(&self.0);
-        let own = key.and_then(|key| all.join_own(self, key, asked));
+        let own = key.and_then(|key| all.join_own(self, Some(team), key, asked));
         if own.is_none() {
             build.set(Progress::Running { for_one });
         }
@@ -418,14 +429,13 @@ impl SharedBuilds {
 
     /// Begins a build of this node's own, or joins one of the same work that runs already, from inputs that count for
     /// everybody. A build for another that waits for a slot is not joined: it would wait for the one that the own
-    /// build has.
-    pub fn begin_own(self: &Arc<Self>, key: BuildKey, limits: BuildLimits) -> OwnBegin {
+    /// build has. `audience`: whose members may wait for it.
+    pub fn begin_own(self: &Arc<Self>, key: BuildKey, limits: BuildLimits, audience: &Audience) -> OwnBegin {
         let mut all = lock(&self.0);
         let running = |build: &SharedBuild| matches!(build.progress(), Progress::Running { for_one: false });
-        let found = all
-            .others
-            .iter_mut()
-            .find(|((other, _), (build, _))| *other == key && running(build) && !build.cancel.is_cancelled());
+        let found = all.others.iter_mut().find(|((_, other, _), (build, _))| {
+            *other == key && running(build) && !build.cancel.is_cancelled()
+        });
         if let Some((key, (build, count))) = found {
             *count += 1;
             return OwnBegin::Joined(Waiting {
@@ -435,7 +445,7 @@ impl SharedBuilds {
             });
         }
         // One that a command has left goes on for others; it is as good for the next command.
-        if let Some(waiting) = all.join_own(self, key, limits) {
+        if let Some(waiting) = all.join_own(self, None, key, limits) {
             return OwnBegin::Joined(waiting);
         }
         let build = Arc::new(SharedBuild::new(limits));
@@ -443,6 +453,7 @@ impl SharedBuilds {
         // Beside one with other limits it is for its command alone: who waits for that one still finds it.
         all.own.entry(key).or_insert_with(|| OwnEntry {
             build: Arc::clone(&build),
+            audience: audience.clone(),
             waiting: 0,
             wanted: true,
         });
@@ -462,9 +473,17 @@ impl SharedBuilds {
 }
 
 impl All {
-    fn join_own(&mut self, builds: &Arc<SharedBuilds>, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
+    /// `team`: whose member joins; none: the owner.
+    fn join_own(
+        &mut self,
+        builds: &Arc<SharedBuilds>,
+        team: Option<SwarmId>,
+        key: BuildKey,
+        asked: BuildLimits,
+    ) -> Option<Waiting> {
         let entry = self.own.get_mut(&key)?;
-        if !fits(asked, entry.build.limits) {
+        let seen = team.is_none_or(|team| entry.audience.includes(team));
+        if !seen || !fits(asked, entry.build.limits) {
             return None;
         }
         entry.waiting += 1;
@@ -510,22 +529,46 @@ mod tests {
     use super::*;
 
     const KEY: BuildKey = BuildKey([1; 32]);
+    const TEAM: SwarmId = SwarmId([1; 32]);
+    const OTHER_TEAM: SwarmId = SwarmId([2; 32]);
+
+    #[test]
+    fn members_of_two_teams_do_not_wait_for_one_build() {
+        let builds = Arc::new(SharedBuilds::default());
+        let (first, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
+        assert!(begun);
+        let (second, begun) = builds.join(OTHER_TEAM, Some(KEY), BuildLimits::NONE);
+        assert!(begun && !Arc::ptr_eq(&first.build, &second.build));
+    }
+
+    #[test]
+    fn the_owner_s_build_is_joined_by_those_alone_who_may_learn_of_what_it_reads() {
+        let builds = Arc::new(SharedBuilds::default());
+        let OwnBegin::Begun(_owned) = builds.begin_own(KEY, BuildLimits::NONE, &Audience::team(TEAM)) else {
+            panic!("there is nothing to join");
+        };
+        assert!(builds.join_own(OTHER_TEAM, KEY, BuildLimits::NONE).is_none());
+        let (theirs, _) = builds.join(OTHER_TEAM, Some(KEY), BuildLimits::NONE);
+        let followed = builds.join_own_or_run(OTHER_TEAM, Some(KEY), BuildLimits::NONE, &theirs.build, false);
+        assert!(followed.is_none());
+        assert!(builds.join_own(TEAM, KEY, BuildLimits::NONE).is_some());
+    }
 
     #[test]
     fn a_build_goes_on_as_long_as_anybody_waits_for_it() {
         let builds = Arc::new(SharedBuilds::default());
-        let (first, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+        let (first, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
         assert!(begun);
-        let (second, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+        let (second, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
         assert!(!begun && Arc::ptr_eq(&first.build, &second.build));
-        let (other, begun) = builds.join(Some(BuildKey([2; 32])), BuildLimits::NONE);
+        let (other, begun) = builds.join(TEAM, Some(BuildKey([2; 32])), BuildLimits::NONE);
         assert!(begun && !Arc::ptr_eq(&first.build, &other.build));
         let cancel = first.build.cancel.clone();
         drop(first);
         assert!(!cancel.is_cancelled(), "the second one waits for it");
         drop(second);
         assert!(cancel.is_cancelled());
-        let (third, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+        let (third, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
         assert!(begun && !third.build.cancel.is_cancelled(), "it begins anew");
         assert!(!other.build.cancel.is_cancelled());
     }
@@ -533,13 +576,13 @@ mod tests {
     #[test]
     fn what_is_over_or_for_one_alone_is_not_joined() {
         let builds = Arc::new(SharedBuilds::default());
-        let (first, _) = builds.join(Some(KEY), BuildLimits::NONE);
+        let (first, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
         builds.end(&first.build);
-        let (second, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+        let (second, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
         assert!(begun);
         drop(first);
         assert!(!second.build.cancel.is_cancelled(), "it is another build");
-        let (alone, begun) = builds.join(None, BuildLimits::NONE);
+        let (alone, begun) = builds.join(TEAM, None, BuildLimits::NONE);
         assert!(begun);
         let cancel = alone.build.cancel.clone();
         drop(alone);
@@ -575,7 +618,7 @@ mod tests {
     }
 
     fn begun(builds: &Arc<SharedBuilds>, limits: BuildLimits) -> Owned {
-        match builds.begin_own(KEY, limits) {
+        match builds.begin_own(KEY, limits, &Audience::Everyone) {
             OwnBegin::Begun(own) => own,
             OwnBegin::Joined(other) => panic!("joined {other:?}"),
         }
@@ -585,13 +628,13 @@ mod tests {
     fn the_owner_s_build_goes_on_for_others_when_the_owner_leaves() {
         let builds = Arc::new(SharedBuilds::default());
         let own = begun(&builds, BuildLimits::NONE);
-        let other = builds.join_own(KEY, BuildLimits::NONE).expect("it runs");
+        let other = builds.join_own(TEAM, KEY, BuildLimits::NONE).expect("it runs");
         own.abandon();
         assert!(!own.build.cancel.is_cancelled(), "another one waits for it");
         drop(other);
         assert!(own.build.cancel.is_cancelled());
         assert!(
-            builds.join_own(KEY, BuildLimits::NONE).is_none(),
+            builds.join_own(TEAM, KEY, BuildLimits::NONE).is_none(),
             "it is being stopped"
         );
         drop(own);
@@ -604,9 +647,9 @@ mod tests {
     fn a_build_that_goes_on_for_others_is_joined_by_the_owner_s_next_command() {
         let builds = Arc::new(SharedBuilds::default());
         let own = begun(&builds, BuildLimits::NONE);
-        let other = builds.join_own(KEY, BuildLimits::NONE).expect("it runs");
+        let other = builds.join_own(TEAM, KEY, BuildLimits::NONE).expect("it runs");
         own.abandon();
-        let OwnBegin::Joined(next) = builds.begin_own(KEY, BuildLimits::NONE) else {
+        let OwnBegin::Joined(next) = builds.begin_own(KEY, BuildLimits::NONE, &Audience::Everyone) else {
             panic!("built twice");
         };
         drop(other);
@@ -629,15 +672,17 @@ mod tests {
     fn who_leaves_does_not_stop_what_the_owner_wants() {
         let builds = Arc::new(SharedBuilds::default());
         let own = begun(&builds, BuildLimits::NONE);
-        drop(builds.join_own(KEY, BuildLimits::NONE).expect("it runs"));
+        drop(builds.join_own(TEAM, KEY, BuildLimits::NONE).expect("it runs"));
         assert!(!own.build.cancel.is_cancelled());
-        let waiting = builds.join_own(KEY, BuildLimits::NONE).expect("it still runs");
+        let waiting = builds
+            .join_own(TEAM, KEY, BuildLimits::NONE)
+            .expect("it still runs");
         drop(own);
         assert!(
             matches!(waiting.build.progress(), Progress::Over(_)),
             "it is not waited for in vain"
         );
-        assert!(builds.join_own(KEY, BuildLimits::NONE).is_none());
+        assert!(builds.join_own(TEAM, KEY, BuildLimits::NONE).is_none());
     }
 
     #[test]
@@ -648,25 +693,25 @@ mod tests {
             ..BuildLimits::NONE
         };
         let own = begun(&builds, BuildLimits::NONE);
-        assert!(builds.join_own(KEY, hour).is_none());
+        assert!(builds.join_own(TEAM, KEY, hour).is_none());
         drop(own);
         let own = begun(&builds, hour);
-        assert!(builds.join_own(KEY, hour).is_some());
-        assert!(builds.join_own(KEY, BuildLimits::NONE).is_some());
+        assert!(builds.join_own(TEAM, KEY, hour).is_some());
+        assert!(builds.join_own(TEAM, KEY, BuildLimits::NONE).is_some());
         drop(own);
     }
 
     #[test]
     fn the_owner_joins_what_runs_for_others_and_nothing_that_waits() {
         let builds = Arc::new(SharedBuilds::default());
-        let (other, _) = builds.join(Some(KEY), BuildLimits::NONE);
+        let (other, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
         // It may wait for the slot that the own build has.
         drop(begun(&builds, BuildLimits::NONE));
         other.build.set(Progress::Running { for_one: true });
         drop(begun(&builds, BuildLimits::NONE));
-        let none = builds.join_own_or_run(Some(KEY), BuildLimits::NONE, &other.build, false);
+        let none = builds.join_own_or_run(TEAM, Some(KEY), BuildLimits::NONE, &other.build, false);
         assert!(none.is_none());
-        let OwnBegin::Joined(joined) = builds.begin_own(KEY, BuildLimits::NONE) else {
+        let OwnBegin::Joined(joined) = builds.begin_own(KEY, BuildLimits::NONE, &Audience::Everyone) else {
             panic!("built twice");
         };
         assert!(Arc::ptr_eq(&joined.build, &other.build));
@@ -680,9 +725,9 @@ mod tests {
     #[test]
     fn a_build_for_others_that_begins_meanwhile_follows_the_owner_s() {
         let builds = Arc::new(SharedBuilds::default());
-        let (other, _) = builds.join(Some(KEY), BuildLimits::NONE);
+        let (other, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
         let own = begun(&builds, BuildLimits::NONE);
-        let followed = builds.join_own_or_run(Some(KEY), BuildLimits::NONE, &other.build, false);
+        let followed = builds.join_own_or_run(TEAM, Some(KEY), BuildLimits::NONE, &other.build, false);
         assert!(followed.is_some_and(|followed| Arc::ptr_eq(&followed.build, &own.build)));
         assert!(matches!(other.build.progress(), Progress::Preparing));
     }

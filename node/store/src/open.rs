@@ -1,5 +1,6 @@
 //! Opening a home: one process at a time, no newer version, and what a crash left behind goes.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,9 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use tvix_node_protocol::build::SwarmId;
+
+use crate::audience::begin_audiences;
 use crate::commit::Committer;
 use crate::disk::{Context, Disk, FileError};
 use crate::index::{Index, IndexError};
@@ -22,7 +26,10 @@ use crate::store::{Inner, Store};
 use crate::trees::{TEMPORARY, TRASH, Trees, temporary_name};
 
 /// Version of what lies on the disk, as written and understood here.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
+
+/// The version before: who may learn of a path was not written down.
+const WITHOUT_AUDIENCES: u32 = 1;
 
 /// Why a home cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -79,18 +86,27 @@ impl Drop for HomeLock {
 }
 
 impl Store {
-    /// Opens the store of a home, and makes it where there is none.
+    /// Opens the store of a home whose node belongs to no team. See [`Store::open_in_teams`].
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub fn open(home: &Path) -> Result<Self, OpenError> {
+        Self::open_in_teams(home, &BTreeSet::new())
+    }
+
+    /// Opens the store of a home, and makes it where there is none. `teams`: those that the node belongs to; what a
+    /// store of version 1 has is known to them alone from now on.
     ///
     /// Trees go to `<home>/nix/store`, everything else to `<home>/store` and `<home>/log`. What an
     /// earlier process had begun and never reported is removed.
     ///
     /// # Errors
     /// [`OpenError`]; a home of a newer version is refused and nothing in it is touched.
-    pub fn open(home: &Path) -> Result<Self, OpenError> {
-        Self::open_on(home, Disk::default())
+    pub fn open_in_teams(home: &Path, teams: &BTreeSet<SwarmId>) -> Result<Self, OpenError> {
+        Self::open_on(home, Disk::default(), teams)
     }
 
-    pub(crate) fn open_on(home: &Path, disk: Disk) -> Result<Self, OpenError> {
+    pub(crate) fn open_on(home: &Path, disk: Disk, teams: &BTreeSet<SwarmId>) -> Result<Self, OpenError> {
         let schema = home.join("store").join("schema");
         check_schema(home, &schema)?;
         for directory in [
@@ -104,11 +120,17 @@ impl Store {
         let home = std::fs::canonicalize(home).map_err(|error| io_error("find", home, &error))?;
         let lock = lock(&home)?;
         let schema = home.join("store").join("schema");
-        if !check_schema(&home, &schema)? {
+        let found = check_schema(&home, &schema)?;
+        if found.is_none() {
             write_schema(&schema)?;
         }
         let trees = Trees::open(&home.join("nix/store"), disk)?;
         let index = open_index(&home.join("store/index.redb"), &trees)?;
+        if found == Some(WITHOUT_AUDIENCES) {
+            begin_audiences(&index, teams)?;
+            // Last: a start that is cut short before this does it again.
+            write_schema(&schema)?;
+        }
         let intent = Intent::open(&home.join("store/intent"))?;
         clean_up(&index, &trees, &intent)?;
         let inner = Inner {
@@ -140,15 +162,15 @@ fn open_index(path: &Path, trees: &Trees) -> Result<Index, IndexError> {
     Index::open_with_faults(path, trees.disk.faults.clone())
 }
 
-/// Whether there is a version, and it is ours.
-fn check_schema(home: &Path, path: &Path) -> Result<bool, OpenError> {
+/// The version, where there is one; ours or one that can be brought to ours.
+fn check_schema(home: &Path, path: &Path) -> Result<Option<u32>, OpenError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error("read", path, &error).into()),
     };
     match text.trim_end().parse::<u32>() {
-        Ok(SCHEMA) => Ok(true),
+        Ok(found @ (SCHEMA | WITHOUT_AUDIENCES)) => Ok(Some(found)),
         Ok(found) if found > SCHEMA => Err(OpenError::Newer {
             home: home.to_owned(),
             found,

@@ -43,7 +43,7 @@ fn a_newer_home_is_refused_and_not_touched() {
     );
     let message = error.to_string();
     assert!(
-        message.contains("version 2") && message.contains("version 1"),
+        message.contains("version 3") && message.contains("version 2"),
         "{message}"
     );
     assert_eq!(snapshot(), before);

@@ -376,7 +376,7 @@ impl Node {
         } else {
             order.request.build_key().ok()
         };
-        let (mut waiting, mut begun) = self.building.join(key, BuildLimits::NONE);
+        let (mut waiting, mut begun) = self.building.join(self.world.plan.swarm, key, BuildLimits::NONE);
         loop {
             if begun {
                 let (node, build, order) = (Arc::clone(self), Arc::clone(&waiting.build), Arc::clone(&order));
@@ -393,7 +393,7 @@ impl Node {
                 }
             };
             if !begun && progress.is_for_another() {
-                (waiting, begun) = self.building.join(None, BuildLimits::NONE);
+                (waiting, begun) = self.building.join(self.world.plan.swarm, None, BuildLimits::NONE);
                 continue;
             }
             if let Progress::Over(ended) = &progress
