@@ -241,6 +241,53 @@ fn nothing_that_came_from_one_team_goes_into_builds_for_the_other() {
 }
 
 #[test]
+fn an_input_that_came_from_one_team_comes_again_from_the_other() {
+    if !sandbox_works("an_input_that_came_from_one_team_comes_again_from_the_other") {
+        return;
+    }
+    let [alice, bob, carl] = two_teams([1, 1, 1]);
+    let made = alice.build("first", &["-j", "1"]).path();
+    assert_eq!(carl.build("first", &[]).count("fetched"), 1);
+    carl.machine.run(&["share", "off"]).ok();
+    assert_eq!(bob.build("first", &["-j", "1"]).path(), made);
+    assert!(bob.has(&made));
+    carl.machine.run(&["share", "on"]).ok();
+    let sent = bob.content_sent("carl");
+    let build = bob.build("second", &["-j", "0"]);
+    assert_eq!(builder(&build, "second"), "carl");
+    assert!(
+        bob.content_sent("carl") > sent,
+        "carl used what he had from alice"
+    );
+    // Now it is known to be there in both.
+    until("bob finds it at carl", || {
+        explained(&bob, &made).contains("what carl shows").then_some(())
+    });
+}
+
+#[test]
+fn nobody_is_asked_to_build_with_or_to_keep_what_came_from_another_team() {
+    if !sandbox_works("nobody_is_asked_to_build_with_or_to_keep_what_came_from_another_team") {
+        return;
+    }
+    let [alice, bob, carl] = two_teams([1, 1, 0]);
+    let made = alice.build("first", &["-j", "1"]).path();
+    assert_eq!(carl.build("first", &[]).count("fetched"), 1);
+    alice.machine.run(&["share", "off"]).ok();
+    let build = carl.build("second", &[]);
+    assert_eq!(build.finished.status, 1, "{}", build.messages());
+    assert!(build.messages().contains("another team"), "{}", build.messages());
+    let pushed = carl.build("first", &["--to", "bob"]);
+    assert_eq!(pushed.finished.status, 1, "{}", pushed.messages());
+    assert!(
+        pushed.messages().contains("another team"),
+        "{}",
+        pushed.messages()
+    );
+    assert!(!bob.has(&made));
+}
+
+#[test]
 fn leaving_one_team_leaves_the_other_alone_and_takes_nothing_there() {
     if !sandbox_works("leaving_one_team_leaves_the_other_alone_and_takes_nothing_there") {
         return;
