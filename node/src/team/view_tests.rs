@@ -122,6 +122,18 @@ fn the_owners_build_is_signed_with_the_key_that_each_team_knows() {
 }
 
 #[test]
+fn what_the_owner_built_from_what_came_from_a_team_is_no_earlier_build_for_another() {
+    let (folder, store) = home();
+    let lease = store.lease();
+    let (outputs, record) = built(&store, folder.path(), HOME, None);
+    let outputs = within(outputs, &view(FIRST).audience());
+    store.register_built(outputs, &record, &lease).unwrap();
+    let own = |team| view(team).own_records(&store, &BuildKey([3; 32])).unwrap().len();
+    assert_eq!((own(FIRST), own(SECOND)), (1, 0));
+    assert!(view(SECOND).shown(&store, &path("built")).unwrap().is_none());
+}
+
+#[test]
 fn of_a_build_for_one_team_another_learns_neither_the_record_nor_who_wanted_it() {
     let (folder, store) = home();
     let lease = store.lease();
