@@ -9,8 +9,9 @@
 //! <home>/nix/store/      the store's trees
 //! <home>/store/          the store's index and logs
 //! <home>/scratch/        builds under way
-//! <home>/teams/SWARM/    the team this node belongs to: its roster, tickets, nonces
-//! <home>/spool/          what is arriving from other nodes; deleting it loses nothing
+//! <home>/teams/SWARM/    a team this node belongs to: its roster, tickets, nonces, and the key that the node has there
+//! <home>/teams/first     the team in which it has the key of the home (identity); all others have one of their own
+//! <home>/spool/SWARM/    what is arriving from that team; deleting it loses nothing
 //! <home>/trust.json      whom its owner believes, what stays private (private.json), on which terms it builds for
 //!                        others (share.json), and how much of the link it uses (traffic.json)
 //! <home>/durations.json  how long builds took; may be deleted at any time

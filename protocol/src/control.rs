@@ -63,7 +63,7 @@ pub use team::{
 pub use traffic::TrafficTerms;
 
 /// Version of the control protocol; a command and a node of different versions do not talk.
-pub const CONTROL_VERSION: u32 = 4;
+pub const CONTROL_VERSION: u32 = 5;
 
 /// Header that carries [`CONTROL_VERSION`] in requests and answers.
 pub const VERSION_HEADER: &str = "tvix-node-control";
@@ -621,8 +621,8 @@ pub struct Status {
     pub builds: Vec<BuildStatus>,
     /// Paths in its store.
     pub paths: u64,
-    /// The team it takes part in.
-    pub team: Option<TeamStatus>,
+    /// The teams it takes part in, in the order in which it came to them.
+    pub teams: Vec<TeamStatus>,
     /// Members it is connected with.
     pub peers: Vec<PeerView>,
     /// Binary caches it takes paths from.

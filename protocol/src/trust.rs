@@ -343,6 +343,26 @@ impl TrustPolicy {
         rules.find(|rule| rule.fits(path))
     }
 
+    /// The same rules for a node that has another key: what they say of `from` they say of `to`.
+    #[must_use]
+    pub fn renamed(&self, from: NodeKey, to: NodeKey) -> Self {
+        let renamed = |node: NodeKey| if node == from { to } else { node };
+        let rules = self.rules.iter().cloned().map(|rule| TrustRule {
+            builder: rule.builder.map(renamed),
+            requirement: match rule.requirement {
+                Requirement::Quorum { needed, of } => Requirement::Quorum {
+                    needed,
+                    of: of.into_iter().map(renamed).collect(),
+                },
+                other => other,
+            },
+            ..rule
+        });
+        Self {
+            rules: rules.collect(),
+        }
+    }
+
     /// What is required for a path, whoever built it.
     #[must_use]
     pub fn for_path(&self, path: &StorePath) -> &Requirement {

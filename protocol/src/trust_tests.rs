@@ -166,3 +166,25 @@ fn there_is_a_bound_on_rules() {
     // One that takes another's place fits.
     policy.set(rule(Some("p0"), None, Requirement::Roster)).unwrap();
 }
+
+#[test]
+fn rules_speak_of_a_node_by_the_key_that_it_has_where_they_are_applied() {
+    let (home, apart, other) = (NodeKey([1; 32]), NodeKey([2; 32]), NodeKey([3; 32]));
+    let rule = |builder, of: Vec<NodeKey>| TrustRule {
+        paths: None,
+        builder,
+        requirement: Requirement::Quorum { needed: 2, of },
+        because: None,
+    };
+    let own = |builder: NodeKey| TrustRule {
+        requirement: Requirement::Own,
+        ..rule(Some(builder), vec![])
+    };
+    let policy = TrustPolicy::new(vec![rule(None, vec![home, other]), own(home), own(other)]).unwrap();
+    let renamed = policy.renamed(home, apart);
+    assert_eq!(
+        renamed.rules(),
+        [rule(None, vec![apart, other]), own(apart), own(other)]
+    );
+    assert_eq!(renamed.renamed(apart, home), policy);
+}

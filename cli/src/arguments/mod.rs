@@ -40,7 +40,7 @@ pub use evaluation::EvaluationArguments;
 pub use parse::{Parsed, UsageError, parse};
 pub use share::ShareArguments;
 pub use store::{CollectArguments, StoreCommand};
-pub use team::{InviteArguments, JoinArguments, RenewArguments, own_name};
+pub use team::{InTeam, InviteArguments, JoinArguments, RenewArguments, own_name};
 pub use traffic::TrafficArguments;
 pub use trust::TrustCommand;
 use tvix_node_protocol::control::Destination;
@@ -175,18 +175,31 @@ pub enum Command {
         invite: InviteArguments,
     },
     /// Join a team with a ticket
+    ///
+    /// A node may be in several teams, which do not see each other: it has a key of its own in each, and what came from
+    /// one is nothing that another learns of.
     Join {
         #[command(flatten)]
         join: JoinArguments,
     },
+    /// List the teams that this node is in
+    Teams {
+        /// Print them as JSON, with their whole ids
+        #[arg(long)]
+        json: bool,
+    },
     /// List who is in the team
     Members {
+        #[command(flatten)]
+        team: InTeam,
         /// Print them as JSON, with their whole keys
         #[arg(long)]
         json: bool,
     },
     /// List the members that the node is connected with, and what they offer
     Peers {
+        #[command(flatten)]
+        team: InTeam,
         /// Print them as JSON, with all their addresses
         #[arg(long)]
         json: bool,
@@ -200,6 +213,8 @@ pub enum Command {
         /// The member's name, or its key or the beginning of that
         #[arg(value_name = "MEMBER")]
         member: String,
+        #[command(flatten)]
+        team: InTeam,
     },
     /// Renew a membership before it ends, and say anew what the member may do
     Renew {
@@ -252,8 +267,12 @@ pub enum Command {
     },
     /// Leave the team for good
     ///
-    /// The key of this home never comes back into the team. What is in its store stays.
-    Leave,
+    /// The key that this node has there never comes back into the team. What is in its store stays; what came from the
+    /// team is shown to no other. Other teams that the node is in are left alone.
+    Leave {
+        #[command(flatten)]
+        team: InTeam,
+    },
     /// Say what the node is doing
     Status {
         /// Print it as JSON

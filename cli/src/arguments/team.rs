@@ -12,6 +12,14 @@ use tvix_node_protocol::ticket::Ticket;
 use super::numbers::duration;
 use super::parse::UsageError;
 
+/// Which of the node's teams is meant.
+#[derive(Debug, Args)]
+pub struct InTeam {
+    /// In which team, where this node is in several: its name, or its id or the beginning of that
+    #[arg(long, value_name = "TEAM")]
+    pub team: Option<String>,
+}
+
 /// How somebody is invited.
 #[derive(Debug, Args)]
 pub struct InviteArguments {
@@ -27,6 +35,11 @@ pub struct InviteArguments {
     /// What this node calls itself, where the invitation founds the team [default: USER@HOST]
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub name: Option<String>,
+    #[command(flatten)]
+    pub team: InTeam,
+    /// Found another team for it, beside those that this node is in. Neither sees the other
+    #[arg(long, conflicts_with = "team")]
+    pub new_team: bool,
     /// Print the ticket and what it is good for as JSON
     #[arg(long)]
     pub json: bool,
@@ -96,6 +109,8 @@ pub struct RenewArguments {
     /// How long the membership lasts from now on
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1y")]
     pub lasts: u64,
+    #[command(flatten)]
+    pub team: InTeam,
 }
 
 impl RenewArguments {

@@ -9,7 +9,7 @@
 //! | `pins` | `store pin`, `unpin` and `pins` |
 //! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
-//! | `team` | `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave` |
+//! | `team` | `invite`, `join`, `teams`, `members`, `peers`, `revoke`, `renew` and `leave` |
 //! | `trust`, `private`, `doctor`, `share`, `traffic` | what their names say |
 //! | `node` | `up`, `down` and `status` |
 //! | `table` | rows in columns, sizes and dates |
@@ -137,9 +137,10 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
         Command::Record { path, json } => record::record(home, &path, json).await,
         Command::Invite { invite } => team::invite(home, &invite).await,
         Command::Join { join } => team::join(home, &join).await,
-        Command::Members { json } => team::members(home, json).await,
-        Command::Peers { json } => team::peers(home, json).await,
-        Command::Revoke { member } => team::revoke(home, member).await,
+        Command::Teams { json } => team::teams(home, json).await,
+        Command::Members { team, json } => team::members(home, &team, json).await,
+        Command::Peers { team, json } => team::peers(home, &team, json).await,
+        Command::Revoke { member, team } => team::revoke(home, member, team).await,
         Command::Renew { renew } => team::renew(home, &renew).await,
         Command::Trust { command, json } => {
             let command = command.unwrap_or(TrustCommand::Show { json });
@@ -149,7 +150,7 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
         Command::Share { share } => share::share(home, &share).await,
         Command::Traffic { traffic } => traffic::traffic(home, &traffic).await,
         Command::Doctor { json } => doctor::doctor(home, json).await,
-        Command::Leave => team::leave(home).await,
+        Command::Leave { team } => team::leave(home, &team).await,
         Command::Status { json } => node::status(home, json).await,
         Command::Up { up } => node::up(home, &up).await,
         Command::Down => node::down(home).await,

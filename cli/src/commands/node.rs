@@ -8,6 +8,7 @@ use tvix_node::home::Home;
 use tvix_node_protocol::control::{ReachedBy, SessionMode, Status};
 
 use super::table::{short, size};
+use super::team::peer_name;
 use super::{Failure, print, print_json};
 use crate::arguments::{UpArguments, words};
 use crate::progress::{called, clean, count, running};
@@ -104,7 +105,7 @@ fn status_text(status: &Status) -> String {
         status.slots,
         count(status.paths, "path"),
     );
-    if let Some(team) = &status.team {
+    for team in &status.teams {
         text += &format!(
             "team     {} as {}: {}, {} connected\n",
             short(team.swarm),
@@ -124,7 +125,7 @@ fn status_text(status: &Status) -> String {
     for peer in &status.peers {
         text += &format!(
             "peer     {}: {} of {} slots free, sent {}, received {}\n",
-            clean(&peer.name),
+            clean(&peer_name(peer, &status.peers)),
             peer.free,
             peer.slots,
             size(peer.traffic.sent),
@@ -200,7 +201,7 @@ mod tests {
             sessions: Vec::new(),
             builds: Vec::new(),
             paths: 3,
-            team: None,
+            teams: Vec::new(),
             peers: Vec::new(),
             caches: Vec::new(),
         }
@@ -211,8 +212,10 @@ mod tests {
         let mut status = alone();
         let alone = status_text(&status);
         assert!(!alone.contains("team") && !alone.contains("peer"), "{alone}");
-        status.team = Some(TeamStatus {
+        status.teams.push(TeamStatus {
             swarm: SwarmId([0xab; 32]),
+            team: "ann's team".to_owned(),
+            me: NodeKey([1; 32]),
             name: "ann\u{7}".to_owned(),
             members: 2,
             connected: 1,

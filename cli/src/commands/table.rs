@@ -74,11 +74,13 @@ pub fn about(seconds: u64) -> String {
 
 #[cfg(test)]
 pub mod testing {
+    use tvix_node_protocol::build::SwarmId;
     use tvix_node_protocol::control::{PeerView, TrafficView};
     use tvix_node_protocol::envelope::NodeKey;
 
     pub fn peer(name: &str) -> PeerView {
         PeerView {
+            team: SwarmId([1; 32]),
             key: NodeKey([0xbb; 32]),
             name: name.to_owned(),
             addresses: vec![

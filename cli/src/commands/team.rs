@@ -1,18 +1,18 @@
-//! `invite`, `join`, `members`, `peers`, `revoke`, `renew` and `leave`.
+//! `invite`, `join`, `teams`, `members`, `peers`, `revoke`, `renew` and `leave`.
 
 use std::collections::BTreeMap;
 
 use tvix_node::background::connect_or_start;
 use tvix_node::home::Home;
 use tvix_node_protocol::control::{
-    InviteRequest, Invited, JoinRequest, MemberName, MemberView, PeerView, RenewRequest, TeamView,
+    InviteRequest, Invited, JoinRequest, MemberName, MemberView, PeerView, RenewRequest, TeamStatus, TeamView,
 };
 use tvix_node_protocol::envelope::NodeKey;
 
 use super::node::connect;
 use super::table::{about, now, short, size, table};
 use super::{Failure, note, print, print_json};
-use crate::arguments::{InviteArguments, JoinArguments, RenewArguments, own_name};
+use crate::arguments::{InTeam, InviteArguments, JoinArguments, RenewArguments, own_name};
 use crate::progress::{clean, count};
 
 /// Prints a ticket, alone on standard output.
@@ -23,6 +23,8 @@ pub async fn invite(home: &Home, arguments: &InviteArguments) -> Result<u8, Fail
         valid: arguments.expires,
         lasts: arguments.lasts,
         name: Some(arguments.name.clone().unwrap_or_else(own_name)),
+        team: arguments.team.team.clone(),
+        new_team: arguments.new_team,
     };
     let invited = client.invite(&request).await?;
     if arguments.json {
@@ -85,9 +87,39 @@ pub async fn join(home: &Home, arguments: &JoinArguments) -> Result<u8, Failure>
     Ok(0)
 }
 
+/// Lists the teams of this node.
+pub async fn teams(home: &Home, as_json: bool) -> Result<u8, Failure> {
+    let teams = connect_or_start(home).await?.status().await?.teams;
+    if as_json {
+        print_json(&teams)?;
+    } else if teams.is_empty() {
+        note(
+            "this node is in no team: 'tvix-node join TICKET' makes it a member of one, 'tvix-node invite' founds one",
+        );
+    } else {
+        print(teams_text(&teams).as_bytes())?;
+    }
+    Ok(0)
+}
+
+fn teams_text(teams: &[TeamStatus]) -> String {
+    let rows = teams.iter().map(|team| {
+        [
+            team.team.clone(),
+            short(team.swarm),
+            team.name.clone(),
+            short(team.me),
+            team.members.to_string(),
+            team.connected.to_string(),
+        ]
+    });
+    let rows = rows.collect();
+    table(["TEAM", "ID", "THIS NODE", "KEY", "MEMBERS", "CONNECTED"], rows)
+}
+
 /// Lists who is in the team.
-pub async fn members(home: &Home, as_json: bool) -> Result<u8, Failure> {
-    let team = connect_or_start(home).await?.team().await?;
+pub async fn members(home: &Home, team: &InTeam, as_json: bool) -> Result<u8, Failure> {
+    let team = connect_or_start(home).await?.team(team.team.as_deref()).await?;
     if as_json {
         print_json(&team)?;
     } else {
@@ -148,8 +180,8 @@ fn state(member: &MemberView) -> String {
 }
 
 /// Lists the members there is a connection to. Does not start a node, which would have none.
-pub async fn peers(home: &Home, as_json: bool) -> Result<u8, Failure> {
-    let peers = connect(home).await?.peers().await?;
+pub async fn peers(home: &Home, team: &InTeam, as_json: bool) -> Result<u8, Failure> {
+    let peers = connect(home).await?.peers(team.team.as_deref()).await?;
     if as_json {
         print_json(&peers)?;
     } else if peers.is_empty() {
@@ -162,12 +194,20 @@ pub async fn peers(home: &Home, as_json: bool) -> Result<u8, Failure> {
         {
             note(&format!(
                 "{} builds nothing for others now: {}",
-                clean(&peer.name),
+                clean(&peer_name(peer, &peers)),
                 clean(why)
             ));
         }
     }
     Ok(0)
+}
+
+/// What a peer is called, with its team where they are of several.
+pub fn peer_name(peer: &PeerView, among: &[PeerView]) -> String {
+    match among.iter().all(|other| other.team == peer.team) {
+        true => peer.name.clone(),
+        false => format!("{} (team {})", peer.name, short(peer.team)),
+    }
 }
 
 fn peers_text(peers: &[PeerView]) -> String {
@@ -179,7 +219,7 @@ fn peers_text(peers: &[PeerView]) -> String {
                 several => format!(" and {} more", several - 1),
             };
             [
-                peer.name.clone(),
+                peer_name(peer, peers),
                 short(peer.key),
                 match &peer.withheld {
                     Some(_) => "none now".to_owned(),
@@ -204,11 +244,14 @@ fn peers_text(peers: &[PeerView]) -> String {
 }
 
 /// Puts a member out of the team.
-pub async fn revoke(home: &Home, member: String) -> Result<u8, Failure> {
+pub async fn revoke(home: &Home, member: String, team: InTeam) -> Result<u8, Failure> {
     let text = format!("{} is out of the team\n", clean(&member));
     connect_or_start(home)
         .await?
-        .revoke(&MemberName { member })
+        .revoke(&MemberName {
+            member,
+            team: team.team,
+        })
         .await?;
     print(text.as_bytes())?;
     Ok(0)
@@ -220,6 +263,7 @@ pub async fn renew(home: &Home, arguments: &RenewArguments) -> Result<u8, Failur
         member: arguments.member.clone(),
         roles: arguments.roles(),
         lasts: arguments.lasts,
+        team: arguments.team.team.clone(),
     };
     connect_or_start(home).await?.renew(&request).await?;
     let text = format!(
@@ -232,15 +276,27 @@ pub async fn renew(home: &Home, arguments: &RenewArguments) -> Result<u8, Failur
 }
 
 /// Leaves the team.
-pub async fn leave(home: &Home) -> Result<u8, Failure> {
-    connect_or_start(home).await?.leave().await?;
-    print(b"this node is in no team any more\n")?;
+pub async fn leave(home: &Home, team: &InTeam) -> Result<u8, Failure> {
+    let client = connect_or_start(home).await?;
+    client.leave(team.team.as_deref()).await?;
+    let text = match client.status().await?.teams.len() {
+        0 => "this node is in no team any more\n".to_owned(),
+        left => {
+            let left = u64::try_from(left).unwrap_or(u64::MAX);
+            format!(
+                "this node has left the team, and is in {}\n",
+                count(left, "other")
+            )
+        }
+    };
+    print(text.as_bytes())?;
     Ok(0)
 }
 
 #[cfg(test)]
 mod tests {
     use tvix_node_protocol::build::SwarmId;
+    use tvix_node_protocol::control::ReachedBy;
     use tvix_node_protocol::roster::{Role, Roles};
 
     use super::super::table::testing::peer;
@@ -261,6 +317,7 @@ mod tests {
         };
         TeamView {
             swarm: SwarmId([1; 32]),
+            team: "ann's team".to_owned(),
             me: NodeKey([0xaa; 32]),
             name: "ann".to_owned(),
             listening: Vec::new(),
@@ -337,6 +394,27 @@ mod tests {
     }
 
     #[test]
+    fn teams_are_listed_with_the_key_that_this_node_has_in_each() {
+        let team = |swarm: u8, team: &str, me: u8| TeamStatus {
+            swarm: SwarmId([swarm; 32]),
+            team: team.to_owned(),
+            me: NodeKey([me; 32]),
+            name: "ann".to_owned(),
+            members: 3,
+            connected: 1,
+            listening: Vec::new(),
+            reached: ReachedBy::Unknown,
+        };
+        let expected = "\
+TEAM         ID            THIS NODE  KEY           MEMBERS  CONNECTED
+ann's team   010101010101  ann        aaaaaaaaaaaa  3        1
+dave's team  020202020202  ann        abababababab  3        1
+";
+        let teams = [team(1, "ann's team", 0xaa), team(2, "dave's team", 0xab)];
+        assert_eq!(teams_text(&teams), expected);
+    }
+
+    #[test]
     fn members_are_listed_with_what_they_may_do_and_until_when() {
         let expected = "\
 NAME       KEY           ROLES                          ENDS        INVITED BY    STATE
@@ -354,5 +432,13 @@ NAME  KEY           FREE    LOAD  AWAY    SENT     RECEIVED  SYSTEMS            
 bob   bbbbbbbbbbbb  3 of 4  1.25  1.2 ms  1.5 MiB  12 B      x86_64-linux i686-linux  /ip4/192.0.2.2/tcp/4001 and 1 more
 ";
         assert_eq!(peers_text(&[peer("bob")]), expected);
+        let elsewhere = PeerView {
+            team: SwarmId([2; 32]),
+            ..peer("bob")
+        };
+        let text = peers_text(&[peer("bob"), elsewhere]);
+        for name in ["bob (team 010101010101) ", "bob (team 020202020202) "] {
+            assert!(text.contains(name), "{text}");
+        }
     }
 }

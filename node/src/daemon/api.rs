@@ -94,11 +94,7 @@ impl Api {
 
     /// A member in words: what it is called, and its key, which is who it is.
     fn called(&self, node: NodeKey) -> String {
-        let team = self.team.current();
-        match team
-            .as_ref()
-            .and_then(|team| team.swarm.members().get(node).map(|member| member.name.clone()))
-        {
+        match self.team.name_of(node) {
             Some(name) => format!("{name} ({node})"),
             None => format!("the node {node}"),
         }
@@ -221,8 +217,8 @@ impl ControlApi for Api {
             sessions,
             builds,
             paths,
-            team: team_api::status(self),
-            peers: team_api::peer_views(self),
+            teams: team_api::status(self),
+            peers: team_api::peer_views(&self.team.all()),
             caches: store_api::caches(self),
         })
     }
@@ -294,13 +290,13 @@ impl ControlApi for Api {
     ) -> Result<PathInfo, ApiError> {
         let naming = naming(&source)?;
         let begun = now();
-        let lease = self.depot.lease_of(session);
+        let (lease, audience) = (self.depot.lease_of(session), self.depot.audience_of(session));
         let reader = archive.into_reader();
         let added = self
             .depot
             .blocking(move |store| {
                 let reader = std::io::BufReader::with_capacity(ARCHIVE_BUFFER, reader);
-                let info = store.add_nar(reader, naming, &lease)?;
+                let info = store.add_nar_within(reader, naming, &audience, &lease)?;
                 if let Some(fingerprint) = &source.fingerprint {
                     // Only a later command is the slower for it.
                     if let Err(error) = store.remember_source(fingerprint, &info.path) {
@@ -319,7 +315,8 @@ impl ControlApi for Api {
                 .map_err(|error| failed(DepotError::Thread(error.to_string())))?
                 .map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))?;
         }
-        self.depot.added(std::slice::from_ref(&info.path));
+        let added = vec![info.path.clone()];
+        self.depot.tell_added(added).await.map_err(failed)?;
         Ok(info)
     }
 
@@ -343,9 +340,7 @@ impl ControlApi for Api {
         let Some(session) = session else {
             return self.depot.infos(paths).await.map_err(failed);
         };
-        let lease = self.depot.lease_of(session);
-        let held = self.depot.blocking(move |_| Ok(lease.hold(paths.iter())?)).await;
-        Ok(held.map_err(failed)?.into_iter().flatten().collect())
+        self.depot.read_by(session, paths).await.map_err(failed)
     }
 
     async fn log(&self, path: StorePath) -> Result<LogReader, ApiError> {
@@ -374,7 +369,10 @@ impl ControlApi for Api {
             Origin::Record { builder } => Some(self.called(*builder)),
             Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } | Origin::Imported => None,
         };
-        let built_here = record.as_ref().is_some_and(|record| record.builder == self.node);
+        let own = self.team.own_keys();
+        let built_here = record
+            .as_ref()
+            .is_some_and(|record| own.contains(&record.builder));
         let summary = match &info.origin {
             Origin::Content if path.is_derivation() => {
                 format!("{path} is a derivation that an evaluation here instantiated")
@@ -451,12 +449,12 @@ impl ControlApi for Api {
         team_api::join(self, request).await
     }
 
-    async fn team(&self) -> Result<TeamView, ApiError> {
-        team_api::team(self).await
+    async fn team(&self, team: Option<String>) -> Result<TeamView, ApiError> {
+        team_api::team(self, team).await
     }
 
-    async fn peers(&self) -> Result<Vec<PeerView>, ApiError> {
-        team_api::peers(self).await
+    async fn peers(&self, team: Option<String>) -> Result<Vec<PeerView>, ApiError> {
+        team_api::peers(self, team).await
     }
 
     async fn revoke(&self, member: MemberName) -> Result<(), ApiError> {
@@ -467,8 +465,8 @@ impl ControlApi for Api {
         team_api::renew(self, request).await
     }
 
-    async fn leave(&self) -> Result<(), ApiError> {
-        team_api::leave(self).await
+    async fn leave(&self, team: Option<String>) -> Result<(), ApiError> {
+        team_api::leave(self, team).await
     }
 
     async fn ask_owner(&self, question: OwnerQuestion) -> Result<OwnerAnswer, ApiError> {

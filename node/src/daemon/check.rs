@@ -124,6 +124,7 @@ impl Jobs {
             slot: slot.slot,
             request: None,
             keep_failed: check.keep_failed,
+            signer: Arc::clone(&self.secret),
         };
         let mut listener = ToSession {
             check,

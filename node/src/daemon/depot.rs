@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use tvix_node_builder::DerivationOptions;
 use tvix_node_coordinator as coordinator;
 use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::envelope::Envelope;
 use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation};
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_store::{
-    AddError, IndexError, Lease, LogError, LogWriter, Prepared, ReadError, RecordError, RootError, Store,
-    Text,
+    AddError, Audience, IndexError, Lease, LogError, LogWriter, Prepared, ReadError, RecordError, RootError,
+    Store, Text,
 };
 
 use super::derivations::{Checked, CheckedDerivations};
@@ -84,7 +85,7 @@ pub struct BuildNote {
     pub finished: u64,
 }
 
-/// Told of paths that are new here and that members may know of.
+/// Told of paths that are new here and that members of a team may know of.
 pub type Announcer = Arc<dyn Fn(&[StorePath]) + Send + Sync>;
 
 /// The store and what a node keeps beside it.
@@ -100,8 +101,8 @@ pub struct Depot {
     pub upstreams: Arc<Upstreams>,
     /// What no member may know of.
     pub private: Arc<PrivateBook>,
-    /// Told of every path that is added.
-    announcer: Mutex<Option<Announcer>>,
+    /// Told of every path that is added, each of those that its team may learn of.
+    announcers: Mutex<Vec<(SwarmId, Announcer)>>,
     /// What the open sessions protect.
     sessions: Mutex<Sessions>,
     /// What no session protects by itself: what the coordinator was told is there, builds, and what is done for others.
@@ -111,6 +112,8 @@ pub struct Depot {
 #[derive(Default)]
 struct Sessions {
     leases: HashMap<u64, Arc<Lease>>,
+    /// Who may learn of what each evaluation has read of the store so far: what it comes to may say what is in there.
+    read: HashMap<u64, Audience>,
     /// What the coordinator was told is there it tells a later session without asking again, as long as there is one.
     work: Option<holding::Work>,
 }
@@ -128,27 +131,51 @@ impl Depot {
             derivations: CheckedDerivations::default(),
             told: Told::default(),
             private,
-            announcer: Mutex::default(),
+            announcers: Mutex::default(),
             sessions: Mutex::default(),
             holding,
         }
     }
 
-    /// From now on this is told of every path that is added; none: nobody is.
-    pub fn announce_with(&self, announcer: Option<Announcer>) {
-        *lock(&self.announcer) = announcer;
+    /// From now on this is told of every path that is added and that members of this team may learn of.
+    pub fn announce_with(&self, team: SwarmId, announcer: Announcer) {
+        lock(&self.announcers).push((team, announcer));
     }
 
-    /// These paths are in the store now, accepted under their names.
-    pub fn added(&self, paths: &[StorePath]) {
-        let announcer = lock(&self.announcer).clone();
+    /// From now on nobody is told of what members of this team may learn of.
+    pub fn announce_no_more(&self, team: SwarmId) {
+        lock(&self.announcers).retain(|(other, _)| *other != team);
+    }
+
+    /// These paths are in the store now, accepted under their names. Blocks.
+    ///
+    /// # Errors
+    /// The index cannot be read; nobody was told then.
+    pub fn added(&self, paths: &[StorePath]) -> Result<(), IndexError> {
+        let announcers = lock(&self.announcers).clone();
+        if announcers.is_empty() {
+            return Ok(());
+        }
         let public = paths.iter().filter(|path| !self.private.is_private(path));
         let public: Vec<StorePath> = public.cloned().collect();
-        if let Some(announce) = announcer
-            && !public.is_empty()
-        {
-            announce(&public);
+        let audiences = self.store.audiences(&public)?;
+        for (team, announce) in announcers {
+            let known = public.iter().zip(&audiences).filter(|(_, audience)| {
+                let audience = audience.as_ref();
+                audience.is_some_and(|audience| audience.includes(team))
+            });
+            let known: Vec<StorePath> = known.map(|(path, _)| path.clone()).collect();
+            if !known.is_empty() {
+                announce(&known);
+            }
         }
+        Ok(())
+    }
+
+    /// As [`Depot::added`], on a thread that may block.
+    pub async fn tell_added(self: &Arc<Self>, paths: Vec<StorePath>) -> Result<(), DepotError> {
+        let depot = Arc::clone(self);
+        self.blocking(move |_| Ok(depot.added(&paths)?)).await
     }
 
     /// The lease that takes what the node itself names at this moment, for the work that it does, see
@@ -202,6 +229,7 @@ impl Depot {
     pub fn end_session(&self, session: u64) {
         let mut sessions = lock(&self.sessions);
         let lease = sessions.leases.remove(&session);
+        sessions.read.remove(&session);
         let last = if sessions.leases.is_empty() {
             sessions.work.take()
         } else {
@@ -217,6 +245,33 @@ impl Depot {
     pub fn lease_of(&self, session: u64) -> Arc<Lease> {
         let lease = lock(&self.sessions).leases.get(&session).cloned();
         lease.unwrap_or_else(|| self.holding.lease())
+    }
+
+    /// Holds these paths for a session whose evaluation is about to read them, and gives what is known of those that are
+    /// valid. What it adds to the store from now on is known to no more than may learn of these.
+    pub async fn read_by(
+        self: &Arc<Self>,
+        session: u64,
+        paths: Vec<StorePath>,
+    ) -> Result<Vec<PathInfo>, DepotError> {
+        let (lease, depot) = (self.lease_of(session), Arc::clone(self));
+        self.blocking(move |store| {
+            let infos: Vec<PathInfo> = lease.hold(paths.iter())?.into_iter().flatten().collect();
+            let audience = store.audience_of_all(infos.iter().map(|info| &info.path))?;
+            if audience != Audience::Everyone {
+                let mut sessions = lock(&depot.sessions);
+                let before = sessions.read.remove(&session).unwrap_or(Audience::Everyone);
+                sessions.read.insert(session, before.both(&audience));
+            }
+            Ok(infos)
+        })
+        .await
+    }
+
+    /// Who may learn of what a session adds.
+    pub fn audience_of(&self, session: u64) -> Audience {
+        let audience = lock(&self.sessions).read.get(&session).cloned();
+        audience.unwrap_or(Audience::Everyone)
     }
 
     /// The coordinator needs these paths no more.
@@ -253,16 +308,18 @@ impl Depot {
     }
 
     /// Adds texts (derivations among them) for a session.
-    pub async fn add_texts(&self, session: u64, texts: Vec<Text>) -> Result<(), DepotError> {
-        let lease = self.lease_of(session);
-        let paths: Vec<StorePath> = texts.iter().map(|text| text.path.clone()).collect();
+    pub async fn add_texts(self: &Arc<Self>, session: u64, texts: Vec<Text>) -> Result<(), DepotError> {
+        let (lease, depot, audience) = (
+            self.lease_of(session),
+            Arc::clone(self),
+            self.audience_of(session),
+        );
         self.blocking(move |store| {
-            store.add_texts(&texts, &lease)?;
-            Ok(())
+            store.add_texts_within(&texts, &audience, &lease)?;
+            let paths: Vec<StorePath> = texts.into_iter().map(|text| text.path).collect();
+            Ok(depot.added(&paths)?)
         })
-        .await?;
-        self.added(&paths);
-        Ok(())
+        .await
     }
 
     /// Reads a derivation and those it needs from the store, and recomputes every output path.
@@ -305,39 +362,46 @@ impl Depot {
 
     /// Makes the outputs of a build part of the store, with their record and note. An output whose name has
     /// another tree already keeps that: not every package is reproducible, and the first one accepted counts.
+    /// `audience`: who may learn of what the build had to do with, besides what it refers to.
     pub async fn register(
-        &self,
-        derivation: StorePath,
+        self: &Arc<Self>,
+        (derivation, audience): (StorePath, Audience),
         outputs: Vec<Prepared>,
         record: Envelope,
         note: BuildNote,
     ) -> Result<(), DepotError> {
-        let (own, file) = (self.holding.lease(), self.note_file(&derivation));
+        let (own, file, depot) = (
+            self.holding.lease(),
+            self.note_file(&derivation),
+            Arc::clone(self),
+        );
         let paths: Vec<StorePath> = outputs.iter().map(|output| output.info().path.clone()).collect();
+        let outputs: Vec<Prepared> = outputs
+            .into_iter()
+            .map(|output| output.within(&audience))
+            .collect();
         self.blocking(move |store| {
             store.register_built(outputs, &record, &own)?;
             // A note is for people: a build does not fail for want of one.
             if let Err(error) = write_note(&file, &note) {
                 tracing::warn!(%error, "why a build was placed where it was could not be written down");
             }
-            Ok(())
+            Ok(depot.added(&paths)?)
         })
-        .await?;
-        self.added(&paths);
-        Ok(())
+        .await
     }
 
     /// Keeps a record, and why the build was placed where it was, without the outputs: they are
     /// elsewhere.
     pub async fn keep_record(
         &self,
-        derivation: StorePath,
+        (derivation, audience): (StorePath, Audience),
         record: Envelope,
         note: BuildNote,
     ) -> Result<(), DepotError> {
         let file = self.note_file(&derivation);
         self.blocking(move |store| {
-            store.put_record(&record)?;
+            store.put_record(&record, &audience)?;
             if let Err(error) = write_note(&file, &note) {
                 tracing::warn!(%error, "why a build was placed where it was could not be written down");
             }
@@ -530,3 +594,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind these locks is consistent at every instant.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "depot_tests.rs"]
+mod tests;

@@ -10,6 +10,8 @@ use tvix_node_swarm::limits::CLOCK_SKEW;
 
 use super::api::Api;
 use super::clock::now;
+use crate::team::TeamNode;
+use crate::team::roll::short;
 
 /// Bytes on the disk below which builds are likely to fail: a compiler and its sources unpacked.
 const DISK_NEEDED: u64 = 2 << 30;
@@ -39,13 +41,28 @@ pub(super) async fn findings(api: &Api) -> Vec<Finding> {
             "this node builds nothing: it was started with '--slots 0'",
         ));
     }
-    let Some(team) = api.team.current() else {
+    let teams = api.team.all();
+    if teams.is_empty() {
         findings.push(good(
             "team",
             "this node is in no team, and shares with nobody ('tvix-node invite' founds one, 'tvix-node join' enters one)",
         ));
-        return findings;
-    };
+    }
+    for team in &teams {
+        let mut about = of_team(api, team);
+        if teams.len() > 1 {
+            for finding in &mut about {
+                finding.about = format!("{} ({})", finding.about, short(team.view.team()));
+            }
+        }
+        findings.extend(about);
+    }
+    findings
+}
+
+/// Whether this node is well in one of its teams.
+fn of_team(api: &Api, team: &TeamNode) -> Vec<Finding> {
+    let mut findings = Vec::new();
     let swarm = &team.swarm;
     let members = swarm.members();
     let overview = swarm.overview();

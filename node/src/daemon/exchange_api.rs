@@ -78,6 +78,6 @@ pub(super) async fn import(api: &Api, export: UploadBody) -> Result<Vec<PathInfo
         error => ApiError::new(FailureKind::Invalid, error.to_string()),
     })?;
     let paths: Vec<StorePath> = infos.iter().map(|info| info.path.clone()).collect();
-    api.depot.added(&paths);
+    api.depot.tell_added(paths).await.map_err(failed)?;
     Ok(infos)
 }

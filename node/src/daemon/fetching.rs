@@ -10,12 +10,12 @@ use tvix_node_protocol::envelope::NodeKey;
 use super::depot::Depot;
 use super::engine::Message;
 use super::limits::FETCH_STEPS;
-use crate::team::TeamNode;
+use crate::team::{TeamNode, every};
 use crate::upstream::Step;
 
 /// Fetches a path and everything it refers to, and reports how it went.
 pub async fn fetch(
-    (depot, team, engine): (Arc<Depot>, Option<Arc<TeamNode>>, mpsc::Sender<Message>),
+    (depot, teams, engine): (Arc<Depot>, Vec<Arc<TeamNode>>, mpsc::Sender<Message>),
     fetch: FetchId,
     path: StorePath,
     from: Vec<Source>,
@@ -28,16 +28,21 @@ pub async fn fetch(
     let has_caches = peers.len() < from.len();
     let mut failures = Vec::new();
     let mut done = false;
-    match &team {
-        Some(team) if !peers.is_empty() => match Arc::clone(team).fetch(fetch, path.clone(), peers).await {
+    // Each member is asked in the team that it is met in, and told of no other.
+    for (team, peers) in every::by_team(&teams, &peers) {
+        if done {
+            break;
+        }
+        match team.fetch(fetch, path.clone(), peers).await {
             Ok(()) => done = true,
             Err(error) => failures.push(error),
-        },
-        None if !peers.is_empty() => failures.push("this node takes part in no team".to_owned()),
-        _ => {}
+        }
+    }
+    if !peers.is_empty() && teams.is_empty() {
+        failures.push("this node takes part in no team".to_owned());
     }
     if !done && has_caches {
-        match from_caches((&depot, team.as_ref(), &engine), fetch, &path).await {
+        match from_caches((&depot, &teams, &engine), fetch, &path).await {
             Ok(()) => done = true,
             Err(error) => failures.push(error),
         }
@@ -56,7 +61,7 @@ pub async fn fetch(
 }
 
 async fn from_caches(
-    (depot, team, engine): (&Arc<Depot>, Option<&Arc<TeamNode>>, &mpsc::Sender<Message>),
+    (depot, teams, engine): (&Arc<Depot>, &[Arc<TeamNode>], &mpsc::Sender<Message>),
     fetch: FetchId,
     path: &StorePath,
 ) -> Result<(), String> {
@@ -76,7 +81,7 @@ async fn from_caches(
         }
     };
     let roots = std::slice::from_ref(path);
-    let bringing = depot.upstreams.bring(depot, team, roots, Some(steps));
+    let bringing = depot.upstreams.bring(depot, teams, roots, Some(steps));
     let (brought, ()) = tokio::join!(bringing, forwarding);
     brought.map_err(|error| error.to_string())
 }

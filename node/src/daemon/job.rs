@@ -11,13 +11,14 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildKey, BuildKind, BuildLimits, BuildOptions, BuildRecord, Input};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages;
+use tvix_node_store::Audience;
 
 use super::depot::{BuildNote, DepotError};
 use super::engine::Message;
 use super::perform::{JobError, Jobs, Listener, Performed, Plan, Work, as_input};
 use crate::team::policy::opened;
 use crate::team::together::{Ended, Heard, OwnBegin, SharedBuild, lines, work_key};
-use crate::team::votes::{self, Standing};
+use crate::team::votes::{self, Side, Standing};
 
 /// What one build is told.
 pub struct Job {
@@ -105,11 +106,14 @@ impl Jobs {
                 listener.started().await;
                 return Ok((here, Delivery::OwnStore));
             }
-            let performed = self.perform(&work(job, plan), &mut listener, cancel).await?;
-            return self.keep_built(job, performed).await.map(Kept::result);
+            let audience = self.audience(&plan).await?;
+            let work = self.work(job, plan);
+            let performed = self.perform(&work, &mut listener, cancel).await?;
+            return self.keep_built(job, performed, audience).await.map(Kept::result);
         };
+        let audience = self.audience(&plan).await?;
         let owned = loop {
-            match self.building.begin_own(key, job.limits) {
+            match self.building.begin_own(key, job.limits, &audience) {
                 OwnBegin::Begun(owned) => break owned,
                 OwnBegin::Joined(other) => {
                     let joined = self.join(&other.build, &mut listener);
@@ -132,7 +136,7 @@ impl Jobs {
             build: Arc::clone(&owned.build),
         };
         let kept = {
-            let work = work(job, plan);
+            let work = self.work(job, plan);
             let performing = self.perform(&work, &mut listener, owned.build.cancel.child_token());
             tokio::pin!(performing);
             let performed = tokio::select! {
@@ -149,7 +153,7 @@ impl Jobs {
                 }
             };
             match performed {
-                Ok(performed) => self.keep_built(job, performed).await,
+                Ok(performed) => self.keep_built(job, performed, audience).await,
                 Err(error) => Err(error),
             }
         };
@@ -185,6 +189,29 @@ impl Jobs {
                 ))
             })
             .collect()
+    }
+
+    /// Who may learn of a build: who may learn of everything that it reads.
+    async fn audience(&self, plan: &Plan) -> Result<Audience, JobError> {
+        let mut paths: Vec<StorePath> = plan.closure.iter().map(|info| info.path.clone()).collect();
+        paths.push(plan.path.clone());
+        let audience = self
+            .depot
+            .blocking(move |store| Ok(store.audience_of_all(&paths)?));
+        Ok(audience.await?)
+    }
+
+    fn work(&self, job: &Job, plan: Plan) -> Work {
+        Work {
+            wanted: plan.outputs.keys().cloned().collect(),
+            plan,
+            cores: job.cores,
+            limits: job.limits,
+            slot: job.slot,
+            request: None,
+            keep_failed: job.keep_failed,
+            signer: Arc::clone(&self.secret),
+        }
     }
 
     /// By what the build is shared with those who ask for the same; none: with nobody. What reads the owner's
@@ -241,7 +268,12 @@ impl Jobs {
     }
 
     /// Makes what was built part of the store, where the owner's rules let it count.
-    async fn keep_built(&self, job: &Job, performed: Performed) -> Result<Kept, JobError> {
+    async fn keep_built(
+        &self,
+        job: &Job,
+        performed: Performed,
+        audience: Audience,
+    ) -> Result<Kept, JobError> {
         let note = BuildNote {
             reason: job.reason.clone(),
             started: performed.started,
@@ -256,7 +288,8 @@ impl Jobs {
         // A fixed output has been compared with what it must be.
         if !performed.fixed {
             let name = |node: NodeKey| node.to_string();
-            match votes::standing(&self.depot, &self.trust, &record, &performed.record, name).await? {
+            let (grounds, side) = (self.trust.grounds(), Side::Own(audience.clone()));
+            match votes::standing(&self.depot, (&grounds, side), &record, &performed.record, name).await? {
                 Standing::Counts => {}
                 Standing::Vote => return Ok(Kept::Vote(built)),
                 Standing::Disagreed(why) => return Err(JobError::Disagreed(why)),
@@ -264,7 +297,12 @@ impl Jobs {
             }
         }
         self.depot
-            .register(job.derivation.clone(), performed.outputs, performed.record, note)
+            .register(
+                (job.derivation.clone(), audience),
+                performed.outputs,
+                performed.record,
+                note,
+            )
             .await?;
         drop(performed.leftover);
         let names = record.outputs.values().map(|output| output.path.clone());
@@ -292,18 +330,6 @@ impl Kept {
             Self::Registered(built, _) => (built, Delivery::OwnStore),
             Self::Vote(built) => (built, Delivery::Vote),
         }
-    }
-}
-
-fn work(job: &Job, plan: Plan) -> Work {
-    Work {
-        wanted: plan.outputs.keys().cloned().collect(),
-        plan,
-        cores: job.cores,
-        limits: job.limits,
-        slot: job.slot,
-        request: None,
-        keep_failed: job.keep_failed,
     }
 }
 

@@ -22,6 +22,7 @@ mod store_api;
 mod team_api;
 mod told;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,7 +33,9 @@ pub use tvix_node_builder::AddressRange;
 use tvix_node_builder::{Builder, Config, Helper, StartError};
 use tvix_node_coordinator::OwnBuilder;
 use tvix_node_gateway::control::{ControlSocket, SocketError, serve};
+use tvix_node_protocol::build::SwarmId;
 use tvix_node_store::{OpenError, Store};
+use tvix_node_swarm::team::Team;
 
 use crate::background::READY;
 use crate::config::{ConfigError, NetworkWay, NodeConfig};
@@ -45,6 +48,7 @@ use perform::Jobs;
 
 use crate::team::membership::{Membership, Parts, TeamFailure};
 use crate::team::private::{PrivateBook, PrivateError};
+use crate::team::roll::Roll;
 use crate::team::share::{ShareBook, ShareError};
 use crate::team::traffic::{self, TrafficBook, TrafficError};
 use crate::team::trust::{TrustBook, TrustError};
@@ -115,7 +119,7 @@ pub enum UpError {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The team that this node belongs to cannot be taken part in.
-    #[error("this node does not take part in its team: {0}")]
+    #[error("this node does not take part in its teams: {0}")]
     Team(#[from] TeamFailure),
     /// The process cannot be set up.
     #[error("the node cannot {what}: {source}")]
@@ -147,7 +151,11 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let home = home.prepare()?;
     let secret = home.identity()?;
     let node = secret.key();
-    let store = Store::open(home.root())?;
+    let teams: BTreeSet<SwarmId> = Team::list(&home.teams_folder())
+        .map_err(TeamFailure::from)?
+        .into_iter()
+        .collect();
+    let store = Store::open_in_teams(home.root(), &teams)?;
     let mut config = Config::new(home.scratch_folder(), Helper::this_program());
     config.memory = options.build_memory;
     config.control_groups = options.control_groups;
@@ -173,7 +181,8 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     config.network = configured.network();
     let builder = Builder::new(config)?;
     let private = Arc::new(PrivateBook::open(home.private_file())?);
-    let trust = Arc::new(TrustBook::open(home.trust_file(), node)?);
+    let roll = Arc::new(Roll::default());
+    let trust = Arc::new(TrustBook::open(home.trust_file(), node, Arc::clone(&roll))?);
     let depot = Arc::new(Depot::new(store, private, Arc::clone(&trust)));
     let share = Arc::new(ShareBook::open(home.share_file())?);
     let traffic = Arc::new(TrafficBook::open(home.traffic_file())?);
@@ -191,7 +200,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let jobs = Arc::new(Jobs {
         depot: Arc::clone(&depot),
         builder,
-        secret,
+        secret: Arc::new(secret),
         trust: Arc::clone(&trust),
         building: Arc::default(),
         down: tokio_util::sync::CancellationToken::new(),
@@ -208,6 +217,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         own: own.clone(),
         free: free_slots,
         trust: Arc::clone(&trust),
+        roll,
         share: Arc::clone(&share),
         traffic: Arc::clone(&traffic),
         listen: options.listen.clone(),
@@ -247,7 +257,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         if !options.background {
             return Err(error.into());
         }
-        tracing::error!(%error, "this node does not take part in its team");
+        tracing::error!(%error, "this node does not take part in all of its teams");
     }
     tracing::info!(home = %home.root().display(), %node, slots, "ready");
     say_ready(&home, options.background, &team)?;
@@ -280,7 +290,7 @@ fn say_ready(home: &Home, background: bool, team: &Membership) -> Result<(), UpE
     }
     let place = home.root().display();
     let mut text = format!("the node of '{place}' is up; Ctrl-C or 'tvix-node down' ends it\n");
-    if let Some(node) = team.current() {
+    for node in team.all() {
         for address in node.swarm.addresses() {
             text.push_str(&format!("listening at {address}\n"));
         }

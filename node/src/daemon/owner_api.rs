@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tvix_node_gateway::control::{ApiError, ControlApi as _};
 use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::control::{
     Explanation, FailureKind, NamedRequirement, OwnerAnswer, OwnerQuestion, ShownVerdict, THIS_NODE,
 };
@@ -153,9 +154,18 @@ async fn set_private(
         return Err(ApiError::new(FailureKind::NotFound, message));
     }
     // Who was told before is told that it is gone; what is shown again is announced.
-    let Some(team) = api.team.current() else {
-        return Ok(());
-    };
+    for team in api.team.all() {
+        let (hidden, shown) = seen_by(api, team.view.team()).await?;
+        team.swarm.withdraw(&hidden);
+        if !hide {
+            team.swarm.announce(&shown);
+        }
+    }
+    Ok(())
+}
+
+/// Of what members of a team may learn of, what is private, and what is not.
+async fn seen_by(api: &Api, team: SwarmId) -> Result<(Vec<StorePath>, Vec<StorePath>), ApiError> {
     let book = Arc::clone(&api.depot.private);
     let listing = api.depot.blocking(move |store| {
         let (mut after, mut hidden, mut shown) = (None, Vec::new(), Vec::new());
@@ -165,7 +175,8 @@ async fn set_private(
                 return Ok((hidden, shown));
             };
             after = Some(last.clone());
-            for path in page {
+            let known = store.known_to(team, &page)?;
+            for (path, _) in page.into_iter().zip(known).filter(|(_, known)| *known) {
                 match book.is_private(&path) {
                     true => hidden.push(path),
                     false => shown.push(path),
@@ -173,12 +184,7 @@ async fn set_private(
             }
         }
     });
-    let (hidden, shown) = listing.await.map_err(failed)?;
-    team.swarm.withdraw(&hidden);
-    if !hide {
-        team.swarm.announce(&shown);
-    }
-    Ok(())
+    listing.await.map_err(failed)
 }
 
 /// Paths listed at once.
@@ -196,8 +202,12 @@ fn member(api: &Api, name: &str) -> Result<NodeKey, ApiError> {
     if let Ok(key) = name.parse::<NodeKey>() {
         return Ok(key);
     }
-    let team = api.team.required().map_err(refused)?;
-    team.member(name).map_err(refused)
+    let (_, key) = api.team.member(name).map_err(refused)?;
+    // The rules name this node by the key of its home, in whichever team.
+    Ok(match api.team.own_keys().contains(&key) {
+        true => api.node,
+        false => key,
+    })
 }
 
 fn requirement(api: &Api, named: NamedRequirement) -> Result<Requirement, ApiError> {
@@ -232,7 +242,7 @@ async fn change<T: Send + 'static>(
         TrustError::Rule(error) => invalid(error.to_string()),
         error => ApiError::new(FailureKind::Internal, error.to_string()),
     })?;
-    if let Some(team) = api.team.current() {
+    for team in api.team.all() {
         team.tell_offers().await;
     }
     Ok(answer)
@@ -258,14 +268,10 @@ fn named(rule: &TrustRule) -> Vec<NodeKey> {
 }
 
 fn names(api: &Api, nodes: impl IntoIterator<Item = NodeKey>) -> Vec<(NodeKey, String)> {
-    let Some(team) = api.team.current() else {
-        return Vec::new();
-    };
-    let members = team.swarm.members();
     let nodes: BTreeSet<NodeKey> = nodes.into_iter().collect();
     let named = nodes
         .into_iter()
-        .filter_map(|node| Some((node, members.get(node)?.name.clone())));
+        .filter_map(|node| Some((node, api.team.name_of(node)?)));
     named.collect()
 }
 
@@ -278,7 +284,7 @@ async fn explain(api: &Api, path: StorePath) -> Result<Explanation, ApiError> {
         false => Some(api.why(path.clone()).await?.summary),
     };
     let mut shown = Vec::new();
-    if let Some(team) = api.team.current() {
+    for team in api.team.all() {
         let holders = team.swarm.find(std::slice::from_ref(&path), FindScope::All).await;
         let mut findings = Findings::default();
         // All that builders say is found out, whoever has the path.
@@ -288,7 +294,7 @@ async fn explain(api: &Api, path: StorePath) -> Result<Explanation, ApiError> {
         gathered.map_err(|error| ApiError::new(FailureKind::Internal, error))?;
         let holders = holders.get(&path).map(|holders| team.swarm.providers(holders));
         for peer in holders.unwrap_or_default() {
-            if peer == api.node {
+            if peer == team.view.me() {
                 continue;
             }
             let Some(known) = team
@@ -330,10 +336,9 @@ async fn explain(api: &Api, path: StorePath) -> Result<Explanation, ApiError> {
             let records: Vec<_> = records.iter().filter_map(|record| opened(record).ok()).collect();
             let grounds = api.trust.grounds();
             let outcome = quorum(&grounds, (*needed, of), &path, None, &records);
-            let name = |node: NodeKey| match (node == api.node, api.team.current()) {
-                (true, _) => "this node".to_owned(),
-                (false, Some(team)) => team.name_of(node),
-                (false, None) => node.to_string(),
+            let name = |node: NodeKey| match node == api.node {
+                true => "this node".to_owned(),
+                false => api.team.name_of(node).unwrap_or_else(|| node.to_string()),
             };
             Some(outcome.describe(name))
         }

@@ -58,6 +58,8 @@ pub struct Work {
     pub request: Option<RequestHash>,
     /// Keep its folder if it fails.
     pub keep_failed: bool,
+    /// What its record is signed with: the key of the home, or that in the team it is built for.
+    pub signer: Arc<NodeSecret>,
 }
 
 /// Who watches a build.
@@ -104,8 +106,8 @@ pub struct Jobs {
     pub depot: Arc<Depot>,
     /// The sandbox.
     pub builder: Builder,
-    /// Signs the records.
-    pub secret: NodeSecret,
+    /// The key of the home. Signs the records of the owner's own builds.
+    pub secret: Arc<NodeSecret>,
     /// The owner's rules.
     pub trust: Arc<TrustBook>,
     /// The builds that are under way and may be joined.
@@ -287,7 +289,7 @@ impl Jobs {
             .collect();
         check_outputs(plan, &described)?;
         let finished = now();
-        let record = record(work, &described, &self.secret, (started, finished))?;
+        let record = record(work, &described, (started, finished))?;
         Ok(Performed {
             outputs: prepared,
             described,
@@ -306,7 +308,6 @@ const SANDBOX: &str = "Linux namespaces (user, mount, pid, network, ipc, uts), s
 fn record(
     work: &Work,
     outputs: &BTreeMap<String, PathInfo>,
-    secret: &NodeSecret,
     (started, finished): (u64, u64),
 ) -> Result<Envelope, DepotError> {
     let failed = |error: &dyn std::fmt::Display| DepotError::Record(error.to_string());
@@ -334,12 +335,12 @@ fn record(
             .iter()
             .map(|(name, info)| (name.clone(), built(info)))
             .collect(),
-        builder: secret.key(),
+        builder: work.signer.key(),
         started,
         finished,
         sandbox: SANDBOX.to_owned(),
     };
-    seal(&record, secret).map_err(|error| failed(&error))
+    seal(&record, &work.signer).map_err(|error| failed(&error))
 }
 
 /// A path info as a build request names an input.

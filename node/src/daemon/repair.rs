@@ -33,12 +33,23 @@ async fn one(api: &Api, path: &StorePath) -> Result<Result<String, String>, ApiE
         return Ok(Err("it has been collected meanwhile".to_owned()));
     };
     let mut reasons = Vec::new();
-    match api.team.current() {
-        Some(team) => match team.repair(&info).await {
+    let asked = info.path.clone();
+    let audience = api
+        .depot
+        .blocking(move |store| Ok(store.audience_of_all([&asked])?));
+    let audience = audience.await.map_err(failed)?;
+    for team in api.team.all() {
+        // Who may not know that it is here is not asked for it.
+        if !audience.includes(team.view.team()) {
+            continue;
+        }
+        match team.repair(&info).await {
             Ok(from) => return Ok(Ok(from)),
             Err(reason) => reasons.push(reason),
-        },
-        None => reasons.push("this node takes part in no team".to_owned()),
+        }
+    }
+    if reasons.is_empty() {
+        reasons.push("this node takes part in no team that it came from".to_owned());
     }
     if api.depot.upstreams.is_empty() {
         reasons.push("no binary cache is configured".to_owned());

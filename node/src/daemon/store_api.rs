@@ -51,17 +51,19 @@ pub(super) async fn answer(api: &Api, question: StoreQuestion) -> Result<StoreAn
     Ok(answer)
 }
 
-/// Takes back from the team that these paths are here.
+/// Takes back from all teams that these paths are here. One that was not told of a path has nothing to take back.
 async fn withdraw(api: &Api, removed: Vec<StorePath>) -> Result<(), ApiError> {
-    let Some(team) = api.team.current() else {
+    let teams = api.team.all();
+    if teams.is_empty() {
         return Ok(());
-    };
-    team.swarm.withdraw(&removed);
+    }
+    for team in teams {
+        team.swarm.withdraw(&removed);
+    }
     // What came back meanwhile was announced too early.
     let back = api.depot.infos(removed).await.map_err(failed)?;
     let back: Vec<StorePath> = back.into_iter().map(|info| info.path).collect();
-    api.depot.added(&back);
-    Ok(())
+    api.depot.tell_added(back).await.map_err(failed)
 }
 
 /// Removes what broken transfers left that nobody has gone on with for so long.
@@ -71,14 +73,14 @@ async fn tidy(api: &Api, idle: Duration) -> Result<u64, ApiError> {
         ApiError::new(FailureKind::Internal, message)
     };
     let archives = api.depot.upstreams.tidy(idle).map_err(|error| failed(&error))?;
-    let trees = match api.team.current() {
-        Some(team) => team
+    let mut trees = 0;
+    for team in api.team.all() {
+        trees += team
             .swarm
             .tidy_spool(idle)
             .await
-            .map_err(|error| failed(&error))?,
-        None => 0,
-    };
+            .map_err(|error| failed(&error))?;
+    }
     Ok(archives + trees)
 }
 
@@ -205,7 +207,6 @@ fn unpinnable(error: PinError) -> ApiError {
         }
         PinError::TooMany => ApiError::new(FailureKind::Invalid, error.to_string()),
         PinError::Index(error) => failed(DepotError::Index(error)),
-        PinError::Open(error) => ApiError::caused(FailureKind::Internal, "nothing was pinned", error),
     }
 }
 

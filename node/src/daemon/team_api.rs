@@ -14,16 +14,25 @@ use tvix_node_protocol::ticket::Ticket;
 use tvix_node_swarm::Reached;
 use tvix_node_swarm::team::JoinError;
 
+use std::sync::Arc;
+
 use super::api::{Api, failed};
 use super::clock::now;
+use crate::team::TeamNode;
 use crate::team::membership::TeamFailure;
 
 pub(super) fn refused(error: TeamFailure) -> ApiError {
     let kind = match &error {
-        TeamFailure::None => FailureKind::NotFound,
-        TeamFailure::InAnother(_) | TeamFailure::Join(JoinError::AlreadyIn(_)) => FailureKind::Conflict,
-        TeamFailure::Member(_) | TeamFailure::State(_) | TeamFailure::Join(_) => FailureKind::Invalid,
-        TeamFailure::Team(_) | TeamFailure::Start(_) | TeamFailure::Folder { .. } => FailureKind::Internal,
+        TeamFailure::None | TeamFailure::NoSuch { .. } => FailureKind::NotFound,
+        TeamFailure::TooMany | TeamFailure::Join(JoinError::AlreadyIn(_)) => FailureKind::Conflict,
+        TeamFailure::Which(_) | TeamFailure::Member(_) | TeamFailure::State(_) | TeamFailure::Join(_) => {
+            FailureKind::Invalid
+        }
+        TeamFailure::Team(_)
+        | TeamFailure::Start(_)
+        | TeamFailure::Folder { .. }
+        | TeamFailure::File { .. }
+        | TeamFailure::First { .. } => FailureKind::Internal,
     };
     ApiError::new(kind, error.to_string())
 }
@@ -37,7 +46,8 @@ fn machine() -> String {
 /// Makes a ticket for one new member.
 pub async fn invite(api: &Api, request: InviteRequest) -> Result<Invited, ApiError> {
     let name = request.name.unwrap_or_else(machine);
-    let (node, founded) = api.team.found(&name).await.map_err(refused)?;
+    let wanted = (request.team.as_deref(), request.new_team);
+    let (node, founded) = api.team.found(wanted, &name).await.map_err(refused)?;
     let expires = now().saturating_add(request.valid);
     let ticket = node
         .swarm
@@ -71,8 +81,8 @@ pub async fn join(api: &Api, request: JoinRequest) -> Result<Joined, ApiError> {
 }
 
 /// Who is in the team.
-pub async fn team(api: &Api) -> Result<TeamView, ApiError> {
-    let node = api.team.required().map_err(refused)?;
+pub async fn team(api: &Api, team: Option<String>) -> Result<TeamView, ApiError> {
+    let node = api.team.one(team.as_deref()).map_err(refused)?;
     let (members, connected) = (node.swarm.members(), node.swarm.connected());
     let to_renew = node.swarm.team().to_renew();
     let views = members.iter().map(|(key, member)| MemberView {
@@ -89,17 +99,23 @@ pub async fn team(api: &Api) -> Result<TeamView, ApiError> {
     Ok(TeamView {
         swarm: node.swarm.swarm(),
         me: node.swarm.key(),
+        team: node.team_name(),
         name: node.name_of(node.swarm.key()),
         listening: node.swarm.addresses(),
         members: views.collect(),
     })
 }
 
-/// The team in short, for the status.
-pub fn status(api: &Api) -> Option<TeamStatus> {
-    let node = api.team.current()?;
-    Some(TeamStatus {
+/// The teams in short, for the status.
+pub fn status(api: &Api) -> Vec<TeamStatus> {
+    api.team.all().iter().map(|node| in_short(node)).collect()
+}
+
+fn in_short(node: &TeamNode) -> TeamStatus {
+    TeamStatus {
         swarm: node.swarm.swarm(),
+        team: node.team_name(),
+        me: node.swarm.key(),
         name: node.name_of(node.swarm.key()),
         members: node.swarm.members().len() as u64,
         connected: node.swarm.connected().len() as u64,
@@ -110,14 +126,15 @@ pub fn status(api: &Api) -> Option<TeamStatus> {
             Reached::BySome => ReachedBy::Some,
             Reached::ByNone => ReachedBy::None,
         },
-    })
+    }
 }
 
-/// Members there is a connection to, and what was exchanged with each.
-pub fn peer_views(api: &Api) -> Vec<PeerView> {
-    let Some(node) = api.team.current() else {
-        return Vec::new();
-    };
+/// Members of these teams there is a connection to, and what was exchanged with each.
+pub fn peer_views(teams: &[Arc<TeamNode>]) -> Vec<PeerView> {
+    teams.iter().flat_map(|node| peers_in(node)).collect()
+}
+
+fn peers_in(node: &TeamNode) -> Vec<PeerView> {
     let reached_by = node.swarm.reached_by();
     let peers = node.swarm.overview().into_iter().filter_map(|(key, known)| {
         let facts = known.status?.facts;
@@ -128,6 +145,7 @@ pub fn peer_views(api: &Api) -> Vec<PeerView> {
             }
         }
         Some(PeerView {
+            team: node.swarm.swarm(),
             key,
             name: node.name_of(key),
             addresses,
@@ -153,24 +171,40 @@ pub fn peer_views(api: &Api) -> Vec<PeerView> {
     peers.collect()
 }
 
-/// Members there is a connection to.
-pub async fn peers(api: &Api) -> Result<Vec<PeerView>, ApiError> {
-    api.team.required().map_err(refused)?;
-    Ok(peer_views(api))
+/// Members there is a connection to: of one team, or of all.
+pub async fn peers(api: &Api, team: Option<String>) -> Result<Vec<PeerView>, ApiError> {
+    let teams = match team {
+        Some(team) => vec![api.team.one(Some(&team)).map_err(refused)?],
+        None => api.team.all(),
+    };
+    if teams.is_empty() {
+        return Err(refused(TeamFailure::None));
+    }
+    Ok(peer_views(&teams))
+}
+
+/// A member of the team that is named, or of any.
+fn member_of(api: &Api, team: Option<&str>, member: &str) -> Result<(Arc<TeamNode>, NodeKey), ApiError> {
+    match team {
+        Some(team) => {
+            let node = api.team.one(Some(team)).map_err(refused)?;
+            let key = node.member(member).map_err(refused)?;
+            Ok((node, key))
+        }
+        None => api.team.member(member).map_err(refused),
+    }
 }
 
 /// Puts a member out of the team.
 pub async fn revoke(api: &Api, member: MemberName) -> Result<(), ApiError> {
-    let node = api.team.required().map_err(refused)?;
-    let key = node.member(&member.member).map_err(refused)?;
+    let (node, key) = member_of(api, member.team.as_deref(), &member.member)?;
     let revoked = node.swarm.revoke(key).await;
     revoked.map_err(|error| refused(error.into()))
 }
 
 /// Vouches for a member anew.
 pub async fn renew(api: &Api, request: RenewRequest) -> Result<(), ApiError> {
-    let node = api.team.required().map_err(refused)?;
-    let key = node.member(&request.member).map_err(refused)?;
+    let (node, key) = member_of(api, request.team.as_deref(), &request.member)?;
     let before = node.swarm.members().get(key).map(|member| member.roles.clone());
     let roles = request.roles.or(before).unwrap_or_else(Roles::all);
     let renewed = node.swarm.renew(key, roles, request.lasts).await;
@@ -178,8 +212,8 @@ pub async fn renew(api: &Api, request: RenewRequest) -> Result<(), ApiError> {
 }
 
 /// Leaves the team.
-pub async fn leave(api: &Api) -> Result<(), ApiError> {
-    api.team.leave().await.map_err(refused)
+pub async fn leave(api: &Api, team: Option<String>) -> Result<(), ApiError> {
+    api.team.leave(team.as_deref()).await.map_err(refused)
 }
 
 /// The signed records of the builds that made a path, the newest first.
@@ -201,34 +235,34 @@ pub async fn records(api: &Api, path: StorePath) -> Result<Vec<RecordView>, ApiE
             .into_iter()
             .next(),
     };
-    let team = api.team.current();
-    let name = |key| Some(team.as_ref()?.swarm.members().get(key)?.name.clone());
+    let own = api.team.own_keys();
     let mut records = Vec::with_capacity(envelopes.len());
     for envelope in envelopes {
-        let mut view = RecordView::of(&envelope, name(envelope.signer), false).map_err(|error| {
-            ApiError::caused(
-                FailureKind::Internal,
-                format!("a record of {path} in the store cannot be read"),
-                error,
-            )
-        })?;
+        let mut view =
+            RecordView::of(&envelope, api.team.name_of(envelope.signer), false).map_err(|error| {
+                ApiError::caused(
+                    FailureKind::Internal,
+                    format!("a record of {path} in the store cannot be read"),
+                    error,
+                )
+            })?;
         view.accepted = info
             .as_ref()
-            .is_some_and(|info| came_by(info, &view.record, api.node));
+            .is_some_and(|info| came_by(info, &view.record, &own));
         records.push(view);
     }
     records.sort_by_key(|view| std::cmp::Reverse(view.record.finished));
     Ok(records)
 }
 
-/// Whether a path lies in the store of `node` because of this record.
-fn came_by(info: &PathInfo, record: &BuildRecord, node: NodeKey) -> bool {
-    let builder = match &info.origin {
-        Origin::Built => node,
-        Origin::Record { builder } => *builder,
-        Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } | Origin::Imported => return false,
+/// Whether a path lies in the store of the node that has the keys `own` because of this record.
+fn came_by(info: &PathInfo, record: &BuildRecord, own: &[NodeKey]) -> bool {
+    let counts = match &info.origin {
+        Origin::Built => own.contains(&record.builder),
+        Origin::Record { builder } => *builder == record.builder,
+        Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } | Origin::Imported => false,
     };
-    builder == record.builder
+    counts
         && record
             .outputs
             .values()
@@ -300,7 +334,7 @@ mod tests {
             (Origin::Peer { peer: BOB }, BOB, 5, false),
         ];
         for (origin, builder, tree, accepted) in cases {
-            let found = came_by(&info(origin.clone()), &record(builder, tree), ME);
+            let found = came_by(&info(origin.clone()), &record(builder, tree), &[ME]);
             assert_eq!(found, accepted, "{origin:?} {builder} {tree}");
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildRecord, BuildRequest, Input, RequestHash};
 use tvix_node_protocol::cbor::CborError;
+use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 
@@ -15,19 +16,21 @@ pub(super) struct Asked {
     pub(super) inputs: Vec<Input>,
 }
 
-/// The record of a build of this node, made out to a request for the same work: of equal inputs, whichever outputs are
-/// wanted. All of them were built.
+/// The record of a build of this node, by the key that the requester knows it by, made out to a request for the same
+/// work: of equal inputs, whichever outputs are wanted. All of them were built.
 ///
 /// # Errors
 /// [`CborError::Encode`], which a checked request does not cause.
 pub(super) fn made_out(
     record: BuildRecord,
+    me: NodeKey,
     request: &BuildRequest,
     hash: RequestHash,
 ) -> Result<BuildRecord, CborError> {
     Ok(BuildRecord {
         build_key: request.build_key()?,
         request: Some(hash),
+        builder: me,
         ..record
     })
 }
@@ -145,7 +148,11 @@ mod tests {
                 not_after: 1,
             };
             let hash = RequestHash(seal(&request, &requester).unwrap().payload_hash());
-            let answer = seal(&made_out(record.clone(), &request, hash).unwrap(), &builder).unwrap();
+            let answer = seal(
+                &made_out(record.clone(), builder.key(), &request, hash).unwrap(),
+                &builder,
+            )
+            .unwrap();
             let taken = request.answered_by(hash, &answer);
             assert_eq!(taken.map(|record| record.outputs.len()), Ok(2), "{wanted:?}");
         }

@@ -128,6 +128,11 @@ pub trait Surroundings: Sync {
     fn held(&self, paths: &[StorePath])
     -> impl Future<Output = Result<Vec<Option<PathInfo>>, String>> + Send;
 
+    /// Those of these paths that are here, and that members may not know of: nobody is asked for them by name who does
+    /// not say that he has them.
+    fn hidden(&self, paths: &[StorePath])
+    -> impl Future<Output = Result<BTreeSet<StorePath>, String>> + Send;
+
     /// Keeps what builders signed of these paths, and gives all that is kept of them.
     fn keep_signed(
         &self,
@@ -320,9 +325,14 @@ pub trait Evidence: Surroundings {
             while !level.is_empty() {
                 let missing = self.take_here(level, &mut survey).await?;
                 let mut reasons = BTreeMap::new();
+                let hidden = self.hidden(&missing).await?;
+                let at_once = |path: &StorePath| match hidden.contains(path) {
+                    true => Vec::new(),
+                    false => providers.to_vec(),
+                };
                 let asked: BTreeMap<StorePath, Vec<NodeKey>> = missing
                     .into_iter()
-                    .map(|path| (path, providers.to_vec()))
+                    .map(|path| (path.clone(), at_once(&path)))
                     .collect();
                 let found = self.take_there(asked, &mut survey, &mut findings, &mut reasons);
                 let missing = found.await;
@@ -330,7 +340,8 @@ pub trait Evidence: Surroundings {
                     let mut holders = self.holders(&missing).await;
                     let others = missing.into_iter().map(|path| {
                         let mut holders = holders.remove(&path).unwrap_or_default();
-                        holders.retain(|peer| *peer != self.me() && !providers.contains(peer));
+                        let asked = at_once(&path);
+                        holders.retain(|peer| *peer != self.me() && !asked.contains(peer));
                         (path, holders)
                     });
                     let found = self.take_there(others.collect(), &mut survey, &mut findings, &mut reasons);

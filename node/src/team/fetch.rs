@@ -18,6 +18,7 @@ use tvix_node_swarm::{Arrival, ArrivedBlob};
 use super::TeamNode;
 use super::evidence::{Evidence as _, Remote};
 use super::limits::{ARRIVING, STEPS};
+use super::surroundings::InStore;
 use crate::daemon::depot::DepotError;
 
 /// Why a path was not brought here.
@@ -179,15 +180,14 @@ impl TeamNode {
         record: Option<Envelope>,
     ) -> Result<(), FetchFailure> {
         let (lease, depot) = (self.depot.lease(), Arc::clone(&self.depot));
-        let added = path.clone();
+        let (added, prepared) = (path.clone(), prepared.within(&self.view.audience()));
         let registered = self.depot.blocking(move |store| {
             match record {
                 Some(record) => drop(store.register_built(vec![prepared], &record, &lease)?),
                 None => drop(store.register(vec![prepared], &lease)?),
             }
             // Here, and not after the wait, which may be cancelled.
-            depot.added(&[added]);
-            Ok(())
+            Ok(depot.added(&[added])?)
         });
         registered
             .await
@@ -355,7 +355,7 @@ impl TeamNode {
 
     /// Keeps what was brought under its digest: nobody is believed for it, and nobody is told of it.
     async fn register_aside(&self, path: StorePath, prepared: Prepared) -> Result<(), FetchFailure> {
-        let lease = self.depot.lease();
+        let (lease, prepared) = (self.depot.lease(), prepared.within(&self.view.audience()));
         let registered = self.depot.blocking(move |store| {
             store.register_unaccepted(vec![prepared], &lease)?;
             Ok(())
@@ -365,15 +365,14 @@ impl TeamNode {
             .map_err(|source| FetchFailure::Store { path, source })
     }
 
-    /// What is known of a path that is here.
+    /// What is known of a path that is here, as far as the team may know.
     pub async fn here(&self, path: &StorePath) -> Result<Option<PathInfo>, FetchFailure> {
-        let lease = self.depot.lease();
-        let asked = path.clone();
-        let held = self.depot.blocking(move |_| Ok(lease.hold_one(&asked)?));
-        held.await.map_err(|source| FetchFailure::Store {
+        let held = self.held_for_team(vec![path.clone()]).await;
+        let held = held.map_err(|source| FetchFailure::Store {
             path: path.clone(),
             source,
-        })
+        })?;
+        Ok(held.into_iter().next().and_then(InStore::for_team))
     }
 
     /// Carries out a fetch of the coordinator from these members and whoever else has it, and tells of its

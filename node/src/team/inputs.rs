@@ -19,6 +19,7 @@ use super::evidence::{Evidence as _, Findings, Surroundings};
 use super::fetch::{FetchFailure, Item, Keep};
 use super::limits::{PROVIDERS, REQUEST_DERIVATION_BYTES, REQUEST_DERIVATIONS, REQUEST_INPUT_BYTES};
 use super::policy::{Word, names_itself};
+use super::surroundings::InStore;
 use crate::daemon::depot::{DepotError, read_from};
 use crate::daemon::derivations::{Checked, CheckedDerivations, KnownAs};
 
@@ -68,10 +69,10 @@ impl TeamNode {
                 .cloned()
                 .collect();
             read.extend(found);
-            frontier = self.depot.derivations.unknown(inputs.iter());
+            frontier = self.derivations.unknown(inputs.iter());
             frontier.retain(|path| !read.contains_key(path));
         }
-        let (depot, root) = (Arc::clone(&self.depot), root.clone());
+        let (derivations, root) = (Arc::clone(&self.derivations), root.clone());
         let checked = self.depot.blocking(move |_| {
             let unknown = |path: &StorePath| DrvError::UnknownInput {
                 name: root.to_string(),
@@ -79,10 +80,8 @@ impl TeamNode {
             };
             let get = |path: &StorePath| read.get(path).cloned().ok_or_else(|| unknown(path));
             let derivation = get(&root)?;
-            let checked = depot
-                .derivations
-                .check(&root, &derivation, |path| Ok(get(path)?))?;
-            let inputs = depot.derivations.direct_inputs(&derivation)?;
+            let checked = derivations.check(&root, &derivation, |path| Ok(get(path)?))?;
+            let inputs = derivations.direct_inputs(&derivation)?;
             Ok((derivation, checked, inputs))
         });
         checked.await.map_err(|error| match error {
@@ -104,9 +103,9 @@ impl TeamNode {
         paths: Vec<StorePath>,
         room: &mut usize,
     ) -> Result<HashMap<StorePath, Derivation>, Refusal> {
-        let private = Arc::clone(&self.depot.private);
+        let (private, team) = (Arc::clone(&self.depot.private), self.view.team());
         let here = self.depot.blocking(move |store| {
-            let valid = store.is_valid_many(paths.iter())?;
+            let valid = store.known_to(team, paths.iter())?;
             let mut found = HashMap::new();
             let mut missing = Vec::new();
             for (path, valid) in paths.into_iter().zip(valid) {
@@ -165,29 +164,29 @@ impl TeamNode {
             return Err(refusal(RefusalReason::TooLarge, message));
         }
         let paths: Vec<StorePath> = request.inputs.iter().map(|input| input.path.clone()).collect();
-        let lease = self.depot.lease();
-        let asked = paths.clone();
-        let own = self.depot.blocking(move |_| Ok(lease.hold(asked.iter())?));
-        let own = own.await.map_err(failed)?;
+        let own = self.held_for_team(paths).await.map_err(failed)?;
         let mut known: BTreeMap<StorePath, Known> = BTreeMap::new();
         let mut missing = Vec::new();
         for (input, own) in request.inputs.iter().zip(own) {
             // Whoever names a private tree would get it copied out of here. To others it is as if it were not here,
             // and it cannot be brought either.
-            if own.is_some() && self.depot.private.is_private(&input.path) {
+            if !matches!(own, InStore::Not) && self.depot.private.is_private(&input.path) {
                 let message = format!("{} cannot be had here", input.path);
                 return Err(refusal(RefusalReason::InputMissing, message));
             }
             match own {
-                Some(info) if info.tree == input.tree => {
+                InStore::Seen(info) if info.tree == input.tree => {
                     check_references(input, &info)?;
                     known.insert(input.path.clone(), Known::Here(info));
                 }
-                other => missing.push((input, other.is_some())),
+                // What came from another team is brought by this one, too, or not used for it.
+                InStore::Hidden(info) => missing.push((input, info.tree != input.tree)),
+                InStore::Seen(_) => missing.push((input, true)),
+                InStore::Not => missing.push((input, false)),
             }
         }
         if !missing.is_empty() {
-            let derivations = &self.depot.derivations;
+            let derivations = self.derivations.as_ref();
             judge_missing(self.as_ref(), derivations, request.requester, missing, &mut known).await?;
             self.bring_inputs(&known).await?;
         }
@@ -230,12 +229,24 @@ impl TeamNode {
                 Some(Known::Coming(item)) => (item.info, matches!(item.keep, Keep::Aside)),
                 None => continue,
             };
-            // Somebody who is believed may have brought the same content meanwhile.
-            if aside && let Ok(Some(here)) = self.here(&info.path).await {
-                aside = here.tree != info.tree;
+            // Somebody who is believed may have brought the same content meanwhile; one of another team is believed there,
+            // and has brought it for that team.
+            let mut lies_aside = aside;
+            if aside {
+                let held = self
+                    .held_for_team(vec![info.path.clone()])
+                    .await
+                    .map_err(failed)?;
+                match held.into_iter().next() {
+                    Some(InStore::Seen(here)) if here.tree == info.tree => {
+                        (aside, lies_aside) = (false, false)
+                    }
+                    Some(InStore::Hidden(here)) if here.tree == info.tree => lies_aside = false,
+                    _ => {}
+                }
             }
             inputs.accepted &= !aside;
-            inputs.physical.push(if aside {
+            inputs.physical.push(if lies_aside {
                 self.depot.store().physical_unaccepted(&info.path, &info.tree)
             } else {
                 self.depot.physical(&info.path)

@@ -28,11 +28,11 @@ const NAME: &str = "failed-build";
 impl TeamNode {
     /// Lets a member have the folder of its build that failed, which is gone from here then.
     pub(super) async fn show_folder(&self, requester: NodeKey, folder: PathBuf) -> FailedFolder {
-        let (lease, taken) = (self.depot.lease(), folder.clone());
+        let (lease, taken, audience) = (self.depot.lease(), folder.clone(), self.view.audience());
         let shown = self.depot.blocking(move |store| {
             tidy(&taken, FAILED_FOLDER_BYTES).map_err(file(&taken, "shown to who asked for it"))?;
             let prepared = store.prepare_source(&taken, Naming::Content(ContentName::source(NAME)))?;
-            Ok(store.register_unaccepted(vec![prepared], &lease)?)
+            Ok(store.register_unaccepted(vec![prepared.within(&audience)], &lease)?)
         });
         let shown = match shown.await {
             Ok(infos) => infos
@@ -102,6 +102,7 @@ impl TeamNode {
             .await
             .map_err(|error| error.to_string())?;
         let (jobs, name) = (Arc::clone(&self.jobs), derivation.name().to_owned());
+        let prepared = prepared.within(&self.view.audience());
         let copying = self.depot.blocking(move |store| {
             // Not held for longer than it takes to copy it.
             let lease = store.lease();

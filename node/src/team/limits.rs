@@ -2,6 +2,14 @@
 
 use std::time::Duration;
 
+/// Teams that a node takes part in at once. Each has connections, a roster, a table of presence and up to
+/// [`SHOWN_BYTES`] of what peers said of its own.
+pub const TEAMS: usize = 16;
+
+/// Derivations of which it is remembered that their inputs were not to be had in one of several teams: some 100 bytes
+/// each. Forgetting one costs a question.
+pub const STRAYED: usize = 16_384;
+
 /// Bytes of what peers said of paths, remembered between asking for presence and fetching: half a
 /// kilobyte each, and its record where it has one, which names every input of its build.
 pub const SHOWN_BYTES: usize = 64 << 20;

@@ -3,32 +3,37 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tvix_node_coordinator::{Event, OwnBuilder};
 use tvix_node_protocol::build::SwarmId;
-use tvix_node_protocol::control::MemberError;
+use tvix_node_protocol::control::{MemberError, find_member};
 use tvix_node_protocol::envelope::{NodeKey, NodeSecret};
 use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::roster::Founder;
 use tvix_node_protocol::ticket::Ticket;
 use tvix_node_store::IndexError;
-use tvix_node_swarm::team::{JoinError, StateError, Team, TeamError, join};
+use tvix_node_swarm::team::{
+    JoinError, StateError, Team, TeamError, join, keep_secret, kept_secret, new_secret,
+};
 use tvix_node_swarm::{Clock, Config, StartError, SwarmHandle};
 
 use super::TeamNode;
 use super::evidence::ShownPaths;
 use super::fetch::Arriving;
 use super::grants::Grants;
-use super::limits::{CONSIDERED, SPOOL_IDLE, TAKEN_PUSHES};
+use super::limits::{CONSIDERED, SPOOL_IDLE, TAKEN_PUSHES, TEAMS};
+use super::owner_file::write_whole;
+use super::roll::{Roll, short};
 use super::sample::Sampling;
 use super::served::Served;
 use super::share::ShareBook;
 use super::shelf::{StoreShelf, public_after};
 use super::traffic::{TrafficBook, caps};
 use super::trust::TrustBook;
+use super::view::TeamView;
 use crate::daemon::depot::Depot;
 use crate::daemon::engine::Message;
 use crate::daemon::perform::Jobs;
@@ -48,12 +53,25 @@ pub enum TeamFailure {
     /// The roster.
     #[error(transparent)]
     State(#[from] StateError),
-    /// One team at a time.
+    /// Several, and none was named.
+    #[error("this node takes part in several teams: say which one with '--team', {}", listed(.0))]
+    Which(Vec<(SwarmId, String)>),
+    /// None is called so.
     #[error(
-        "this node takes part in the team {0} already, and in one at a time: 'tvix-node leave' ends that, or use another \
-         home (TVIX_NODE_HOME)"
+        "this node takes part in no team that is called '{}' or whose id begins so; its teams are {}",
+        .wanted.escape_debug(), listed(.teams)
     )]
-    InAnother(SwarmId),
+    NoSuch {
+        /// What was asked for.
+        wanted: String,
+        /// Which there are.
+        teams: Vec<(SwarmId, String)>,
+    },
+    /// More than a node keeps up with.
+    #[error(
+        "this node takes part in {TEAMS} teams already, which is as many as one may: leave one first ('tvix-node leave')"
+    )]
+    TooMany,
     /// There is none.
     #[error(
         "this node takes part in no team: 'tvix-node join TICKET' makes it a member of one, 'tvix-node invite' founds one"
@@ -62,7 +80,25 @@ pub enum TeamFailure {
     /// A name or key that is no member's, or several members'.
     #[error(transparent)]
     Member(#[from] MemberError),
-    /// A file of the team.
+    /// A file of the teams.
+    #[error("'{}' cannot be {action}: {source}", .file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The note of the first team.
+    #[error("'{}' should hold the id of the first team of this node: {reason}", .file.display())]
+    First {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A folder of the team.
     #[error("the team's folder '{}' cannot be removed: {source}", .folder.display())]
     Folder {
         /// Which.
@@ -90,6 +126,8 @@ pub struct Parts {
     pub free: watch::Receiver<u32>,
     /// The owner's rules.
     pub trust: Arc<TrustBook>,
+    /// The teams that are taken part in.
+    pub roll: Arc<Roll>,
     /// On which terms slots are lent.
     pub share: Arc<ShareBook>,
     /// How much of the link is used.
@@ -100,13 +138,27 @@ pub struct Parts {
     pub relay: bool,
 }
 
-/// The team of a node, if it has one.
+/// Teams as an error lists them.
+fn listed(teams: &[(SwarmId, String)]) -> String {
+    let teams = teams
+        .iter()
+        .map(|(team, name)| format!("{} ({name})", short(*team)));
+    teams.collect::<Vec<_>>().join(", ")
+}
+
+/// A team that is taken part in.
+struct Active {
+    node: Arc<TeamNode>,
+    tasks: JoinSet<()>,
+}
+
+/// The teams of a node.
 pub struct Membership {
     parts: Parts,
-    current: Mutex<Option<Arc<TeamNode>>>,
+    /// In the order of [`Roll`].
+    active: Mutex<Vec<Active>>,
     /// One founds, joins, leaves or stops at a time.
     changing: tokio::sync::Mutex<()>,
-    tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
 impl Membership {
@@ -114,111 +166,317 @@ impl Membership {
     pub fn new(parts: Parts) -> Self {
         Self {
             parts,
-            current: Mutex::default(),
+            active: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
-            tasks: tokio::sync::Mutex::default(),
         }
     }
 
-    /// The team that is taken part in.
-    pub fn current(&self) -> Option<Arc<TeamNode>> {
-        self.current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    fn active(&self) -> MutexGuard<'_, Vec<Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Membership::current`].
-    ///
-    /// # Errors
-    /// [`TeamFailure::None`]
-    pub fn required(&self) -> Result<Arc<TeamNode>, TeamFailure> {
-        self.current().ok_or(TeamFailure::None)
+    /// The teams that are taken part in, in the order in which this node came to them.
+    pub fn all(&self) -> Vec<Arc<TeamNode>> {
+        self.active()
+            .iter()
+            .map(|active| Arc::clone(&active.node))
+            .collect()
     }
 
-    /// Takes part in the team that this node belongs to, if it belongs to one.
+    /// The team that a node is met in.
+    pub fn of(&self, node: NodeKey) -> Option<Arc<TeamNode>> {
+        let team = self.parts.roll.team_of(node)?;
+        self.all().into_iter().find(|node| node.view.team() == team)
+    }
+
+    /// The team that is meant: the one with this name, or whose id is or begins with it; without that, the only one.
     ///
     /// # Errors
-    /// See [`TeamFailure`].
+    /// [`TeamFailure::None`], [`TeamFailure::Which`], [`TeamFailure::NoSuch`]
+    pub fn one(&self, named: Option<&str>) -> Result<Arc<TeamNode>, TeamFailure> {
+        let mut all = self.all();
+        if all.is_empty() {
+            return Err(TeamFailure::None);
+        }
+        let teams = || {
+            all.iter()
+                .map(|node| (node.view.team(), node.team_name()))
+                .collect()
+        };
+        let Some(wanted) = named else {
+            return match all.len() {
+                1 => Ok(all.remove(0)),
+                _ => Err(TeamFailure::Which(teams())),
+            };
+        };
+        let id = wanted.to_ascii_lowercase();
+        let fits = |node: &&Arc<TeamNode>| {
+            node.team_name() == wanted
+                || id.len() >= ID_BEGINNING && node.view.team().to_string().starts_with(&id)
+        };
+        let found: Vec<&Arc<TeamNode>> = all.iter().filter(fits).collect();
+        match found.as_slice() {
+            [one] => Ok(Arc::clone(one)),
+            [] => Err(TeamFailure::NoSuch {
+                wanted: wanted.to_owned(),
+                teams: teams(),
+            }),
+            _ => Err(TeamFailure::Which(teams())),
+        }
+    }
+
+    /// The member of any team that is called this, or whose key is or begins with it.
+    ///
+    /// # Errors
+    /// [`TeamFailure::None`], [`TeamFailure::Member`]
+    pub fn member(&self, text: &str) -> Result<(Arc<TeamNode>, NodeKey), TeamFailure> {
+        let all = self.all();
+        if all.is_empty() {
+            return Err(TeamFailure::None);
+        }
+        let rosters: Vec<_> = all.iter().map(|node| node.swarm.members()).collect();
+        let members = rosters.iter().flat_map(|members| members.iter());
+        let named: Vec<(NodeKey, &str)> = members.map(|(key, member)| (key, member.name.as_str())).collect();
+        let key = find_member(&named, text)?;
+        let mut with = all
+            .iter()
+            .zip(&rosters)
+            .filter(|(_, members)| members.contains(key));
+        let (node, _) = with.next().ok_or(TeamFailure::None)?;
+        Ok((Arc::clone(node), key))
+    }
+
+    /// What a member of any team is called.
+    pub fn name_of(&self, node: NodeKey) -> Option<String> {
+        self.parts.roll.name_of(node)
+    }
+
+    /// The keys of this node: that of the home, and those that it has in its teams.
+    pub fn own_keys(&self) -> Vec<NodeKey> {
+        let mut keys = vec![self.parts.jobs.secret.key()];
+        keys.extend(self.all().iter().map(|node| node.view.me()));
+        keys
+    }
+
+    /// Takes part in the teams that this node belongs to.
+    ///
+    /// # Errors
+    /// See [`TeamFailure`]: what is wrong with the first one that cannot be taken part in. It is taken part in the others.
     pub async fn resume(&self) -> Result<(), TeamFailure> {
         let _turn = self.changing.lock().await;
-        let teams = Team::list(&self.parts.teams)?;
-        let Some(swarm) = teams.first() else {
-            return Ok(());
-        };
-        self.start(Team::open(&self.parts.teams, *swarm)?).await.map(drop)
+        let mut teams = Team::list(&self.parts.teams)?;
+        let first = self.first(&teams)?;
+        teams.sort_by_key(|team| (Some(*team) != first, *team));
+        let mut result = Ok(());
+        for team in teams {
+            let started = async {
+                let secret = kept_secret(&self.parts.teams, team)?;
+                let secret = secret.map_or_else(|| Arc::clone(&self.parts.jobs.secret), Arc::new);
+                self.start(Team::open(&self.parts.teams, team)?, secret).await
+            };
+            if let Err(error) = started.await {
+                tracing::error!(%team, %error, "a team cannot be taken part in");
+                result = result.and(Err(error));
+            }
+        }
+        result
     }
 
-    /// The team, founded where there is none. `name`: what this node calls itself in it.
+    /// The team that is meant; where there is none, or `new`, one is founded. `name`: what this node calls itself in it.
     ///
     /// # Errors
     /// See [`TeamFailure`].
-    pub async fn found(&self, name: &str) -> Result<(Arc<TeamNode>, bool), TeamFailure> {
+    pub async fn found(
+        &self,
+        (named, new): (Option<&str>, bool),
+        name: &str,
+    ) -> Result<(Arc<TeamNode>, bool), TeamFailure> {
         let _turn = self.changing.lock().await;
-        if let Some(node) = self.current() {
-            return Ok((node, false));
+        if !new {
+            match self.one(named) {
+                Err(TeamFailure::None) => {}
+                found => return Ok((found?, false)),
+            }
         }
-        let me = Founder {
-            key: self.secret().key(),
-            name: name.to_owned(),
-        };
-        let team = Team::found(&self.parts.teams, &format!("{name}'s team"), me, Vec::new(), 1)?;
-        Ok((self.start(team).await?, true))
+        self.check_room()?;
+        let (teams, title) = (&self.parts.teams, format!("{name}'s team"));
+        let known = Team::list(teams)?;
+        if self.first(&known)?.is_none() {
+            let secret = Arc::clone(&self.parts.jobs.secret);
+            let me = Founder {
+                key: secret.key(),
+                name: name.to_owned(),
+            };
+            let team = Team::found(teams, &title, me, Vec::new(), 1)?;
+            self.note_first(team.swarm())?;
+            return Ok((self.start(team, secret).await?, true));
+        }
+        let secret = new_secret().map_err(TeamError::from)?;
+        let team = Team::found_apart(teams, &title, (name, &secret))?;
+        Ok((self.start(team, Arc::new(secret)).await?, true))
     }
 
-    /// Becomes a member of the team that a ticket is for.
+    fn check_room(&self) -> Result<(), TeamFailure> {
+        match self.active().len() < TEAMS {
+            true => Ok(()),
+            false => Err(TeamFailure::TooMany),
+        }
+    }
+
+    /// The team in which this node has the key of its home: the first that it was ever in. In each other one it has a
+    /// key of its own, so that nobody knows it again.
+    fn first(&self, known: &[SwarmId]) -> Result<Option<SwarmId>, TeamFailure> {
+        let file = self.parts.teams.join(FIRST);
+        match std::fs::read_to_string(&file) {
+            Ok(text) => match text.trim().parse() {
+                Ok(team) => return Ok(Some(team)),
+                Err(reason) => return Err(TeamFailure::First { file, reason }),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(TeamFailure::File {
+                    file,
+                    action: "read",
+                    source,
+                });
+            }
+        }
+        // From before this was noted, when there was one.
+        for team in known {
+            if kept_secret(&self.parts.teams, *team)?.is_none() {
+                self.note_first(*team)?;
+                return Ok(Some(*team));
+            }
+        }
+        Ok(None)
+    }
+
+    fn note_first(&self, team: SwarmId) -> Result<(), TeamFailure> {
+        let file = self.parts.teams.join(FIRST);
+        let write = || {
+            std::fs::create_dir_all(&self.parts.teams)?;
+            write_whole(&file, format!("{team}\n").as_bytes())
+        };
+        write().map_err(|source| TeamFailure::File {
+            file: file.clone(),
+            action: "written",
+            source,
+        })
+    }
+
+    /// Becomes a member of the team that a ticket is for, beside those that this node is in.
     ///
     /// # Errors
     /// See [`TeamFailure`].
     pub async fn join(&self, ticket: &Ticket, name: &str) -> Result<Arc<TeamNode>, TeamFailure> {
         let _turn = self.changing.lock().await;
-        if let Some(node) = self.current() {
-            let swarm = node.swarm.swarm();
-            return Err(if swarm == ticket.swarm {
-                JoinError::AlreadyIn(swarm).into()
-            } else {
-                TeamFailure::InAnother(swarm)
-            });
+        if self.all().iter().any(|node| node.view.team() == ticket.swarm) {
+            return Err(JoinError::AlreadyIn(ticket.swarm).into());
         }
-        let team = join(&self.parts.teams, self.secret(), ticket, name, &Clock::system()).await?;
-        self.start(team).await
+        self.check_room()?;
+        let teams = &self.parts.teams;
+        let first = self.first(&Team::list(teams)?)?;
+        let secret = match first {
+            None => Arc::clone(&self.parts.jobs.secret),
+            Some(first) => match kept_secret(teams, ticket.swarm)? {
+                // The ticket was perhaps redeemed with it already, and the answer did not come.
+                Some(secret) => Arc::new(secret),
+                None if first == ticket.swarm && Team::list(teams)?.contains(&first) => {
+                    Arc::clone(&self.parts.jobs.secret)
+                }
+                None => {
+                    let secret = new_secret().map_err(TeamError::from)?;
+                    keep_secret(teams, ticket.swarm, &secret)?;
+                    Arc::new(secret)
+                }
+            },
+        };
+        let team = join(teams, &secret, ticket, name, &Clock::system()).await?;
+        if first.is_none() {
+            self.note_first(ticket.swarm)?;
+        }
+        self.start(team, secret).await
     }
 
-    /// Takes part no more, and forgets the team.
+    /// Takes part in a team no more, and forgets it. The others stay as they are.
     ///
     /// # Errors
     /// See [`TeamFailure`].
-    pub async fn leave(&self) -> Result<(), TeamFailure> {
+    pub async fn leave(&self, named: Option<&str>) -> Result<(), TeamFailure> {
         let _turn = self.changing.lock().await;
-        let node = self.required()?;
-        let (me, swarm) = (node.swarm.key(), node.swarm.swarm());
-        node.swarm.revoke(me).await?;
-        self.stop().await;
-        let folder = self.parts.teams.join(swarm.to_string());
-        std::fs::remove_dir_all(&folder).map_err(|source| TeamFailure::Folder { folder, source })
+        let node = self.one(named)?;
+        let (swarm, met) = (node.view.team(), node.met());
+        node.swarm.leave().await?;
+        drop(node);
+        let active = {
+            let mut all = self.active();
+            let at = all.iter().position(|active| active.node.view.team() == swarm);
+            at.map(|at| all.remove(at))
+        };
+        if let Some(active) = active {
+            self.end(active, met).await;
+        }
+        for folder in [self.parts.teams.join(swarm.to_string()), self.spool(swarm)] {
+            match std::fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                result => result.map_err(|source| TeamFailure::Folder { folder, source })?,
+            }
+        }
+        Ok(())
     }
 
     /// Takes back what was announced, closes all connections, and forgets the peers.
     pub async fn stop(&self) {
-        let node = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(node) = node else { return };
-        self.parts.depot.announce_with(None);
-        self.parts.trust.take_part(None);
-        let peers: Vec<NodeKey> = node.swarm.peers().into_keys().collect();
-        node.swarm.shutdown().await;
-        for peer in peers {
+        let all = std::mem::take(&mut *self.active());
+        for active in all {
+            let met = active.node.met();
+            active.node.swarm.shutdown().await;
+            self.end(active, met).await;
+        }
+    }
+
+    /// Forgets a team whose connections are closed. `met`: who was connected.
+    async fn end(&self, active: Active, met: Vec<NodeKey>) {
+        let Active { node, mut tasks } = active;
+        let team = node.view.team();
+        self.parts.depot.announce_no_more(team);
+        self.parts.roll.strike(team);
+        for peer in met {
             node.tell(Event::PeerGone { node: peer }).await;
         }
-        self.tasks.lock().await.shutdown().await;
+        node.tell_names().await;
+        tasks.shutdown().await;
+        self.count_teams().await;
     }
 
-    fn secret(&self) -> &NodeSecret {
-        &self.parts.jobs.secret
+    /// Tells what depends on how many teams there are: what members are called, and how much of the link each has.
+    async fn count_teams(&self) {
+        self.share_caps();
+        for node in self.all() {
+            node.tell_names().await;
+            node.tell_offers().await;
+        }
     }
 
-    async fn start(&self, team: Team) -> Result<Arc<TeamNode>, TeamFailure> {
+    /// All teams together use no more of the link than the owner lets the node use.
+    fn share_caps(&self) {
+        let all = self.all();
+        let teams = u64::try_from(all.len()).unwrap_or(u64::MAX);
+        for node in all {
+            node.swarm.set_caps(caps(self.parts.traffic.terms(), teams));
+        }
+    }
+
+    /// What arrives from a team waits apart from what arrives from others: who has a part of it there has not got it from
+    /// here.
+    fn spool(&self, team: SwarmId) -> PathBuf {
+        self.parts.spool.join(team.to_string())
+    }
+
+    async fn start(&self, team: Team, secret: Arc<NodeSecret>) -> Result<Arc<TeamNode>, TeamFailure> {
         let parts = &self.parts;
-        let secret = NodeSecret::from_bytes(&self.secret().to_bytes());
+        let (id, teams) = (team.swarm(), self.active().len() as u64 + 1);
+        let view = TeamView::new(id, Arc::clone(&secret), parts.jobs.secret.key());
         let facts = Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             systems: parts.own.systems.clone(),
@@ -234,11 +492,20 @@ impl Membership {
             distrusted: BTreeMap::new(),
             mdns: true,
             relay: parts.relay && !parts.traffic.terms().metered,
-            caps: caps(parts.traffic.terms()),
-            ..Config::new(parts.spool.clone())
+            caps: caps(parts.traffic.terms(), teams),
+            ..Config::new(self.spool(id))
         };
         if let Some(listen) = &parts.listen {
-            config.listen = listen.iter().flat_map(multiaddresses).collect();
+            // A port is one team's: the next ones get a free one each.
+            let place = |address: &SocketAddr| match teams {
+                1 => *address,
+                _ => SocketAddr::new(address.ip(), 0),
+            };
+            config.listen = listen
+                .iter()
+                .map(place)
+                .flat_map(|address| multiaddresses(&address))
+                .collect();
             // Who listens on the loopback interface alone wants to be found by nobody else.
             config.mdns = listen.iter().any(|address| !address.ip().is_loopback());
         }
@@ -248,18 +515,23 @@ impl Membership {
             store,
             private,
             (Arc::clone(&grants), Arc::clone(&parts.traffic)),
-            secret.key(),
+            view.clone(),
         );
+        let secret = NodeSecret::from_bytes(&secret.to_bytes());
         let (swarm, events) = tvix_node_swarm::start(config, team, secret, Arc::new(shelf)).await?;
         let announcer = swarm.clone();
         let node = Arc::new(TeamNode {
             swarm,
+            view,
+            roll: Arc::clone(&parts.roll),
+            derivations: Arc::default(),
             depot: Arc::clone(&parts.depot),
             jobs: Arc::clone(&parts.jobs),
             engine: parts.engine.clone(),
             slots: parts.own.slots,
             grants,
             shown: ShownPaths::default(),
+            strayed: Mutex::default(),
             arriving: Arriving::default(),
             served: Arc::new(Served::default()),
             trust: Arc::clone(&parts.trust),
@@ -269,18 +541,18 @@ impl Membership {
             considering: Semaphore::new(CONSIDERED),
             pushes: Arc::new(Semaphore::new(TAKEN_PUSHES)),
         });
-        parts.trust.take_part(Some(node.swarm.clone()));
+        parts.roll.enter(node.swarm.clone());
         parts
             .depot
-            .announce_with(Some(Arc::new(move |paths| announcer.announce(paths))));
-        let mut tasks = self.tasks.lock().await;
+            .announce_with(id, Arc::new(move |paths| announcer.announce(paths)));
+        let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&node).attend(events));
         tasks.spawn(Arc::clone(&node).publish_facts(facts, parts.free.clone()));
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&node));
-        let (capped, mut terms) = (node.swarm.clone(), parts.traffic.watch());
+        let (capped, roll, mut terms) = (node.swarm.clone(), Arc::clone(&parts.roll), parts.traffic.watch());
         tasks.spawn(async move {
             while terms.changed().await.is_ok() {
-                capped.set_caps(caps(*terms.borrow_and_update()));
+                let teams = roll.count() as u64;
+                capped.set_caps(caps(*terms.borrow_and_update(), teams));
             }
         });
         let tidied = node.swarm.clone();
@@ -301,16 +573,25 @@ impl Membership {
                 Err(error) => tracing::error!(%error, "not everything here could be announced"),
             }
         });
-        tracing::info!(swarm = %node.swarm.swarm(), addresses = ?node.swarm.addresses(), "takes part in its team");
-        Ok(node)
+        let started = Arc::clone(&node);
+        self.active().push(Active { node, tasks });
+        self.count_teams().await;
+        tracing::info!(swarm = %id, addresses = ?started.swarm.addresses(), "takes part in a team");
+        Ok(started)
     }
 }
 
-/// Announces every path that is not private, once more.
+/// Announces every path that members of the team may learn of, once more.
 fn announce_all(swarm: &SwarmHandle, depot: &Depot) -> Result<(), IndexError> {
     let mut after = None;
     loop {
-        let page = public_after(depot.store(), &depot.private, after.as_ref(), ANNOUNCED_PAGE)?;
+        let page = public_after(
+            depot.store(),
+            &depot.private,
+            swarm.swarm(),
+            after.as_ref(),
+            ANNOUNCED_PAGE,
+        )?;
         let Some(last) = page.last() else {
             return Ok(());
         };
@@ -318,6 +599,12 @@ fn announce_all(swarm: &SwarmHandle, depot: &Depot) -> Result<(), IndexError> {
         swarm.announce(&page);
     }
 }
+
+/// The file that says in which team this node has the key of its home.
+const FIRST: &str = "first";
+
+/// Letters of a team's id that name it at least: as many as of a key.
+const ID_BEGINNING: usize = 8;
 
 /// Paths listed at once.
 const ANNOUNCED_PAGE: usize = 4096;

@@ -2,7 +2,9 @@
 //!
 //! | module | what it has |
 //! |---|---|
-//! | [`membership`] | founding, joining, starting and leaving a team |
+//! | [`membership`], [`roll`] | founding, joining, starting and leaving teams |
+//! | [`every`] | what is asked of all teams together |
+//! | [`view`] | what the members of one team may see of what this node knows |
 //! | [`policy`] | whom this node believes about a path |
 //! | [`trust`], [`votes`] | the owner's rules, and what follows from them for builds |
 //! | [`sample`] | what others built, built here again to compare |
@@ -20,6 +22,7 @@
 //! | [`shelf`], [`grants`] | what of this store others may see |
 
 mod answer;
+pub mod every;
 pub mod evidence;
 pub mod fetch;
 pub mod grants;
@@ -35,6 +38,7 @@ pub mod private;
 pub mod push;
 pub mod repair;
 pub mod request;
+pub mod roll;
 pub mod sample;
 pub mod serve;
 pub mod served;
@@ -46,13 +50,15 @@ mod surroundings;
 pub mod together;
 pub mod traffic;
 pub mod trust;
+pub mod view;
 pub mod votes;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tvix_node_coordinator::{Event, PeerOffer, placement::Link};
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::find_member;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{Facts, PushRefusal};
@@ -61,29 +67,41 @@ use tvix_node_swarm::events::{Notice, PeerStatus, SwarmEvents};
 use tvix_node_swarm::{PeerOverview, SwarmHandle};
 
 use crate::daemon::depot::Depot;
+use crate::daemon::derivations::CheckedDerivations;
 use crate::daemon::engine::Message;
 use crate::daemon::perform::Jobs;
 use evidence::ShownPaths;
 use fetch::Arriving;
 use grants::Grants;
-use limits::{FACTS_PAUSE, LINKS_PAUSE};
+use limits::{FACTS_PAUSE, LINKS_PAUSE, STRAYED};
 use membership::TeamFailure;
+use roll::Roll;
 use sample::Sampling;
 use served::Served;
 use share::ShareBook;
 use traffic::TrafficBook;
 use trust::TrustBook;
+use view::TeamView;
 
 /// A node that takes part in a team.
 pub struct TeamNode {
     /// The other members.
     pub swarm: SwarmHandle,
+    /// What they may see.
+    pub(crate) view: TeamView,
+    /// All teams of this node.
+    roll: Arc<Roll>,
+    /// Derivations whose output paths have been checked for them: which ones are known here from elsewhere is nothing
+    /// that they may learn.
+    derivations: Arc<CheckedDerivations>,
     depot: Arc<Depot>,
     jobs: Arc<Jobs>,
     engine: mpsc::Sender<Message>,
     slots: u32,
     grants: Arc<Grants>,
     shown: ShownPaths,
+    /// Derivations of which an input was not to be had here once, where there are other teams that may have it.
+    strayed: Mutex<BTreeSet<StorePath>>,
     arriving: Arriving,
     served: Arc<Served>,
     /// The owner's rules.
@@ -101,6 +119,23 @@ impl TeamNode {
     /// Whether builds for other members are under way, those that wait for their inputs included.
     pub fn is_serving(&self) -> bool {
         self.served.is_serving()
+    }
+
+    /// What people call the team.
+    pub fn team_name(&self) -> String {
+        self.swarm.team().genesis().name.clone()
+    }
+
+    /// Whether this team is the one that a node is met in.
+    pub(crate) fn meets(&self, node: NodeKey) -> bool {
+        self.roll.team_of(node) == Some(self.view.team())
+    }
+
+    /// The connected members that are met in this team.
+    pub(crate) fn met(&self) -> Vec<NodeKey> {
+        let mut peers: Vec<NodeKey> = self.swarm.peers().into_keys().collect();
+        peers.retain(|peer| self.meets(*peer));
+        peers
     }
 
     /// What people call a member.
@@ -125,8 +160,21 @@ impl TeamNode {
     }
 
     /// Reports to the coordinator. Where the engine has ended, nobody needs to know.
-    async fn tell(&self, event: Event) {
+    pub(crate) async fn tell(&self, event: Event) {
         drop(self.engine.send(Message::Happened(event)).await);
+    }
+
+    /// Notes that inputs of a derivation are not to be had in this team. Whether that was so before, and another team may
+    /// have them: then they are looked for, or made, in vain as far as this one is concerned.
+    fn strays(&self, derivation: &StorePath) -> bool {
+        if self.roll.count() < 2 {
+            return false;
+        }
+        let mut strayed = self.strayed.lock().unwrap_or_else(PoisonError::into_inner);
+        if strayed.len() >= STRAYED {
+            strayed.clear();
+        }
+        !strayed.insert(derivation.clone())
     }
 
     /// Attends to what the swarm tells, until it is shut down.
@@ -164,10 +212,17 @@ impl TeamNode {
     async fn notice(&self, notice: Notice) {
         match notice {
             Notice::PeerUp { peer, status } | Notice::PeerChanged { peer, status } => {
+                if !self.meets(peer) {
+                    return;
+                }
                 let offer = self.offer(peer, &status);
                 self.tell(Event::Peer { node: peer, offer }).await;
             }
-            Notice::PeerDown { peer } => self.tell(Event::PeerGone { node: peer }).await,
+            // Who is no member of any team any more is met nowhere, and gone.
+            Notice::PeerDown { peer } => match self.roll.team_of(peer) {
+                Some(team) if team != self.view.team() => {}
+                _ => self.tell(Event::PeerGone { node: peer }).await,
+            },
             Notice::PeerUnusable { peer, message } => {
                 let text = format!("{} cannot be used: {message}", self.name_of(peer));
                 drop(self.engine.send(Message::Warn { text }).await);
@@ -183,18 +238,17 @@ impl TeamNode {
     /// Tells the coordinator anew what everybody offers: who may build for this node has changed.
     pub async fn tell_offers(&self) {
         for (peer, status) in self.swarm.peers() {
+            if !self.meets(peer) {
+                continue;
+            }
             let offer = self.offer(peer, &status);
             self.tell(Event::Peer { node: peer, offer }).await;
         }
     }
 
     /// Tells the coordinator what people call the members.
-    async fn tell_names(&self) {
-        let members = self.swarm.members();
-        let names = members
-            .iter()
-            .map(|(key, member)| (key, member.name.clone()))
-            .collect();
+    pub(crate) async fn tell_names(&self) {
+        let names = self.roll.names().into_iter().collect();
         self.tell(Event::Named { names }).await;
     }
 
@@ -205,7 +259,7 @@ impl TeamNode {
             && !self.trust.policy().distrusts_wholly(peer);
         let facts = &status.facts;
         PeerOffer {
-            name: self.name_of(peer),
+            name: self.roll.name_of(peer).unwrap_or_else(|| peer.to_string()),
             slots_free: if builds { facts.free } else { 0 },
             slots: if builds { facts.slots } else { 0 },
             systems: facts.systems.clone(),
@@ -225,7 +279,7 @@ impl TeamNode {
         told.retain(|peer, _| measured.contains_key(peer));
         for (peer, known) in &measured {
             let link = link(known);
-            if known.status.is_some() && told.get(peer) != Some(&link) {
+            if known.status.is_some() && self.meets(*peer) && told.get(peer) != Some(&link) {
                 told.insert(*peer, link);
                 self.tell(Event::Linked { node: *peer, link }).await;
             }

@@ -57,8 +57,9 @@ pub fn names_itself(info: &PathInfo) -> bool {
 /// What is judged on.
 #[derive(Clone)]
 pub struct Grounds {
-    /// Who has which role; none: this node takes part in no team, and nobody has any.
-    pub members: Option<Arc<Members>>,
+    /// Who has which role, in the team that is asked, or in each for what this node does by itself; none: this node takes
+    /// part in no team, and nobody has any.
+    pub members: Vec<Arc<Members>>,
     /// The owner's rules.
     pub policy: Arc<TrustPolicy>,
     /// This node, which needs no role to believe itself.
@@ -88,9 +89,7 @@ impl Grounds {
     }
 
     fn may(&self, node: NodeKey, role: Role) -> bool {
-        self.members
-            .as_ref()
-            .is_some_and(|members| members.may(node, role))
+        self.members.iter().any(|members| members.may(node, role))
     }
 
     /// Whether the word of this member is enough for a path.

@@ -9,7 +9,7 @@ use tvix_node_swarm::roster::Roster;
 /// Judged by a node that has set no rule, on the record shown alone.
 fn judge(members: &Members, peer: NodeKey, shown: &Shown, accepted: &Accepted, word: Word) -> Verdict {
     let grounds = Grounds {
-        members: Some(Arc::new(members.clone())),
+        members: vec![Arc::new(members.clone())],
         policy: Arc::new(TrustPolicy::default()),
         me: NodeKey([0xee; 32]),
     };
@@ -290,7 +290,7 @@ fn by_rules(
         policy.set(rule).unwrap();
     }
     let grounds = Grounds {
-        members: Some(Arc::new(members(&[]))),
+        members: vec![Arc::new(members(&[]))],
         policy: Arc::new(policy),
         me: secret(9).key(),
     };

@@ -199,7 +199,7 @@ fn grounds(rules: Rules) -> Grounds {
         policy.set(rule).unwrap();
     }
     Grounds {
-        members: Some(Arc::new(members(rules))),
+        members: vec![Arc::new(members(rules))],
         policy: Arc::new(policy),
         me: NodeKey([0xee; 32]),
     }

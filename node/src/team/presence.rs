@@ -1,10 +1,10 @@
 //! Where paths are: the desired store, this node, the team.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use tvix_node_coordinator::{Event, PathPresence, Source, limits::SOURCES};
+use tvix_node_coordinator::{Source, limits::SOURCES};
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::envelope::NodeKey;
 
 use super::TeamNode;
@@ -13,73 +13,47 @@ use super::limits::PROVIDERS;
 use super::policy::Word;
 
 impl TeamNode {
-    /// Where paths are. `own`: what this node has of them, and its size.
-    pub async fn presence(
-        &self,
-        desired: Option<DesiredStore>,
-        own: Vec<(StorePath, Option<u64>)>,
-    ) -> Vec<PathPresence> {
-        let paths: Vec<StorePath> = own.iter().map(|(path, _)| path.clone()).collect();
-        let missing: Vec<StorePath> = own
-            .iter()
-            .filter(|(_, size)| size.is_none())
-            .map(|(path, _)| path.clone())
-            .collect();
-        let (in_desired, mut elsewhere) =
-            tokio::join!(self.in_desired(desired.as_ref(), &own), self.elsewhere(&missing));
-        let paths = paths.into_iter().zip(own).map(|(path, (_, nar_size))| {
-            let found = elsewhere.remove(&path).unwrap_or_default();
-            PathPresence {
-                own: nar_size.is_some(),
-                desired: in_desired.contains(&path),
-                nar_size: nar_size.or(found.nar_size),
-                sources: found.sources,
-                path,
+    /// Which of these paths another member's store has, in their order. One that cannot be asked has none.
+    pub(super) async fn in_store_of(&self, node: NodeKey, paths: &[StorePath]) -> Vec<bool> {
+        match self.swarm.have(node, paths).await {
+            Ok(has) => has,
+            Err(error) => {
+                tracing::info!(%node, %error, "the desired store could not be asked what it has");
+                vec![false; paths.len()]
             }
-        });
-        paths.collect()
-    }
-
-    /// Which of these paths the desired store has. One that cannot be asked has none: the push that
-    /// follows will say why.
-    async fn in_desired(
-        &self,
-        desired: Option<&DesiredStore>,
-        own: &[(StorePath, Option<u64>)],
-    ) -> BTreeSet<StorePath> {
-        let paths: Vec<StorePath> = own.iter().map(|(path, _)| path.clone()).collect();
-        let has = match desired {
-            None => return BTreeSet::new(),
-            Some(DesiredStore::Node(node)) if *node == self.swarm.key() => {
-                own.iter().map(|(_, size)| size.is_some()).collect()
-            }
-            Some(DesiredStore::Node(node)) => match self.swarm.have(*node, &paths).await {
-                Ok(has) => has,
-                Err(error) => {
-                    tracing::info!(%node, %error, "the desired store could not be asked what it has");
-                    return BTreeSet::new();
-                }
-            },
-            Some(DesiredStore::Folder(folder)) => {
-                crate::daemon::folder::has(&self.depot, folder.clone(), paths.clone()).await
-            }
-        };
-        let has = paths.into_iter().zip(has).filter(|(_, has)| *has);
-        has.map(|(path, _)| path).collect()
+        }
     }
 
     /// Who in the team has these paths and is believed for them.
-    async fn elsewhere(&self, paths: &[StorePath]) -> BTreeMap<StorePath, Found> {
+    pub(super) async fn elsewhere(&self, paths: &[StorePath]) -> BTreeMap<StorePath, Found> {
         if paths.is_empty() || self.swarm.members().len() < 2 {
             return BTreeMap::new();
         }
         believed_elsewhere(self, paths).await
     }
 
-    /// How much of a derivation's inputs which of these nodes has: of what is here the whole closure counts,
-    /// of what is not here what each says that it has itself.
-    pub async fn weigh(&self, derivation: StorePath, inputs: Vec<StorePath>, nodes: Vec<NodeKey>) {
-        let lease = self.depot.lease();
+    /// How much of a derivation's inputs which of these members has: of what is here the whole closure counts, of what
+    /// is not here what each says that it has itself.
+    pub(super) async fn weigh(
+        &self,
+        derivation: &StorePath,
+        inputs: Vec<StorePath>,
+        mut nodes: Vec<NodeKey>,
+    ) -> Weighed {
+        // Who may not know of the derivation is not asked to build it, nor for what it reads.
+        match self.hidden_among(vec![derivation.clone()]).await {
+            Ok(hidden) if hidden.is_empty() => {}
+            Ok(_) => nodes.clear(),
+            Err(error) => {
+                tracing::warn!(%error, "a derivation could not be looked up");
+                nodes.clear();
+            }
+        }
+        let (lease, team, private) = (
+            self.depot.lease(),
+            self.view.team(),
+            Arc::clone(&self.depot.private),
+        );
         let asked = inputs.clone();
         let here = self.depot.blocking(move |store| {
             let infos = lease.hold(asked.iter())?;
@@ -87,13 +61,18 @@ impl TeamNode {
                 asked.into_iter().zip(infos).partition(|(_, info)| info.is_some());
             let paths =
                 |part: Vec<(StorePath, _)>| part.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
-            Ok((store.closure(paths(here).iter())?, paths(missing)))
+            let mut closure = store.closure(paths(here).iter())?;
+            let bytes = closure.iter().map(|info| info.nar_size).sum();
+            // Nobody is asked for what he may not know of.
+            let known = store.known_to(team, closure.iter().map(|info| &info.path))?;
+            let mut known = known.into_iter();
+            closure.retain(|info| known.next().unwrap_or(false) && !private.is_private(&info.path));
+            Ok((bytes, closure, paths(missing)))
         });
-        let (closure, missing) = here.await.unwrap_or_else(|error| {
+        let (here, closure, missing): (u64, _, _) = here.await.unwrap_or_else(|error| {
             tracing::warn!(%error, "a derivation's inputs could not be weighed");
-            (Vec::new(), Vec::new())
+            (0, Vec::new(), Vec::new())
         });
-        let total: u64 = closure.iter().map(|info| info.nar_size).sum();
         let paths: Vec<StorePath> = closure.iter().map(|info| info.path.clone()).collect();
         let asked = nodes.into_iter().map(|node| {
             let (paths, closure, missing) = (&paths, &closure, &missing);
@@ -106,21 +85,30 @@ impl TeamNode {
         });
         let answers = futures::future::join_all(asked).await;
         let mut sizes: BTreeMap<StorePath, u64> = BTreeMap::new();
-        let mut there = vec![(None, total)];
+        let mut there = Vec::new();
         for (node, mut bytes, shown) in answers.into_iter().flatten() {
             for shown in shown.into_iter().flatten() {
                 bytes = bytes.saturating_add(shown.info.nar_size);
                 sizes.insert(shown.info.path, shown.info.nar_size);
             }
-            there.push((Some(node), bytes));
+            there.push((node, bytes));
         }
-        self.tell(Event::InputsWeighed {
-            derivation,
-            total: total.saturating_add(sizes.values().sum()),
+        Weighed {
+            total: here.saturating_add(sizes.values().sum()),
+            here,
             there,
-        })
-        .await;
+        }
     }
+}
+
+/// How much of a derivation's inputs is where, in bytes.
+pub(super) struct Weighed {
+    /// All of it, as far as it is known.
+    pub(super) total: u64,
+    /// What this node has.
+    pub(super) here: u64,
+    /// What members have.
+    pub(super) there: Vec<(NodeKey, u64)>,
 }
 
 /// Who has these paths and is believed for them, as far as the node can find out.

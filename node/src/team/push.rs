@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tvix_node_coordinator::{Event, PushId};
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::PUSH_BYTES;
 use tvix_node_protocol::messages::{PushRefusal, Shown};
@@ -15,10 +14,10 @@ use tvix_node_swarm::events::IncomingPush;
 
 use super::TeamNode;
 use super::evidence::{Evidence as _, Findings};
-use super::fetch::{Item, Keep};
+use super::fetch::{FetchFailure, Item, Keep};
 use super::limits::{CLOSURE, OFFERED};
 use super::policy::Word;
-use super::shelf::shown;
+use super::surroundings::InStore;
 use crate::daemon::depot::DepotError;
 use crate::daemon::folder::FolderError;
 
@@ -40,6 +39,9 @@ pub enum PushFailure {
     /// It stays here.
     #[error("{0} is private ('tvix-node private'), so it does not leave this node")]
     Private(StorePath),
+    /// It came from another team.
+    #[error("{0} came from another team, so it does not go to this one")]
+    OtherTeam(StorePath),
     /// Too much at once.
     #[error("the closure has {0} paths, more than the {CLOSURE} allowed")]
     TooLarge(usize),
@@ -49,7 +51,9 @@ impl PushFailure {
     /// Whether trying again may help.
     fn is_transient(&self) -> bool {
         match self {
-            Self::Depot(_) | Self::Folder(_) | Self::TooLarge(_) | Self::Private(_) => false,
+            Self::Depot(_) | Self::Folder(_) | Self::TooLarge(_) | Self::Private(_) | Self::OtherTeam(_) => {
+                false
+            }
             Self::Call(_) => true,
             Self::Push(error) => match error {
                 PushError::Call(_) | PushError::Unconfirmed { .. } => true,
@@ -63,14 +67,8 @@ impl PushFailure {
 
 impl TeamNode {
     /// Carries out a push of the coordinator to a member, and reports how it went.
-    pub async fn push(self: Arc<Self>, push: PushId, path: StorePath, to: DesiredStore) {
-        let result = match to {
-            DesiredStore::Node(node) => self.push_to_node(node, vec![path]).await,
-            DesiredStore::Folder(folder) => crate::daemon::folder::put(&self.depot, folder, vec![path])
-                .await
-                .map_err(PushFailure::from),
-        };
-        let event = match result {
+    pub async fn push(self: Arc<Self>, push: PushId, path: StorePath, to: NodeKey) {
+        let event = match self.push_to_node(to, vec![path]).await {
             Ok(()) => Event::PushFinished { push },
             Err(error) => Event::PushFailed {
                 push,
@@ -84,8 +82,7 @@ impl TeamNode {
     /// Brings paths of this store, with their closures, into the store of a member, which confirms every
     /// one with its tree digest.
     pub async fn push_to_node(&self, store: NodeKey, paths: Vec<StorePath>) -> Result<(), PushFailure> {
-        let me = self.swarm.key();
-        if store == me {
+        if store == self.swarm.key() {
             return Ok(());
         }
         let roots: BTreeSet<StorePath> = paths.iter().cloned().collect();
@@ -99,6 +96,9 @@ impl TeamNode {
         {
             return Err(PushFailure::Private(info.path.clone()));
         }
+        if let Some(path) = self.first_hidden(&closure).await? {
+            return Err(PushFailure::OtherTeam(path));
+        }
         if closure.len() > CLOSURE {
             return Err(PushFailure::TooLarge(closure.len()));
         }
@@ -111,12 +111,13 @@ impl TeamNode {
             .filter(|(info, has)| !has || roots.contains(&info.path))
             .map(|(info, _)| info)
             .collect();
+        let view = self.view.clone();
         let offered: Vec<Shown> = self
             .depot
             .blocking(move |store| {
                 let mut offered = Vec::with_capacity(missing.len());
                 for info in references_first(missing) {
-                    offered.extend(shown(store, me, &info.path)?);
+                    offered.extend(view.shown(store, &info.path)?);
                 }
                 Ok(offered)
             })
@@ -141,8 +142,7 @@ impl TeamNode {
             return taken.refuse(PushRefusal::Policy, message).await;
         }
         let names: Vec<StorePath> = paths.iter().map(|shown| shown.info.path.clone()).collect();
-        let lease = self.depot.lease();
-        let own = self.depot.blocking(move |_| Ok(lease.hold(names.iter())?)).await;
+        let own = self.held_for_team(names).await;
         let own = match own {
             Ok(own) => own,
             Err(error) => return taken.refuse(PushRefusal::Failed, error.to_string()).await,
@@ -151,7 +151,9 @@ impl TeamNode {
         let mut findings = Findings::default();
         for (shown, own) in paths.iter().zip(own) {
             let path = &shown.info.path;
-            match own {
+            // What is hidden is as if it were not here: it has to come, and is known to this team as well then.
+            let hidden = self.depot.private.is_private(path) || matches!(own, InStore::Hidden(_));
+            match own.for_team().filter(|_| !hidden) {
                 Some(info) if info.tree == shown.info.tree => continue,
                 Some(info) => {
                     let message = format!("{path} is something else here: the tree {}", info.tree);
@@ -185,7 +187,13 @@ impl TeamNode {
             );
         }
         if let Err(error) = self.bring_all(items, None).await {
-            return taken.refuse(PushRefusal::Content, error.to_string()).await;
+            tracing::info!(%peer, %error, "what a member pushed is not kept");
+            let message = match error {
+                // What it says of what is here is not for everybody.
+                FetchFailure::Store { path, .. } => format!("{path} could not be taken into the store"),
+                error => error.to_string(),
+            };
+            return taken.refuse(PushRefusal::Content, message).await;
         }
         for shown in paths {
             if taken.stored(shown.info.path, shown.info.tree).await.is_err() {

@@ -21,7 +21,7 @@ use super::answer::{Asked, described};
 use super::evidence::Evidence as _;
 use super::fetch::FetchFailure;
 use super::limits::{LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
-use super::votes::{self, Standing};
+use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
 use crate::daemon::engine::Message;
@@ -72,6 +72,15 @@ pub(super) enum RequestFailure {
     /// Something that nobody may know of.
     #[error("{0} is private ('tvix-node private'), so nobody else is asked to build with it")]
     Private(StorePath),
+    /// Something that came from another team.
+    #[error("{0} came from another team, so nobody in this one is asked to build with it")]
+    OtherTeam(StorePath),
+    /// Inputs that another team may have.
+    #[error("its inputs are not to be had in the team of that builder: {0}")]
+    Elsewhere(String),
+    /// Somebody in one team is not told of anybody in another.
+    #[error("{0} is not in the team of the store where the outputs should go")]
+    OtherStore(String),
     /// No random numbers for the nonce.
     #[error("the machine gives no random numbers: {0}")]
     Random(getrandom::Error),
@@ -129,7 +138,11 @@ impl RequestFailure {
         match self {
             Self::Depot(DepotError::Derivation(_)) => FailureKind::Builder,
             Self::Cancelled => FailureKind::Cancelled,
-            Self::Untrusted { .. } | Self::Private(_) => FailureKind::Refused,
+            Self::Untrusted { .. }
+            | Self::Private(_)
+            | Self::OtherTeam(_)
+            | Self::OtherStore(_)
+            | Self::Elsewhere(_) => FailureKind::Refused,
             Self::Disagreed(_) => FailureKind::Disagreed,
             Self::Refused { refusal, .. } => match refusal.reason {
                 // Neither says anything about the builder.
@@ -218,6 +231,11 @@ impl TeamNode {
         name: &str,
         cancel: &CancellationToken,
     ) -> Result<Delivered, RequestFailure> {
+        if let Some(DesiredStore::Node(store)) = order.desired_store
+            && !self.swarm.members().contains(store)
+        {
+            return Err(RequestFailure::OtherStore(name.to_owned()));
+        }
         let asked = tokio::select! {
             asked = self.own_part(order.build, self.what_is_asked(order)) => asked?,
             () = cancel.cancelled() => return Err(RequestFailure::Cancelled),
@@ -334,10 +352,15 @@ impl TeamNode {
     async fn what_is_asked(&self, order: &Order) -> Result<Asked, RequestFailure> {
         let (derivation, checked, wanted) = self.depot.checked(order.derivation.clone()).await?;
         let wanted: Vec<StorePath> = wanted.into_iter().collect();
+        // Before anybody is asked for what it reads.
+        let of_order = self.hidden_among(vec![order.derivation.clone()]).await?;
+        if let Some(path) = of_order.into_iter().next() {
+            return Err(RequestFailure::OtherTeam(path));
+        }
         let mut surveyed = self.survey(&wanted, &[order.node]).await;
         if surveyed.is_err() && !self.depot.upstreams.is_empty() {
             // What only a binary cache has is named by its tree, so it has to come here first.
-            match self.depot.upstreams.bring(&self.depot, None, &wanted, None).await {
+            match self.depot.upstreams.bring(&self.depot, &[], &wanted, None).await {
                 Ok(()) => surveyed = self.survey(&wanted, &[order.node]).await,
                 Err(error) => tracing::info!(%error, "inputs of a far build do not come from a binary cache"),
             }
@@ -352,6 +375,13 @@ impl TeamNode {
                     .into_iter()
                     .map(|info| info.path)
                     .collect();
+                // All is here, and not for this team: nothing is to be looked for or made anew.
+                if let Some(path) = self.hidden_among(wanted.clone()).await?.into_iter().next() {
+                    return Err(RequestFailure::OtherTeam(path));
+                }
+                if self.strays(&order.derivation) {
+                    return Err(RequestFailure::Elsewhere(reason));
+                }
                 let direct = wanted.into_iter().filter(|path| !here.contains(path)).collect();
                 return Err(RequestFailure::Inputs { direct, reason });
             }
@@ -371,6 +401,9 @@ impl TeamNode {
         let read = closure.iter().map(|info| &info.path);
         if let Some(path) = own.chain(read).find(private) {
             return Err(RequestFailure::Private(path.clone()));
+        }
+        if let Some(path) = self.first_hidden(&closure).await? {
+            return Err(RequestFailure::OtherTeam(path));
         }
         // What is here counts, whatever others have under the same name.
         inputs.extend(closure.iter().map(|info| (info.path.clone(), as_input(info))));
@@ -436,11 +469,9 @@ impl TeamNode {
             (output.clone(), BuiltPath { path, nar_size })
         });
         let outputs: BTreeMap<String, BuiltPath> = outputs.collect();
-        match votes::standing(&self.depot, &self.trust, record, envelope, |node| {
-            self.name_of(node)
-        })
-        .await?
-        {
+        let (grounds, side) = (self.trust.grounds_in(&self.swarm), Side::Team(&self.view));
+        let name_of = |node| self.name_of(node);
+        match votes::standing(&self.depot, (&grounds, side), record, envelope, name_of).await? {
             Standing::Counts => {}
             Standing::Vote => {
                 let delivery = Delivery::Vote;
@@ -461,7 +492,11 @@ impl TeamNode {
         };
         if let Some(delivery) = elsewhere {
             self.depot
-                .keep_record(order.derivation.clone(), envelope.clone(), note)
+                .keep_record(
+                    (order.derivation.clone(), self.view.audience()),
+                    envelope.clone(),
+                    note,
+                )
                 .await?;
             return Ok(Delivered { outputs, delivery });
         }
@@ -474,7 +509,12 @@ impl TeamNode {
         };
         let prepared = self.bring_outputs(order.node, infos).await.map_err(failed)?;
         self.depot
-            .register(order.derivation.clone(), prepared, envelope.clone(), note)
+            .register(
+                (order.derivation.clone(), self.view.audience()),
+                prepared,
+                envelope.clone(),
+                note,
+            )
             .await?;
         self.sample(envelope);
         let delivery = Delivery::OwnStore;

@@ -167,6 +167,7 @@ impl TeamNode {
             slot: slot.slot,
             request: None,
             keep_failed: false,
+            signer: Arc::clone(self.view.secret()),
         };
         let performed = self
             .jobs
@@ -174,9 +175,9 @@ impl TeamNode {
             .await?;
         let own = opened(&performed.record).map_err(SampleFailure::Record)?;
         debug_assert_eq!(own.builder, me);
-        let kept = performed.record;
+        let (kept, audience) = (performed.record, self.view.audience());
         self.depot
-            .blocking(move |store| Ok(store.put_record(&kept)?))
+            .blocking(move |store| Ok(store.put_record(&kept, &audience)?))
             .await?;
         Ok(difference(record, &own))
     }

@@ -28,7 +28,7 @@ use super::limits::{
 use super::policy::opened;
 use super::served::ServedPlace;
 use super::together::{Ended, Heard, Progress, SharedBuild, work_key};
-use super::votes::{self, Standing};
+use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
 use crate::daemon::engine::{LentSlot, LentTo, Message};
@@ -139,7 +139,7 @@ impl TeamNode {
         let request = &order.request;
         let key = order.key();
         let limits = bounded(request.limits);
-        let (mut waiting, mut begun) = self.jobs.building.join(key, limits);
+        let (mut waiting, mut begun) = self.jobs.building.join(self.view.team(), key, limits);
         let mut turned_away = 0;
         loop {
             if begun {
@@ -154,7 +154,7 @@ impl TeamNode {
                 // The others who were turned away want the same.
                 turned_away += 1;
                 let key = key.filter(|_| turned_away < TURNED_AWAY);
-                (waiting, begun) = self.jobs.building.join(key, limits);
+                (waiting, begun) = self.jobs.building.join(self.view.team(), key, limits);
                 continue;
             }
             if let Progress::Over(ended) = &progress
@@ -193,10 +193,11 @@ impl TeamNode {
                 for tree in aside {
                     self.grants.give(request.requester, *tree, now());
                 }
-                let record = made_out((**record).clone(), request, order.hash);
+                // The build may have been the owner's own, or that of another who asks.
+                let record = made_out((**record).clone(), self.view.me(), request, order.hash);
                 match record
                     .map_err(EnvelopeError::from)
-                    .and_then(|record| seal(&record, &self.jobs.secret))
+                    .and_then(|record| seal(&record, self.view.secret()))
                 {
                     Ok(record) => {
                         let pushed = self.deliver(request, &record, *accepted).await;
@@ -238,7 +239,9 @@ impl TeamNode {
         let request = &order.request;
         let building = &self.jobs.building;
         // Of equal inputs, which count here: the owner's command has them built from.
-        if let Some(own) = order.key().and_then(|key| building.join_own(key, request.limits))
+        if let Some(own) = order
+            .key()
+            .and_then(|key| building.join_own(self.view.team(), key, request.limits))
             && let Some(ended) = build.follow_own(&own.build).await
         {
             return ended;
@@ -257,7 +260,7 @@ impl TeamNode {
             accepted,
         } = inputs;
         let key = if accepted { order.key() } else { None };
-        if let Some(own) = building.join_own_or_run(key, request.limits, build, !accepted)
+        if let Some(own) = building.join_own_or_run(self.view.team(), key, request.limits, build, !accepted)
             && let Some(ended) = build.follow_own(&own.build).await
         {
             return ended;
@@ -288,6 +291,7 @@ impl TeamNode {
             slot: slot.slot,
             request: Some(order.hash),
             keep_failed: request.keep_failed,
+            signer: Arc::clone(self.view.secret()),
         };
         let mut listener = ToAll { build, slot: &slot };
         let stop = build.cancel.child_token();
@@ -421,7 +425,8 @@ impl TeamNode {
             return None;
         }
         let record = self.built_before(request, outputs).await?;
-        seal(&made_out(record, request, hash).ok()?, &self.jobs.secret).ok()
+        let record = made_out(record, self.view.me(), request, hash).ok()?;
+        seal(&record, self.view.secret()).ok()
     }
 
     /// The record of a build of the same work by this node, whose outputs are here.
@@ -433,24 +438,19 @@ impl TeamNode {
         // All outputs were built, whichever were asked for.
         let all = work_key(&request.derivation, &request.inputs, outputs, request.options)?;
         let keys = [request.build_key().ok()?, all];
-        let (me, lease) = (self.swarm.key(), self.depot.lease());
+        let (view, lease) = (self.view.clone(), self.depot.lease());
         let private = Arc::clone(&self.depot.private);
         let record = self.depot.blocking(move |store| {
-            let mut envelopes = store.records(&keys[0])?;
-            envelopes.extend(store.records(&keys[1])?);
-            for envelope in envelopes {
-                let Ok(record) = envelope.open::<BuildRecord>() else {
-                    continue;
-                };
-                if record.builder != me || envelope.signer != me {
-                    continue;
-                }
+            let mut records = view.own_records(store, &keys[0])?;
+            records.extend(view.own_records(store, &keys[1])?);
+            for record in records {
                 let paths: Vec<_> = record
                     .outputs
                     .values()
                     .map(|output| output.path.clone())
                     .collect();
-                if paths.iter().any(|path| private.is_private(path)) {
+                let hidden = store.known_to(view.team(), &paths)?.contains(&false);
+                if hidden || paths.iter().any(|path| private.is_private(path)) {
                     continue;
                 }
                 let infos = lease.hold(paths.iter())?;
@@ -519,7 +519,12 @@ impl TeamNode {
                 finished: performed.finished,
             };
             self.depot
-                .register(request.derivation.clone(), performed.outputs, envelope, note)
+                .register(
+                    (request.derivation.clone(), self.view.audience()),
+                    performed.outputs,
+                    envelope,
+                    note,
+                )
                 .await?;
             return Ok(Ended::Built {
                 record: Box::new(record),
@@ -528,7 +533,12 @@ impl TeamNode {
             });
         }
         let lease = self.depot.lease();
-        let outputs = performed.outputs;
+        let audience = self.view.audience();
+        let outputs = performed
+            .outputs
+            .into_iter()
+            .map(|output| output.within(&audience))
+            .collect();
         let infos: Vec<PathInfo> = self
             .depot
             .blocking(move |store| Ok(store.register_unaccepted(outputs, &lease)?))
@@ -544,7 +554,8 @@ impl TeamNode {
     /// Whether the owner's rules let the outputs of a build of this node count by its own word.
     async fn believes_itself(&self, record: &BuildRecord, envelope: &Envelope) -> Result<bool, DepotError> {
         let name = |node| self.name_of(node);
-        let standing = votes::standing(&self.depot, &self.trust, record, envelope, name);
+        let (grounds, side) = (self.trust.grounds_in(&self.swarm), Side::Team(&self.view));
+        let standing = votes::standing(&self.depot, (&grounds, side), record, envelope, name);
         Ok(standing.await? == Standing::Counts)
     }
 

@@ -4,58 +4,59 @@ use std::fs::File;
 use std::sync::Arc;
 
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::BuildRecord;
-use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::build::SwarmId;
+use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::Shown;
-use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
-use tvix_node_store::{IndexError, ReadError, Store};
+use tvix_node_store::{Audience, IndexError, ReadError, Store};
 use tvix_node_swarm::{Shelf, ShelfError};
 
 use super::grants::Grants;
 use super::private::PrivateBook;
 use super::traffic::TrafficBook;
+use super::view::TeamView;
 use crate::daemon::clock::now;
 
-/// The store of a node in a team. Every path that lies under its name is for all members, unless it is private;
-/// what lies under its digest is for the one it was made for. Where every byte costs it is for those alone who work
-/// for this node.
+/// The store of a node in a team. Every path that lies under its name is for all members, unless it is private, or
+/// came from another team; what lies under its digest is for the one it was made for. Where every byte costs it is for
+/// those alone who work for this node.
 pub struct StoreShelf {
     store: Store,
     private: Arc<PrivateBook>,
     grants: Arc<Grants>,
     traffic: Arc<TrafficBook>,
-    me: NodeKey,
+    view: TeamView,
 }
 
 impl StoreShelf {
-    /// The shelf of the node `me`.
+    /// The shelf of a node for one of its teams.
     pub fn new(
         store: Store,
         private: Arc<PrivateBook>,
         (grants, traffic): (Arc<Grants>, Arc<TrafficBook>),
-        me: NodeKey,
+        view: TeamView,
     ) -> Self {
         Self {
             store,
             private,
             grants,
             traffic,
-            me,
+            view,
         }
     }
 }
 
 impl Shelf for StoreShelf {
     fn advertised(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, ShelfError> {
-        public_after(&self.store, &self.private, after, limit).map_err(ShelfError::new)
+        let team = self.view.team();
+        public_after(&self.store, &self.private, team, after, limit).map_err(ShelfError::new)
     }
 
     fn path_info(&self, peer: NodeKey, path: &StorePath) -> Result<Option<Shown>, ShelfError> {
         if self.private.is_private(path) || !self.traffic.serves(peer) {
             return Ok(None);
         }
-        shown(&self.store, self.me, path).map_err(ShelfError::new)
+        self.view.shown(&self.store, path).map_err(ShelfError::new)
     }
 
     fn may_serve(&self, peer: NodeKey, root: TreeDigest) -> Result<bool, ShelfError> {
@@ -65,8 +66,10 @@ impl Shelf for StoreShelf {
         if !self.traffic.serves(peer) {
             return Ok(false);
         }
-        let paths = self.store.paths_of_tree(root).map_err(ShelfError::new)?;
-        Ok(paths.iter().any(|path| !self.private.is_private(path)))
+        let mut paths = self.store.paths_of_tree(root).map_err(ShelfError::new)?;
+        paths.retain(|path| !self.private.is_private(path));
+        let known = self.store.known_to(self.view.team(), &paths);
+        Ok(known.map_err(ShelfError::new)?.contains(&true))
     }
 
     fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError> {
@@ -74,7 +77,12 @@ impl Shelf for StoreShelf {
     }
 
     fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, ShelfError> {
-        self.store.has_blobs(blobs).map_err(ShelfError::new)
+        // Who only names the content of something hidden, and does not send it, must not get it put together here.
+        let counts = |path: Option<&StorePath>, audience: &Audience| {
+            audience.includes(self.view.team()) && path.is_none_or(|path| !self.private.is_private(path))
+        };
+        let has = self.store.has_blobs_among(blobs, &counts);
+        has.map_err(ShelfError::new)
     }
 
     fn blob(&self, digest: BlobDigest) -> Result<Option<File>, ShelfError> {
@@ -84,13 +92,15 @@ impl Shelf for StoreShelf {
     }
 }
 
-/// Paths that are not private, in order, from after `after` on, at most `limit`; none where there are no more.
+/// Paths that members of this team may learn of, in order, from after `after` on, at most `limit`; none where there are
+/// no more.
 ///
 /// # Errors
 /// [`IndexError`]
 pub fn public_after(
     store: &Store,
     private: &PrivateBook,
+    team: SwarmId,
     after: Option<&StorePath>,
     limit: usize,
 ) -> Result<Vec<StorePath>, IndexError> {
@@ -100,48 +110,13 @@ pub fn public_after(
         let Some(last) = page.last().cloned() else {
             return Ok(page);
         };
-        page.retain(|path| !private.is_private(path));
-        // A page that is private as a whole is not the last one.
+        let known = store.known_to(team, &page)?;
+        let mut known = known.into_iter();
+        page.retain(|path| known.next().unwrap_or(false) && !private.is_private(path));
+        // A page that is hidden as a whole is not the last one.
         if !page.is_empty() {
             return Ok(page);
         }
         after = Some(last);
     }
-}
-
-/// What is known of a path, and the record that speaks for it where there is one.
-///
-/// # Errors
-/// [`IndexError`]
-pub fn shown(store: &Store, me: NodeKey, path: &StorePath) -> Result<Option<Shown>, IndexError> {
-    let Some(mut info) = store.query(path)? else {
-        return Ok(None);
-    };
-    if info.origin == Origin::Imported {
-        // To others it is this node's word.
-        info.origin = Origin::Peer { peer: me };
-    }
-    let builder = match &info.origin {
-        Origin::Built => Some(me),
-        Origin::Record { builder } => Some(*builder),
-        // A fixed output has a record where it was built and not fetched; its name speaks for it.
-        Origin::Content | Origin::Peer { .. } | Origin::Cache { .. } | Origin::Imported => None,
-    };
-    let record = match builder {
-        Some(builder) => record_of(store, builder, &info)?,
-        None => None,
-    };
-    Ok(Some(Shown { info, record }))
-}
-
-/// The newest record of this builder for exactly this content.
-pub fn record_of(store: &Store, builder: NodeKey, info: &PathInfo) -> Result<Option<Envelope>, IndexError> {
-    let speaks = |envelope: &Envelope| {
-        envelope.signer == builder
-            && envelope.open::<BuildRecord>().is_ok_and(|record| {
-                let mut outputs = record.outputs.values();
-                outputs.any(|output| output.path == info.path && output.tree == info.tree)
-            })
-    };
-    Ok(store.records_of(&info.path)?.into_iter().rev().find(speaks))
 }

@@ -19,9 +19,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildOptions, BuildRecord, Input, build_key};
+use tvix_node_protocol::build::{
+    BuildKey, BuildLimits, BuildOptions, BuildRecord, Input, SwarmId, build_key,
+};
 use tvix_node_protocol::messages::{self, Refusal, RefusalReason};
 use tvix_node_protocol::tree::TreeDigest;
+use tvix_node_store::Audience;
 
 use super::limits::SHARED_LOG;
 
@@ -288,6 +291,8 @@ struct All {
 #[derive(Debug)]
 struct OwnEntry {
     build: Arc<SharedBuild>,
+    /// Whose members may wait for it.
+    audience: Audience,
     /// How many others wait for it.
     waiting: usize,
     /// Whether the owner's command still wants it.
@@ -405,9 +410,10 @@ fn fields(limits: BuildLimits) -> [Option<u64>; 5] {
     [time, silence, log, disk, memory]
 }
 
-/// What two requests must have in common: the work, and where it is stopped. One that is stopped by a narrower limit
-/// than its requester set would fail for something that it did not ask for.
-type Key = (BuildKey, [Option<u64>; 5]);
+/// What two requests must have in common: the team, which sees nothing of what another one wants, the work, and where it
+/// is stopped. One that is stopped by a narrower limit than its requester set would fail for something that it did not
+/// ask for.
+type Key = (SwarmId, BuildKey, [Option<u64>; 5]);
 
 /// One who waits for a shared build.
 #[derive(Debug)]
@@ -432,7 +438,12 @@ enum Kind {
 impl SharedBuilds {
     /// Joins the build of this work that is under way, or begins one. The second answer: whether it is begun by
     /// this. Without a key it is for one alone.
-    pub fn join(self: &Arc<Self>, key: Option<BuildKey>, limits: BuildLimits) -> (Waiting, bool) {
+    pub fn join(
+        self: &Arc<Self>,
+        team: SwarmId,
+        key: Option<BuildKey>,
+        limits: BuildLimits,
+    ) -> (Waiting, bool) {
         let builds = Arc::clone(self);
         let Some(key) = key else {
             let waiting = Waiting {
@@ -442,7 +453,7 @@ impl SharedBuilds {
             };
             return (waiting, true);
         };
-        let key = (key, fields(limits));
+        let key = (team, key, fields(limits));
         let mut all = lock(&self.0);
         let begun = !all.others.contains_key(&key);
         let (build, count) = all
@@ -458,23 +469,24 @@ impl SharedBuilds {
         (waiting, begun)
     }
 
-    /// Joins the owner's own build of this work, where there is one that is stopped by nothing that `asked` does not
-    /// name.
-    pub fn join_own(self: &Arc<Self>, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
-        lock(&self.0).join_own(self, key, asked)
+    /// Joins the owner's own build of this work, where there is one that members of this team may learn of, and that is
+    /// stopped by nothing that `asked` does not name.
+    pub fn join_own(self: &Arc<Self>, team: SwarmId, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
+        lock(&self.0).join_own(self, Some(team), key, asked)
     }
 
     /// As [`SharedBuilds::join_own`]; where there is none to join, the build for others runs from now on. What begins
     /// in between is seen by one of the two. Who asks for the same as one that is for one alone begins anew.
     pub fn join_own_or_run(
         self: &Arc<Self>,
+        team: SwarmId,
         key: Option<BuildKey>,
         asked: BuildLimits,
         build: &SharedBuild,
         for_one: bool,
     ) -> Option<Waiting> {
         let mut all = lock(&self.0);
-        let own = key.and_then(|key| all.join_own(self, key, asked));
+        let own = key.and_then(|key| all.join_own(self, Some(team), key, asked));
         if own.is_none() {
             if for_one {
                 all.set_apart(build);
@@ -486,11 +498,11 @@ impl SharedBuilds {
 
     /// Begins a build of this node's own, or joins one of the same work that runs already, from inputs that count for
     /// everybody. A build for another that waits for a slot is not joined: it would wait for the one that the own
-    /// build has.
-    pub fn begin_own(self: &Arc<Self>, key: BuildKey, limits: BuildLimits) -> OwnBegin {
+    /// build has. `audience`: whose members may wait for it.
+    pub fn begin_own(self: &Arc<Self>, key: BuildKey, limits: BuildLimits, audience: &Audience) -> OwnBegin {
         let mut all = lock(&self.0);
         let running = |build: &SharedBuild| matches!(build.progress(), Progress::Running { for_one: false });
-        let found = all.others.iter_mut().find(|((other, _), (build, _))| {
+        let found = all.others.iter_mut().find(|((_, other, _), (build, _))| {
             *other == key && running(build) && fits(limits, build.limits) && !build.cancel.is_cancelled()
         });
         if let Some((key, (build, count))) = found {
@@ -502,7 +514,7 @@ impl SharedBuilds {
             });
         }
         // One that a command has left goes on for others; it is as good for the next command.
-        if let Some(waiting) = all.join_own(self, key, limits) {
+        if let Some(waiting) = all.join_own(self, None, key, limits) {
             return OwnBegin::Joined(waiting);
         }
         let build = Arc::new(SharedBuild::new(limits));
@@ -510,6 +522,7 @@ impl SharedBuilds {
         // Beside one with other limits it is for its command alone: who waits for that one still finds it.
         all.own.entry(key).or_insert_with(|| OwnEntry {
             build: Arc::clone(&build),
+            audience: audience.clone(),
             waiting: 0,
             wanted: true,
         });
@@ -570,9 +583,17 @@ impl All {
         }
     }
 
-    fn join_own(&mut self, builds: &Arc<SharedBuilds>, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
+    /// `team`: whose member joins; none: the owner.
+    fn join_own(
+        &mut self,
+        builds: &Arc<SharedBuilds>,
+        team: Option<SwarmId>,
+        key: BuildKey,
+        asked: BuildLimits,
+    ) -> Option<Waiting> {
         let entry = self.own.get_mut(&key)?;
-        if !fits(asked, entry.build.limits) {
+        let seen = team.is_none_or(|team| entry.audience.includes(team));
+        if !seen || !fits(asked, entry.build.limits) {
             return None;
         }
         entry.waiting += 1;

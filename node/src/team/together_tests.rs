@@ -1,22 +1,24 @@
 use super::*;
 
 const KEY: BuildKey = BuildKey([1; 32]);
+const TEAM: SwarmId = SwarmId([1; 32]);
+const OTHER_TEAM: SwarmId = SwarmId([2; 32]);
 
 #[test]
 fn a_build_goes_on_as_long_as_anybody_waits_for_it() {
     let builds = Arc::new(SharedBuilds::default());
-    let (first, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (first, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     assert!(begun);
-    let (second, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (second, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     assert!(!begun && Arc::ptr_eq(&first.build, &second.build));
-    let (other, begun) = builds.join(Some(BuildKey([2; 32])), BuildLimits::NONE);
+    let (other, begun) = builds.join(TEAM, Some(BuildKey([2; 32])), BuildLimits::NONE);
     assert!(begun && !Arc::ptr_eq(&first.build, &other.build));
     let cancel = first.build.cancel.clone();
     drop(first);
     assert!(!cancel.is_cancelled(), "the second one waits for it");
     drop(second);
     assert!(cancel.is_cancelled());
-    let (third, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (third, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     assert!(begun && !third.build.cancel.is_cancelled(), "it begins anew");
     assert!(!other.build.cancel.is_cancelled());
 }
@@ -24,13 +26,13 @@ fn a_build_goes_on_as_long_as_anybody_waits_for_it() {
 #[test]
 fn what_is_over_or_for_one_alone_is_not_joined() {
     let builds = Arc::new(SharedBuilds::default());
-    let (first, _) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (first, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     builds.end(&first.build);
-    let (second, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (second, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     assert!(begun);
     drop(first);
     assert!(!second.build.cancel.is_cancelled(), "it is another build");
-    let (alone, begun) = builds.join(None, BuildLimits::NONE);
+    let (alone, begun) = builds.join(TEAM, None, BuildLimits::NONE);
     assert!(begun);
     let cancel = alone.build.cancel.clone();
     drop(alone);
@@ -40,14 +42,14 @@ fn what_is_over_or_for_one_alone_is_not_joined() {
 #[test]
 fn those_who_had_joined_what_is_for_one_alone_share_another_build() {
     let builds = Arc::new(SharedBuilds::default());
-    let (first, _) = builds.join(Some(KEY), BuildLimits::NONE);
-    let (second, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (first, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
+    let (second, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     assert!(!begun);
-    let own = builds.join_own_or_run(Some(KEY), BuildLimits::NONE, &first.build, true);
+    let own = builds.join_own_or_run(TEAM, Some(KEY), BuildLimits::NONE, &first.build, true);
     assert!(own.is_none() && second.build.progress().is_for_another());
-    let (again, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (again, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     assert!(begun && !Arc::ptr_eq(&again.build, &first.build));
-    let (third, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (third, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     assert!(!begun && Arc::ptr_eq(&again.build, &third.build), "one is enough");
     drop(second);
     assert!(!first.build.cancel.is_cancelled(), "who asked first waits for it");
@@ -87,7 +89,7 @@ fn a_log_that_is_too_long_loses_its_beginning_and_says_so() {
 }
 
 fn begun(builds: &Arc<SharedBuilds>, limits: BuildLimits) -> Owned {
-    match builds.begin_own(KEY, limits) {
+    match builds.begin_own(KEY, limits, &Audience::Everyone) {
         OwnBegin::Begun(own) => own,
         OwnBegin::Joined(other) => panic!("joined {other:?}"),
     }
@@ -97,13 +99,13 @@ fn begun(builds: &Arc<SharedBuilds>, limits: BuildLimits) -> Owned {
 fn the_owner_s_build_goes_on_for_others_when_the_owner_leaves() {
     let builds = Arc::new(SharedBuilds::default());
     let own = begun(&builds, BuildLimits::NONE);
-    let other = builds.join_own(KEY, BuildLimits::NONE).expect("it runs");
+    let other = builds.join_own(TEAM, KEY, BuildLimits::NONE).expect("it runs");
     own.abandon();
     assert!(!own.build.cancel.is_cancelled(), "another one waits for it");
     drop(other);
     assert!(own.build.cancel.is_cancelled());
     assert!(
-        builds.join_own(KEY, BuildLimits::NONE).is_none(),
+        builds.join_own(TEAM, KEY, BuildLimits::NONE).is_none(),
         "it is being stopped"
     );
     drop(own);
@@ -115,16 +117,19 @@ fn the_owner_s_build_goes_on_for_others_when_the_owner_leaves() {
 #[test]
 fn the_owner_with_a_limit_of_his_own_does_not_wait_for_a_build_with_another() {
     let builds = Arc::new(SharedBuilds::default());
-    let (other, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (other, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     assert!(begun);
     other.build.set(Progress::Running { for_one: false });
     let three = BuildLimits {
         time: Some(3),
         ..BuildLimits::NONE
     };
-    assert!(matches!(builds.begin_own(KEY, three), OwnBegin::Begun(_)));
     assert!(matches!(
-        builds.begin_own(KEY, BuildLimits::NONE),
+        builds.begin_own(KEY, three, &Audience::Everyone),
+        OwnBegin::Begun(_)
+    ));
+    assert!(matches!(
+        builds.begin_own(KEY, BuildLimits::NONE, &Audience::Everyone),
         OwnBegin::Joined(_)
     ));
 }
@@ -132,13 +137,13 @@ fn the_owner_with_a_limit_of_his_own_does_not_wait_for_a_build_with_another() {
 #[test]
 fn nobody_waits_for_a_build_whose_task_broke_off() {
     let builds = Arc::new(SharedBuilds::default());
-    let (waiting, _) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (waiting, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     drop(builds.undertake(Arc::clone(&waiting.build)));
     let Progress::Over(ended) = waiting.build.progress() else {
         panic!("it goes on");
     };
     assert!(matches!(&*ended, Ended::Refused(_)));
-    let (_, begun) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (_, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     assert!(begun, "who comes now begins anew");
 }
 
@@ -146,9 +151,9 @@ fn nobody_waits_for_a_build_whose_task_broke_off() {
 fn a_build_that_goes_on_for_others_is_joined_by_the_owner_s_next_command() {
     let builds = Arc::new(SharedBuilds::default());
     let own = begun(&builds, BuildLimits::NONE);
-    let other = builds.join_own(KEY, BuildLimits::NONE).expect("it runs");
+    let other = builds.join_own(TEAM, KEY, BuildLimits::NONE).expect("it runs");
     own.abandon();
-    let OwnBegin::Joined(next) = builds.begin_own(KEY, BuildLimits::NONE) else {
+    let OwnBegin::Joined(next) = builds.begin_own(KEY, BuildLimits::NONE, &Audience::Everyone) else {
         panic!("built twice");
     };
     drop(other);
@@ -171,15 +176,17 @@ fn a_build_that_goes_on_for_others_is_joined_by_the_owner_s_next_command() {
 fn who_leaves_does_not_stop_what_the_owner_wants() {
     let builds = Arc::new(SharedBuilds::default());
     let own = begun(&builds, BuildLimits::NONE);
-    drop(builds.join_own(KEY, BuildLimits::NONE).expect("it runs"));
+    drop(builds.join_own(TEAM, KEY, BuildLimits::NONE).expect("it runs"));
     assert!(!own.build.cancel.is_cancelled());
-    let waiting = builds.join_own(KEY, BuildLimits::NONE).expect("it still runs");
+    let waiting = builds
+        .join_own(TEAM, KEY, BuildLimits::NONE)
+        .expect("it still runs");
     drop(own);
     assert!(
         matches!(waiting.build.progress(), Progress::Over(_)),
         "it is not waited for in vain"
     );
-    assert!(builds.join_own(KEY, BuildLimits::NONE).is_none());
+    assert!(builds.join_own(TEAM, KEY, BuildLimits::NONE).is_none());
 }
 
 #[test]
@@ -190,25 +197,25 @@ fn a_limit_that_was_asked_for_is_kept() {
         ..BuildLimits::NONE
     };
     let own = begun(&builds, BuildLimits::NONE);
-    assert!(builds.join_own(KEY, hour).is_none());
+    assert!(builds.join_own(TEAM, KEY, hour).is_none());
     drop(own);
     let own = begun(&builds, hour);
-    assert!(builds.join_own(KEY, hour).is_some());
-    assert!(builds.join_own(KEY, BuildLimits::NONE).is_some());
+    assert!(builds.join_own(TEAM, KEY, hour).is_some());
+    assert!(builds.join_own(TEAM, KEY, BuildLimits::NONE).is_some());
     drop(own);
 }
 
 #[test]
 fn the_owner_joins_what_runs_for_others_and_nothing_that_waits() {
     let builds = Arc::new(SharedBuilds::default());
-    let (other, _) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (other, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     // It may wait for the slot that the own build has.
     drop(begun(&builds, BuildLimits::NONE));
     other.build.set(Progress::Running { for_one: true });
     drop(begun(&builds, BuildLimits::NONE));
-    let none = builds.join_own_or_run(Some(KEY), BuildLimits::NONE, &other.build, false);
+    let none = builds.join_own_or_run(TEAM, Some(KEY), BuildLimits::NONE, &other.build, false);
     assert!(none.is_none());
-    let OwnBegin::Joined(joined) = builds.begin_own(KEY, BuildLimits::NONE) else {
+    let OwnBegin::Joined(joined) = builds.begin_own(KEY, BuildLimits::NONE, &Audience::Everyone) else {
         panic!("built twice");
     };
     assert!(Arc::ptr_eq(&joined.build, &other.build));
@@ -223,8 +230,8 @@ fn the_owner_joins_what_runs_for_others_and_nothing_that_waits() {
 async fn a_build_for_others_is_prepared_anew_when_the_owner_s_that_it_followed_is_given_up() {
     let builds = Arc::new(SharedBuilds::default());
     let own = begun(&builds, BuildLimits::NONE);
-    let (other, _) = builds.join(Some(KEY), BuildLimits::NONE);
-    let followed = builds.join_own(KEY, BuildLimits::NONE).expect("it runs");
+    let (other, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
+    let followed = builds.join_own(TEAM, KEY, BuildLimits::NONE).expect("it runs");
     let following = other.build.follow_own(&followed.build);
     let giving_up = async {
         assert!(matches!(
@@ -245,9 +252,31 @@ async fn a_build_for_others_is_prepared_anew_when_the_owner_s_that_it_followed_i
 #[test]
 fn a_build_for_others_that_begins_meanwhile_follows_the_owner_s() {
     let builds = Arc::new(SharedBuilds::default());
-    let (other, _) = builds.join(Some(KEY), BuildLimits::NONE);
+    let (other, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
     let own = begun(&builds, BuildLimits::NONE);
-    let followed = builds.join_own_or_run(Some(KEY), BuildLimits::NONE, &other.build, false);
+    let followed = builds.join_own_or_run(TEAM, Some(KEY), BuildLimits::NONE, &other.build, false);
     assert!(followed.is_some_and(|followed| Arc::ptr_eq(&followed.build, &own.build)));
     assert!(matches!(other.build.progress(), Progress::Preparing));
+}
+
+#[test]
+fn members_of_two_teams_do_not_wait_for_one_build() {
+    let builds = Arc::new(SharedBuilds::default());
+    let (first, begun) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
+    assert!(begun);
+    let (second, begun) = builds.join(OTHER_TEAM, Some(KEY), BuildLimits::NONE);
+    assert!(begun && !Arc::ptr_eq(&first.build, &second.build));
+}
+
+#[test]
+fn the_owner_s_build_is_joined_by_those_alone_who_may_learn_of_what_it_reads() {
+    let builds = Arc::new(SharedBuilds::default());
+    let OwnBegin::Begun(_owned) = builds.begin_own(KEY, BuildLimits::NONE, &Audience::team(TEAM)) else {
+        panic!("there is nothing to join");
+    };
+    assert!(builds.join_own(OTHER_TEAM, KEY, BuildLimits::NONE).is_none());
+    let (theirs, _) = builds.join(OTHER_TEAM, Some(KEY), BuildLimits::NONE);
+    let followed = builds.join_own_or_run(OTHER_TEAM, Some(KEY), BuildLimits::NONE, &theirs.build, false);
+    assert!(followed.is_none());
+    assert!(builds.join_own(TEAM, KEY, BuildLimits::NONE).is_some());
 }

@@ -178,11 +178,12 @@ pub async fn tell(mut terms: watch::Receiver<TrafficTerms>, engine: mpsc::Sender
     }
 }
 
-/// The caps that follow from the terms.
-pub fn caps(terms: TrafficTerms) -> Caps {
+/// What the swarm of one of so many teams may use: its part, and no less than it needs to be taken for alive.
+pub fn caps(terms: TrafficTerms, teams: u64) -> Caps {
+    let part = |rate: u64| (rate / teams.max(1)).max(TrafficTerms::LEAST_RATE);
     Caps {
-        upload: terms.upload,
-        download: terms.download,
+        upload: terms.upload.map(part),
+        download: terms.download.map(part),
     }
 }
 

@@ -12,6 +12,7 @@ use tvix_node_swarm::SwarmHandle;
 
 use super::owner_file::{OwnerFileError, read_versioned, write_whole};
 use super::policy::Grounds;
+use super::roll::Roll;
 
 /// Version of the file. A newer one is refused, and so is one that cannot be read: a node that went on with
 /// laxer rules would believe what its owner does not.
@@ -70,7 +71,7 @@ pub struct TrustBook {
     me: NodeKey,
     policy: Mutex<Arc<TrustPolicy>>,
     /// Where the roles of members are to be looked up.
-    swarm: Mutex<Option<SwarmHandle>>,
+    roll: Arc<Roll>,
 }
 
 impl TrustBook {
@@ -78,7 +79,7 @@ impl TrustBook {
     ///
     /// # Errors
     /// See [`TrustError`].
-    pub fn open(file: PathBuf, me: NodeKey) -> Result<Self, TrustError> {
+    pub fn open(file: PathBuf, me: NodeKey, roll: Arc<Roll>) -> Result<Self, TrustError> {
         let policy = match fs::read(&file) {
             Ok(bytes) => read(&file, &bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => TrustPolicy::default(),
@@ -91,7 +92,7 @@ impl TrustBook {
             file,
             me,
             policy: Mutex::new(Arc::new(policy)),
-            swarm: Mutex::default(),
+            roll,
         })
     }
 
@@ -100,18 +101,26 @@ impl TrustBook {
         Arc::clone(&self.policy.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From now on this node takes part in this team, or in none.
-    pub fn take_part(&self, swarm: Option<SwarmHandle>) {
-        *self.swarm.lock().unwrap_or_else(PoisonError::into_inner) = swarm;
-    }
-
-    /// What is to be judged on now.
+    /// What is to be judged on now where this node does something by itself.
     pub fn grounds(&self) -> Grounds {
-        let swarm = self.swarm.lock().unwrap_or_else(PoisonError::into_inner);
         Grounds {
-            members: swarm.as_ref().map(SwarmHandle::members),
+            members: self.roll.all().iter().map(SwarmHandle::members).collect(),
             policy: self.policy(),
             me: self.me,
+        }
+    }
+
+    /// What is to be judged on now of what comes from a team: who is in another one has no say in it. Where the rules
+    /// name this node, they mean the key that it has there.
+    pub fn grounds_in(&self, swarm: &SwarmHandle) -> Grounds {
+        let (policy, me) = (self.policy(), swarm.key());
+        Grounds {
+            members: vec![swarm.members()],
+            policy: match me == self.me {
+                true => policy,
+                false => Arc::new(policy.renamed(self.me, me)),
+            },
+            me,
         }
     }
 
@@ -181,10 +190,10 @@ mod tests {
     fn rules_are_there_again_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("trust.json");
-        let book = TrustBook::open(file.clone(), ME).unwrap();
+        let book = TrustBook::open(file.clone(), ME, Arc::default()).unwrap();
         assert!(book.policy().rules().is_empty());
         book.change(|policy| policy.set(rule())).unwrap();
-        let again = TrustBook::open(file, ME).unwrap();
+        let again = TrustBook::open(file, ME, Arc::default()).unwrap();
         assert_eq!(again.policy().rules(), [rule()]);
         again
             .change(|policy| Ok(policy.unset(rule().paths.as_ref(), None)))
@@ -198,7 +207,9 @@ mod tests {
         let file = folder.path().join("trust.json");
         let refused = |text: &str| {
             fs::write(&file, text).unwrap();
-            let error = TrustBook::open(file.clone(), ME).err().expect("it is refused");
+            let error = TrustBook::open(file.clone(), ME, Arc::default())
+                .err()
+                .expect("it is refused");
             assert_eq!(fs::read_to_string(&file).unwrap(), text, "it is left as it is");
             error.to_string()
         };
@@ -217,7 +228,7 @@ mod tests {
     #[test]
     fn a_change_that_cannot_be_written_does_not_hold() {
         let folder = tempfile::tempdir().unwrap();
-        let book = TrustBook::open(folder.path().join("gone/trust.json"), ME).unwrap();
+        let book = TrustBook::open(folder.path().join("gone/trust.json"), ME, Arc::default()).unwrap();
         assert!(book.change(|policy| policy.set(rule())).is_err());
         assert!(book.policy().rules().is_empty());
     }

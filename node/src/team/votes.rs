@@ -5,8 +5,9 @@ use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::trust::Requirement;
 
 use super::policy::{Grounds, QuorumOutcome, opened, quorum};
-use super::trust::TrustBook;
+use super::view::TeamView;
 use crate::daemon::depot::{Depot, DepotError};
+use tvix_node_store::Audience;
 
 /// How a build's record stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +81,14 @@ pub fn count(
     }
 }
 
+/// From which side a build is looked at.
+pub enum Side<'a> {
+    /// As the owner's own. It has to do with what these may learn of.
+    Own(Audience),
+    /// As one that a member of a team did, or wanted.
+    Team(&'a TeamView),
+}
+
 /// How the record of a build stands whose inputs are accepted. The record of one of several builders that have
 /// to agree is kept. `name`: what people call a node.
 ///
@@ -87,26 +96,33 @@ pub fn count(
 /// See [`DepotError`].
 pub async fn standing(
     depot: &Depot,
-    trust: &TrustBook,
+    (grounds, side): (&Grounds, Side<'_>),
     record: &BuildRecord,
     envelope: &Envelope,
     name: impl Fn(NodeKey) -> String,
 ) -> Result<Standing, DepotError> {
-    let grounds = trust.grounds();
-    let (needed, of, output) = match ballot(&grounds, record) {
+    let (needed, of, output) = match ballot(grounds, record) {
         Ballot::Decided(standing) => return Ok(standing),
         Ballot::Open { needed, of, output } => (needed, of, output),
     };
     let (path, kept) = (output.path.clone(), envelope.clone());
+    let (audience, view) = match side {
+        Side::Own(audience) => (audience, None),
+        Side::Team(view) => (view.audience(), Some(view.clone())),
+    };
     // Kept before the others are looked at: of two that come at once, one sees both.
     let all = depot.blocking(move |store| {
-        store.put_record(&kept)?;
-        Ok(store.records_of(&path)?)
+        store.put_record(&kept, &audience)?;
+        let records = match &view {
+            Some(view) => store.records_of_known_to(view.team(), &path)?,
+            None => store.records_of(&path)?,
+        };
+        let records = records.iter().filter_map(|record| opened(record).ok());
+        let seen = records.map(|record| match &view {
+            Some(view) => view.as_seen(record),
+            None => record,
+        });
+        Ok(seen.collect::<Vec<BuildRecord>>())
     });
-    let all: Vec<BuildRecord> = all
-        .await?
-        .iter()
-        .filter_map(|record| opened(record).ok())
-        .collect();
-    Ok(count(&grounds, (needed, of), output, record, &all, name))
+    Ok(count(grounds, (needed, of), output, record, &all.await?, name))
 }

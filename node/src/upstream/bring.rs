@@ -95,20 +95,31 @@ enum Progress {
     Failed,
 }
 
+/// Brings a path from the first of these teams that has it. `reason`: why no cache has.
+async fn from_a_team(teams: &[Arc<TeamNode>], path: StorePath, mut reason: String) -> Result<(), BringError> {
+    for team in teams {
+        match team.ensure(std::slice::from_ref(&path), &[], None).await {
+            Ok(()) => return Ok(()),
+            Err(error) => reason.push_str(&format!("; {error}")),
+        }
+    }
+    Err(BringError::NotToBeHad { path, reason })
+}
+
 impl Upstreams {
     /// Brings these paths and everything they refer to into the own store, as far as it is not there. What
-    /// no cache has comes from the team, where there is one.
+    /// no cache has comes from one of these teams.
     ///
     /// # Errors
     /// See [`BringError`]; what has come so far stays.
     pub async fn bring(
         self: &Arc<Self>,
         depot: &Arc<Depot>,
-        team: Option<&Arc<TeamNode>>,
+        teams: &[Arc<TeamNode>],
         roots: &[StorePath],
         observer: Option<Observer>,
     ) -> Result<(), BringError> {
-        let offers = self.survey(depot, team, roots).await?;
+        let offers = self.survey(depot, teams, roots).await?;
         if let Some(path) = circle(&offers) {
             return Err(BringError::Circle(path.clone()));
         }
@@ -160,7 +171,7 @@ impl Upstreams {
     async fn survey(
         self: &Arc<Self>,
         depot: &Arc<Depot>,
-        team: Option<&Arc<TeamNode>>,
+        teams: &[Arc<TeamNode>],
         roots: &[StorePath],
     ) -> Result<BTreeMap<StorePath, Offer>, BringError> {
         let mut offers = BTreeMap::new();
@@ -175,19 +186,12 @@ impl Upstreams {
             let mut answers = futures::stream::iter(asked).buffer_unordered(ASKED);
             let mut next = BTreeSet::new();
             while let Some((path, offer)) = answers.next().await {
-                match (offer, team) {
-                    (Ok(offer), _) => {
+                match offer {
+                    Ok(offer) => {
                         next.extend(offer.cached.info().references().iter().cloned());
                         offers.insert(path, offer);
                     }
-                    (Err(reason), Some(team)) => {
-                        let brought = team.ensure(std::slice::from_ref(&path), &[], None).await;
-                        brought.map_err(|error| BringError::NotToBeHad {
-                            path,
-                            reason: format!("{reason}; {error}"),
-                        })?;
-                    }
-                    (Err(reason), None) => return Err(BringError::NotToBeHad { path, reason }),
+                    Err(reason) => from_a_team(teams, path, reason).await?,
                 }
             }
             level = next.into_iter().filter(|path| !seen.contains(path)).collect();
@@ -235,8 +239,7 @@ impl Upstreams {
             let added = prepared.info().path.clone();
             store.register(vec![prepared], &lease)?;
             // Here, and not after the wait, which may be cancelled.
-            told.added(&[added]);
-            Ok(())
+            Ok(told.added(&[added])?)
         });
         if let Err(source) = registered.await
             // The team may have brought it meanwhile, with other content: what was first counts.
@@ -529,7 +532,7 @@ mod tests {
     fn nothing_is_begun_that_the_disk_has_no_room_for() {
         let folder = tempfile::tempdir().unwrap();
         let me = tvix_node_protocol::envelope::NodeSecret::from_bytes(&[1; 32]).key();
-        let trust = Arc::new(TrustBook::open(folder.path().join("trust.json"), me).unwrap());
+        let trust = Arc::new(TrustBook::open(folder.path().join("trust.json"), me, Arc::default()).unwrap());
         let upstreams = Upstreams::new(folder.path().join("caches"), trust);
         let disk = rustix::fs::statvfs(folder.path()).unwrap();
         let free = disk.f_bavail * disk.f_frsize;

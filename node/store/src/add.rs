@@ -10,6 +10,7 @@ use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
 use tvix_node_protocol::tree::TreeDigest;
 
 use crate::arrived::{self, Arrived, ArrivedError, BuildError, Origins};
+use crate::audience::Audience;
 use crate::commit::Batch;
 use crate::disk::FileError;
 use crate::index::IndexError;
@@ -125,9 +126,29 @@ pub enum AddError {
 pub struct Prepared {
     pub(crate) info: PathInfo,
     pub(crate) written: Written,
+    pub(crate) audience: Audience,
 }
 
 impl Prepared {
+    /// One that every team of the node may learn of.
+    pub(crate) fn new(info: PathInfo, written: Written) -> Self {
+        Self {
+            info,
+            written,
+            audience: Audience::Everyone,
+        }
+    }
+
+    /// As far as it depends on this, only these teams may learn of it. Who may learn of less that it refers to learns
+    /// nothing of it either.
+    #[must_use]
+    pub fn within(self, audience: &Audience) -> Self {
+        Self {
+            audience: self.audience.both(audience),
+            ..self
+        }
+    }
+
     /// What will be known of the path. The time of registration is not set yet.
     #[must_use]
     pub fn info(&self) -> &PathInfo {
@@ -271,7 +292,7 @@ impl Store {
                 check_fixed(&info, specified, method, &summary, &written)?;
                 info.ca = Some(specified.to_nix_string());
             }
-            Ok(Prepared { info, written })
+            Ok(Prepared::new(info, written))
         };
         outputs.iter().map(prepare).collect()
     }
@@ -294,7 +315,22 @@ impl Store {
     /// # Errors
     /// See [`AddError`].
     pub fn add_nar(&self, reader: impl Read, naming: Naming, lease: &Lease) -> Result<PathInfo, AddError> {
+        self.add_nar_within(reader, naming, &Audience::Everyone, lease)
+    }
+
+    /// The same, of which no more than `audience` may learn.
+    ///
+    /// # Errors
+    /// See [`AddError`].
+    pub fn add_nar_within(
+        &self,
+        reader: impl Read,
+        naming: Naming,
+        audience: &Audience,
+        lease: &Lease,
+    ) -> Result<PathInfo, AddError> {
         if let Some(info) = self.present(&naming, lease)? {
+            self.widen([&info.path], audience)?;
             return Ok(info);
         }
         let mut reader = reader;
@@ -304,7 +340,8 @@ impl Store {
                 .and_then(|()| expect_end(&mut reader, tap))
                 .map_err(from_nar)
         })?;
-        self.register_one(describe(naming, method, summary, written)?, lease)
+        let prepared = describe(naming, method, summary, written)?;
+        self.register_one(prepared.within(audience), lease)
     }
 
     /// Adds a file, directory or link of this machine. See [`Store::prepare_source`].
@@ -313,6 +350,7 @@ impl Store {
     /// See [`AddError`].
     pub fn add_source(&self, source: &Path, naming: Naming, lease: &Lease) -> Result<PathInfo, AddError> {
         if let Some(info) = self.present(&naming, lease)? {
+            self.widen([&info.path], &Audience::Everyone)?;
             return Ok(info);
         }
         self.register_one(self.prepare_source(source, naming)?, lease)
@@ -459,7 +497,7 @@ fn describe(
             info
         }
     };
-    Ok(Prepared { info, written })
+    Ok(Prepared::new(info, written))
 }
 
 fn archive_error(info: &PathInfo, computed: NarHash, computed_size: u64) -> AddError {

@@ -9,7 +9,7 @@
 //! Callers that arrive while a group is being committed form the next one, so many small paths share
 //! the two syncs.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use redb::{ReadableTable, WriteTransaction};
@@ -18,6 +18,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
 
 use crate::add::{AddError, Prepared};
+use crate::audience::{Audience, Offer, write_audiences};
 use crate::disk::{Context, FileError};
 use crate::index::{
     IndexError, IndexFault, PATHS, PathRecord, UNACCEPTED, insert_path, insert_tree, path_key, read_path,
@@ -56,6 +57,27 @@ impl Batch {
             accepted: false,
             record: None,
         }
+    }
+
+    fn write_audiences(&self, transaction: &WriteTransaction, known: &[bool]) -> Result<(), IndexFault> {
+        let nothing = BTreeSet::new();
+        let trees = self.trees.iter().zip(known);
+        // What lies under its digest need not have what it refers to beside it. Where it was there before, by whatever
+        // way, nobody hears of it by this one.
+        let offers = trees
+            .filter(|(_, known)| self.accepted || !**known)
+            .map(|(tree, known)| Offer {
+                path: &tree.info.path,
+                references: if self.accepted {
+                    &tree.info.references
+                } else {
+                    &nothing
+                },
+                name: final_name(&tree.info, self.accepted),
+                audience: tree.audience.clone(),
+                known: *known,
+            });
+        write_audiences(transaction, &offers.collect::<Vec<_>>())
     }
 }
 
@@ -265,6 +287,7 @@ impl Inner {
             tree.written.temporary.keep();
             job.named.push(name);
         }
+        let was_known: Vec<bool> = known.iter().map(Option::is_some).collect();
         let mut infos = Vec::with_capacity(known.len());
         for (tree, known) in job.batch.trees.iter_mut().zip(known) {
             if let Some(info) = known {
@@ -294,8 +317,14 @@ impl Inner {
             }
             infos.push(record.info);
         }
+        job.batch.write_audiences(transaction, &was_known)?;
         if let Some(record) = &job.batch.record {
-            record.insert(transaction)?;
+            let audience = job
+                .batch
+                .trees
+                .iter()
+                .fold(Audience::Everyone, |all, tree| all.both(&tree.audience));
+            record.insert(transaction, &audience)?;
         }
         Ok(Ok(infos))
     }

@@ -147,7 +147,7 @@ impl Store {
             registered: 0,
             signatures: Vec::new(),
         };
-        Ok(Prepared { info, written })
+        Ok(Prepared::new(info, written))
     }
 }
 

@@ -15,8 +15,8 @@ use tvix_node_protocol::tree::TreeDigest;
 
 use crate::disk::FileError;
 use crate::index::{
-    IndexError, IndexFault, PATHS, PINS, PathRecord, RECORD_OUTPUTS, RECORDS, ROOTS, UNACCEPTED, USED,
-    path_from_key, path_key, read_path, remove_path, remove_tree, write_uses,
+    IndexError, IndexFault, PATHS, PINS, PathRecord, RECORD_AUDIENCES, RECORD_OUTPUTS, RECORDS, ROOTS,
+    UNACCEPTED, USED, path_from_key, path_key, read_path, remove_path, remove_tree, write_uses,
 };
 use crate::intent::Intended;
 use crate::leases::Held;
@@ -361,9 +361,11 @@ fn sweep_records(transaction: &WriteTransaction) -> Result<(), IndexFault> {
         }
     }
     let mut records = transaction.open_table(RECORDS)?;
+    let mut audiences = transaction.open_table(RECORD_AUDIENCES)?;
     for (path, key, builder) in dead {
         if !living.contains(&(key, builder)) {
             records.remove((&key, &builder))?;
+            audiences.remove((&key, &builder))?;
             outputs.remove((path.as_slice(), &key, &builder))?;
         }
     }

@@ -10,6 +10,9 @@
 //! it ([`Naming`]). *Who* is believed is not decided here: that is the caller's policy. There is no
 //! network here, no evaluation and no building.
 //!
+//! With each path stands which of the node's teams may learn of it ([`Audience`]), never more than may learn of all that
+//! it refers to.
+//!
 //! A [`FolderCache`] is another kind of place for paths: a binary cache in a folder, as stock Nix makes
 //! and reads it. Paths go there from a store and come back checked.
 //!
@@ -41,6 +44,7 @@
 
 mod add;
 mod arrived;
+mod audience;
 mod commit;
 mod disk;
 mod exchange;
@@ -87,6 +91,7 @@ mod verify;
 
 pub use add::{AddError, Prepared, ScratchOutput};
 pub use arrived::{Arrived, ArrivedError, ArrivedFile};
+pub use audience::Audience;
 pub use disk::FileError;
 pub use exchange::ImportError;
 pub use folder_cache::{CacheError, Cached, FolderCache, PutReport, archive_file_bytes};

@@ -24,6 +24,10 @@ pub const ARRIVED_BYTES: u64 = 64 << 30;
 /// Bytes of a name or symlink target in an archive that are read before it is refused for its length.
 pub const NAR_TOKEN: usize = 4096;
 
+/// Trees that are looked at for whether one that has a file counts. A file that is in more (an empty one, a licence)
+/// is small, and comes again.
+pub const BLOB_TREES: usize = 16;
+
 /// Bytes of one text (`builtins.toFile`, a derivation) that is added from memory.
 pub const TEXT_BYTES: usize = tvix_node_protocol::limits::DERIVATION_BYTES;
 

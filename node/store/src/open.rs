@@ -1,5 +1,6 @@
 //! Opening a home: one process at a time, no newer version, and what a crash left behind goes.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,9 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use tvix_node_protocol::build::SwarmId;
+
+use crate::audience::begin_audiences;
 use crate::commit::Committer;
 use crate::disk::{Context, Disk, FileError};
 use crate::index::{Index, IndexError};
@@ -21,11 +25,11 @@ use crate::share::Sharing;
 use crate::store::{Inner, Store};
 use crate::trees::{TEMPORARY, TRASH, Trees, temporary_name};
 
-/// Newest version of what lies on the disk that is written and understood here: 2 has pins.
+/// Version of what lies on the disk, as written and understood here: it has pins, and who may learn of a path.
 pub const SCHEMA: u32 = 2;
 
-/// The version of a new home. It has no more than the oldest had: what needs a newer one raises it.
-const FIRST_SCHEMA: u32 = 1;
+/// The version before, without either.
+const WITHOUT_AUDIENCES: u32 = 1;
 
 /// Why a home cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -82,18 +86,27 @@ impl Drop for HomeLock {
 }
 
 impl Store {
-    /// Opens the store of a home, and makes it where there is none.
+    /// Opens the store of a home whose node belongs to no team. See [`Store::open_in_teams`].
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub fn open(home: &Path) -> Result<Self, OpenError> {
+        Self::open_in_teams(home, &BTreeSet::new())
+    }
+
+    /// Opens the store of a home, and makes it where there is none. `teams`: those that the node belongs to; what a
+    /// store of version 1 has is known to them alone from now on.
     ///
     /// Trees go to `<home>/nix/store`, everything else to `<home>/store` and `<home>/log`. What an
     /// earlier process had begun and never reported is removed.
     ///
     /// # Errors
     /// [`OpenError`]; a home of a newer version is refused and nothing in it is touched.
-    pub fn open(home: &Path) -> Result<Self, OpenError> {
-        Self::open_on(home, Disk::default())
+    pub fn open_in_teams(home: &Path, teams: &BTreeSet<SwarmId>) -> Result<Self, OpenError> {
+        Self::open_on(home, Disk::default(), teams)
     }
 
-    pub(crate) fn open_on(home: &Path, disk: Disk) -> Result<Self, OpenError> {
+    pub(crate) fn open_on(home: &Path, disk: Disk, teams: &BTreeSet<SwarmId>) -> Result<Self, OpenError> {
         let schema = home.join("store").join("schema");
         check_schema(home, &schema)?;
         for directory in [
@@ -107,11 +120,17 @@ impl Store {
         let home = std::fs::canonicalize(home).map_err(|error| io_error("find", home, &error))?;
         let lock = lock(&home)?;
         let schema = home.join("store").join("schema");
-        if check_schema(&home, &schema)?.is_none() {
-            write_schema(&schema, FIRST_SCHEMA)?;
+        let found = check_schema(&home, &schema)?;
+        if found.is_none() {
+            write_schema(&schema)?;
         }
         let trees = Trees::open(&home.join("nix/store"), disk)?;
         let index = open_index(&home.join("store/index.redb"), &trees)?;
+        if found == Some(WITHOUT_AUDIENCES) {
+            begin_audiences(&index, teams)?;
+            // Last: a start that is cut short before this does it again.
+            write_schema(&schema)?;
+        }
         let intent = Intent::open(&home.join("store/intent"))?;
         clean_up(&index, &trees, &intent)?;
         let inner = Inner {
@@ -143,16 +162,7 @@ fn open_index(path: &Path, trees: &Trees) -> Result<Index, IndexError> {
     Index::open_with_faults(path, trees.disk.faults.clone())
 }
 
-/// Has the home of an open store this version at least, so that programs which know only older ones refuse it.
-pub(crate) fn raise_schema(home: &Path, version: u32) -> Result<(), OpenError> {
-    let path = home.join("store").join("schema");
-    match check_schema(home, &path)? {
-        Some(found) if found >= version => Ok(()),
-        _ => Ok(write_schema(&path, version)?),
-    }
-}
-
-/// The home's version, if it has one; it is understood here.
+/// The version, where there is one; ours or one that can be brought to ours.
 fn check_schema(home: &Path, path: &Path) -> Result<Option<u32>, OpenError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -160,7 +170,7 @@ fn check_schema(home: &Path, path: &Path) -> Result<Option<u32>, OpenError> {
         Err(error) => return Err(io_error("read", path, &error).into()),
     };
     match text.trim_end().parse::<u32>() {
-        Ok(found @ FIRST_SCHEMA..=SCHEMA) => Ok(Some(found)),
+        Ok(found @ (SCHEMA | WITHOUT_AUDIENCES)) => Ok(Some(found)),
         Ok(found) if found > SCHEMA => Err(OpenError::Newer {
             home: home.to_owned(),
             found,
@@ -173,11 +183,11 @@ fn check_schema(home: &Path, path: &Path) -> Result<Option<u32>, OpenError> {
 }
 
 /// Written beside and renamed: there is a whole version or none.
-fn write_schema(path: &Path, version: u32) -> Result<(), FileError> {
+fn write_schema(path: &Path) -> Result<(), FileError> {
     let beside = path.with_extension("new");
     let write = || {
         let mut file = std::fs::File::create(&beside)?;
-        writeln!(file, "{version}")?;
+        writeln!(file, "{SCHEMA}")?;
         file.sync_all()?;
         std::fs::rename(&beside, path)?;
         std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()

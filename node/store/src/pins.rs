@@ -8,14 +8,9 @@ use std::collections::BTreeSet;
 use redb::{ReadableTable, ReadableTableMetadata, TableError};
 use tvix_node_protocol::StorePath;
 
-use crate::disk::FileError;
 use crate::index::{IndexError, IndexFault, PATHS, PINS, path_from_key, path_key};
 use crate::limits::PINS as MOST;
-use crate::open::{OpenError, raise_schema};
 use crate::store::{Store, now};
-
-/// The first version of the store that has pins.
-const SCHEMA: u32 = 2;
 
 /// Why pins were not changed.
 #[derive(Debug, thiserror::Error)]
@@ -29,18 +24,9 @@ pub enum PinError {
     /// Too many.
     #[error("the store has {MOST} pins, the most it takes; unpin what is not needed")]
     TooMany,
-    /// The store's version could not be written down.
-    #[error(transparent)]
-    Open(#[from] OpenError),
     /// The index refused.
     #[error(transparent)]
     Index(#[from] IndexError),
-}
-
-impl From<FileError> for PinError {
-    fn from(error: FileError) -> Self {
-        Self::Open(error.into())
-    }
 }
 
 /// A pin.
@@ -59,8 +45,6 @@ impl Store {
     /// # Errors
     /// See [`PinError`].
     pub fn pin(&self, paths: &[StorePath]) -> Result<(), PinError> {
-        // Programs that know of no pins would collect what is pinned: they must not open the store any more.
-        raise_schema(&self.inner.home, SCHEMA)?;
         let refused = self.inner.index.write(|transaction| {
             let valid = transaction.open_table(PATHS)?;
             let mut pins = transaction.open_table(PINS)?;

@@ -2,14 +2,17 @@
 
 use redb::{ReadableTable, WriteTransaction};
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildKey, BuildRecord};
+use tvix_node_protocol::build::{BuildKey, BuildRecord, SwarmId};
 use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey};
 use tvix_node_protocol::limits::PAYLOAD_BYTES;
 use tvix_node_protocol::path_info::PathInfo;
 
 use crate::add::{AddError, Prepared};
+use crate::audience::{Audience, record_audience, write_record_audience};
 use crate::commit::Batch;
-use crate::index::{DecodeError, IndexError, IndexFault, RECORD_OUTPUTS, RECORDS, path_key};
+use crate::index::{
+    DecodeError, IndexError, IndexFault, RECORD_AUDIENCES, RECORD_OUTPUTS, RECORDS, path_key,
+};
 use crate::leases::Lease;
 use crate::limits::RECORDS_PER_KEY;
 use crate::store::Store;
@@ -73,9 +76,20 @@ impl RecordRow {
     }
 
     /// A builder's newer record for the same key takes the place of the older one.
-    pub(crate) fn insert(&self, transaction: &WriteTransaction) -> Result<(), IndexFault> {
+    pub(crate) fn insert(
+        &self,
+        transaction: &WriteTransaction,
+        audience: &Audience,
+    ) -> Result<(), IndexFault> {
+        let row = (&self.key.0, &self.builder.0);
         let mut records = transaction.open_table(RECORDS)?;
-        records.insert((&self.key.0, &self.builder.0), self.envelope.as_slice())?;
+        let old = records.insert(row, self.envelope.as_slice())?;
+        let same = old.is_some_and(|old| old.value() == self.envelope);
+        let audience = match same {
+            true => record_audience(&transaction.open_table(RECORD_AUDIENCES)?, row)?.either(audience),
+            false => audience.clone(),
+        };
+        write_record_audience(transaction, (&self.key, &self.builder), &audience)?;
         let mut outputs = transaction.open_table(RECORD_OUTPUTS)?;
         for output in &self.outputs {
             outputs.insert((output.as_slice(), &self.key.0, &self.builder.0), ())?;
@@ -99,11 +113,12 @@ impl Store {
         Ok(self.submit(Batch::accepted(outputs, Some(row)), lease)?)
     }
 
-    /// Stores a record by itself. Whether it is believed is the caller's to decide.
+    /// Stores a record by itself, of which no more than `audience` may learn. Whether it is believed is the caller's to
+    /// decide.
     ///
     /// # Errors
     /// [`RecordError`]
-    pub fn put_record(&self, record: &Envelope) -> Result<(), RecordError> {
+    pub fn put_record(&self, record: &Envelope, audience: &Audience) -> Result<(), RecordError> {
         let row = RecordRow::new(record)?;
         let stored = self.inner.index.write(|transaction| {
             let records = transaction.open_table(RECORDS)?;
@@ -112,11 +127,30 @@ impl Store {
             let full = !known && records.range(range)?.take(RECORDS_PER_KEY).count() == RECORDS_PER_KEY;
             drop(records);
             if !full {
-                row.insert(transaction)?;
+                row.insert(transaction, audience)?;
             }
             Ok(!full)
         })?;
         if stored { Ok(()) } else { Err(RecordError::TooMany) }
+    }
+
+    /// The records of a build key that the members of this team may learn of, one of each builder.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn records_known_to(&self, team: SwarmId, key: &BuildKey) -> Result<Vec<Envelope>, IndexError> {
+        let all = self.inner.index.read(|transaction| {
+            let records = transaction.open_table(RECORDS)?;
+            let audiences = transaction.open_table(RECORD_AUDIENCES)?;
+            let range = (&key.0, &[0; 32])..=(&key.0, &[255; 32]);
+            let records = records.range(range)?.map(|entry| {
+                let (row, record) = entry?;
+                let audience = record_audience(&audiences, row.value())?;
+                Ok((read_envelope(record.value())?, audience))
+            });
+            records.collect::<Result<Vec<_>, IndexFault>>()
+        })?;
+        Ok(known_to(team, all))
     }
 
     /// All records of a build key, one of each builder.
@@ -134,13 +168,31 @@ impl Store {
         })
     }
 
+    /// The records that name this path as an output and that the members of this team may learn of.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn records_of_known_to(
+        &self,
+        team: SwarmId,
+        output: &StorePath,
+    ) -> Result<Vec<Envelope>, IndexError> {
+        Ok(known_to(team, self.records_and_audiences_of(output)?))
+    }
+
     /// All records that name this path as an output.
     ///
     /// # Errors
     /// [`IndexError`]
     pub fn records_of(&self, output: &StorePath) -> Result<Vec<Envelope>, IndexError> {
+        let all = self.records_and_audiences_of(output)?.into_iter();
+        Ok(all.map(|(record, _)| record).collect())
+    }
+
+    fn records_and_audiences_of(&self, output: &StorePath) -> Result<Vec<(Envelope, Audience)>, IndexError> {
         self.inner.index.read(|transaction| {
             let records = transaction.open_table(RECORDS)?;
+            let audiences = transaction.open_table(RECORD_AUDIENCES)?;
             let outputs = transaction.open_table(RECORD_OUTPUTS)?;
             let key = path_key(output);
             let range = (key.as_slice(), &[0; 32], &[0; 32])..=(key.as_slice(), &[255; 32], &[255; 32]);
@@ -151,11 +203,17 @@ impl Store {
                 let record = records
                     .get((build, builder))?
                     .ok_or(DecodeError::Field("record"))?;
-                found.push(read_envelope(record.value())?);
+                let audience = record_audience(&audiences, (build, builder))?;
+                found.push((read_envelope(record.value())?, audience));
             }
             Ok(found)
         })
     }
+}
+
+fn known_to(team: SwarmId, all: Vec<(Envelope, Audience)>) -> Vec<Envelope> {
+    let known = all.into_iter().filter(|(_, audience)| audience.includes(team));
+    known.map(|(record, _)| record).collect()
 }
 
 fn read_envelope(bytes: &[u8]) -> Result<Envelope, IndexFault> {

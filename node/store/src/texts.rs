@@ -8,6 +8,7 @@ use tvix_node_protocol::nix::hash::CAHash;
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
 
 use crate::add::{AddError, Prepared};
+use crate::audience::Audience;
 use crate::leases::Lease;
 use crate::limits::TEXT_BYTES;
 use crate::naming::check_path;
@@ -38,12 +39,27 @@ impl Store {
     /// # Errors
     /// See [`AddError`]; a path that does not follow from the content is refused.
     pub fn add_texts(&self, texts: &[Text], lease: &Lease) -> Result<Vec<PathInfo>, AddError> {
+        self.add_texts_within(texts, &Audience::Everyone, lease)
+    }
+
+    /// The same, of which no more than `audience` may learn.
+    ///
+    /// # Errors
+    /// See [`AddError`].
+    pub fn add_texts_within(
+        &self,
+        texts: &[Text],
+        audience: &Audience,
+        lease: &Lease,
+    ) -> Result<Vec<PathInfo>, AddError> {
         let mut answers = lease.hold(texts.iter().map(|text| &text.path))?;
+        // What others brought before is the caller's, too, from now on.
+        self.widen(texts.iter().map(|text| &text.path), audience)?;
         let mut missing = BTreeSet::new();
         let mut prepared = Vec::new();
         for (text, present) in texts.iter().zip(&answers) {
             if present.is_none() && missing.insert(&text.path) {
-                prepared.push(self.prepare_text(text)?);
+                prepared.push(self.prepare_text(text)?.within(audience));
             }
         }
         if !prepared.is_empty() {
@@ -93,7 +109,7 @@ impl Store {
             registered: 0,
             signatures: Vec::new(),
         };
-        Ok(Prepared { info, written })
+        Ok(Prepared::new(info, written))
     }
 }
 

@@ -12,6 +12,7 @@ use tvix_node_protocol::tree::TreeDigest;
 use std::path::PathBuf;
 
 use crate::add::{AddError, Prepared};
+use crate::audience::move_audience;
 use crate::commit::Batch;
 use crate::index::{IndexError, PATHS, TREES, UNACCEPTED, insert_path, path_key, read_path, read_unaccepted};
 use crate::intent::Intended;
@@ -105,6 +106,7 @@ impl Store {
                 .open_table(TREES)?
                 .insert(record.number, to.as_str())?;
             insert_path(transaction, &record)?;
+            move_audience(transaction, (&from, &to), &record)?;
             Ok(Ok(record.info))
         });
         let result = match written {

@@ -52,28 +52,6 @@ fn a_newer_home_is_refused_and_not_touched() {
 }
 
 #[test]
-fn a_home_has_the_version_that_what_is_in_it_needs() {
-    let (folder, opened) = store();
-    let home = folder.path().join("home");
-    let version = || fs::read_to_string(home.join("store/schema")).unwrap();
-    let text = text("text", b"text", &[]);
-    opened
-        .add_texts(std::slice::from_ref(&text), &opened.lease())
-        .unwrap();
-    // Nothing that a program without pins would lose.
-    assert_eq!(version(), "1\n");
-    drop(opened);
-    let opened = Store::open(&home).unwrap();
-    assert_eq!(version(), "1\n");
-    opened.pin(std::slice::from_ref(&text.path)).unwrap();
-    assert_eq!(version(), "2\n");
-    drop(opened);
-    let pins = Store::open(&home).unwrap().pins().unwrap();
-    assert_eq!(pins.len(), 1);
-    assert_eq!(version(), "2\n");
-}
-
-#[test]
 fn a_version_that_is_none_is_refused() {
     let (folder, opened) = store();
     drop(opened);

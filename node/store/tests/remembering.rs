@@ -12,7 +12,7 @@ use samples::{path, source, store, text, write_sample};
 use tvix_node_protocol::build::{BuildKey, BuildRecord, BuiltOutput};
 use tvix_node_protocol::envelope::{Envelope, NodeSecret, seal};
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
-use tvix_node_store::{GcOptions, LogError, RecordError, ScratchOutput};
+use tvix_node_store::{Audience, GcOptions, LogError, RecordError, ScratchOutput};
 
 fn record(info: &PathInfo, secret: &NodeSecret, builder: &NodeSecret) -> Envelope {
     let output = BuiltOutput {
@@ -57,7 +57,7 @@ fn a_record_is_registered_with_its_outputs_and_goes_with_them() {
     let lease = store.lease();
     let info = store.register_built(prepared, &mine, &lease).unwrap().remove(0);
     let theirs = record(&info, &secret(2), &secret(2));
-    store.put_record(&theirs).unwrap();
+    store.put_record(&theirs, &Audience::Everyone).unwrap();
     let of_key = store.records(&BuildKey([3; 32])).unwrap();
     assert_eq!(of_key.len(), 2);
     assert!(of_key.contains(&mine) && of_key.contains(&theirs));
@@ -88,13 +88,13 @@ fn a_record_that_speaks_for_somebody_else_is_refused() {
     };
     let forged = record(&info, &secret(1), &secret(2));
     assert!(matches!(
-        store.put_record(&forged),
+        store.put_record(&forged, &Audience::Everyone),
         Err(RecordError::Signer { .. })
     ));
     let mut changed = record(&info, &secret(1), &secret(1));
     changed.payload[5] ^= 1;
     assert!(matches!(
-        store.put_record(&changed),
+        store.put_record(&changed, &Audience::Everyone),
         Err(RecordError::Envelope(_))
     ));
     assert_eq!(store.records_of(&info.path).unwrap(), []);

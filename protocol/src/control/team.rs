@@ -6,7 +6,7 @@ use crate::build::{BuildRecord, SwarmId};
 use crate::envelope::{Envelope, EnvelopeError, NodeKey};
 use crate::roster::Roles;
 
-/// Asks for a ticket. Where the node takes part in no team yet, it founds one.
+/// Asks for a ticket. Where the node takes part in no team yet, or is told to, it founds one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InviteRequest {
@@ -18,6 +18,12 @@ pub struct InviteRequest {
     pub lasts: u64,
     /// What this node calls itself where the invitation founds the team; none: as its machine is called.
     pub name: Option<String>,
+    /// Into which of the node's teams, by name or id; none: into the only one.
+    #[serde(default)]
+    pub team: Option<String>,
+    /// Found another team for it, beside those that the node is in.
+    #[serde(default)]
+    pub new_team: bool,
 }
 
 /// A ticket has been made.
@@ -66,7 +72,9 @@ pub struct Joined {
 pub struct TeamView {
     /// The team.
     pub swarm: SwarmId,
-    /// This node.
+    /// What it is called. Two teams may be called the same.
+    pub team: String,
+    /// This node, which has another key in each team.
     pub me: NodeKey,
     /// What this node is called in it.
     pub name: String,
@@ -104,6 +112,8 @@ pub struct MemberView {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerView {
+    /// The team that it is met in.
+    pub team: SwarmId,
     /// Its key.
     pub key: NodeKey,
     /// What it is called.
@@ -156,6 +166,9 @@ pub struct TrafficView {
 pub struct MemberName {
     /// Its name, or its key or the beginning of that.
     pub member: String,
+    /// In which team, by name or id; none: whichever has it.
+    #[serde(default)]
+    pub team: Option<String>,
 }
 
 /// Vouches for a member anew.
@@ -164,6 +177,9 @@ pub struct MemberName {
 pub struct RenewRequest {
     /// Its name, or its key or the beginning of that.
     pub member: String,
+    /// In which team, by name or id; none: whichever has it.
+    #[serde(default)]
+    pub team: Option<String>,
     /// What it may do from now on; none: what it might do before.
     pub roles: Option<Roles>,
     /// Seconds the membership lasts from now on.
@@ -176,6 +192,10 @@ pub struct RenewRequest {
 pub struct TeamStatus {
     /// The team.
     pub swarm: SwarmId,
+    /// What it is called.
+    pub team: String,
+    /// This node, as it is known there.
+    pub me: NodeKey,
     /// What this node is called in it.
     pub name: String,
     /// How many members it has, this node included.

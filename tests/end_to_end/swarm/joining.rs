@@ -87,9 +87,9 @@ fn what_is_wrong_with_a_ticket_is_told() {
     ] {
         bob.join(torn).failed(2, &["torn"]);
     }
-    // Of another team: bob founds one of his own, so alice's tickets are not for him.
+    // Of a team that the node is in.
     let foreign = bob.ticket(&[]);
-    bob.join(&good).failed(1, &["takes part in the team", "leave"]);
+    bob.join(&foreign).failed(1, &["belongs to the team", "already"]);
     // Made for another team by somebody who is not there any more.
     drop(bob);
     carol

@@ -16,5 +16,6 @@ mod refused;
 mod repairing;
 mod sharing;
 mod sight;
+mod teams;
 mod traffic;
 mod trusting;

@@ -189,7 +189,7 @@ fn is_through_another(ann: &Node) -> bool {
 /// Waits until a node knows whether members can dial it.
 fn finds_out(node: &Node, reached: &str) {
     until(&format!("it finds out that it is reached by {reached}"), || {
-        (node.json(&["status"])["team"]["reached"] == reached).then_some(())
+        (node.json(&["status"])["teams"][0]["reached"] == reached).then_some(())
     });
 }
 
@@ -241,7 +241,7 @@ fn who_has_a_port_forwarded_finds_out_and_is_reached_there() {
         // What no interface of the machine says: the router's address.
         let way = format!("/ip4/{outside}/tcp/{PORT}");
         until("it says where it is reached", || {
-            let listening = node.json(&["status"])["team"]["listening"].clone();
+            let listening = node.json(&["status"])["teams"][0]["listening"].clone();
             let ways = listening.as_array().expect("a list").clone();
             ways.iter().any(|known| *known == way.as_str()).then_some(())
         });

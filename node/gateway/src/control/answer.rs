@@ -163,8 +163,8 @@ async fn respond<A: ControlApi>(
             let request = read_json(body, JSON_BYTES).await?;
             json(&api.join(request).await?)
         }
-        Route::Team => json(&api.team().await?),
-        Route::Peers => json(&api.peers().await?),
+        Route::Team(team) => json(&api.team(team).await?),
+        Route::Peers(team) => json(&api.peers(team).await?),
         Route::Revoke => {
             let member = read_json(body, JSON_BYTES).await?;
             empty(api.revoke(member)).await
@@ -173,7 +173,7 @@ async fn respond<A: ControlApi>(
             let request = read_json(body, JSON_BYTES).await?;
             empty(api.renew(request)).await
         }
-        Route::Leave => empty(api.leave()).await,
+        Route::Leave(team) => empty(api.leave(team)).await,
         Route::Owner => {
             let question = read_json(body, JSON_BYTES).await?;
             json(&api.ask_owner(question).await?)

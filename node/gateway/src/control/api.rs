@@ -166,14 +166,15 @@ pub trait ControlApi: Send + Sync + 'static {
     /// Makes a ticket for one new member. A node that takes part in no team founds one.
     fn invite(&self, request: InviteRequest) -> impl Future<Output = Result<Invited, ApiError>> + Send;
 
-    /// Redeems a ticket. A node that takes part in a team already refuses ([`FailureKind::Conflict`]).
+    /// Redeems a ticket. A node that takes part in this team already refuses ([`FailureKind::Conflict`]).
     fn join(&self, request: JoinRequest) -> impl Future<Output = Result<Joined, ApiError>> + Send;
 
-    /// Who is in the team. A node without one answers with [`FailureKind::NotFound`].
-    fn team(&self) -> impl Future<Output = Result<TeamView, ApiError>> + Send;
+    /// Who is in a team, by its name or id; none: in the only one. A node without one answers with
+    /// [`FailureKind::NotFound`], one with several that is not told which with [`FailureKind::Invalid`].
+    fn team(&self, team: Option<String>) -> impl Future<Output = Result<TeamView, ApiError>> + Send;
 
-    /// Members there is a connection to. A node without a team answers as [`team`](Self::team) does.
-    fn peers(&self) -> impl Future<Output = Result<Vec<PeerView>, ApiError>> + Send;
+    /// Members there is a connection to, in a team or in all. A node without a team answers as [`team`](Self::team) does.
+    fn peers(&self, team: Option<String>) -> impl Future<Output = Result<Vec<PeerView>, ApiError>> + Send;
 
     /// Puts a member out of the team for good.
     fn revoke(&self, member: MemberName) -> impl Future<Output = Result<(), ApiError>> + Send;
@@ -182,7 +183,7 @@ pub trait ControlApi: Send + Sync + 'static {
     fn renew(&self, request: RenewRequest) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Leaves the team for good.
-    fn leave(&self) -> impl Future<Output = Result<(), ApiError>> + Send;
+    fn leave(&self, team: Option<String>) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// What the owner wants to know or to have from now on.
     fn ask_owner(

@@ -27,20 +27,22 @@ impl ControlClient {
         self.ask_with(&Route::Join, request).await
     }
 
-    /// Who is in the team.
+    /// Who is in a team, by its name or id; none: in the only one.
     ///
     /// # Errors
     /// See [`ClientError`]; a node without a team says so.
-    pub async fn team(&self) -> Result<TeamView, ClientError> {
-        self.ask(&Route::Team, RequestBody::empty()).await
+    pub async fn team(&self, team: Option<&str>) -> Result<TeamView, ClientError> {
+        let route = Route::Team(team.map(str::to_owned));
+        self.ask(&route, RequestBody::empty()).await
     }
 
-    /// Members that the node is connected with.
+    /// Members that the node is connected with, in a team or in all.
     ///
     /// # Errors
     /// See [`ClientError`]; a node without a team says so.
-    pub async fn peers(&self) -> Result<Vec<PeerView>, ClientError> {
-        self.ask(&Route::Peers, RequestBody::empty()).await
+    pub async fn peers(&self, team: Option<&str>) -> Result<Vec<PeerView>, ClientError> {
+        let route = Route::Peers(team.map(str::to_owned));
+        self.ask(&route, RequestBody::empty()).await
     }
 
     /// Puts a member out of the team for good.
@@ -67,11 +69,12 @@ impl ControlClient {
         self.ask_with(&Route::Owner, question).await
     }
 
-    /// Leaves the team for good.
+    /// Leaves a team for good, by its name or id; none: the only one.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn leave(&self) -> Result<(), ClientError> {
-        self.done(&Route::Leave, RequestBody::empty()).await
+    pub async fn leave(&self, team: Option<&str>) -> Result<(), ClientError> {
+        let route = Route::Leave(team.map(str::to_owned));
+        self.done(&route, RequestBody::empty()).await
     }
 }

@@ -29,11 +29,11 @@ pub(super) enum Route {
     Import,
     Invite,
     Join,
-    Team,
-    Peers,
+    Team(Option<String>),
+    Peers(Option<String>),
     Revoke,
     Renew,
-    Leave,
+    Leave(Option<String>),
     Owner,
 }
 
@@ -95,14 +95,14 @@ impl Route {
             ["export"] => ("POST", Self::Export),
             ["import"] => ("PUT", Self::Import),
             ["owner"] => ("POST", Self::Owner),
-            ["team"] => ("GET", Self::Team),
+            ["team"] => ("GET", Self::Team(query.take("team"))),
             ["team", what] => match *what {
-                "peers" => ("GET", Self::Peers),
+                "peers" => ("GET", Self::Peers(query.take("team"))),
                 "invite" => ("POST", Self::Invite),
                 "join" => ("POST", Self::Join),
                 "revoke" => ("POST", Self::Revoke),
                 "renew" => ("POST", Self::Renew),
-                "leave" => ("POST", Self::Leave),
+                "leave" => ("POST", Self::Leave(query.take("team"))),
                 _ => return Err(unknown()),
             },
             _ => return Err(unknown()),
@@ -165,13 +165,13 @@ impl Route {
             Self::Archive(path) => (Method::GET, with_path("/v1/nar", path)),
             Self::Export => post("/v1/export".to_owned()),
             Self::Import => (Method::PUT, "/v1/import".to_owned()),
-            Self::Team => get("/v1/team"),
-            Self::Peers => get("/v1/team/peers"),
+            Self::Team(team) => (Method::GET, with_team("/v1/team", team.as_deref())),
+            Self::Peers(team) => (Method::GET, with_team("/v1/team/peers", team.as_deref())),
             Self::Invite => post("/v1/team/invite".to_owned()),
             Self::Join => post("/v1/team/join".to_owned()),
             Self::Revoke => post("/v1/team/revoke".to_owned()),
             Self::Renew => post("/v1/team/renew".to_owned()),
-            Self::Leave => post("/v1/team/leave".to_owned()),
+            Self::Leave(team) => post(with_team("/v1/team/leave", team.as_deref())),
             Self::Owner => post("/v1/owner".to_owned()),
         }
     }
@@ -180,6 +180,15 @@ impl Route {
 fn with_path(address: &str, path: &StorePath) -> String {
     let mut address = format!("{address}?path=");
     encode(&path.to_basename(), &mut address);
+    address
+}
+
+fn with_team(address: &str, team: Option<&str>) -> String {
+    let mut address = address.to_owned();
+    if let Some(team) = team {
+        address.push_str("?team=");
+        encode(team, &mut address);
+    }
     address
 }
 
@@ -309,11 +318,14 @@ mod tests {
             Route::Store,
             Route::Invite,
             Route::Join,
-            Route::Team,
-            Route::Peers,
+            Route::Team(None),
+            Route::Team(Some("ann's team".to_owned())),
+            Route::Peers(None),
+            Route::Peers(Some("3f2a91c0".to_owned())),
             Route::Revoke,
             Route::Renew,
-            Route::Leave,
+            Route::Leave(None),
+            Route::Leave(Some("3f2a91c0".to_owned())),
             Route::Owner,
         ];
         for route in routes {

@@ -19,10 +19,12 @@ async fn everything_about_the_team_has_its_answer() {
             valid: 60,
             lasts: 3600,
             name: Some("ann".to_owned()),
+            team: None,
+            new_team: true,
         })
         .await
         .unwrap();
-    up.called("invite build, store valid 60 lasts 3600 as Some(\"ann\")")
+    up.called("invite build, store valid 60 lasts 3600 as Some(\"ann\") to None new true")
         .await;
     assert_eq!(
         (invited.swarm, invited.expires, invited.founded),
@@ -38,27 +40,39 @@ async fn everything_about_the_team_has_its_answer() {
         .unwrap();
     up.called("join ticket as Some(\"bob\")").await;
     assert_eq!((joined.name.as_str(), joined.members), ("bob", 2));
-    assert_eq!(client.team().await.unwrap(), team());
-    up.called("team").await;
-    assert_eq!(client.peers().await.unwrap(), [peer()]);
-    up.called("peers").await;
+    assert_eq!(client.team(None).await.unwrap(), team());
+    up.called("team None").await;
+    assert_eq!(client.team(Some("ann's team")).await.unwrap(), team());
+    up.called("team Some(\"ann's team\")").await;
+    assert_eq!(client.peers(None).await.unwrap(), [peer()]);
+    up.called("peers None").await;
     assert_eq!(client.status().await.unwrap().peers, [peer()]);
     up.called("status").await;
     assert_eq!(client.records(path("a")).await.unwrap(), [record("a")]);
     up.called("records a").await;
     let member = || "bob".to_owned();
-    client.revoke(&MemberName { member: member() }).await.unwrap();
-    up.called("revoke bob").await;
+    let (revoked, named) = (member(), || Some("3f2a91c0".to_owned()));
+    let revoked = MemberName {
+        member: revoked,
+        team: named(),
+    };
+    client.revoke(&revoked).await.unwrap();
+    up.called("revoke bob of Some(\"3f2a91c0\")").await;
     for (roles, told) in [(None, "None"), (Some(roles), "Some(\"build, store\")")] {
         let (member, lasts) = (member(), 5);
         client
-            .renew(&RenewRequest { member, roles, lasts })
+            .renew(&RenewRequest {
+                member,
+                roles,
+                lasts,
+                team: None,
+            })
             .await
             .unwrap();
-        up.called(&format!("renew bob {told} 5")).await;
+        up.called(&format!("renew bob {told} 5 of None")).await;
     }
-    client.leave().await.unwrap();
-    up.called("leave").await;
+    client.leave(Some("3f2a91c0")).await.unwrap();
+    up.called("leave Some(\"3f2a91c0\")").await;
     let answer = client.ask_owner(&OwnerQuestion::Trust).await.unwrap();
     assert!(
         matches!(answer, OwnerAnswer::Trust { slots: 2, .. }),

@@ -80,7 +80,7 @@ impl ControlApi for Notes {
             sessions: Vec::new(),
             builds: Vec::new(),
             paths: 4,
-            team: None,
+            teams: Vec::new(),
             peers: vec![peer()],
             caches: Vec::new(),
         })
@@ -240,8 +240,8 @@ impl ControlApi for Notes {
 
     async fn invite(&self, request: InviteRequest) -> Result<Invited, ApiError> {
         self.note(format!(
-            "invite {} valid {} lasts {} as {:?}",
-            request.roles, request.valid, request.lasts, request.name
+            "invite {} valid {} lasts {} as {:?} to {:?} new {}",
+            request.roles, request.valid, request.lasts, request.name, request.team, request.new_team
         ));
         Ok(Invited {
             ticket: "ticket".to_owned(),
@@ -265,29 +265,32 @@ impl ControlApi for Notes {
         })
     }
 
-    async fn team(&self) -> Result<TeamView, ApiError> {
-        self.note("team");
+    async fn team(&self, named: Option<String>) -> Result<TeamView, ApiError> {
+        self.note(format!("team {named:?}"));
         Ok(team())
     }
 
-    async fn peers(&self) -> Result<Vec<PeerView>, ApiError> {
-        self.note("peers");
+    async fn peers(&self, named: Option<String>) -> Result<Vec<PeerView>, ApiError> {
+        self.note(format!("peers {named:?}"));
         Ok(vec![peer()])
     }
 
     async fn revoke(&self, member: MemberName) -> Result<(), ApiError> {
-        self.note(format!("revoke {}", member.member));
+        self.note(format!("revoke {} of {:?}", member.member, member.team));
         Ok(())
     }
 
     async fn renew(&self, request: RenewRequest) -> Result<(), ApiError> {
         let roles = request.roles.map(|roles| roles.to_string());
-        self.note(format!("renew {} {roles:?} {}", request.member, request.lasts));
+        self.note(format!(
+            "renew {} {roles:?} {} of {:?}",
+            request.member, request.lasts, request.team
+        ));
         Ok(())
     }
 
-    async fn leave(&self) -> Result<(), ApiError> {
-        self.note("leave");
+    async fn leave(&self, named: Option<String>) -> Result<(), ApiError> {
+        self.note(format!("leave {named:?}"));
         Ok(())
     }
 
@@ -308,6 +311,7 @@ pub(super) fn team() -> TeamView {
     let key = NodeSecret::from_bytes(&[3; 32]).key();
     TeamView {
         swarm: SWARM,
+        team: "ann's team".to_owned(),
         me: key,
         name: "ann".to_owned(),
         listening: Vec::new(),
@@ -327,6 +331,7 @@ pub(super) fn team() -> TeamView {
 
 pub(super) fn peer() -> PeerView {
     PeerView {
+        team: SWARM,
         key: NodeSecret::from_bytes(&[4; 32]).key(),
         name: "bob".to_owned(),
         addresses: vec!["/ip4/192.0.2.2/udp/4001/quic-v1".to_owned()],

@@ -4,18 +4,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
-use tvix_node_coordinator::{Action, BuildId, Event, FetchId, PathPresence, PushId, QuestionId};
+use tvix_node_coordinator::{Action, BuildId, Event, FetchId, PushId, QuestionId};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::control::EventKind;
 
 use super::{Engine, Message, Running, THIS_NODE};
 use crate::daemon::check::Check;
-use crate::daemon::depot::Depot;
 use crate::daemon::job::{Job, no_peer, no_slot};
 use crate::daemon::limits::PRESENCE_PART;
 use crate::daemon::{fetching, folder};
-use crate::team::TeamNode;
+use crate::team::every;
 use crate::team::request::Order;
 
 /// Something that moves paths.
@@ -116,21 +115,19 @@ impl Engine {
                 derivation,
                 inputs,
                 nodes,
-            } => match self.team.current() {
-                Some(team) => drop(tokio::spawn(async move {
-                    team.weigh(derivation, inputs, nodes).await
-                })),
-                None => self.later(Event::InputsWeighed {
-                    derivation,
-                    total: 0,
-                    there: Vec::new(),
-                }),
-            },
+            } => {
+                let (teams, outbox) = (self.team.all(), self.outbox.clone());
+                tokio::spawn(async move {
+                    let event = every::weigh(&teams, derivation, inputs, nodes).await;
+                    // Where the engine has ended, nobody needs to know.
+                    drop(outbox.send(Message::Happened(event)).await);
+                });
+            }
             Action::Fetch {
                 fetch, path, from, ..
             } => {
                 let cancel = self.transfer(Transfer::Fetch(fetch));
-                let node = (Arc::clone(&self.depot), self.team.current(), self.outbox.clone());
+                let node = (Arc::clone(&self.depot), self.team.all(), self.outbox.clone());
                 tokio::spawn(async move {
                     let fetching = fetching::fetch(node, fetch, path, from);
                     cancel.run_until_cancelled(fetching).await;
@@ -151,7 +148,7 @@ impl Engine {
                 limits,
                 urgency,
             } => {
-                let Some(team) = self.team.current() else {
+                let Some(team) = self.team.of(node) else {
                     let failure = no_peer();
                     self.later(Event::BuildFailed { build, failure });
                     return;
@@ -223,13 +220,8 @@ impl Engine {
 
     pub(super) fn push(&mut self, push: PushId, path: StorePath, to: DesiredStore) {
         let cancel = self.transfer(Transfer::Push(push));
-        match (self.team.current(), to) {
-            (Some(team), to) => {
-                tokio::spawn(async move {
-                    cancel.run_until_cancelled(team.push(push, path, to)).await;
-                });
-            }
-            (None, DesiredStore::Folder(folder)) => {
+        match to {
+            DesiredStore::Folder(folder) => {
                 let (depot, outbox) = (Arc::clone(&self.depot), self.outbox.clone());
                 tokio::spawn(async move {
                     let pushing = folder::put(&depot, folder, vec![path]);
@@ -245,14 +237,23 @@ impl Engine {
                     drop(outbox.send(Message::Happened(event)).await);
                 });
             }
-            (None, DesiredStore::Node(node)) => {
-                let error = format!("{path} cannot be pushed to {node}: this node takes part in no team");
-                self.later(Event::PushFailed {
-                    push,
-                    error,
-                    transient: false,
-                });
-            }
+            DesiredStore::Node(node) => match self.team.of(node) {
+                Some(team) => {
+                    tokio::spawn(async move {
+                        cancel.run_until_cancelled(team.push(push, path, node)).await;
+                    });
+                }
+                None => {
+                    let error = format!(
+                        "{path} cannot be pushed to {node}: this node takes part in no team of which that is a member"
+                    );
+                    self.later(Event::PushFailed {
+                        push,
+                        error,
+                        transient: false,
+                    });
+                }
+            },
         }
     }
 
@@ -277,40 +278,14 @@ impl Engine {
             false => PRESENCE_PART,
         };
         for paths in paths.chunks(part) {
-            let (depot, outbox, team) = (Arc::clone(&self.depot), self.outbox.clone(), self.team.current());
+            let (depot, outbox, teams) = (Arc::clone(&self.depot), self.outbox.clone(), self.team.all());
             let (desired, paths) = (desired.clone(), paths.to_vec());
             tokio::spawn(async move {
-                let presences = presences(&depot, team, desired, paths).await;
+                let presences = every::presences(&depot, &teams, desired, paths).await;
                 let paths = depot.upstreams.complete(presences).await;
                 let event = Event::Presence { question, paths };
                 drop(outbox.send(Message::Happened(event)).await);
             });
         }
     }
-}
-
-/// Where paths are: here, in the desired store, in the team.
-async fn presences(
-    depot: &Arc<Depot>,
-    team: Option<Arc<TeamNode>>,
-    desired: Option<DesiredStore>,
-    paths: Vec<StorePath>,
-) -> Vec<PathPresence> {
-    let own = depot.presence(paths.clone()).await;
-    if let Some(team) = team {
-        return team.presence(desired, own).await;
-    }
-    let in_folder = match desired {
-        Some(DesiredStore::Folder(folder)) => folder::has(depot, folder, paths).await,
-        Some(DesiredStore::Node(_)) | None => vec![false; paths.len()],
-    };
-    let answers = own.into_iter().zip(in_folder);
-    let presences = answers.map(|((path, nar_size), desired)| PathPresence {
-        own: nar_size.is_some(),
-        desired,
-        sources: Vec::new(),
-        nar_size,
-        path,
-    });
-    presences.collect()
 }

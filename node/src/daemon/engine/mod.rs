@@ -293,7 +293,7 @@ impl Engine {
             && self.sessions.is_empty()
             && self.running.is_empty()
             && self.lent.is_empty()
-            && self.team.current().is_none_or(|team| !team.is_serving())
+            && !self.team.all().iter().any(|team| team.is_serving())
             && self.last_used.elapsed() > IDLE
     }
 
@@ -414,9 +414,8 @@ impl Engine {
             None => Ok(None),
             Some(Destination::Folder(folder)) => Ok(Some(DesiredStore::Folder(folder.clone()))),
             Some(Destination::Member(member)) => {
-                let team = self.team.required().map_err(invalid)?;
-                let node = team.member(member).map_err(invalid)?;
-                if node == team.swarm.key() {
+                let (team, node) = self.team.member(member).map_err(invalid)?;
+                if self.team.own_keys().contains(&node) {
                     // It is where outputs go anyway.
                     return Ok(None);
                 }

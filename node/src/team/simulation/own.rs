@@ -8,6 +8,7 @@ use tvix_node_coordinator::{BuildFailure, BuildId, BuiltPath, Delivery, Event, F
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildLimits, BuildOptions, BuildRecord};
 use tvix_node_protocol::messages;
+use tvix_node_store::Audience;
 
 use super::super::together::{Ended, Heard, OwnBegin, Owned, SharedBuild, work_key};
 use super::super::votes::Standing;
@@ -53,7 +54,10 @@ impl Node {
         let inputs = self.inputs_here(number);
         let key = work_key(derivation, &inputs, &job.outputs, BuildOptions { cores: 0 }).unwrap();
         let owned = loop {
-            match self.building.begin_own(key, BuildLimits::NONE) {
+            match self
+                .building
+                .begin_own(key, BuildLimits::NONE, &Audience::Everyone)
+            {
                 OwnBegin::Begun(owned) => break owned,
                 OwnBegin::Joined(other) => {
                     self.world.ledger().count("own builds joined");

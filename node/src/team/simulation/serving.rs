@@ -142,9 +142,9 @@ impl Node {
         {
             self.world.ledger().count("answered from an earlier build");
             frames.send(Frame::Accepted).ok();
-            return Ok(Frame::Finished(
-                self.sign(&made_out(record, &request, hash).unwrap()),
-            ));
+            return Ok(Frame::Finished(self.sign(
+                &made_out(record, self.world.plan.machines[self.at].key, &request, hash).unwrap(),
+            )));
         }
         let order = Arc::new(Order {
             request,
@@ -153,7 +153,9 @@ impl Node {
             outputs,
             direct,
         });
-        let (mut waiting, mut begun) = self.building.join(order.key(), BuildLimits::NONE);
+        let (mut waiting, mut begun) =
+            self.building
+                .join(self.world.plan.swarm, order.key(), BuildLimits::NONE);
         let mut turned_away = 0;
         loop {
             if begun {
@@ -179,7 +181,7 @@ impl Node {
                 self.world.ledger().turned_away(hash.0);
                 turned_away += 1;
                 let key = order.key().filter(|_| turned_away < TURNED_AWAY);
-                (waiting, begun) = self.building.join(key, BuildLimits::NONE);
+                (waiting, begun) = self.building.join(self.world.plan.swarm, key, BuildLimits::NONE);
                 continue;
             }
             if let Progress::Over(ended) = &progress
@@ -208,7 +210,13 @@ impl Node {
                 for tree in aside {
                     self.grants.give(order.request.requester, *tree, self.clock());
                 }
-                let record = made_out((**record).clone(), &order.request, order.hash).unwrap();
+                let record = made_out(
+                    (**record).clone(),
+                    self.world.plan.machines[self.at].key,
+                    &order.request,
+                    order.hash,
+                )
+                .unwrap();
                 let outputs: Vec<Content> = record
                     .outputs
                     .values()
@@ -309,7 +317,9 @@ impl Node {
 
     async fn build_and_keep(self: &Arc<Self>, build: &Arc<SharedBuild>, order: &Order) -> Ended {
         let limits = order.request.limits;
-        if let Some(own) = order.key().and_then(|key| self.building.join_own(key, limits))
+        if let Some(own) = order
+            .key()
+            .and_then(|key| self.building.join_own(self.world.plan.swarm, key, limits))
             && let Some(ended) = self.follow_own(build, &own.build).await
         {
             return ended;
@@ -324,7 +334,9 @@ impl Node {
             Err(refusal) => return Ended::Refused(refusal),
         };
         let key = if accepted { order.key() } else { None };
-        if let Some(own) = self.building.join_own_or_run(key, limits, build, !accepted)
+        if let Some(own) = self
+            .building
+            .join_own_or_run(self.world.plan.swarm, key, limits, build, !accepted)
             && let Some(ended) = self.follow_own(build, &own.build).await
         {
             return ended;

@@ -66,7 +66,7 @@ impl Disk {
 impl Surroundings for Node {
     fn grounds(&self) -> Grounds {
         Grounds {
-            members: Some(Arc::clone(&self.view().members)),
+            members: vec![Arc::clone(&self.view().members)],
             policy: Arc::clone(&self.world.plan.machines[self.at].policy),
             me: self.key,
         }
@@ -165,6 +165,11 @@ impl Surroundings for Node {
             holders.insert(path.clone(), peers);
         }
         holders
+    }
+
+    async fn hidden(&self, _: &[StorePath]) -> Result<BTreeSet<StorePath>, String> {
+        // There is one team.
+        Ok(BTreeSet::new())
     }
 
     async fn held(&self, paths: &[StorePath]) -> Result<Vec<Option<PathInfo>>, String> {

@@ -9,7 +9,9 @@ use std::collections::HashMap;
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 use tvix_node_protocol::tree::{BlobDigest, Node, Tree, TreeDigest};
 
-use super::{DecodeError, FILES, Index, IndexError, IndexFault, NODE_USES, NODES, TREE_NUMBERS, TREES};
+use super::{
+    AUDIENCES, DecodeError, FILES, Index, IndexError, IndexFault, NODE_USES, NODES, TREE_NUMBERS, TREES,
+};
 use crate::share::SharedFile;
 use crate::tree_writer::{FileRow, NodeRow};
 
@@ -115,7 +117,9 @@ pub(crate) fn remove_tree(
     number: u64,
     root: TreeDigest,
 ) -> Result<(), IndexFault> {
-    transaction.open_table(TREES)?.remove(number)?;
+    if let Some(name) = transaction.open_table(TREES)?.remove(number)? {
+        transaction.open_table(AUDIENCES)?.remove(name.value())?;
+    }
     transaction.open_table(TREE_NUMBERS)?.remove((&root.0, number))?;
     let mut nodes = transaction.open_table(NODES)?;
     let mut uses = transaction.open_table(NODE_USES)?;

@@ -64,6 +64,14 @@ pub(crate) const RECORDS: TableDefinition<'_, (&[u8; 32], &[u8; 32]), &[u8]> =
 pub(crate) const RECORD_OUTPUTS: TableDefinition<'_, (PathKey<'_>, &[u8; 32], &[u8; 32]), ()> =
     TableDefinition::new("record-outputs");
 
+/// Which teams may learn of a tree: its name in the directory of trees to their ids, one after the other. Everyone
+/// where there is no entry.
+pub(crate) const AUDIENCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("audiences");
+
+/// The same of records: (build key, builder) to the ids of the teams.
+pub(crate) const RECORD_AUDIENCES: TableDefinition<'_, (&[u8; 32], &[u8; 32]), &[u8]> =
+    TableDefinition::new("record-audiences");
+
 /// Opening a table in a read transaction fails where it was never made.
 pub(super) fn create_tables(transaction: &WriteTransaction) -> Result<(), IndexFault> {
     transaction.open_table(PATHS)?;
@@ -79,5 +87,7 @@ pub(super) fn create_tables(transaction: &WriteTransaction) -> Result<(), IndexF
     transaction.open_table(SOURCE_AGES)?;
     transaction.open_table(RECORDS)?;
     transaction.open_table(RECORD_OUTPUTS)?;
+    transaction.open_table(AUDIENCES)?;
+    transaction.open_table(RECORD_AUDIENCES)?;
     Ok(())
 }

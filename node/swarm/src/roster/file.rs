@@ -46,6 +46,12 @@ impl RosterFile {
         Self(folder.join("roster"))
     }
 
+    /// Whether there is one.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.0.exists()
+    }
+
     /// Writes the roster, whole or not at all.
     ///
     /// # Errors

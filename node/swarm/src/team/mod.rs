@@ -2,9 +2,11 @@
 //! members' addresses.
 
 mod join;
+mod secret;
 mod state;
 
 pub use join::{JoinError, join};
+pub use secret::{keep_secret, kept_secret};
 pub use state::{StateError, TeamState};
 
 use std::path::{Path, PathBuf};
@@ -38,6 +40,14 @@ pub enum TeamError {
     /// Another file.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The key that the node has in a team.
+    #[error("'{}' should hold a key of 32 bytes, and holds {bytes}: restore it from a backup, or leave the team", .path.display())]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        bytes: usize,
+    },
     /// This node does not belong to the team.
     #[error("this node does not belong to the team {0}; 'join' with a ticket makes it a member")]
     NotOurs(SwarmId),
@@ -68,15 +78,26 @@ impl Team {
     ) -> Result<Self, TeamError> {
         let mut founders = others;
         founders.push(me);
-        founders.sort_by_key(|founder| founder.key);
-        let mut salt = [0; 32];
-        getrandom::fill(&mut salt)?;
-        let roster = Roster::new(Genesis {
-            name: name.to_owned(),
-            founders,
-            threshold,
-            salt,
-        })?;
+        Self::create(teams, new_roster(name, founders, threshold)?)
+    }
+
+    /// Founds a team with this node as its only founder, by a key that it has nowhere else and that is kept with the
+    /// team ([`kept_secret`]).
+    ///
+    /// # Errors
+    /// See [`TeamError`].
+    pub fn found_apart(
+        teams: &Path,
+        name: &str,
+        (my_name, secret): (&str, &NodeSecret),
+    ) -> Result<Self, TeamError> {
+        let me = Founder {
+            key: secret.key(),
+            name: my_name.to_owned(),
+        };
+        let roster = new_roster(name, vec![me], 1)?;
+        // First: a team whose key is lost could not be taken part in.
+        keep_secret(teams, roster.swarm(), secret)?;
         Self::create(teams, roster)
     }
 
@@ -121,8 +142,12 @@ impl Team {
         };
         let mut found = vec![];
         for entry in entries {
-            let name = entry.map_err(error)?.file_name();
-            found.extend(name.to_str().and_then(|name| name.parse::<SwarmId>().ok()));
+            let entry = entry.map_err(error)?;
+            let name = entry.file_name();
+            // A folder without a roster is left by joining that was cut short.
+            if RosterFile::in_folder(&entry.path()).exists() {
+                found.extend(name.to_str().and_then(|name| name.parse::<SwarmId>().ok()));
+            }
         }
         found.sort();
         Ok(found)
@@ -149,6 +174,18 @@ impl Team {
     pub(crate) fn into_parts(self) -> (PathBuf, Roster) {
         (self.folder, self.roster)
     }
+}
+
+fn new_roster(name: &str, mut founders: Vec<Founder>, threshold: u16) -> Result<Roster, TeamError> {
+    founders.sort_by_key(|founder| founder.key);
+    let mut salt = [0; 32];
+    getrandom::fill(&mut salt)?;
+    Ok(Roster::new(Genesis {
+        name: name.to_owned(),
+        founders,
+        threshold,
+        salt,
+    })?)
 }
 
 /// Makes a new secret for a node.

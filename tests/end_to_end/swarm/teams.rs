@@ -1,0 +1,323 @@
+//! One node in two teams, which do not see each other.
+
+use serde_json::Value;
+use tvix_node_protocol::StorePath;
+use tvix_node_protocol::envelope::NodeKey;
+
+use super::nodes::{Build, Node, text, until};
+use super::observer::Observer;
+use crate::harness::sandbox_works;
+
+const PACKAGES: &str = r#"rec {
+    first = build "first" { } "write $out first";
+    second = build "second" { inherit first; } "copy $first $out";
+    third = build "third" { inherit first; } "write $out third";
+    source = "${./input}";
+}"#;
+
+/// Alice and bob each found a team, and carl joins both.
+fn two_teams(slots: [u32; 3]) -> [Node; 3] {
+    let names = ["alice", "bob", "carl"];
+    let mut slots = slots.into_iter();
+    let nodes = names.map(|name| Node::up(name, slots.next().expect("one for each")));
+    let [alice, bob, carl] = &nodes;
+    for founder in [alice, bob] {
+        carl.join(&founder.ticket(&[])).ok();
+        founder.meet("carl");
+        carl.meet(founder.name);
+    }
+    for node in &nodes {
+        node.machine.expression(PACKAGES);
+    }
+    nodes
+}
+
+/// The node as it is known in the team that somebody founded.
+fn key_in_team_of(node: &Node, founder: &str) -> String {
+    let members = node.json(&["members", "--team", &format!("{founder}'s team")]);
+    text(&members["me"])
+}
+
+/// The node that built the only derivation with this name.
+fn builder(build: &Build, name: &str) -> String {
+    let started = build.of_kind("build-started");
+    let mut of_name = started.filter(|event| text(&event["derivation"]).ends_with(&format!("-{name}.drv")));
+    text(
+        &of_name
+            .next()
+            .unwrap_or_else(|| panic!("{name} was not built:\n{}", build.messages()))["node"],
+    )
+}
+
+fn explained(node: &Node, path: &str) -> String {
+    node.machine.run(&["trust", "explain", path]).ok().to_owned()
+}
+
+#[test]
+fn a_node_is_in_two_teams_by_two_keys_and_each_command_says_which_one_it_means() {
+    let [alice, bob, mut carl] = two_teams([0, 0, 0]);
+    let keys = |carl: &Node| [key_in_team_of(carl, "alice"), key_in_team_of(carl, "bob")];
+    let before = keys(&carl);
+    assert_ne!(before[0], before[1]);
+    // What each team knows of carl names the other nowhere.
+    for (node, own, other) in [(&alice, 0, 1), (&bob, 1, 0)] {
+        let known = format!("{}{}", node.json(&["members"]), node.json(&["peers"]));
+        assert!(known.contains(&before[own]), "{known}");
+        assert!(!known.contains(&before[other]), "{known}");
+        assert_eq!(
+            node.json(&["members"])["members"].as_array().map(Vec::len),
+            Some(2)
+        );
+    }
+    let ids: Vec<String> = [&alice, &bob]
+        .map(|node| text(&node.json(&["members"])["swarm"]))
+        .to_vec();
+    let teams = carl.json(&["teams"]);
+    let listed: Vec<String> = teams
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|team| text(&team["swarm"]))
+        .collect();
+    assert_eq!(listed, ids);
+    for command in [&["members"][..], &["invite"], &["leave"]] {
+        carl.machine
+            .run(command)
+            .failed(1, &["--team", &ids[0][..12], &ids[1][..12], "alice's team"]);
+    }
+    carl.machine
+        .run(&["members", "--team", "nobodys"])
+        .failed(1, &["nobodys", &ids[0][..12]]);
+    let by_id = carl.json(&["members", "--team", &ids[1][..8]]);
+    assert_eq!(text(&by_id["swarm"]), ids[1]);
+    // Joined again is joined already.
+    carl.join(&alice.ticket(&[])).failed(1, &["already"]);
+    // It is the same after a restart.
+    carl.down();
+    carl.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    carl.meet("alice");
+    carl.meet("bob");
+    assert_eq!(keys(&carl), before);
+}
+
+#[test]
+fn what_came_from_one_team_is_as_if_it_were_not_there_to_the_other() {
+    if !sandbox_works("what_came_from_one_team_is_as_if_it_were_not_there_to_the_other") {
+        return;
+    }
+    let [alice, bob, carl] = two_teams([1, 0, 1]);
+    let made = alice.build("first", &["-j", "1"]).path();
+    // Bob is in carl's other team, and could build it as well.
+    let got = carl.build("first", &[]);
+    assert_eq!(
+        (got.count("built"), got.count("fetched")),
+        (0, 1),
+        "{}",
+        got.messages()
+    );
+    until("alice finds it at carl", || {
+        explained(&alice, &made).contains("what carl shows").then_some(())
+    });
+    // What carl builds from it himself is as good as from there.
+    alice.machine.run(&["share", "off"]).ok();
+    let from_it = carl.build("third", &[]);
+    assert_eq!(builder(&from_it, "third"), "this node");
+    let from_it = from_it.path();
+    // What is carl's own both learn of.
+    std::fs::write(carl.machine.folder().join("input"), "a source of carl").expect("a file");
+    let own = carl
+        .machine
+        .run(&["eval", "-A", "source", "--raw"])
+        .ok()
+        .to_owned();
+    for node in [&alice, &bob] {
+        until("the source is found", || {
+            explained(node, &own).contains("what carl shows").then_some(())
+        });
+    }
+    // That was announced later than what came from alice, and what was built from it: bob would know that by now.
+    for path in [&made, &from_it] {
+        assert!(explained(&bob, path).contains("nobody who can be asked has it"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_one_team_are_told_nothing_by_name_or_content_of_what_came_from_the_other() {
+    let name = "members_of_one_team_are_told_nothing_by_name_or_content_of_what_came_from_the_other";
+    if !tokio::task::block_in_place(|| sandbox_works(name)) {
+        return;
+    }
+    let ([alice, bob, carl], made, tree) = tokio::task::block_in_place(|| {
+        let nodes = two_teams([1, 0, 0]);
+        let made = nodes[0].build("first", &["-j", "1"]).path();
+        assert_eq!(nodes[2].build("first", &[]).count("fetched"), 1);
+        let info: Value = nodes[2].json(&["store", "info", &made]);
+        (nodes, made, text(&info["treeDigest"]))
+    });
+    let path = StorePath::from_absolute_path(made.as_bytes()).expect("a path");
+    let tree: tvix_node_protocol::tree::TreeDigest = tree.parse().expect("a digest");
+    for (founder, knows) in [(&alice, true), (&bob, false)] {
+        let observer = Observer::join(founder).await;
+        let carls: NodeKey = tokio::task::block_in_place(|| key_in_team_of(&carl, founder.name))
+            .parse()
+            .expect("a key");
+        observer.swarm.connect(carls).await.expect("carl is there");
+        let paths = std::slice::from_ref(&path);
+        let shown = observer.swarm.path_infos(carls, paths).await.expect("an answer");
+        assert_eq!(shown[0].is_some(), knows, "{}", founder.name);
+        let has = observer.swarm.have(carls, paths).await.expect("an answer");
+        assert_eq!(has, [knows], "{}", founder.name);
+        let fetched = observer.swarm.fetch_tree(tree, vec![carls], None).await;
+        assert_eq!(fetched.is_ok(), knows, "{}", founder.name);
+        observer.leave().await;
+    }
+}
+
+#[test]
+fn a_build_goes_to_either_team_and_what_depends_on_it_stays_there() {
+    if !sandbox_works("a_build_goes_to_either_team_and_what_depends_on_it_stays_there") {
+        return;
+    }
+    let [alice, bob, carl] = two_teams([1, 1, 0]);
+    let build = carl.build("second", &[]);
+    assert_eq!(
+        (build.count("built"), build.count("failed")),
+        (2, 0),
+        "{}",
+        build.messages()
+    );
+    let first = builder(&build, "first");
+    assert_eq!(builder(&build, "second"), first);
+    // It is said in which team.
+    assert!(first.contains("(team "), "{first}");
+    let (there, other) = match first.starts_with("alice") {
+        true => (&alice, &bob),
+        false => (&bob, &alice),
+    };
+    let outputs = build
+        .of_kind("build-finished")
+        .map(|event| text(&event["outputs"]["out"]));
+    for output in outputs {
+        let path = format!("/nix/store/{output}");
+        assert!(there.has(&path), "{path} is not at its builder");
+        assert!(!other.has(&path), "{path} went to the other team");
+        assert!(explained(other, &path).contains("nobody who can be asked has it"));
+    }
+}
+
+#[test]
+fn nothing_that_came_from_one_team_goes_into_builds_for_the_other() {
+    if !sandbox_works("nothing_that_came_from_one_team_goes_into_builds_for_the_other") {
+        return;
+    }
+    let [alice, bob, carl] = two_teams([1, 0, 1]);
+    let made = alice.build("first", &["-j", "1"]).path();
+    assert_eq!(carl.build("first", &[]).count("fetched"), 1);
+    assert!(carl.has(&made));
+    // Carl is the only one who builds for bob. He has the first of two, and does it again: bob must not see that he had.
+    let build = bob.build("second", &[]);
+    assert_eq!(
+        (build.count("built"), build.count("failed")),
+        (2, 0),
+        "{}",
+        build.messages()
+    );
+    for name in ["first", "second"] {
+        assert_eq!(builder(&build, name), "carl");
+    }
+    // Having built it for bob, carl has it for him.
+    until("bob finds it at carl", || {
+        explained(&bob, &made)
+            .contains("what carl shows is believed")
+            .then_some(())
+    });
+    // And a record that bob can check is carl's as bob knows him.
+    let records = bob.json(&["record", &build.path()]);
+    assert_eq!(
+        records[0]["signer"],
+        key_in_team_of(&carl, "bob").as_str(),
+        "{records}"
+    );
+}
+
+#[test]
+fn an_input_that_came_from_one_team_comes_again_from_the_other() {
+    if !sandbox_works("an_input_that_came_from_one_team_comes_again_from_the_other") {
+        return;
+    }
+    let [alice, bob, carl] = two_teams([1, 1, 1]);
+    let made = alice.build("first", &["-j", "1"]).path();
+    assert_eq!(carl.build("first", &[]).count("fetched"), 1);
+    carl.machine.run(&["share", "off"]).ok();
+    assert_eq!(bob.build("first", &["-j", "1"]).path(), made);
+    assert!(bob.has(&made));
+    carl.machine.run(&["share", "on"]).ok();
+    let sent = bob.content_sent("carl");
+    let build = bob.build("second", &["-j", "0"]);
+    assert_eq!(builder(&build, "second"), "carl");
+    assert!(
+        bob.content_sent("carl") > sent,
+        "carl used what he had from alice"
+    );
+    // Now it is known to be there in both.
+    until("bob finds it at carl", || {
+        explained(&bob, &made).contains("what carl shows").then_some(())
+    });
+}
+
+#[test]
+fn nobody_is_asked_to_build_with_or_to_keep_what_came_from_another_team() {
+    if !sandbox_works("nobody_is_asked_to_build_with_or_to_keep_what_came_from_another_team") {
+        return;
+    }
+    let [alice, bob, carl] = two_teams([1, 1, 0]);
+    let made = alice.build("first", &["-j", "1"]).path();
+    assert_eq!(carl.build("first", &[]).count("fetched"), 1);
+    alice.machine.run(&["share", "off"]).ok();
+    let build = carl.build("second", &[]);
+    assert_eq!(build.finished.status, 1, "{}", build.messages());
+    assert!(build.messages().contains("another team"), "{}", build.messages());
+    let pushed = carl.build("first", &["--to", "bob"]);
+    assert_eq!(pushed.finished.status, 1, "{}", pushed.messages());
+    assert!(
+        pushed.messages().contains("another team"),
+        "{}",
+        pushed.messages()
+    );
+    assert!(!bob.has(&made));
+}
+
+#[test]
+fn leaving_one_team_leaves_the_other_alone_and_takes_nothing_there() {
+    if !sandbox_works("leaving_one_team_leaves_the_other_alone_and_takes_nothing_there") {
+        return;
+    }
+    let [alice, bob, carl] = two_teams([1, 0, 0]);
+    let made = alice.build("first", &["-j", "1"]).path();
+    assert_eq!(carl.build("first", &[]).count("fetched"), 1);
+    let (in_alices, in_bobs) = (key_in_team_of(&carl, "alice"), key_in_team_of(&carl, "bob"));
+    carl.machine.run(&["leave", "--team", "alice's team"]).ok();
+    until("carl is out of alice's team", || {
+        let members = alice.json(&["members"]);
+        (members["members"].as_array().map(Vec::len) == Some(1)).then_some(())
+    });
+    assert_eq!(key_in_team_of(&carl, "bob"), in_bobs);
+    carl.meet("bob");
+    assert!(carl.has(&made));
+    assert!(explained(&bob, &made).contains("nobody who can be asked has it"));
+    // With a new ticket it comes back, as somebody new; what had come from there is from there.
+    carl.join(&alice.ticket(&[])).ok();
+    carl.meet("alice");
+    alice.meet("carl");
+    let anew = key_in_team_of(&carl, "alice");
+    assert!(anew != in_alices && anew != in_bobs);
+    until("alice finds it at carl", || {
+        explained(&alice, &made).contains("what carl shows").then_some(())
+    });
+    // One who is put out of one team stays in the other.
+    bob.machine.run(&["revoke", "carl"]).ok();
+    until("carl is out of bob's team", || {
+        carl.peer("bob").is_none().then_some(())
+    });
+    carl.meet("alice");
+}
