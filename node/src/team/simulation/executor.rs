@@ -96,7 +96,10 @@ impl Executor {
     pub fn run(&self, most: u64) -> u64 {
         let mut steps = 0;
         loop {
-            let next = self.ready.lock().unwrap().pop_front();
+            let (next, before) = {
+                let mut ready = self.ready.lock().unwrap();
+                (ready.pop_front(), ready.len())
+            };
             if let Some(id) = next {
                 steps += 1;
                 assert!(
@@ -105,6 +108,8 @@ impl Executor {
                     self.state.lock().unwrap().tasks.len()
                 );
                 self.step(id);
+                // Several who wait for one thing are woken in an order that is not always the same.
+                self.ready.lock().unwrap().make_contiguous()[before..].sort_unstable();
                 continue;
             }
             let mut state = self.state.lock().unwrap();
