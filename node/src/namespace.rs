@@ -9,12 +9,13 @@
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
 /// First argument of the program when it is to enter a namespace and become another program.
@@ -110,12 +111,8 @@ fn show_store(store: &Path) -> Result<(), EnterError> {
     let machine: Vec<_> = fs::read_dir("/")
         .and_then(|entries| entries.collect::<Result<_, _>>())
         .map_err(|error| refused("reading /", error))?;
-    let covered = rustix::fs::open(
-        root,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY,
-        rustix::fs::Mode::empty(),
-    )
-    .map_err(|error| refused("opening /tmp", error.into()))?;
+    // Before it is covered: what is mounted from it afterwards would be the cover.
+    let covered = Covered::take(root)?;
     step(
         "mounting a root",
         rustix::mount::mount("tvix-node", root, "tmpfs", MountFlags::empty(), c"mode=755"),
@@ -133,12 +130,11 @@ fn show_store(store: &Path) -> Result<(), EnterError> {
             making(fs::read_link(&from).and_then(|target| std::os::unix::fs::symlink(target, &to)))?;
         } else if kind.is_dir() {
             making(fs::create_dir(&to))?;
-            let from = if name == "tmp" {
-                descriptor_path(&covered)
+            if from == root {
+                covered.show_at(&to)?;
             } else {
-                from
-            };
-            bind(&from, &to)?;
+                bind(&from, &to)?;
+            }
         } else if kind.is_file() {
             making(fs::write(&to, ""))?;
             bind(&from, &to)?;
@@ -158,6 +154,47 @@ fn show_store(store: &Path) -> Result<(), EnterError> {
         drop(std::env::set_current_dir(here));
     }
     Ok(())
+}
+
+/// A folder that something else will be mounted on.
+enum Covered {
+    /// With all that is mounted below it, not mounted anywhere yet.
+    Tree(OwnedFd),
+    /// Kernels before 5.2 have no such trees: the folder alone.
+    Folder(OwnedFd),
+}
+
+impl Covered {
+    fn take(folder: &Path) -> Result<Self, EnterError> {
+        let opening =
+            |error: rustix::io::Errno| refused(&format!("opening {}", folder.display()), error.into());
+        let whole =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        match rustix::mount::open_tree(rustix::fs::CWD, folder, whole) {
+            Ok(tree) => Ok(Self::Tree(tree)),
+            Err(rustix::io::Errno::NOSYS) => {
+                let flags =
+                    rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+                let folder = rustix::fs::open(folder, flags, rustix::fs::Mode::empty()).map_err(opening)?;
+                Ok(Self::Folder(folder))
+            }
+            Err(error) => Err(opening(error)),
+        }
+    }
+
+    fn show_at(&self, place: &Path) -> Result<(), EnterError> {
+        let shown = match self {
+            Self::Tree(tree) => {
+                let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+                rustix::mount::move_mount(tree, "", rustix::fs::CWD, place, flags)
+            }
+            Self::Folder(folder) => rustix::mount::mount_bind(descriptor_path(folder), place),
+        };
+        step(
+            &format!("mounting what was covered on {}", place.display()),
+            shown,
+        )
+    }
 }
 
 /// Mounts the home's store read-only, over the machine's own where there is one.

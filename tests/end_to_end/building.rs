@@ -1,6 +1,7 @@
 //! `build` and what it leaves.
 
 use std::fs;
+use std::path::Path;
 
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::envelope::Envelope;
@@ -146,6 +147,27 @@ fn a_built_program_runs_with_the_store_in_sight() {
         .to_owned();
     let ran = finish(command.env("greeting", &greeting));
     assert_eq!(ran.ok(), "running\nhello, world");
+}
+
+#[test]
+fn a_program_has_the_machine_s_folders_and_its_own() {
+    if !sandbox_works("a_program_has_the_machine_s_folders_and_its_own") {
+        return;
+    }
+    let machine = offline();
+    // Where the root of its namespace is put together, and elsewhere.
+    for parent in [Path::new("/tmp"), Path::new(env!("CARGO_TARGET_TMPDIR"))] {
+        let folder = tempfile::tempdir_in(parent).expect("a temporary folder can be made");
+        fs::write(folder.path().join("here"), "text\n").expect("a file can be written");
+        let file = machine.folder().join("default.nix");
+        let file = file.to_str().expect("text");
+        let script = format!("pwd; cat here; echo made > {}/made", folder.path().display());
+        let mut command = machine.command(&["shell", "-f", file, "-A", "hello", "--", "sh", "-c", &script]);
+        let ran = finish(command.current_dir(folder.path()));
+        assert_eq!(ran.ok(), format!("{}\ntext", folder.path().display()));
+        let made = fs::read_to_string(folder.path().join("made")).expect("what it made is there");
+        assert_eq!(made, "made\n");
+    }
 }
 
 #[test]
