@@ -92,6 +92,7 @@ async fn start(home: &Home) -> Result<(), BackgroundError> {
         .map_err(BackgroundError::Spawn)?;
     let begin = file.metadata().map_err(BackgroundError::Spawn)?.len();
     let program = std::env::current_exe().map_err(BackgroundError::Spawn)?;
+    crate::descriptors::keep_to_oneself().map_err(BackgroundError::Spawn)?;
     // `setsid` is what a daemon needs; the node makes its session itself (`--background`), because
     // nothing may run between fork and exec here.
     let mut child = tokio::process::Command::new(program)

@@ -28,6 +28,7 @@ pub mod background;
 pub mod command;
 pub mod config;
 pub mod daemon;
+mod descriptors;
 pub mod fetch;
 pub mod home;
 pub mod namespace;

@@ -202,6 +202,28 @@ fn what_a_program_uses_stays_until_it_has_ended_whatever_has_ended_before() {
     }
 }
 
+#[test]
+fn a_node_that_is_started_in_a_shell_does_not_keep_what_the_shell_used() {
+    if !sandbox_works("a_node_that_is_started_in_a_shell_does_not_keep_what_the_shell_used") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"{ hello = build "hello" { } "mkdir $out\nmkdir $out/bin\ncopy ${tool} $out/bin/hello\nexecutable $out/bin/hello"; }"#,
+    );
+    let program = env!("CARGO_BIN_EXE_tvix-node");
+    let script = format!("{program} down; {program} store pins");
+    machine
+        .run(&["shell", "-A", "hello", "--", "sh", "-c", &script])
+        .ok();
+    let collected = machine.run(&["store", "gc", "--json"]);
+    let collected: serde_json::Value = serde_json::from_str(collected.ok()).expect("JSON");
+    assert!(
+        collected["removed"].to_string().contains("-hello\""),
+        "{collected}"
+    );
+}
+
 /// Processes of a built program that has this marker of a test among its arguments.
 fn programs_with(marker: &str) -> Vec<Pid> {
     let processes = fs::read_dir("/proc").expect("/proc can be read").flatten();

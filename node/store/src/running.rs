@@ -4,6 +4,8 @@
 //! it; the program inherits the lock, and so does what it starts. A collection keeps what a locked file
 //! names and what that refers to, and removes the files whose locks are free. What is started over a
 //! store is so kept until its last process is gone, however it ends and whether or not there is a node.
+//! A process that closes the descriptors it inherited, as daemons do and what Python starts, lets go of
+//! the lock and counts no more.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -154,7 +156,11 @@ pub(crate) fn used_by_programs(home: &Path) -> Result<BTreeSet<StorePath>, Runni
     };
     let mut used = BTreeSet::new();
     for entry in entries {
-        used.extend(read_if_held(&entry.map_err(failed)?.path())?);
+        let entry = entry.map_err(failed)?;
+        // Nothing of the sort is made here, and none of it can be locked by a program.
+        if entry.file_type().map_err(failed)?.is_file() {
+            used.extend(read_if_held(&entry.path())?);
+        }
     }
     Ok(used)
 }

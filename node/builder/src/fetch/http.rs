@@ -291,9 +291,10 @@ impl Client {
 
     /// Asks for a resource, wherever it has moved to.
     async fn follow(&self, url: &Url, known: Option<&str>) -> Result<Answer, Failure> {
-        let mut at = url.clone();
+        let (mut at, mut elsewhere) = (url.clone(), false);
         for _ in 0..=REDIRECTS {
-            let elsewhere = self.wary && at.host() != url.host();
+            // For good: another host that leads back would choose what is asked of one that it cannot reach itself.
+            elsewhere |= self.wary && at.host() != url.host();
             let answer = match timeout(ANSWER_TIME, self.ask(&at, known, elsewhere)).await {
                 Ok(answer) => answer?,
                 Err(_) => return Err(Failure::Passing(format!("'{at}' does not answer"))),
