@@ -18,7 +18,7 @@ use tvix_node_store::{CacheError, Prepared, archive_file_bytes};
 use super::Upstreams;
 use super::cache::{Upstream, UpstreamError};
 use super::find::Offer;
-use super::limits::{ASKED, CLOSURE, HEDGE_AFTER, LEFT_FREE, STANDSTILL};
+use super::limits::{ASKED, CLOSURE, HEDGE_AFTER, LEAST_MOVE, LEFT_FREE, STANDSTILL};
 use crate::daemon::depot::{Depot, DepotError};
 use crate::team::TeamNode;
 
@@ -366,11 +366,11 @@ impl Upstreams {
                 },
                 () = tokio::time::sleep(HEDGE_AFTER) => {
                     let now = sizes(&files);
-                    if now != size {
+                    if has_moved(size, now) {
                         (moved, size) = (Instant::now(), now);
                     } else if moved.elapsed() >= STANDSTILL {
                         let seconds = STANDSTILL.as_secs();
-                        reasons.push(format!("nothing came for {seconds} seconds"));
+                        reasons.push(format!("{} bytes came in {seconds} seconds", now.saturating_sub(size)));
                         return None;
                     } else if running.len() < 2 {
                         start = self.next(path, &mut waiting, tried).await;
@@ -491,6 +491,12 @@ struct Archive {
     _aside: TempPath,
 }
 
+/// Whether enough has come since there was so much: what drips stands still.
+fn has_moved(before: u64, now: u64) -> bool {
+    // Less than before: one of the files begins anew.
+    now < before || now - before >= LEAST_MOVE
+}
+
 fn sizes(files: &[PathBuf]) -> u64 {
     let size = |file: &PathBuf| Path::metadata(file).map_or(0, |metadata| metadata.len());
     files.iter().map(size).sum()
@@ -527,6 +533,12 @@ mod tests {
 
     use super::*;
     use crate::team::trust::TrustBook;
+
+    #[test]
+    fn what_drips_stands_still() {
+        assert!(!has_moved(1000, 1000) && !has_moved(1000, 1030));
+        assert!(has_moved(1000, 1000 + LEAST_MOVE) && has_moved(1000, 0));
+    }
 
     #[test]
     fn nothing_is_begun_that_the_disk_has_no_room_for() {

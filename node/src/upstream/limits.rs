@@ -34,6 +34,10 @@ pub const REMEMBER_ABSENT: Duration = Duration::from_secs(60);
 /// Archives that are on their way at once.
 pub const DOWNLOADS: usize = 16;
 
+/// Bytes with which a download moves on; with less, within [`HEDGE_AFTER`] and [`STANDSTILL`], it stands still: a slow
+/// line brings more, and a server could keep a build waiting for ever.
+pub const LEAST_MOVE: u64 = 16 << 10;
+
 /// How often it is looked whether a download still comes. One that stood still for so long gets a rival
 /// from another cache.
 pub const HEDGE_AFTER: Duration = Duration::from_secs(2);
