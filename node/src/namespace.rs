@@ -104,7 +104,7 @@ fn show_store(store: &Path) -> Result<(), EnterError> {
     // The store's folder may itself lie below the folder that is about to be covered.
     let store_folder = rustix::fs::open(
         store,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )
     .map_err(|error| refused(&format!("opening {}", store.display()), error.into()))?;

@@ -260,6 +260,10 @@ impl Depot {
             let audience = store.audience_of_all(infos.iter().map(|info| &info.path))?;
             if audience != Audience::Everyone {
                 let mut sessions = lock(&depot.sessions);
+                if !sessions.leases.contains_key(&session) {
+                    // It has ended: nobody learns of what it adds still.
+                    return Ok(infos);
+                }
                 let before = sessions.read.remove(&session).unwrap_or(Audience::Everyone);
                 sessions.read.insert(session, before.both(&audience));
             }
@@ -268,10 +272,13 @@ impl Depot {
         .await
     }
 
-    /// Who may learn of what a session adds.
+    /// Who may learn of what a session adds. Nobody, where it has ended: what it has read is not known any more.
     pub fn audience_of(&self, session: u64) -> Audience {
-        let audience = lock(&self.sessions).read.get(&session).cloned();
-        audience.unwrap_or(Audience::Everyone)
+        let sessions = lock(&self.sessions);
+        if !sessions.leases.contains_key(&session) {
+            return Audience::nobody();
+        }
+        sessions.read.get(&session).cloned().unwrap_or(Audience::Everyone)
     }
 
     /// The coordinator needs these paths no more.

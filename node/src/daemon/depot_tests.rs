@@ -71,7 +71,11 @@ async fn what_is_evaluated_after_something_of_a_team_was_read_is_for_that_team()
         Some(Audience::Everyone)
     );
     depot.end_session(1);
-    assert_eq!(depot.audience_of(1), Audience::Everyone);
+    assert_eq!(
+        depot.audience_of(1),
+        Audience::nobody(),
+        "what it read is forgotten"
+    );
     depot.add_texts(2, vec![text("after.drv")]).await.unwrap();
     assert_eq!(
         audience(&depot, &text("after.drv").path),

@@ -271,7 +271,18 @@ impl Membership {
         for team in teams {
             let started = async {
                 let secret = kept_secret(&self.parts.teams, team)?;
-                let secret = secret.map_or_else(|| Arc::clone(&self.parts.jobs.secret), Arc::new);
+                let secret = match secret {
+                    Some(secret) => Arc::new(secret),
+                    None if Some(team) == first => Arc::clone(&self.parts.jobs.secret),
+                    // With the home's key its members would know this node by that of another team.
+                    None => {
+                        return Err(TeamFailure::File {
+                            file: self.parts.teams.join(team.to_string()).join("identity"),
+                            action: "read",
+                            source: std::io::ErrorKind::NotFound.into(),
+                        });
+                    }
+                };
                 self.start(Team::open(&self.parts.teams, team)?, secret).await
             };
             if let Err(error) = started.await {
@@ -416,7 +427,20 @@ impl Membership {
         if let Some(active) = active {
             self.end(active, met).await;
         }
-        for folder in [self.parts.teams.join(swarm.to_string()), self.spool(swarm)] {
+        // At once, for the start after a crash: a folder without its key would be one of a team still.
+        let folder = self.parts.teams.join(swarm.to_string());
+        let left = self.parts.teams.join(format!(".left-{swarm}"));
+        if let Err(source) = std::fs::remove_dir_all(&left)
+            && source.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(TeamFailure::Folder { folder: left, source });
+        }
+        if let Err(source) = std::fs::rename(&folder, &left)
+            && source.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(TeamFailure::Folder { folder, source });
+        }
+        for folder in [left, self.spool(swarm)] {
             match std::fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 result => result.map_err(|source| TeamFailure::Folder { folder, source })?,

@@ -158,8 +158,12 @@ pub(crate) fn used_by_programs(home: &Path) -> Result<BTreeSet<StorePath>, Runni
     for entry in entries {
         let entry = entry.map_err(failed)?;
         // Nothing of the sort is made here, and none of it can be locked by a program.
-        if entry.file_type().map_err(failed)?.is_file() {
-            used.extend(read_if_held(&entry.path())?);
+        match entry.file_type() {
+            Ok(kind) if kind.is_file() => used.extend(read_if_held(&entry.path())?),
+            Ok(_) => {}
+            // It has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error).into()),
         }
     }
     Ok(used)

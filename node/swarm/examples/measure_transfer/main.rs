@@ -230,7 +230,8 @@ async fn fetch(transport: &str, ticket: &str, large: &str, small: &str) -> Outco
     let ticket = Ticket::from_text(ticket)?;
     let team = join(home.path(), &secret, &ticket, "fetcher", &Clock::system()).await?;
     let shelf = Arc::new(OpenShelf::default());
-    let listen = address(transport, "127.0.0.1", 0);
+    // What is sent over QUIC goes out where it listens.
+    let listen = address(transport, "0.0.0.0", 0);
     let (handle, _events) = start(config(home.path(), listen), team, secret, shelf).await?;
     handle.connect(ticket.inviter).await?;
     for (name, root) in [("1 GiB", large), ("20,000 files", small)] {
