@@ -276,11 +276,10 @@ impl Membership {
                     None if Some(team) == first => Arc::clone(&self.parts.jobs.secret),
                     // With the home's key its members would know this node by that of another team.
                     None => {
-                        return Err(TeamFailure::File {
-                            file: self.parts.teams.join(team.to_string()).join("identity"),
-                            action: "read",
-                            source: std::io::ErrorKind::NotFound.into(),
-                        });
+                        return Err(TeamFailure::Team(TeamError::Secret {
+                            path: self.parts.teams.join(team.to_string()).join("identity"),
+                            bytes: 0,
+                        }));
                     }
                 };
                 self.start(Team::open(&self.parts.teams, team)?, secret).await
