@@ -1,7 +1,6 @@
 //! Bringing paths of other members into the own store: a closure in parallel, references first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -109,7 +108,7 @@ impl Arrived for Content {
     fn blob(&self, digest: BlobDigest) -> io::Result<Option<ArrivedFile>> {
         Ok(match self.0.blob(digest).map_err(io::Error::other)? {
             Some(ArrivedBlob::Bytes(bytes)) => Some(ArrivedFile::Bytes(bytes)),
-            Some(ArrivedBlob::File(path)) => Some(ArrivedFile::File(File::open(path)?)),
+            Some(ArrivedBlob::File(path)) => Some(ArrivedFile::Given(path)),
             None => None,
         })
     }

@@ -7,11 +7,12 @@
 
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 
 use tvix_node_protocol::limits::TREE_DEPTH;
 use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, PathComponent, SymlinkTarget, Tree, TreeDigest};
 
-use crate::file_copy::{CopyError, copy_file};
+use crate::file_copy::{CopyError, copy_file, take_file};
 use crate::index::IndexError;
 use crate::limits::ARRIVED_BYTES;
 use crate::nar_framing as framing;
@@ -49,6 +50,9 @@ pub enum ArrivedFile {
     Bytes(Vec<u8>),
     /// On the disk, positioned at its start.
     File(File),
+    /// On the disk, and nothing writes to it any more: it becomes a part of the tree by another name, where the file
+    /// system allows that. This one may go then.
+    Given(PathBuf),
 }
 
 /// Why content that arrived is not the tree it should be. `place` is where in the tree the fault lies,
@@ -374,6 +378,7 @@ impl Build<'_, '_, '_> {
         let copied = match arrived {
             Some(ArrivedFile::Bytes(bytes)) => copy_file(&mut &bytes[..], what, self.tap, self.writer),
             Some(ArrivedFile::File(mut opened)) => copy_file(&mut opened, what, self.tap, self.writer),
+            Some(ArrivedFile::Given(given)) => take_file(&given, what, self.tap, self.writer),
             None => {
                 let stored = match self.origins {
                     Origins::ArrivedAndStored => {

@@ -1,6 +1,8 @@
 //! One file on its way into a tree and its archive.
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
 use tvix_node_protocol::tree::{BlobDigest, PathComponent};
 
@@ -45,6 +47,32 @@ pub(crate) fn copy_file(
         return Ok(writer.small_file(name, executable, bytes)?);
     }
     writer.open_file(name, executable)?;
+    copy_rest(from, size, tap, writer)
+}
+
+/// As [`copy_file`], from a file that nothing writes to any more, which becomes the tree's own where it can.
+pub(crate) fn take_file(
+    given: &Path,
+    (name, executable, size): (Option<PathComponent>, bool, u64),
+    tap: &mut NarTap<'_>,
+    writer: &mut TreeWriter<'_>,
+) -> Result<BlobDigest, CopyError> {
+    if size > SMALL_FILE as u64
+        && let Some(mut taken) = writer.take_over(name.as_ref(), executable, given)?
+    {
+        return copy_rest(&mut taken, size, tap, writer);
+    }
+    let mut file = File::open(given).map_err(CopyError::Read)?;
+    copy_file(&mut file, (name, executable, size), tap, writer)
+}
+
+/// The bytes of the writer's open file.
+fn copy_rest(
+    from: &mut impl Read,
+    size: u64,
+    tap: &mut NarTap<'_>,
+    writer: &mut TreeWriter<'_>,
+) -> Result<BlobDigest, CopyError> {
     let mut left = size;
     while left > 0 {
         let bytes = tap.take(from, left).map_err(read_error)?;

@@ -5,10 +5,12 @@
 //! touched: every object is made anew, by the descriptor of its directory and one checked name.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, NixHasher};
 use tvix_node_protocol::tree::{
@@ -86,6 +88,8 @@ struct OpenFile {
     executable: bool,
     hasher: Box<blake3::Hasher>,
     written: u64,
+    /// It has its bytes already.
+    taken: bool,
 }
 
 /// Bytes after which the kernel is asked to write out a large file in the background.
@@ -242,14 +246,56 @@ impl<'s> TreeWriter<'s> {
         });
         let fd = made.map_err(|error| self.fail("make the file", error))?;
         self.relative.truncate(parent_length);
+        self.begin(fd, name, executable, false);
+        Ok(())
+    }
+
+    /// As [`TreeWriter::open_file`], with a file that has its bytes already and gets one name more. They must still
+    /// come by [`TreeWriter::write`], from the descriptor that this returns; none where the file cannot be had so.
+    pub(crate) fn take_over(
+        &mut self,
+        name: Option<&PathComponent>,
+        executable: bool,
+        given: &Path,
+    ) -> Result<Option<File>, TreeWriteError> {
+        let disk = &self.temporary.trees().disk;
+        let (parent, own_name) = self.place(name);
+        let given = (rustix::fs::CWD, given.as_os_str().as_bytes());
+        match disk.hard_link(given, (parent, own_name)) {
+            Ok(()) => {}
+            // Another file system, or one without such links.
+            Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
+                return Ok(None);
+            }
+            Err(error) => {
+                self.enter(name);
+                return Err(self.fail("take over the file as", error).into());
+            }
+        }
+        let taken = alone_with_its_giver(parent, own_name);
+        if !matches!(taken, Ok(Some(_))) {
+            disk.unlink(parent, own_name)
+                .map_err(|error| self.fail("remove the second name", error))?;
+        }
+        let Some(fd) = taken.map_err(|error| self.fail("open what was taken over as", error))? else {
+            return Ok(None);
+        };
+        let file = fd.try_clone();
+        let file = file.map_err(|error| FileError::of_io("open", self.temporary.trees().path(), &error))?;
+        self.count()?;
+        self.begin(fd, name.cloned(), executable, true);
+        Ok(Some(file.into()))
+    }
+
+    fn begin(&mut self, fd: OwnedFd, name: Option<PathComponent>, executable: bool, taken: bool) {
         self.file = Some(OpenFile {
             fd,
             name,
             executable,
             hasher: Box::default(),
             written: 0,
+            taken,
         });
-        Ok(())
     }
 
     /// The next bytes of the open file.
@@ -259,7 +305,10 @@ impl<'s> TreeWriter<'s> {
         };
         file.hasher.update(bytes);
         let disk = &self.temporary.trees().disk;
-        let written = disk.write(&file.fd, bytes);
+        let written = match file.taken {
+            true => Ok(()),
+            false => disk.write(&file.fd, bytes),
+        };
         let before = file.written;
         file.written += bytes.len() as u64;
         let (done, begun) = (before / WRITE_OUT_EVERY, file.written / WRITE_OUT_EVERY);
@@ -453,4 +502,16 @@ impl<'s> TreeWriter<'s> {
         }
         Ok(())
     }
+}
+
+/// Opens a regular file that has one name besides this one: a third could be in another tree, or in this one.
+fn alone_with_its_giver(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Option<OwnedFd>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+        Err(Errno::LOOP) => return Ok(None),
+        file => file?,
+    };
+    let stat = rustix::fs::fstat(&file)?;
+    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    Ok((regular && stat.st_nlink == 2).then_some(file))
 }

@@ -366,6 +366,116 @@ fn deep_trees_arrive_and_too_deep_ones_are_refused() {
     receiver.add_nar(&archive[..], source("again"), &lease).unwrap();
 }
 
+/// Files that lie in a folder, and are given away.
+struct Given {
+    sent: Sent,
+    folder: std::path::PathBuf,
+}
+
+impl Given {
+    /// One file of these bytes, at these two places of a directory.
+    fn twice(bytes: &[u8], folder: &std::path::Path) -> (Self, TreeDigest) {
+        let mut directory = Directory::default();
+        let mut sent = Sent::default();
+        let blob = BlobDigest::of(bytes);
+        for (name, executable) in [("a", false), ("b", false), ("c", true)] {
+            let size = bytes.len() as u64;
+            let node = Node::File {
+                blob,
+                size,
+                executable,
+            };
+            directory
+                .insert(PathComponent::new(name.as_bytes()).unwrap(), node)
+                .unwrap();
+        }
+        let tree = Tree::Directory(directory);
+        let digest = tree.digest();
+        sent.trees.insert(digest, tree);
+        fs::write(folder.join(blob.to_string()), bytes).unwrap();
+        let folder = folder.to_owned();
+        (Self { sent, folder }, digest)
+    }
+}
+
+impl Arrived for Given {
+    fn tree(&self, digest: TreeDigest) -> io::Result<Option<Tree>> {
+        self.sent.tree(digest)
+    }
+
+    fn blob(&self, digest: BlobDigest) -> io::Result<Option<ArrivedFile>> {
+        Ok(Some(ArrivedFile::Given(self.folder.join(digest.to_string()))))
+    }
+}
+
+#[test]
+fn a_file_that_is_given_away_becomes_the_tree_s_own_and_no_other_s() {
+    let (folder, receiver) = store();
+    let spool = folder.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    let bytes: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let (given, digest) = Given::twice(&bytes, &spool);
+    let blob = spool.join(BlobDigest::of(&bytes).to_string());
+    let inode = fs::metadata(&blob).unwrap().ino();
+    let prepared = receiver.prepare_arrived(digest, &given, source("given")).unwrap();
+    assert!(
+        blob.exists(),
+        "a node that is killed now has not lost what it fetched"
+    );
+    let info = receiver
+        .register(vec![prepared], &receiver.lease())
+        .unwrap()
+        .remove(0);
+    fs::remove_file(&blob).unwrap();
+    let place = receiver.physical(&info.path);
+    let look = |name: &str| fs::metadata(place.join(name)).unwrap();
+    assert_eq!(look("a").ino(), inode);
+    for (name, mode) in [("a", 0o444), ("b", 0o444), ("c", 0o555)] {
+        let metadata = look(name);
+        assert_eq!(
+            (metadata.nlink(), metadata.mode() & 0o7777, metadata.mtime()),
+            (1, mode, 1)
+        );
+        assert_eq!(fs::read(place.join(name)).unwrap(), bytes);
+    }
+    assert_ne!(look("b").ino(), inode, "one tree shows no links of its own");
+    assert!(receiver.verify_path(&info.path).unwrap().is_none());
+}
+
+#[test]
+fn a_file_that_is_given_away_is_checked_like_any_other() {
+    let (folder, receiver) = store();
+    let spool = folder.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    let bytes = vec![7; 1 << 20];
+    let (given, digest) = Given::twice(&bytes, &spool);
+    let blob = spool.join(BlobDigest::of(&bytes).to_string());
+    fs::write(&blob, vec![8; 1 << 20]).unwrap();
+    let error = receiver
+        .prepare_arrived(digest, &given, source("it"))
+        .unwrap_err();
+    assert!(
+        matches!(error, AddError::Arrived(ArrivedError::WrongBlob { .. })),
+        "{error}"
+    );
+    for length in [(1 << 20) - 1, (1 << 20) + 1] {
+        fs::write(&blob, vec![7; length]).unwrap();
+        let error = receiver
+            .prepare_arrived(digest, &given, source("it"))
+            .unwrap_err();
+        assert!(
+            matches!(error, AddError::Arrived(ArrivedError::Size { .. })),
+            "{error}"
+        );
+    }
+    fs::remove_file(&blob).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &blob).unwrap();
+    receiver
+        .prepare_arrived(digest, &given, source("it"))
+        .unwrap_err();
+    assert_eq!(home_entries(&receiver), Vec::<String>::new());
+}
+
 /// What cannot be read is an error of its own, not a missing blob.
 #[test]
 fn an_unreadable_arrival_is_an_error() {
