@@ -17,7 +17,7 @@ use iroh_blobs::get::StreamPair;
 use iroh_blobs::get::fsm::{AtConnected, BlobContentNext, ConnectedNext, DecodeError, RequestCounters};
 use iroh_blobs::protocol::GetRequest;
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::messages::{BlobQuestion, ServeAnswer};
+use tvix_node_protocol::messages::BlobQuestion;
 use tvix_node_protocol::tree::BlobDigest;
 
 use super::arrival::{Arrival, SpoolError, io_error};
@@ -166,11 +166,13 @@ pub(crate) async fn fetch(
     let (root, blob) = (work.arrival.root(), file.blob);
     let ended = |what: String| ProviderError::Ended(what);
     let mut wire = work.core.open(provider, Door::Blob).await?;
-    let answer = wire.ask::<_, ServeAnswer>(&BlobQuestion { root, blob }).await;
-    coming(answer.map_err(call::at(provider, Door::Blob))?)?;
+    let at = call::at(provider, Door::Blob);
+    // The request goes with the question, one round trip earlier than after the answer.
+    wire.writer.send(&BlobQuestion { root, blob }).await.map_err(at)?;
     let ranges = ChunkRanges::from(ChunkNum(chunks.start)..ChunkNum(chunks.end));
     let request = GetRequest::blob_ranges(blob.0.into(), ranges);
-    let pair = StreamPair::new(0, BlobReader(wire.reader), BlobWriter::new(wire.writer));
+    let (answered, reader) = BlobReader::after_the_answer();
+    let pair = StreamPair::new(0, reader, BlobWriter::new(wire.writer));
     let connected = AtConnected::new(pair.t0, pair.recv, pair.send, request, RequestCounters::default());
     let start = match connected.next().await.map_err(|error| ended(error.to_string()))? {
         ConnectedNext::StartRoot(start) => start,
@@ -178,6 +180,8 @@ pub(crate) async fn fetch(
             return Err(ended("nothing was asked".to_owned()));
         }
     };
+    coming(wire.reader.receive().await.map_err(at)?)?;
+    answered.send(wire.reader).ok();
     let (mut content, size) = start
         .next()
         .next()

@@ -7,7 +7,9 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::BLOBS_BATCH;
 use tvix_node_protocol::tree::BlobDigest;
 
-use crate::limits::{LARGE_PIECE_CHUNKS, LEAST_SHARE, PACK_BYTES, PACKED_BLOB, PIECE_CHUNKS, PIECES};
+use crate::limits::{
+    LARGE_PIECE_CHUNKS, LEAST_SHARE, PACK_BYTES, PACKED_BLOB, PIECE_CHUNKS, PIECES, WORKERS_PER_FAR_PROVIDER,
+};
 use crate::protocols::serving::BLOCK;
 
 /// Bytes of a chunk, the unit in which ranges are asked for.
@@ -70,18 +72,21 @@ impl Plan {
 
     /// Cuts what is missing of a large file; answers how many pieces that makes.
     pub(crate) fn add_large(&mut self, blob: BlobDigest, missing: &[Range<u64>]) -> usize {
-        let before = self.jobs.len();
         let piece = piece_of(missing.iter().map(|range| range.end - range.start).sum());
+        let mut pieces = vec![];
         for range in missing {
             let mut start = range.start;
             while start < range.end {
                 let end = (start - start % piece + piece).min(range.end);
-                let chunks = start..end;
-                self.jobs.push_back(Job::Piece { blob, chunks });
+                pieces.push(start..end);
                 start = end;
             }
         }
-        self.jobs.len() - before
+        stagger(&mut pieces);
+        let count = pieces.len();
+        self.jobs
+            .extend(pieces.into_iter().map(|chunks| Job::Piece { blob, chunks }));
+        count
     }
 
     /// The next piece of work, for this provider.
@@ -170,6 +175,25 @@ fn piece_of(missing: u64) -> u64 {
     piece.next_multiple_of(PIECE_CHUNKS)
 }
 
+/// Makes the first pieces of different lengths, what they lose follows last: streams that begin together would else
+/// come to their ends together, over and over, and leave a far link empty until the next pieces flow.
+fn stagger(pieces: &mut Vec<Range<u64>>) {
+    let streams = WORKERS_PER_FAR_PROVIDER;
+    if pieces.len() <= streams {
+        return;
+    }
+    let mut rest = vec![];
+    for (number, piece) in (1..).zip(&mut pieces[..streams - 1]) {
+        let length = (piece.end - piece.start) * number / streams as u64;
+        let cut = (piece.start + length).next_multiple_of(GROUP);
+        if cut < piece.end {
+            rest.push(cut..piece.end);
+            piece.end = cut;
+        }
+    }
+    pieces.extend(rest);
+}
+
 /// Whether a file travels together with others.
 pub(crate) fn is_small(size: u64) -> bool {
     size <= PACKED_BLOB
@@ -239,20 +263,40 @@ mod tests {
     fn the_larger_a_file_the_larger_its_pieces_up_to_a_bound() {
         let cut = |chunks: u64| {
             let mut plan = Plan::default();
-            plan.add_large(blob(1), &up_to(chunks));
-            let pieces = pieces(&mut plan);
-            let covered: u64 = pieces.iter().map(|piece| piece.end - piece.start).sum();
-            assert_eq!(covered, chunks);
-            (pieces.len() as u64, pieces[0].end)
+            let count = plan.add_large(blob(1), &up_to(chunks)) as u64;
+            let mut pieces = pieces(&mut plan);
+            assert_eq!(pieces.len() as u64, count);
+            let largest = pieces.iter().map(|piece| piece.end - piece.start).max().unwrap();
+            pieces.sort_by_key(|piece| piece.start);
+            let next = pieces.iter().fold(0, |next, piece| {
+                assert_eq!(piece.start, next);
+                piece.end
+            });
+            assert_eq!(next, chunks);
+            (count, largest)
         };
-        assert_eq!(cut(PIECES * PIECE_CHUNKS), (PIECES, PIECE_CHUNKS));
+        let more = WORKERS_PER_FAR_PROVIDER as u64 - 1;
+        assert_eq!(cut(PIECES * PIECE_CHUNKS), (PIECES + more, PIECE_CHUNKS));
         assert_eq!(
             cut(PIECES * PIECE_CHUNKS + PIECES),
-            (PIECES / 2 + 1, 2 * PIECE_CHUNKS)
+            (PIECES / 2 + 1 + more, 2 * PIECE_CHUNKS)
         );
         assert_eq!(
             cut(3 * PIECES * LARGE_PIECE_CHUNKS),
-            (3 * PIECES, LARGE_PIECE_CHUNKS)
+            (3 * PIECES + more, LARGE_PIECE_CHUNKS)
+        );
+    }
+
+    #[test]
+    fn streams_that_begin_together_do_not_come_to_their_ends_together() {
+        let mut plan = Plan::default();
+        plan.add_large(blob(1), &up_to(PIECES * PIECE_CHUNKS));
+        let pieces = pieces(&mut plan);
+        let first = &pieces[..WORKERS_PER_FAR_PROVIDER];
+        let lengths: Vec<u64> = first.iter().map(|piece| piece.end - piece.start).collect();
+        assert!(
+            lengths.is_sorted_by(|one, next| one + GROUP <= *next),
+            "{lengths:?}"
         );
     }
 

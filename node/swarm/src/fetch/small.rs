@@ -44,7 +44,7 @@ async fn fetch_counting(
     };
     let mut wire = work.core.open(provider, Door::Blobs).await?;
     coming(wire.ask::<_, ServeAnswer>(&question).await.map_err(at)?)?;
-    let mut reader = BlobReader(wire.reader);
+    let mut reader = BlobReader::Open(wire.reader);
     let (mut items, mut size) = (vec![], 0);
     let mut failed = None;
     for (number, (blob, length)) in files.iter().enumerate() {

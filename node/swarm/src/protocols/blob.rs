@@ -1,8 +1,8 @@
 //! One large file, or parts of it: the iroh-blobs protocol on a stream of ours.
 //!
-//! After [`ServeAnswer::Coming`] the asker sends a `Get` request of that protocol as one frame; the answer
-//! is the file's size and the ranges asked for, with the hashes that prove each group of 16 KiB. The asker
-//! does not end its side, as iroh does: over TCP, who has ended its side and then goes away is not noticed.
+//! With the question comes a `Get` request of that protocol as one frame; after [`ServeAnswer::Coming`] follow
+//! the file's size and the ranges asked for, with the hashes that prove each group of 16 KiB. The asker does
+//! not end its side, as iroh does: over TCP, who has ended its side and then goes away is not noticed.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use futures::AsyncReadExt;
 use iroh::endpoint::VarInt;
 use iroh_blobs::protocol::{GetRequest, Request};
 use iroh_blobs::util::{RecvStream, SendStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::BLOB_REQUEST_BYTES;
@@ -27,8 +27,29 @@ use crate::limits::{ANSWER_TIME, CONTENT_PIECE, CONTENT_QUEUE};
 use crate::net::wire::{Wire, WireError, WireReader, WireWriter};
 use crate::shelf::{Shelf, ShelfError};
 
-/// Our reading side, as iroh-blobs wants it.
-pub(crate) struct BlobReader(pub(crate) WireReader);
+/// Our reading side, as iroh-blobs wants it: there once the answer has been read from it.
+pub(crate) enum BlobReader {
+    Waiting(oneshot::Receiver<WireReader>),
+    Open(WireReader),
+}
+
+impl BlobReader {
+    pub(crate) fn after_the_answer() -> (oneshot::Sender<WireReader>, Self) {
+        let (answered, waiting) = oneshot::channel();
+        (answered, Self::Waiting(waiting))
+    }
+
+    async fn wire(&mut self) -> io::Result<&mut WireReader> {
+        if let Self::Waiting(waiting) = self {
+            let wire = waiting.await.map_err(|_| io::ErrorKind::UnexpectedEof)?;
+            *self = Self::Open(wire);
+        }
+        match self {
+            Self::Open(wire) => Ok(wire),
+            Self::Waiting(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
 
 /// Our writing side, as iroh-blobs wants it, for one request.
 pub(crate) struct BlobWriter {
@@ -51,7 +72,7 @@ impl RecvStream for BlobReader {
     /// Reads to the end, or `len` bytes.
     async fn recv_bytes(&mut self, len: usize) -> io::Result<Bytes> {
         let mut bytes = Vec::new();
-        let mut source = self.0.bytes().take(len as u64);
+        let mut source = self.wire().await?.bytes().take(len as u64);
         timeout(ANSWER_TIME, source.read_to_end(&mut bytes))
             .await
             .map_err(slow)??;
@@ -65,7 +86,7 @@ impl RecvStream for BlobReader {
     }
 
     async fn recv_exact(&mut self, target: &mut [u8]) -> io::Result<()> {
-        timeout(ANSWER_TIME, self.0.bytes().read_exact(target))
+        timeout(ANSWER_TIME, self.wire().await?.bytes().read_exact(target))
             .await
             .map_err(slow)?
     }

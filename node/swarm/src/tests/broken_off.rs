@@ -119,7 +119,7 @@ async fn who_goes_away_in_the_middle_of_an_answer_leaves_room_for_others() {
         let mut wire = bob.handle.core().open(ann.key(), Door::Blob).await.unwrap();
         let answer: ServeAnswer = soon(wire.ask(&BlobQuestion { root, blob })).await.unwrap();
         assert_eq!(answer, ServeAnswer::Coming);
-        let pair = StreamPair::new(0, BlobReader(wire.reader), BlobWriter::new(wire.writer));
+        let pair = StreamPair::new(0, BlobReader::Open(wire.reader), BlobWriter::new(wire.writer));
         let request = GetRequest::blob(blob.0);
         let connected = AtConnected::new(pair.t0, pair.recv, pair.send, request, RequestCounters::default());
         drop(soon(connected.next()).await.unwrap());
