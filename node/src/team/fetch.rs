@@ -12,7 +12,7 @@ use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 use tvix_node_store::{Arrived, ArrivedFile, Naming, Prepared};
-use tvix_node_swarm::{Arrival, ArrivedBlob};
+use tvix_node_swarm::{Arrival, ArrivedBlob, FetchOrder};
 
 use super::TeamNode;
 use super::evidence::{Evidence as _, Remote};
@@ -149,26 +149,29 @@ impl TeamNode {
     /// Fetches the tree of a path and prepares it for the store under a name that it must fit.
     pub async fn bring(&self, info: PathInfo, providers: Vec<NodeKey>) -> Result<Prepared, FetchFailure> {
         let (path, tree) = (info.path.clone(), info.tree);
-        // An archive has every byte of every file.
-        let most = info.nar_size;
-        let arrival = self.swarm.fetch_tree(tree, providers, Some(most)).await;
-        let arrival = arrival.map_err(|source| FetchFailure::Transfer {
-            path: path.clone(),
-            source,
-        })?;
+        let order = FetchOrder {
+            // An archive has every byte of every file.
+            max_bytes: Some(info.nar_size),
+            ..FetchOrder::new(tree, providers)
+        };
         // The arrival goes once the store has it at its side: nobody may wait for something else while it
-        // holds one, since another path may have the same content.
-        let prepared = self.depot.blocking(move |store| {
-            let content = Content(arrival);
-            let prepared = store.prepare_arrived(tree, &content, Naming::Known(info))?;
-            if let Err(error) = content.0.remove() {
-                tracing::warn!(%error, "what has arrived could not be removed from the spool");
-            }
-            Ok(prepared)
-        });
-        prepared
-            .await
-            .map_err(|source| FetchFailure::Store { path, source })
+        // holds one, since another path may have the same content. The store writes while the rest comes.
+        let depot = self.depot.clone();
+        let prepare = |arrival| async move {
+            let prepared = depot.blocking(move |store| {
+                let content = Content(arrival);
+                let prepared = store.prepare_arrived(tree, &content, Naming::Known(info))?;
+                if let Err(error) = content.0.remove() {
+                    tracing::warn!(%error, "what has arrived could not be removed from the spool");
+                }
+                Ok(prepared)
+            });
+            prepared.await
+        };
+        match self.swarm.fetch_while(order, prepare).await {
+            Ok(prepared) => prepared.map_err(|source| FetchFailure::Store { path, source }),
+            Err(source) => Err(FetchFailure::Transfer { path, source }),
+        }
     }
 
     /// Makes what was brought part of the store.

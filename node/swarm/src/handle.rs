@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::core::{Core, Lost, PeerStatus, blocking, lock};
 use crate::disk::DiskError;
 use crate::events::SwarmEvents;
-use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree};
+use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree, fetch_while};
 use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
 use crate::limits::{
@@ -506,6 +506,22 @@ impl SwarmHandle {
     /// See [`FetchError`].
     pub async fn fetch(&self, order: FetchOrder) -> Result<Arc<Arrival>, FetchError> {
         fetch_tree(&self.core, order).await
+    }
+
+    /// As [`SwarmHandle::fetch`], while `take` takes what arrives: reading a file of the arrival waits until it has come,
+    /// so `take` reads on a thread that may block.
+    ///
+    /// # Errors
+    /// See [`FetchError`]; those of `take` lie within.
+    pub async fn fetch_while<T, E, F>(
+        &self,
+        order: FetchOrder,
+        take: impl FnOnce(Arc<Arrival>) -> F,
+    ) -> Result<Result<T, E>, FetchError>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        fetch_while(&self.core, order, take).await
     }
 
     /// Removes what broken transfers left that nobody has gone on with for so long, and gives the bytes of

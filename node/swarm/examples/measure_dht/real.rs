@@ -19,8 +19,6 @@ use crate::{FEW, MANY};
 const WATCHED: Duration = Duration::from_secs(60);
 /// The name of the threads of the node with many paths.
 const HOLDER: &str = "holder";
-/// Connections that each node keeps.
-const KEPT: usize = 8;
 /// Look-ups of one path each.
 const LOOK_UPS: usize = 50;
 
@@ -30,13 +28,16 @@ struct Running {
     _home: tempfile::TempDir,
 }
 
-/// A clock that can be put forward, for all nodes at once.
-#[derive(Clone, Default)]
-struct Ahead(Arc<AtomicU64>);
+/// What all nodes have in common: the connections that each keeps, and a clock that can be put forward.
+#[derive(Clone)]
+struct Common {
+    kept: usize,
+    ahead: Arc<AtomicU64>,
+}
 
-impl Ahead {
+impl Common {
     fn clock(&self) -> Clock {
-        let (system, ahead) = (Clock::system(), self.0.clone());
+        let (system, ahead) = (Clock::system(), self.ahead.clone());
         Clock::new(move || system.now() + ahead.load(Ordering::Relaxed))
     }
 }
@@ -108,12 +109,11 @@ fn cpu_of_threads(name: &str) -> Outcome<Duration> {
     Ok(Duration::from_millis(ticks * 10))
 }
 
-fn config(home: &tempfile::TempDir, ahead: &Ahead) -> Config {
+fn config(home: &tempfile::TempDir, common: &Common) -> Config {
     Config {
         listen: vec!["/ip4/127.0.0.1/tcp/0".to_owned()],
-        // As many as a node needs; a mesh of all would measure connections.
-        keep_peers: KEPT,
-        clock: ahead.clock(),
+        keep_peers: common.kept,
+        clock: common.clock(),
         ..Config::new(home.path().join("spool"))
     }
 }
@@ -123,9 +123,9 @@ async fn run(
     team: Team,
     secret: NodeSecret,
     paths: Vec<StorePath>,
-    ahead: &Ahead,
+    common: &Common,
 ) -> Outcome<Running> {
-    let (handle, events) = start(config(&home, ahead), team, secret, Arc::new(Names(paths))).await?;
+    let (handle, events) = start(config(&home, common), team, secret, Arc::new(Names(paths))).await?;
     Ok(Running {
         handle,
         _events: events,
@@ -133,11 +133,11 @@ async fn run(
     })
 }
 
-pub fn measure(count: usize) -> Outcome<()> {
+pub fn measure(count: usize, kept: usize) -> Outcome<()> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(measured(count))
+        .block_on(measured(count, kept))
 }
 
 async fn all_published(nodes: &[Running]) {
@@ -146,8 +146,11 @@ async fn all_published(nodes: &[Running]) {
     }
 }
 
-async fn measured(count: usize) -> Outcome<()> {
-    let ahead = Ahead::default();
+async fn measured(count: usize, kept: usize) -> Outcome<()> {
+    let common = Common {
+        kept,
+        ahead: Arc::default(),
+    };
     let day = 24 * 3600;
     let home = tempfile::tempdir()?;
     let secret = new_secret()?;
@@ -156,12 +159,12 @@ async fn measured(count: usize) -> Outcome<()> {
         name: "founder".to_owned(),
     };
     let team = Team::found(home.path(), "measured", me, vec![], 1)?;
-    let founder = run(home, team, secret, vec![], &ahead).await?;
+    let founder = run(home, team, secret, vec![], &common).await?;
     // All join before any of them starts, so that the team forms once.
     let mut joined = vec![];
     for number in 1..count {
         let (home, secret) = (tempfile::tempdir()?, new_secret()?);
-        let clock = ahead.clock();
+        let clock = common.clock();
         let ticket = founder
             .handle
             .invite(Roles::all(), clock.now() + day, 365 * day)
@@ -174,9 +177,9 @@ async fn measured(count: usize) -> Outcome<()> {
     let mut first = FEW;
     for (home, team, secret) in joined {
         let paths = paths(MANY + first, FEW)?;
-        let node = run(home, team, secret, paths, &ahead).await?;
+        let node = run(home, team, secret, paths, &common).await?;
         // One after the other, so that there are never too many connections under way.
-        until(async || node.handle.peers().len() >= KEPT.min(nodes.len())).await;
+        until(async || node.handle.peers().len() >= kept.min(nodes.len())).await;
         nodes.push(node);
         first += FEW;
     }
@@ -194,9 +197,9 @@ async fn measured(count: usize) -> Outcome<()> {
         .thread_name(HOLDER)
         .enable_all()
         .build()?;
-    let (its_paths, its_ahead) = (all.clone(), ahead.clone());
+    let (its_paths, its_common) = (all.clone(), common.clone());
     let starting = threads.spawn(async move {
-        let started = run(home, team, secret, its_paths, &its_ahead).await;
+        let started = run(home, team, secret, its_paths, &its_common).await;
         started.map_err(|error| error.to_string())
     });
     nodes.push(starting.await??);
@@ -228,8 +231,8 @@ async fn measured(count: usize) -> Outcome<()> {
     let idle = before.print("a quiet minute", count)?;
 
     let before = Used::now()?;
-    ahead
-        .0
+    common
+        .ahead
         .fetch_add(PRESENCE_RENEWAL.as_secs() + 60, Ordering::Relaxed);
     for node in &nodes {
         // Says that there may be something to tell.

@@ -6,12 +6,12 @@
 //! checked against its own digest when the folder is opened again, and what does not check out is fetched
 //! anew.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use tvix_node_protocol::limits::TREE_NODE_BYTES;
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest, TreeError};
@@ -39,6 +39,9 @@ pub enum SpoolError {
         /// What is wrong.
         source: TreeError,
     },
+    /// Who was waiting for a file waits in vain.
+    #[error("the transfer ended before the file {0} came")]
+    BrokenOff(BlobDigest),
 }
 
 pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
@@ -86,10 +89,14 @@ struct Place {
     length: u32,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Pack {
     index: HashMap<(Kind, [u8; 32]), Place>,
     end: u64,
+    /// Files, large ones too, that are being fetched.
+    coming: HashSet<BlobDigest>,
+    /// Files that were, and did not come.
+    missed: HashSet<BlobDigest>,
 }
 
 /// A tree as it arrives, and when it has arrived.
@@ -99,6 +106,8 @@ pub struct Arrival {
     root: TreeDigest,
     file: File,
     pack: Mutex<Pack>,
+    /// Something has come, or nothing more will.
+    came: Condvar,
     large: Mutex<HashMap<BlobDigest, PathBuf>>,
     /// Nobody else fetches this tree meanwhile.
     _alone: tokio::sync::OwnedMutexGuard<()>,
@@ -137,6 +146,7 @@ impl Arrival {
             root,
             file,
             pack: Mutex::new(pack),
+            came: Condvar::new(),
             large: Mutex::default(),
             _alone: alone,
         })
@@ -163,11 +173,13 @@ impl Arrival {
         Tree::from_bytes(&bytes, digest).map(Some).map_err(damaged)
     }
 
-    /// A file of the tree. None where it has not arrived, since the store had it already. Blocks.
+    /// A file of the tree; where it is on its way, as soon as it is here. None where it has not arrived, since the
+    /// store had it already. Blocks.
     ///
     /// # Errors
     /// See [`SpoolError`].
     pub fn blob(&self, digest: BlobDigest) -> Result<Option<ArrivedBlob>, SpoolError> {
+        self.wait_for(digest)?;
         if let Some(bytes) = self.read(Kind::File, digest.0)? {
             return Ok(Some(ArrivedBlob::Bytes(bytes)));
         }
@@ -180,6 +192,25 @@ impl Arrival {
     /// [`SpoolError::Io`]; the spool then holds what nobody needs.
     pub fn remove(&self) -> Result<(), SpoolError> {
         fs::remove_dir_all(&self.folder).map_err(io_error("remove", &self.folder))
+    }
+
+    fn wait_for(&self, blob: BlobDigest) -> Result<(), SpoolError> {
+        let mut pack = lock(&self.pack);
+        while pack.coming.contains(&blob) {
+            pack = self.came.wait(pack).unwrap_or_else(PoisonError::into_inner);
+        }
+        match pack.missed.contains(&blob) {
+            true => Err(SpoolError::BrokenOff(blob)),
+            false => Ok(()),
+        }
+    }
+
+    /// These files are being fetched, as long as what this gives is there.
+    pub(crate) fn expect(self: &Arc<Self>, files: impl IntoIterator<Item = BlobDigest>) -> Coming {
+        let mut pack = lock(&self.pack);
+        pack.coming.extend(files);
+        pack.missed.clear();
+        Coming(self.clone())
     }
 
     fn read(&self, kind: Kind, digest: [u8; 32]) -> Result<Option<Vec<u8>>, SpoolError> {
@@ -219,7 +250,14 @@ impl Arrival {
             .write_all_at(&bytes, pack.end)
             .map_err(io_error("write", &self.folder.join("pack")))?;
         pack.end += bytes.len() as u64;
-        pack.index.extend(places);
+        for (key, place) in places {
+            pack.index.insert(key, place);
+            if key.0 == Kind::File {
+                pack.coming.remove(&BlobDigest(key.1));
+            }
+        }
+        drop(pack);
+        self.came.notify_all();
         Ok(())
     }
 
@@ -238,6 +276,8 @@ impl Arrival {
         fs::rename(&part, &whole).map_err(io_error("rename", &part))?;
         fs::remove_file(&hashes).map_err(io_error("remove", &hashes))?;
         lock(&self.large).insert(blob, whole);
+        lock(&self.pack).coming.remove(&blob);
+        self.came.notify_all();
         Ok(())
     }
 
@@ -262,13 +302,22 @@ impl Arrival {
     }
 }
 
+/// Files are on their way; who waits for one is told when none will come any more.
+pub(crate) struct Coming(Arc<Arrival>);
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        let mut pack = lock(&self.0.pack);
+        pack.missed = std::mem::take(&mut pack.coming);
+        drop(pack);
+        self.0.came.notify_all();
+    }
+}
+
 /// Reads a pack from its beginning, up to the first thing that is not what it says.
 fn scan(file: &File) -> io::Result<Pack> {
     let mut reader = io::BufReader::with_capacity(1 << 20, file);
-    let mut pack = Pack {
-        index: HashMap::new(),
-        end: 0,
-    };
+    let mut pack = Pack::default();
     loop {
         let mut header = [0; HEADER];
         if !fill(&mut reader, &mut header)? {
@@ -318,7 +367,6 @@ pub fn copy_blob(blob: &ArrivedBlob, to: &mut impl Write) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn alone() -> tokio::sync::OwnedMutexGuard<()> {
         Arc::new(tokio::sync::Mutex::new(())).try_lock_owned().unwrap()
@@ -355,6 +403,31 @@ mod tests {
         assert_eq!(read(&arrival, b"four"), None);
         arrival.remove().unwrap();
         assert_eq!(fs::read_dir(spool.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn who_reads_a_file_waits_until_it_is_here_or_will_not_come() {
+        let spool = tempfile::tempdir().unwrap();
+        let arrival = Arc::new(Arrival::open(spool.path(), ROOT, alone()).unwrap());
+        let [one, two] = [&b"one"[..], b"two"].map(BlobDigest::of);
+        let large = vec![7; 100_000];
+        let coming = arrival.expect([one, two, BlobDigest::of(&large)]);
+        let read_by_another = |blob| {
+            let arrival = arrival.clone();
+            std::thread::spawn(move || arrival.blob(blob))
+        };
+        let readers = [one, BlobDigest::of(&large), two].map(read_by_another);
+        assert!(arrival.blob(BlobDigest::of(b"here")).unwrap().is_none());
+        arrival.add(&[file(b"one")]).unwrap();
+        let (part, hashes) = arrival.part(BlobDigest::of(&large));
+        fs::write(part, &large).unwrap();
+        fs::write(hashes, b"").unwrap();
+        arrival.complete(BlobDigest::of(&large)).unwrap();
+        drop(coming);
+        let [one, large, missed] = readers.map(|reader| reader.join().unwrap());
+        assert!(matches!(one, Ok(Some(ArrivedBlob::Bytes(bytes))) if bytes == b"one"));
+        assert!(matches!(large, Ok(Some(ArrivedBlob::File(_)))));
+        assert!(matches!(missed, Err(SpoolError::BrokenOff(blob)) if blob == two));
     }
 
     #[test]

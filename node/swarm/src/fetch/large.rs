@@ -6,8 +6,8 @@
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bao_tree::io::BaoContentItem;
 use bao_tree::io::outboard::PreOrderOutboard;
@@ -41,6 +41,8 @@ pub(crate) struct LargeFile {
     arrival: Arc<Arrival>,
     /// Pieces that have not come yet.
     pieces: AtomicUsize,
+    /// From then on it is another's, and nothing is written that would only be the same again.
+    complete: RwLock<bool>,
 }
 
 impl LargeFile {
@@ -73,6 +75,7 @@ impl LargeFile {
             hashes,
             arrival: arrival.clone(),
             pieces: AtomicUsize::new(0),
+            complete: RwLock::new(false),
         };
         let there = if before == 0 {
             ChunkRanges::empty()
@@ -117,6 +120,10 @@ impl LargeFile {
 
     /// Writes what has been verified. Blocks.
     fn write(&self, items: &[BaoContentItem]) -> Result<(), SpoolError> {
+        let complete = self.complete.read().unwrap_or_else(PoisonError::into_inner);
+        if *complete {
+            return Ok(());
+        }
         let (part, hashes) = self.arrival.part(self.blob);
         let tree = BaoTree::new(self.size, BLOCK);
         for item in items {
@@ -150,6 +157,7 @@ impl LargeFile {
     /// One more piece is complete; with the last one the file is. Blocks.
     fn piece_came(&self) -> Result<(), SpoolError> {
         if self.pieces.fetch_sub(1, Ordering::AcqRel) == 1 {
+            *self.complete.write().unwrap_or_else(PoisonError::into_inner) = true;
             self.arrival.complete(self.blob)?;
         }
         Ok(())

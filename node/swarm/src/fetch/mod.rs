@@ -19,12 +19,14 @@ pub use arrival::{Arrival, ArrivedBlob, SpoolError, copy_blob};
 pub use progress::{FetchOrder, FetchProgress};
 pub use provider::ProviderError;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use futures::future::{Either, select};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::ServeAnswer;
@@ -37,7 +39,7 @@ use crate::limits::{
 };
 use crate::places::Places;
 use crate::shelf::ShelfError;
-use arrival::Kind;
+use arrival::{Coming, Kind};
 use large::LargeFile;
 use plan::{Job, Plan, Turn, is_small};
 use progress::{Brought, Report};
@@ -140,8 +142,18 @@ pub(crate) fn coming(answer: ServeAnswer) -> Result<(), ProviderError> {
     }
 }
 
-/// Fetches a tree, as far as its files are not here yet.
-pub(crate) async fn fetch_tree(core: &Arc<Core>, order: FetchOrder) -> Result<Arc<Arrival>, FetchError> {
+/// A tree whose directories have come, so that it is known which files are to come.
+struct Begun {
+    arrival: Arc<Arrival>,
+    coming: Coming,
+    missing: Vec<(BlobDigest, u64)>,
+    providers: VecDeque<NodeKey>,
+    failures: Vec<(NodeKey, ProviderError)>,
+    report: Report,
+    place: OwnedSemaphorePermit,
+}
+
+async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError> {
     let FetchOrder {
         root,
         providers,
@@ -154,7 +166,12 @@ pub(crate) async fn fetch_tree(core: &Arc<Core>, order: FetchOrder) -> Result<Ar
         return Err(FetchError::NoProvider(root));
     }
     let alone = core.fetching.alone(root).await;
-    let place = core.fetching.places.clone().acquire_owned().await;
+    let places = core.fetching.places.clone();
+    // Places are never taken away.
+    let place = places
+        .acquire_owned()
+        .await
+        .map_err(|_| FetchError::NoProvider(root))?;
     let spool = core.fetching.spool.clone();
     let arrival = Arc::new(blocking(move || Arrival::open(&spool, root, alone)).await??);
     let mut failures = vec![];
@@ -164,15 +181,66 @@ pub(crate) async fn fetch_tree(core: &Arc<Core>, order: FetchOrder) -> Result<Ar
         return Err(FetchError::Failed { root, failures });
     };
     let missing = missing(core, &arrival, files, whole).await?;
-    let size = missing.values().sum();
+    let size = missing.iter().map(|(_, size)| size).sum();
     if let Some(limit) = max_bytes
         && size > limit
     {
         return Err(FetchError::TooLarge { root, size, limit });
     }
-    fetch_files(core, &arrival, missing, (providers, failures), report).await?;
-    drop(place);
+    let coming = arrival.expect(missing.iter().map(|(blob, _)| *blob));
+    Ok(Begun {
+        arrival,
+        coming,
+        missing,
+        providers,
+        failures,
+        report,
+        place,
+    })
+}
+
+impl Begun {
+    async fn finish(self, core: &Arc<Core>) -> Result<(), FetchError> {
+        let who = (self.providers, self.failures);
+        let fetched = fetch_files(core, &self.arrival, self.missing, who, self.report).await;
+        drop((self.coming, self.place));
+        fetched
+    }
+}
+
+/// Fetches a tree, as far as its files are not here yet.
+pub(crate) async fn fetch_tree(core: &Arc<Core>, order: FetchOrder) -> Result<Arc<Arrival>, FetchError> {
+    let begun = begin(core, order).await?;
+    let arrival = begun.arrival.clone();
+    begun.finish(core).await?;
     Ok(arrival)
+}
+
+/// As [`fetch_tree`], while somebody takes what arrives.
+pub(crate) async fn fetch_while<T, E, F>(
+    core: &Arc<Core>,
+    order: FetchOrder,
+    take: impl FnOnce(Arc<Arrival>) -> F,
+) -> Result<Result<T, E>, FetchError>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let begun = begin(core, order).await?;
+    let taking = pin!(take(begun.arrival.clone()));
+    let fetching = pin!(begun.finish(core));
+    match select(fetching, taking).await {
+        Either::Left((Ok(()), taking)) => Ok(taking.await),
+        // Who takes is told that no more comes; what had come may be enough.
+        Either::Left((Err(failed), taking)) => taking.await.map(Ok).map_err(|_| failed),
+        Either::Right((Ok(taken), fetching)) => {
+            // Streams that are no longer needed come to their ends.
+            if let Err(error) = fetching.await {
+                tracing::debug!(%error, "a fetch failed after everything had come");
+            }
+            Ok(Ok(taken))
+        }
+        Either::Right((Err(error), _)) => Ok(Err(error)),
+    }
 }
 
 /// The directories, from the first provider that brings them. It stays the first.
@@ -205,27 +273,27 @@ async fn walk_first(
 }
 
 /// Files that are neither in the store (unless they are wanted all the same) nor in the arrival, with
-/// their sizes.
+/// their sizes, in the order in which a store writes them.
 async fn missing(
     core: &Arc<Core>,
     arrival: &Arc<Arrival>,
     files: Files,
     whole: bool,
-) -> Result<BTreeMap<BlobDigest, u64>, FetchError> {
+) -> Result<Vec<(BlobDigest, u64)>, FetchError> {
     let arrival = arrival.clone();
     let missing = core.ask_shelf(move |shelf| {
-        let wanted: Vec<BlobDigest> = files.keys().copied().collect();
-        let here = shelf.has_blobs(&wanted)?;
-        let mut missing = BTreeMap::new();
-        for (blob, here) in wanted.iter().zip(here) {
-            let size = files[blob];
+        let wanted = walk::in_order(&arrival, files).map_err(ShelfError::new)?;
+        let blobs: Vec<BlobDigest> = wanted.iter().map(|(blob, _)| *blob).collect();
+        let here = shelf.has_blobs(&blobs)?;
+        let mut missing = vec![];
+        for ((blob, size), here) in wanted.into_iter().zip(here) {
             if (here && !whole) || arrival.has(Kind::File, blob.0) {
                 continue;
             }
-            if !is_small(size) && arrival.completed_before(*blob).map_err(ShelfError::new)? {
+            if !is_small(size) && arrival.completed_before(blob).map_err(ShelfError::new)? {
                 continue;
             }
-            missing.insert(*blob, size);
+            missing.push((blob, size));
         }
         Ok(missing)
     });
@@ -248,7 +316,7 @@ struct Work {
 async fn fetch_files(
     core: &Arc<Core>,
     arrival: &Arc<Arrival>,
-    missing: BTreeMap<BlobDigest, u64>,
+    missing: Vec<(BlobDigest, u64)>,
     (mut providers, mut failures): (VecDeque<NodeKey>, Vec<(NodeKey, ProviderError)>),
     report: Report,
 ) -> Result<(), FetchError> {

@@ -9,7 +9,7 @@ use tvix_node_protocol::limits::{TREE_DEPTH, TREE_NODE_BYTES};
 use tvix_node_protocol::messages::{ServeAnswer, TreeQuestion};
 use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 
-use super::arrival::{Arrival, Item, Kind};
+use super::arrival::{Arrival, Item, Kind, SpoolError};
 use super::coming;
 use super::provider::ProviderError;
 use crate::call::{self, CallError};
@@ -117,6 +117,35 @@ pub(crate) async fn fetch(
     }
     write(arrival, items).await?;
     Ok(walk.files)
+}
+
+/// The files in the order of an archive, each once. Blocks.
+pub(crate) fn in_order(arrival: &Arrival, mut files: Files) -> Result<Vec<(BlobDigest, u64)>, SpoolError> {
+    let mut order = Vec::with_capacity(files.len());
+    let mut file = |blob: BlobDigest| order.extend(files.remove(&blob).map(|size| (blob, size)));
+    let mut seen = HashSet::new();
+    let mut next = vec![];
+    match arrival.tree(arrival.root())? {
+        Some(Tree::Leaf(Leaf::File { blob, .. })) => file(blob),
+        _ => next.push(Node::Directory(arrival.root())),
+    }
+    while let Some(node) = next.pop() {
+        match node {
+            Node::Symlink(_) => {}
+            Node::File { blob, .. } => file(blob),
+            Node::Directory(digest) => {
+                if seen.insert(digest)
+                    && let Some(Tree::Directory(directory)) = arrival.tree(digest)?
+                {
+                    let entries = directory.entries().map(|(_, node)| node.clone());
+                    let place = next.len();
+                    next.extend(entries);
+                    next[place..].reverse();
+                }
+            }
+        }
+    }
+    Ok(order)
 }
 
 /// Writes what has been verified, where that may block.

@@ -1,7 +1,7 @@
 use super::shelf::{component, noise};
 use super::*;
 use crate::limits::{CONTENT_PIECE, PIECE_CHUNKS, WRITE_BATCH};
-use crate::{Arrival, Caps, FetchError, FetchOrder, FetchProgress};
+use crate::{Arrival, Caps, FetchError, FetchOrder, FetchProgress, SpoolError};
 use tokio::sync::watch;
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, SymlinkTarget, Tree, TreeDigest};
 
@@ -301,6 +301,84 @@ async fn a_fetch_that_broke_off_goes_on_where_it_was() {
         before + again < large.len() as u64 + (12 << 20),
         "{before} and {again}"
     );
+}
+
+#[tokio::test]
+async fn what_arrives_is_taken_while_the_rest_comes() {
+    let (ann, bob) = pair().await;
+    let root = mixed(&ann.shelf);
+    ann.shelf.add_path("mixed", root);
+    let shelf = bob.shelf.clone();
+    let take = |arrival: Arc<Arrival>| async move {
+        tokio::task::spawn_blocking(move || shelf.adopt(&arrival)).await
+    };
+    let order = FetchOrder::new(root, vec![ann.key()]);
+    soon(bob.handle.fetch_while(order, take)).await.unwrap().unwrap();
+    assert!(bob.shelf.is_complete(root));
+}
+
+/// Reads the large file of an arrival, which waits for it.
+async fn read_large(arrival: Arc<Arrival>, blob: BlobDigest) -> Result<bool, SpoolError> {
+    let read = tokio::task::spawn_blocking(move || arrival.blob(blob).map(|blob| blob.is_some()));
+    read.await.unwrap()
+}
+
+#[tokio::test]
+async fn who_takes_what_arrives_is_told_when_no_more_comes() {
+    let (ann, bob) = pair().await;
+    let large = noise(1, 40 << 20);
+    let (root, blob) = (
+        ann.shelf.add_directory(&[("large", &large)]),
+        BlobDigest::of(&large),
+    );
+    ann.shelf.add_path("p", root);
+    bob.handle.set_caps(Caps {
+        upload: None,
+        download: Some(4 << 20),
+    });
+    let come = || {
+        let traffic = bob.handle.traffic();
+        traffic
+            .get(&ann.key())
+            .map_or(0, |traffic| traffic.content_received)
+    };
+    let order = || FetchOrder::new(root, vec![ann.key()]);
+    // Who asked goes away: what reads ends.
+    let (told, mut ended) = tokio::sync::mpsc::channel(1);
+    let take = |arrival| async move {
+        let reading = tokio::spawn(async move {
+            let read = read_large(arrival, blob).await;
+            told.send(read).await.unwrap();
+        });
+        reading.await
+    };
+    let mut breaking = Box::pin(bob.handle.fetch_while(order(), take));
+    while come() < CONTENT_PIECE as u64 {
+        tokio::select! {
+            done = &mut breaking => panic!("too fast to be broken off: {done:?}"),
+            () = tokio::time::sleep(Duration::from_millis(1)) => {}
+        }
+    }
+    drop(breaking);
+    let read = soon(ended.recv()).await.unwrap();
+    assert!(
+        matches!(read, Err(SpoolError::BrokenOff(missed)) if missed == blob),
+        "{read:?}"
+    );
+    // Who takes fails: nothing more is fetched.
+    let refused = soon(bob.handle.fetch_while(order(), async |_| Err::<(), _>("full"))).await;
+    assert_eq!(refused.unwrap(), Err("full"));
+    // The only provider goes away: the error is that of the transfer.
+    let before = come();
+    let fetching = bob
+        .handle
+        .fetch_while(order(), |arrival| read_large(arrival, blob));
+    let leaving = async {
+        eventually(async || come() > before + CONTENT_PIECE as u64).await;
+        ann.handle.shutdown().await;
+    };
+    let (fetched, ()) = soon(async { tokio::join!(fetching, leaving) }).await;
+    assert!(matches!(fetched, Err(FetchError::Failed { .. })), "{fetched:?}");
 }
 
 #[tokio::test]
