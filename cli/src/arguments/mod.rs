@@ -206,7 +206,7 @@ pub enum Command {
     },
     /// Put a member out of the team for good
     ///
-    /// Its key never comes back: who runs that node needs a new home and a new ticket. Whom it invited is out
+    /// Its key never comes back: who runs that node gives the team up ('leave') and joins anew by another key. Whom it invited is out
     /// too until somebody else invites or renews them. Founders may revoke; one who is to put out another founder
     /// may need more founders to say the same.
     Revoke {

@@ -393,8 +393,8 @@ fn roster(is_member: bool, end: Option<u64>, others: &[String], now: u64) -> Fin
             Health::Bad,
             "this node is no member of its team any more: its membership has ended, or it was put out",
             Some(
-                "ask a member for a new ticket; a key that was put out does not come back, so that takes a new home \
-                 (TVIX_NODE_HOME)"
+                "ask a member for a new ticket, give the team up with 'tvix-node leave', and redeem the ticket: the node \
+                 comes back by another key, since one that was put out does not"
                     .to_owned(),
             ),
         );

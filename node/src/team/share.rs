@@ -173,10 +173,7 @@ impl ShareBook {
             let load = gauge.read();
             self.load.send_replace(load.unwrap_or(0));
             let machine = Machine {
-                minute: match current.quiet.is_empty() {
-                    true => None,
-                    false => minute_of_day().await,
-                },
+                minute: minute_of_day(&chrono::Local::now()),
                 on_battery: on_battery(Path::new("/sys/class/power_supply")),
                 load,
                 cores: cores(),
@@ -225,8 +222,8 @@ fn read(file: &Path, bytes: &[u8]) -> Result<SharingTerms, ShareError> {
 /// What the terms are applied to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Machine {
-    /// Minute of the day; none: it cannot be found out.
-    minute: Option<u16>,
+    /// Minute of the day, by its clock and its time zone.
+    minute: u16,
     on_battery: bool,
     /// What other programs keep busy, in hundredths of one core; none: it cannot be found out.
     load: Option<u32>,
@@ -247,15 +244,8 @@ fn withheld(terms: &SharingTerms, machine: &Machine) -> Option<String> {
     if machine.metered {
         return Some("its connection is metered".to_owned());
     }
-    if !terms.quiet.is_empty() {
-        let Some(minute) = machine.minute else {
-            return Some(
-                "its owner has set quiet hours, and the time of the day cannot be found out there".to_owned(),
-            );
-        };
-        if let Some(quiet) = terms.quiet.iter().find(|quiet| quiet.has(minute)) {
-            return Some(format!("its owner has set quiet hours, {quiet}"));
-        }
+    if let Some(quiet) = terms.quiet.iter().find(|quiet| quiet.has(machine.minute)) {
+        return Some(format!("its owner has set quiet hours, {quiet}"));
     }
     if terms.mains_only && machine.on_battery {
         return Some("it runs on its battery".to_owned());
@@ -293,13 +283,9 @@ fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1))
 }
 
-/// The minute of the day by the machine's clock and its time zone, which the program `date` knows.
-async fn minute_of_day() -> Option<u16> {
-    let mut command = tokio::process::Command::new("date");
-    let output = command.arg("+%H:%M").output().await.ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let (hours, minutes) = text.trim().split_once(':')?;
-    Some(hours.parse::<u16>().ok()? * 60 + minutes.parse::<u16>().ok()?)
+/// The minute of the day at this moment, wherever that is.
+fn minute_of_day(now: &impl chrono::Timelike) -> u16 {
+    u16::try_from(now.hour() * 60 + now.minute()).unwrap_or(u16::MAX)
 }
 
 /// Whether the machine has a battery and no mains that are on. `supplies`: the kernel's folder of them.
@@ -322,7 +308,7 @@ mod tests {
 
     fn idle() -> Machine {
         Machine {
-            minute: Some(12 * 60),
+            minute: 12 * 60,
             on_battery: false,
             load: Some(0),
             cores: 4,
@@ -330,6 +316,16 @@ mod tests {
             metered: false,
             withheld: false,
         }
+    }
+
+    #[test]
+    fn the_minute_of_the_day_is_that_of_the_place() {
+        use chrono::{FixedOffset, TimeZone as _};
+        let there = FixedOffset::east_opt(5 * 3600 + 30 * 60).unwrap();
+        let at = |seconds: i64| minute_of_day(&there.timestamp_opt(seconds, 0).unwrap());
+        assert_eq!(at(0), 5 * 60 + 30);
+        assert_eq!(at(18 * 3600 + 29 * 60 + 59), 23 * 60 + 59);
+        assert_eq!(at(18 * 3600 + 30 * 60), 0);
     }
 
     fn terms(mode: SharingMode) -> SharingTerms {
@@ -361,18 +357,10 @@ mod tests {
         };
         assert!(withheld(&quiet, &idle()).unwrap().contains("11:00-13:00"));
         let later = Machine {
-            minute: Some(13 * 60),
+            minute: 13 * 60,
             ..idle()
         };
         assert_eq!(withheld(&quiet, &later), None);
-        let unknown = Machine {
-            minute: None,
-            ..idle()
-        };
-        assert!(
-            withheld(&quiet, &unknown).is_some(),
-            "what is not known is not taken for allowed"
-        );
         let mains = SharingTerms {
             mains_only: true,
             ..on.clone()

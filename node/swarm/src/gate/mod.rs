@@ -16,6 +16,7 @@ use tvix_node_protocol::limits::ENVELOPE_BYTES;
 use tvix_node_protocol::messages::{Refusal, RefusalReason};
 use tvix_node_protocol::roster::Role;
 
+use crate::clock::in_words;
 use crate::limits::{CLOCK_SKEW, REQUEST_LIFETIME};
 use crate::roster::Members;
 
@@ -213,19 +214,22 @@ fn open(envelope: &Envelope) -> Result<BuildRequest, Refusal> {
 
 /// Clocks may be [`CLOCK_SKEW`] apart.
 fn check_time(request: &BuildRequest, now: u64) -> Result<(), Refusal> {
-    let clocks = format!("this builder's clock says {now}; clocks may be {CLOCK_SKEW} s apart");
+    let clocks = format!(
+        "it is {} by this builder's clock, and clocks may be {CLOCK_SKEW} s apart: 'tvix-node doctor' says which one is wrong",
+        in_words(now)
+    );
     if now > request.not_after.saturating_add(CLOCK_SKEW) {
-        let end = request.not_after;
+        let end = in_words(request.not_after);
         return Err(refusal(
             RefusalReason::Expired,
-            format!("the request was good until {end} (seconds since 1970); {clocks}"),
+            format!("the request was good until {end}; {clocks}"),
         ));
     }
     if request.issued_at > now.saturating_add(CLOCK_SKEW) {
-        let begin = request.issued_at;
+        let begin = in_words(request.issued_at);
         return Err(refusal(
             RefusalReason::FromTheFuture,
-            format!("the request was made at {begin} (seconds since 1970); {clocks}"),
+            format!("the request was made at {begin}; {clocks}"),
         ));
     }
     let lifetime = request.not_after - request.issued_at;

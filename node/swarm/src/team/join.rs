@@ -10,7 +10,7 @@ use tvix_node_protocol::ticket::Ticket;
 
 use super::{Team, TeamError};
 use crate::call::{self, CallError};
-use crate::clock::Clock;
+use crate::clock::{Clock, in_words};
 use crate::disk::DiskError;
 use crate::limits::CLOCK_SKEW;
 use crate::net::contacts::{Contacts, SharedContacts};
@@ -25,8 +25,8 @@ use crate::roster::{GenesisError, Roster};
 pub enum JoinError {
     /// The ticket's time is over, by this node's clock.
     #[error(
-        "the ticket was good until {not_after} (seconds since 1970), and this clock says {now}: \
-         set the clock, or ask for a new ticket"
+        "the ticket was good until {}, and this clock says {}: ask for a new ticket, or set the clock if it is wrong",
+        in_words(*.not_after), in_words(*.now)
     )]
     Expired {
         /// The ticket's end.
@@ -75,7 +75,8 @@ pub enum JoinError {
     /// After all this the node is not a member.
     #[error(
         "the inviter's roster does not make this node a member; clocks that are more than {CLOCK_SKEW} s apart are \
-         one reason (this one says {now} s since 1970)"
+         one reason (this one says {})",
+        in_words(*.now)
     )]
     NotAMember {
         /// This node's time.

@@ -12,7 +12,7 @@ use tvix_node_protocol::roster::{Genesis, Member, Revoked, Role, Roles, RosterEr
 use tvix_node_protocol::ticket::Ticket;
 
 use super::Team;
-use crate::clock::Clock;
+use crate::clock::{Clock, in_words};
 use crate::disk::DiskError;
 use crate::invitations::{Invitations, InviteError};
 use crate::limits::ROSTER_ROUND;
@@ -306,7 +306,8 @@ impl TeamState {
         let now = self.now();
         check_name(name).map_err(|error| (JoinRefusal::Name, error.to_string()))?;
         if self.with_roster(|roster| roster.is_revoked(key)) {
-            let message = "this node's key was put out of the team; it takes a new key to join again";
+            let message = "this node's key was put out of the team: 'tvix-node leave' there, and then the ticket makes it a \
+                           member by another key";
             return Err((JoinRefusal::NotAMember, message.to_owned()));
         }
         if !self.members().may(self.me, Role::Invite) {
@@ -435,16 +436,17 @@ impl TeamState {
             self.with_roster(|roster| (roster.is_revoked(key), roster.latest(key).cloned()));
         let ask = "somebody who may invite has to renew it";
         match latest {
-            _ if revoked => "this key was put out of the team; it takes a new key to join again".to_owned(),
+            _ if revoked => "this key was put out of the team; 'tvix-node leave' there, and a new \
+                             ticket, make the node a member by another key"
+                .to_owned(),
             Some(member) if !self.members().contains(member.issued_by) => {
                 format!("who vouched for this key is not in the team any more; {ask}")
             }
             Some(member) => format!(
-                "the membership of this key was from {} to {} (seconds since 1970), and it is {} here; if no \
-                 clock is wrong, {ask}",
-                member.issued_at,
-                member.not_after,
-                self.now()
+                "the membership of this key was from {} to {}, and it is {} here; if no clock is wrong, {ask}",
+                in_words(member.issued_at),
+                in_words(member.not_after),
+                in_words(self.now())
             ),
             None => "nobody in the team has vouched for this key".to_owned(),
         }
@@ -471,7 +473,8 @@ fn refusal_message(reason: JoinRefusal, now: u64) -> String {
             "the inviter did not make this ticket, or has lost it; ask for a new one".to_owned()
         }
         JoinRefusal::Expired => {
-            format!("the ticket has expired (the inviter's clock says {now} s since 1970); ask for a new one")
+            let now = in_words(now);
+            format!("the ticket has expired (the inviter's clock says {now}); ask for a new one")
         }
         JoinRefusal::Used => "somebody else has used this ticket; ask for a new one".to_owned(),
         JoinRefusal::OtherSwarm => "the ticket is for another team than the inviter's".to_owned(),
