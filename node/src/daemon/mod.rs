@@ -155,7 +155,9 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         .map_err(TeamFailure::from)?
         .into_iter()
         .collect();
-    let store = Store::open_in_teams(home.root(), &teams)?;
+    // The folder is made with the first team, and stays.
+    let ever = !teams.is_empty() || home.teams_folder().exists();
+    let store = Store::open_in_teams(home.root(), ever.then_some(&teams))?;
     let mut config = Config::new(home.scratch_folder(), Helper::this_program());
     config.memory = options.build_memory;
     config.control_groups = options.control_groups;

@@ -225,14 +225,15 @@ pub(crate) fn record_audience(
     Ok(Audience::decode(row.as_ref().map(|row| row.value()))?)
 }
 
-/// Makes the tables in an index from before audiences were written down. Nobody knows where what is in it came from:
-/// it counts as from the teams that the node belongs to now, `former`. Where it belongs to none, and has nothing that
-/// a member built or vouched for, all of it is the owner's.
-pub(crate) fn begin_audiences(index: &Index, former: &BTreeSet<SwarmId>) -> Result<(), IndexError> {
+/// Makes the tables in an index from before audiences were written down. Nobody knows where what is in it came from,
+/// sources among it, which name themselves whoever brought them: all of it counts as from the teams that the node belongs
+/// to now, `teams`, and is for nobody where it has left them. Where it never belonged to one (none), and has nothing
+/// that a member built or vouched for, all of it is the owner's.
+pub(crate) fn begin_audiences(index: &Index, teams: Option<&BTreeSet<SwarmId>>) -> Result<(), IndexError> {
     index.write(|transaction| {
         let paths = transaction.open_table(PATHS)?;
         let unaccepted = transaction.open_table(UNACCEPTED)?;
-        let mut foreign = !former.is_empty();
+        let mut foreign = teams.is_some();
         let mut names = Vec::new();
         for entry in paths.iter()? {
             let (key, record) = entry?;
@@ -250,7 +251,8 @@ pub(crate) fn begin_audiences(index: &Index, former: &BTreeSet<SwarmId>) -> Resu
         }
         let mut audiences = transaction.open_table(AUDIENCES)?;
         let mut of_records = transaction.open_table(RECORD_AUDIENCES)?;
-        let Some(row) = Audience::Teams(former.clone()).encode().filter(|_| foreign) else {
+        let teams = teams.cloned().unwrap_or_default();
+        let Some(row) = Audience::Teams(teams).encode().filter(|_| foreign) else {
             return Ok(());
         };
         for name in names {

@@ -319,7 +319,7 @@ fn what_an_older_store_has_is_known_to_the_teams_of_then_alone() {
         path = Some(add(at, "it", &[], &Audience::Everyone, &store.lease()));
     });
     let path = path.unwrap();
-    let store = Store::open_in_teams(&home, &BTreeSet::from([ANNS])).unwrap();
+    let store = Store::open_in_teams(&home, Some(&BTreeSet::from([ANNS]))).unwrap();
     assert_eq!(audience(&store, &path), Some(Audience::team(ANNS)));
     let new = add(
         (&store, folder.path()),
@@ -330,7 +330,7 @@ fn what_an_older_store_has_is_known_to_the_teams_of_then_alone() {
     );
     drop(store);
     // Once.
-    let store = Store::open_in_teams(&home, &BTreeSet::from([BOBS])).unwrap();
+    let store = Store::open_in_teams(&home, Some(&BTreeSet::from([BOBS]))).unwrap();
     assert_eq!(audience(&store, &path), Some(Audience::team(ANNS)));
     assert_eq!(audience(&store, &new), Some(Audience::Everyone));
 }
@@ -365,4 +365,31 @@ fn what_an_older_store_outside_of_any_team_has_is_the_owners_unless_a_member_vou
         };
         assert_eq!(audience(&store, &path.unwrap()), Some(expected), "{vouched}");
     }
+}
+
+#[test]
+fn what_an_older_store_has_is_for_nobody_where_its_node_has_left_its_teams() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let mut path = None;
+    // A source names itself, whoever brought it.
+    of_version_1(&home, |store| {
+        let at = (store, folder.path());
+        path = Some(add(at, "source", &[], &Audience::Everyone, &store.lease()));
+    });
+    let path = path.unwrap();
+    let store = Store::open_in_teams(&home, Some(&BTreeSet::new())).unwrap();
+    assert_eq!(audience(&store, &path), Some(Audience::nobody()));
+    assert_eq!(store.known_to(BOBS, [&path]).unwrap(), [false]);
+    // The owner who adds it again makes it his own.
+    let lease = store.lease();
+    let again = add(
+        (&store, folder.path()),
+        "source",
+        &[],
+        &Audience::Everyone,
+        &lease,
+    );
+    assert_eq!(again, path);
+    assert_eq!(audience(&store, &path), Some(Audience::Everyone));
 }

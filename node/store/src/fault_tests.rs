@@ -36,7 +36,7 @@ fn open(home: &Path, plan: Plan) -> Result<(Store, Faults), crate::OpenError> {
         Plan::Fail(step, _) | Plan::Full(step) | Plan::Kill(step) if step % 2 == 1 => u64::MAX,
         _ => 0,
     });
-    Ok((Store::open_on(home, disk, &BTreeSet::new())?, faults))
+    Ok((Store::open_on(home, disk, None)?, faults))
 }
 
 fn text(name: &str, content: &str, references: &[&Text]) -> Text {

@@ -86,27 +86,31 @@ impl Drop for HomeLock {
 }
 
 impl Store {
-    /// Opens the store of a home whose node belongs to no team. See [`Store::open_in_teams`].
+    /// Opens the store of a home whose node never belonged to a team. See [`Store::open_in_teams`].
     ///
     /// # Errors
     /// [`OpenError`]
     pub fn open(home: &Path) -> Result<Self, OpenError> {
-        Self::open_in_teams(home, &BTreeSet::new())
+        Self::open_in_teams(home, None)
     }
 
-    /// Opens the store of a home, and makes it where there is none. `teams`: those that the node belongs to; what a
-    /// store of version 1 has is known to them alone from now on.
+    /// Opens the store of a home, and makes it where there is none. `teams`: those that the node belongs to, perhaps none
+    /// any more, where it ever belonged to any; what a store of version 1 has is known to them alone from now on.
     ///
     /// Trees go to `<home>/nix/store`, everything else to `<home>/store` and `<home>/log`. What an
     /// earlier process had begun and never reported is removed.
     ///
     /// # Errors
     /// [`OpenError`]; a home of a newer version is refused and nothing in it is touched.
-    pub fn open_in_teams(home: &Path, teams: &BTreeSet<SwarmId>) -> Result<Self, OpenError> {
+    pub fn open_in_teams(home: &Path, teams: Option<&BTreeSet<SwarmId>>) -> Result<Self, OpenError> {
         Self::open_on(home, Disk::default(), teams)
     }
 
-    pub(crate) fn open_on(home: &Path, disk: Disk, teams: &BTreeSet<SwarmId>) -> Result<Self, OpenError> {
+    pub(crate) fn open_on(
+        home: &Path,
+        disk: Disk,
+        teams: Option<&BTreeSet<SwarmId>>,
+    ) -> Result<Self, OpenError> {
         let schema = home.join("store").join("schema");
         check_schema(home, &schema)?;
         for directory in [
