@@ -21,7 +21,7 @@ use tvix_node_protocol::messages::BlobQuestion;
 use tvix_node_protocol::tree::BlobDigest;
 
 use super::arrival::{Arrival, SpoolError, io_error};
-use super::plan::{CHUNK, Turn};
+use super::plan::{CHUNK, Signs, Turn};
 use super::provider::ProviderError;
 use super::{Work, coming};
 use crate::call;
@@ -169,7 +169,7 @@ pub(crate) async fn fetch(
     work: &Work,
     provider: NodeKey,
     file: &Arc<LargeFile>,
-    (turn, chunks): (Turn, Range<u64>),
+    (turn, signs, chunks): (Turn, Signs, Range<u64>),
 ) -> Result<(), ProviderError> {
     let (root, blob) = (work.arrival.root(), file.blob);
     let ended = |what: String| ProviderError::Ended(what);
@@ -203,15 +203,22 @@ pub(crate) async fn fetch(
     }
     let (mut items, mut bytes, mut reached) = (vec![], 0, chunks.start);
     let mut left = chunks;
-    // What is written counts, for the plan and for who watches. The end may have come nearer.
+    // What is written counts, for the plan and for who watches. The end may have come nearer; or another one brings it all by
+    // now, and then this is over.
     let reach = |reached: u64, left: &mut Range<u64>| {
-        let now = lock(&work.plan).reached(turn, reached);
+        let Some(now) = lock(&work.plan).reached(turn, reached) else {
+            return false;
+        };
         work.report
             .came(provider, file.bytes_in(&(left.start..now.start)));
         *left = now;
+        true
     };
     loop {
-        let (more, item) = match content.next().await {
+        signs.waits();
+        let next = content.next().await;
+        signs.came();
+        let (more, item) = match next {
             BlobContentNext::Done(_) => break,
             BlobContentNext::More((more, item)) => (more, item),
         };
@@ -226,7 +233,9 @@ pub(crate) async fn fetch(
             Ok(parent) => items.push(parent),
             Err(error) => {
                 write(file, std::mem::take(&mut items)).await?;
-                reach(reached, &mut left);
+                if !reach(reached, &mut left) {
+                    return Ok(());
+                }
                 if left.is_empty() {
                     break;
                 }
@@ -236,14 +245,18 @@ pub(crate) async fn fetch(
         if bytes >= WRITE_BATCH {
             bytes = 0;
             write(file, std::mem::take(&mut items)).await?;
-            reach(reached, &mut left);
+            if !reach(reached, &mut left) {
+                return Ok(());
+            }
             if left.is_empty() {
                 break;
             }
         }
     }
     write(file, items).await?;
-    reach(reached, &mut left);
+    if !reach(reached, &mut left) {
+        return Ok(());
+    }
     if !left.is_empty() {
         return Err(ended("a part is missing".to_owned()));
     }

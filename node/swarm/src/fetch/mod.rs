@@ -23,7 +23,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::{Either, select};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -41,7 +41,7 @@ use crate::places::Places;
 use crate::shelf::ShelfError;
 use arrival::{Coming, Kind};
 use large::LargeFile;
-use plan::{Job, Plan, Turn, is_small};
+use plan::{Job, Plan, Signs, Turn, is_small};
 use progress::{Brought, Report};
 use walk::Files;
 
@@ -359,7 +359,7 @@ async fn fetch_files(
     let mut workers = JoinSet::new();
     let mut active: HashMap<NodeKey, usize> = HashMap::new();
     loop {
-        while active.len() < PROVIDERS_AT_ONCE && lock(&work.plan).wants_more(workers.len()) {
+        while active.len() < PROVIDERS_AT_ONCE && work.wants_provider(&active, workers.len()) {
             let Some(provider) = providers.pop_front() else {
                 break;
             };
@@ -377,8 +377,11 @@ async fn fetch_files(
                 *count += 1;
             }
         }
-        let Some(ended) = workers.join_next().await else {
-            break;
+        let ended = match tokio::time::timeout(SHARE_LOOK, workers.join_next()).await {
+            Ok(Some(ended)) => ended,
+            Ok(None) => break,
+            // Somebody may have fallen silent.
+            Err(_) => continue,
         };
         let (provider, result) = ended.map_err(Lost::from)?;
         if let Err(error) = result {
@@ -433,15 +436,26 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
             if plan.is_done() || lock(&work.cut).contains(&provider) {
                 return (provider, Ok(()));
             }
-            plan.take(provider).or_else(|| work.share(&mut plan, provider))
+            let job = plan
+                .take(provider)
+                .or_else(|| work.share(&mut plan, provider))
+                .or_else(|| plan.hedge(provider, Instant::now()));
+            job.map(|(turn, job)| (turn, job, plan.signs(turn)))
         };
-        let Some((turn, job)) = job else {
+        let Some((turn, job, signs)) = job else {
             drop(stream);
             // A provider may become so slow that its work is worth sharing.
             tokio::time::timeout(SHARE_LOOK, changed).await.ok();
             continue;
         };
-        let result = run(&work, provider, turn, job).await;
+        let result = tokio::select! {
+            result = run(&work, provider, (turn, signs), job) => result,
+            // It was silent, and another one has brought what it should, or there is something else that it may bring.
+            () = work.released(turn) => {
+                lock(&work.core.standing).failed(provider, work.core.team.now());
+                continue;
+            }
+        };
         drop(stream);
         match result {
             Ok(()) => {
@@ -456,15 +470,15 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
                     work.changed.notify_waiters();
                 }
             }
-            Err((files, ProviderError::Busy)) if busy < BUSY_TRIES => {
+            Err(ProviderError::Busy) if busy < BUSY_TRIES => {
                 busy += 1;
-                lock(&work.plan).give_back(turn, files);
+                lock(&work.plan).give_back(turn);
                 work.changed.notify_waiters();
                 tokio::time::sleep(BUSY_PAUSE).await;
             }
-            Err((files, error)) => {
+            Err(error) => {
                 lock(&work.cut).insert(provider);
-                lock(&work.plan).give_back(turn, files);
+                lock(&work.plan).give_back(turn);
                 work.changed.notify_waiters();
                 return (provider, Err(error));
             }
@@ -474,6 +488,26 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
 
 impl Work {
     /// Whether one more worker would have something to do with this provider.
+    /// Whether one more provider would have something to do beside these, who do it with so many workers.
+    fn wants_provider(&self, active: &HashMap<NodeKey, usize>, workers: usize) -> bool {
+        let plan = lock(&self.plan);
+        plan.wants_more(workers) || plan.wants_another(Instant::now(), active.keys().copied())
+    }
+
+    /// Returns when what is being done there is of no use any more.
+    async fn released(&self, turn: Turn) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if lock(&self.plan).is_released(turn) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     fn wants_more(&self, provider: NodeKey, workers: usize) -> bool {
         !lock(&self.cut).contains(&provider) && lock(&self.plan).wants_more(workers)
     }
@@ -491,20 +525,21 @@ impl Work {
     }
 }
 
-/// On an error, the small files that did not come; the plan knows what is left of a piece.
-type NotDone = (Vec<(BlobDigest, u64)>, ProviderError);
-
-async fn run(work: &Work, provider: NodeKey, turn: Turn, job: Job) -> Result<(), NotDone> {
+/// On an error, the plan knows what is left.
+async fn run(
+    work: &Work,
+    provider: NodeKey,
+    (turn, signs): (Turn, Signs),
+    job: Job,
+) -> Result<(), ProviderError> {
     match job {
-        Job::Pack(files) => small::fetch(work, provider, files).await,
+        Job::Pack(files) => small::fetch(work, provider, (turn, signs), files).await,
         Job::Piece { blob, chunks } => {
             let Some(file) = work.large.get(&blob) else {
                 // Pieces are planned of files that are open.
                 return Ok(());
             };
-            large::fetch(work, provider, file, (turn, chunks))
-                .await
-                .map_err(|error| (vec![], error))
+            large::fetch(work, provider, file, (turn, signs, chunks)).await
         }
     }
 }

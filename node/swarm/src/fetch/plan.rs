@@ -2,13 +2,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::BLOBS_BATCH;
 use tvix_node_protocol::tree::BlobDigest;
 
+use crate::core::lock;
 use crate::limits::{
-    LARGE_PIECE_CHUNKS, LEAST_SHARE, PACK_BYTES, PACKED_BLOB, PIECE_CHUNKS, PIECES, WORKERS_PER_FAR_PROVIDER,
+    HEDGE_SILENCE, LARGE_PIECE_CHUNKS, LEAST_SHARE, PACK_BYTES, PACKED_BLOB, PIECE_CHUNKS, PIECES,
+    WORKERS_PER_FAR_PROVIDER,
 };
 use crate::protocols::serving::BLOCK;
 
@@ -36,12 +40,48 @@ pub(crate) enum Job {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Turn(u64);
 
-/// What is still to come of a piece of a large file.
+/// Whether a provider gives signs of life: when it did last, and nothing while this node itself is what is waited for.
+#[derive(Debug, Clone)]
+pub(crate) struct Signs(Arc<Mutex<Option<Instant>>>);
+
+impl Signs {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Some(Instant::now()))))
+    }
+
+    /// From now on the provider is waited for.
+    pub(crate) fn waits(&self) {
+        *lock(&self.0) = Some(Instant::now());
+    }
+
+    /// It has brought something, which this node is busy with now.
+    pub(crate) fn came(&self) {
+        *lock(&self.0) = None;
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        let since = *lock(&self.0);
+        since.is_some_and(|since| now.duration_since(since) >= HEDGE_SILENCE)
+    }
+}
+
+/// A piece of work that a provider does: what of it is still to come.
 #[derive(Debug)]
-struct Share {
+struct Running {
     provider: NodeKey,
-    blob: BlobDigest,
-    left: Range<u64>,
+    left: Job,
+    signs: Signs,
+    /// Who had it before, and fell silent.
+    tried: Vec<NodeKey>,
+}
+
+impl Job {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Pack(files) => files.is_empty(),
+            Self::Piece { chunks, .. } => chunks.is_empty(),
+        }
+    }
 }
 
 /// The work that is left.
@@ -49,8 +89,7 @@ struct Share {
 pub(crate) struct Plan {
     jobs: VecDeque<Job>,
     turns: u64,
-    running: usize,
-    shares: HashMap<Turn, Share>,
+    running: HashMap<Turn, Running>,
 }
 
 impl Plan {
@@ -92,7 +131,44 @@ impl Plan {
     /// The next piece of work, for this provider.
     pub(crate) fn take(&mut self, provider: NodeKey) -> Option<(Turn, Job)> {
         let job = self.jobs.pop_front()?;
-        Some((self.begin(provider, &job), job))
+        Some((self.begin(provider, job.clone(), Vec::new()), job))
+    }
+
+    /// Where there is no other work: what one who has fallen silent still has to bring. If that one brings it all the
+    /// same, it has come in vain; whoever is first with it here has it, which a silent one is not.
+    pub(crate) fn hedge(&mut self, provider: NodeKey, now: Instant) -> Option<(Turn, Job)> {
+        let wanted = |running: &Running| running.is_stuck(now) && !running.was_with(provider);
+        let turn = self.running.iter().find(|(_, running)| wanted(running));
+        let turn = *turn?.0;
+        let Running {
+            provider: silent,
+            left,
+            mut tried,
+            ..
+        } = self.running.remove(&turn)?;
+        tried.push(silent);
+        Some((self.begin(provider, left.clone(), tried), left))
+    }
+
+    /// Whether somebody has fallen silent, and none of these providers can bring what it should.
+    pub(crate) fn wants_another(
+        &self,
+        now: Instant,
+        providers: impl Iterator<Item = NodeKey> + Clone,
+    ) -> bool {
+        let mut stuck = self.running.values().filter(|running| running.is_stuck(now));
+        stuck.any(|running| providers.clone().all(|provider| running.was_with(provider)))
+    }
+
+    /// The signs of life of who does this piece of work.
+    pub(crate) fn signs(&self, turn: Turn) -> Signs {
+        let running = self.running.get(&turn);
+        running.map_or_else(Signs::new, |running| running.signs.clone())
+    }
+
+    /// Whether this piece of work is of no use any more: all is done, or another one does it and there is other work.
+    pub(crate) fn is_released(&self, turn: Turn) -> bool {
+        self.is_done() || !self.running.contains_key(&turn) && !self.jobs.is_empty()
     }
 
     /// Where there is no other work: the second half of what a provider that is not faster still has to bring of a
@@ -103,69 +179,92 @@ impl Plan {
         speed: impl Fn(NodeKey) -> f64,
     ) -> Option<(Turn, BlobDigest, Range<u64>)> {
         let own = speed(provider);
-        let left = |share: &Share| share.left.end - share.left.start;
-        let share = self
-            .shares
-            .values_mut()
-            .filter(|share| share.provider != provider && left(share) >= 2 * LEAST_SHARE)
-            .filter(|share| own > 0.0 && speed(share.provider) <= own)
-            .max_by_key(|share| left(share))?;
-        let middle = (share.left.start + left(share) / 2).next_multiple_of(GROUP);
-        let (blob, chunks) = (share.blob, middle..share.left.end);
-        share.left.end = middle;
+        let mut found: Option<(BlobDigest, &mut Range<u64>)> = None;
+        for running in self.running.values_mut() {
+            let slower = running.provider != provider && own > 0.0 && speed(running.provider) <= own;
+            if let Job::Piece { blob, chunks } = &mut running.left
+                && slower
+                && chunks.end - chunks.start >= 2 * LEAST_SHARE
+                && found
+                    .as_ref()
+                    .is_none_or(|(_, most)| most.end - most.start <= chunks.end - chunks.start)
+            {
+                found = Some((*blob, chunks));
+            }
+        }
+        let (blob, left) = found?;
+        let middle = (left.start + (left.end - left.start) / 2).next_multiple_of(GROUP);
+        let chunks = middle..left.end;
+        left.end = middle;
         let job = Job::Piece {
             blob,
             chunks: chunks.clone(),
         };
-        Some((self.begin(provider, &job), blob, chunks))
+        Some((self.begin(provider, job, Vec::new()), blob, chunks))
     }
 
-    fn begin(&mut self, provider: NodeKey, job: &Job) -> Turn {
+    fn begin(&mut self, provider: NodeKey, left: Job, tried: Vec<NodeKey>) -> Turn {
         let turn = Turn(self.turns);
         self.turns += 1;
-        self.running += 1;
-        if let Job::Piece { blob, chunks } = job {
-            let share = Share {
-                provider,
-                blob: *blob,
-                left: chunks.clone(),
-            };
-            self.shares.insert(turn, share);
-        }
+        let running = Running {
+            provider,
+            left,
+            signs: Signs::new(),
+            tried,
+        };
+        self.running.insert(turn, running);
         turn
     }
 
-    /// A piece has come up to this chunk; answers what of it is left.
-    pub(crate) fn reached(&mut self, turn: Turn, chunk: u64) -> Range<u64> {
-        let Some(share) = self.shares.get_mut(&turn) else {
-            return chunk..chunk;
+    /// A piece has come up to this chunk; answers what of it is left, and nothing where another one brings it by now.
+    pub(crate) fn reached(&mut self, turn: Turn, chunk: u64) -> Option<Range<u64>> {
+        let Job::Piece { chunks, .. } = &mut self.running.get_mut(&turn)?.left else {
+            return None;
         };
-        share.left.start = chunk.clamp(share.left.start, share.left.end);
-        share.left.clone()
+        chunks.start = chunk.clamp(chunks.start, chunks.end);
+        Some(chunks.clone())
+    }
+
+    /// So many more small files have come, in order; false where another one brings them by now.
+    pub(crate) fn brought(&mut self, turn: Turn, count: usize) -> bool {
+        let Some(running) = self.running.get_mut(&turn) else {
+            return false;
+        };
+        if let Job::Pack(files) = &mut running.left {
+            files.drain(..count.min(files.len()));
+        }
+        true
     }
 
     /// A piece of work is done.
     pub(crate) fn finished(&mut self, turn: Turn) {
-        self.running -= 1;
-        self.shares.remove(&turn);
+        self.running.remove(&turn);
     }
 
-    /// Small files that did not come have to be brought by another, or what is left of a piece.
-    pub(crate) fn give_back(&mut self, turn: Turn, files: Vec<(BlobDigest, u64)>) {
-        self.running -= 1;
-        self.jobs.push_front(match self.shares.remove(&turn) {
-            Some(Share { blob, left, .. }) => Job::Piece { blob, chunks: left },
-            None => Job::Pack(files),
-        });
+    /// What is left of a piece of work has to be brought by another, if none does so by now.
+    pub(crate) fn give_back(&mut self, turn: Turn) {
+        if let Some(running) = self.running.remove(&turn) {
+            self.jobs.push_front(running.left);
+        }
     }
 
     /// Whether one more worker would have something to do beside so many, who have one piece each.
     pub(crate) fn wants_more(&self, workers: usize) -> bool {
-        self.jobs.len() + self.running > workers
+        self.jobs.len() + self.running.len() > workers
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.jobs.is_empty() && self.running == 0
+        self.jobs.is_empty() && self.running.is_empty()
+    }
+}
+
+impl Running {
+    fn is_stuck(&self, now: Instant) -> bool {
+        !self.left.is_empty() && self.signs.is_silent(now)
+    }
+
+    fn was_with(&self, provider: NodeKey) -> bool {
+        self.provider == provider || self.tried.contains(&provider)
     }
 }
 
@@ -307,7 +406,8 @@ mod tests {
         let (turn, _) = plan.take(ANN).unwrap();
         assert!(plan.take(BOB).is_none());
         assert!(!plan.is_done(), "it may come back");
-        plan.give_back(turn, vec![(blob(2), 1)]);
+        assert!(plan.brought(turn, 1));
+        plan.give_back(turn);
         let (turn, job) = plan.take(BOB).unwrap();
         assert_eq!(job, Job::Pack(vec![(blob(2), 1)]));
         plan.finished(turn);
@@ -320,17 +420,17 @@ mod tests {
         plan.add_large(blob(1), &up_to(PIECE_CHUNKS));
         let speed = |of: f64| move |provider| if provider == ANN { 10.0 } else { of };
         let (ann, _) = plan.take(ANN).unwrap();
-        assert_eq!(plan.reached(ann, 100), 100..PIECE_CHUNKS);
+        assert_eq!(plan.reached(ann, 100), Some(100..PIECE_CHUNKS));
         assert!(plan.share(BOB, speed(9.0)).is_none(), "bob is slower");
         assert!(plan.share(ANN, speed(9.0)).is_none(), "that is ann's own");
         let middle = (100 + (PIECE_CHUNKS - 100) / 2).next_multiple_of(GROUP);
         let (bob, _, chunks) = plan.share(BOB, speed(10.0)).unwrap();
         assert_eq!(chunks, middle..PIECE_CHUNKS);
         // Ann is told, whatever she has brought meanwhile; and what bob fails to bring is there again.
-        assert_eq!(plan.reached(ann, 200), 200..middle);
-        assert_eq!(plan.reached(bob, middle + 50), middle + 50..PIECE_CHUNKS);
-        plan.give_back(bob, vec![]);
-        assert_eq!(plan.reached(ann, middle + 1000), middle..middle);
+        assert_eq!(plan.reached(ann, 200), Some(200..middle));
+        assert_eq!(plan.reached(bob, middle + 50), Some(middle + 50..PIECE_CHUNKS));
+        plan.give_back(bob);
+        assert_eq!(plan.reached(ann, middle + 1000), Some(middle..middle));
         plan.finished(ann);
         assert!(!plan.is_done());
         assert_eq!(pieces(&mut plan).pop(), Some(middle + 50..PIECE_CHUNKS));
@@ -346,6 +446,68 @@ mod tests {
         assert!(plan.wants_more(2), "who took it is one of the two");
         plan.finished(turn);
         assert!(!plan.wants_more(2));
+    }
+
+    #[test]
+    fn what_a_silent_one_has_left_is_brought_by_another_once_each() {
+        let mut plan = Plan::default();
+        plan.add_large(blob(1), &up_to(PIECE_CHUNKS));
+        plan.add_small([(blob(2), 1), (blob(3), 1)]);
+        let (piece, _) = plan.take(ANN).unwrap();
+        let (pack, _) = plan.take(ANN).unwrap();
+        assert_eq!(plan.reached(piece, 100), Some(100..PIECE_CHUNKS));
+        assert!(plan.brought(pack, 1));
+        let now = Instant::now();
+        let later = now + 2 * HEDGE_SILENCE;
+        let both = || [ANN, BOB].into_iter();
+        assert!(plan.hedge(BOB, now).is_none(), "nobody is silent");
+        assert!(!plan.wants_another(now, [ANN].into_iter()));
+        assert!(plan.wants_another(later, [ANN].into_iter()) && !plan.wants_another(later, both()));
+        assert!(plan.hedge(ANN, later).is_none(), "it is ann who is silent");
+        let taken = [(); 2].map(|()| plan.hedge(BOB, later).unwrap());
+        let expected = [
+            Job::Pack(vec![(blob(3), 1)]),
+            Job::Piece {
+                blob: blob(1),
+                chunks: 100..PIECE_CHUNKS,
+            },
+        ];
+        assert!(
+            expected
+                .iter()
+                .all(|job| taken.iter().any(|(_, taken)| taken == job)),
+            "{taken:?}"
+        );
+        // Ann wakes up in vain, and neither of the two takes it once more.
+        assert_eq!(plan.reached(piece, 200), None);
+        assert!(!plan.brought(pack, 1));
+        plan.finished(piece);
+        plan.give_back(pack);
+        assert!(!plan.is_done() && plan.jobs.is_empty() && !plan.is_released(piece));
+        let again = later + 2 * HEDGE_SILENCE;
+        assert!(plan.hedge(ANN, again).is_none() && plan.hedge(BOB, again).is_none());
+        assert!(plan.wants_another(again, both()));
+        let cat = NodeKey([3; 32]);
+        let (last, _) = plan.hedge(cat, again).unwrap();
+        plan.finished(last);
+        let (last, _) = plan.hedge(cat, again).unwrap();
+        plan.give_back(last);
+        assert!(plan.is_released(piece), "there is other work");
+        let (last, _) = plan.take(BOB).unwrap();
+        plan.finished(last);
+        assert!(plan.is_done() && plan.is_released(pack));
+    }
+
+    #[test]
+    fn who_waits_for_this_node_itself_is_not_silent() {
+        let mut plan = Plan::default();
+        plan.add_small([(blob(1), 1)]);
+        let (turn, _) = plan.take(ANN).unwrap();
+        let later = Instant::now() + 2 * HEDGE_SILENCE;
+        plan.signs(turn).came();
+        assert!(plan.hedge(BOB, later).is_none());
+        plan.signs(turn).waits();
+        assert!(plan.hedge(BOB, later + HEDGE_SILENCE).is_some());
     }
 
     #[test]

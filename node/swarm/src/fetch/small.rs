@@ -9,33 +9,25 @@ use tvix_node_protocol::messages::{BlobsQuestion, ServeAnswer};
 use tvix_node_protocol::tree::BlobDigest;
 
 use super::arrival::{Item, Kind};
+use super::plan::{Signs, Turn};
 use super::provider::ProviderError;
 use super::walk::write;
 use super::{Work, coming};
 use crate::call;
+use crate::core::lock;
 use crate::limits::WRITE_BATCH;
 use crate::net::Door;
 use crate::protocols::blob::BlobReader;
 use crate::protocols::blobs::{FOLLOWS, MISSING};
 use crate::protocols::serving::BLOCK;
 
-/// Fetches files from one provider. What has come is kept, whatever happens then; on an error those that
-/// have not come are told.
+/// Fetches files from one provider, as long as they are not brought by another. What has come is kept, whatever happens
+/// then, and the plan knows what has not.
 pub(crate) async fn fetch(
     work: &Work,
     provider: NodeKey,
+    (turn, signs): (Turn, Signs),
     files: Vec<(BlobDigest, u64)>,
-) -> Result<(), (Vec<(BlobDigest, u64)>, ProviderError)> {
-    let mut done = 0;
-    let result = fetch_counting(work, provider, &files, &mut done).await;
-    result.map_err(|error| (files[done..].to_vec(), error))
-}
-
-async fn fetch_counting(
-    work: &Work,
-    provider: NodeKey,
-    files: &[(BlobDigest, u64)],
-    done: &mut usize,
 ) -> Result<(), ProviderError> {
     let at = call::at(provider, Door::Blobs);
     let question = BlobsQuestion {
@@ -48,7 +40,10 @@ async fn fetch_counting(
     let (mut items, mut size) = (vec![], 0);
     let mut failed = None;
     for (number, (blob, length)) in files.iter().enumerate() {
-        match receive(&mut reader, *blob, *length).await {
+        signs.waits();
+        let came = receive(&mut reader, *blob, *length).await;
+        signs.came();
+        match came {
             Ok(bytes) => {
                 work.core.throttles.download.pass(bytes.len()).await;
                 size += bytes.len();
@@ -63,7 +58,9 @@ async fn fetch_counting(
         if size >= WRITE_BATCH || failed.is_some() || number + 1 == files.len() {
             let count = items.len();
             write(&work.arrival, std::mem::take(&mut items)).await?;
-            *done += count;
+            if !lock(&work.plan).brought(turn, count) {
+                return Ok(());
+            }
             work.report.came(provider, std::mem::take(&mut size) as u64);
         }
         if let Some(error) = failed {

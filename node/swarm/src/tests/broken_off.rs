@@ -127,3 +127,36 @@ async fn who_goes_away_in_the_middle_of_an_answer_leaves_room_for_others() {
     let places = &ann.handle.core().serving.streams;
     eventually(async || places.available_permits() == CONTENT_STREAMS).await;
 }
+
+/// Has everything, and says nothing when it is asked for files.
+fn without_files(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    if !matches!(inbound.door, Door::Blobs | Door::Blob) {
+        return honestly(core, inbound);
+    }
+    async move {
+        let _inbound = inbound;
+        std::future::pending::<()>().await;
+    }
+    .boxed()
+}
+
+#[tokio::test]
+async fn what_a_silent_provider_has_left_is_brought_by_another_after_a_moment() {
+    let ann = TestNode::founder(1).await;
+    let bob = ann.invite_as(2, Roles::all(), without_files, |_| ()).await;
+    let mut cat = ann.invite(3).await;
+    cat.meets(ann.key()).await;
+    cat.meets(bob.key()).await;
+    let large = noise(2, 1 << 20);
+    let files: [(&str, &[u8]); 2] = [("large", &large), ("small", b"small")];
+    let root = ann.shelf.add_directory(&files);
+    ann.shelf.add_path("p", root);
+    assert_eq!(bob.shelf.add_directory(&files), root);
+    bob.shelf.add_path("p", root);
+    let since = std::time::Instant::now();
+    let order = FetchOrder::new(root, vec![bob.key(), ann.key()]);
+    cat.shelf.adopt(&soon(cat.handle.fetch(order)).await.unwrap());
+    assert!(cat.shelf.is_complete(root));
+    let took = since.elapsed();
+    assert!(took < crate::limits::ANSWER_TIME / 2, "{took:?}");
+}
