@@ -91,8 +91,8 @@ pub const PRESENCE_QUESTION_KEYS: usize = 65_536;
 /// Paths whose infos are asked for at once.
 pub const PATHS_QUESTION: usize = 4096;
 
-/// Bytes of that question: names have at most 211 characters, 32 the hash.
-pub const PATHS_BYTES: usize = PATHS_QUESTION * 256;
+/// Bytes of that question: hashes of 20 bytes.
+pub const PATHS_BYTES: usize = PATHS_QUESTION * 20 + 64;
 
 /// Bytes of one answer about paths, after which it ends and the rest is asked for anew: ten thousand ordinary path
 /// infos with their records, or two of the largest. What one question can make a node read, pack and send is

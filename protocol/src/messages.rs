@@ -395,15 +395,34 @@ pub enum PresenceRefusal {
     Busy,
 }
 
-/// What is known of these paths?
+/// What is known of the paths with these hashes? The names are not said: whoever claimed to have a path, and does not,
+/// learns none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PathsQuestion {
-    /// The paths.
-    #[serde(with = "basename")]
-    pub paths: Vec<StorePath>,
+    /// The hashes of the paths, one after the other; see [`PathsQuestion::hashes`].
+    #[serde(with = "crate::bytes::vec")]
+    hashes: Vec<u8>,
 }
 message!(PathsQuestion, limits::PATHS_BYTES);
+
+/// The hash that a store path begins with.
+pub type PathHash = [u8; 20];
+
+impl PathsQuestion {
+    /// About these paths.
+    #[must_use]
+    pub fn about(paths: &[StorePath]) -> Self {
+        let hashes = paths.iter().flat_map(|path| *path.digest()).collect();
+        Self { hashes }
+    }
+
+    /// The hashes; what is left of an unfinished one is no question.
+    #[must_use]
+    pub fn hashes(&self) -> &[PathHash] {
+        self.hashes.as_chunks().0
+    }
+}
 
 /// What is known of one path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

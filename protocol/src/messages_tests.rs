@@ -122,12 +122,25 @@ fn the_largest_roster_question_fits() {
 fn the_largest_questions_about_paths_fit() {
     let name = "n".repeat(211);
     let path = StorePath::from_parts([0xff; 20], &name).unwrap();
-    comes_back(&PathsQuestion {
-        paths: vec![path.clone(); limits::PATHS_QUESTION],
-    });
+    comes_back(&PathsQuestion::about(&vec![path.clone(); limits::PATHS_QUESTION]));
     comes_back(&TextsQuestion {
         paths: vec![path; limits::TEXTS_QUESTION],
     });
+}
+
+#[test]
+fn a_question_about_paths_names_none() {
+    let path = StorePath::from_parts([7; 20], "secret-project").unwrap();
+    let question = PathsQuestion::about(std::slice::from_ref(&path));
+    assert_eq!(question.hashes(), [*path.digest()]);
+    let sent = crate::cbor::to_vec(&question).unwrap();
+    assert!(!sent.windows(14).any(|part| part == b"secret-project"));
+    let encoded: Vec<u8> = path.to_basename().into_bytes();
+    assert!(
+        !sent
+            .windows(8)
+            .any(|part| encoded.windows(8).any(|name| name == part))
+    );
 }
 
 #[test]

@@ -63,11 +63,13 @@ impl TeamNode {
                 |part: Vec<(StorePath, _)>| part.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
             let mut closure = store.closure(paths(here).iter())?;
             let bytes = closure.iter().map(|info| info.nar_size).sum();
-            // Nobody is asked for what he may not know of.
+            // Nobody is asked for what he may not know of, nor by name for what he would not know of if it were here.
+            let mut missing = paths(missing);
+            missing.retain(|path| !private.is_private(path));
             let known = store.known_to(team, closure.iter().map(|info| &info.path))?;
             let mut known = known.into_iter();
             closure.retain(|info| known.next().unwrap_or(false) && !private.is_private(&info.path));
-            Ok((bytes, closure, paths(missing)))
+            Ok((bytes, closure, missing))
         });
         let (here, closure, missing): (u64, _, _) = here.await.unwrap_or_else(|error| {
             tracing::warn!(%error, "a derivation's inputs could not be weighed");

@@ -357,6 +357,11 @@ impl TeamNode {
         if let Some(path) = of_order.into_iter().next() {
             return Err(RequestFailure::OtherTeam(path));
         }
+        let private = |path: &&StorePath| self.depot.private.is_private(path);
+        let named = std::iter::once(&order.derivation).chain(checked.outputs.values());
+        if let Some(path) = named.chain(&wanted).find(private) {
+            return Err(RequestFailure::Private(path.clone()));
+        }
         let mut surveyed = self.survey(&wanted, &[order.node]).await;
         if surveyed.is_err() && !self.depot.upstreams.is_empty() {
             // What only a binary cache has is named by its tree, so it has to come here first.
@@ -396,10 +401,8 @@ impl TeamNode {
             .into_values()
             .map(|remote| (remote.shown.info.path.clone(), as_input(&remote.shown.info)))
             .collect();
-        let private = |path: &&StorePath| self.depot.private.is_private(path);
-        let own = std::iter::once(&order.derivation).chain(checked.outputs.values());
-        let read = closure.iter().map(|info| &info.path);
-        if let Some(path) = own.chain(read).find(private) {
+        let mut read = closure.iter().map(|info| &info.path);
+        if let Some(path) = read.find(private) {
             return Err(RequestFailure::Private(path.clone()));
         }
         if let Some(path) = self.first_hidden(&closure).await? {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::messages::Shown;
+use tvix_node_protocol::messages::{PathHash, Shown};
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 use tvix_node_store::{Audience, IndexError, ReadError, Store};
 use tvix_node_swarm::{Shelf, ShelfError};
@@ -50,6 +50,10 @@ impl Shelf for StoreShelf {
     fn advertised(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, ShelfError> {
         let team = self.view.team();
         public_after(&self.store, &self.private, team, after, limit).map_err(ShelfError::new)
+    }
+
+    fn with_hash(&self, hash: &PathHash) -> Result<Vec<StorePath>, ShelfError> {
+        self.store.paths_with_hash(hash).map_err(ShelfError::new)
     }
 
     fn path_info(&self, peer: NodeKey, path: &StorePath) -> Result<Option<Shown>, ShelfError> {

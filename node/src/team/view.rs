@@ -157,6 +157,8 @@ impl TeamView {
                 true => info.signatures,
                 false => Vec::new(),
             },
+            // It may have come from others first.
+            registered: 0,
             ..info
         };
         let record = record.map(|(_, envelope)| envelope);

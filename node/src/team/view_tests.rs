@@ -241,3 +241,15 @@ fn the_shelf_of_a_team_has_nothing_that_came_from_another() {
         assert!(shelf.may_serve(PEER, theirs.tree).unwrap());
     }
 }
+
+#[test]
+fn a_path_does_not_tell_when_it_came() {
+    let (folder, store) = home();
+    let lease = store.lease();
+    let info = add(&store, folder.path(), "it", &view(FIRST).audience(), &lease);
+    assert!(info.registered > 0);
+    // It comes from the other team, too; that it was here before is nothing to that one.
+    add(&store, folder.path(), "it", &view(SECOND).audience(), &lease);
+    let shown = view(SECOND).shown(&store, &info.path).unwrap().unwrap();
+    assert_eq!(shown.info.registered, 0);
+}

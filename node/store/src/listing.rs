@@ -26,6 +26,25 @@ impl Store {
         })
     }
 
+    /// Valid paths that begin with this hash: one, or none, if nobody has found two names for one hash.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn paths_with_hash(&self, hash: &[u8; 20]) -> Result<Vec<StorePath>, IndexError> {
+        self.inner.index.read(|transaction| {
+            let paths = transaction.open_table(PATHS)?;
+            let mut found = Vec::new();
+            for entry in paths.range::<&[u8]>((Bound::Included(hash.as_slice()), Bound::Unbounded))? {
+                let path = path_from_key(entry?.0.value())?;
+                if path.digest() != hash {
+                    break;
+                }
+                found.push(path);
+            }
+            Ok(found)
+        })
+    }
+
     /// Valid paths whose accepted tree this is.
     ///
     /// # Errors

@@ -416,3 +416,7 @@ pub const HAVE_TIME: Duration = Duration::from_secs(5);
 
 /// Silence after which a member that is asked about paths is taken to have no answer.
 pub const PATHS_SILENCE: Duration = Duration::from_secs(5);
+
+/// How often in a row a member is asked again that answers no questions about paths, with [`BUSY_PAUSE`] between: so long
+/// a budget needs for one more question.
+pub const PATHS_TRIES: u32 = 3;

@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::messages::Shown;
+use tvix_node_protocol::messages::{PathHash, Shown};
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 
@@ -31,6 +31,17 @@ pub trait Shelf: Send + Sync + 'static {
     /// # Errors
     /// [`ShelfError`]
     fn advertised(&self, after: Option<&StorePath>, limit: usize) -> Result<Vec<StorePath>, ShelfError>;
+
+    /// Paths that are here and begin with this hash: one, or none, if nobody has found two names for one hash. Those that
+    /// members may not know of may be left out.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn with_hash(&self, hash: &PathHash) -> Result<Vec<StorePath>, ShelfError> {
+        let mut found = self.advertised(None, usize::MAX)?;
+        found.retain(|path| path.digest() == hash);
+        Ok(found)
+    }
 
     /// What is known of a path, where it is here and this peer may have it.
     ///

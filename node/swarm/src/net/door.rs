@@ -82,6 +82,8 @@ impl Door {
     #[must_use]
     pub fn carries_content(self) -> bool {
         matches!(self, Self::Tree | Self::Blobs | Self::Blob | Self::Texts)
+            // Since names are not said.
+            Self::Paths => 2,
     }
 }
 

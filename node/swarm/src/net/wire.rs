@@ -33,6 +33,9 @@ pub enum WireError {
     /// Nothing came for too long.
     #[error("no answer for {} s", .0.as_secs())]
     Silent(Duration),
+    /// The peer does not answer the question.
+    #[error("the question is refused: {0}")]
+    Refused(String),
     /// The peer closed the stream where an answer was due.
     #[error("the peer closed the stream instead of answering")]
     Closed,

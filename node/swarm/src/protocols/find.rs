@@ -13,7 +13,7 @@ use tvix_node_protocol::presence::{Epoch, PresenceKey, Region, pack, unpack};
 use super::{keepers, roster};
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
-use crate::limits::{FIND_TIME, HAVE_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
+use crate::limits::{BUSY_PAUSE, FIND_TIME, HAVE_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
 use crate::net::{Door, WireError};
 use crate::presence::claimed;
 
@@ -79,7 +79,8 @@ pub(crate) async fn find(core: &Arc<Core>, paths: &[StorePath], scope: FindScope
     search.found
 }
 
-/// Which of these paths the peer has.
+/// Which of these paths the peer has. One that answers no more questions at the moment has neither these nor not: it is
+/// waited for, and then that is an error.
 pub(crate) async fn have(
     core: &Arc<Core>,
     peer: NodeKey,
@@ -120,6 +121,7 @@ async fn ask_connected(core: &Arc<Core>, epoch: Epoch, search: &mut Search) {
     }
 }
 
+/// Asks until all is answered, or refused for another reason than that a peer asks too often.
 async fn ask(
     core: &Arc<Core>,
     peer: NodeKey,
@@ -134,19 +136,25 @@ async fn ask(
             epoch,
             keys: pack(part),
         };
-        let bits = match wire.ask(&question).await.map_err(at)? {
-            PresenceAnswer::Held { bits } => bits,
-            PresenceAnswer::Refused { reason } => {
-                refused(core, peer, reason);
-                vec![]
+        let bits = loop {
+            match wire.ask(&question).await.map_err(at)? {
+                PresenceAnswer::Held { bits } if bits.len() == part.len().div_ceil(8) => break bits,
+                // Its budget fills up again. What is not answered in time is not known.
+                PresenceAnswer::Refused {
+                    reason: PresenceRefusal::Busy,
+                } => tokio::time::sleep(BUSY_PAUSE).await,
+                PresenceAnswer::Refused { reason } => {
+                    refused(core, peer, reason);
+                    return Err(at(WireError::Refused(reason.to_string())));
+                }
+                _ => {
+                    return Err(at(WireError::Refused(
+                        "its answer is to another question".to_owned(),
+                    )));
+                }
             }
-            _ => vec![],
         };
-        let bit = |index: usize| {
-            bits.get(index / 8)
-                .is_some_and(|byte| byte >> (index % 8) & 1 == 1)
-        };
-        held.extend((0..part.len()).map(bit));
+        held.extend((0..part.len()).map(|index| bits[index / 8] >> (index % 8) & 1 == 1));
     }
     Ok(held)
 }
@@ -278,6 +286,13 @@ async fn query(
         };
         let new = match wire.ask(&question).await.map_err(at)? {
             PresenceAnswer::Claims { claims } => claims,
+            // As above: who answers no more questions at the moment has said nothing.
+            PresenceAnswer::Refused {
+                reason: PresenceRefusal::Busy,
+            } => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                continue;
+            }
             PresenceAnswer::Refused { reason } => {
                 refused(core, keeper, reason);
                 vec![]

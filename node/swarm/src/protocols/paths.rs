@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::{PATHS_ANSWER, PATHS_QUESTION};
-use tvix_node_protocol::messages::{PathAnswer, PathsQuestion, Shown};
+use tvix_node_protocol::messages::{PathAnswer, PathHash, PathsQuestion, Shown};
 use tvix_node_protocol::nix::store_path::StorePath;
 
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
-use crate::limits::{PATHS_LOOKED_UP, PATHS_SILENCE};
+use crate::limits::{BUSY_PAUSE, PATHS_LOOKED_UP, PATHS_SILENCE, PATHS_TRIES};
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError};
+use crate::shelf::{Shelf, ShelfError};
 
 /// Why a peer's path infos are not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -52,18 +53,19 @@ pub enum PathsError {
 
 pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
     let question: PathsQuestion = wire.reader.receive().await?;
-    let amount = u32::try_from(question.paths.len()).unwrap_or(u32::MAX);
-    if question.paths.len() > PATHS_QUESTION || !lock(&core.allowance).take(peer, amount, core.team.now()) {
+    let hashes = question.hashes();
+    let amount = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+    if hashes.len() > PATHS_QUESTION || !lock(&core.allowance).take(peer, amount, core.team.now()) {
         tracing::debug!(%peer, amount, "too many questions about paths; the stream is closed");
         return Ok(());
     }
     let mut sent = 0;
-    for part in question.paths.chunks(PATHS_LOOKED_UP) {
+    for part in hashes.chunks(PATHS_LOOKED_UP) {
         let part = part.to_vec();
         let found = core.ask_shelf(move |shelf| {
-            let look_up = |path| {
-                shelf.path_info(peer, path).unwrap_or_else(|error| {
-                    tracing::error!(%path, %error, "a path could not be looked up for a peer");
+            let look_up = |hash: &PathHash| {
+                shown_of(shelf, peer, hash).unwrap_or_else(|error| {
+                    tracing::error!(%error, "a path could not be looked up for a peer");
                     None
                 })
             };
@@ -83,6 +85,15 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     wire.writer.close().await
 }
 
+fn shown_of(shelf: &dyn Shelf, peer: NodeKey, hash: &PathHash) -> Result<Option<Shown>, ShelfError> {
+    for path in shelf.with_hash(hash)? {
+        if let Some(shown) = shelf.path_info(peer, &path)? {
+            return Ok(Some(shown));
+        }
+    }
+    Ok(None)
+}
+
 /// What a peer knows of these paths, in their order; none: it does not have the path, or not for us.
 pub(crate) async fn ask(
     core: &Core,
@@ -91,11 +102,12 @@ pub(crate) async fn ask(
 ) -> Result<Vec<Option<Shown>>, PathsError> {
     let at = call::at(peer, Door::Paths);
     let mut answers = Vec::with_capacity(paths.len());
+    let mut refused = 0;
     while answers.len() < paths.len() {
         let rest = &paths[answers.len()..];
         let part = &rest[..rest.len().min(PATHS_QUESTION)];
         let mut wire = core.open(peer, Door::Paths).await?;
-        let question = PathsQuestion { paths: part.to_vec() };
+        let question = PathsQuestion::about(part);
         wire.writer.send(&question).await.map_err(at)?;
         wire.writer.flush().await.map_err(at)?;
         let before = answers.len();
@@ -104,10 +116,17 @@ pub(crate) async fn ask(
             let answer: Option<PathAnswer> = wire.reader.receive_within(PATHS_SILENCE).await.map_err(at)?;
             let Some(answer) = answer else {
                 if answers.len() == before {
-                    return Err(at(WireError::Closed).into());
+                    // Closed before the first answer: it was asked for more than a member may ask for, and may be asked again
+                    // in a while.
+                    if refused >= PATHS_TRIES {
+                        return Err(PathsError::Busy(peer));
+                    }
+                    refused += 1;
+                    tokio::time::sleep(BUSY_PAUSE).await;
                 }
                 break;
             };
+            refused = 0;
             if let Some(shown) = &answer.shown
                 && shown.info.path != *path
             {

@@ -50,7 +50,7 @@ async fn an_answer_about_paths_ends_at_its_bound_and_the_rest_is_asked_for_anew(
     let mut paths = vec![one.info.path.clone()];
     paths.extend((1..count).map(|number| large(&bob, &format!("p{number}")).info.path));
     let mut wire = ann.handle.core().open(bob.key(), Door::Paths).await.unwrap();
-    let question = PathsQuestion { paths: paths.clone() };
+    let question = PathsQuestion::about(&paths);
     wire.writer.send(&question).await.unwrap();
     wire.writer.flush().await.unwrap();
     let mut answers = 0;

@@ -211,7 +211,36 @@ async fn who_asks_for_too_much_is_not_answered() {
     assert!(soon(ann.handle.path_infos(bob.key(), &paths)).await.is_ok());
     let rest = crate::limits::PRESENCE_QUESTIONS_PER_MINUTE - 10;
     assert!(crate::core::lock(&bob.handle.core().allowance).take(ann.key(), rest, start));
-    assert!(soon(ann.handle.path_infos(bob.key(), &paths)).await.is_err());
-    let held = soon(ann.handle.have(bob.key(), &paths)).await.unwrap();
-    assert!(held.into_iter().all(|held| !held));
+    let refused = soon(ann.handle.path_infos(bob.key(), &paths)).await.unwrap_err();
+    assert!(refused.to_string().contains("try again later"), "{refused}");
+    // It has not said that it has none of them.
+    assert!(soon(ann.handle.have(bob.key(), &paths)).await.is_err());
+}
+
+#[tokio::test]
+async fn who_has_asked_too_much_is_answered_as_soon_as_it_may_ask_again() {
+    let ann = TestNode::founder(1).await;
+    let time = Arc::new(std::sync::atomic::AtomicU64::new(now()));
+    let start = time.load(std::sync::atomic::Ordering::Relaxed);
+    let clock = {
+        let time = time.clone();
+        Clock::new(move || time.load(std::sync::atomic::Ordering::Relaxed))
+    };
+    let mut bob = ann
+        .invite_as(2, Roles::all(), honestly, |config| config.clock = clock)
+        .await;
+    bob.meets(ann.key()).await;
+    let tree = bob.shelf.add_directory(&[("file", b"content")]);
+    let held = bob.shelf.add_path("held", tree);
+    bob.handle.announce(std::slice::from_ref(&held));
+    let paths = [held, path("not there")];
+    let all = crate::limits::PRESENCE_QUESTIONS_PER_MINUTE;
+    assert!(crate::core::lock(&bob.handle.core().allowance).take(ann.key(), all, start));
+    let asking = soon(ann.handle.have(bob.key(), &paths));
+    let passing = async {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        time.store(start + 10, std::sync::atomic::Ordering::Relaxed);
+    };
+    let (answer, ()) = tokio::join!(asking, passing);
+    assert_eq!(answer.unwrap(), [true, false]);
 }
