@@ -487,7 +487,6 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
 }
 
 impl Work {
-    /// Whether one more worker would have something to do with this provider.
     /// Whether one more provider would have something to do beside these, who do it with so many workers.
     fn wants_provider(&self, active: &HashMap<NodeKey, usize>, workers: usize) -> bool {
         let plan = lock(&self.plan);
@@ -508,6 +507,7 @@ impl Work {
         }
     }
 
+    /// Whether one more worker would have something to do with this provider.
     fn wants_more(&self, provider: NodeKey, workers: usize) -> bool {
         !lock(&self.cut).contains(&provider) && lock(&self.plan).wants_more(workers)
     }
