@@ -316,10 +316,10 @@ pub const LEAST_CAP: u64 = tvix_node_protocol::control::TrafficTerms::LEAST_RATE
 pub const CONTENT_PIECE: usize = 256 << 10;
 
 /// Such pieces on their way. With [`CONTENT_STREAMS`]: 64 MiB.
+pub const CONTENT_QUEUE: usize = 4;
+
 /// Silence after which what a provider has to bring is asked of another one, too: several round trips around the world.
 pub const HEDGE_SILENCE: Duration = Duration::from_secs(2);
-
-pub const CONTENT_QUEUE: usize = 4;
 
 /// Bytes of a file that travels together with others. Larger ones are worth a stream of their own.
 pub const PACKED_BLOB: u64 = 64 << 10;

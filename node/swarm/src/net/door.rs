@@ -74,6 +74,8 @@ impl Door {
         match self {
             // Since requests bound the memory of builds.
             Self::Build => 2,
+            // Since names are not said.
+            Self::Paths => 2,
             _ => 1,
         }
     }
@@ -82,8 +84,6 @@ impl Door {
     #[must_use]
     pub fn carries_content(self) -> bool {
         matches!(self, Self::Tree | Self::Blobs | Self::Blob | Self::Texts)
-            // Since names are not said.
-            Self::Paths => 2,
     }
 }
 

@@ -233,7 +233,7 @@ async fn who_has_asked_too_much_is_answered_as_soon_as_it_may_ask_again() {
     let tree = bob.shelf.add_directory(&[("file", b"content")]);
     let held = bob.shelf.add_path("held", tree);
     bob.handle.announce(std::slice::from_ref(&held));
-    let paths = [held, path("not there")];
+    let paths = [held, path("not-there")];
     let all = crate::limits::PRESENCE_QUESTIONS_PER_MINUTE;
     assert!(crate::core::lock(&bob.handle.core().allowance).take(ann.key(), all, start));
     let asking = soon(ann.handle.have(bob.key(), &paths));
