@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Teams that a node takes part in at once. Each has connections, a roster, a table of presence and up to
-/// [`SHOWN_BYTES`] of what peers said of its own.
+/// Teams that a node takes part in at once. Each has a roster, nonces and its part of the connections and of others' presence;
+/// what else takes much memory is bounded for all of them together.
 pub const TEAMS: usize = 16;
 
 /// Derivations of which it is remembered that their inputs were not to be had in one of several teams: some 100 bytes

@@ -18,7 +18,7 @@ use tvix_node_store::IndexError;
 use tvix_node_swarm::team::{
     JoinError, StateError, Team, TeamError, join, keep_secret, kept_secret, new_secret,
 };
-use tvix_node_swarm::{Clock, Config, StartError, SwarmHandle};
+use tvix_node_swarm::{Clock, Config, Machine, StartError, SwarmHandle};
 
 use super::TeamNode;
 use super::evidence::ShownPaths;
@@ -157,8 +157,31 @@ pub struct Membership {
     parts: Parts,
     /// In the order of [`Roll`].
     active: Mutex<Vec<Active>>,
+    /// What they share.
+    shared: Shared,
     /// One founds, joins, leaves or stops at a time.
     changing: tokio::sync::Mutex<()>,
+}
+
+/// Bounds of the machine, which are the same however many teams there are.
+struct Shared {
+    machine: Machine,
+    shown: Arc<ShownPaths>,
+    served: Arc<Served>,
+    considering: Arc<Semaphore>,
+    pushes: Arc<Semaphore>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            machine: Machine::default(),
+            shown: Arc::default(),
+            served: Arc::default(),
+            considering: Arc::new(Semaphore::new(CONSIDERED)),
+            pushes: Arc::new(Semaphore::new(TAKEN_PUSHES)),
+        }
+    }
 }
 
 impl Membership {
@@ -167,6 +190,7 @@ impl Membership {
         Self {
             parts,
             active: Mutex::default(),
+            shared: Shared::default(),
             changing: tokio::sync::Mutex::default(),
         }
     }
@@ -472,10 +496,14 @@ impl Membership {
         self.count_teams().await;
     }
 
-    /// Tells what depends on how many teams there are: what members are called, and how much of the link each has.
+    /// Tells what depends on how many teams there are: what members are called, and how much each has of the link and of
+    /// what else a machine has so much of.
     async fn count_teams(&self) {
         self.share_caps();
-        for node in self.all() {
+        let all = self.all();
+        let teams = u32::try_from(all.len()).unwrap_or(u32::MAX);
+        for node in all {
+            node.swarm.set_teams(teams).await;
             node.tell_names().await;
             node.tell_offers().await;
         }
@@ -497,7 +525,7 @@ impl Membership {
     }
 
     async fn start(&self, team: Team, secret: Arc<NodeSecret>) -> Result<Arc<TeamNode>, TeamFailure> {
-        let parts = &self.parts;
+        let (parts, shared) = (&self.parts, &self.shared);
         let (id, teams) = (team.swarm(), self.active().len() as u64 + 1);
         let view = TeamView::new(id, Arc::clone(&secret), parts.jobs.secret.key());
         let facts = Facts {
@@ -516,6 +544,7 @@ impl Membership {
             mdns: true,
             relay: parts.relay && !parts.traffic.terms().metered,
             caps: caps(parts.traffic.terms(), teams),
+            machine: shared.machine.clone(),
             ..Config::new(self.spool(id))
         };
         if let Some(listen) = &parts.listen {
@@ -553,16 +582,16 @@ impl Membership {
             engine: parts.engine.clone(),
             slots: parts.own.slots,
             grants,
-            shown: ShownPaths::default(),
+            shown: Arc::clone(&shared.shown),
             strayed: Mutex::default(),
             arriving: Arriving::default(),
-            served: Arc::new(Served::default()),
+            served: Arc::clone(&shared.served),
             trust: Arc::clone(&parts.trust),
             share: Arc::clone(&parts.share),
             traffic: Arc::clone(&parts.traffic),
             sampling: Arc::new(Sampling::default()),
-            considering: Semaphore::new(CONSIDERED),
-            pushes: Arc::new(Semaphore::new(TAKEN_PUSHES)),
+            considering: Arc::clone(&shared.considering),
+            pushes: Arc::clone(&shared.pushes),
         });
         parts.roll.enter(node.swarm.clone());
         parts
@@ -572,10 +601,12 @@ impl Membership {
         tasks.spawn(Arc::clone(&node).attend(events));
         tasks.spawn(Arc::clone(&node).publish_facts(facts, parts.free.clone()));
         let (capped, roll, mut terms) = (node.swarm.clone(), Arc::clone(&parts.roll), parts.traffic.watch());
+        let relay = parts.relay;
         tasks.spawn(async move {
             while terms.changed().await.is_ok() {
-                let teams = roll.count() as u64;
-                capped.set_caps(caps(*terms.borrow_and_update(), teams));
+                let (teams, terms) = (roll.count() as u64, *terms.borrow_and_update());
+                capped.set_caps(caps(terms, teams));
+                capped.set_relaying(relay && !terms.metered);
             }
         });
         let tidied = node.swarm.clone();

@@ -99,7 +99,7 @@ pub struct TeamNode {
     engine: mpsc::Sender<Message>,
     slots: u32,
     grants: Arc<Grants>,
-    shown: ShownPaths,
+    shown: Arc<ShownPaths>,
     /// Derivations of which an input was not to be had here once, where there are other teams that may have it.
     strayed: Mutex<BTreeSet<StorePath>>,
     arriving: Arriving,
@@ -111,12 +111,12 @@ pub struct TeamNode {
     /// How much of the link is used, and for whom.
     traffic: Arc<TrafficBook>,
     sampling: Arc<Sampling>,
-    considering: Semaphore,
+    considering: Arc<Semaphore>,
     pushes: Arc<Semaphore>,
 }
 
 impl TeamNode {
-    /// Whether builds for other members are under way, those that wait for their inputs included.
+    /// Whether builds for others are under way, in whichever team, those that wait for their inputs included.
     pub fn is_serving(&self) -> bool {
         self.served.is_serving()
     }

@@ -1,4 +1,4 @@
-//! How many builds for whom are under way, so that nobody fills the queue alone.
+//! How many builds for whom are under way, in all teams together, so that nobody fills the queue alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,8 +30,9 @@ impl Served {
         let all: usize = counts.values().sum();
         let own = counts.get(&requester).copied().unwrap_or(0);
         if all >= SERVED_BUILDS || own >= SERVED_BUILDS_PER_REQUESTER {
+            // How many there are for whom is nothing to one of another team.
             let message =
-                format!("this builder has {all} builds for others under way, {own} of them for you");
+                format!("this builder takes no more builds at the moment; {own} of yours are under way");
             return Err(refusal(RefusalReason::Busy, message));
         }
         counts.insert(requester, own + 1);

@@ -9,6 +9,7 @@ use tvix_node_protocol::roster::Roles;
 
 use crate::clock::Clock;
 use crate::limits::KEPT_PEERS;
+use crate::machine::Machine;
 use crate::net::Caps;
 
 /// How a node takes part in a team.
@@ -31,6 +32,8 @@ pub struct Config {
     pub facts: Facts,
     /// How fast content may go out and come in at first.
     pub caps: Caps,
+    /// What the teams of this node share.
+    pub machine: Machine,
     /// Where the time comes from.
     pub clock: Clock,
 }
@@ -51,6 +54,7 @@ impl Config {
             distrusted: BTreeMap::new(),
             facts: Facts::default(),
             caps: Caps::default(),
+            machine: Machine::default(),
             clock: Clock::system(),
         }
     }

@@ -14,6 +14,7 @@ use crate::gate::RequestGate;
 use crate::net::caps::Throttles;
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::Network;
+use crate::net::relaying::Relaying;
 use crate::net::wire::Wire;
 use crate::net::{ConnectError, Door, Traffic};
 use crate::presence::{Advertisement, Allowance, Keepers, PresenceTable};
@@ -40,6 +41,8 @@ pub(crate) struct Core {
     /// Places for pushes that are taken: each may have a large offer in memory.
     pub(crate) pushes_taken: Arc<tokio::sync::Semaphore>,
     pub(crate) throttles: Throttles,
+    /// What this node passes on between others.
+    pub(crate) relaying: Arc<Relaying>,
     pub(crate) shelf: Arc<dyn Shelf>,
     pub(crate) own: Mutex<Advertisement>,
     pub(crate) table: Mutex<PresenceTable>,
@@ -55,7 +58,7 @@ pub(crate) struct Core {
     pub(crate) listed: watch::Sender<bool>,
     pub(crate) standing: Mutex<Standing>,
     pub(crate) gate: Mutex<RequestGate>,
-    pub(crate) serving: Serving,
+    pub(crate) serving: Arc<Serving>,
     pub(crate) fetching: Fetching,
     pub(crate) peers: Mutex<BTreeMap<NodeKey, PeerStatus>>,
     pub(crate) facts: watch::Sender<Facts>,

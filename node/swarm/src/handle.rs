@@ -30,11 +30,12 @@ use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
 use crate::limits::{
     DIAL_BACKS_PER_MINUTE, EVENTS, KEPT_FACTOR, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE,
-    PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN,
+    PRESENCE_STATEMENTS_PER_MINUTE,
 };
 use crate::net::caps::{Caps, Throttles};
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::{Command, Driver};
+use crate::net::relaying::Relaying;
 use crate::net::transport::{Behaviour, Setup, build as build_transport};
 use crate::net::{ConnectError, PeerTraffic, Reached, Traffic, TransportError};
 use crate::overview::{PeerOverview, overview};
@@ -46,7 +47,6 @@ use crate::protocols::paths::{self, PathsError};
 use crate::protocols::publish::{self, Serial};
 use crate::protocols::push::{self, PushError};
 use crate::protocols::reachability;
-use crate::protocols::serving::Serving;
 use crate::protocols::texts;
 use crate::protocols::{Serve, honestly, serve_all};
 use crate::roster::Members;
@@ -129,7 +129,7 @@ pub(crate) async fn start_serving(
         gatekeeper: team.gatekeeper(),
         contacts: contacts.clone(),
         mdns: config.mdns,
-        relay: config.relay,
+        streams: Arc::clone(&config.machine.streams),
         kept: config.keep_peers.saturating_mul(KEPT_FACTOR),
     })?;
     let addresses = listen(&mut swarm, &config.listen).await?;
@@ -153,16 +153,17 @@ pub(crate) async fn start_serving(
         listed: watch::channel(false).0,
         standing: Mutex::new(Standing::default()),
         gate: Mutex::new(RequestGate::new(swarm_id, team.me(), nonces)),
-        serving: Serving::new(),
-        fetching: Fetching::new(config.spool),
+        serving: config.machine.serving,
+        fetching: Fetching::new(config.spool, config.machine.fetches),
         peers: Mutex::default(),
         introductions: Mutex::default(),
         facts: watch::channel(config.facts).0,
         publish: tokio::sync::Notify::new(),
         stopping: watch::channel(false).0,
         traffic: Traffic::default(),
-        pushes_taken: Arc::new(tokio::sync::Semaphore::new(PUSHES_TAKEN)),
+        pushes_taken: config.machine.pushes,
         throttles: Throttles::default(),
+        relaying: Arc::new(Relaying::new(config.relay)),
         own: Mutex::new(own),
         team: Arc::new(team),
         network,
@@ -408,6 +409,19 @@ impl SwarmHandle {
             let serial = current.serial + 1;
             *current = Facts { serial, ..facts };
         });
+    }
+
+    /// Lets members that cannot reach each other do so through this node, or does not any more; then connections that it
+    /// passes on end.
+    pub fn set_relaying(&self, relaying: bool) {
+        self.core.relaying.allow(relaying);
+    }
+
+    /// The node takes part in so many teams: this one has its part of what there may be of connections and of others'
+    /// presence.
+    pub async fn set_teams(&self, teams: u32) {
+        lock(&self.core.table).set_teams(usize::try_from(teams).unwrap_or(usize::MAX));
+        self.core.network.send(Command::Teams(teams)).await;
     }
 
     /// Sets how fast content may go out and come in from now on, transfers that are going on included.

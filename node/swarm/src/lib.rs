@@ -76,6 +76,7 @@ mod housekeeping;
 pub mod identity;
 pub mod invitations;
 pub mod limits;
+mod machine;
 mod net;
 mod overview;
 mod places;
@@ -95,6 +96,7 @@ pub use fetch::{
     Arrival, ArrivedBlob, FetchError, FetchOrder, FetchProgress, ProviderError, SpoolError, copy_blob,
 };
 pub use handle::{StartError, SwarmHandle, start};
+pub use machine::Machine;
 pub use net::{
     Caps, ConnectError, Door, OpenError, PeerTraffic, Reached, Traffic, TransportError, WireError,
 };

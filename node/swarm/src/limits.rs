@@ -153,10 +153,14 @@ pub const DIAL_BACK_HELD: Duration = Duration::from_secs(1);
 /// How often one member may ask for it in a minute, on average.
 pub const DIAL_BACKS_PER_MINUTE: u32 = 6;
 
-/// How long a reservation holds. It is renewed in time; a member that is gone loses it with its connection.
-pub const RELAY_RESERVATION_TIME: Duration = Duration::from_secs(3600);
+/// How long a reservation holds. It is renewed in time, which is when one who has it learns that nothing is passed on any
+/// more; longer than two clocks may be apart, by which its end is told.
+pub const RELAY_RESERVATION_TIME: Duration = Duration::from_secs(600);
 
-/// Connections that this node passes on at once. Each costs two streams and 16 KiB.
+/// Bytes that are passed on in one go, in each direction of a connection.
+pub const RELAY_PIECE: usize = 32 << 10;
+
+/// Connections that this node passes on at once. Each costs two streams and two [`RELAY_PIECE`].
 pub const RELAY_CIRCUITS: usize = 64;
 
 /// Of those, begun by one member: no one may have them all.
@@ -194,8 +198,11 @@ pub const STRANGERS: usize = 32;
 /// Streams served at once, for all peers.
 pub const STREAMS: usize = 2048;
 
-/// Streams served at once on one connection: two hundred builds and what belongs to them.
-pub const STREAMS_PER_CONNECTION: usize = 512;
+/// Of those, of one member, over all its connections: two hundred builds and what belongs to them.
+pub const STREAMS_PER_PEER: usize = 512;
+
+/// Streams that may be open on one connection, in each direction: as many as are served.
+pub const STREAMS_PER_CONNECTION: usize = STREAMS_PER_PEER;
 
 /// Streams a stranger may have: it has one thing to say.
 pub const STREAMS_PER_STRANGER: usize = 1;

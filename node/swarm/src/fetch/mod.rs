@@ -34,8 +34,8 @@ use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 
 use crate::core::{Core, Lost, blocking, lock};
 use crate::limits::{
-    BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, FETCHES, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER,
-    SHARE_LOOK, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
+    BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER, SHARE_LOOK,
+    WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
 use crate::places::Places;
 use crate::shelf::ShelfError;
@@ -103,11 +103,12 @@ pub(crate) struct Fetching {
 }
 
 impl Fetching {
-    pub(crate) fn new(spool: PathBuf) -> Self {
+    /// `places`: for so many trees at once.
+    pub(crate) fn new(spool: PathBuf, places: Arc<Semaphore>) -> Self {
         Self {
             spool,
             running: Mutex::default(),
-            places: Arc::new(Semaphore::new(FETCHES)),
+            places,
             streams: Places::new(CONTENT_STREAMS_PER_PEER),
         }
     }

@@ -42,6 +42,8 @@ pub(crate) struct Throttle {
     rate: AtomicU64,
     /// When what has been let through so far has gone, at the rate of the moment.
     free_at: Mutex<Option<Instant>>,
+    /// The same of what is passed on alone.
+    passed_on_at: Mutex<Option<Instant>>,
 }
 
 impl Throttle {
@@ -50,6 +52,7 @@ impl Throttle {
         self.rate.store(rate, Ordering::Relaxed);
         // What was let through at the old rate is not waited for.
         *lock(&self.free_at) = None;
+        *lock(&self.passed_on_at) = None;
     }
 
     /// Returns when so many bytes may go.
@@ -59,16 +62,38 @@ impl Throttle {
         }
     }
 
+    /// Returns when so many bytes may go that are passed on between others. They do not wait behind content, which may wait
+    /// for long where much of it is asked for: those they are for would take each other for gone. Content waits
+    /// for them.
+    pub(crate) async fn pass_on(&self, bytes: usize) {
+        if let Some(start) = self.reserve_first(bytes, Instant::now()) {
+            tokio::time::sleep_until(start.into()).await;
+        }
+    }
+
+    fn reserve_first(&self, bytes: usize, now: Instant) -> Option<Instant> {
+        self.reserve(bytes, now)?;
+        let mut free_at = lock(&self.passed_on_at);
+        let start = free_at.map_or(now, |free_at| free_at.max(now));
+        *free_at = Some(start + self.time_of(bytes));
+        Some(start)
+    }
+
+    /// How long so many bytes take; nothing where there is no limit.
+    fn time_of(&self, bytes: usize) -> Duration {
+        let rate = self.rate.load(Ordering::Relaxed);
+        let micros = (bytes as u64).saturating_mul(1_000_000).checked_div(rate);
+        Duration::from_micros(micros.unwrap_or_default())
+    }
+
     /// From when on so many bytes may go; none: at once.
     fn reserve(&self, bytes: usize, now: Instant) -> Option<Instant> {
-        let rate = self.rate.load(Ordering::Relaxed);
-        if rate == 0 {
+        if self.rate.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let micros = (bytes as u64).saturating_mul(1_000_000) / rate;
         let mut free_at = lock(&self.free_at);
         let start = free_at.map_or(now, |free_at| free_at.max(now));
-        *free_at = Some(start + Duration::from_micros(micros));
+        *free_at = Some(start + self.time_of(bytes));
         Some(start)
     }
 }
@@ -91,6 +116,19 @@ mod tests {
         let later = now + 100 * SECOND;
         assert_eq!(throttle.reserve(2 * half, later), Some(later));
         assert_eq!(throttle.reserve(1, later), Some(later + SECOND));
+    }
+
+    #[test]
+    fn what_is_passed_on_does_not_wait_behind_content_and_content_waits_for_it() {
+        let (throttle, now) = (Throttle::default(), Instant::now());
+        throttle.set(Some(2 * LEAST_CAP));
+        let second = usize::try_from(2 * LEAST_CAP).unwrap();
+        assert_eq!(throttle.reserve(10 * second, now), Some(now));
+        assert_eq!(throttle.reserve_first(second, now), Some(now));
+        assert_eq!(throttle.reserve_first(second, now), Some(now + SECOND));
+        assert_eq!(throttle.reserve(1, now), Some(now + 12 * SECOND));
+        throttle.set(None);
+        assert_eq!(throttle.reserve_first(second, now), None);
     }
 
     #[test]

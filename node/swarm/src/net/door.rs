@@ -1,6 +1,6 @@
 //! The names of the doors on the wire.
 
-use libp2p::StreamProtocol;
+use libp2p::{StreamProtocol, relay};
 use tvix_node_protocol::build::SwarmId;
 
 /// One protocol of a node. See [`tvix_node_protocol::messages`] for what is said there.
@@ -30,11 +30,15 @@ pub enum Door {
     Build,
     /// Paths for a desired store.
     Push,
+    /// Being reached through this node, or reaching another one through it. Its name and messages are libp2p's.
+    Hop,
+    /// Telling one who is reached through this node that somebody wants to. The same; what comes in there is the library's.
+    Stop,
 }
 
 impl Door {
     /// Every door.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Join,
         Self::Hello,
         Self::Reachability,
@@ -47,6 +51,8 @@ impl Door {
         Self::Texts,
         Self::Build,
         Self::Push,
+        Self::Hop,
+        Self::Stop,
     ];
 
     /// Its word in the protocol's name.
@@ -65,6 +71,8 @@ impl Door {
             Self::Texts => "texts",
             Self::Build => "build",
             Self::Push => "push",
+            Self::Hop => "hop",
+            Self::Stop => "stop",
         }
     }
 
@@ -87,7 +95,7 @@ impl Door {
     }
 }
 
-/// The names of one team's protocols. All but `join` contain the team, so two teams do not even speak
+/// The names of one team's protocols. All but `join` and those of libp2p contain the team, so two teams do not even speak
 /// the same language.
 #[derive(Debug, Clone)]
 pub(crate) struct Names(Vec<(StreamProtocol, Door)>);
@@ -97,6 +105,8 @@ impl Names {
         let names = Door::ALL.into_iter().filter_map(|door| {
             let name = match door {
                 Door::Join => "/tvix-node/join/1".to_owned(),
+                Door::Hop => relay::HOP_PROTOCOL_NAME.to_string(),
+                Door::Stop => relay::STOP_PROTOCOL_NAME.to_string(),
                 _ => format!("/tvix-node/{swarm}/{}/{}", door.name(), door.version()),
             };
             // A name is refused only where it does not begin with a slash.
@@ -119,7 +129,11 @@ impl Names {
 
     /// What a peer may open: everything, or `join` alone.
     pub(crate) fn open_to(&self, member: bool) -> Vec<(StreamProtocol, Door)> {
-        let open = |(_, door): &&(StreamProtocol, Door)| member || *door == Door::Join;
+        let open = |(_, door): &&(StreamProtocol, Door)| match door {
+            Door::Join => true,
+            Door::Stop => false,
+            _ => member,
+        };
         self.0.iter().filter(open).cloned().collect()
     }
 }
@@ -136,7 +150,11 @@ mod tests {
     #[test]
     fn a_stranger_may_open_join_and_nothing_else() {
         let names = Names::of(SwarmId([1; 32]));
-        assert_eq!(names.open_to(true).len(), Door::ALL.len());
+        assert_eq!(
+            names.open_to(true).len(),
+            Door::ALL.len() - 1,
+            "all but the library's"
+        );
         let open = names.open_to(false);
         assert_eq!(open.len(), 1);
         assert_eq!(open[0].1, Door::Join);
@@ -147,7 +165,8 @@ mod tests {
     fn teams_do_not_share_names_but_for_join() {
         let (one, other) = (Names::of(SwarmId([1; 32])), Names::of(SwarmId([2; 32])));
         for door in Door::ALL {
-            assert_eq!(one.get(door) == other.get(door), door == Door::Join, "{door:?}");
+            let of_all = matches!(door, Door::Join | Door::Hop | Door::Stop);
+            assert_eq!(one.get(door) == other.get(door), of_all, "{door:?}");
         }
     }
 }

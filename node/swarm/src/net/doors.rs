@@ -23,10 +23,11 @@ use tvix_node_protocol::envelope::NodeKey;
 use super::contacts::SharedContacts;
 use super::door::{Door, Names};
 use super::gatekeeper::Gatekeeper;
-use super::handler::Handler;
+use super::handler::{Handler, Over};
 use super::relays::is_relayed;
 use crate::identity::key_of;
-use crate::limits::{STREAMS, STREAMS_PER_CONNECTION, STREAMS_PER_STRANGER};
+use crate::limits::{STREAMS, STREAMS_PER_PEER, STREAMS_PER_STRANGER};
+use crate::places::Places;
 
 /// Why a stream could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,14 +59,16 @@ pub(crate) struct Inbound {
     pub(crate) peer: NodeKey,
     pub(crate) door: Door,
     pub(crate) stream: Stream,
+    /// The connection that it came over.
+    pub(crate) over: Over,
     /// Given back when the stream has been served.
     pub(crate) permits: Permits,
 }
 
-/// The stream's place among those of its connection, and among all.
+/// The stream's place among those of its peer, and among all.
 #[derive(Debug)]
 pub(crate) struct Permits {
-    _connection: OwnedSemaphorePermit,
+    _peer: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
 
@@ -88,24 +91,31 @@ pub(crate) struct Reception {
 
 impl Reception {
     /// Hands a stream on, or drops it where there are too many.
-    pub(crate) fn receive(&self, peer: NodeKey, door: Door, stream: Stream, of_connection: &Arc<Semaphore>) {
-        let permits = of_connection
+    pub(crate) fn receive(
+        &self,
+        (peer, over): (NodeKey, Over),
+        door: Door,
+        stream: Stream,
+        of_peer: &Arc<Semaphore>,
+    ) {
+        let permits = of_peer
             .clone()
             .try_acquire_owned()
             .ok()
             .zip(self.streams.clone().try_acquire_owned().ok());
-        let Some((connection, all)) = permits else {
+        let Some((of_peer, all)) = permits else {
             tracing::debug!(%peer, ?door, "too many streams at once; one is closed unread");
             return;
         };
         let permits = Permits {
-            _connection: connection,
+            _peer: of_peer,
             _all: all,
         };
         let inbound = Inbound {
             peer,
             door,
             stream,
+            over,
             permits,
         };
         if self.inbound.try_send(inbound).is_err() {
@@ -141,21 +151,25 @@ pub(crate) struct Doors {
     /// Peers to which connections stay open although nothing is said.
     kept: usize,
     dial_strangers: bool,
+    /// Of each member.
+    streams: Places,
     connections: HashMap<PeerId, Connections>,
     /// Connections through another member that are just being made, and what keeps them open.
     relayed: HashMap<ConnectionId, Arc<AtomicBool>>,
-    waiting: VecDeque<(PeerId, OpenStream)>,
+    /// Streams to be opened, some of them over one connection and no other.
+    waiting: VecDeque<(PeerId, Option<ConnectionId>, OpenStream)>,
     waker: Option<Waker>,
 }
 
 impl Doors {
-    /// `kept`: connections to so many members stay open although nothing is said; one to yet another, as to who keeps
-    /// records, is closed when it is not used. `dial_strangers`: this node is not a member yet, so everyone is a
-    /// stranger.
+    /// `streams`: places of those that are served. `kept`: connections to so many members stay open although nothing is
+    /// said; one to yet another, as to who keeps records, is closed when it is not used. `dial_strangers`: this node is
+    /// not a member yet, so everyone is a stranger.
     pub(crate) fn new(
         names: Names,
         gatekeeper: Gatekeeper,
         contacts: SharedContacts,
+        streams: Arc<Semaphore>,
         kept: usize,
         dial_strangers: bool,
     ) -> (Self, mpsc::Receiver<Inbound>) {
@@ -163,7 +177,7 @@ impl Doors {
         let reception = Reception {
             names: Arc::new(names),
             gatekeeper,
-            streams: Arc::new(Semaphore::new(STREAMS)),
+            streams,
             inbound,
         };
         let doors = Self {
@@ -171,6 +185,7 @@ impl Doors {
             contacts,
             kept,
             dial_strangers,
+            streams: Places::new(STREAMS_PER_PEER),
             connections: HashMap::new(),
             relayed: HashMap::new(),
             waiting: VecDeque::new(),
@@ -179,10 +194,10 @@ impl Doors {
         (doors, receiver)
     }
 
-    /// Opens a stream to a connected peer.
+    /// Opens a stream to a connected peer. `over`: the only connection that will do.
     pub(crate) fn open(
         &mut self,
-        peer: PeerId,
+        (peer, over): (PeerId, Option<ConnectionId>),
         door: Door,
         reply: oneshot::Sender<Result<Stream, OpenError>>,
     ) {
@@ -191,7 +206,8 @@ impl Doors {
         } else if self.waiting.len() >= STREAMS {
             OpenError::TooMany
         } else if let Some(name) = self.reception.names.get(door).cloned() {
-            self.waiting.push_back((peer, OpenStream { name, door, reply }));
+            self.waiting
+                .push_back((peer, over, OpenStream { name, door, reply }));
             if let Some(waker) = self.waker.take() {
                 waker.wake();
             }
@@ -211,22 +227,22 @@ impl Doors {
     ) -> Result<Handler, ConnectionDenied> {
         let key = key_of(&peer).map_err(ConnectionDenied::new)?;
         let member = self.reception.gatekeeper.is_member(&peer);
-        let streams = if member {
-            STREAMS_PER_CONNECTION
-        } else {
-            STREAMS_PER_STRANGER
+        // A member that makes more connections has no more streams.
+        let streams = match member {
+            true => self.streams.of(key),
+            false => Arc::new(Semaphore::new(STREAMS_PER_STRANGER)),
         };
         let is_wanted = self.connections.contains_key(&peer) || self.connections.len() < self.kept;
-        let keep_alive = Arc::new(AtomicBool::new(self.kept > 0 && is_wanted && member));
+        let over = Over::new(connection, relayed, self.kept > 0 && is_wanted && member);
         if relayed {
-            self.relayed.insert(connection, Arc::clone(&keep_alive));
+            self.relayed.insert(connection, Arc::clone(&over.keep_alive));
         }
         Ok(Handler::new(
             self.reception.clone(),
             (peer, key),
             member,
-            keep_alive,
-            Arc::new(Semaphore::new(streams)),
+            over,
+            streams,
         ))
     }
 }
@@ -313,8 +329,13 @@ impl NetworkBehaviour for Doors {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        while let Some((peer_id, open)) = self.waiting.pop_front() {
-            let Some(connection) = self.connections.get(&peer_id).and_then(Connections::best) else {
+        while let Some((peer_id, over, open)) = self.waiting.pop_front() {
+            let connections = self.connections.get(&peer_id);
+            let connection = connections.and_then(|connections| match over {
+                None => connections.best(),
+                Some(over) => connections.direct.contains(&over).then_some(over),
+            });
+            let Some(connection) = connection else {
                 open.reply.send(Err(OpenError::NotConnected)).ok();
                 continue;
             };
@@ -337,7 +358,21 @@ mod tests {
 
     use super::*;
     use crate::identity::peer_of;
+    use crate::machine::Machine;
     use crate::roster::Roster;
+
+    #[test]
+    fn a_member_has_so_many_streams_however_many_connections_it_makes() {
+        let places = Places::new(STREAMS_PER_PEER);
+        let (ann, bob) = (NodeKey([1; 32]), NodeKey([2; 32]));
+        let (first, second) = (places.of(ann), places.of(ann));
+        let all = u32::try_from(STREAMS_PER_PEER).unwrap();
+        let _taken = first.try_acquire_many_owned(all).unwrap();
+        assert!(second.try_acquire_owned().is_err());
+        assert!(places.of(bob).try_acquire_owned().is_ok());
+        // Nor is one member all there are.
+        const { assert!(STREAMS_PER_PEER * 4 <= STREAMS) };
+    }
 
     #[test]
     fn connections_to_so_many_members_stay_open_and_others_while_they_are_used() {
@@ -358,7 +393,14 @@ mod tests {
         gatekeeper.set(&Roster::new(genesis).unwrap().members(0));
         let home = tempfile::tempdir().unwrap();
         let contacts = SharedContacts::open(home.path()).unwrap();
-        let (mut doors, _inbound) = Doors::new(Names::join_only(), gatekeeper, contacts, 2, false);
+        let (mut doors, _inbound) = Doors::new(
+            Names::join_only(),
+            gatekeeper,
+            contacts,
+            Machine::default().streams,
+            2,
+            false,
+        );
         let mut stays = |number: usize, peer: PeerId| {
             let id = ConnectionId::new_unchecked(number);
             let handler = doors.handler(id, peer, false).unwrap();

@@ -25,10 +25,10 @@ use super::links::{Link, Links};
 use super::reachability::{self, Reached, SharedReachability};
 use super::redial::Redial;
 use super::relays::{Relays, is_relayed, through};
-use super::transport::{Behaviour, BehaviourEvent, CLOSEST};
+use super::transport::{Behaviour, BehaviourEvent, CLOSEST, connections};
 use crate::identity::{key_of, peer_of};
 use crate::limits::{
-    ADDRESSES_PER_MEMBER, ADMITTED_TIME, COMMANDS, CONNECT_TIME, DIAL_BACK_HELD, NETWORK_EVENTS,
+    ADDRESSES_PER_MEMBER, ADMITTED_TIME, COMMANDS, CONNECT_TIME, CONNECTIONS, DIAL_BACK_HELD, NETWORK_EVENTS,
     RELAYS_TRIED, STRANGER_TIME, STRANGERS, WALKS,
 };
 
@@ -60,9 +60,10 @@ pub(crate) enum Command {
         peer: NodeKey,
         reply: oneshot::Sender<Result<(), ConnectError>>,
     },
-    /// Opens a stream to a connected peer.
+    /// Opens a stream to a connected peer. `over`: the only connection that will do.
     Open {
         peer: NodeKey,
+        over: Option<ConnectionId>,
         door: Door,
         reply: oneshot::Sender<Result<Stream, OpenError>>,
     },
@@ -86,6 +87,8 @@ pub(crate) enum Command {
         /// forgotten.
         waiting: BTreeSet<NodeKey>,
     },
+    /// This node takes part in so many teams: this one has its part of the connections.
+    Teams(u32),
     /// Closes all connections to a peer.
     Disconnect {
         peer: NodeKey,
@@ -146,8 +149,33 @@ impl Network {
     }
 
     pub(crate) async fn open(&self, peer: NodeKey, door: Door) -> Result<Stream, OpenError> {
+        self.open_at(peer, None, door).await
+    }
+
+    /// Opens a stream over this connection and no other.
+    pub(crate) async fn open_over(
+        &self,
+        peer: NodeKey,
+        over: ConnectionId,
+        door: Door,
+    ) -> Result<Stream, OpenError> {
+        self.open_at(peer, Some(over), door).await
+    }
+
+    async fn open_at(
+        &self,
+        peer: NodeKey,
+        over: Option<ConnectionId>,
+        door: Door,
+    ) -> Result<Stream, OpenError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Open { peer, door, reply }).await;
+        let command = Command::Open {
+            peer,
+            over,
+            door,
+            reply,
+        };
+        self.send(command).await;
         // Its connection was closed in this very moment, or there is no driver any more.
         answer.await.unwrap_or_else(|_| {
             Err(if self.commands.is_closed() {
@@ -216,6 +244,8 @@ pub(crate) struct Driver {
     contacts: SharedContacts,
     /// Members to stay connected with, where they can be reached.
     keep: usize,
+    /// Teams of this node, with which the connections there may be are shared.
+    teams: u32,
     redial: Redial,
     relays: Relays,
     reachability: SharedReachability,
@@ -261,6 +291,7 @@ impl Driver {
             gatekeeper,
             contacts,
             keep,
+            teams: 1,
             redial: Redial::default(),
             relays: Relays::new(Instant::now()),
             reachability: SharedReachability::default(),
@@ -306,8 +337,13 @@ impl Driver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Connect { peer, reply } => self.connect(peer, reply),
-            Command::Open { peer, door, reply } => match peer_of(peer) {
-                Some(peer) => self.swarm.behaviour_mut().doors.open(peer, door, reply),
+            Command::Open {
+                peer,
+                over,
+                door,
+                reply,
+            } => match peer_of(peer) {
+                Some(peer) => self.swarm.behaviour_mut().doors.open((peer, over), door, reply),
                 None => drop(reply.send(Err(OpenError::NotConnected))),
             },
             Command::Closest { label, walk, reply } => {
@@ -329,6 +365,10 @@ impl Driver {
                 ports,
                 reply,
             } => self.dial_back(peer, machine, ports, reply),
+            Command::Teams(teams) => {
+                self.teams = teams.max(1);
+                *self.swarm.behaviour_mut().limits.limits_mut() = connections(teams);
+            }
             Command::MembersChanged { waiting } => self.members_changed(&waiting),
             Command::Disconnect { peer } => {
                 if let Some(peer) = peer_of(peer) {
@@ -465,7 +505,8 @@ impl Driver {
                 .filter_map(|(key, peer)| Some((peer, through(peer, &self.links.get(key).dialled()?)?)));
             ways.collect()
         };
-        // What a router forwards is known to who tried it; others may have heard of the inside alone.
+        // What a router forwards is known to who tried it; others may have heard of the inside alone. And a router may let in those
+        // who tried because this node has spoken to them.
         let reached = if self.reached_at.is_empty() {
             self.reachability.with(|known| known.verdict(now))
         } else {
@@ -547,7 +588,9 @@ impl Driver {
 
     fn keep_connected(&mut self, now: Instant) {
         let connected = self.connected.borrow().len();
-        let wanted = self.keep.saturating_sub(connected);
+        // Half of those there may be are others' to make.
+        let most = CONNECTIONS as usize / self.teams as usize / 2;
+        let wanted = self.keep.min(most).saturating_sub(connected);
         let known: Vec<NodeKey> = self.contacts.with(|contacts| contacts.keys().collect());
         let due: Vec<(NodeKey, PeerId)> = known
             .into_iter()

@@ -12,7 +12,7 @@ use libp2p::swarm::handler::{
     ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
 };
 use libp2p::swarm::{
-    ConnectionHandler, ConnectionHandlerEvent, Stream, StreamUpgradeError, SubstreamProtocol,
+    ConnectionHandler, ConnectionHandlerEvent, ConnectionId, Stream, StreamUpgradeError, SubstreamProtocol,
 };
 use libp2p::{PeerId, StreamProtocol};
 use tokio::sync::{Semaphore, oneshot};
@@ -21,6 +21,29 @@ use tvix_node_protocol::envelope::NodeKey;
 use super::door::Door;
 use super::doors::{OpenError, OpenStream, Reception};
 
+/// A connection, as those know it who serve streams over it.
+#[derive(Debug, Clone)]
+pub(crate) struct Over {
+    pub(crate) connection: ConnectionId,
+    /// It leads through another member.
+    pub(crate) relayed: bool,
+    /// Whether it stays open although nothing is said. Changes when a better one has come.
+    pub(crate) keep_alive: Arc<AtomicBool>,
+    /// Others are passed on over it, so it stays open for them.
+    pub(crate) held: Arc<AtomicBool>,
+}
+
+impl Over {
+    pub(crate) fn new(connection: ConnectionId, relayed: bool, keep_alive: bool) -> Self {
+        Self {
+            connection,
+            relayed,
+            keep_alive: Arc::new(AtomicBool::new(keep_alive)),
+            held: Arc::default(),
+        }
+    }
+}
+
 /// Handles the streams of one connection.
 pub(crate) struct Handler {
     reception: Reception,
@@ -28,8 +51,7 @@ pub(crate) struct Handler {
     key: NodeKey,
     /// Whether the peer was a member when the connection was made.
     member: bool,
-    /// Whether the connection stays open although nothing is said. Changes when a better one has come.
-    keep_alive: Arc<AtomicBool>,
+    over: Over,
     streams: Arc<Semaphore>,
     waiting: VecDeque<OpenStream>,
     waker: Option<Waker>,
@@ -40,7 +62,7 @@ impl Handler {
         reception: Reception,
         (peer, key): (PeerId, NodeKey),
         member: bool,
-        keep_alive: Arc<AtomicBool>,
+        over: Over,
         streams: Arc<Semaphore>,
     ) -> Self {
         Self {
@@ -48,7 +70,7 @@ impl Handler {
             peer,
             key,
             member,
-            keep_alive,
+            over,
             streams,
             waiting: VecDeque::new(),
             waker: None,
@@ -58,7 +80,8 @@ impl Handler {
     fn receive(&self, door: Door, stream: Stream) {
         // Between the offer and now the roster may have changed.
         if door == Door::Join || self.is_members() {
-            self.reception.receive(self.key, door, stream, &self.streams);
+            let from = (self.key, self.over.clone());
+            self.reception.receive(from, door, stream, &self.streams);
         }
     }
 
@@ -87,7 +110,8 @@ impl ConnectionHandler for Handler {
     }
 
     fn connection_keep_alive(&self) -> bool {
-        self.keep_alive.load(Ordering::Relaxed) && self.is_members()
+        let wanted = |why: &AtomicBool| why.load(Ordering::Relaxed);
+        (wanted(&self.over.keep_alive) || wanted(&self.over.held)) && self.is_members()
     }
 
     fn poll(

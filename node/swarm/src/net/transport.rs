@@ -1,6 +1,7 @@
 //! libp2p, put together: TCP with Noise and Yamux, QUIC, connections through other members, and the behaviours.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::swarm::NetworkBehaviour;
@@ -9,7 +10,7 @@ use libp2p::{
     PeerId, Swarm, SwarmBuilder, connection_limits, dcutr, identify, kad, mdns, memory_connection_limits,
     noise, ping, relay, tcp, yamux,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::envelope::NodeSecret;
 
@@ -21,9 +22,8 @@ use super::members_only::MembersOnly;
 use crate::identity::{BadSecret, keypair};
 use crate::limits::{
     CONNECTIONS, CONNECTIONS_INCOMING, CONNECTIONS_PENDING, CONNECTIONS_PER_PEER, HANDSHAKE_TIME,
-    IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, PING_INTERVAL, PING_TIME, RELAY_CIRCUIT_BYTES,
-    RELAY_CIRCUIT_TIME, RELAY_CIRCUITS, RELAY_CIRCUITS_PER_PEER, RELAY_RESERVATION_TIME, RELAY_RESERVATIONS,
-    ROUTING_REFRESH, STREAMS_PER_CONNECTION, WALK_TIME,
+    IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, PING_INTERVAL, PING_TIME, ROUTING_REFRESH,
+    STREAMS_PER_CONNECTION, WALK_TIME,
 };
 
 /// Why the network could not be set up.
@@ -51,15 +51,13 @@ pub enum TransportError {
 /// What libp2p does for us.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
-    limits: connection_limits::Behaviour,
+    pub(crate) limits: connection_limits::Behaviour,
     memory: memory_connection_limits::Behaviour,
     pub(crate) doors: Doors,
     pub(crate) identify: MembersOnly<identify::Behaviour>,
     pub(crate) kad: MembersOnly<kad::Behaviour<MemoryStore>>,
     pub(crate) ping: MembersOnly<ping::Behaviour>,
     pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
-    /// Passes connections on.
-    relay: Toggle<MembersOnly<relay::Behaviour>>,
     /// Is reached through others.
     relayed: MembersOnly<relay::client::Behaviour>,
     /// Looks for a direct connection where there is one through another member.
@@ -74,7 +72,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) gatekeeper: Gatekeeper,
     pub(crate) contacts: SharedContacts,
     pub(crate) mdns: bool,
-    pub(crate) relay: bool,
+    /// Places of streams that are served.
+    pub(crate) streams: Arc<Semaphore>,
     /// Members to which connections stay open although nothing is said.
     pub(crate) kept: usize,
 }
@@ -87,6 +86,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
         names,
         setup.gatekeeper.clone(),
         setup.contacts,
+        setup.streams,
         setup.kept,
         setup.swarm.is_none(),
     );
@@ -101,14 +101,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
         .with_cache_size(0);
     let gatekeeper = setup.gatekeeper;
     let behaviour = |relayed| Behaviour {
-        limits: connection_limits::Behaviour::new(
-            connection_limits::ConnectionLimits::default()
-                .with_max_pending_incoming(Some(CONNECTIONS_PENDING))
-                .with_max_pending_outgoing(Some(CONNECTIONS_PENDING))
-                .with_max_established_incoming(Some(CONNECTIONS_INCOMING))
-                .with_max_established(Some(CONNECTIONS))
-                .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER)),
-        ),
+        limits: connection_limits::Behaviour::new(connections(1)),
         memory: memory_connection_limits::Behaviour::with_max_percentage(MEMORY_SHARE),
         doors,
         identify: MembersOnly::new(identify::Behaviour::new(identify), gatekeeper.clone()),
@@ -122,10 +115,6 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
             gatekeeper.clone(),
         ),
         mdns: mdns.into(),
-        relay: setup
-            .relay
-            .then(|| MembersOnly::new(relaying(peer), gatekeeper.clone()))
-            .into(),
         relayed: MembersOnly::new(relayed, gatekeeper.clone()),
         punching: MembersOnly::new(dcutr::Behaviour::new(peer), gatekeeper.clone()),
     };
@@ -154,30 +143,21 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
     Ok((swarm, inbound))
 }
 
+/// Connections that one of so many teams may have.
+pub(crate) fn connections(teams: u32) -> connection_limits::ConnectionLimits {
+    let teams = teams.max(1);
+    connection_limits::ConnectionLimits::default()
+        .with_max_pending_incoming(Some(CONNECTIONS_PENDING))
+        .with_max_pending_outgoing(Some(CONNECTIONS_PENDING))
+        .with_max_established_incoming(Some(CONNECTIONS_INCOMING / teams))
+        .with_max_established(Some(CONNECTIONS / teams))
+        .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER))
+}
+
 fn yamux_config() -> yamux::Config {
     let mut config = yamux::Config::default();
     config.set_max_num_streams(STREAMS_PER_CONNECTION * 2);
     config
-}
-
-/// Passes connections between members on. That members alone may ask for it is the wrapper's to see to.
-fn relaying(peer: PeerId) -> relay::Behaviour {
-    let config = relay::Config {
-        max_reservations: RELAY_RESERVATIONS,
-        reservation_duration: RELAY_RESERVATION_TIME,
-        // One who asks too often meets the bounds above and below.
-        reservation_rate_limiters: Vec::new(),
-        max_circuits: RELAY_CIRCUITS,
-        max_circuits_per_peer: RELAY_CIRCUITS_PER_PEER,
-        max_circuit_duration: RELAY_CIRCUIT_TIME,
-        max_circuit_bytes: RELAY_CIRCUIT_BYTES,
-        circuit_src_rate_limiters: Vec::new(),
-        ..relay::Config::default()
-    };
-    let mut relay = relay::Behaviour::new(peer, config);
-    // Not only once it is proved that everybody reaches this node: who asks has reached it.
-    relay.set_status(Some(relay::Status::Enable));
-    relay
 }
 
 /// Kademlia, for finding nodes alone: it neither keeps nor passes on records.

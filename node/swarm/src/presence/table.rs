@@ -112,6 +112,8 @@ pub struct PresenceTable {
     holders: HashMap<NodeKey, Holder>,
     /// The serial up to which a holder took everything back, and when that may be forgotten.
     withdrawn: HashMap<NodeKey, (u64, u64)>,
+    /// Teams of this node, which share the room there is.
+    teams: usize,
 }
 
 impl PresenceTable {
@@ -122,7 +124,14 @@ impl PresenceTable {
             swarm,
             holders: HashMap::new(),
             withdrawn: HashMap::new(),
+            teams: 1,
         }
+    }
+
+    /// The node takes part in so many teams: this one has its part of the room. What it has beyond that stays until it
+    /// ends.
+    pub fn set_teams(&mut self, teams: usize) {
+        self.teams = teams.max(1);
     }
 
     /// Checks a header that `sender` brought at the time `now`. A cell whose keys are here is renewed at
@@ -362,8 +371,8 @@ impl PresenceTable {
         // What the cell had before is not taken off: at the limit it is the renewal that matters.
         if held_keys + new > PRESENCE_KEYS_PER_HOLDER
             || held_cells + 1 > PRESENCE_CELLS_PER_HOLDER
-            || keys + new > PRESENCE_KEYS
-            || cells + 1 > PRESENCE_CELLS
+            || keys + new > PRESENCE_KEYS / self.teams
+            || cells + 1 > PRESENCE_CELLS / self.teams
         {
             return Err(PresenceRefusal::Quota);
         }

@@ -329,6 +329,29 @@ fn a_holder_has_its_share_and_no_more() {
 }
 
 #[test]
+fn the_room_for_all_is_shared_with_other_teams_and_not_gone_past() {
+    let mut table = Table::new();
+    // So many teams that one cell of full size is all that there is room for.
+    table.table.set_teams(PRESENCE_KEYS / CELL_KEYS);
+    let full = keys(0..CELL_KEYS as u32);
+    table.put(&sealed(1, 1, &full), &full, NOW).unwrap();
+    let few = keys(0..1);
+    assert_eq!(
+        table.put(&sealed(2, 1, &few), &few, NOW),
+        Err(PresenceRefusal::Quota)
+    );
+    // With fewer teams there is more.
+    table.table.set_teams(1);
+    table.put(&sealed(2, 1, &few), &few, NOW).unwrap();
+    table.table.set_teams(PRESENCE_CELLS);
+    let other = keys(CELL_KEYS as u32..CELL_KEYS as u32 + 1);
+    assert_eq!(
+        table.put(&sealed(2, 2, &other), &other, NOW),
+        Err(PresenceRefusal::Quota)
+    );
+}
+
+#[test]
 fn what_changed_between_an_offer_and_its_keys_counts() {
     let mut table = Table::new();
     let keys = keys(0..10);

@@ -12,6 +12,7 @@ pub(crate) mod presence;
 pub(crate) mod publish;
 pub(crate) mod push;
 pub(crate) mod reachability;
+pub(crate) mod relay;
 pub(crate) mod roster;
 pub(crate) mod serving;
 pub(crate) mod texts;
@@ -60,10 +61,18 @@ async fn serve(core: Arc<Core>, inbound: Inbound) {
         peer,
         door,
         stream,
+        over,
         permits,
     } = inbound;
     // Checked when the stream was opened; the roster may have changed since.
     if door != Door::Join && !core.team.members().contains(peer) {
+        return;
+    }
+    if door == Door::Hop {
+        if let Err(error) = relay::serve(&core, peer, stream, over).await {
+            tracing::debug!(%peer, %error, "what is passed on between others has ended");
+        }
+        drop(permits);
         return;
     }
     let wire = Wire::new(core.traffic.counted_serving(stream, peer, door));
@@ -80,6 +89,8 @@ async fn serve(core: Arc<Core>, inbound: Inbound) {
         Door::Texts => texts::serve(&core, peer, wire).await,
         Door::Build => build::serve(&core, peer, wire).await,
         Door::Push => push::serve(&core, peer, wire).await,
+        // The first is served above, the second by the library.
+        Door::Hop | Door::Stop => Ok(()),
     };
     if let Err(error) = result {
         tracing::debug!(%peer, door = door.name(), %error, "a peer's question could not be answered");

@@ -337,6 +337,25 @@ fn no_member_fills_the_roster_alone() {
 }
 
 #[test]
+fn nobody_but_a_founder_brings_in_more_than_so_many() {
+    let (mut roster, scribe) = team();
+    roster.merge(scribe.member(1, 2, &Role::ALL)).unwrap();
+    let numbered = |issuer: u8, number: usize| {
+        scribe.member_with(issuer, 3, |member| {
+            member.key.0[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        })
+    };
+    for number in 0..MEMBERSHIPS_PER_ISSUER {
+        assert!(roster.merge(numbered(2, number)).unwrap());
+    }
+    let one_more = roster.merge(numbered(2, MEMBERSHIPS_PER_ISSUER));
+    assert!(matches!(one_more, Err(MergeError::Full(_))), "{one_more:?}");
+    assert!(roster.merge(numbered(1, MEMBERSHIPS_PER_ISSUER)).unwrap());
+    // Full or not, who is put out is out.
+    assert!(roster.merge(scribe.revoked(1, 2)).unwrap());
+}
+
+#[test]
 fn orphans_are_bounded() {
     let (mut roster, _) = team();
     for serial in 0..=ORPHANED_STATEMENTS {

@@ -13,6 +13,7 @@ use crate::call::{self, CallError};
 use crate::clock::{Clock, in_words};
 use crate::disk::DiskError;
 use crate::limits::CLOCK_SKEW;
+use crate::machine::Machine;
 use crate::net::contacts::{Contacts, SharedContacts};
 use crate::net::driver::{Command, Driver};
 use crate::net::gatekeeper::Gatekeeper;
@@ -156,7 +157,7 @@ async fn redeem(secret: &NodeSecret, ticket: &Ticket, name: &str) -> Result<Welc
         gatekeeper: gatekeeper.clone(),
         contacts: contacts.clone(),
         mdns: false,
-        relay: false,
+        streams: Machine::default().streams,
         kept: 0,
     })?;
     // Nobody is served here: streams that come in are dropped.

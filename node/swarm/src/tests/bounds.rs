@@ -1,6 +1,7 @@
 //! What goes past a bound.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -16,9 +17,16 @@ use tvix_node_protocol::nix::store_path::StorePath;
 
 use super::*;
 use crate::core::Core;
-use crate::limits::{ANSWER_TIME, PRESENCE_CELLS_PER_PUT, PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN};
+use crate::limits::{
+    ANSWER_TIME, CONNECTIONS_PER_PEER, FETCHES, PRESENCE_CELLS_PER_PUT, PRESENCE_STATEMENTS_PER_MINUTE,
+    PUSHES_TAKEN, STRANGERS,
+};
 use crate::net::Door;
+use crate::net::contacts::{Contacts, SharedContacts};
 use crate::net::doors::Inbound;
+use crate::net::driver::{Driver, Network};
+use crate::net::gatekeeper::Gatekeeper;
+use crate::net::transport::{Setup, build};
 use crate::{CallError, PathsError, PushError};
 
 /// Something whose path info is large: it refers to much.
@@ -216,4 +224,122 @@ async fn a_member_that_floods_with_records_is_not_listened_to_and_others_are() {
     cat.handle.announce(std::slice::from_ref(&path));
     cat.publishes().await;
     assert_eq!(ann.handle.kept_presence(), (1, 1));
+}
+
+/// A network of somebody with this key, which speaks to ann alone.
+fn network(seed: u8, ann: &TestNode) -> Network {
+    let mut contacts = Contacts::default();
+    for address in ann.handle.addresses() {
+        contacts.add(ann.key(), address.parse().unwrap());
+    }
+    let contacts = SharedContacts::in_memory(contacts);
+    let gatekeeper = Gatekeeper::default();
+    gatekeeper.set(&ann.handle.members());
+    let (swarm, inbound) = build(Setup {
+        secret: &secret(seed),
+        swarm: Some(ann.handle.swarm()),
+        gatekeeper: gatekeeper.clone(),
+        contacts: contacts.clone(),
+        mdns: false,
+        streams: crate::Machine::default().streams,
+        kept: 1,
+    })
+    .unwrap();
+    let (driver, network, mut events) = Driver::new(swarm, gatekeeper, contacts, 0, vec![]);
+    tokio::spawn(async move {
+        driver.run().await;
+        drop(inbound);
+    });
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
+    network
+}
+
+#[tokio::test]
+async fn a_member_has_so_many_connections_and_no_more() {
+    let ann = TestNode::founder(1).await;
+    let bob = ann.invite(2).await;
+    bob.handle.shutdown().await;
+    let most = CONNECTIONS_PER_PEER as usize;
+    let machines: Vec<Network> = (0..most + 3).map(|_| network(2, &ann)).collect();
+    for machine in &machines {
+        // One too many may be told only after it has been made.
+        soon(machine.connect(ann.key())).await.ok();
+    }
+    let connected = || {
+        let connected = machines
+            .iter()
+            .filter(|machine| machine.connected().contains(&ann.key()));
+        connected.count()
+    };
+    let seen = || ann.handle.overview()[&bob.key()].connections.len();
+    eventually(async || connected() <= most && seen() == most).await;
+    // Others find room.
+    let mut cat = ann.invite(3).await;
+    cat.meets(ann.key()).await;
+    assert_eq!(seen(), most);
+}
+
+#[tokio::test]
+async fn strangers_do_not_keep_members_out() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    let first_stranger = 100;
+    let mut strangers = Vec::new();
+    for number in 0..STRANGERS + 2 {
+        let stranger = network(first_stranger + u8::try_from(number).unwrap(), &ann);
+        soon(stranger.connect(ann.key())).await.ok();
+        strangers.push(stranger);
+    }
+    let connected = || {
+        let connected = strangers
+            .iter()
+            .filter(|stranger| stranger.connected().contains(&ann.key()));
+        connected.count()
+    };
+    eventually(async || connected() <= STRANGERS).await;
+    bob.meets(ann.key()).await;
+}
+
+/// Has nothing to say about any tree, and counts who asks.
+fn counting(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    if inbound.door != Door::Tree {
+        return honestly(core, inbound);
+    }
+    ASKED.fetch_add(1, Ordering::Relaxed);
+    async move {
+        let _inbound = inbound;
+        std::future::pending::<()>().await;
+    }
+    .boxed()
+}
+
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+
+#[tokio::test]
+async fn so_many_trees_are_fetched_at_once_by_all_teams_together() {
+    let ann = TestNode::founder(1).await;
+    let bob = ann.invite_as(2, Roles::all(), counting, |_| ()).await;
+    let machine = crate::Machine::default();
+    let of_node = machine.clone();
+    let mut cat = ann
+        .invite_as(3, Roles::all(), honestly, move |config| config.machine = of_node)
+        .await;
+    cat.meets(bob.key()).await;
+    // What another team of the same node has.
+    let elsewhere = machine.fetches.clone().try_acquire_many_owned(2).unwrap();
+    let mut fetches = tokio::task::JoinSet::new();
+    for number in 0..FETCHES {
+        let (handle, from) = (cat.handle.clone(), bob.key());
+        let mut root = [0; 32];
+        root[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        let tree = tvix_node_protocol::tree::TreeDigest(root);
+        fetches.spawn(async move { handle.fetch_tree(tree, vec![from], None).await.map(drop) });
+    }
+    eventually(async || ASKED.load(Ordering::Relaxed) == FETCHES - 2).await;
+    assert_eq!(machine.fetches.available_permits(), 0);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(ASKED.load(Ordering::Relaxed), FETCHES - 2);
+    drop(elsewhere);
+    eventually(async || ASKED.load(Ordering::Relaxed) == FETCHES).await;
+    fetches.shutdown().await;
 }

@@ -25,6 +25,7 @@ fn with_a_flipped_bit(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, (
         peer,
         door,
         stream,
+        over,
         permits,
     } = inbound;
     let wire = |stream| Wire::new(core.traffic.counted_serving(stream, peer, door));
@@ -43,6 +44,7 @@ fn with_a_flipped_bit(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, (
                 peer,
                 door,
                 stream,
+                over,
                 permits,
             },
         ),
@@ -102,6 +104,7 @@ fn with_something_else(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, 
         peer,
         door,
         stream,
+        over,
         permits,
     } = inbound;
     match door {
@@ -130,6 +133,7 @@ fn with_something_else(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, 
                 peer,
                 door,
                 stream,
+                over,
                 permits,
             },
         ),

@@ -55,6 +55,45 @@ async fn two_whom_nobody_can_dial_meet_through_a_third() {
 }
 
 #[tokio::test]
+async fn the_owner_ends_what_is_passed_on_and_lets_it_begin_again() {
+    let (ann, mut bob, cat) = ann_and_two_unreachable(true).await;
+    eventually(async || bob.handle.connect(cat.key()).await.is_ok()).await;
+    bob.meets(cat.key()).await;
+    assert!(is_through_another(&bob, cat.key()));
+    ann.handle.set_relaying(false);
+    eventually(async || !bob.handle.connected().contains(&cat.key())).await;
+    let refused = soon(bob.handle.connect(cat.key())).await.unwrap_err();
+    assert!(matches!(refused, ConnectError::Unreachable { .. }), "{refused}");
+    // They go on speaking with ann herself.
+    assert!(bob.handle.connected().contains(&ann.key()) && cat.handle.connected().contains(&ann.key()));
+    ann.handle.set_relaying(true);
+    eventually(async || bob.handle.connect(cat.key()).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn what_is_passed_on_goes_at_the_rate_of_the_one_between() {
+    let (ann, mut bob, cat) = ann_and_two_unreachable(true).await;
+    let content = super::shelf::noise(8, 2 << 20);
+    let tree = cat.shelf.add_directory(&[("file", &content)]);
+    cat.shelf.add_path("large", tree);
+    eventually(async || bob.handle.connect(cat.key()).await.is_ok()).await;
+    bob.meets(cat.key()).await;
+    ann.handle.set_caps(crate::Caps {
+        upload: Some(1 << 20),
+        download: None,
+    });
+    let since = std::time::Instant::now();
+    let arrival = soon(bob.handle.fetch_tree(tree, vec![cat.key()], None)).await;
+    bob.shelf.adopt(&arrival.unwrap());
+    let took = since.elapsed();
+    assert!(
+        took >= Duration::from_millis(1900),
+        "2 MiB at 1 MiB/s took {took:?}"
+    );
+    assert!(bob.shelf.is_complete(tree));
+}
+
+#[tokio::test]
 async fn who_does_not_want_to_passes_nothing_on() {
     let (_ann, bob, cat) = ann_and_two_unreachable(false).await;
     tokio::time::sleep(crate::limits::RELAY_PATIENCE + Duration::from_secs(2)).await;

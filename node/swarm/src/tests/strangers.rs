@@ -23,7 +23,7 @@ async fn stranger(seed: u8, ann: &TestNode) -> Network {
         gatekeeper: gatekeeper.clone(),
         contacts: contacts.clone(),
         mdns: false,
-        relay: false,
+        streams: crate::Machine::default().streams,
         kept: 1,
     })
     .unwrap();
