@@ -11,6 +11,7 @@
 //! <home>/scratch/        builds under way
 //! <home>/teams/SWARM/    a team this node belongs to: its roster, tickets, nonces, and the key that the node has there
 //! <home>/teams/first     the team in which it has the key of the home (identity); all others have one of their own
+//! <home>/teams/first-asked   the team that was asked to take it in by that key, written down before
 //! <home>/spool/SWARM/    what is arriving from that team; deleting it loses nothing
 //! <home>/trust.json      whom its owner believes, what stays private (private.json), on which terms it builds for
 //!                        others (share.json), and how much of the link it uses (traffic.json)

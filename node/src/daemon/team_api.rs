@@ -24,7 +24,9 @@ use crate::team::membership::TeamFailure;
 pub(super) fn refused(error: TeamFailure) -> ApiError {
     let kind = match &error {
         TeamFailure::None | TeamFailure::NoSuch { .. } => FailureKind::NotFound,
-        TeamFailure::TooMany | TeamFailure::Join(JoinError::AlreadyIn(_)) => FailureKind::Conflict,
+        TeamFailure::TooMany | TeamFailure::Over(_) | TeamFailure::Join(JoinError::AlreadyIn(_)) => {
+            FailureKind::Conflict
+        }
         TeamFailure::Which(_) | TeamFailure::Member(_) | TeamFailure::State(_) | TeamFailure::Join(_) => {
             FailureKind::Invalid
         }
@@ -32,6 +34,7 @@ pub(super) fn refused(error: TeamFailure) -> ApiError {
         | TeamFailure::Start(_)
         | TeamFailure::Folder { .. }
         | TeamFailure::File { .. }
+        | TeamFailure::KeyMissing { .. }
         | TeamFailure::First { .. } => FailureKind::Internal,
     };
     ApiError::new(kind, error.to_string())

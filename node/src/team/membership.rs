@@ -1,8 +1,9 @@
 //! Founding a team, joining one, taking part in it, and leaving it.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -23,9 +24,9 @@ use tvix_node_swarm::{Clock, Config, Machine, StartError, SwarmHandle};
 use super::TeamNode;
 use super::evidence::ShownPaths;
 use super::fetch::Arriving;
+use super::first::FirstTeam;
 use super::grants::Grants;
 use super::limits::{CONSIDERED, SPOOL_IDLE, TAKEN_PUSHES, TEAMS};
-use super::owner_file::write_whole;
 use super::roll::{Roll, short};
 use super::sample::Sampling;
 use super::served::Served;
@@ -98,6 +99,25 @@ pub enum TeamFailure {
         /// What is wrong with it.
         reason: String,
     },
+    /// A team in which the node has another key than that of its home, which is not there.
+    #[error(
+        "this node's key in the team {} is missing: restore '{}' from a backup, or give the team up with \
+         'tvix-node leave --team {}'",
+        short(*.team), .file.display(), short(*.team)
+    )]
+    KeyMissing {
+        /// Where the key should be.
+        file: PathBuf,
+        /// Which team.
+        team: SwarmId,
+    },
+    /// The node belongs to the team, and is no member any more.
+    #[error(
+        "this node's membership of the team {} is over: it has ended, or the node's key was put out. 'tvix-node leave --team \
+         {}' gives it up; then the ticket can be redeemed, by another key",
+        short(*.0), short(*.0)
+    )]
+    Over(SwarmId),
     /// A folder of the team.
     #[error("the team's folder '{}' cannot be removed: {source}", .folder.display())]
     Folder {
@@ -289,7 +309,8 @@ impl Membership {
     pub async fn resume(&self) -> Result<(), TeamFailure> {
         let _turn = self.changing.lock().await;
         let mut teams = Team::list(&self.parts.teams)?;
-        let first = self.first(&teams)?;
+        let first = FirstTeam::new(&self.parts.teams, &teams).team()?;
+        self.tidy(&teams);
         teams.sort_by_key(|team| (Some(*team) != first, *team));
         let mut result = Ok(());
         for team in teams {
@@ -300,10 +321,10 @@ impl Membership {
                     None if Some(team) == first => Arc::clone(&self.parts.jobs.secret),
                     // With the home's key its members would know this node by that of another team.
                     None => {
-                        return Err(TeamFailure::Team(TeamError::Secret {
-                            path: self.parts.teams.join(team.to_string()).join("identity"),
-                            bytes: 0,
-                        }));
+                        return Err(TeamFailure::KeyMissing {
+                            file: self.folder(team).join("identity"),
+                            team,
+                        });
                     }
                 };
                 self.start(Team::open(&self.parts.teams, team)?, secret).await
@@ -335,14 +356,15 @@ impl Membership {
         self.check_room()?;
         let (teams, title) = (&self.parts.teams, format!("{name}'s team"));
         let known = Team::list(teams)?;
-        if self.first(&known)?.is_none() {
+        let first = FirstTeam::new(teams, &known);
+        if first.is_unseen()? {
             let secret = Arc::clone(&self.parts.jobs.secret);
             let me = Founder {
                 key: secret.key(),
                 name: name.to_owned(),
             };
             let team = Team::found(teams, &title, me, Vec::new(), 1)?;
-            self.note_first(team.swarm())?;
+            first.note(team.swarm())?;
             return Ok((self.start(team, secret).await?, true));
         }
         let secret = new_secret().map_err(TeamError::from)?;
@@ -357,88 +379,67 @@ impl Membership {
         }
     }
 
-    /// The team in which this node has the key of its home: the first that it was ever in. In each other one it has a
-    /// key of its own, so that nobody knows it again.
-    fn first(&self, known: &[SwarmId]) -> Result<Option<SwarmId>, TeamFailure> {
-        let file = self.parts.teams.join(FIRST);
-        match std::fs::read_to_string(&file) {
-            Ok(text) => match text.trim().parse() {
-                Ok(team) => return Ok(Some(team)),
-                Err(reason) => return Err(TeamFailure::First { file, reason }),
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(TeamFailure::File {
-                    file,
-                    action: "read",
-                    source,
-                });
-            }
-        }
-        // From before this was noted, when there was one.
-        for team in known {
-            if kept_secret(&self.parts.teams, *team)?.is_none() {
-                self.note_first(*team)?;
-                return Ok(Some(*team));
-            }
-        }
-        Ok(None)
-    }
-
-    fn note_first(&self, team: SwarmId) -> Result<(), TeamFailure> {
-        let file = self.parts.teams.join(FIRST);
-        let write = || {
-            std::fs::create_dir_all(&self.parts.teams)?;
-            write_whole(&file, format!("{team}\n").as_bytes())
-        };
-        write().map_err(|source| TeamFailure::File {
-            file: file.clone(),
-            action: "written",
-            source,
-        })
-    }
-
     /// Becomes a member of the team that a ticket is for, beside those that this node is in.
     ///
     /// # Errors
     /// See [`TeamFailure`].
     pub async fn join(&self, ticket: &Ticket, name: &str) -> Result<Arc<TeamNode>, TeamFailure> {
         let _turn = self.changing.lock().await;
-        if self.all().iter().any(|node| node.view.team() == ticket.swarm) {
-            return Err(JoinError::AlreadyIn(ticket.swarm).into());
+        let all = self.all();
+        if let Some(node) = all.iter().find(|node| node.view.team() == ticket.swarm) {
+            return Err(match node.swarm.members().contains(node.view.me()) {
+                true => JoinError::AlreadyIn(ticket.swarm).into(),
+                false => TeamFailure::Over(ticket.swarm),
+            });
         }
         self.check_room()?;
         let teams = &self.parts.teams;
-        let first = self.first(&Team::list(teams)?)?;
-        let secret = match first {
-            None => Arc::clone(&self.parts.jobs.secret),
-            Some(first) => match kept_secret(teams, ticket.swarm)? {
-                // The ticket was perhaps redeemed with it already, and the answer did not come.
-                Some(secret) => Arc::new(secret),
-                None if first == ticket.swarm && Team::list(teams)?.contains(&first) => {
-                    Arc::clone(&self.parts.jobs.secret)
-                }
-                None => {
-                    let secret = new_secret().map_err(TeamError::from)?;
-                    keep_secret(teams, ticket.swarm, &secret)?;
-                    Arc::new(secret)
-                }
-            },
+        let known = Team::list(teams)?;
+        let first = FirstTeam::new(teams, &known);
+        let unseen = first.is_unseen()?;
+        let mut by_home = false;
+        let secret = match kept_secret(teams, ticket.swarm)? {
+            // The ticket was perhaps redeemed with it already, and the answer did not come.
+            Some(secret) => Arc::new(secret),
+            None if first.ask(ticket.swarm)? => {
+                by_home = true;
+                Arc::clone(&self.parts.jobs.secret)
+            }
+            None => {
+                let secret = new_secret().map_err(TeamError::from)?;
+                keep_secret(teams, ticket.swarm, &secret)?;
+                Arc::new(secret)
+            }
         };
-        let team = join(teams, &secret, ticket, name, &Clock::system()).await?;
-        if first.is_none() {
-            self.note_first(ticket.swarm)?;
+        let team = match join(teams, &secret, ticket, name, &Clock::system()).await {
+            Ok(team) => team,
+            Err(error) => {
+                if by_home && unseen && error.is_before_anybody_was_asked() {
+                    first.take_back()?;
+                }
+                return Err(error.into());
+            }
+        };
+        if by_home {
+            first.note(ticket.swarm)?;
         }
         self.start(team, secret).await
     }
 
-    /// Takes part in a team no more, and forgets it. The others stay as they are.
+    /// Takes part in a team no more, and forgets it. The others stay as they are. One that cannot be taken part in, because
+    /// its key or roster is missing or damaged, is only forgotten: there is nothing to tell the others with.
     ///
     /// # Errors
     /// See [`TeamFailure`].
     pub async fn leave(&self, named: Option<&str>) -> Result<(), TeamFailure> {
         let _turn = self.changing.lock().await;
-        let node = self.one(named)?;
+        let node = match self.one(named) {
+            Ok(node) => node,
+            Err(error) => {
+                let broken = self.broken(named)?.ok_or(error)?;
+                return self.forget(broken);
+            }
+        };
         let (swarm, met) = (node.view.team(), node.met());
         node.swarm.leave().await?;
         drop(node);
@@ -450,26 +451,65 @@ impl Membership {
         if let Some(active) = active {
             self.end(active, met).await;
         }
-        // At once, for the start after a crash: a folder without its key would be one of a team still.
-        let folder = self.parts.teams.join(swarm.to_string());
-        let left = self.parts.teams.join(format!(".left-{swarm}"));
-        if let Err(source) = std::fs::remove_dir_all(&left)
-            && source.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(TeamFailure::Folder { folder: left, source });
+        self.forget(swarm)
+    }
+
+    /// The team that is meant, among those that the node belongs to and cannot take part in.
+    fn broken(&self, named: Option<&str>) -> Result<Option<SwarmId>, TeamFailure> {
+        let active: Vec<SwarmId> = self.all().iter().map(|node| node.view.team()).collect();
+        let mut broken = Team::list(&self.parts.teams)?;
+        broken.retain(|team| !active.contains(team));
+        if let Some(wanted) = named {
+            let id = wanted.to_ascii_lowercase();
+            broken.retain(|team| id.len() >= ID_BEGINNING && team.to_string().starts_with(&id));
         }
+        Ok(match (broken.as_slice(), named) {
+            ([team], Some(_)) => Some(*team),
+            ([team], None) if active.is_empty() => Some(*team),
+            _ => None,
+        })
+    }
+
+    /// Removes what the node has of a team, its key among it.
+    fn forget(&self, team: SwarmId) -> Result<(), TeamFailure> {
+        // At once, for the start after a crash: a folder without its key would be one of a team still.
+        let (folder, left) = (self.folder(team), self.parts.teams.join(format!("{LEFT}{team}")));
+        remove(&left)?;
         if let Err(source) = std::fs::rename(&folder, &left)
-            && source.kind() != std::io::ErrorKind::NotFound
+            && source.kind() != ErrorKind::NotFound
         {
             return Err(TeamFailure::Folder { folder, source });
         }
-        for folder in [left, self.spool(swarm)] {
-            match std::fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                result => result.map_err(|source| TeamFailure::Folder { folder, source })?,
+        remove(&left)?;
+        remove(&self.spool(team))
+    }
+
+    /// Removes what leaving left behind where it was cut short. `teams`: those that the node belongs to.
+    fn tidy(&self, teams: &[SwarmId]) {
+        let names = |folder: &Path| {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            entries
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect::<Vec<_>>()
+        };
+        let left = names(&self.parts.teams)
+            .into_iter()
+            .filter(|name| name.starts_with(LEFT));
+        let left = left.map(|name| self.parts.teams.join(name));
+        let arriving = names(&self.parts.spool).into_iter().filter(|name| {
+            let team = name.parse::<SwarmId>();
+            team.is_ok_and(|team| !teams.contains(&team))
+        });
+        let arriving = arriving.map(|name| self.parts.spool.join(name));
+        for folder in left.chain(arriving) {
+            if let Err(error) = remove(&folder) {
+                tracing::warn!(%error, "what is left of a team that this node has left stays");
             }
         }
-        Ok(())
+    }
+
+    fn folder(&self, team: SwarmId) -> PathBuf {
+        self.parts.teams.join(team.to_string())
     }
 
     /// Takes back what was announced, closes all connections, and forgets the peers.
@@ -654,14 +694,25 @@ fn announce_all(swarm: &SwarmHandle, depot: &Depot) -> Result<(), IndexError> {
     }
 }
 
-/// The file that says in which team this node has the key of its home.
-const FIRST: &str = "first";
+/// How the folder of a team that was left is called until it is gone. Nothing that is called so is a team's.
+const LEFT: &str = ".left-";
 
 /// Letters of a team's id that name it at least: as many as of a key.
 const ID_BEGINNING: usize = 8;
 
 /// Paths listed at once.
 const ANNOUNCED_PAGE: usize = 4096;
+
+/// Removes a folder with all that is in it, where there is one.
+fn remove(folder: &Path) -> Result<(), TeamFailure> {
+    match std::fs::remove_dir_all(folder) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(TeamFailure::Folder {
+            folder: folder.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
 
 /// TCP and QUIC at the same address.
 fn multiaddresses(address: &SocketAddr) -> [String; 2] {

@@ -3,6 +3,7 @@
 //! | module | what it has |
 //! |---|---|
 //! | [`membership`], [`roll`] | founding, joining, starting and leaving teams |
+//! | `first` | in which team the node has the key of its home |
 //! | [`every`] | what is asked of all teams together |
 //! | [`view`] | what the members of one team may see of what this node knows |
 //! | [`policy`] | whom this node believes about a path |
@@ -25,6 +26,7 @@ mod answer;
 pub mod every;
 pub mod evidence;
 pub mod fetch;
+mod first;
 pub mod grants;
 pub mod inputs;
 mod kept;

@@ -100,6 +100,103 @@ fn a_node_is_in_two_teams_by_two_keys_and_each_command_says_which_one_it_means()
     assert_eq!(keys(&carl), before);
 }
 
+/// The folder of a team at a node.
+fn folder(node: &Node, team: &str) -> std::path::PathBuf {
+    let members = node.json(&["members", "--team", team]);
+    node.machine.home().join("teams").join(text(&members["swarm"]))
+}
+
+#[test]
+fn a_team_that_refused_has_seen_the_key_of_the_home_and_no_other_one_does() {
+    let [alice, bob, carl] = ["alice", "bob", "carl"].map(|name| Node::up(name, 0));
+    let home = carl.key();
+    let used = alice.ticket(&[]);
+    let dave = Node::up("dave", 0);
+    dave.join(&used).ok();
+    carl.join(&used).failed(1, &["used"]);
+    carl.join(&bob.ticket(&[])).ok();
+    assert_ne!(key_in_team_of(&carl, "bob"), home);
+    carl.join(&alice.ticket(&[])).ok();
+    assert_eq!(key_in_team_of(&carl, "alice"), home);
+    // It is so after a restart, too.
+    let mut carl = carl;
+    carl.down();
+    carl.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    assert_eq!(key_in_team_of(&carl, "alice"), home);
+    assert_ne!(key_in_team_of(&carl, "bob"), home);
+}
+
+#[test]
+fn a_team_whose_key_is_missing_is_not_met_by_another_key_and_can_be_given_up() {
+    let [_alice, bob, mut carl] = two_teams([0, 0, 0]);
+    let before = key_in_team_of(&carl, "bob");
+    let of_bobs = folder(&carl, "bob's team");
+    let id = of_bobs
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    carl.down();
+    let (key, aside) = (of_bobs.join("identity"), of_bobs.join("elsewhere"));
+    std::fs::rename(&key, &aside).expect("it has one");
+    // Who looks on is told, and what to do.
+    carl.machine
+        .run(&["up", "--listen", "127.0.0.1:0"])
+        .failed(1, &["missing", "identity", "backup", "leave --team"]);
+    // In the background it takes part in the other one.
+    let teams = carl.json(&["teams"]);
+    let names: Vec<String> = teams
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|team| text(&team["name"]))
+        .collect();
+    assert_eq!(names, ["alice's team"]);
+    carl.machine.run(&["down"]).ok();
+    // With its key it is there again, as the same.
+    std::fs::rename(&aside, &key).expect("it is back");
+    carl.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    assert_eq!(key_in_team_of(&carl, "bob"), before);
+    carl.meet("bob");
+    // Without it, it can be left.
+    carl.down();
+    std::fs::remove_file(&key).expect("it is there");
+    carl.machine.run(&["leave", "--team", &id[..12]]).ok();
+    assert!(!of_bobs.exists());
+    carl.machine.run(&["down"]).ok();
+    carl.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    carl.join(&bob.ticket(&[])).ok();
+    assert_ne!(key_in_team_of(&carl, "bob"), before);
+}
+
+#[test]
+fn leaving_that_is_cut_short_is_finished_and_takes_nothing_along() {
+    let [alice, bob, mut carl] = two_teams([0, 0, 0]);
+    let home = key_in_team_of(&carl, "alice");
+    let of_alices = folder(&carl, "alice's team");
+    // As far as a node comes that is killed right after it has said that it leaves.
+    let teams = of_alices.parent().expect("a folder").to_owned();
+    alice.machine.run(&["revoke", "carl"]).ok();
+    until("carl knows that he is out", || {
+        carl.peer("alice").is_none().then_some(())
+    });
+    carl.join(&alice.ticket(&[])).failed(1, &["over", "leave --team"]);
+    carl.kill();
+    // And one that is killed between the two steps of forgetting.
+    let left = teams.join(format!(".left-{}", "ab".repeat(32)));
+    std::fs::create_dir(&left).expect("a folder");
+    std::fs::write(left.join("identity"), [7; 32]).expect("a file");
+    carl.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    assert!(!left.exists(), "its key is left over");
+    carl.meet("bob");
+    carl.machine.run(&["leave", "--team", "alice's team"]).ok();
+    assert!(!of_alices.exists());
+    carl.join(&alice.ticket(&[])).ok();
+    carl.meet("alice");
+    assert_ne!(key_in_team_of(&carl, "alice"), home);
+    bob.meet("carl");
+}
+
 #[test]
 fn what_came_from_one_team_is_as_if_it_were_not_there_to_the_other() {
     if !sandbox_works("what_came_from_one_team_is_as_if_it_were_not_there_to_the_other") {

@@ -94,6 +94,25 @@ pub enum JoinError {
     Disk(#[from] DiskError),
 }
 
+impl JoinError {
+    /// Whether it was found out before anybody was asked, so that nobody has seen this node's key.
+    #[must_use]
+    pub fn is_before_anybody_was_asked(&self) -> bool {
+        match self {
+            Self::Expired { .. } | Self::AlreadyIn(_) | Self::Name(_) | Self::Transport(_) => true,
+            // Where it was tried, somebody may have answered at last.
+            Self::Unreachable { .. }
+            | Self::Version(_)
+            | Self::Refused { .. }
+            | Self::Genesis(_)
+            | Self::NotAMember { .. }
+            | Self::Confused(_)
+            | Self::Team(_)
+            | Self::Disk(_) => false,
+        }
+    }
+}
+
 /// Redeems a ticket and makes the team's folder. `teams` is the folder for all teams of this node;
 /// `name` is what this node wants to be called.
 ///
