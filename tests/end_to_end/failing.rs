@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 
@@ -53,8 +55,11 @@ fn a_failing_build_ends_the_command_with_its_name_and_log() {
 fn a_fetch_that_fails_says_what_of_and_why_in_its_log_too() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}/gone.tar", listener.local_addr().expect("an address"));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
+            count.fetch_add(1, Ordering::Relaxed);
             let mut stream = stream;
             let mut request = [0; 4096];
             // A client that goes away is no fault.
@@ -77,6 +82,8 @@ fn a_fetch_that_fails_says_what_of_and_why_in_its_log_too() {
     let finished = machine.run(&["build", "-A", "fetched"]);
     let what = format!("'{url}' cannot be fetched: the server answered 404 Not Found");
     finished.failed(1, &["the build of fetched failed: ", &what]);
+    // It would not be there the next time, or for another builder.
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
     assert!(
         !finished.stderr.contains("Its log is empty"),
         "{}",

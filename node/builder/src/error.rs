@@ -144,6 +144,8 @@ pub enum Cause {
         url: String,
         /// Why not.
         reason: String,
+        /// Whether it would not be had elsewhere or later either: the server says that it is not there, say.
+        lasting: bool,
     },
     /// The builder program could not be started.
     #[error("the builder '{builder}' could not be executed: {source}{hint}")]
@@ -237,11 +239,12 @@ impl Cause {
             Self::SlotTaken(_)
             | Self::Sandbox(_)
             | Self::Input { .. }
-            | Self::Fetch { .. }
+            | Self::Fetch { lasting: false, .. }
             | Self::Scratch { .. }
             | Self::HelperDied(_)
             | Self::Cancelled => true,
             Self::Refused(_)
+            | Self::Fetch { lasting: true, .. }
             | Self::Execute { .. }
             | Self::Exit(_)
             | Self::Signal { .. }

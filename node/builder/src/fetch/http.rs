@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use url::Url;
 
-use super::{failed, fetch_failed};
+use super::{failed, fetch_failed, fetch_impossible};
 use crate::config::{Config, default_certificates};
 use crate::diagnosis::SandboxError;
 use crate::error::Cause;
@@ -56,7 +56,7 @@ pub struct Downloaded {
 enum Failure {
     /// Trying again may help.
     Passing(String),
-    /// It does not.
+    /// Here it does not.
     Lasting(Cause),
 }
 
@@ -261,10 +261,11 @@ impl Client {
         }
         if status != StatusCode::OK {
             let reason = format!("the server answered {status}");
-            let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+            let busy = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+            let may_pass = status.is_server_error() || busy.contains(&status);
             return Err(match may_pass {
                 true => Failure::Passing(reason),
-                false => lasting(fetch_failed(url, reason)),
+                false => lasting(fetch_impossible(url, reason)),
             });
         }
         let mut file = new_file(target).map_err(|error| lasting(failed(target, "created")(error)))?;
@@ -309,15 +310,16 @@ impl Client {
             };
             let Some(next) = next else { return Ok(answer) };
             at = led_to(&at, next, self.wary).map_err(|reason| {
-                Failure::Lasting(fetch_failed(url, format!("'{at}' redirects to {reason}")))
+                Failure::Lasting(fetch_impossible(url, format!("'{at}' redirects to {reason}")))
             })?;
         }
         let reason = format!("it redirects more than {REDIRECTS} times");
-        Err(Failure::Lasting(fetch_failed(url, reason)))
+        Err(Failure::Lasting(fetch_impossible(url, reason)))
     }
 
     /// `elsewhere`: only the public internet will do.
     async fn ask(&self, url: &Url, known: Option<&str>, elsewhere: bool) -> Result<Answer, Failure> {
+        // Another machine may be allowed more, or have other certificates.
         let wrong = |reason: String| Failure::Lasting(fetch_failed(url, reason));
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(wrong("it has no host".to_owned()));

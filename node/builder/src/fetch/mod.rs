@@ -87,7 +87,7 @@ impl Fetch {
                 let is_xz = url.path().ends_with(".xz");
                 let archive = File::open(&downloaded).map_err(failed(&downloaded, "opened"))?;
                 unpack::unpack(archive, is_xz, &target, most)
-                    .map_err(|reason| fetch_failed(&url, format!("it cannot be unpacked: {reason}")))?;
+                    .map_err(|reason| fetch_impossible(&url, format!("it cannot be unpacked: {reason}")))?;
             }
             if executable {
                 let permissions = fs::Permissions::from_mode(0o755);
@@ -106,9 +106,16 @@ fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Cause 
     move |source| Cause::Scratch { path, action, source }
 }
 
+/// It cannot be had from here now.
 fn fetch_failed(url: &url::Url, reason: String) -> Cause {
-    let url = url.to_string();
-    Cause::Fetch { url, reason }
+    let (url, lasting) = (url.to_string(), false);
+    Cause::Fetch { url, reason, lasting }
+}
+
+/// It cannot be had, whoever asks.
+fn fetch_impossible(url: &url::Url, reason: String) -> Cause {
+    let (url, lasting) = (url.to_string(), true);
+    Cause::Fetch { url, reason, lasting }
 }
 
 #[cfg(test)]

@@ -162,20 +162,44 @@ async fn a_file_can_be_made_executable() {
 
 #[tokio::test]
 async fn what_may_pass_is_tried_again_and_what_does_not_is_not() {
-    let busy = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n";
     let broken = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort";
-    let base = server(&[("/", &[busy, broken, &ok(b"whole")])]);
+    let base = server(&[("/", &[&said("503 Busy"), broken, &ok(b"whole")])]);
     let fetched = fetch(&[("url", &base)], HERE, None).await;
     fetched.result.unwrap();
     assert_eq!(fs::read(&fetched.target).unwrap(), b"whole");
     assert_eq!(fetched.told.len(), 3, "{:?}", fetched.told);
 
-    let missing = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
-    let base = server(&[("/", &[missing])]);
-    let fetched = fetch(&[("url", &base)], HERE, None).await;
-    let error = fetched.result.unwrap_err().to_string();
-    assert!(error.contains("404 Not Found"), "{error}");
-    assert_eq!(fetched.told.len(), 1, "{:?}", fetched.told);
+    for status in ["404 Not Found", "410 Gone", "403 Forbidden"] {
+        let base = server(&[("/", &[&said(status)])]);
+        let fetched = fetch(&[("url", &base)], HERE, None).await;
+        let error = fetched.result.unwrap_err();
+        assert!(error.to_string().contains(status), "{error}");
+        assert_eq!(fetched.told.len(), 1, "{:?}", fetched.told);
+        // Nobody else would get it either, and nobody else is asked.
+        assert!(!error.is_transient(), "{error}");
+    }
+}
+
+/// An answer without a body.
+fn said(status: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into_bytes()
+}
+
+#[tokio::test]
+async fn what_another_may_have_or_later_is_a_passing_failure() {
+    for status in ["408 Request Timeout", "429 Too Many Requests"] {
+        let base = server(&[("/", &[&said(status), &ok(b"whole")])]);
+        let fetched = fetch(&[("url", &base)], HERE, None).await;
+        fetched.result.unwrap();
+        assert_eq!(fetched.told.len(), 2, "{:?}", fetched.told);
+    }
+    // What this node's owner does not allow another's may.
+    let base = server(&[("/", &[&ok(b"secret")])]);
+    let denied = fetch(&[("url", &base)], &[], None).await.result.unwrap_err();
+    assert!(denied.is_transient(), "{denied}");
+    let around = server(&[("/", &[&moved("/")])]);
+    let endless = fetch(&[("url", &around)], HERE, None).await.result.unwrap_err();
+    assert!(!endless.is_transient(), "{endless}");
 }
 
 #[tokio::test]
