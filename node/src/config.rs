@@ -3,6 +3,7 @@
 //! ```toml
 //! substituters = ["https://cache.example.org", "file:///mnt/cache"]
 //! trusted-public-keys = ["cache.example.org-1:AAAA…"]
+//! private-caches = ["10.1.2.4:443"]
 //! allowed-addresses = ["10.1.2.3:8080"]
 //! allowed-addresses-for-others = false
 //! network-of-fixed-outputs = "own"
@@ -25,6 +26,9 @@ pub struct NodeConfig {
     pub substituters: Vec<String>,
     /// Keys whose signatures are believed, as in Nix: `name:base64`.
     pub trusted_public_keys: Vec<String>,
+    /// Addresses that are not public and at which binary caches are that are called by names, or lead to:
+    /// `ADDRESS[/PREFIX][:PORT]`.
+    pub private_caches: Vec<AddressRange>,
     /// Addresses that fixed-output builds reach although they are not public: `ADDRESS[/PREFIX][:PORT]`.
     pub allowed_addresses: Vec<AddressRange>,
     /// Whether builds for other members reach these, too.
@@ -147,6 +151,9 @@ mod tests {
         assert_eq!(NodeConfig::read(&file).unwrap(), NodeConfig::default());
         std::fs::write(&file, "substituters = [\"file:///a\"]\n").unwrap();
         assert_eq!(NodeConfig::read(&file).unwrap().substituters, ["file:///a"]);
+        std::fs::write(&file, "private-caches = [\"10.1.0.0/16:80\"]\n").unwrap();
+        let private = NodeConfig::read(&file).unwrap().private_caches;
+        assert_eq!(private, ["10.1.0.0/16:80".parse().unwrap()]);
         std::fs::write(&file, "substituter = [\"file:///a\"]\n").unwrap();
         let error = NodeConfig::read(&file).unwrap_err().to_string();
         assert!(

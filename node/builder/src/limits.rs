@@ -124,6 +124,9 @@ pub const STALL_TIME: Duration = Duration::from_secs(300);
 /// How long a server may take from the connection to the head of its answer.
 pub const ANSWER_TIME: Duration = Duration::from_secs(120);
 
+/// Bytes of the head of a proxy's answer. It has a few lines.
+pub const PROXY_HEAD: usize = 16 << 10;
+
 /// How often the disk that a build uses is looked at, where it has a limit.
 pub const DISK_LOOK: Duration = Duration::from_millis(500);
 

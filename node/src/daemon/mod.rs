@@ -192,13 +192,16 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     if let Err(error) = depot.upstreams.tidy(Duration::ZERO) {
         tracing::warn!(%error, "what broken downloads left could not be removed");
     }
-    depot.upstreams.configure(&Substituters {
+    let substituters = Substituters {
         caches: options.substituters.clone().unwrap_or(configured.substituters),
         keys: options
             .trusted_public_keys
             .clone()
             .unwrap_or(configured.trusted_public_keys),
-    })?;
+    };
+    depot
+        .upstreams
+        .configure(&substituters, configured.private_caches)?;
     let jobs = Arc::new(Jobs {
         depot: Arc::clone(&depot),
         builder,

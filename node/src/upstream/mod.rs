@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Semaphore;
-use tvix_node_builder::Client;
+use tvix_node_builder::{AddressRange, Client};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::narinfo::TrustedPublicKey;
 
@@ -68,6 +68,8 @@ pub struct Upstreams {
     folder: PathBuf,
     trust: Arc<TrustBook>,
     listed: Mutex<Listed>,
+    /// Where caches may be beside the public internet, see [`Client::for_caches`].
+    private: OnceLock<Arc<[AddressRange]>>,
     client: OnceLock<Result<Client, String>>,
     arriving: Arriving,
     downloads: Semaphore,
@@ -93,6 +95,7 @@ impl Upstreams {
             folder,
             trust,
             listed: Mutex::default(),
+            private: OnceLock::new(),
             client: OnceLock::new(),
             arriving: Arriving::default(),
             downloads: Semaphore::new(DOWNLOADS),
@@ -104,11 +107,18 @@ impl Upstreams {
         self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These are used as long as the node is up.
+    /// These are used as long as the node is up. `private`: addresses that are not public and at which caches, those of
+    /// sessions too, may be although they are called by names, and where they may lead to. Said once, before anything
+    /// is asked of a cache.
     ///
     /// # Errors
     /// See [`SubstituterError`]; nothing is used then.
-    pub fn configure(&self, wanted: &Substituters) -> Result<(), SubstituterError> {
+    pub fn configure(
+        &self,
+        wanted: &Substituters,
+        private: Vec<AddressRange>,
+    ) -> Result<(), SubstituterError> {
+        self.private.get_or_init(|| private.into());
         self.add(NODE, wanted)
     }
 
@@ -193,9 +203,10 @@ impl Upstreams {
     }
 
     fn client(&self) -> Result<&Client, String> {
+        let private = self.private.get().cloned().unwrap_or_default();
         let made = self
             .client
-            .get_or_init(|| Client::for_caches().map_err(|error| error.to_string()));
+            .get_or_init(|| Client::for_caches(private).map_err(|error| error.to_string()));
         made.as_ref().map_err(Clone::clone)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
-use hyper::header::{ETAG, HOST, HeaderValue, IF_NONE_MATCH, LOCATION, USER_AGENT};
+use hyper::header::{ETAG, HOST, HeaderValue, IF_NONE_MATCH, LOCATION, PROXY_AUTHORIZATION, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
@@ -21,22 +21,25 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
-use url::Url;
+use url::{Host, Url};
 
+use super::proxies::{HttpProxy, Proxies, tunnel};
 use super::{failed, fetch_failed, fetch_impossible};
 use crate::config::{Config, default_certificates};
 use crate::diagnosis::SandboxError;
 use crate::error::Cause;
 use crate::limits::{ANSWER_TIME, FETCH_TRIES, FETCH_WAIT, IDLE_CONNECTIONS, REDIRECTS, STALL_TIME};
 use crate::proxy::address::AddressRange;
-use crate::proxy::dial::{DialError, dial};
+use crate::proxy::dial::{DialError, dial, judge};
 
 /// Downloads files over HTTP and HTTPS.
 pub struct Client {
     tls: TlsConnector,
     allowed: Arc<[AddressRange]>,
-    /// Whether servers are kept from leading it astray, see [`Client::for_caches`].
+    /// Whether servers, and who answers for their names, are kept from leading it astray, see [`Client::for_caches`].
     wary: bool,
+    /// Whom it asks instead of servers.
+    proxies: Proxies,
     /// Connections that wait for the next small answer.
     idle: Mutex<HashMap<Place, Vec<Connection>>>,
     /// How long the next byte of a file is waited for.
@@ -79,37 +82,39 @@ type Place = (String, String, u16, bool);
 
 impl Client {
     /// A client for somebody who may reach everything that this process reaches, the local network too: the user
-    /// who evaluates, not a build. Trusts the machine's certificates where it has any.
+    /// who evaluates, not a build. Trusts the machine's certificates where it has any, and asks the proxies that the
+    /// environment names.
     ///
     /// # Errors
     /// The certificates cannot be read.
     pub fn unrestricted() -> Result<Self, Cause> {
-        let everything = [
-            AddressRange::new(Ipv4Addr::UNSPECIFIED.into(), 0),
-            AddressRange::new(Ipv6Addr::UNSPECIFIED.into(), 0),
-        ];
-        Self::with(
-            default_certificates().as_deref(),
-            everything.into_iter().flatten().collect(),
-        )
+        let client = Self::with(default_certificates().as_deref(), everything().into())?;
+        Ok(client.asking(Proxies::of_environment()))
     }
 
-    /// As [`Client::unrestricted`], for servers that the user has named and does not have to believe in everything:
-    /// one may lead to other places of its own host, and to other hosts on the public internet, but nobody from HTTPS
-    /// to HTTP. Otherwise a cache could have this node ask what is open to this machine alone: services on it, in its
-    /// network, or its cloud's.
+    /// For servers that the user has named and does not have to believe in everything. A server whose name is an address
+    /// (or `localhost`) may be there, and lead to other places there. All else must be on the public internet or among
+    /// `private`, whatever names are resolved to at the time; and nobody leads from HTTPS to HTTP. Otherwise a cache, or who
+    /// answers for its name, could have this node ask what is open to this machine alone: services on it, in its network,
+    /// or its cloud's.
+    ///
+    /// Asks the proxies that the environment names, too. What a name stands for where the proxy is, is the proxy's
+    /// business; a name that stands for something private here is not asked for there either.
     ///
     /// # Errors
     /// The certificates cannot be read.
-    pub fn for_caches() -> Result<Self, Cause> {
+    pub fn for_caches(private: Arc<[AddressRange]>) -> Result<Self, Cause> {
+        let client = Self::with(default_certificates().as_deref(), private)?;
         let wary = true;
-        Ok(Self {
-            wary,
-            ..Self::unrestricted()?
-        })
+        Ok(Self { wary, ..client }.asking(Proxies::of_environment()))
     }
 
-    /// The client of builds, of the owner or [for others](crate::BuildSpec::for_another).
+    pub(crate) fn asking(self, proxies: Proxies) -> Self {
+        Self { proxies, ..self }
+    }
+
+    /// The client of builds, of the owner or [for others](crate::BuildSpec::for_another). It asks no proxy, since what a
+    /// build may reach is judged by addresses.
     pub(crate) fn new(config: &Config, for_another: bool) -> Result<Self, Cause> {
         Self::with(config.ca_certificates.as_deref(), config.allowed(for_another))
     }
@@ -144,6 +149,7 @@ impl Client {
             tls: TlsConnector::from(Arc::new(tls)),
             allowed,
             wary: false,
+            proxies: Proxies::default(),
             idle: Mutex::default(),
             stall: STALL_TIME,
         })
@@ -317,7 +323,7 @@ impl Client {
         Err(Failure::Lasting(fetch_impossible(url, reason)))
     }
 
-    /// `elsewhere`: only the public internet will do.
+    /// `elsewhere`: a cache has led there, and the place is not the user's choice.
     async fn ask(&self, url: &Url, known: Option<&str>, elsewhere: bool) -> Result<Answer, Failure> {
         // Another machine may be allowed more, or have other certificates.
         let wrong = |reason: String| Failure::Lasting(fetch_failed(url, reason));
@@ -325,9 +331,11 @@ impl Client {
             return Err(wrong("it has no host".to_owned()));
         };
         let place = (url.scheme().to_owned(), host.to_owned(), port, elsewhere);
-        let allowed = if elsewhere { &[][..] } else { &self.allowed };
+        let proxy = self.proxies.of(url).map_err(wrong)?;
+        // What a proxy passes on itself it has to be told whole.
+        let passed_on = proxy.filter(|_| url.scheme() == "http");
         if let Some(mut connection) = self.kept(&place).await {
-            let request = request(url, known)?;
+            let request = request(url, known, passed_on)?;
             if let Ok(response) = connection.sender.send_request(request).await {
                 return Ok(Answer {
                     response,
@@ -339,24 +347,80 @@ impl Client {
         }
         // As names of hosts IPv6 addresses have no brackets.
         let name = host.trim_start_matches('[').trim_end_matches(']');
-        let stream = dial(name, port, allowed)
-            .await
-            .map_err(|error| match error {
-                DialError::Denied { address, class, .. } if elsewhere => wrong(format!(
-                    "a cache leads there, and the address ({address}) is {class}: a cache may lead to its own host, or to \
-                     the public internet"
-                )),
-                DialError::Denied { .. } => wrong(error.to_string()),
-                DialError::Resolve { .. } | DialError::Connect { .. } => Failure::Passing(error.to_string()),
-            })?;
+        let mut allowed = self.allowed.to_vec();
+        if self.wary && !elsewhere {
+            allowed.extend(named_by(url));
+        }
+        let refused = |error| match error {
+            DialError::Denied { address, class, .. } if elsewhere => wrong(format!(
+                "a cache leads there, and the address ({address}) is {class}: a cache may lead to its own host, to the \
+                 public internet, and to what 'private-caches' in config.toml names"
+            )),
+            DialError::Denied { address, class, .. } if self.wary => wrong(format!(
+                "the name {host} stands for {address} now, which is {class}: a cache that is called by a name must be on the \
+                 public internet, or 'private-caches' in config.toml must name the address"
+            )),
+            DialError::Denied { .. } => wrong(error.to_string()),
+            DialError::Resolve { .. } | DialError::Connect { .. } => Failure::Passing(error.to_string()),
+        };
+        let stream = match proxy {
+            // Asked for each connection: who answers for a name may answer otherwise the next time.
+            None => dial(name, port, &allowed).await.map_err(refused)?,
+            Some(proxy) => {
+                judge(name, port, &allowed).await.map_err(refused)?;
+                // The user's choice, wherever it is.
+                let stream = dial(&proxy.host, proxy.port, &everything()).await;
+                let mut stream =
+                    stream.map_err(|error| Failure::Passing(format!("no way by a proxy: {error}")))?;
+                if passed_on.is_none() {
+                    tunnel(proxy, &mut stream, host, port)
+                        .await
+                        .map_err(Failure::Passing)?;
+                }
+                stream
+            }
+        };
+        let request = request(url, known, passed_on)?;
         if url.scheme() == "http" {
-            return send(url, known, place, stream).await;
+            return send(request, place, stream).await;
         }
         let server = ServerName::try_from(name.to_owned()).map_err(|error| wrong(error.to_string()))?;
         let secured = self.tls.connect(server, stream).await;
         let stream = secured.map_err(|error| wrong(format!("no secure connection to {host}: {error}")))?;
-        send(url, known, place, stream).await
+        send(request, place, stream).await
     }
+}
+
+/// Every address there is.
+fn everything() -> Vec<AddressRange> {
+    let all: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    all.into_iter()
+        .filter_map(|address| AddressRange::new(address, 0))
+        .collect()
+}
+
+/// The addresses that a URL names itself: its host, where that is one, and this machine's own for `localhost`, which
+/// nobody else can answer for (RFC 6761).
+fn named_by(url: &Url) -> Vec<AddressRange> {
+    let ranges = match url.host() {
+        Some(Host::Ipv4(address)) => vec![AddressRange::new(address.into(), 32)],
+        Some(Host::Ipv6(address)) => match address.to_canonical() {
+            IpAddr::V4(address) => vec![AddressRange::new(address.into(), 32)],
+            address => vec![AddressRange::new(address, 128)],
+        },
+        Some(Host::Domain(name)) if is_localhost(name) => vec![
+            AddressRange::new(Ipv4Addr::new(127, 0, 0, 0).into(), 8),
+            AddressRange::new(Ipv6Addr::LOCALHOST.into(), 128),
+        ],
+        _ => Vec::new(),
+    };
+    ranges.into_iter().flatten().collect()
+}
+
+/// Names of this machine that nobody else can answer for (RFC 6761).
+pub(super) fn is_localhost(name: &str) -> bool {
+    let name = name.trim_end_matches('.');
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 /// Where a server leads to from a place, if it may.
@@ -378,7 +442,7 @@ fn new_file(target: &Path) -> std::io::Result<std::fs::File> {
     Ok(file)
 }
 
-async fn send<S>(url: &Url, known: Option<&str>, place: Place, stream: S) -> Result<Answer, Failure>
+async fn send<S>(request: Request<Empty<Bytes>>, place: Place, stream: S) -> Result<Answer, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -391,7 +455,6 @@ where
         // What ends it early ends the transfer, which says so.
         let _ended = connection.await;
     });
-    let request = request(url, known)?;
     let response = sender.send_request(request).await.map_err(passing)?;
     let connection = Connection {
         sender,
@@ -404,9 +467,14 @@ where
     })
 }
 
-fn request(url: &Url, known: Option<&str>) -> Result<Request<Empty<Bytes>>, Failure> {
+/// `by`: the proxy that passes it on.
+fn request(url: &Url, known: Option<&str>, by: Option<&HttpProxy>) -> Result<Request<Empty<Bytes>>, Failure> {
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    let resource = &url[url::Position::BeforePath..url::Position::AfterQuery];
+    let mut resource = url[url::Position::BeforePath..url::Position::AfterQuery].to_owned();
+    if by.is_some() {
+        let host = url.host_str().unwrap_or_default();
+        resource = format!("{}://{host}{port}{resource}", url.scheme());
+    }
     let mut request = Request::get(resource)
         .header(HOST, format!("{}{port}", url.host_str().unwrap_or_default()))
         .header(USER_AGENT, concat!("tvix-node/", env!("CARGO_PKG_VERSION")))
@@ -414,6 +482,9 @@ fn request(url: &Url, known: Option<&str>) -> Result<Request<Empty<Bytes>>, Fail
         .map_err(|error| Failure::Lasting(fetch_failed(url, error.to_string())))?;
     if let Some(known) = known.and_then(|known| HeaderValue::from_str(known).ok()) {
         request.headers_mut().insert(IF_NONE_MATCH, known);
+    }
+    if let Some(authorization) = by.and_then(|by| by.authorization.clone()) {
+        request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
     }
     Ok(request)
 }
@@ -429,6 +500,24 @@ fn unreadable(path: &Path, error: String) -> Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_url_names_itself_is_an_address_and_not_what_a_name_stands_for() {
+        for (url, addresses) in [
+            ("http://10.1.2.3:80/", &["10.1.2.3/32"][..]),
+            ("http://127.1/", &["127.0.0.1/32"]),
+            ("http://[fd00::1]/", &["fd00::1/128"]),
+            ("http://[::ffff:10.1.2.3]/", &["10.1.2.3/32"]),
+            ("http://localhost/", &["127.0.0.0/8", "::1/128"]),
+            ("http://cache.localhost./", &["127.0.0.0/8", "::1/128"]),
+            ("http://localhost.example.org/", &[]),
+            ("http://cache.lan/", &[]),
+        ] {
+            let named = named_by(&Url::parse(url).unwrap());
+            let named: Vec<String> = named.iter().map(ToString::to_string).collect();
+            assert_eq!(named, addresses, "{url}");
+        }
+    }
 
     #[test]
     fn nobody_is_led_from_https_to_http_who_is_wary() {

@@ -8,6 +8,7 @@
 //! harm, and only addresses that builds may reach are connected to ([`crate::proxy`]).
 
 pub(crate) mod http;
+mod proxies;
 mod unpack;
 
 use std::fs::{self, File};

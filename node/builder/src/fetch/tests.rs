@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tvix_node_protocol::nix::derivation::{DerivationFields, OutputKind};
 use tvix_node_protocol::nix::hash::{CAHash, NixHash};
@@ -12,7 +12,12 @@ use crate::config::{Config, Helper, Network};
 
 /// A server that answers each resource with the answers given for it, in turn, the last one for ever.
 fn server(answers: &[(&str, &[&[u8]])]) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    server_at("127.0.0.1", answers)
+}
+
+/// As [`server`], at an address of this machine.
+fn server_at(address: &str, answers: &[(&str, &[&[u8]])]) -> String {
+    let listener = TcpListener::bind((address, 0)).unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     let mut answers: BTreeMap<String, Vec<Vec<u8>>> = answers
         .iter()
@@ -281,7 +286,7 @@ async fn a_cache_leads_to_its_own_host_and_to_no_other_private_one() {
         "http://169.254.169.254/".to_owned(),
         "http://10.0.0.1/".to_owned(),
     ];
-    let client = http::Client::for_caches().unwrap();
+    let client = http::Client::for_caches(Arc::default()).unwrap();
     let url = |text: &str| url::Url::parse(text).unwrap();
     // A connection that was made for whoever asked directly is kept, but not for others.
     let kept = lasting_server(b"secret");
@@ -302,6 +307,105 @@ async fn a_cache_leads_to_its_own_host_and_to_no_other_private_one() {
     let cache = server(&[("/x", &[&moved(&astray[0])])]);
     let came = evaluating.get(&url(&format!("{cache}/x")), 100).await.unwrap();
     assert_eq!(came.unwrap(), b"secret");
+}
+
+#[tokio::test]
+async fn a_cache_that_was_led_elsewhere_does_not_come_home_again() {
+    let ranges: Arc<[_]> = Arc::from(["127.0.0.2".parse().unwrap()]);
+    let client = http::Client::for_caches(ranges).unwrap();
+    let secret = server(&[("/", &[&ok(b"secret")])]);
+    let back = server_at(
+        "127.0.0.2",
+        &[("/back", &[&moved(&secret)]), ("/there", &[&ok(b"there")])],
+    );
+    let cache = server(&[
+        ("/there", &[&moved(&format!("{back}/there"))]),
+        ("/back", &[&moved(&format!("{back}/back"))]),
+        ("/own", &[&moved(&secret)]),
+    ]);
+    let get = async |resource: &str| {
+        let url = url::Url::parse(&format!("{cache}{resource}")).unwrap();
+        client.get(&url, 100).await
+    };
+    // The user lets caches lead there.
+    assert_eq!(get("/there").await.unwrap().unwrap(), b"there");
+    // To the cache's own host directly, and not by what somebody else says.
+    assert_eq!(get("/own").await.unwrap().unwrap(), b"secret");
+    let error = get("/back").await.unwrap_err().to_string();
+    assert!(
+        error.contains("127.0.0.1") && error.contains("a cache leads there"),
+        "{error}"
+    );
+}
+
+/// The name of this machine and its address, where a server can be there.
+fn named_here() -> Result<(String, String), String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").map_err(|error| error.to_string())?;
+    let name = name.trim();
+    if name.starts_with("localhost") {
+        return Err("this machine has no name of its own".to_owned());
+    }
+    let mut addresses =
+        std::net::ToSocketAddrs::to_socket_addrs(&(name, 0)).map_err(|error| error.to_string())?;
+    let address = addresses
+        .find(|address| address.is_ipv4())
+        .ok_or("the name of this machine has no address of IPv4")?;
+    TcpListener::bind(address).map_err(|error| error.to_string())?;
+    Ok((name.to_owned(), address.ip().to_string()))
+}
+
+/// The first answer for the name may have been a public address.
+#[tokio::test]
+async fn a_cache_whose_name_stands_for_a_private_address_is_not_asked() {
+    let (name, address) = match named_here() {
+        Ok(here) => here,
+        Err(reason) => {
+            let test = "a_cache_whose_name_stands_for_a_private_address_is_not_asked";
+            return println!("SKIPPED: {test}, because {reason}");
+        }
+    };
+    let base = server_at(&address, &[("/x", &[&ok(b"private")])]);
+    let port = base.rsplit_once(':').unwrap().1;
+    let url = url::Url::parse(&format!("http://{name}:{port}/x")).unwrap();
+    let client = http::Client::for_caches(Arc::default()).unwrap();
+    let error = client.get(&url, 100).await.unwrap_err().to_string();
+    for part in [name.as_str(), address.as_str(), "'private-caches' in config.toml"] {
+        assert!(error.contains(part), "no '{part}' in: {error}");
+    }
+    let ranges: Arc<[_]> = Arc::from([address.parse().unwrap()]);
+    let client = http::Client::for_caches(ranges).unwrap();
+    assert_eq!(client.get(&url, 100).await.unwrap().unwrap(), b"private");
+}
+
+#[tokio::test]
+async fn a_proxy_is_asked_for_what_it_leads_to() {
+    let proxy = server(&[
+        ("http://192.0.2.1:81/x?y", &[&ok(b"by proxy")]),
+        ("http://192.0.2.1/astray", &[&moved("http://10.0.0.1/")]),
+        ("192.0.2.1:443", &[&said("403 Forbidden")]),
+    ]);
+    let proxies = proxies::Proxies::read(|name| (name == "all_proxy").then(|| proxy.clone()));
+    let url = |text: &str| url::Url::parse(text).unwrap();
+    let evaluating = http::Client::unrestricted().unwrap().asking(proxies.clone());
+    let caches = http::Client::for_caches(Arc::default()).unwrap().asking(proxies);
+    for client in [&evaluating, &caches] {
+        let came = client.get(&url("http://192.0.2.1:81/x?y"), 100).await.unwrap();
+        assert_eq!(came.unwrap(), b"by proxy");
+        let error = client.get(&url("https://192.0.2.1/"), 100).await.unwrap_err();
+        assert!(error.to_string().contains("403 Forbidden"), "{error}");
+    }
+    // What must not be asked for is not asked of a proxy either.
+    let error = caches
+        .get(&url("http://192.0.2.1/astray"), 100)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("a cache leads there"), "{error}");
+    // It would not lead back to this machine.
+    let here = server(&[("/", &[&ok(b"directly")])]);
+    assert_eq!(
+        evaluating.get(&url(&here), 100).await.unwrap().unwrap(),
+        b"directly"
+    );
 }
 
 /// The archive of a folder with a file, an executable, a link and a folder.

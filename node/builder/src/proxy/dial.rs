@@ -34,14 +34,7 @@ pub(crate) enum DialError {
 /// Resolves a name once, and connects to the first of its allowed addresses that answers.
 pub(crate) async fn dial(host: &str, port: u16, allowed: &[AddressRange]) -> Result<TcpStream, DialError> {
     let host_name = || host.to_owned();
-    let resolve = |source| DialError::Resolve {
-        host: host_name(),
-        source,
-    };
-    let addresses: Vec<SocketAddr> = match timeout(CONNECT_TIME, lookup_host((host, port))).await {
-        Ok(addresses) => addresses.map_err(resolve)?.collect(),
-        Err(_) => return Err(resolve(io::ErrorKind::TimedOut.into())),
-    };
+    let addresses = resolve(host, port).await?;
     let mut last = None;
     let mut refusal = None;
     for address in addresses.into_iter().take(CONNECT_TRIES) {
@@ -66,5 +59,32 @@ pub(crate) async fn dial(host: &str, port: u16, allowed: &[AddressRange]) -> Res
             port,
             source: last.unwrap_or_else(|| io::Error::other("it has no address")),
         }),
+    }
+}
+
+/// Whether somebody else may be asked to connect to a host. One that cannot be resolved here is theirs to judge.
+///
+/// # Errors
+/// [`DialError::Denied`]: one of its addresses is.
+pub(crate) async fn judge(host: &str, port: u16, allowed: &[AddressRange]) -> Result<(), DialError> {
+    let Ok(addresses) = resolve(host, port).await else {
+        return Ok(());
+    };
+    let refusal = addresses.into_iter().find_map(|address| {
+        let class = denied(address, allowed)?;
+        let (host, address) = (host.to_owned(), address.ip());
+        Some(DialError::Denied { host, address, class })
+    });
+    refusal.map_or(Ok(()), Err)
+}
+
+async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+    let failed = |source| DialError::Resolve {
+        host: host.to_owned(),
+        source,
+    };
+    match timeout(CONNECT_TIME, lookup_host((host, port))).await {
+        Ok(addresses) => Ok(addresses.map_err(failed)?.collect()),
+        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
     }
 }
