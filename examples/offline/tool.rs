@@ -3,7 +3,7 @@
 //! Its only argument is a script, one command a line; `$name` is replaced by the environment's
 //! value. `echo TEXT`, `mkdir PATH`, `write PATH TEXT`, `executable PATH`, `copy FROM TO`,
 //! `cat PATH`, `link TARGET PATH`, `env` (prints the environment), `wait` (until SIGUSR1 comes),
-//! `sleep SECONDS`, `fail CODE`. A command that fails ends the program with status 1 and says so.
+//! `sleep SECONDS`, `forget` (closes the descriptors that it inherited), `fail CODE`. A command that fails ends the program with status 1 and says so.
 #![no_std]
 #![no_main]
 
@@ -243,6 +243,11 @@ fn run(environment: &Environment, line: &[u8]) {
         b"sleep" => {
             let time = [number_of(rest), 0];
             call(number::NANOSLEEP, time.as_ptr() as usize, 0, 0, 0);
+        }
+        b"forget" => {
+            for inherited in 3..1024 {
+                call(number::CLOSE, inherited, 0, 0, 0);
+            }
         }
         b"fail" => exit(number_of(rest)),
         _ => {

@@ -140,7 +140,7 @@ fn show_store(store: &Path) -> Result<(), EnterError> {
             bind(&from, &to)?;
         }
     }
-    mount_stores(&descriptor_path(&store_folder), &root.join("nix/store"))?;
+    mount_stores(store, &descriptor_path(&store_folder), &root.join("nix/store"))?;
 
     step("entering the root", rustix::process::chdir(root))?;
     step("changing the root", rustix::process::pivot_root(".", "."))?;
@@ -197,20 +197,14 @@ impl Covered {
     }
 }
 
-/// Mounts the home's store read-only, over the machine's own where there is one.
-fn mount_stores(store: &Path, place: &Path) -> Result<(), EnterError> {
+/// Mounts the home's store read-only, over the machine's own where there is one. `name` is where the store lies: such a
+/// mount is called so, because a collection of garbage tells by it whose store a program sees.
+fn mount_stores(name: &Path, store: &Path, place: &Path) -> Result<(), EnterError> {
     fs::create_dir_all(place).map_err(|error| refused(&format!("making {}", place.display()), error))?;
     if Path::new("/nix/store").is_dir() {
         let layers = format!("lowerdir={}:/nix/store,userxattr", store.display());
         if let Ok(layers) = CString::new(layers)
-            && rustix::mount::mount(
-                "tvix-node",
-                place,
-                "overlay",
-                MountFlags::RDONLY,
-                layers.as_c_str(),
-            )
-            .is_ok()
+            && rustix::mount::mount(name, place, "overlay", MountFlags::RDONLY, layers.as_c_str()).is_ok()
         {
             return Ok(());
         }

@@ -55,7 +55,9 @@ pub use owner::{
     Explanation, Finding, Health, NamedRequirement, OwnerAnswer, OwnerQuestion, QuietHours, SharingMode,
     SharingTerms, ShownVerdict, THIS_NODE,
 };
-pub use store::{ChainLink, DamagedPath, PinView, Repair, StoreAnswer, StoreQuestion, TreeDifference};
+pub use store::{
+    ChainLink, DamagedPath, PinView, ProgramUseView, Repair, StoreAnswer, StoreQuestion, TreeDifference,
+};
 pub use team::{
     InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, ReachedBy, RecordView,
     RenewRequest, TeamStatus, TeamView, TrafficView,
@@ -63,7 +65,7 @@ pub use team::{
 pub use traffic::TrafficTerms;
 
 /// Version of the control protocol; a command and a node of different versions do not talk.
-pub const CONTROL_VERSION: u32 = 5;
+pub const CONTROL_VERSION: u32 = 6;
 
 /// Header that carries [`CONTROL_VERSION`] in requests and answers.
 pub const VERSION_HEADER: &str = "tvix-node-control";

@@ -203,6 +203,64 @@ fn what_a_program_uses_stays_until_it_has_ended_whatever_has_ended_before() {
 }
 
 #[test]
+fn a_program_that_lets_go_of_what_it_inherited_keeps_what_it_uses_all_the_same() {
+    let test = "a_program_that_lets_go_of_what_it_inherited_keeps_what_it_uses_all_the_same";
+    if !sandbox_works(test) {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"rec {
+          hello = build "hello" { inherit needed; } "mkdir $out\nmkdir $out/bin\ncopy ${tool} $out/bin/hello\nexecutable $out/bin/hello\nwrite $out/needs $needed";
+          needed = build "needed" { } "write $out forgotten";
+        }"#,
+    );
+    let script = "forget\necho program-that-forgets\nwait";
+    let mut command = machine.start(&["run", "-A", "hello", "--", script]);
+    let mut said = BufReader::new(command.child.stdout.take().expect("a pipe")).lines();
+    for expected in ["program-that-forgets", "waiting"] {
+        let line = said.next().expect("the program speaks").expect("it can be heard");
+        assert_eq!(line, expected);
+    }
+    let programs = programs_with("program-that-forgets");
+    let [program] = programs[..] else {
+        panic!("not one program: {programs:?}");
+    };
+    // Whatever else knows of it goes.
+    command.signal(Signal::KILL);
+    command.child.wait().expect("it has ended");
+    machine.run(&["down"]).ok();
+
+    let plan = machine.run(&["store", "gc", "--dry-run"]).ok().to_owned();
+    let number = program.as_raw_nonzero();
+    let kept = plan
+        .lines()
+        .find(|line| line.contains(&format!("because process {number} uses it")));
+    assert!(kept.is_some_and(|line| line.contains("-hello stays")), "{plan}");
+    let collect = || {
+        let collected = machine.run(&["store", "gc", "--json"]);
+        serde_json::from_str::<serde_json::Value>(collected.ok()).expect("JSON")
+    };
+    let first = collect();
+    let removed = first["removed"].to_string();
+    assert!(
+        removed.contains("-hello.drv") && !removed.contains("-hello\"") && !removed.contains("-needed\""),
+        "{first}"
+    );
+    assert_eq!(first["programs"][0]["process"], number.get(), "{first}");
+    rustix::process::kill_process(program, Signal::KILL).expect("it still runs");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let then = collect();
+        let removed = then["removed"].to_string();
+        if removed.contains("-hello\"") && removed.contains("-needed\"") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the program has ended: {then}");
+    }
+}
+
+#[test]
 fn a_node_that_is_started_in_a_shell_does_not_keep_what_the_shell_used() {
     if !sandbox_works("a_node_that_is_started_in_a_shell_does_not_keep_what_the_shell_used") {
         return;

@@ -152,6 +152,7 @@ pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Fail
         bytes,
         kept,
         pins,
+        programs,
         stale_roots,
         failures,
         broken_off,
@@ -163,9 +164,14 @@ pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Fail
         let absolute =
             |paths: &[StorePath]| -> Vec<String> { paths.iter().map(StorePath::to_absolute_path).collect() };
         let (removed, pins) = (absolute(&removed), absolute(&pins));
+        let programs: Vec<_> = programs
+            .iter()
+            .map(|used| json!({ "path": used.path.to_absolute_path(), "process": used.process }))
+            .collect();
         print_json(&json!({
             "dryRun": collect.dry_run, "removed": removed, "removedBeside": removed_beside, "bytes": bytes,
-            "kept": kept, "pins": pins, "staleRoots": stale_roots, "failures": failures, "brokenOff": broken_off,
+            "kept": kept, "pins": pins, "programs": programs, "staleRoots": stale_roots, "failures": failures,
+            "brokenOff": broken_off,
         }))?;
     } else {
         let mut text: String = removed.iter().map(|path| format!("{path}\n")).collect();
@@ -174,10 +180,27 @@ pub async fn collect(home: &Home, collect: &CollectArguments) -> Result<u8, Fail
         if collect.dry_run {
             let because = "stays with what it refers to, because it is pinned";
             text.extend(pins.iter().map(|path| format!("{path} {because}\n")));
-        } else if !pins.is_empty() {
+            text.extend(programs.iter().map(|used| {
+                let by = used.process.map_or_else(
+                    || "a program that 'run' or 'shell' started".to_owned(),
+                    |process| format!("process {process}"),
+                );
+                format!(
+                    "{} stays with what it refers to, because {by} uses it\n",
+                    used.path
+                )
+            }));
+        }
+        if !collect.dry_run && !pins.is_empty() {
             let pinned = count(pins.len() as u64, "path");
             text +=
                 &format!("pins keep {pinned} with what they refer to ('tvix-node store pins' lists them)\n");
+        }
+        if !collect.dry_run && !programs.is_empty() {
+            let used = count(programs.len() as u64, "path");
+            text += &format!(
+                "running programs keep {used} with what they refer to ('tvix-node store gc --dry-run' lists them)\n"
+            );
         }
         if removed_beside > 0 {
             text += &format!("{removed_beside} trees beside the accepted ones {verb}\n");

@@ -5,11 +5,12 @@ use std::time::Duration;
 use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
-    CacheStatus, ChainLink, DamagedPath, FailureKind, PinView, StoreAnswer, StoreQuestion, TreeDifference,
+    CacheStatus, ChainLink, DamagedPath, FailureKind, PinView, ProgramUseView, StoreAnswer, StoreQuestion,
+    TreeDifference,
 };
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::tree::Node;
-use tvix_node_store::{Damage, GcError, GcOptions, Pin, PinError, ReadError, Store, VerifyError};
+use tvix_node_store::{Damage, GcError, GcOptions, Pin, PinError, ProgramUse, ReadError, Store, VerifyError};
 
 use super::api::{Api, failed};
 use super::depot::DepotError;
@@ -220,12 +221,17 @@ fn collect(store: &Store, options: &GcOptions) -> Result<StoreAnswer, ApiError> 
             error,
         ),
     })?;
+    let program = |used: ProgramUse| ProgramUseView {
+        path: used.path,
+        process: used.process,
+    };
     Ok(StoreAnswer::Collected {
         removed: report.removed,
         removed_beside: report.removed_unaccepted.len() as u64,
         bytes: report.bytes,
         kept: report.kept,
         pins: report.pins,
+        programs: report.programs.into_iter().map(program).collect(),
         stale_roots: report
             .stale_roots
             .iter()

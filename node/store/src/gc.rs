@@ -5,7 +5,7 @@
 //! removed, so a crash leaves at most rubbish, never a valid path without its tree.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ use crate::leases::Held;
 use crate::limits::LOG_BYTES;
 use crate::pins::read_pins;
 use crate::registration::Registration;
-use crate::running::{RunningError, used_by_programs};
+use crate::running::{ProgramUse, RunningError, used_by_programs};
 use crate::store::{Inner, Store, now};
 use crate::trees::unaccepted_name;
 
@@ -56,6 +56,8 @@ pub struct GcReport {
     pub kept: u64,
     /// What is pinned, which stays with what it refers to.
     pub pins: Vec<StorePath>,
+    /// What running programs use, which stays with what it refers to. In order.
+    pub programs: Vec<ProgramUse>,
     /// Links of roots that are gone or point elsewhere, and were forgotten.
     pub stale_roots: Vec<PathBuf>,
     /// What is not part of the store any more, and old logs, that could not be removed now. For trees the next change
@@ -76,6 +78,12 @@ pub enum GcError {
     /// What running programs use could not be told; nothing was collected.
     #[error(transparent)]
     Running(#[from] RunningError),
+}
+
+/// What somebody works with at the moment.
+struct InUse {
+    leased: HashSet<StorePath>,
+    programs: BTreeMap<StorePath, Option<u32>>,
 }
 
 /// What a collection takes.
@@ -101,20 +109,20 @@ impl Store {
         }
         if options.dry_run {
             let held = inner.leases.lock();
-            let leased = inner.in_use(&held)?;
+            let in_use = inner.in_use(&held)?;
             drop(held);
             let preview = inner
                 .index
-                .preview(|transaction| inner.sweep(transaction, options, leased));
+                .preview(|transaction| inner.sweep(transaction, options, &in_use));
             return Ok(preview?.report);
         }
         let mut registration = Registration::begin(inner, &[])?;
         // No path can be leased from here until the index is written.
         let held = inner.leases.lock();
-        let leased = inner.in_use(&held)?;
+        let in_use = inner.in_use(&held)?;
         let mut decided = None;
         let written = inner.index.write(|transaction| {
-            let sweep = decided.insert(inner.sweep(transaction, options, leased)?);
+            let sweep = decided.insert(inner.sweep(transaction, options, &in_use)?);
             // Names that a crash from here on would leave behind.
             let names: Vec<Intended> = sweep.names.iter().cloned().map(Intended::from).collect();
             Ok(registration.intend(&names)?)
@@ -141,10 +149,11 @@ impl Store {
 impl Inner {
     /// What is leased, and what programs use. A program's paths are leased until they are written down for
     /// it, so they are in one of the two as long as no lease can be given up between the looks.
-    fn in_use(&self, held: &Held<'_>) -> Result<HashSet<StorePath>, RunningError> {
-        let mut paths: HashSet<StorePath> = held.values().flatten().cloned().collect();
-        paths.extend(used_by_programs(&self.home)?);
-        Ok(paths)
+    fn in_use(&self, held: &Held<'_>) -> Result<InUse, RunningError> {
+        Ok(InUse {
+            leased: held.values().flatten().cloned().collect(),
+            programs: used_by_programs(&self.home, self.trees.path())?,
+        })
     }
 
     /// After a failed write: whether the index on the disk has the sweep all the same.
@@ -163,7 +172,7 @@ impl Inner {
         &self,
         transaction: &WriteTransaction,
         options: &GcOptions,
-        leased: HashSet<StorePath>,
+        in_use: &InUse,
     ) -> Result<Sweep, IndexFault> {
         let mut sweep = Sweep::default();
         let (roots, stale) = self.read_roots(&transaction.open_table(ROOTS)?)?;
@@ -177,10 +186,19 @@ impl Inner {
         sweep.report.pins = pins.into_iter().map(|pin| pin.path).collect();
         let start = roots
             .chain(sweep.report.pins.iter().cloned())
-            .chain(leased.iter().cloned())
+            .chain(in_use.leased.iter().cloned())
+            .chain(in_use.programs.keys().cloned())
             .chain(options.keep.iter().cloned())
             .chain(young.map(|(record, _)| record.info.path.clone()));
-        let live = mark(&transaction.open_table(PATHS)?, start)?;
+        let paths = transaction.open_table(PATHS)?;
+        let live = mark(&paths, start)?;
+        for (path, process) in &in_use.programs {
+            if read_path(&paths, path)?.is_some() {
+                let (path, process) = (path.clone(), *process);
+                sweep.report.programs.push(ProgramUse { path, process });
+            }
+        }
+        drop(paths);
         let mut total: u64 = all.iter().map(|(record, _)| record.info.nar_size).sum();
         for record in transaction.open_table(UNACCEPTED)?.iter()? {
             let (key, record) = record?;
@@ -211,7 +229,9 @@ impl Inner {
             sweep.report.removed.push(record.info.path);
         }
         let keeps = |record: &PathRecord| {
-            leased.contains(&record.info.path) || since.is_some_and(|since| record.info.registered >= since)
+            let path = &record.info.path;
+            let used = in_use.leased.contains(path) || in_use.programs.contains_key(path);
+            used || since.is_some_and(|since| record.info.registered >= since)
         };
         self.sweep_unaccepted(transaction, &keeps, &mut sweep, &full)?;
         sweep_records(transaction)?;

@@ -61,6 +61,17 @@ pub const PINS: u64 = 1 << 20;
 /// around each, may have 128 KiB.
 pub const RUNNING_BYTES: usize = 128 << 10;
 
+/// Bytes of one file in which the kernel says something of a process. By default a process maps at most 65,530 places, each
+/// said in some hundred bytes, and is given at most 6 MB of environment.
+pub const PROCESS_FILE_BYTES: u64 = 32 << 20;
+
+/// Bytes of what the kernel says of a process's state. It has some fifty short lines.
+pub const PROCESS_STATUS_BYTES: u64 = 64 << 10;
+
+/// Descriptors of one process that are looked at: 64 times what a process may have where it does not ask for more. Each
+/// takes a microsecond or two, during which nothing can be leased.
+pub const PROCESS_DESCRIPTORS: usize = 64 << 10;
+
 /// Bytes of all finished build logs; the oldest go first.
 pub const LOG_BYTES: u64 = 1 << 30;
 

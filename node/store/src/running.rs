@@ -5,14 +5,14 @@
 //! names and what that refers to, and removes the files whose locks are free. What is started over a
 //! store is so kept until its last process is gone, however it ends and whether or not there is a node.
 //! A process that closes the descriptors it inherited, as daemons do and what Python starts, lets go of
-//! the lock and counts no more.
+//! the lock; what it uses is seen by looking at it ([`crate::processes`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -21,6 +21,7 @@ use tvix_node_protocol::StorePath;
 
 use crate::disk::{Context, FileError};
 use crate::limits::RUNNING_BYTES;
+use crate::processes::{PROC, named_by_processes};
 
 /// Below the home.
 const FOLDER: &str = "running";
@@ -45,6 +46,31 @@ pub enum RunningError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Another user's, and of no use to this one.
+    #[error(
+        "'{}' names what a program uses that user {owner} started, and user {me} can neither tell whether it still runs \
+         nor what it uses: {source}. Let user {owner} collect garbage or, when no program of theirs runs over this store \
+         any more, remove the file", .file.display()
+    )]
+    NotOurs {
+        /// The file.
+        file: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who wants to collect.
+        me: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A path that a running program uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramUse {
+    /// The path. What it refers to stays with it.
+    pub path: StorePath,
+    /// A process that names it; none: only a program that `run` or `shell` started is known to use it.
+    pub process: Option<u32>,
 }
 
 /// Paths that a program is about to use. They are kept as long as this lives, and as long as any
@@ -91,7 +117,8 @@ impl Running {
         let name = format!("{}-{random:016x}", std::process::id());
         let (begun, path) = (folder.join(format!("{BEGUN}{name}")), folder.join(name));
         let mut options = File::options();
-        options.write(true).create_new(true).mode(0o600);
+        // Whoever owns the home must be able to read what another user has started; nobody else can enter the folder.
+        options.write(true).create_new(true).mode(0o644);
         let file = options
             .open(&begun)
             .map_err(|error| FileError::of_io("make", &begun, &error))?;
@@ -146,8 +173,28 @@ impl Drop for Running {
     }
 }
 
-/// What programs use that run over the store of `home`. Files of those that have ended go.
-pub(crate) fn used_by_programs(home: &Path) -> Result<BTreeSet<StorePath>, RunningError> {
+/// What programs use that run over the store of `home`, whose trees lie in `store`, each with a process that names it where
+/// one does. Files of programs that have ended go.
+///
+/// Whoever holds the lock of a file may let go of it at any time, and is then seen by looking at processes alone: so
+/// these are looked at last.
+pub(crate) fn used_by_programs(
+    home: &Path,
+    store: &Path,
+) -> Result<BTreeMap<StorePath, Option<u32>>, RunningError> {
+    let mut used: BTreeMap<StorePath, Option<u32>> = named_in_files(home)?
+        .into_iter()
+        .map(|path| (path, None))
+        .collect();
+    // What this process uses, and what it starts, is leased.
+    let named = named_by_processes(Path::new(PROC), store, Some(std::process::id()))
+        .map_err(|error| FileError::of_io("look at the processes in", PROC, &error))?;
+    used.extend(named.into_iter().map(|(path, process)| (path, Some(process))));
+    Ok(used)
+}
+
+/// What the files of `home` name whose programs have not ended.
+fn named_in_files(home: &Path) -> Result<BTreeSet<StorePath>, RunningError> {
     let folder = home.join(FOLDER);
     let failed = |error: io::Error| FileError::of_io("list", &folder, &error);
     let entries = match std::fs::read_dir(&folder) {
@@ -169,13 +216,38 @@ pub(crate) fn used_by_programs(home: &Path) -> Result<BTreeSet<StorePath>, Runni
     Ok(used)
 }
 
+/// None: there is no such file any more.
+fn open(path: &Path) -> Result<Option<File>, RunningError> {
+    // Some file systems lock for one alone only what may be written to.
+    let opened = File::options().read(true).write(true).open(path);
+    let opened = match opened {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path),
+        opened => opened,
+    };
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            let me = rustix::process::geteuid().as_raw();
+            match std::fs::symlink_metadata(path).map(|metadata| metadata.uid()) {
+                Ok(owner) if owner != me => Err(RunningError::NotOurs {
+                    file: path.to_owned(),
+                    owner,
+                    me,
+                    source: error,
+                }),
+                _ => Err(FileError::of_io("open", path, &error).into()),
+            }
+        }
+    }
+}
+
 /// What a file names whose lock is held; one that nobody holds goes, and names nothing.
 fn read_if_held(path: &Path) -> Result<Vec<StorePath>, RunningError> {
-    // Some file systems lock for one alone only what may be written to.
-    let mut file = match File::options().read(true).write(true).open(path) {
+    let mut file = match open(path)? {
+        Some(file) => file,
         // It has ended, or got its name, meanwhile. What gets its name now is leased.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file.map_err(|error| FileError::of_io("open", path, &error))?,
+        None => return Ok(Vec::new()),
     };
     match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
@@ -187,6 +259,8 @@ fn read_if_held(path: &Path) -> Result<Vec<StorePath>, RunningError> {
             };
         }
         Err(Errno::WOULDBLOCK) => {}
+        // What may only be read, on a file system that does not lock that: it may well still run.
+        Err(Errno::BADF) => {}
         Err(error) => return Err(FileError::new("lock", path, error).into()),
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -135,6 +135,8 @@ pub enum StoreAnswer {
         /// What is pinned.
         #[serde(with = "basename")]
         pins: Vec<StorePath>,
+        /// What running programs use, by path.
+        programs: Vec<ProgramUseView>,
         /// Links that were roots and are gone.
         stale_roots: Vec<String>,
         /// What could not be removed yet.
@@ -167,6 +169,17 @@ pub struct PinView {
     pub path: StorePath,
     /// When it was pinned, in seconds since 1970.
     pub since: u64,
+}
+
+/// A path that a running program uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProgramUseView {
+    /// The path. What it refers to stays with it.
+    #[serde(with = "basename")]
+    pub path: StorePath,
+    /// The number of a process that names it; none: only a program that `run` or `shell` started is known to use it.
+    pub process: Option<u32>,
 }
 
 /// One step of why a path is needed.

@@ -1,0 +1,178 @@
+//! What is seen of processes: of real ones, and of what the kernel could say.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+const NAMES: [&str; 6] = [
+    "00000000000000000000000000000000-program",
+    "11111111111111111111111111111111-folder",
+    "22222222222222222222222222222222-open",
+    "33333333333333333333333333333333-said",
+    "44444444444444444444444444444444-by-name",
+    "55555555555555555555555555555555-elsewhere",
+];
+
+fn path(number: usize) -> StorePath {
+    StorePath::from_basename(NAMES[number].as_bytes()).unwrap()
+}
+
+/// A process that stays until it is ended.
+struct Process(Child);
+
+impl Process {
+    fn start(command: &mut Command) -> Self {
+        command.stdin(Stdio::piped());
+        loop {
+            match command.spawn() {
+                Ok(child) => return Self(child),
+                // What another test just started has the program open for writing, until it is what it was started as.
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_processes_execute_and_stand_in_and_have_open_and_were_given_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("home/nix/store");
+    let place = |number: usize| store.join(NAMES[number]);
+    fs::create_dir_all(place(1).join("bin")).unwrap();
+    fs::write(place(2), "").unwrap();
+    let cat = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+        .map(|folder| folder.join("cat"))
+        .find(|program| program.is_file())
+        .unwrap();
+    fs::create_dir(place(0)).unwrap();
+    fs::copy(cat, place(0).join("cat")).unwrap();
+
+    let processes = [
+        Process::start(&mut Command::new(place(0).join("cat"))),
+        Process::start(Command::new("cat").current_dir(place(1).join("bin"))),
+        Process::start(Command::new("cat").stderr(fs::File::open(place(2)).unwrap())),
+        Process::start(Command::new("cat").env("X", format!("a=b:{}/lib", place(3).display()))),
+        // These lead elsewhere: nobody sees this store at /nix/store, and the last one is another home's.
+        Process::start(
+            Command::new("cat")
+                .env("X", format!("/nix/store/{}", NAMES[4]))
+                .env("Y", format!("/elsewhere/nix/store/{}", NAMES[5])),
+        ),
+    ];
+    let expected: BTreeMap<StorePath, u32> = processes[..4]
+        .iter()
+        .enumerate()
+        .map(|(number, process)| (path(number), process.0.id()))
+        .collect();
+    let named = |but| named_by_processes(Path::new(PROC), &store, but).unwrap();
+    assert_eq!(named(None), expected);
+    // One's own, which are leased.
+    assert_eq!(named(Some(std::process::id())), BTreeMap::new());
+    assert_eq!(named(Some(processes[0].0.id())).len(), 3);
+    drop(processes);
+    assert_eq!(named(None), BTreeMap::new());
+}
+
+/// What the kernel could say of a process: `shown` is what it sees at `/nix/store`.
+fn process(proc: &Path, number: u32, shown: Option<&Path>, mounts: &str) {
+    let folder = proc.join(number.to_string());
+    fs::create_dir_all(folder.join("fd")).unwrap();
+    fs::create_dir(folder.join("ns")).unwrap();
+    symlink(format!("mnt:[{number}]"), folder.join("ns/mnt")).unwrap();
+    let root = proc.join(format!("root-of-{number}"));
+    fs::create_dir_all(root.join("nix")).unwrap();
+    if let Some(shown) = shown {
+        symlink(shown, root.join("nix/store")).unwrap();
+    }
+    symlink(root, folder.join("root")).unwrap();
+    symlink(
+        format!("/nix/store/{}/bin/x (deleted)", NAMES[0]),
+        folder.join("exe"),
+    )
+    .unwrap();
+    let line = format!(
+        "7f-8f r-xp 00000000 fe:00 12   /nix/store/{}/lib/libx.so\n",
+        NAMES[1]
+    );
+    fs::write(folder.join("maps"), line).unwrap();
+    fs::write(
+        folder.join("environ"),
+        format!("A=-I/nix/store/{}\0B=x\0", NAMES[2]),
+    )
+    .unwrap();
+    fs::write(folder.join("mountinfo"), mounts).unwrap();
+}
+
+#[test]
+fn names_count_where_they_lead_to_this_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let home = folder.join("a home");
+    let (store, other) = (home.join("nix/store"), folder.join("other"));
+    fs::create_dir_all(&store).unwrap();
+    fs::create_dir_all(&other).unwrap();
+    let escaped = store.display().to_string().replace(' ', "\\040");
+    let layers = |store: &str| {
+        format!(
+            "1 0 0:1 / / rw - tmpfs tvix-node rw\n2 1 0:2 / /nix/store ro - overlay {store} ro,lowerdir=/proc/self/fd/3:/nix/store\n"
+        )
+    };
+    for (shown, mounts, counts) in [
+        (Some(&store), String::new(), true),
+        (None, layers(&escaped), false),
+        (Some(&other), String::new(), false),
+        (Some(&other), layers(&escaped), true),
+        (Some(&other), layers("/elsewhere/nix/store"), false),
+    ] {
+        let proc = tempfile::tempdir().unwrap();
+        process(proc.path(), 12, shown.map(PathBuf::as_path), &mounts);
+        fs::write(proc.path().join("uptime"), "").unwrap();
+        let named = named_by_processes(proc.path(), &store, None).unwrap();
+        let expected = (0..3).filter(|_| counts).map(|number| (path(number), 12));
+        assert_eq!(named, expected.collect(), "{shown:?} {mounts}");
+    }
+}
+
+#[test]
+fn names_are_found_whole() {
+    let homes = [b"/h".to_vec()];
+    let found = |text: &str| {
+        let mut found = Vec::new();
+        names_in(text.as_bytes(), &homes, &mut found);
+        found
+    };
+    let name = NAMES[0];
+    for (text, by) in [
+        (format!("/nix/store/{name}"), By::Name),
+        (format!("PATH=/bin:/nix/store/{name}/bin:/sbin"), By::Name),
+        (format!("/a/b=/nix/store/{name}"), By::Name),
+        (format!("-L/nix/store/{name}\0"), By::Name),
+        (format!("file:///nix/store/{name} (deleted)"), By::Name),
+        (format!("X=/h/nix/store/{name}/x"), By::Place),
+    ] {
+        assert_eq!(found(&text), [(path(0), by)], "{text}");
+    }
+    for text in [
+        "/nix/store".to_owned(),
+        "/nix/store/".to_owned(),
+        "/nix/store/.links".to_owned(),
+        format!("/nix/stored/{name}"),
+        format!("/other/nix/store/{name}"),
+        format!("/nix/store/{}", &name[1..]),
+    ] {
+        assert_eq!(found(&text), [], "{text}");
+    }
+    assert_eq!(unescaped(b"a\\040b\\x\\"), "a b\\x\\");
+}
