@@ -345,8 +345,23 @@ pub const TEXTS_OF_A_CALL: usize = 256 << 20;
 /// Files of served trees that are remembered: 32 bytes each and as much again, 64 MiB.
 pub const SERVED_BLOBS: usize = 1 << 20;
 
-/// Bytes of hashes inside served files that are remembered: those of 16 GiB of files.
+/// Bytes of hashes inside served files that are in memory: those of 16 GiB of files.
 pub const OUTBOARD_BYTES: usize = 64 << 20;
+
+/// Bytes of hashes inside one served file that are in memory: those of 4 GiB. Those of a larger file lie in a file of their
+/// own, so that it does not put away those of all others.
+pub const OUTBOARD_BYTES_OF_A_FILE: u64 = 16 << 20;
+
+/// Bytes of hashes inside served files that lie in files: those of 256 GiB, four of the largest files that a store takes
+/// from others. A larger file is not served.
+pub const OUTBOARD_BYTES_ON_DISK: usize = 1 << 30;
+
+/// How long it is remembered that a file, which has not been written to since, could not be proven: each try reads all of
+/// it. A disk that failed may do better later.
+pub const UNPROVEN: Duration = Duration::from_secs(600);
+
+/// Files of which that is remembered, some 200 bytes each. A disk that has more of them has other troubles.
+pub const UNPROVEN_FILES: usize = 4096;
 
 /// Trees fetched at once; others wait.
 pub const FETCHES: usize = 32;

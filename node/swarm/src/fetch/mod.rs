@@ -20,7 +20,7 @@ pub use progress::{FetchOrder, FetchProgress};
 pub use provider::ProviderError;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -111,6 +111,11 @@ impl Fetching {
             places,
             streams: Places::new(CONTENT_STREAMS_PER_PEER),
         }
+    }
+
+    /// The folder in which trees arrive.
+    pub(crate) fn spool(&self) -> &Path {
+        &self.spool
     }
 
     /// Waits until nobody else fetches or holds this tree.

@@ -21,11 +21,11 @@ use tvix_node_protocol::limits::BLOB_REQUEST_BYTES;
 use tvix_node_protocol::messages::{BlobQuestion, ServeAnswer};
 use tvix_node_protocol::tree::BlobDigest;
 
-use super::serving::{Serving, files_for};
+use super::serving::files_for;
 use crate::core::{Core, blocking};
 use crate::limits::{ANSWER_TIME, CONTENT_PIECE, CONTENT_QUEUE};
 use crate::net::wire::{Wire, WireError, WireReader, WireWriter};
-use crate::shelf::{Shelf, ShelfError};
+use crate::shelf::ShelfError;
 
 /// Our reading side, as iroh-blobs wants it: there once the answer has been read from it.
 pub(crate) enum BlobReader {
@@ -158,7 +158,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(CONTENT_QUEUE);
     let encoder = {
         let core = core.clone();
-        blocking(move || encode(&*core.shelf, &core.serving, blob, &ranges, sender))
+        blocking(move || encode(&core, blob, &ranges, sender))
     };
     let mut writer = wire.writer;
     // The receiver goes with the writer: the reading thread notices where nobody writes any more.
@@ -191,22 +191,22 @@ fn ranges_of(request: &Request, blob: BlobDigest) -> Option<ChunkRanges> {
 
 /// Reads, proves and sends. Blocks.
 fn encode(
-    shelf: &dyn Shelf,
-    serving: &Serving,
+    core: &Core,
     blob: BlobDigest,
     ranges: &ChunkRanges,
     sender: mpsc::Sender<Vec<u8>>,
 ) -> Result<(), ShelfError> {
-    let Some(file) = shelf.blob(blob)? else {
+    let Some(file) = core.shelf.blob(blob)? else {
         return Ok(());
     };
     let metadata = file.metadata().map_err(ShelfError::new)?;
-    let proof = serving.proof(blob, &file).map_err(ShelfError::new)?;
-    let Some(proof) = proof.filter(|proof| proof.outboard.tree.size() == metadata.len()) else {
+    let proof = core.serving.proof(blob, &file, core.fetching.spool());
+    let proof = proof.map_err(ShelfError::new)?;
+    if proof.outboard.tree.size() != metadata.len() {
         return Err(ShelfError::new(format!(
             "the file of blob {blob} has other content"
         )));
-    };
+    }
     let mut pieces = Pieces {
         piece: Vec::with_capacity(CONTENT_PIECE),
         sender,

@@ -1,24 +1,28 @@
 //! What is served at the moment: the files of each tree, and the hashes inside large files.
 //!
 //! A file is served as a part of a tree the asker may have. Which files are in a tree is found by walking
-//! it once, and remembered for a while.
+//! it once, and remembered for a while. A file is read as a whole once for its hashes, whether it proves to be what it
+//! should or not, and not for each piece of it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, Metadata};
-use std::io::BufReader;
+use std::io::{self, BufReader};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
-use bao_tree::BlockSize;
 use bao_tree::io::outboard::PreOrderOutboard;
-use bao_tree::io::sync::CreateOutboard;
+use bao_tree::io::sync::{CreateOutboard, ReadAt, WriteAt};
+use bao_tree::{BaoTree, BlockSize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 
 use crate::core::{Core, lock};
 use crate::limits::{
-    CONTENT_STREAMS, CONTENT_STREAMS_PER_PEER, OUTBOARD_BYTES, PLACE_PATIENCE, SERVED_BLOBS, WALK_STREAMS,
+    CONTENT_STREAMS, CONTENT_STREAMS_PER_PEER, OUTBOARD_BYTES, OUTBOARD_BYTES_OF_A_FILE,
+    OUTBOARD_BYTES_ON_DISK, PLACE_PATIENCE, SERVED_BLOBS, UNPROVEN, UNPROVEN_FILES, WALK_STREAMS,
 };
 use crate::places::Places;
 use crate::shelf::{Shelf, ShelfError};
@@ -27,7 +31,41 @@ use crate::shelf::{Shelf, ShelfError};
 pub(crate) const BLOCK: BlockSize = iroh_blobs::store::IROH_BLOCK_SIZE;
 
 /// The hashes inside a file above its groups of 16 KiB: 64 bytes each, 1/256 of the file.
-pub(crate) type Outboard = PreOrderOutboard<Vec<u8>>;
+pub(crate) type Outboard = PreOrderOutboard<Hashes>;
+
+/// Where hashes inside a file lie.
+#[derive(Debug)]
+pub(crate) enum Hashes {
+    Memory(Vec<u8>),
+    /// A file without a name, which goes when it is closed.
+    Disk(File),
+}
+
+impl ReadAt for Hashes {
+    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Memory(bytes) => bytes.read_at(at, buffer),
+            Self::Disk(file) => file.read_at(at, buffer),
+        }
+    }
+}
+
+impl WriteAt for Hashes {
+    fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Memory(memory) => memory.write_at(at, bytes),
+            Self::Disk(file) => file.write_at(at, bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Memory(memory) => memory.flush(),
+            // Nobody but this process reads it, and after it there is no need for it.
+            Self::Disk(_) => Ok(()),
+        }
+    }
+}
 
 /// What a file system changes when a file's content is changed, whatever is done to its other times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +102,14 @@ impl Proof {
     }
 }
 
+/// A file that could not be proven, as it was then.
+#[derive(Debug)]
+struct Unproven {
+    file: FileState,
+    since: Instant,
+    reason: String,
+}
+
 /// Values that were used lately, bounded by their weight.
 #[derive(Debug)]
 struct Recent<K, V> {
@@ -91,9 +137,13 @@ impl<K: Copy + Eq + std::hash::Hash, V> Recent<K, V> {
         Some(value)
     }
 
-    /// The oldest go until it fits; what does not fit alone is not kept.
+    /// The oldest go until it fits; what does not fit alone is not kept. What had the key goes, too.
     fn insert(&mut self, key: K, value: Arc<V>, weight: usize) {
-        if weight > self.limit || self.values.contains_key(&key) {
+        if let Some((_, freed)) = self.values.remove(&key) {
+            self.weight -= freed;
+            self.order.retain(|other| *other != key);
+        }
+        if weight > self.limit {
             return;
         }
         while self.weight + weight > self.limit {
@@ -115,6 +165,12 @@ impl<K: Copy + Eq + std::hash::Hash, V> Recent<K, V> {
 pub(crate) struct Serving {
     trees: Mutex<Recent<TreeDigest, HashSet<BlobDigest>>>,
     proofs: Mutex<Recent<BlobDigest, Proof>>,
+    /// Bytes of one that is in memory.
+    in_memory: u64,
+    /// Those of larger files, which lie in files.
+    large: Mutex<Recent<BlobDigest, Proof>>,
+    /// Files that could not be proven.
+    unproven: Mutex<Recent<BlobDigest, Unproven>>,
     /// Held by who makes the proof of a file.
     making: Mutex<HashMap<BlobDigest, Weak<Mutex<()>>>>,
     /// Streams that carry files, at once.
@@ -136,6 +192,9 @@ impl Serving {
         Self {
             trees: Mutex::new(Recent::new(SERVED_BLOBS)),
             proofs: Mutex::new(Recent::new(OUTBOARD_BYTES)),
+            in_memory: OUTBOARD_BYTES_OF_A_FILE,
+            large: Mutex::new(Recent::new(OUTBOARD_BYTES_ON_DISK)),
+            unproven: Mutex::new(Recent::new(UNPROVEN_FILES)),
             making: Mutex::default(),
             streams: Arc::new(Semaphore::new(CONTENT_STREAMS)),
             peers: Places::new(CONTENT_STREAMS_PER_PEER),
@@ -174,28 +233,79 @@ impl Serving {
         blobs
     }
 
-    /// The hashes inside a file, which is read for them where they are not remembered, by one at a time. Blocks. None
-    /// where the file does not have the digest it should.
-    pub(crate) fn proof(&self, blob: BlobDigest, file: &File) -> std::io::Result<Option<Arc<Proof>>> {
-        if let Some(proof) = lock(&self.proofs).get(blob) {
-            return Ok(Some(proof));
+    /// The hashes inside a file, which is read for them where they are not remembered, by one at a time. Where they are too
+    /// many for the memory they lie in `folder`, which need not be there yet. Blocks.
+    ///
+    /// # Errors
+    /// The file cannot be read, or does not have the digest it should; that, too, is found out once for a while.
+    pub(crate) fn proof(&self, blob: BlobDigest, file: &File, folder: &Path) -> io::Result<Arc<Proof>> {
+        if let Some(proof) = self.known(blob) {
+            return Ok(proof);
         }
         let turn = self.turn(blob);
         let _making = lock(&turn);
-        if let Some(proof) = lock(&self.proofs).get(blob) {
-            return Ok(Some(proof));
+        if let Some(proof) = self.known(blob) {
+            return Ok(proof);
         }
         // As it was before it is read: a change meanwhile shows.
         let made_from = FileState::of(&file.metadata()?);
-        let reader = BufReader::with_capacity(1 << 20, file);
-        let outboard = Outboard::create_sized(reader, made_from.size, BLOCK)?;
-        if *outboard.root.as_bytes() != blob.0 {
-            return Ok(None);
+        if let Some(known) = lock(&self.unproven).get(blob)
+            && known.file == made_from
+            && known.since.elapsed() < UNPROVEN
+        {
+            return Err(io::Error::other(known.reason.clone()));
         }
-        let weight = outboard.data.len() + 128;
-        let proof = Arc::new(Proof { outboard, made_from });
-        lock(&self.proofs).insert(blob, proof.clone(), weight);
-        Ok(Some(proof))
+        match self.make(blob, (file, made_from.size), folder) {
+            Ok(outboard) => {
+                let kept = match &outboard.data {
+                    Hashes::Memory(_) => &self.proofs,
+                    Hashes::Disk(_) => &self.large,
+                };
+                let proof = Arc::new(Proof { outboard, made_from });
+                lock(kept).insert(blob, proof.clone(), weight_of(made_from.size));
+                Ok(proof)
+            }
+            Err(error) => {
+                let failed = Unproven {
+                    file: made_from,
+                    since: Instant::now(),
+                    reason: error.to_string(),
+                };
+                lock(&self.unproven).insert(blob, Arc::new(failed), 1);
+                Err(error)
+            }
+        }
+    }
+
+    fn known(&self, blob: BlobDigest) -> Option<Arc<Proof>> {
+        let in_memory = lock(&self.proofs).get(blob);
+        in_memory.or_else(|| lock(&self.large).get(blob))
+    }
+
+    fn make(&self, blob: BlobDigest, (file, size): (&File, u64), folder: &Path) -> io::Result<Outboard> {
+        let bytes = hashes_of(size);
+        let data = if bytes <= self.in_memory {
+            Hashes::Memory(Vec::new())
+        } else if weight_of(size) <= lock(&self.large).limit {
+            std::fs::create_dir_all(folder)?;
+            Hashes::Disk(tempfile::tempfile_in(folder)?)
+        } else {
+            return Err(io::Error::other(format!(
+                "the file of blob {blob} has {size} bytes, more than is served"
+            )));
+        };
+        let mut outboard = Outboard {
+            root: bao_tree::blake3::Hash::from_bytes([0; 32]),
+            tree: BaoTree::new(size, BLOCK),
+            data,
+        };
+        outboard.init_from(BufReader::with_capacity(1 << 20, file))?;
+        if *outboard.root.as_bytes() != blob.0 {
+            return Err(io::Error::other(format!(
+                "the file of blob {blob} has other content"
+            )));
+        }
+        Ok(outboard)
     }
 
     fn turn(&self, blob: BlobDigest) -> Arc<Mutex<()>> {
@@ -208,6 +318,16 @@ impl Serving {
             turn
         })
     }
+}
+
+/// Bytes of the hashes inside a file of so many bytes.
+fn hashes_of(size: u64) -> u64 {
+    BaoTree::new(size, BLOCK).outboard_size()
+}
+
+/// With what is kept beside them.
+fn weight_of(size: u64) -> usize {
+    usize::try_from(hashes_of(size).saturating_add(128)).unwrap_or(usize::MAX)
 }
 
 /// Walks a tree: its directories breadth first, each once. `each` gets every encoding and may stop the
@@ -312,12 +432,70 @@ mod tests {
                 let serving = &serving;
                 scope.spawn(move || {
                     own.rewind().unwrap();
-                    serving.proof(blob, &own).unwrap().unwrap()
+                    serving.proof(blob, &own, Path::new("")).unwrap()
                 })
             });
             asked.map(|thread| thread.join().unwrap())
         });
         assert!(proofs.iter().all(|proof| Arc::ptr_eq(proof, &proofs[0])));
-        assert!(serving.proof(BlobDigest::of(b"other"), &file).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_hashes_of_the_largest_files_lie_on_the_disk_and_are_made_once_too() {
+        let bytes: Vec<u8> = (0..1u32 << 18).flat_map(u32::to_le_bytes).collect();
+        let (blob, folder) = (BlobDigest::of(&bytes), tempfile::tempdir().unwrap());
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        file.rewind().unwrap();
+        let mut serving = Serving::new();
+        serving.in_memory = 1000;
+        let spool = folder.path().join("spool");
+        let first = serving.proof(blob, &file, &spool).unwrap();
+        assert!(matches!(first.outboard.data, Hashes::Disk(_)));
+        assert_eq!(lock(&serving.proofs).weight, 0);
+        assert!(Arc::ptr_eq(&first, &serving.proof(blob, &file, &spool).unwrap()));
+        assert_eq!(std::fs::read_dir(folder.path().join("spool")).unwrap().count(), 0);
+        // They are the hashes that would be in memory.
+        let other = Serving::new();
+        file.rewind().unwrap();
+        let other = other.proof(blob, &file, Path::new("")).unwrap();
+        assert!(matches!(other.outboard.data, Hashes::Memory(_)));
+        let ranges = bao_tree::ChunkRanges::from(bao_tree::ChunkNum(700)..bao_tree::ChunkNum(701));
+        let [on_disk, in_memory] = [first, other].map(|proof| {
+            let mut encoded = Vec::new();
+            bao_tree::io::sync::encode_ranges_validated(&file, &proof.outboard, &ranges, &mut encoded)
+                .unwrap();
+            encoded
+        });
+        assert!(on_disk.len() > 16 << 10 && on_disk == in_memory);
+        // What is larger still is refused before it is read.
+        serving.large = Mutex::new(Recent::new(4000));
+        file.rewind().unwrap();
+        let error = serving.proof(blob, &file, &spool).unwrap_err().to_string();
+        assert!(error.contains("more than is served"), "{error}");
+        assert_eq!(file.stream_position().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_not_what_it_should_be_is_read_once_until_it_changes() {
+        let file = tempfile::tempfile().unwrap();
+        (&file).write_all(b"something").unwrap();
+        let (serving, blob) = (Serving::new(), BlobDigest::of(b"else"));
+        let ask = || {
+            let mut own = file.try_clone().unwrap();
+            own.rewind().unwrap();
+            let asked = serving.proof(blob, &own, Path::new("")).map(|_| ());
+            (asked, own.stream_position().unwrap())
+        };
+        let (first, read) = ask();
+        assert!(first.unwrap_err().to_string().contains("has other content"));
+        assert_eq!(read, 9);
+        let (again, read) = ask();
+        assert!(again.unwrap_err().to_string().contains("has other content"));
+        assert_eq!(read, 0);
+        file.set_len(0).unwrap();
+        (&file).rewind().unwrap();
+        (&file).write_all(b"else").unwrap();
+        assert!(ask().0.is_ok());
     }
 }
