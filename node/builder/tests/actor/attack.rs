@@ -124,6 +124,19 @@ pub fn set_bits(folder: &str) -> Done {
     Ok(())
 }
 
+/// Makes programs that have such bits from the start.
+pub fn make_with_bits(folder: &str) -> Done {
+    for mode in [0o4755, 0o2755, 0o6755] {
+        let place = format!("{folder}/{mode:o}");
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(mode).open(&place)?;
+        file.write_all(b"#!")?;
+        let left = file.metadata()?.permissions().mode() & 0o7000;
+        println!("{mode:o}: {}", if left == 0 { "lost" } else { "DONE" });
+    }
+    Ok(())
+}
+
 /// Makes an output of an unusual kind.
 pub fn make(kind: &str, path: &str) -> Done {
     match kind {

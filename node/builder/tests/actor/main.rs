@@ -36,6 +36,7 @@ fn main() -> Done {
         ["exchange", place] => attack::exchange(place),
         ["listen", name] => attack::listen(name),
         ["bits", folder] => attack::set_bits(folder),
+        ["made-with-bits", folder] => attack::make_with_bits(folder),
         ["make", kind, path] => attack::make(kind, path),
         ["namespaces", input] => attack::namespaces(input),
         ["fork-bomb"] => attack::fork_bomb(),

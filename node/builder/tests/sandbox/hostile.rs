@@ -212,6 +212,14 @@ async fn set_id_bits_and_attributes_are_refused() {
     assert_eq!(&log[log.len() - 3..], ["attribute: true"; 3]);
 }
 
+/// No filter sees them come into being, and the kernel takes them with the first byte.
+#[tokio::test]
+async fn a_program_that_is_made_with_set_id_bits_loses_them() {
+    let Some(stage) = Stage::new().await else { return };
+    let log = stage.look(&["made-with-bits", "/build"]).await;
+    assert_eq!(log, ["4755: lost", "2755: lost", "6755: lost"]);
+}
+
 #[tokio::test]
 async fn outputs_of_other_kinds_are_rejected() {
     let Some(stage) = Stage::new().await else { return };

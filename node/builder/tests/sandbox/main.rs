@@ -9,3 +9,4 @@ mod network;
 mod place;
 mod repeated;
 mod stage;
+mod unprivileged;
