@@ -17,6 +17,10 @@ pub enum Manner {
     Damaged,
     /// It says that it will send, and does not.
     Silent,
+    /// A byte a second.
+    Dripping,
+    /// As it should, and what it has it says a second late.
+    Late,
     /// It sends whoever asks for one to this port of the machine, under its other name.
     Astray(u16),
 }
@@ -92,6 +96,9 @@ fn serve(
             stream.write_all(head.as_bytes())?;
             continue;
         }
+        if manner == Manner::Late && name.ends_with(".narinfo") {
+            std::thread::sleep(Duration::from_secs(1));
+        }
         let Ok(mut body) = fs::read(folder.join(&name)) else {
             stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
             continue;
@@ -106,6 +113,13 @@ fn serve(
             Manner::Silent if is_archive => {
                 std::thread::sleep(Duration::from_secs(3600));
                 return Ok(());
+            }
+            Manner::Dripping if is_archive => {
+                for byte in &body {
+                    stream.write_all(std::slice::from_ref(byte))?;
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                continue;
             }
             _ => {}
         }

@@ -243,6 +243,30 @@ fn bad_caches_are_passed_over() {
 }
 
 #[test]
+fn a_download_that_drips_gets_a_rival_and_is_given_up_in_the_end() {
+    if !sandbox_works("a_download_that_drips_gets_a_rival_and_is_given_up_in_the_end") {
+        return;
+    }
+    let cache = Cache::new(Some(key(1)));
+    let dripping = CacheServer::up(&cache.folder, Manner::Dripping);
+    // The other one answers first, so the download begins there.
+    let late = CacheServer::up(&cache.folder, Manner::Late);
+    let client = cache.client(&[&dripping.url, &late.url], &[key(1)]);
+    fetched(&build(&client, "high", &[]), &cache.high, 2);
+    assert!(dripping.asked(".nar") > 0 && late.asked(".nar") == 2);
+    // Where nobody else has it, it is built after all.
+    let client = cache.client(&[&dripping.url], &[key(1)]);
+    built(&build(&client, "high", &[]), &cache.high);
+    let status = client.run(&["status"]);
+    for part in [
+        &format!("cache    {}: skipped for ", dripping.url),
+        " bytes came in 30 seconds",
+    ] {
+        assert!(status.ok().contains(part), "{}", status.stdout);
+    }
+}
+
+#[test]
 fn a_command_may_bring_caches_of_its_own() {
     if !sandbox_works("a_command_may_bring_caches_of_its_own") {
         return;

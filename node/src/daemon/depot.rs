@@ -21,6 +21,7 @@ use tvix_node_store::{
 use super::derivations::{Checked, CheckedDerivations};
 use super::holding::{self, Holding};
 use super::perform::Plan;
+use super::room::Room;
 use super::told::Told;
 use crate::team::private::PrivateBook;
 use crate::team::trust::TrustBook;
@@ -99,6 +100,8 @@ pub struct Depot {
     pub told: Told,
     /// Binary caches that paths may be taken from.
     pub upstreams: Arc<Upstreams>,
+    /// Room on the disk for what arrives.
+    pub room: Arc<Room>,
     /// What no member may know of.
     pub private: Arc<PrivateBook>,
     /// Told of every path that is added, each of those that its team may learn of.
@@ -123,9 +126,12 @@ impl Depot {
     pub fn new(store: Store, private: Arc<PrivateBook>, trust: Arc<TrustBook>) -> Self {
         let notes = store.home().join("notes");
         let holding = Arc::new(Holding::new(store.clone()));
-        let upstreams = Arc::new(Upstreams::new(store.home().join("spool/caches"), trust));
+        let room = Room::of(store.home().to_owned());
+        let folder = store.home().join("spool/caches");
+        let upstreams = Arc::new(Upstreams::new(folder, trust, Arc::clone(&room)));
         Self {
             upstreams,
+            room,
             store,
             notes,
             derivations: CheckedDerivations::default(),

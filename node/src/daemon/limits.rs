@@ -49,3 +49,7 @@ pub const DIFFERENT_PLACES: usize = 20;
 
 /// Characters of such a place: a name of the length that people choose, and how it differs.
 pub const DIFFERENT_PLACE: usize = 500;
+
+/// Bytes of the disk that nothing that arrives takes: the store's index cannot be written on a full one, and logs of builds
+/// that go on need some.
+pub const LEFT_FREE: u64 = 4 * tvix_node_store::limits::RESERVED_BYTES;

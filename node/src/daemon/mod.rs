@@ -17,6 +17,7 @@ mod limits;
 mod owner_api;
 pub(crate) mod perform;
 mod repair;
+pub(crate) mod room;
 mod session;
 mod store_api;
 mod team_api;

@@ -19,6 +19,7 @@ use super::evidence::{Evidence as _, Remote};
 use super::limits::{ARRIVING, STEPS};
 use super::surroundings::InStore;
 use crate::daemon::depot::DepotError;
+use crate::daemon::room::NoRoom;
 
 /// Why a path was not brought here.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,14 @@ pub enum FetchFailure {
         path: StorePath,
         /// Why.
         source: DepotError,
+    },
+    /// The disk is too full.
+    #[error("{path} is not fetched: {source}")]
+    Room {
+        /// Which.
+        path: StorePath,
+        /// Why.
+        source: NoRoom,
     },
     /// Something it refers to did not come; that is reported for itself.
     #[error("something that {0} refers to did not come")]
@@ -149,6 +158,12 @@ impl TeamNode {
     /// Fetches the tree of a path and prepares it for the store under a name that it must fit.
     pub async fn bring(&self, info: PathInfo, providers: Vec<NodeKey>) -> Result<Prepared, FetchFailure> {
         let (path, tree) = (info.path.clone(), info.tree);
+        // The store takes large files over as they lie in the spool; small ones are there twice for a while.
+        let room = self.depot.room.promise(info.nar_size).await;
+        let _room = room.map_err(|source| FetchFailure::Room {
+            path: path.clone(),
+            source,
+        })?;
         let order = FetchOrder {
             // An archive has every byte of every file.
             max_bytes: Some(info.nar_size),

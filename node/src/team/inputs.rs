@@ -207,9 +207,16 @@ impl TeamNode {
                 FetchFailure::NotToBeHad(_) | FetchFailure::Transfer { .. } | FetchFailure::Reference(_) => {
                     RefusalReason::InputMissing
                 }
-                FetchFailure::Store { .. } | FetchFailure::Lost(_) => RefusalReason::Busy,
+                FetchFailure::Store { .. } | FetchFailure::Room { .. } | FetchFailure::Lost(_) => {
+                    RefusalReason::Busy
+                }
             };
-            refusal(reason, error.to_string())
+            let message = match error {
+                // How full the disk is, and where, is not for everybody.
+                FetchFailure::Room { path, .. } => format!("this builder has no room for {path}"),
+                error => error.to_string(),
+            };
+            refusal(reason, message)
         })
     }
 

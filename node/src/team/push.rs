@@ -190,7 +190,9 @@ impl TeamNode {
             tracing::info!(%peer, %error, "what a member pushed is not kept");
             let message = match error {
                 // What it says of what is here is not for everybody.
-                FetchFailure::Store { path, .. } => format!("{path} could not be taken into the store"),
+                FetchFailure::Store { path, .. } | FetchFailure::Room { path, .. } => {
+                    format!("{path} could not be taken into the store")
+                }
                 error => error.to_string(),
             };
             return taken.refuse(PushRefusal::Content, message).await;

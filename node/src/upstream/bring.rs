@@ -1,6 +1,6 @@
 //! Bringing paths of upstream caches into the own store: a closure in parallel, references first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,8 +18,9 @@ use tvix_node_store::{CacheError, Prepared, archive_file_bytes};
 use super::Upstreams;
 use super::cache::{Upstream, UpstreamError};
 use super::find::Offer;
-use super::limits::{ASKED, CLOSURE, HEDGE_AFTER, LEAST_MOVE, LEFT_FREE, STANDSTILL};
+use super::limits::{ASKED, CLOSURE, HEDGE_AFTER, LEAST_MOVE, STANDSTILL};
 use crate::daemon::depot::{Depot, DepotError};
+use crate::daemon::room::Promise;
 use crate::team::TeamNode;
 
 /// Why a path was not brought here.
@@ -317,17 +318,20 @@ impl Upstreams {
                 return None;
             }
         };
-        let mut waiting = offers.into_iter();
+        let mut waiting = VecDeque::from(offers);
         let mut running = FuturesUnordered::new();
         let mut files: Vec<PathBuf> = Vec::new();
+        let mut asked: Vec<Arc<Upstream>> = Vec::new();
         let (mut moved, mut size) = (Instant::now(), 0);
-        let mut start = waiting.next();
+        let mut start = waiting.pop_front();
         loop {
             if let Some(offer) = start.take() {
-                let info = offer.cached.info();
-                match self.place(offer.cached.most_bytes().saturating_add(info.nar_size())) {
-                    Ok(target) => {
+                match self.place(bytes_of(&offer), running.is_empty()).await {
+                    // There is no room for a rival now.
+                    Ok(None) => waiting.push_front(offer),
+                    Ok(Some((target, room))) => {
                         files.push(target.to_path_buf());
+                        asked.push(Arc::clone(&offer.cache));
                         running.push(async move {
                             let info = offer.cached.info();
                             let most = offer.cached.most_bytes();
@@ -337,6 +341,7 @@ impl Upstreams {
                                 came.map(|place| Archive {
                                     place,
                                     _aside: target,
+                                    _room: room,
                                 }),
                             )
                         });
@@ -370,7 +375,10 @@ impl Upstreams {
                         (moved, size) = (Instant::now(), now);
                     } else if moved.elapsed() >= STANDSTILL {
                         let seconds = STANDSTILL.as_secs();
-                        reasons.push(format!("{} bytes came in {seconds} seconds", now.saturating_sub(size)));
+                        let reason = format!("{} bytes came in {seconds} seconds", now.saturating_sub(size));
+                        // Everything else would take as long from there.
+                        asked.iter().for_each(|cache| cache.failed(&reason));
+                        reasons.push(reason);
                         return None;
                     } else if running.len() < 2 {
                         start = self.next(path, &mut waiting, tried).await;
@@ -383,10 +391,10 @@ impl Upstreams {
     async fn next(
         self: &Arc<Self>,
         path: &StorePath,
-        waiting: &mut std::vec::IntoIter<Offer>,
+        waiting: &mut VecDeque<Offer>,
         tried: &mut Vec<String>,
     ) -> Option<Offer> {
-        if let Some(offer) = waiting.next() {
+        if let Some(offer) = waiting.pop_front() {
             return Some(offer);
         }
         let offer = self.other_offers(path, tried).await.into_iter().next()?;
@@ -394,27 +402,31 @@ impl Upstreams {
         Some(offer)
     }
 
-    /// A new file for an archive, where the disk has room for so many bytes: it and what is unpacked from it.
+    /// A new file for an archive, and room on the disk for so many bytes: it and what is unpacked from it. None where
+    /// there is none at the moment and it is not `waited` for.
     ///
     /// # Errors
     /// In words.
-    fn place(&self, bytes: u64) -> Result<TempPath, String> {
+    async fn place(&self, bytes: u64, waited: bool) -> Result<Option<(TempPath, Promise)>, String> {
+        let room = match waited {
+            true => self
+                .room
+                .promise(bytes)
+                .await
+                .map_err(|error| error.to_string())?,
+            false => match self.room.promise_now(bytes) {
+                Some(room) => room,
+                None => return Ok(None),
+            },
+        };
         let folder = self.folder.display();
         let failed = |error: std::io::Error| format!("no file can be made in '{folder}': {error}");
         std::fs::create_dir_all(&self.folder).map_err(failed)?;
-        let disk = rustix::fs::statvfs(&self.folder).map_err(|error| failed(error.into()))?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if bytes.saturating_add(LEFT_FREE) > free {
-            return Err(format!(
-                "the disk of '{folder}' has {free} bytes free, which is not enough for the {bytes} of an archive and what is \
-                 unpacked from it, and {LEFT_FREE} that are left free; 'tvix-node store gc' makes room"
-            ));
-        }
         let file = tempfile::Builder::new()
             .prefix("nar-")
             .tempfile_in(&self.folder)
             .map_err(failed)?;
-        Ok(file.into_temp_path())
+        Ok(Some((file.into_temp_path(), room)))
     }
 
     /// Removes archives that were left by downloads which broke off with the node, and that nobody has
@@ -463,7 +475,9 @@ impl Upstreams {
                 continue;
             }
             let most = archive_file_bytes(&said);
-            let target = self.place(most.saturating_add(info.nar_size))?;
+            let Some((target, _room)) = self.place(most.saturating_add(info.nar_size), true).await? else {
+                continue;
+            };
             match cache.archive(client, &said, most, &target).await {
                 Err(error) => reasons.push(error.to_string()),
                 Ok(place) => {
@@ -485,10 +499,17 @@ impl Upstreams {
     }
 }
 
-/// The file of an archive, and the place that goes when it is not needed any more.
+/// The file of an archive, and the place and the room that go when they are not needed any more.
 struct Archive {
     place: PathBuf,
     _aside: TempPath,
+    _room: Promise,
+}
+
+/// Bytes that an archive and what is unpacked from it may have.
+fn bytes_of(offer: &Offer) -> u64 {
+    let unpacked = offer.cached.info().nar_size();
+    offer.cached.most_bytes().saturating_add(unpacked)
 }
 
 /// Whether enough has come since there was so much: what drips stands still.
@@ -529,9 +550,8 @@ fn circle(offers: &BTreeMap<StorePath, Offer>) -> Option<&StorePath> {
 
 #[cfg(test)]
 mod tests {
-    use tvix_node_store::limits::RESERVED_BYTES;
-
     use super::*;
+    use crate::daemon::room::Room;
     use crate::team::trust::TrustBook;
 
     #[test]
@@ -540,21 +560,17 @@ mod tests {
         assert!(has_moved(1000, 1000 + LEAST_MOVE) && has_moved(1000, 0));
     }
 
-    #[test]
-    fn nothing_is_begun_that_the_disk_has_no_room_for() {
+    #[tokio::test]
+    async fn nothing_is_begun_that_the_disk_has_no_room_for() {
         let folder = tempfile::tempdir().unwrap();
         let me = tvix_node_protocol::envelope::NodeSecret::from_bytes(&[1; 32]).key();
         let trust = Arc::new(TrustBook::open(folder.path().join("trust.json"), me, Arc::default()).unwrap());
-        let upstreams = Upstreams::new(folder.path().join("caches"), trust);
-        let disk = rustix::fs::statvfs(folder.path()).unwrap();
-        let free = disk.f_bavail * disk.f_frsize;
-        for bytes in [u64::MAX, free, free.saturating_sub(RESERVED_BYTES)] {
-            let error = upstreams.place(bytes).unwrap_err();
-            assert!(error.contains("'tvix-node store gc' makes room"), "{error}");
-        }
-        assert_eq!(
-            std::fs::read_dir(folder.path().join("caches")).unwrap().count(),
-            0
-        );
+        let room = Room::of(folder.path().to_owned());
+        let upstreams = Upstreams::new(folder.path().join("caches"), trust, room);
+        let error = upstreams.place(u64::MAX, true).await.err().unwrap();
+        assert!(error.contains("'tvix-node store gc' makes room"), "{error}");
+        assert!(upstreams.place(u64::MAX, false).await.unwrap().is_none());
+        assert!(!folder.path().join("caches").exists());
+        assert!(upstreams.place(1, true).await.unwrap().is_some());
     }
 }

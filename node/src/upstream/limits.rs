@@ -57,7 +57,3 @@ pub const UNSIGNED_BYTES: u64 = 16 << 30;
 
 /// Bytes of the archive of a path that a key vouches for: as of one that a member of the team has.
 pub const SIGNED_BYTES: u64 = tvix_node_store::limits::ARRIVED_BYTES;
-
-/// Bytes of the disk that no archive takes: the store's index cannot be written on a full one, and logs of builds
-/// that go on need some.
-pub const LEFT_FREE: u64 = 4 * tvix_node_store::limits::RESERVED_BYTES;

@@ -28,6 +28,7 @@ use tvix_node_protocol::nix::narinfo::TrustedPublicKey;
 pub use bring::Step;
 pub use cache::{Report, Upstream, UpstreamError};
 
+use crate::daemon::room::Room;
 use crate::team::fetch::Arriving;
 use crate::team::trust::TrustBook;
 use limits::{CACHES, DOWNLOADS};
@@ -67,6 +68,7 @@ pub struct Upstreams {
     /// Where archives lie while they are unpacked.
     folder: PathBuf,
     trust: Arc<TrustBook>,
+    room: Arc<Room>,
     listed: Mutex<Listed>,
     /// Where caches may be beside the public internet, see [`Client::for_caches`].
     private: OnceLock<Arc<[AddressRange]>>,
@@ -89,11 +91,12 @@ struct Listed {
 }
 
 impl Upstreams {
-    /// None yet. `folder`: for archives while they are unpacked. `trust`: what the owner believes.
-    pub fn new(folder: PathBuf, trust: Arc<TrustBook>) -> Self {
+    /// None yet. `folder`: for archives while they are unpacked. `trust`: what the owner believes. `room`: on the disk.
+    pub fn new(folder: PathBuf, trust: Arc<TrustBook>, room: Arc<Room>) -> Self {
         Self {
             folder,
             trust,
+            room,
             listed: Mutex::default(),
             private: OnceLock::new(),
             client: OnceLock::new(),
