@@ -467,7 +467,7 @@ mod tests {
                 .unwrap();
             encoded
         });
-        assert!(on_disk.len() > 16 << 10 && on_disk == in_memory);
+        assert!(on_disk.len() > 1 << 10 && on_disk == in_memory);
         // What is larger still is refused before it is read.
         serving.large = Mutex::new(Recent::new(4000));
         file.rewind().unwrap();
