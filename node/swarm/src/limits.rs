@@ -157,6 +157,10 @@ pub const DIAL_BACKS_PER_MINUTE: u32 = 6;
 /// more; longer than two clocks may be apart, by which its end is told.
 pub const RELAY_RESERVATION_TIME: Duration = Duration::from_secs(600);
 
+/// How long after it was granted or renewed a reservation may be given up: it is not renewed for so long, whatever the
+/// clocks say.
+pub const RELAY_SETTLED: Duration = Duration::from_secs(60);
+
 /// Bytes that are passed on in one go, in each direction of a connection.
 pub const RELAY_PIECE: usize = 32 << 10;
 

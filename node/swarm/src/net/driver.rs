@@ -9,7 +9,7 @@ use libp2p::core::ConnectedPoint;
 use libp2p::kad::{self, KBucketKey, QueryId};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, ListenError, Stream, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping, relay};
 use tokio::sync::{mpsc, oneshot, watch};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::TICKET_ADDRESSES;
@@ -512,7 +512,7 @@ impl Driver {
         } else {
             Reached::BySome
         };
-        for listener in self.relays.unneeded(reached) {
+        for listener in self.relays.unneeded(reached, now) {
             self.swarm.remove_listener(listener);
         }
         let wanted = self
@@ -816,6 +816,9 @@ impl Driver {
                 // Over TCP nothing else tells that the other machine is gone.
                 self.swarm.close_connection(connection);
             }
+            BehaviourEvent::Relayed(relay::client::Event::ReservationReqAccepted {
+                relay_peer_id, ..
+            }) => self.relays.accepted(relay_peer_id, Instant::now()),
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 for (peer, address) in found {
                     self.learn(peer, [address]);

@@ -12,7 +12,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 
 use super::reachability::Reached;
-use crate::limits::{RELAY_PATIENCE, RELAY_PAUSE, RELAYS};
+use crate::limits::{RELAY_PATIENCE, RELAY_PAUSE, RELAY_SETTLED, RELAYS};
 
 /// Whether an address leads through another node.
 pub(crate) fn is_relayed(address: &Multiaddr) -> bool {
@@ -29,11 +29,19 @@ pub(crate) fn through(relay: PeerId, at: &Multiaddr) -> Option<Multiaddr> {
     Some(way.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit))
 }
 
+/// A reservation.
+#[derive(Debug)]
+struct Held {
+    relay: PeerId,
+    /// When it was granted, or renewed; none: it is still asked for.
+    accepted: Option<Instant>,
+}
+
 /// Reservations at other members. Bounded by [`RELAYS`], and the members.
 #[derive(Debug)]
 pub(crate) struct Relays {
     since: Instant,
-    held: HashMap<ListenerId, PeerId>,
+    held: HashMap<ListenerId, Held>,
     /// Not to be asked before.
     pauses: HashMap<PeerId, Instant>,
 }
@@ -63,30 +71,44 @@ impl Relays {
             return Vec::new();
         }
         let may = |peer: &PeerId| {
-            !self.held.values().any(|held| held == peer)
+            !self.held.values().any(|held| held.relay == *peer)
                 && self.pauses.get(peer).is_none_or(|end| *end <= now)
         };
         let room = RELAYS.saturating_sub(self.held.len());
         candidates.filter(may).take(room).collect()
     }
 
-    /// Reservations that are not needed, because everybody reaches this node.
-    pub(crate) fn unneeded(&self, reached: Reached) -> Vec<ListenerId> {
-        match reached {
-            Reached::ByAll => self.held.keys().copied().collect(),
-            _ => Vec::new(),
+    /// Reservations that are not needed, because everybody reaches this node. Those alone that were granted or renewed a
+    /// moment ago: the library ends in a panic where one is given up whose answer is on its way.
+    pub(crate) fn unneeded(&self, reached: Reached, now: Instant) -> Vec<ListenerId> {
+        if reached != Reached::ByAll {
+            return Vec::new();
         }
+        let settled = |held: &Held| {
+            let age = held.accepted.map(|accepted| now.duration_since(accepted));
+            age.is_some_and(|age| age < RELAY_SETTLED)
+        };
+        let settled = self.held.iter().filter(|(_, held)| settled(held));
+        settled.map(|(listener, _)| *listener).collect()
     }
 
     /// A reservation was asked for.
     pub(crate) fn asked(&mut self, listener: ListenerId, relay: PeerId) {
-        self.held.insert(listener, relay);
+        let accepted = None;
+        self.held.insert(listener, Held { relay, accepted });
+    }
+
+    /// A member has granted a reservation, or renewed it.
+    pub(crate) fn accepted(&mut self, relay: PeerId, now: Instant) {
+        for held in self.held.values_mut().filter(|held| held.relay == relay) {
+            held.accepted = Some(now);
+        }
     }
 
     /// A reservation was refused, or is over.
     pub(crate) fn lost(&mut self, listener: ListenerId, now: Instant) {
-        if let Some(relay) = self.held.remove(&listener) {
-            self.pause(relay, now);
+        if let Some(held) = self.held.remove(&listener) {
+            self.pause(held.relay, now);
         }
     }
 
@@ -125,8 +147,23 @@ mod tests {
         relays.lost(one, now);
         assert_eq!(wanted(&relays, now), [peers[2]]);
         assert_eq!(wanted(&relays, now + RELAY_PAUSE), [peers[0]]);
-        assert!(relays.unneeded(Reached::BySome).is_empty());
-        assert_eq!(relays.unneeded(Reached::ByAll), [two]);
+        assert!(
+            relays.unneeded(Reached::ByAll, now).is_empty(),
+            "its answer is on its way"
+        );
+        relays.accepted(peers[0], now);
+        assert!(
+            relays.unneeded(Reached::ByAll, now).is_empty(),
+            "that is another's"
+        );
+        relays.accepted(peers[1], now);
+        assert!(relays.unneeded(Reached::BySome, now).is_empty());
+        assert_eq!(relays.unneeded(Reached::ByAll, now), [two]);
+        let later = now + RELAY_SETTLED;
+        assert!(
+            relays.unneeded(Reached::ByAll, later).is_empty(),
+            "it may be asked for anew"
+        );
     }
 
     #[test]
