@@ -425,15 +425,14 @@ mod tests {
         let bytes = vec![7; 4 << 20];
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
+        // All share one place in the file, and one of them reads.
+        file.rewind().unwrap();
         let (serving, blob) = (Serving::new(), BlobDigest::of(&bytes));
         let proofs = std::thread::scope(|scope| {
             let asked = [(); 8].map(|()| {
-                let mut own = file.try_clone().unwrap();
+                let own = file.try_clone().unwrap();
                 let serving = &serving;
-                scope.spawn(move || {
-                    own.rewind().unwrap();
-                    serving.proof(blob, &own, Path::new("")).unwrap()
-                })
+                scope.spawn(move || serving.proof(blob, &own, Path::new("")).unwrap())
             });
             asked.map(|thread| thread.join().unwrap())
         });

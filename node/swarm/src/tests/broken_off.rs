@@ -158,5 +158,6 @@ async fn what_a_silent_provider_has_left_is_brought_by_another_after_a_moment() 
     cat.shelf.adopt(&soon(cat.handle.fetch(order)).await.unwrap());
     assert!(cat.shelf.is_complete(root));
     let took = since.elapsed();
-    assert!(took < crate::limits::ANSWER_TIME / 2, "{took:?}");
+    // Without another one it would have been waited for as long as for any answer.
+    assert!(took < crate::limits::ANSWER_TIME, "{took:?}");
 }
