@@ -3,6 +3,9 @@
 //! Everything that arrives is promised its bytes before the first one comes. What is on its way at once would otherwise
 //! see the same free bytes, and fill the disk together. Who finds too little while others are on their way waits for
 //! them, in order; who finds too little alone is refused.
+//!
+//! What others say of what they want to have here, inputs of their builds and what they push, has half of the room
+//! together and waits in a line of its own: somebody who says much and sends little holds up nobody else.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,15 +48,33 @@ type Free = Box<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
 pub struct Room {
     folder: PathBuf,
     free: Free,
-    /// Bytes.
-    promised: watch::Sender<u64>,
-    /// Held by the first of those who wait.
-    first: Mutex<()>,
+    promised: watch::Sender<Promised>,
+    /// Held by the first of those who wait, for the owner and for others.
+    first: [Mutex<()>; 2],
+}
+
+/// For whom something arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whom {
+    /// For the owner, who asked for it.
+    Owner,
+    /// For another member, who says how large it is.
+    Another,
+}
+
+/// Bytes that are promised.
+#[derive(Debug, Clone, Copy, Default)]
+struct Promised {
+    /// Together.
+    all: u64,
+    /// Of these, for others.
+    others: u64,
 }
 
 /// Room for something that arrives, until it is dropped: what has arrived is then seen on the disk itself.
 pub struct Promise {
     room: Arc<Room>,
+    whom: Whom,
     bytes: u64,
 }
 
@@ -74,8 +95,8 @@ impl Room {
         Arc::new(Self {
             folder,
             free,
-            promised: watch::Sender::new(0),
-            first: Mutex::default(),
+            promised: watch::Sender::new(Promised::default()),
+            first: Default::default(),
         })
     }
 
@@ -83,14 +104,19 @@ impl Room {
     ///
     /// # Errors
     /// See [`NoRoom`].
-    pub async fn promise(self: &Arc<Self>, bytes: u64) -> Result<Promise, NoRoom> {
+    pub async fn promise(self: &Arc<Self>, whom: Whom, bytes: u64) -> Result<Promise, NoRoom> {
+        let [owner, another] = &self.first;
+        let line = match whom {
+            Whom::Owner => owner,
+            Whom::Another => another,
+        };
         // What is large would never find enough if what is small went past it.
-        let _first = self.first.lock().await;
+        let _first = line.lock().await;
         let mut changes = self.promised.subscribe();
         loop {
             changes.mark_unchanged();
-            match self.ask(bytes) {
-                Answer::Promised => return Ok(self.promised(bytes)),
+            match self.ask(whom, bytes) {
+                Answer::Promised => return Ok(self.promised(whom, bytes)),
                 Answer::Refused(why) => return Err(why),
                 // The sender is this ledger's.
                 Answer::Later => drop(changes.changed().await),
@@ -99,21 +125,21 @@ impl Room {
     }
 
     /// Room for so many bytes, if there is some now.
-    pub fn promise_now(self: &Arc<Self>, bytes: u64) -> Option<Promise> {
-        match self.ask(bytes) {
-            Answer::Promised => Some(self.promised(bytes)),
+    pub fn promise_now(self: &Arc<Self>, whom: Whom, bytes: u64) -> Option<Promise> {
+        match self.ask(whom, bytes) {
+            Answer::Promised => Some(self.promised(whom, bytes)),
             Answer::Later | Answer::Refused(_) => None,
         }
     }
 
-    fn promised(self: &Arc<Self>, bytes: u64) -> Promise {
+    fn promised(self: &Arc<Self>, whom: Whom, bytes: u64) -> Promise {
         let room = Arc::clone(self);
-        Promise { room, bytes }
+        Promise { room, whom, bytes }
     }
 
     /// Looks and writes down in one step. What has come of what is promised counts twice until all of it has come: at
     /// worst somebody waits who need not.
-    fn ask(&self, bytes: u64) -> Answer {
+    fn ask(&self, whom: Whom, bytes: u64) -> Answer {
         let mut answer = Answer::Later;
         self.promised.send_if_modified(|promised| {
             let free = match (self.free)(&self.folder) {
@@ -124,25 +150,47 @@ impl Room {
                     return false;
                 }
             };
-            let wanted = bytes.saturating_add(*promised).saturating_add(LEFT_FREE);
-            if wanted <= free {
-                *promised += bytes;
+            let room = free.saturating_sub(LEFT_FREE);
+            let (others, most) = match whom {
+                Whom::Owner => (0, room),
+                Whom::Another => (promised.others, room / 2),
+            };
+            let fits = bytes.saturating_add(promised.all) <= room && bytes.saturating_add(others) <= most;
+            if fits {
+                promised.add(whom, bytes);
                 answer = Answer::Promised;
-                return true;
-            }
-            if *promised == 0 {
+            } else if promised.all == 0 || bytes > most {
                 let folder = self.folder.clone();
                 answer = Answer::Refused(NoRoom::Full { folder, free, bytes });
             }
-            false
+            fits
         });
         answer
     }
 }
 
+impl Promised {
+    fn add(&mut self, whom: Whom, bytes: u64) {
+        self.all += bytes;
+        if whom == Whom::Another {
+            self.others += bytes;
+        }
+    }
+
+    fn take(&mut self, whom: Whom, bytes: u64) {
+        self.all -= bytes;
+        if whom == Whom::Another {
+            self.others -= bytes;
+        }
+    }
+}
+
 impl Drop for Promise {
     fn drop(&mut self) {
-        self.room.promised.send_modify(|promised| *promised -= self.bytes);
+        let (whom, bytes) = (self.whom, self.bytes);
+        self.room
+            .promised
+            .send_modify(|promised| promised.take(whom, bytes));
     }
 }
 
@@ -165,47 +213,70 @@ mod tests {
     #[tokio::test]
     async fn several_at_once_are_not_promised_the_same_bytes() {
         let room = room(100);
-        let first = room.promise(60).await.unwrap();
-        assert!(room.promise_now(41).is_none());
-        let second = room.promise(40).await.unwrap();
-        let mut third = Box::pin(room.promise(50));
+        let first = room.promise(Whom::Owner, 60).await.unwrap();
+        assert!(room.promise_now(Whom::Owner, 41).is_none());
+        let second = room.promise(Whom::Owner, 40).await.unwrap();
+        let mut third = Box::pin(room.promise(Whom::Owner, 50));
         assert!(third.as_mut().now_or_never().is_none(), "it waits");
         // Who comes later does not go past it, even where there would be enough.
         drop(second);
-        let mut fourth = Box::pin(room.promise(10));
+        let mut fourth = Box::pin(room.promise(Whom::Owner, 10));
         assert!(third.as_mut().now_or_never().is_none() && fourth.as_mut().now_or_never().is_none());
         drop(first);
         let third = third.await.unwrap();
         let fourth = fourth.await.unwrap();
-        assert!(room.promise_now(41).is_none() && room.promise_now(40).is_some());
+        assert!(room.promise_now(Whom::Owner, 41).is_none() && room.promise_now(Whom::Owner, 40).is_some());
         drop((third, fourth));
-        assert!(room.promise_now(100).is_some());
+        assert!(room.promise_now(Whom::Owner, 100).is_some());
     }
 
     #[tokio::test]
     async fn who_does_not_fit_alone_is_refused() {
         let room = room(100);
         for bytes in [101, u64::MAX] {
-            let error = room.promise(bytes).await.err().unwrap().to_string();
+            let error = room.promise(Whom::Owner, bytes).await.err().unwrap().to_string();
             assert!(
                 error.contains("'/there'") && error.contains("'tvix-node store gc' makes room"),
                 "{error}"
             );
         }
-        // Also when who was before is through.
-        let first = room.promise(1).await.unwrap();
-        let mut second = Box::pin(room.promise(101));
-        assert!(second.as_mut().now_or_never().is_none());
+        // Also while somebody is on his way: it would never fit.
+        let first = room.promise(Whom::Owner, 1).await.unwrap();
+        assert!(matches!(
+            room.promise(Whom::Owner, 101).await,
+            Err(NoRoom::Full { bytes: 101, .. })
+        ));
         drop(first);
-        assert!(matches!(second.await, Err(NoRoom::Full { bytes: 101, .. })));
         let unknown = Room::with("/x".into(), Box::new(|_| Err(io::ErrorKind::NotFound.into())));
-        assert!(matches!(unknown.promise(1).await, Err(NoRoom::Unknown { .. })));
+        assert!(matches!(
+            unknown.promise(Whom::Owner, 1).await,
+            Err(NoRoom::Unknown { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn who_says_much_and_sends_little_holds_up_nobody_but_his_like() {
+        let room = room(100);
+        // More than half is never for others.
+        assert!(room.promise(Whom::Another, 51).await.is_err());
+        let hoarded = room.promise(Whom::Another, 50).await.unwrap();
+        let mut another = Box::pin(room.promise(Whom::Another, 1));
+        assert!(another.as_mut().now_or_never().is_none());
+        let owner = room.promise(Whom::Owner, 50).await.unwrap();
+        assert!(room.promise_now(Whom::Owner, 1).is_none());
+        drop(owner);
+        assert!(another.as_mut().now_or_never().is_none());
+        drop(hoarded);
+        drop(another.await.unwrap());
+        assert!(room.promise_now(Whom::Owner, 100).is_some());
     }
 
     #[test]
     fn a_real_disk_is_looked_at() {
         let folder = tempfile::tempdir().unwrap();
         let room = Room::of(folder.path().to_owned());
-        assert!(room.promise_now(0).is_some() && room.promise_now(u64::MAX).is_none());
+        assert!(
+            room.promise_now(Whom::Owner, 0).is_some() && room.promise_now(Whom::Owner, u64::MAX).is_none()
+        );
     }
 }

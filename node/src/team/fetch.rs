@@ -19,7 +19,7 @@ use super::evidence::{Evidence as _, Remote};
 use super::limits::{ARRIVING, STEPS};
 use super::surroundings::InStore;
 use crate::daemon::depot::DepotError;
-use crate::daemon::room::NoRoom;
+use crate::daemon::room::{NoRoom, Whom};
 
 /// Why a path was not brought here.
 #[derive(Debug, thiserror::Error)]
@@ -156,10 +156,15 @@ enum Progress {
 
 impl TeamNode {
     /// Fetches the tree of a path and prepares it for the store under a name that it must fit.
-    pub async fn bring(&self, info: PathInfo, providers: Vec<NodeKey>) -> Result<Prepared, FetchFailure> {
+    pub async fn bring(
+        &self,
+        info: PathInfo,
+        providers: Vec<NodeKey>,
+        whom: Whom,
+    ) -> Result<Prepared, FetchFailure> {
         let (path, tree) = (info.path.clone(), info.tree);
         // The store takes large files over as they lie in the spool; small ones are there twice for a while.
-        let room = self.depot.room.promise(info.nar_size).await;
+        let room = self.depot.room.promise(whom, info.nar_size).await;
         let _room = room.map_err(|source| FetchFailure::Room {
             path: path.clone(),
             source,
@@ -252,7 +257,7 @@ impl TeamNode {
             };
             (path, item)
         });
-        self.bring_all(items.collect(), observer).await
+        self.bring_all(items.collect(), Whom::Owner, observer).await
     }
 
     /// Brings these paths, each after those of them that it refers to.
@@ -262,6 +267,7 @@ impl TeamNode {
     pub async fn bring_all(
         self: &Arc<Self>,
         items: BTreeMap<StorePath, Item>,
+        whom: Whom,
         observer: Option<Observer>,
     ) -> Result<(), FetchFailure> {
         if let Some(path) = circle(&items) {
@@ -291,7 +297,9 @@ impl TeamNode {
             };
             let (node, places, observer) = (Arc::clone(self), Arc::clone(&places), observer.clone());
             coming.spawn(async move {
-                let result = node.arrive(&path, item, references, &places, observer).await;
+                let result = node
+                    .arrive(&path, (item, whom), references, &places, observer)
+                    .await;
                 if result.is_err() {
                     node.shown.forget(&path);
                 }
@@ -326,7 +334,7 @@ impl TeamNode {
     async fn arrive(
         self: &Arc<Self>,
         path: &StorePath,
-        item: Item,
+        (item, whom): (Item, Whom),
         references: Vec<watch::Receiver<Progress>>,
         places: &Semaphore,
         observer: Option<Observer>,
@@ -348,7 +356,7 @@ impl TeamNode {
             let _place = places.acquire().await.map_err(|error| lost(&error))?;
             let path = path.clone();
             tell(observer.as_ref(), Step::Started { path, from }).await;
-            self.bring(info, providers).await?
+            self.bring(info, providers, whom).await?
         };
         match keep {
             Keep::Accepted { record } => {

@@ -22,6 +22,7 @@ use super::policy::{Word, names_itself};
 use super::surroundings::InStore;
 use crate::daemon::depot::{DepotError, read_from};
 use crate::daemon::derivations::{Checked, CheckedDerivations, KnownAs};
+use crate::daemon::room::Whom;
 
 /// The complete closure of what a build reads.
 pub struct Inputs {
@@ -198,7 +199,8 @@ impl TeamNode {
             Known::Coming(item) => Some((path.clone(), item.clone())),
             Known::Here(_) => None,
         });
-        self.bring_all(items.collect(), None).await.map_err(|error| {
+        let brought = self.bring_all(items.collect(), Whom::Another, None).await;
+        brought.map_err(|error| {
             let reason = match &error {
                 FetchFailure::Store {
                     source: DepotError::Add(error),

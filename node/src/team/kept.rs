@@ -21,6 +21,7 @@ use super::TeamNode;
 use super::limits::{FAILED_FOLDER_BYTES, FAILED_FOLDER_ENTRIES};
 use crate::daemon::clock::now;
 use crate::daemon::depot::DepotError;
+use crate::daemon::room::Whom;
 
 /// What such a tree is called beside the store's paths.
 const NAME: &str = "failed-build";
@@ -98,7 +99,7 @@ impl TeamNode {
         };
         let path = info.path.clone();
         let prepared = self
-            .bring(info, vec![builder])
+            .bring(info, vec![builder], Whom::Owner)
             .await
             .map_err(|error| error.to_string())?;
         let (jobs, name) = (Arc::clone(&self.jobs), derivation.name().to_owned());

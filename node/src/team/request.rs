@@ -26,6 +26,7 @@ use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildNote, DepotError};
 use crate::daemon::engine::Message;
 use crate::daemon::perform::as_input;
+use crate::daemon::room::Whom;
 
 /// A request as the coordinator wants it.
 pub struct Order {
@@ -548,7 +549,7 @@ impl TeamNode {
         let references: Vec<StorePath> = references.into_iter().collect();
         let bringing: Vec<_> = infos
             .into_values()
-            .map(|info| self.bring(info, vec![builder]))
+            .map(|info| self.bring(info, vec![builder], Whom::Owner))
             .collect();
         let providers = [builder];
         let (ensured, brought) = tokio::join!(

@@ -20,7 +20,7 @@ use super::cache::{Upstream, UpstreamError};
 use super::find::Offer;
 use super::limits::{ASKED, CLOSURE, HEDGE_AFTER, LEAST_MOVE, STANDSTILL};
 use crate::daemon::depot::{Depot, DepotError};
-use crate::daemon::room::Promise;
+use crate::daemon::room::{Promise, Whom};
 use crate::team::TeamNode;
 
 /// Why a path was not brought here.
@@ -411,10 +411,10 @@ impl Upstreams {
         let room = match waited {
             true => self
                 .room
-                .promise(bytes)
+                .promise(Whom::Owner, bytes)
                 .await
                 .map_err(|error| error.to_string())?,
-            false => match self.room.promise_now(bytes) {
+            false => match self.room.promise_now(Whom::Owner, bytes) {
                 Some(room) => room,
                 None => return Ok(None),
             },
