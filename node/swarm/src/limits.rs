@@ -223,6 +223,10 @@ pub const NETWORK_EVENTS: usize = 1024;
 /// Bytes buffered on each side of a stream: one write to the transport carries at most this.
 pub const STREAM_BUFFER: usize = 64 << 10;
 
+/// Bytes of a stream that are read ahead: enough for what proves a group of 16 KiB, and less than the group itself, which is
+/// then read to where it goes without a copy in between.
+pub const READ_AHEAD: usize = 4 << 10;
+
 /// How long a peer may take for an answer, or for taking what it is sent.
 pub const ANSWER_TIME: Duration = Duration::from_secs(30);
 

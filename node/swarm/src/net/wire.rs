@@ -11,7 +11,7 @@ use tvix_node_protocol::messages::Message;
 
 use super::caps::Throttle;
 use super::counters::Counted;
-use crate::limits::{ANSWER_TIME, STREAM_BUFFER};
+use crate::limits::{ANSWER_TIME, READ_AHEAD, STREAM_BUFFER};
 
 /// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,7 @@ impl Wire {
     pub(crate) fn new<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: Counted<S>) -> Self {
         let (reader, writer) = stream.split();
         Self {
-            reader: WireReader(BufReader::with_capacity(STREAM_BUFFER, Box::pin(reader))),
+            reader: WireReader(BufReader::with_capacity(READ_AHEAD, Box::pin(reader))),
             writer: WireWriter(BufWriter::with_capacity(STREAM_BUFFER, Box::pin(writer))),
         }
     }
