@@ -245,7 +245,13 @@ async fn thirty_two_bit_builders_run_on_a_thirty_two_bit_machine() {
     std::fs::write(&program, machine_program()).unwrap();
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
     let written = stage.folder.path().join("written");
-    let outside = std::process::Command::new(&program).arg(&written).status();
+    let outside = loop {
+        match std::process::Command::new(&program).arg(&written).status() {
+            // What another test just started has it open for writing, until it is what it was started as.
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            outside => break outside,
+        }
+    };
     match outside {
         Ok(status) => assert!(status.success(), "{status}"),
         Err(error) => {
