@@ -1,5 +1,6 @@
 //! One node in two teams, which do not see each other.
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeKey;
@@ -149,7 +150,7 @@ fn a_team_whose_key_is_missing_is_not_met_by_another_key_and_can_be_given_up() {
         .as_array()
         .expect("a list")
         .iter()
-        .map(|team| text(&team["name"]))
+        .map(|team| text(&team["team"]))
         .collect();
     assert_eq!(names, ["alice's team"]);
     carl.machine.run(&["down"]).ok();
@@ -174,14 +175,19 @@ fn leaving_that_is_cut_short_is_finished_and_takes_nothing_along() {
     let [alice, bob, mut carl] = two_teams([0, 0, 0]);
     let home = key_in_team_of(&carl, "alice");
     let of_alices = folder(&carl, "alice's team");
-    // As far as a node comes that is killed right after it has said that it leaves.
     let teams = of_alices.parent().expect("a folder").to_owned();
-    alice.machine.run(&["revoke", "carl"]).ok();
-    until("carl knows that he is out", || {
-        carl.peer("alice").is_none().then_some(())
+    let ticket = alice.ticket(&[]);
+    // It has put its own key out, and is killed while it tells alice, who does not listen.
+    let roster = || std::fs::read(of_alices.join("roster")).expect("the roster");
+    let before = roster();
+    alice.signal(Signal::STOP);
+    let leaving = carl.machine.start(&["leave", "--team", "alice's team"]);
+    until("carl has written down that he leaves", || {
+        (roster() != before).then_some(())
     });
-    carl.join(&alice.ticket(&[])).failed(1, &["over", "leave --team"]);
     carl.kill();
+    alice.signal(Signal::CONT);
+    assert_ne!(leaving.finish().status, 0);
     // And one that is killed between the two steps of forgetting.
     let left = teams.join(format!(".left-{}", "ab".repeat(32)));
     std::fs::create_dir(&left).expect("a folder");
@@ -189,9 +195,10 @@ fn leaving_that_is_cut_short_is_finished_and_takes_nothing_along() {
     carl.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
     assert!(!left.exists(), "its key is left over");
     carl.meet("bob");
+    carl.join(&ticket).failed(1, &["over", "leave --team"]);
     carl.machine.run(&["leave", "--team", "alice's team"]).ok();
     assert!(!of_alices.exists());
-    carl.join(&alice.ticket(&[])).ok();
+    carl.join(&ticket).ok();
     carl.meet("alice");
     assert_ne!(key_in_team_of(&carl, "alice"), home);
     bob.meet("carl");

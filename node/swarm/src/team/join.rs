@@ -36,7 +36,9 @@ pub enum JoinError {
         now: u64,
     },
     /// The node belongs to the team already.
-    #[error("this node belongs to the team {0} already")]
+    #[error(
+        "this node belongs to the team {0} already; where it was put out, 'tvix-node leave --team {0}' comes first"
+    )]
     AlreadyIn(SwarmId),
     /// The name cannot be one.
     #[error(transparent)]
