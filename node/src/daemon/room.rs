@@ -151,15 +151,17 @@ impl Room {
                 }
             };
             let room = free.saturating_sub(LEFT_FREE);
-            let (others, most) = match whom {
-                Whom::Owner => (0, room),
-                Whom::Another => (promised.others, room / 2),
+            // What is on its way may leave again, as packed archives do.
+            let ever = room.saturating_add(promised.all);
+            let (others, most, ever) = match whom {
+                Whom::Owner => (0, room, ever),
+                Whom::Another => (promised.others, room / 2, ever / 2),
             };
             let fits = bytes.saturating_add(promised.all) <= room && bytes.saturating_add(others) <= most;
             if fits {
                 promised.add(whom, bytes);
                 answer = Answer::Promised;
-            } else if promised.all == 0 || bytes > most {
+            } else if promised.all == 0 || bytes > ever {
                 let folder = self.folder.clone();
                 answer = Answer::Refused(NoRoom::Full { folder, free, bytes });
             }
@@ -240,12 +242,13 @@ mod tests {
                 "{error}"
             );
         }
-        // Also while somebody is on his way: it would never fit.
+        // Also while somebody is on his way, whose bytes may be free again later: it would never fit.
         let first = room.promise(Whom::Owner, 1).await.unwrap();
         assert!(matches!(
-            room.promise(Whom::Owner, 101).await,
-            Err(NoRoom::Full { bytes: 101, .. })
+            room.promise(Whom::Owner, 102).await,
+            Err(NoRoom::Full { bytes: 102, .. })
         ));
+        assert!(room.promise(Whom::Owner, 101).now_or_never().is_none());
         drop(first);
         let unknown = Room::with("/x".into(), Box::new(|_| Err(io::ErrorKind::NotFound.into())));
         assert!(matches!(

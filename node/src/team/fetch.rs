@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -11,12 +12,12 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
-use tvix_node_store::{Arrived, ArrivedFile, Naming, Prepared};
+use tvix_node_store::{AddError, Arrived, ArrivedError, ArrivedFile, Naming, Prepared};
 use tvix_node_swarm::{Arrival, ArrivedBlob, FetchOrder};
 
 use super::TeamNode;
 use super::evidence::{Evidence as _, Remote};
-use super::limits::{ARRIVING, STEPS};
+use super::limits::{ARRIVING, REFERENCES_PATIENCE, STEPS};
 use super::surroundings::InStore;
 use crate::daemon::depot::DepotError;
 use crate::daemon::room::{NoRoom, Whom};
@@ -106,6 +107,18 @@ impl Arriving {
     }
 }
 
+/// Whether what has arrived may become part of the store another time: it is this machine that failed, or the rest of it is
+/// still missing.
+fn is_passing(error: &AddError) -> bool {
+    matches!(
+        error,
+        AddError::Arrived(ArrivedError::Read { .. } | ArrivedError::Stored(_))
+            | AddError::Write(_)
+            | AddError::File(_)
+            | AddError::Index(_)
+    )
+}
+
 /// What arrived, as the store wants to see it.
 pub(super) struct Content(pub(super) Arc<Arrival>);
 
@@ -146,6 +159,17 @@ pub enum Keep {
     Aside,
 }
 
+/// Waits for what a path refers to.
+async fn all_came(path: &StorePath, references: Vec<watch::Receiver<Progress>>) -> Result<(), FetchFailure> {
+    for mut reference in references {
+        let progress = reference.wait_for(|progress| *progress != Progress::Coming).await;
+        if *progress.map_err(|error| FetchFailure::Lost(error.to_string()))? == Progress::Failed {
+            return Err(FetchFailure::Reference(path.clone()));
+        }
+    }
+    Ok(())
+}
+
 /// Whether what a path refers to is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
@@ -172,6 +196,7 @@ impl TeamNode {
         let order = FetchOrder {
             // An archive has every byte of every file.
             max_bytes: Some(info.nar_size),
+            for_another: whom == Whom::Another,
             ..FetchOrder::new(tree, providers)
         };
         // The arrival goes once the store has it at its side: nobody may wait for something else while it
@@ -180,11 +205,14 @@ impl TeamNode {
         let prepare = |arrival| async move {
             let prepared = depot.blocking(move |store| {
                 let content = Content(arrival);
-                let prepared = store.prepare_arrived(tree, &content, Naming::Known(info))?;
-                if let Err(error) = content.0.remove() {
+                let prepared = store.prepare_arrived(tree, &content, Naming::Known(info));
+                // What is not what it should be will not be so later.
+                if !prepared.as_ref().is_err_and(is_passing)
+                    && let Err(error) = content.0.remove()
+                {
                     tracing::warn!(%error, "what has arrived could not be removed from the spool");
                 }
-                Ok(prepared)
+                Ok(prepared?)
             });
             prepared.await
         };
@@ -345,13 +373,13 @@ impl TeamNode {
             providers,
             keep,
         } = item;
-        let _turn = self.arriving.turn(path).await;
+        let turn = self.arriving.turn(path).await;
         if self.here(path).await?.is_some_and(|here| here.tree == info.tree) {
             // Another fetch has brought it meanwhile.
             return Ok(());
         }
         let from = providers.first().copied().unwrap_or(self.swarm.key());
-        let bytes = info.nar_size;
+        let (bytes, tree) = (info.nar_size, info.tree);
         let prepared = {
             let _place = places.acquire().await.map_err(|error| lost(&error))?;
             let path = path.clone();
@@ -360,12 +388,21 @@ impl TeamNode {
         };
         match keep {
             Keep::Accepted { record } => {
-                for mut reference in references {
-                    let progress = reference.wait_for(|progress| *progress != Progress::Coming).await;
-                    if *progress.map_err(|error| lost(&error))? == Progress::Failed {
-                        return Err(FetchFailure::Reference(path.clone()));
+                let mut waiting = pin!(all_came(path, references));
+                let (_turn, came) = match tokio::time::timeout(REFERENCES_PATIENCE, &mut waiting).await {
+                    Ok(came) => (turn, came),
+                    // Somebody else may hold what is waited for, and wait for this.
+                    Err(_) => {
+                        drop(turn);
+                        let came = waiting.await;
+                        let turn = self.arriving.turn(path).await;
+                        if self.here(path).await?.is_some_and(|here| here.tree == tree) {
+                            return Ok(());
+                        }
+                        (turn, came)
                     }
-                }
+                };
+                came?;
                 self.register(path.clone(), prepared, record.clone()).await?;
                 if let Some(record) = record {
                     self.sample(&record);

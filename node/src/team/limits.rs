@@ -21,6 +21,10 @@ pub const PROVIDERS: usize = 4;
 /// is needed first does not wait for what is needed last.
 pub const ARRIVING: usize = 24;
 
+/// How long a path that has come keeps its turn while it waits for what it refers to. Two closures that come at once and say of
+/// two paths that each refers to the other would else wait for each other for ever.
+pub const REFERENCES_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Paths in one closure that is fetched or sent. As many as a request may name.
 pub const CLOSURE: usize = tvix_node_protocol::limits::CLOSURE_PATHS;
 
@@ -60,6 +64,12 @@ pub const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Requests whose derivations are looked at at once: each may hold [`REQUEST_DERIVATION_BYTES`].
 pub const CONSIDERED: usize = 4;
+
+/// Of those, of one requester.
+pub const CONSIDERED_PER_REQUESTER: usize = 2;
+
+/// How long the derivations of a request may take to come and be looked at: those of a whole system come in some seconds.
+pub const CONSIDERED_TIME: Duration = Duration::from_secs(120);
 
 /// Derivations of one request that are fetched to recompute its output paths. All of nixpkgs' largest
 /// closures have some 20,000.

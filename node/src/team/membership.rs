@@ -26,10 +26,10 @@ use super::evidence::ShownPaths;
 use super::fetch::Arriving;
 use super::first::FirstTeam;
 use super::grants::Grants;
-use super::limits::{CONSIDERED, SPOOL_IDLE, TAKEN_PUSHES, TEAMS};
+use super::limits::{SPOOL_IDLE, TAKEN_PUSHES, TEAMS};
 use super::roll::{Roll, short};
 use super::sample::Sampling;
-use super::served::Served;
+use super::served::{Considering, Served};
 use super::share::ShareBook;
 use super::shelf::{StoreShelf, public_after};
 use super::traffic::{TrafficBook, caps};
@@ -188,7 +188,7 @@ struct Shared {
     machine: Machine,
     shown: Arc<ShownPaths>,
     served: Arc<Served>,
-    considering: Arc<Semaphore>,
+    considering: Arc<Considering>,
     pushes: Arc<Semaphore>,
 }
 
@@ -198,7 +198,7 @@ impl Default for Shared {
             machine: Machine::default(),
             shown: Arc::default(),
             served: Arc::default(),
-            considering: Arc::new(Semaphore::new(CONSIDERED)),
+            considering: Arc::default(),
             pushes: Arc::new(Semaphore::new(TAKEN_PUSHES)),
         }
     }

@@ -79,7 +79,7 @@ use limits::{FACTS_PAUSE, LINKS_PAUSE, STRAYED};
 use membership::TeamFailure;
 use roll::Roll;
 use sample::Sampling;
-use served::Served;
+use served::{Considering, Served};
 use share::ShareBook;
 use traffic::TrafficBook;
 use trust::TrustBook;
@@ -113,7 +113,7 @@ pub struct TeamNode {
     /// How much of the link is used, and for whom.
     traffic: Arc<TrafficBook>,
     sampling: Arc<Sampling>,
-    considering: Arc<Semaphore>,
+    considering: Arc<Considering>,
     pushes: Arc<Semaphore>,
 }
 

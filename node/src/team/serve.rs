@@ -22,8 +22,8 @@ use super::TeamNode;
 use super::answer::made_out;
 use super::inputs::{Inputs, refusal};
 use super::limits::{
-    GRANT_TIME, SERVED_DISK, SERVED_LOG, SERVED_MEMORY, SERVED_SILENCE, SERVED_TIME, SLOT_PATIENCE,
-    TURNED_AWAY,
+    CONSIDERED_TIME, GRANT_TIME, SERVED_DISK, SERVED_LOG, SERVED_MEMORY, SERVED_SILENCE, SERVED_TIME,
+    SLOT_PATIENCE, TURNED_AWAY,
 };
 use super::policy::opened;
 use super::served::ServedPlace;
@@ -391,8 +391,17 @@ impl TeamNode {
         }
         let (derivation, checked, direct) = {
             // Each may hold many derivations in memory while it is looked at.
-            let _place = self.considering.acquire().await;
-            self.derivation(request.requester, &request.derivation).await?
+            let _place = self.considering.enter(request.requester).await;
+            let looking = self.derivation(request.requester, &request.derivation);
+            let looked = tokio::time::timeout(CONSIDERED_TIME, looking).await;
+            looked.map_err(|_| {
+                let message = format!(
+                    "what {} is made of did not come within {} s",
+                    request.derivation,
+                    CONSIDERED_TIME.as_secs()
+                );
+                refusal(RefusalReason::Busy, message)
+            })??
         };
         for output in &request.outputs {
             if !checked.outputs.contains_key(output) {

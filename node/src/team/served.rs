@@ -1,13 +1,14 @@
 //! How many builds for whom are under way, in all teams together, so that nobody fills the queue alone.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{Refusal, RefusalReason};
 
 use super::inputs::refusal;
-use super::limits::{SERVED_BUILDS, SERVED_BUILDS_PER_REQUESTER};
+use super::limits::{CONSIDERED, CONSIDERED_PER_REQUESTER, SERVED_BUILDS, SERVED_BUILDS_PER_REQUESTER};
 
 /// How many builds for whom are under way.
 #[derive(Debug, Default)]
@@ -41,6 +42,43 @@ impl Served {
     }
 }
 
+/// Places for requests whose derivations are looked at, for all teams together. Some of them come from the requester
+/// itself, which may let this node wait for them: it does not have all places.
+#[derive(Debug)]
+pub(super) struct Considering {
+    all: Arc<Semaphore>,
+    each: Mutex<HashMap<NodeKey, Weak<Semaphore>>>,
+}
+
+impl Default for Considering {
+    fn default() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(CONSIDERED)),
+            each: Mutex::default(),
+        }
+    }
+}
+
+impl Considering {
+    /// Waits for a place, for as long as what it gives is held. None: there are no places any more.
+    pub(super) async fn enter(&self, requester: NodeKey) -> Option<[OwnedSemaphorePermit; 2]> {
+        let own = self.of(requester).acquire_owned().await.ok()?;
+        let all = Arc::clone(&self.all).acquire_owned().await.ok()?;
+        Some([own, all])
+    }
+
+    fn of(&self, requester: NodeKey) -> Arc<Semaphore> {
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        each.retain(|_, places| places.strong_count() > 0);
+        let known = each.get(&requester).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let places = Arc::new(Semaphore::new(CONSIDERED_PER_REQUESTER));
+            each.insert(requester, Arc::downgrade(&places));
+            places
+        })
+    }
+}
+
 /// One build for another member, for as long as it is under way.
 #[derive(Debug)]
 pub(super) struct ServedPlace {
@@ -62,7 +100,26 @@ impl Drop for ServedPlace {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn one_requester_does_not_have_all_that_is_looked_at() {
+        let considering = Considering::default();
+        let (ann, bob) = (NodeKey([1; 32]), NodeKey([2; 32]));
+        let mut taken = vec![];
+        for _ in 0..CONSIDERED_PER_REQUESTER {
+            taken.push(considering.enter(ann).now_or_never().flatten().unwrap());
+        }
+        assert!(considering.enter(ann).now_or_never().is_none());
+        for _ in CONSIDERED_PER_REQUESTER..CONSIDERED {
+            taken.push(considering.enter(bob).now_or_never().flatten().unwrap());
+        }
+        assert!(considering.enter(NodeKey([3; 32])).now_or_never().is_none());
+        drop(taken.remove(0));
+        assert!(considering.enter(ann).now_or_never().flatten().is_some());
+    }
 
     #[test]
     fn one_requester_cannot_fill_the_queue_alone() {

@@ -374,6 +374,12 @@ pub const UNPROVEN_FILES: usize = 4096;
 /// Trees fetched at once; others wait.
 pub const FETCHES: usize = 32;
 
+/// Of those, what other members want here: inputs of their builds and what they push. They can let this node wait.
+pub const FETCHES_FOR_OTHERS: usize = FETCHES / 2;
+
+/// Of those in turn, from each of them.
+pub const FETCHES_FOR_EACH: usize = FETCHES_FOR_OTHERS / 2;
+
 /// Providers one tree is fetched from at once.
 pub const PROVIDERS_AT_ONCE: usize = 4;
 

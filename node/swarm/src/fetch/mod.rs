@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use futures::future::{Either, select};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::ServeAnswer;
@@ -37,6 +37,7 @@ use crate::limits::{
     BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER, SHARE_LOOK,
     WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
+use crate::machine::{FetchPlace, FetchPlaces};
 use crate::places::Places;
 use crate::shelf::ShelfError;
 use arrival::{Coming, Kind};
@@ -97,14 +98,14 @@ fn list(failures: &[(NodeKey, ProviderError)]) -> String {
 pub(crate) struct Fetching {
     spool: PathBuf,
     running: Mutex<HashMap<TreeDigest, Weak<tokio::sync::Mutex<()>>>>,
-    places: Arc<Semaphore>,
+    places: FetchPlaces,
     /// Streams that bring content, of each provider.
     streams: Places,
 }
 
 impl Fetching {
     /// `places`: for so many trees at once.
-    pub(crate) fn new(spool: PathBuf, places: Arc<Semaphore>) -> Self {
+    pub(crate) fn new(spool: PathBuf, places: FetchPlaces) -> Self {
         Self {
             spool,
             running: Mutex::default(),
@@ -156,7 +157,7 @@ struct Begun {
     providers: VecDeque<NodeKey>,
     failures: Vec<(NodeKey, ProviderError)>,
     report: Report,
-    place: OwnedSemaphorePermit,
+    place: FetchPlace,
 }
 
 async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError> {
@@ -166,23 +167,26 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
         max_bytes,
         whole,
         progress,
+        for_another,
     } = order;
     let report = Report::new(progress);
     if providers.is_empty() {
         return Err(FetchError::NoProvider(root));
     }
     let alone = core.fetching.alone(root).await;
-    let places = core.fetching.places.clone();
+    let first = for_another.then(|| providers[0]);
     // Places are never taken away.
-    let place = places
-        .acquire_owned()
+    let place = core
+        .fetching
+        .places
+        .enter(first)
         .await
-        .map_err(|_| FetchError::NoProvider(root))?;
+        .ok_or(FetchError::NoProvider(root))?;
     let spool = core.fetching.spool.clone();
     let arrival = Arc::new(blocking(move || Arrival::open(&spool, root, alone)).await??);
     let mut failures = vec![];
     let mut providers = VecDeque::from(providers);
-    let files = walk_first(core, &arrival, &mut providers, &mut failures).await;
+    let files = walk_first(core, &arrival, max_bytes, (&mut providers, &mut failures)).await;
     let Some(files) = files else {
         return Err(FetchError::Failed { root, failures });
     };
@@ -253,12 +257,12 @@ where
 async fn walk_first(
     core: &Arc<Core>,
     arrival: &Arc<Arrival>,
-    providers: &mut VecDeque<NodeKey>,
-    failures: &mut Vec<(NodeKey, ProviderError)>,
+    max_bytes: Option<u64>,
+    (providers, failures): (&mut VecDeque<NodeKey>, &mut Vec<(NodeKey, ProviderError)>),
 ) -> Option<Files> {
     let mut busy = 0;
     while let Some(provider) = providers.front().copied() {
-        match walk::fetch(core, provider, arrival).await {
+        match walk::fetch(core, provider, arrival, max_bytes).await {
             // There is nobody else.
             Err(ProviderError::Busy) if providers.len() == 1 && busy < BUSY_TRIES => {
                 busy += 1;
@@ -432,6 +436,9 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
         tokio::pin!(changed);
         // From here on no change is missed.
         changed.as_mut().enable();
+        if lock(&work.plan).is_done() || lock(&work.cut).contains(&provider) {
+            return (provider, Ok(()));
+        }
         // Before there is work: what waits here can be done by another. None: no streams are given out any more.
         let stream = tokio::select! {
             stream = Arc::clone(&streams).acquire_owned() => stream.ok(),
@@ -439,7 +446,7 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
         };
         let job = {
             let mut plan = lock(&work.plan);
-            if plan.is_done() || lock(&work.cut).contains(&provider) {
+            if lock(&work.cut).contains(&provider) {
                 return (provider, Ok(()));
             }
             let job = plan

@@ -21,6 +21,8 @@ pub struct FetchOrder {
     pub max_bytes: Option<u64>,
     /// Files that are in the store come, too: what is there may be what is damaged.
     pub whole: bool,
+    /// It is fetched because another member wants it here, who is the first of the providers or in league with it.
+    pub for_another: bool,
     /// Is told how far it is.
     pub progress: Option<watch::Sender<FetchProgress>>,
 }
@@ -34,6 +36,7 @@ impl FetchOrder {
             providers,
             max_bytes: None,
             whole: false,
+            for_another: false,
             progress: None,
         }
     }

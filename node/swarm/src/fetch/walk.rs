@@ -17,6 +17,9 @@ use crate::core::{Core, blocking};
 use crate::limits::{TREE_ENTRIES, WRITE_BATCH};
 use crate::net::Door;
 
+/// An archive has at least so many bytes for each entry of a directory: the words around its name and what it is.
+const ENTRY_BYTES: u64 = 160;
+
 /// The files of a tree and their sizes.
 pub(crate) type Files = HashMap<BlobDigest, u64>;
 
@@ -82,6 +85,7 @@ pub(crate) async fn fetch(
     core: &Arc<Core>,
     provider: NodeKey,
     arrival: &Arc<Arrival>,
+    max_bytes: Option<u64>,
 ) -> Result<Files, ProviderError> {
     let root = arrival.root();
     let at = call::at(provider, Door::Tree);
@@ -101,6 +105,15 @@ pub(crate) async fn fetch(
         }
         core.throttles.download.pass(bytes.len()).await;
         let digest = walk.take(&bytes).map_err(ProviderError::Lied)?;
+        if let Some(most) = max_bytes
+            && walk.entries as u64 > most / ENTRY_BYTES
+        {
+            // Who sends it has not said how large it is.
+            let entries = walk.entries;
+            return Err(ProviderError::Ended(format!(
+                "it has more than {entries} entries, and an archive of {most} bytes has not"
+            )));
+        }
         size += bytes.len();
         items.push(Item {
             kind: Kind::Directory,

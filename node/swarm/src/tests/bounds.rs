@@ -326,7 +326,7 @@ async fn so_many_trees_are_fetched_at_once_by_all_teams_together() {
         .await;
     cat.meets(bob.key()).await;
     // What another team of the same node has.
-    let elsewhere = machine.fetches.clone().try_acquire_many_owned(2).unwrap();
+    let elsewhere = machine.fetches.all.clone().try_acquire_many_owned(2).unwrap();
     let mut fetches = tokio::task::JoinSet::new();
     for number in 0..FETCHES {
         let (handle, from) = (cat.handle.clone(), bob.key());
@@ -336,7 +336,7 @@ async fn so_many_trees_are_fetched_at_once_by_all_teams_together() {
         fetches.spawn(async move { handle.fetch_tree(tree, vec![from], None).await.map(drop) });
     }
     eventually(async || ASKED.load(Ordering::Relaxed) == FETCHES - 2).await;
-    assert_eq!(machine.fetches.available_permits(), 0);
+    assert_eq!(machine.fetches.all.available_permits(), 0);
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(ASKED.load(Ordering::Relaxed), FETCHES - 2);
     drop(elsewhere);

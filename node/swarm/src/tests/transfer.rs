@@ -201,6 +201,20 @@ async fn a_tree_larger_than_expected_is_not_fetched() {
 }
 
 #[tokio::test]
+async fn a_tree_of_more_entries_than_its_archive_has_room_for_is_not_walked_to_its_end() {
+    let (ann, bob) = pair().await;
+    let names: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (&name[..], &b""[..])).collect();
+    let root = ann.shelf.add_directory(&files);
+    ann.shelf.add_path("p", root);
+    let most = |bytes| bob.handle.fetch_tree(root, vec![ann.key()], Some(bytes));
+    let error = soon(most(150_000)).await.unwrap_err().to_string();
+    assert!(error.contains("1000 entries"), "{error}");
+    // Words and names of an empty file take that much and some more.
+    assert!(soon(most(184_000)).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_grant_serves_one_peer_and_no_other() {
     let (ann, bob) = pair().await;
     let mut cat = ann.invite(3).await;
