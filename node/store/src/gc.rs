@@ -86,6 +86,13 @@ struct InUse {
     programs: BTreeMap<StorePath, Option<u32>>,
 }
 
+impl InUse {
+    fn new(held: &Held, programs: BTreeMap<StorePath, Option<u32>>) -> Self {
+        let leased = held.paths().cloned().collect();
+        Self { leased, programs }
+    }
+}
+
 /// What a collection takes.
 #[derive(Default)]
 struct Sweep {
@@ -107,10 +114,16 @@ impl Store {
                 .index
                 .write_lazily(|transaction| write_uses(transaction, &uses))?;
         }
+        // Processes are looked at before anybody is kept from leasing: that takes long. What a program uses is leased until it
+        // is written down for it or named by a process, and with the watch it counts as leased until it has been looked at,
+        // so whenever a program takes something up, and whenever it is seen, what it uses is in one of the three.
+        let watch = inner.leases.watch();
+        let programs = used_by_programs(&inner.home, inner.trees.path())?;
         if options.dry_run {
             let held = inner.leases.lock();
-            let in_use = inner.in_use(&held)?;
+            let in_use = InUse::new(&held, programs);
             drop(held);
+            drop(watch);
             let preview = inner
                 .index
                 .preview(|transaction| inner.sweep(transaction, options, &in_use));
@@ -119,7 +132,7 @@ impl Store {
         let mut registration = Registration::begin(inner, &[])?;
         // No path can be leased from here until the index is written.
         let held = inner.leases.lock();
-        let in_use = inner.in_use(&held)?;
+        let in_use = InUse::new(&held, programs);
         let mut decided = None;
         let written = inner.index.write(|transaction| {
             let sweep = decided.insert(inner.sweep(transaction, options, &in_use)?);
@@ -128,6 +141,7 @@ impl Store {
             Ok(registration.intend(&names)?)
         });
         drop(held);
+        drop(watch);
         let sweep = decided.unwrap_or_default();
         if let Err(error) = written
             && !inner.has_swept(&sweep)?
@@ -147,15 +161,6 @@ impl Store {
 }
 
 impl Inner {
-    /// What is leased, and what programs use. A program's paths are leased until they are written down for
-    /// it, so they are in one of the two as long as no lease can be given up between the looks.
-    fn in_use(&self, held: &Held<'_>) -> Result<InUse, RunningError> {
-        Ok(InUse {
-            leased: held.values().flatten().cloned().collect(),
-            programs: used_by_programs(&self.home, self.trees.path())?,
-        })
-    }
-
     /// After a failed write: whether the index on the disk has the sweep all the same.
     fn has_swept(&self, sweep: &Sweep) -> Result<bool, IndexError> {
         self.index.reopen()?;

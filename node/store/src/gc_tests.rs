@@ -97,3 +97,31 @@ fn what_was_not_used_for_longest_goes_first() {
     assert_eq!(report.removed, expected);
     assert_eq!(report.kept, 3);
 }
+
+#[test]
+fn what_was_leased_while_programs_are_looked_at_stays_leased_until_it_is_decided() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("home")).unwrap();
+    let texts = ["before", "since", "ever"].map(|name| text(name, name, BTreeSet::new()));
+    let leased = |text: &Text| {
+        let lease = store.lease();
+        store.add_texts(std::slice::from_ref(text), &lease).unwrap();
+        lease
+    };
+    let in_use = || InUse::new(&store.inner.leases.lock(), BTreeMap::new()).leased;
+    let paths =
+        |texts: &[Text]| -> HashSet<StorePath> { texts.iter().map(|text| text.path.clone()).collect() };
+    let before = leased(&texts[0]);
+    let watch = store.inner.leases.watch();
+    drop(before);
+    drop(leased(&texts[1]));
+    let ever = leased(&texts[2]);
+    assert_eq!(in_use(), paths(&texts));
+    // Another collection does not end what this one needs.
+    assert_eq!(store.gc(&GcOptions::default()).unwrap().removed, []);
+    assert_eq!(in_use(), paths(&texts));
+    drop(watch);
+    assert_eq!(in_use(), paths(&texts[2..]));
+    drop(ever);
+    assert_eq!(store.gc(&GcOptions::default()).unwrap().removed.len(), 3);
+}

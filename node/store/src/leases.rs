@@ -15,17 +15,62 @@ use crate::store::{Inner, now};
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     next: AtomicU64,
-    held: Mutex<HashMap<u64, HashSet<StorePath>>>,
+    held: Mutex<Held>,
     /// Paths used since that was last written down.
     used: Mutex<HashMap<StorePath, u64>>,
 }
 
-pub(crate) type Held<'a> = MutexGuard<'a, HashMap<u64, HashSet<StorePath>>>;
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    by_lease: HashMap<u64, HashSet<StorePath>>,
+    /// How many collections find out what is used without a lease.
+    watches: usize,
+    /// What was leased when it began, or since, and is no more. Empty while there is no watch.
+    given_up: HashSet<StorePath>,
+}
+
+impl Held {
+    /// Whether nobody holds a lease.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_lease.is_empty()
+    }
+
+    /// All that is leased, and what was since the first [`Watch`] began.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &StorePath> {
+        self.by_lease.values().flatten().chain(&self.given_up)
+    }
+
+    fn release(&mut self, number: u64) {
+        let paths = self.by_lease.remove(&number);
+        if self.watches > 0 {
+            self.given_up.extend(paths.into_iter().flatten());
+        }
+    }
+}
+
+/// As long as it lives, what was leased counts as leased.
+pub(crate) struct Watch<'a>(&'a Leases);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut held = self.0.lock();
+        held.watches -= 1;
+        if held.watches == 0 {
+            held.given_up = HashSet::new();
+        }
+    }
+}
 
 impl Leases {
     /// While the answer is held, no path can be leased.
-    pub(crate) fn lock(&self) -> Held<'_> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Watch`], which must not end while the leases are locked by whoever has it.
+    pub(crate) fn watch(&self) -> Watch<'_> {
+        self.lock().watches += 1;
+        Watch(self)
     }
 
     fn note_use<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath>) {
@@ -59,7 +104,7 @@ pub struct Lease {
 impl Lease {
     pub(crate) fn new(store: &Arc<Inner>) -> Self {
         let number = store.leases.next.fetch_add(1, Ordering::Relaxed);
-        store.leases.lock().insert(number, HashSet::new());
+        store.leases.lock().by_lease.insert(number, HashSet::new());
         let store = Arc::clone(store);
         Self { number, store }
     }
@@ -97,7 +142,8 @@ impl Lease {
 
     pub(crate) fn reserve<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath>) {
         let mut held = self.store.leases.lock();
-        held.entry(self.number)
+        held.by_lease
+            .entry(self.number)
             .or_default()
             .extend(paths.into_iter().cloned());
     }
@@ -111,6 +157,6 @@ impl std::fmt::Debug for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.store.leases.lock().remove(&self.number);
+        self.store.leases.lock().release(self.number);
     }
 }

@@ -1,5 +1,7 @@
 //! Bounds of the store, each with its reason.
 
+use std::time::Duration;
+
 /// Bytes of one buffer of archive bytes on their way to the hashes. Large enough that handing one to
 /// the hashing thread costs little beside hashing it, small enough that three stay in the processor's
 /// caches (with megabytes, copying from the page cache took eight times as long).
@@ -61,16 +63,21 @@ pub const PINS: u64 = 1 << 20;
 /// around each, may have 128 KiB.
 pub const RUNNING_BYTES: usize = 128 << 10;
 
-/// Bytes of one file in which the kernel says something of a process. By default a process maps at most 65,530 places, each
-/// said in some hundred bytes, and is given at most 6 MB of environment.
-pub const PROCESS_FILE_BYTES: u64 = 32 << 20;
+/// Bytes of one file in which the kernel says something of a process, which are in memory at once. By default a process
+/// maps at most 65,530 places, each said in some hundred bytes, and is given at most 6 MB of environment; a machine where
+/// it may map a million is looked at, too.
+pub const PROCESS_FILE_BYTES: u64 = 128 << 20;
 
-/// Bytes of what the kernel says of a process's state. It has some fifty short lines.
-pub const PROCESS_STATUS_BYTES: u64 = 64 << 10;
+/// Bytes of what the kernel says of a process's state: one line of some fifty numbers.
+pub const PROCESS_STATE_BYTES: u64 = 4 << 10;
 
-/// Descriptors of one process that are looked at: 64 times what a process may have where it does not ask for more. Each
-/// takes a microsecond or two, during which nothing can be leased.
-pub const PROCESS_DESCRIPTORS: usize = 64 << 10;
+/// Bytes of what all processes of a machine say of themselves, for one collection. A process says some 20 KB, a browser or
+/// a virtual machine of Java some 500 KB, so this is a thousand of the largest and fifty times as many usual ones.
+pub const PROCESSES_BYTES: u64 = 1 << 30;
+
+/// How long processes are looked at for one collection. A thousand take a second or two; what was seen a minute ago says
+/// little of what they use now, and whoever waits for room on the disk is better told than kept waiting.
+pub const PROCESSES_TIME: Duration = Duration::from_secs(60);
 
 /// Bytes of all finished build logs; the oldest go first.
 pub const LOG_BYTES: u64 = 1 << 30;

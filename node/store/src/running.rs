@@ -21,7 +21,7 @@ use tvix_node_protocol::StorePath;
 
 use crate::disk::{Context, FileError};
 use crate::limits::RUNNING_BYTES;
-use crate::processes::{PROC, named_by_processes};
+use crate::processes::{Bounds, PROC, named_by_processes};
 
 /// Below the home.
 const FOLDER: &str = "running";
@@ -61,6 +61,34 @@ pub enum RunningError {
         me: u32,
         /// What the system said.
         source: io::Error,
+    },
+    /// Processes say more of themselves than is looked at.
+    #[error(
+        "the processes of this machine use more than can be looked at: after {bytes} bytes (at most {most}) and {seconds} s \
+         (at most {longest}), at process {process}, there was still more. Collect garbage when fewer of them run"
+    )]
+    TooManyProcesses {
+        /// The process that was looked at last.
+        process: u32,
+        /// What was read.
+        bytes: u64,
+        /// How much is read at most.
+        most: u64,
+        /// How long that took.
+        seconds: u64,
+        /// How long it may take.
+        longest: u64,
+    },
+    /// One process says more of itself than is looked at.
+    #[error(
+        "'{}' has more than the {most} bytes that are looked at of what a process uses. Collect garbage when that process \
+         has ended", .file.display()
+    )]
+    ProcessTooLarge {
+        /// Where the kernel says what it uses.
+        file: PathBuf,
+        /// How much is read at most.
+        most: u64,
     },
 }
 
@@ -187,8 +215,8 @@ pub(crate) fn used_by_programs(
         .map(|path| (path, None))
         .collect();
     // What this process uses, and what it starts, is leased.
-    let named = named_by_processes(Path::new(PROC), store, Some(std::process::id()))
-        .map_err(|error| FileError::of_io("look at the processes in", PROC, &error))?;
+    let me = Some(std::process::id());
+    let named = named_by_processes(Path::new(PROC), store, me, Bounds::default())?;
     used.extend(named.into_iter().map(|(path, process)| (path, Some(process))));
     Ok(used)
 }
