@@ -108,6 +108,9 @@ fn show_store(store: &Path) -> Result<(), EnterError> {
         rustix::fs::Mode::empty(),
     )
     .map_err(|error| refused(&format!("opening {}", store.display()), error.into()))?;
+    // Without links, as a collection of garbage knows it: a home that was not there yet when it was named has them still.
+    let store_name = fs::canonicalize(store)
+        .map_err(|error| refused(&format!("following the links in {}", store.display()), error))?;
     let machine: Vec<_> = fs::read_dir("/")
         .and_then(|entries| entries.collect::<Result<_, _>>())
         .map_err(|error| refused("reading /", error))?;
@@ -140,7 +143,11 @@ fn show_store(store: &Path) -> Result<(), EnterError> {
             bind(&from, &to)?;
         }
     }
-    mount_stores(store, &descriptor_path(&store_folder), &root.join("nix/store"))?;
+    mount_stores(
+        &store_name,
+        &descriptor_path(&store_folder),
+        &root.join("nix/store"),
+    )?;
 
     step("entering the root", rustix::process::chdir(root))?;
     step("changing the root", rustix::process::pivot_root(".", "."))?;
@@ -197,8 +204,8 @@ impl Covered {
     }
 }
 
-/// Mounts the home's store read-only, over the machine's own where there is one. `name` is where the store lies: such a
-/// mount is called so, because a collection of garbage tells by it whose store a program sees.
+/// Mounts the home's store read-only, over the machine's own where there is one. `name` is where the store lies,
+/// without links: such a mount is called so, because a collection of garbage tells by it whose store a program sees.
 fn mount_stores(name: &Path, store: &Path, place: &Path) -> Result<(), EnterError> {
     fs::create_dir_all(place).map_err(|error| refused(&format!("making {}", place.display()), error))?;
     if Path::new("/nix/store").is_dir() {

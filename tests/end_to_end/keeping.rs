@@ -3,11 +3,12 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use super::harness::{Machine, examples, release, sandbox_works, tool};
+use super::harness::{Machine, examples, finish, release, sandbox_works, skipped, tool};
 
 #[test]
 fn paths_are_related_checked_and_collected() {
@@ -280,6 +281,37 @@ fn a_node_that_is_started_in_a_shell_does_not_keep_what_the_shell_used() {
         collected["removed"].to_string().contains("-hello\""),
         "{collected}"
     );
+}
+
+#[test]
+fn a_store_below_a_link_is_shown_by_the_name_that_a_collection_knows() {
+    let test = "a_store_below_a_link_is_shown_by_the_name_that_a_collection_knows";
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path().canonicalize().expect("it is there");
+    let store = folder.join("place/home/nix/store");
+    fs::create_dir_all(&store).expect("a store");
+    std::os::unix::fs::symlink("place", folder.join("link")).expect("a link");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tvix-node"));
+    command
+        .arg("__enter-store")
+        .arg(folder.join("link/home/nix/store"))
+        .args(["cat", "/proc/self/mountinfo"]);
+    let finished = finish(&mut command);
+    if finished.stderr.contains("does not let you see the store") {
+        return skipped(test, &finished.stderr);
+    }
+    let mounts = finished.ok();
+    let layers = mounts
+        .lines()
+        .find(|line| line.contains(" /nix/store ") && line.contains(" - overlay "));
+    let Some(layers) = layers else {
+        return skipped(
+            test,
+            "this machine has no store of its own that the home's would be laid over",
+        );
+    };
+    let named = format!(" - overlay {} ", store.display());
+    assert!(layers.contains(&named), "no '{named}' in: {layers}");
 }
 
 /// Processes of a built program that has this marker of a test among its arguments.
