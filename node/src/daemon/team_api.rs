@@ -24,9 +24,10 @@ use crate::team::membership::TeamFailure;
 pub(super) fn refused(error: TeamFailure) -> ApiError {
     let kind = match &error {
         TeamFailure::None | TeamFailure::NoSuch { .. } => FailureKind::NotFound,
-        TeamFailure::TooMany | TeamFailure::Over(_) | TeamFailure::Join(JoinError::AlreadyIn(_)) => {
-            FailureKind::Conflict
-        }
+        TeamFailure::TooMany
+        | TeamFailure::Over(_)
+        | TeamFailure::NotRunning { .. }
+        | TeamFailure::Join(JoinError::AlreadyIn(_)) => FailureKind::Conflict,
         TeamFailure::Which(_) | TeamFailure::Member(_) | TeamFailure::State(_) | TeamFailure::Join(_) => {
             FailureKind::Invalid
         }

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use tvix_node_protocol::build::SwarmId;
-use tvix_node_swarm::team::kept_secret;
+use tvix_node_swarm::team::{TeamError, kept_secret};
 
 use super::membership::TeamFailure;
 use super::owner_file::write_whole;
@@ -47,7 +47,12 @@ impl<'a> FirstTeam<'a> {
         for team in self.known {
             // The key of another one is lost.
             let may_be = asked.is_none_or(|asked| asked == *team);
-            if may_be && kept_secret(self.teams, *team)?.is_none() {
+            let has_none = || match kept_secret(self.teams, *team) {
+                // It has a key of its own, though that cannot be used.
+                Err(TeamError::Secret { .. }) => Ok(false),
+                kept => kept.map(|kept| kept.is_none()),
+            };
+            if may_be && has_none()? {
                 self.note(*team)?;
                 return Ok(Some(*team));
             }

@@ -16,10 +16,12 @@ use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::roster::Founder;
 use tvix_node_protocol::ticket::Ticket;
 use tvix_node_store::IndexError;
+use tvix_node_swarm::gate::NonceError;
+use tvix_node_swarm::roster::RosterFileError;
 use tvix_node_swarm::team::{
     JoinError, StateError, Team, TeamError, join, keep_secret, kept_secret, new_secret,
 };
-use tvix_node_swarm::{Clock, Config, Machine, StartError, SwarmHandle};
+use tvix_node_swarm::{Clock, Config, DiskError, Machine, StartError, SwarmHandle};
 
 use super::TeamNode;
 use super::evidence::ShownPaths;
@@ -118,6 +120,18 @@ pub enum TeamFailure {
         short(*.0), short(*.0)
     )]
     Over(SwarmId),
+    /// The node belongs to the team, and does not take part in it, though it could.
+    #[error(
+        "this node belongs to the team {}, which is not running: {reason}. Its members cannot be told now that the node \
+         leaves. Mend that, start the node again ('tvix-node down', 'tvix-node up'), then 'tvix-node leave --team {}'",
+        short(*.team), short(*.team)
+    )]
+    NotRunning {
+        /// Which team.
+        team: SwarmId,
+        /// Why it was not started.
+        reason: String,
+    },
     /// A folder of the team.
     #[error("the team's folder '{}' cannot be removed: {source}", .folder.display())]
     Folder {
@@ -126,6 +140,25 @@ pub enum TeamFailure {
         /// Why not.
         source: std::io::Error,
     },
+}
+
+impl TeamFailure {
+    /// Whether the team can never be taken part in with what is here of it: its key or roster is missing, or what is in a
+    /// file of it is not what was written there. What may pass, as a port that is in use, is not.
+    fn is_loss(&self) -> bool {
+        let damaged = |error: &DiskError| matches!(error, DiskError::Damaged { .. });
+        match self {
+            Self::KeyMissing { .. } => true,
+            Self::Team(error) => match error {
+                TeamError::Secret { .. } | TeamError::Roster(RosterFileError::Genesis { .. }) => true,
+                TeamError::Roster(RosterFileError::Disk(error)) | TeamError::Disk(error) => damaged(error),
+                _ => false,
+            },
+            Self::Start(StartError::Disk(error)) => damaged(error),
+            Self::Start(StartError::Nonces(error)) => matches!(error, NonceError::Damaged { .. }),
+            _ => false,
+        }
+    }
 }
 
 /// What a node in a team is made of.
@@ -177,10 +210,19 @@ pub struct Membership {
     parts: Parts,
     /// In the order of [`Roll`].
     active: Mutex<Vec<Active>>,
+    /// Why the others that the node belongs to are not among them.
+    idle: Mutex<BTreeMap<SwarmId, Idle>>,
     /// What they share.
     shared: Shared,
     /// One founds, joins, leaves or stops at a time.
     changing: tokio::sync::Mutex<()>,
+}
+
+/// Why a team that the node belongs to is not taken part in.
+struct Idle {
+    reason: String,
+    /// See [`TeamFailure::is_loss`].
+    lost: bool,
 }
 
 /// Bounds of the machine, which are the same however many teams there are.
@@ -210,6 +252,7 @@ impl Membership {
         Self {
             parts,
             active: Mutex::default(),
+            idle: Mutex::default(),
             shared: Shared::default(),
             changing: tokio::sync::Mutex::default(),
         }
@@ -217,6 +260,16 @@ impl Membership {
 
     fn active(&self) -> MutexGuard<'_, Vec<Active>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, BTreeMap<SwarmId, Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers why a team is not taken part in.
+    fn rests(&self, team: SwarmId, error: &TeamFailure) {
+        let (reason, lost) = (error.to_string(), error.is_loss());
+        self.idle().insert(team, Idle { reason, lost });
     }
 
     /// The teams that are taken part in, in the order in which this node came to them.
@@ -309,7 +362,14 @@ impl Membership {
     pub async fn resume(&self) -> Result<(), TeamFailure> {
         let _turn = self.changing.lock().await;
         let mut teams = Team::list(&self.parts.teams)?;
-        let first = FirstTeam::new(&self.parts.teams, &teams).team()?;
+        let first = FirstTeam::new(&self.parts.teams, &teams).team();
+        let first = first.inspect_err(|error| {
+            for team in &teams {
+                // Not this team's files may be what is wrong.
+                let (reason, lost) = (error.to_string(), false);
+                self.idle().insert(*team, Idle { reason, lost });
+            }
+        })?;
         self.tidy(&teams);
         teams.sort_by_key(|team| (Some(*team) != first, *team));
         let mut result = Ok(());
@@ -331,6 +391,7 @@ impl Membership {
             };
             if let Err(error) = started.await {
                 tracing::error!(%team, %error, "a team cannot be taken part in");
+                self.rests(team, &error);
                 result = result.and(Err(error));
             }
         }
@@ -365,11 +426,11 @@ impl Membership {
             };
             let team = Team::found(teams, &title, me, Vec::new(), 1)?;
             first.note(team.swarm())?;
-            return Ok((self.start(team, secret).await?, true));
+            return Ok((self.begin(team, secret).await?, true));
         }
         let secret = new_secret().map_err(TeamError::from)?;
         let team = Team::found_apart(teams, &title, (name, &secret))?;
-        Ok((self.start(team, Arc::new(secret)).await?, true))
+        Ok((self.begin(team, Arc::new(secret)).await?, true))
     }
 
     fn check_room(&self) -> Result<(), TeamFailure> {
@@ -423,11 +484,12 @@ impl Membership {
         if by_home {
             first.note(ticket.swarm)?;
         }
-        self.start(team, secret).await
+        self.begin(team, secret).await
     }
 
     /// Takes part in a team no more, and forgets it. The others stay as they are. One that cannot be taken part in, because
-    /// its key or roster is missing or damaged, is only forgotten: there is nothing to tell the others with.
+    /// its key or roster is missing or damaged, is only forgotten: there is nothing to tell the others with. One that is not
+    /// taken part in for another reason stays, until the others can be told.
     ///
     /// # Errors
     /// See [`TeamFailure`].
@@ -436,8 +498,8 @@ impl Membership {
         let node = match self.one(named) {
             Ok(node) => node,
             Err(error) => {
-                let broken = self.broken(named)?.ok_or(error)?;
-                return self.forget(broken);
+                let lost = self.lost(named)?.ok_or(error)?;
+                return self.forget(lost);
             }
         };
         let (swarm, met) = (node.view.team(), node.met());
@@ -454,20 +516,42 @@ impl Membership {
         self.forget(swarm)
     }
 
-    /// The team that is meant, among those that the node belongs to and cannot take part in.
-    fn broken(&self, named: Option<&str>) -> Result<Option<SwarmId>, TeamFailure> {
+    /// The team that is meant, among those that the node belongs to and cannot take part in any more; none: none of those
+    /// that it does not take part in is meant.
+    ///
+    /// # Errors
+    /// [`TeamFailure::NotRunning`]: it could; [`TeamFailure::Which`], [`TeamFailure::Team`]
+    fn lost(&self, named: Option<&str>) -> Result<Option<SwarmId>, TeamFailure> {
         let active: Vec<SwarmId> = self.all().iter().map(|node| node.view.team()).collect();
-        let mut broken = Team::list(&self.parts.teams)?;
-        broken.retain(|team| !active.contains(team));
-        if let Some(wanted) = named {
-            let id = wanted.to_ascii_lowercase();
-            broken.retain(|team| id.len() >= ID_BEGINNING && team.to_string().starts_with(&id));
+        let mut resting = Team::list(&self.parts.teams)?;
+        resting.retain(|team| !active.contains(team));
+        match named {
+            Some(wanted) => {
+                let id = wanted.to_ascii_lowercase();
+                resting.retain(|team| id.len() >= ID_BEGINNING && team.to_string().starts_with(&id));
+            }
+            None if active.is_empty() => {}
+            None => return Ok(None),
         }
-        Ok(match (broken.as_slice(), named) {
-            ([team], Some(_)) => Some(*team),
-            ([team], None) if active.is_empty() => Some(*team),
-            _ => None,
-        })
+        let team = match resting.as_slice() {
+            [] => return Ok(None),
+            [team] => *team,
+            several => {
+                let several = several.iter().map(|team| (*team, "not running".to_owned()));
+                return Err(TeamFailure::Which(several.collect()));
+            }
+        };
+        match self.idle().get(&team) {
+            Some(Idle { lost: true, .. }) => Ok(Some(team)),
+            Some(Idle { reason, .. }) => Err(TeamFailure::NotRunning {
+                team,
+                reason: reason.clone(),
+            }),
+            None => Err(TeamFailure::NotRunning {
+                team,
+                reason: "its folder was not there when the node started".to_owned(),
+            }),
+        }
     }
 
     /// Removes what the node has of a team, its key among it.
@@ -480,6 +564,7 @@ impl Membership {
         {
             return Err(TeamFailure::Folder { folder, source });
         }
+        self.idle().remove(&team);
         remove(&left)?;
         remove(&self.spool(team))
     }
@@ -562,6 +647,13 @@ impl Membership {
     /// here.
     fn spool(&self, team: SwarmId) -> PathBuf {
         self.parts.spool.join(team.to_string())
+    }
+
+    /// Takes part in a team that the node has just come to.
+    async fn begin(&self, team: Team, secret: Arc<NodeSecret>) -> Result<Arc<TeamNode>, TeamFailure> {
+        let id = team.swarm();
+        let started = self.start(team, secret).await;
+        started.inspect_err(|error| self.rests(id, error))
     }
 
     async fn start(&self, team: Team, secret: Arc<NodeSecret>) -> Result<Arc<TeamNode>, TeamFailure> {
@@ -668,6 +760,7 @@ impl Membership {
             }
         });
         let started = Arc::clone(&node);
+        self.idle().remove(&id);
         self.active().push(Active { node, tasks });
         self.count_teams().await;
         tracing::info!(swarm = %id, addresses = ?started.swarm.addresses(), "takes part in a team");

@@ -1,5 +1,7 @@
 //! One node in two teams, which do not see each other.
 
+use std::io::{BufRead as _, BufReader};
+
 use rustix::process::Signal;
 use serde_json::Value;
 use tvix_node_protocol::StorePath;
@@ -168,6 +170,43 @@ fn a_team_whose_key_is_missing_is_not_met_by_another_key_and_can_be_given_up() {
     carl.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
     carl.join(&bob.ticket(&[])).ok();
     assert_ne!(key_in_team_of(&carl, "bob"), before);
+}
+
+#[test]
+fn a_team_that_only_does_not_run_at_the_moment_is_not_forgotten() {
+    let [alice, mut carl] = ["alice", "carl"].map(|name| Node::up(name, 0));
+    carl.join(&alice.ticket(&[])).ok();
+    let of_alices = folder(&carl, "alice's team");
+    let id = of_alices
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    carl.down();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("it has one").to_string();
+    let up = ["up", "--background", "--slots", "0", "--listen", &address];
+    let mut background = carl.machine.start(&up);
+    let mut ready = String::new();
+    let said = background.child.stdout.take().expect("a pipe");
+    BufReader::new(said).read_line(&mut ready).expect("it says so");
+    for leave in [&["leave"][..], &["leave", "--team", &id[..12]]] {
+        carl.machine
+            .run(leave)
+            .failed(1, &["not running", &id[..12], "use", "leave --team"]);
+    }
+    assert!(of_alices.join("roster").exists());
+    carl.machine.run(&["down"]).ok();
+    assert!(background.child.wait().expect("it ends").success());
+    drop(taken);
+    carl.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    carl.meet("alice");
+    carl.machine.run(&["leave"]).ok();
+    assert!(!of_alices.exists());
+    until("alice knows that carl has left", || {
+        let members = alice.json(&["members"]);
+        (members["members"].as_array().map(Vec::len) == Some(1)).then_some(())
+    });
 }
 
 #[test]
