@@ -40,10 +40,18 @@ impl Throttles {
 pub(crate) struct Throttle {
     /// Bytes a second; 0: no limit.
     rate: AtomicU64,
-    /// When what has been let through so far has gone, at the rate of the moment.
-    free_at: Mutex<Option<Instant>>,
-    /// The same of what is passed on alone.
-    passed_on_at: Mutex<Option<Instant>>,
+    promised: Mutex<Promised>,
+}
+
+/// What has been let through, or will be.
+#[derive(Debug, Default)]
+struct Promised {
+    /// When all of it has gone, at the rate of the moment.
+    free_at: Option<Instant>,
+    /// When what is passed on may go on.
+    passed_on_at: Option<Instant>,
+    /// Until when content waits that was asked for last.
+    content_waits: Option<Instant>,
 }
 
 impl Throttle {
@@ -51,8 +59,7 @@ impl Throttle {
         let rate = rate.map_or(0, |rate| rate.max(LEAST_CAP));
         self.rate.store(rate, Ordering::Relaxed);
         // What was let through at the old rate is not waited for.
-        *lock(&self.free_at) = None;
-        *lock(&self.passed_on_at) = None;
+        *lock(&self.promised) = Promised::default();
     }
 
     /// Returns when so many bytes may go.
@@ -64,38 +71,48 @@ impl Throttle {
 
     /// Returns when so many bytes may go that are passed on between others. They do not wait behind content, which may wait
     /// for long where much of it is asked for: those they are for would take each other for gone. Content waits
-    /// for them.
+    /// for them; so that it is not held up for good, no more than half of the rate is theirs while any waits.
     pub(crate) async fn pass_on(&self, bytes: usize) {
         if let Some(start) = self.reserve_first(bytes, Instant::now()) {
             tokio::time::sleep_until(start.into()).await;
         }
     }
 
+    /// From when on so many bytes of what is passed on may go; none: at once.
     fn reserve_first(&self, bytes: usize, now: Instant) -> Option<Instant> {
-        self.reserve(bytes, now)?;
-        let mut free_at = lock(&self.passed_on_at);
-        let start = free_at.map_or(now, |free_at| free_at.max(now));
-        *free_at = Some(start + self.time_of(bytes));
+        let time = self.time_of(bytes)?;
+        let mut promised = lock(&self.promised);
+        let start = later(promised.passed_on_at, now);
+        let pause = match promised.content_waits.is_some_and(|until| until > now) {
+            true => time * 2,
+            false => time,
+        };
+        promised.passed_on_at = Some(start + pause);
+        promised.free_at = Some(later(promised.free_at, now) + time);
         Some(start)
     }
 
-    /// How long so many bytes take; nothing where there is no limit.
-    fn time_of(&self, bytes: usize) -> Duration {
+    /// How long so many bytes take; none where there is no limit.
+    fn time_of(&self, bytes: usize) -> Option<Duration> {
         let rate = self.rate.load(Ordering::Relaxed);
         let micros = (bytes as u64).saturating_mul(1_000_000).checked_div(rate);
-        Duration::from_micros(micros.unwrap_or_default())
+        micros.map(Duration::from_micros)
     }
 
     /// From when on so many bytes may go; none: at once.
     fn reserve(&self, bytes: usize, now: Instant) -> Option<Instant> {
-        if self.rate.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let mut free_at = lock(&self.free_at);
-        let start = free_at.map_or(now, |free_at| free_at.max(now));
-        *free_at = Some(start + self.time_of(bytes));
+        let time = self.time_of(bytes)?;
+        let mut promised = lock(&self.promised);
+        let start = later(promised.free_at, now);
+        promised.free_at = Some(start + time);
+        promised.content_waits = Some(start);
         Some(start)
     }
+}
+
+/// A moment that may be over.
+fn later(moment: Option<Instant>, now: Instant) -> Instant {
+    moment.map_or(now, |moment| moment.max(now))
 }
 
 #[cfg(test)]
@@ -129,6 +146,51 @@ mod tests {
         assert_eq!(throttle.reserve(1, now), Some(now + 12 * SECOND));
         throttle.set(None);
         assert_eq!(throttle.reserve_first(second, now), None);
+    }
+
+    /// Bytes of content and of what is passed on that go in ten seconds, in pieces of a hundredth of a second, where each
+    /// stream asks for the next piece as soon as the last one may go.
+    fn in_ten_seconds(content: usize, passed_on: usize) -> (usize, usize) {
+        let (throttle, begin) = (Throttle::default(), Instant::now());
+        throttle.set(Some(100 * LEAST_CAP));
+        let piece = usize::try_from(LEAST_CAP).unwrap();
+        let mut went = (0, 0);
+        let mut next: Vec<(Instant, bool)> = (0..content + passed_on)
+            .map(|number| (begin, number < content))
+            .collect();
+        loop {
+            let (now, is_content) = *next.iter().min_by_key(|(at, _)| *at).unwrap();
+            if now >= begin + 10 * SECOND {
+                return went;
+            }
+            let at = next.iter().position(|waits| *waits == (now, is_content)).unwrap();
+            let start = match is_content {
+                true => throttle.reserve(piece, now),
+                false => throttle.reserve_first(piece, now),
+            };
+            // The stream is busy with the piece for a moment.
+            next[at].0 = start.unwrap() + Duration::from_micros(10);
+            if is_content {
+                went.0 += 1;
+            } else {
+                went.1 += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn content_has_half_of_the_rate_beside_as_much_as_is_passed_on_and_each_has_all_of_it_alone() {
+        for streams in [1, 8, 64] {
+            let (content, passed_on) = in_ten_seconds(8, streams);
+            assert!(content >= 450 && passed_on >= 450, "{content} beside {passed_on}");
+            let both = content + passed_on;
+            // What each stream waits for at the end has been counted, and half of that wait is for the others.
+            assert!(both <= 1000 + 2 * (8 + streams), "{content} beside {passed_on}");
+            let alone = [in_ten_seconds(streams, 0).0, in_ten_seconds(0, streams).1];
+            for pieces in alone {
+                assert!((990..=1000 + streams).contains(&pieces), "{pieces}");
+            }
+        }
     }
 
     #[test]
