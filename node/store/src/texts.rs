@@ -58,8 +58,24 @@ impl Store {
         let mut missing = BTreeSet::new();
         let mut prepared = Vec::new();
         for (text, present) in texts.iter().zip(&answers) {
-            if present.is_none() && missing.insert(&text.path) {
-                prepared.push(self.prepare_text(text)?.within(audience));
+            match present {
+                None if missing.insert(&text.path) => {
+                    prepared.push(self.prepare_text(text)?.within(audience));
+                }
+                None => {}
+                // Its content has been compared with its name.
+                Some(present) if present.ca.is_some() => {}
+                // It was taken on somebody's word.
+                Some(present) => {
+                    let offered = self.prepare_text(text)?.info().tree;
+                    if offered != present.tree {
+                        return Err(AddError::Conflict {
+                            path: text.path.clone(),
+                            have: present.tree,
+                            offered,
+                        });
+                    }
+                }
             }
         }
         if !prepared.is_empty() {

@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use samples::{home_entries, path, source, store, text, write_sample};
 use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, hash_bytes};
 use tvix_node_protocol::nix::nar::Encoder;
-use tvix_node_protocol::path_info::NarHash;
+use tvix_node_protocol::path_info::{NarHash, PathInfo};
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, PathComponent, SymlinkTarget, Tree};
 use tvix_node_store::{AddError, ContentName, GcOptions, Method, Naming, NamingError, Store, TreeWriteError};
 
@@ -471,4 +471,31 @@ fn a_tree_may_have_paths_longer_than_the_system_takes() {
     drop(lease);
     store.gc(&GcOptions::default()).unwrap();
     assert_eq!(home_entries(&store), Vec::<String>::new());
+}
+
+#[test]
+fn a_text_is_not_taken_for_what_was_put_under_its_name_without_looking_at_that() {
+    for (put, is_same) in [(&b"true"[..], true), (b"false", false)] {
+        let (_folder, store) = store();
+        let lease = store.lease();
+        let wanted = text("note", b"true", &[]);
+        let other = store.add_texts(&[text("other", put, &[])], &lease).unwrap();
+        let mut archive = Vec::new();
+        store.dump_nar(&other[0].path, &mut archive).unwrap();
+        // On somebody's word, who gave no content address.
+        let believed = PathInfo {
+            path: wanted.path.clone(),
+            ca: None,
+            ..other[0].clone()
+        };
+        store
+            .add_nar(&archive[..], Naming::Known(believed), &lease)
+            .unwrap();
+        let result = store.add_texts(std::slice::from_ref(&wanted), &lease);
+        match result {
+            Ok(_) => assert!(is_same, "the text is another one"),
+            Err(AddError::Conflict { path, .. }) => assert!(!is_same && path == wanted.path),
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
