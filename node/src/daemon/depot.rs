@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
 use tvix_node_builder::DerivationOptions;
 use tvix_node_coordinator as coordinator;
 use tvix_node_protocol::StorePath;
@@ -14,8 +13,8 @@ use tvix_node_protocol::envelope::Envelope;
 use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation};
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_store::{
-    AddError, Audience, IndexError, Lease, LogError, LogWriter, Prepared, ReadError, RecordError, RootError,
-    Store, Text,
+    AddError, Audience, IndexError, Lease, LogError, LogWriter, ReadError, RecordError, RootError, Store,
+    Text,
 };
 
 use super::derivations::{Checked, CheckedDerivations};
@@ -26,6 +25,10 @@ use super::told::Told;
 use crate::team::private::PrivateBook;
 use crate::team::trust::TrustBook;
 use crate::upstream::Upstreams;
+
+mod built;
+
+pub use built::{BuildFacts, BuildNote};
 
 /// Why the store cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -73,17 +76,6 @@ pub enum DepotError {
     /// The thread that did it is gone: a bug.
     #[error("a thread of the store ended: {0}")]
     Thread(String),
-}
-
-/// What is kept of a build beside its record, for `why`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BuildNote {
-    /// Why it was placed where it was.
-    pub reason: String,
-    /// Seconds since 1970.
-    pub started: u64,
-    /// Seconds since 1970.
-    pub finished: u64,
 }
 
 /// Told of paths that are new here and that members of a team may know of.
@@ -373,60 +365,6 @@ impl Depot {
         })
     }
 
-    /// Makes the outputs of a build part of the store, with their record and note. An output whose name has
-    /// another tree already keeps that: not every package is reproducible, and the first one accepted counts.
-    /// `audience`: who may learn of what the build had to do with, besides what it refers to.
-    pub async fn register(
-        self: &Arc<Self>,
-        (derivation, audience): (StorePath, Audience),
-        outputs: Vec<Prepared>,
-        record: Envelope,
-        note: BuildNote,
-    ) -> Result<(), DepotError> {
-        let (own, file, depot) = (
-            self.holding.lease(),
-            self.note_file(&derivation),
-            Arc::clone(self),
-        );
-        let paths: Vec<StorePath> = outputs.iter().map(|output| output.info().path.clone()).collect();
-        let outputs: Vec<Prepared> = outputs
-            .into_iter()
-            .map(|output| output.within(&audience))
-            .collect();
-        self.blocking(move |store| {
-            store.register_built(outputs, &record, &own)?;
-            // A note is for people: a build does not fail for want of one.
-            if let Err(error) = write_note(&file, &note) {
-                tracing::warn!(%error, "why a build was placed where it was could not be written down");
-            }
-            Ok(depot.added(&paths)?)
-        })
-        .await
-    }
-
-    /// Keeps a record, and why the build was placed where it was, without the outputs: they are
-    /// elsewhere.
-    pub async fn keep_record(
-        &self,
-        (derivation, audience): (StorePath, Audience),
-        record: Envelope,
-        note: BuildNote,
-    ) -> Result<(), DepotError> {
-        let file = self.note_file(&derivation);
-        self.blocking(move |store| {
-            store.put_record(&record, &audience)?;
-            if let Err(error) = write_note(&file, &note) {
-                tracing::warn!(%error, "why a build was placed where it was could not be written down");
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    fn note_file(&self, derivation: &StorePath) -> PathBuf {
-        self.notes.join(derivation.to_basename())
-    }
-
     /// Begins the log of a build.
     pub async fn begin_log(&self, derivation: StorePath) -> Result<Log, DepotError> {
         self.blocking(move |store| {
@@ -478,12 +416,6 @@ impl Depot {
         self.blocking(move |store| Ok(store.records_of(&path)?.pop()))
             .await
     }
-
-    /// The note of the last build of a derivation here.
-    pub async fn note(&self, derivation: &StorePath) -> Option<BuildNote> {
-        let text = tokio::fs::read(self.note_file(derivation)).await.ok()?;
-        serde_json::from_slice(&text).ok()
-    }
 }
 
 /// The log of a build that runs.
@@ -520,28 +452,6 @@ impl Log {
                 .err();
         }
     }
-}
-
-fn write_note(file: &Path, note: &BuildNote) -> Result<(), DepotError> {
-    let failed = |source| DepotError::File {
-        file: file.to_owned(),
-        action: "written",
-        source,
-    };
-    let text = serde_json::to_vec(note).map_err(|error| DepotError::Record(error.to_string()))?;
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    let mut aside = tempfile_in(folder).map_err(failed)?;
-    aside.1.write_all(&text).map_err(failed)?;
-    std::fs::rename(&aside.0, file).map_err(failed)
-}
-
-fn tempfile_in(folder: &Path) -> std::io::Result<(PathBuf, std::fs::File)> {
-    static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let path = folder.join(format!(".new-{}-{number}", std::process::id()));
-    let file = std::fs::File::create(&path)?;
-    Ok((path, file))
 }
 
 /// A derivation of the store.

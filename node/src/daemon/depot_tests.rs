@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::store_path::build_text_path;

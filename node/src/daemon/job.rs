@@ -13,11 +13,12 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages;
 use tvix_node_store::Audience;
 
-use super::depot::{BuildNote, DepotError};
+use super::depot::{BuildFacts, BuildNote, DepotError};
 use super::engine::Message;
 use super::perform::{JobError, Jobs, Listener, Performed, Plan, Work, as_input};
+use crate::team::own_steps::{self, OwnWork};
 use crate::team::policy::opened;
-use crate::team::together::{Ended, Heard, OwnBegin, SharedBuild, lines, work_key};
+use crate::team::together::{Ended, Heard, Owned, SharedBuild, lines, work_key};
 use crate::team::votes::{self, Side, Standing};
 
 /// What one build is told.
@@ -112,83 +113,26 @@ impl Jobs {
             return self.keep_built(job, performed, audience).await.map(Kept::result);
         };
         let audience = self.audience(&plan).await?;
-        let owned = loop {
-            match self.building.begin_own(key, job.limits, &audience) {
-                OwnBegin::Begun(owned) => break owned,
-                OwnBegin::Joined(other) => {
-                    let joined = self.join(&other.build, &mut listener);
-                    let Some(joined) = cancel.run_until_cancelled(joined).await else {
-                        return Err(JobError::Cancelled);
-                    };
-                    if let Some(built) = joined? {
-                        return Ok((built, Delivery::OwnStore));
-                    }
-                }
-            }
+        let shared = (key, job.limits, &audience);
+        let own = OwnJob {
+            jobs: self,
+            job,
+            plan,
+            listener,
+            audience: audience.clone(),
         };
-        // What was built for another is registered before its build is over, so it is here or was joined.
-        if let Some(here) = self.here_meanwhile(&plan).await {
-            listener.started().await;
-            return Ok((here, Delivery::OwnStore));
-        }
-        let mut listener = ToOthersToo {
-            engine: listener,
-            build: Arc::clone(&owned.build),
-        };
-        let kept = {
-            let work = self.work(job, plan);
-            let performing = self.perform(&work, &mut listener, owned.build.cancel.child_token());
-            tokio::pin!(performing);
-            let performed = tokio::select! {
-                performed = &mut performing => performed,
-                () = cancel.cancelled() => {
-                    owned.abandon();
-                    tokio::select! {
-                        performed = &mut performing => performed,
-                        () = self.down.cancelled() => {
-                            owned.build.cancel.cancel();
-                            performing.await
-                        }
-                    }
-                }
-            };
-            match performed {
-                Ok(performed) => self.keep_built(job, performed, audience).await,
-                Err(error) => Err(error),
-            }
-        };
-        match &kept {
-            Ok(Kept::Registered(_, Some(record))) => owned.end(Ended::Built {
-                record: record.clone(),
-                accepted: true,
-                aside: Vec::new(),
-            }),
-            // It would fail for everybody. Of anything else others find out for themselves.
-            Err(error) if kind_of(error) == FailureKind::Builder => {
-                owned.end(Ended::Failed(told_failure(error)))
-            }
-            Ok(Kept::Registered(_, None) | Kept::Vote(_)) | Err(_) => {}
-        }
-        kept.map(Kept::result)
+        own_steps::build(own, &self.building, shared, cancel, &self.down).await
     }
 
     /// What a build would make, where all of it has come to lie here since it was decided to build it: it was built for
     /// another member, or a peer was late with it.
     async fn here_meanwhile(&self, plan: &Plan) -> Option<BTreeMap<String, BuiltPath>> {
-        let paths = plan.outputs.values().cloned().collect();
-        let sizes = self.depot.presence(paths).await;
-        let named = plan.outputs.keys().zip(sizes);
-        named
-            .map(|(name, (path, nar_size))| {
-                Some((
-                    name.clone(),
-                    BuiltPath {
-                        path,
-                        nar_size: nar_size?,
-                    },
-                ))
-            })
-            .collect()
+        let sizes = self.depot.all_here(&plan.outputs).await?;
+        let named = sizes.into_iter().map(|(name, nar_size)| {
+            let path = plan.outputs.get(&name)?.clone();
+            Some((name, BuiltPath { path, nar_size }))
+        });
+        named.collect()
     }
 
     /// Who may learn of a build: who may learn of everything that it reads.
@@ -230,43 +174,6 @@ impl Jobs {
         work_key(&plan.path, &inputs, &plan.outputs, options)
     }
 
-    /// Waits for the build of the same work for another member. None: what came of it says nothing about this one.
-    async fn join(
-        &self,
-        other: &SharedBuild,
-        listener: &mut ToEngine,
-    ) -> Result<Option<BTreeMap<String, BuiltPath>>, JobError> {
-        listener.started().await;
-        let mut following = other.follow();
-        let ended = loop {
-            match following.next().await {
-                Heard::Log(log) => {
-                    for line in lines(&log) {
-                        listener.line(line).await;
-                    }
-                }
-                Heard::Over(ended) => break ended,
-            }
-        };
-        match &*ended {
-            Ended::Built {
-                record,
-                accepted: true,
-                ..
-            } => {
-                let built = record.outputs.iter().map(|(name, output)| {
-                    let (path, nar_size) = (output.path.clone(), output.nar_size);
-                    (name.clone(), BuiltPath { path, nar_size })
-                });
-                Ok(Some(built.collect()))
-            }
-            Ended::Failed(failure) if failure.kind == messages::FailureKind::Build => {
-                Err(JobError::Joined(failure.clone()))
-            }
-            Ended::Built { .. } | Ended::Failed(_) | Ended::Refused(_) => Ok(None),
-        }
-    }
-
     /// Makes what was built part of the store, where the owner's rules let it count.
     async fn keep_built(
         &self,
@@ -296,22 +203,92 @@ impl Jobs {
                 Standing::Refused(why) => return Err(JobError::Untrusted(why)),
             }
         }
-        self.depot
-            .register(
-                (job.derivation.clone(), audience),
-                performed.outputs,
-                performed.record,
-                note,
-            )
-            .await?;
+        let facts = BuildFacts {
+            derivation: job.derivation.clone(),
+            audience,
+            record: performed.record,
+            note,
+        };
+        let lies_here = self.depot.register(performed.outputs, facts).await?;
         drop(performed.leftover);
-        let names = record.outputs.values().map(|output| output.path.clone());
-        let here = self.depot.infos(names.collect()).await?;
-        let lies_here = record.outputs.values().all(|output| {
-            let mut here = here.iter();
-            here.any(|info| info.path == output.path && info.tree == output.tree)
-        });
         Ok(Kept::Registered(built, lies_here.then(|| Box::new(record))))
+    }
+}
+
+/// A build of the owner's command that others may take part in.
+struct OwnJob<'a> {
+    jobs: &'a Jobs,
+    job: &'a Job,
+    plan: Plan,
+    listener: ToEngine,
+    /// Who may learn of it.
+    audience: Audience,
+}
+
+impl OwnWork for OwnJob<'_> {
+    type Built = (BTreeMap<String, BuiltPath>, Delivery);
+    type Failure = JobError;
+
+    async fn follow(&mut self, other: &SharedBuild) -> Result<Option<Self::Built>, JobError> {
+        self.listener.started().await;
+        let mut following = other.follow();
+        let ended = loop {
+            match following.next().await {
+                Heard::Log(log) => {
+                    for line in lines(&log) {
+                        self.listener.line(line).await;
+                    }
+                }
+                Heard::Over(ended) => break ended,
+            }
+        };
+        match &*ended {
+            Ended::Built {
+                record,
+                accepted: true,
+                ..
+            } => {
+                let built = record.outputs.iter().map(|(name, output)| {
+                    let (path, nar_size) = (output.path.clone(), output.nar_size);
+                    (name.clone(), BuiltPath { path, nar_size })
+                });
+                Ok(Some((built.collect(), Delivery::OwnStore)))
+            }
+            Ended::Failed(failure) if failure.kind == messages::FailureKind::Build => {
+                Err(JobError::Joined(failure.clone()))
+            }
+            Ended::Built { .. } | Ended::Failed(_) | Ended::Refused(_) => Ok(None),
+        }
+    }
+
+    async fn here_meanwhile(&mut self) -> Option<Self::Built> {
+        let here = self.jobs.here_meanwhile(&self.plan).await?;
+        self.listener.started().await;
+        Some((here, Delivery::OwnStore))
+    }
+
+    async fn carry_out(self, owned: &Owned) -> Result<(Self::Built, Option<Box<BuildRecord>>), JobError> {
+        let mut listener = ToOthersToo {
+            engine: self.listener,
+            build: Arc::clone(&owned.build),
+        };
+        let work = self.jobs.work(self.job, self.plan);
+        let stop = owned.build.cancel.child_token();
+        let performed = self.jobs.perform(&work, &mut listener, stop).await?;
+        let kept = self.jobs.keep_built(self.job, performed, self.audience).await?;
+        Ok(match kept {
+            Kept::Registered(built, record) => ((built, Delivery::OwnStore), record),
+            Kept::Vote(built) => ((built, Delivery::Vote), None),
+        })
+    }
+
+    fn cancelled() -> JobError {
+        JobError::Cancelled
+    }
+
+    fn told(failure: &JobError) -> Option<messages::BuildFailure> {
+        // It would fail for everybody. Of anything else others find out for themselves.
+        (kind_of(failure) == FailureKind::Builder).then(|| told_failure(failure))
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) mod room;
 mod session;
 mod store_api;
 mod team_api;
-mod told;
+pub(crate) mod told;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;

@@ -15,7 +15,7 @@ use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::trust::Requirement;
 
 use super::limits::{CLOSURE, EVIDENCE, PROVIDERS, SHOWN_BYTES};
-use super::policy::{Accepted, Grounds, Verdict, Word, judge, names_itself, opened};
+use super::policy::{Accepted, Grounds, Verdict, Word, judge, names_itself, opened, source_address};
 
 /// What members said of paths lately. A path's info does not change while its holder has it; one that
 /// is gone costs a fetch that fails, after which it is forgotten.
@@ -100,6 +100,15 @@ pub struct Survey {
     pub there: BTreeMap<StorePath, Remote>,
 }
 
+/// What a path's name is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NamedBy {
+    /// What lies under it: it is a source, a derivation, or a fixed output. Its name decides, and nobody's word.
+    Content,
+    /// The derivation that makes it: somebody has to be believed.
+    Derivation,
+}
+
 /// What a node needs of the world to find out what it believes.
 pub trait Surroundings: Sync {
     /// What is judged on now.
@@ -113,6 +122,13 @@ pub trait Surroundings: Sync {
 
     /// What members said of paths lately.
     fn remembered(&self) -> &ShownPaths;
+
+    /// What makes the name of a path, by the derivations that are worked on here; none: none of them knows it. They are
+    /// told of together with all that they need.
+    fn named_by(&self, path: &StorePath) -> Option<NamedBy>;
+
+    /// The content address that a derivation which is worked on here gives for a fixed output.
+    fn content_address(&self, path: &StorePath) -> impl Future<Output = Option<String>> + Send;
 
     /// Asks a member what it knows of these paths; answered in their order.
     fn ask_paths(
@@ -180,6 +196,25 @@ pub trait Evidence: Surroundings {
         paths: &[StorePath],
     ) -> impl Future<Output = (NodeKey, Vec<Option<Shown>>)> + Send {
         async move { (peer, self.shown_by(peer, paths).await) }
+    }
+
+    /// What a member shows of a path whose content decides, with the content address that leads to its name where it has
+    /// left that out, and it is known or follows. It is held against what comes.
+    fn addressed(&self, mut shown: Shown) -> impl Future<Output = Shown> + Send {
+        async move {
+            if names_itself(&shown.info) {
+                return shown;
+            }
+            let left_out = shown.info.ca.take();
+            shown.info.ca = Some(source_address(shown.info.nar_hash));
+            if !names_itself(&shown.info) {
+                shown.info.ca = self.content_address(&shown.info.path).await;
+            }
+            if !names_itself(&shown.info) {
+                shown.info.ca = left_out;
+            }
+            shown
+        }
     }
 
     /// Finds what builders signed of those of these paths on which several have to agree: what is kept here,
@@ -255,6 +290,9 @@ pub trait Evidence: Surroundings {
                 }
                 let of = top.info.path.clone();
                 if !names_itself(&top.info) {
+                    if is_named_by_content(self, &of) {
+                        return Err(no_content_address(&of, peer));
+                    }
                     self.gather_signed(std::slice::from_ref(&of), findings).await?;
                 }
                 let signed = findings.signed.get(&of).map_or(&[][..], Vec::as_slice);
@@ -310,6 +348,10 @@ pub trait Evidence: Surroundings {
 
     /// Looks for paths and everything they refer to: here, then at these members, then at whoever has them.
     ///
+    /// What a known derivation makes refers to what known derivations make, and otherwise only to what names itself:
+    /// sources, and what these refer to. So a member who is believed for a path is not believed for the sources that he
+    /// says it refers to.
+    ///
     /// # Errors
     /// Which path cannot be had, and why, in words.
     fn survey(
@@ -322,8 +364,17 @@ pub trait Evidence: Surroundings {
             let mut findings = Findings::default();
             let mut seen: BTreeSet<StorePath> = roots.iter().cloned().collect();
             let mut level: Vec<StorePath> = seen.iter().cloned().collect();
+            // What derivations that are known here make or read, and what that refers to.
+            let mut reached: BTreeSet<StorePath> = BTreeSet::new();
             while !level.is_empty() {
+                let known = level.iter().filter(|path| self.named_by(path).is_some());
+                reached.extend(known.cloned());
                 let missing = self.take_here(level, &mut survey).await?;
+                let by_content = |path: &&StorePath| {
+                    let made = self.named_by(path) == Some(NamedBy::Derivation);
+                    !made && (reached.contains(*path) || path.is_derivation())
+                };
+                let by_content: BTreeSet<StorePath> = missing.iter().filter(by_content).cloned().collect();
                 let mut reasons = BTreeMap::new();
                 let hidden = self.hidden(&missing).await?;
                 let at_once = |path: &StorePath| match hidden.contains(path) {
@@ -334,7 +385,7 @@ pub trait Evidence: Surroundings {
                     .into_iter()
                     .map(|path| (path.clone(), at_once(&path)))
                     .collect();
-                let found = self.take_there(asked, &mut survey, &mut findings, &mut reasons);
+                let found = self.take_there(asked, &by_content, &mut survey, &mut findings, &mut reasons);
                 let missing = found.await;
                 if !missing.is_empty() {
                     let mut holders = self.holders(&missing).await;
@@ -344,7 +395,9 @@ pub trait Evidence: Surroundings {
                         holders.retain(|peer| *peer != self.me() && !asked.contains(peer));
                         (path, holders)
                     });
-                    let found = self.take_there(others.collect(), &mut survey, &mut findings, &mut reasons);
+                    let others = others.collect();
+                    let found =
+                        self.take_there(others, &by_content, &mut survey, &mut findings, &mut reasons);
                     if let Some(path) = found.await.first() {
                         let why = reasons.remove(path);
                         return Err(
@@ -352,6 +405,10 @@ pub trait Evidence: Surroundings {
                         );
                     }
                 }
+                let known = survey.there.iter().filter(|(path, _)| reached.contains(*path));
+                let of_known = known.flat_map(|(_, remote)| &remote.shown.info.references);
+                let of_known: Vec<StorePath> = of_known.cloned().collect();
+                reached.extend(of_known);
                 let references = survey
                     .there
                     .values()
@@ -388,10 +445,11 @@ pub trait Evidence: Surroundings {
     }
 
     /// Asks for each of these paths the first few of its holders. Gives those paths that none of them has
-    /// and is believed for.
+    /// and is believed for. `by_content`: those that have to name themselves.
     fn take_there(
         &self,
         paths: BTreeMap<StorePath, Vec<NodeKey>>,
+        by_content: &BTreeSet<StorePath>,
         survey: &mut Survey,
         findings: &mut Findings,
         reasons: &mut BTreeMap<StorePath, String>,
@@ -423,13 +481,23 @@ pub trait Evidence: Surroundings {
             for (path, holders) in paths {
                 let mut found: Option<Remote> = None;
                 for peer in holders.into_iter().take(PROVIDERS) {
-                    let Some(shown) = answers.remove(&(peer, path.clone())) else {
+                    let Some(mut shown) = answers.remove(&(peer, path.clone())) else {
                         continue;
                     };
+                    let has_to = by_content.contains(&path) || is_named_by_content(self, &path);
+                    if has_to {
+                        shown = self.addressed(shown).await;
+                    }
                     if let Some(remote) = &mut found {
                         if remote.shown.info.tree == shown.info.tree {
                             remote.providers.push(peer);
                         }
+                        continue;
+                    }
+                    if has_to && !names_itself(&shown.info) {
+                        reasons
+                            .entry(path.clone())
+                            .or_insert_with(|| no_content_address(&path, peer));
                         continue;
                     }
                     match self.accept(peer, &shown, Word::Counts, findings).await {
@@ -456,7 +524,23 @@ pub trait Evidence: Surroundings {
 
 impl<S: Surroundings> Evidence for S {}
 
+/// Whether nobody needs to be believed for a path, and nobody is: the content that leads to its name is the right one.
+pub(super) fn is_named_by_content(node: &(impl Surroundings + ?Sized), path: &StorePath) -> bool {
+    path.is_derivation() || node.named_by(path) == Some(NamedBy::Content)
+}
+
+fn no_content_address(path: &StorePath, peer: NodeKey) -> String {
+    format!(
+        "{path} from {peer} is not accepted: its name follows from its content, and no content address is shown that \
+         leads to it"
+    )
+}
+
 /// Whether a record holds and names a path as an output.
 pub(super) fn names(envelope: &Envelope, path: &StorePath) -> bool {
     opened(envelope).is_ok_and(|record| record.outputs.values().any(|output| output.path == *path))
 }
+
+#[cfg(test)]
+#[path = "evidence_tests.rs"]
+mod tests;

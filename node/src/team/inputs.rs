@@ -10,7 +10,6 @@ use tvix_node_protocol::build::{BuildRequest, Input};
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::{Refusal, RefusalReason, Shown};
 use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation};
-use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_store::AddError;
 
@@ -18,7 +17,7 @@ use super::TeamNode;
 use super::evidence::{Evidence as _, Findings, Surroundings};
 use super::fetch::{FetchFailure, Item, Keep};
 use super::limits::{PROVIDERS, REQUEST_DERIVATION_BYTES, REQUEST_DERIVATIONS, REQUEST_INPUT_BYTES};
-use super::policy::{Word, names_itself};
+use super::policy::{Word, names_itself, source_address};
 use super::surroundings::InStore;
 use crate::daemon::depot::{DepotError, read_from};
 use crate::daemon::derivations::{Checked, CheckedDerivations, KnownAs};
@@ -177,8 +176,8 @@ impl TeamNode {
             }
             match own {
                 InStore::Seen(info) if info.tree == input.tree => {
-                    check_references(input, &info)?;
-                    known.insert(input.path.clone(), Known::Here(info));
+                    let here = known_here(&self.derivations, input, info)?;
+                    known.insert(input.path.clone(), here);
                 }
                 // What came from another team is brought by this one, too, or not used for it.
                 InStore::Hidden(info) => missing.push((input, info.tree != input.tree)),
@@ -200,26 +199,7 @@ impl TeamNode {
             Known::Here(_) => None,
         });
         let brought = self.bring_all(items.collect(), Whom::Another, None).await;
-        brought.map_err(|error| {
-            let reason = match &error {
-                FetchFailure::Store {
-                    source: DepotError::Add(error),
-                    ..
-                } if is_other_content(error) => RefusalReason::InputContent,
-                FetchFailure::NotToBeHad(_) | FetchFailure::Transfer { .. } | FetchFailure::Reference(_) => {
-                    RefusalReason::InputMissing
-                }
-                FetchFailure::Store { .. } | FetchFailure::Room { .. } | FetchFailure::Lost(_) => {
-                    RefusalReason::Busy
-                }
-            };
-            let message = match error {
-                // How full the disk is, and where, is not for everybody.
-                FetchFailure::Room { path, .. } => format!("this builder has no room for {path}"),
-                error => error.to_string(),
-            };
-            refusal(reason, message)
-        })
+        brought.map_err(not_brought)
     }
 
     async fn lay_out(
@@ -300,14 +280,10 @@ pub(super) async fn judge_missing(
             // content, and others will believe that it was checked.
             KnownAs::Source => {
                 if !names_itself(&info) {
-                    info.ca = Some(as_source(input));
+                    info.ca = Some(source_address(info.nar_hash));
                 }
                 if !names_itself(&info) {
-                    let message = format!(
-                        "{path} is no output of the derivations of the request, and no content address is given that \
-                         leads to its name"
-                    );
-                    return Err(refusal(RefusalReason::InputContent, message));
+                    return Err(nothing_speaks_for(path));
                 }
             }
         }
@@ -400,9 +376,35 @@ pub(super) enum Known {
     Coming(Item),
 }
 
-/// The content address of a source with this archive.
-fn as_source(input: &Input) -> String {
-    CAHash::Nar(NixHash::Sha256(input.nar_hash.0)).to_nix_string()
+/// An input that is here, under its name, with the content asked for. What was taken on a member's word or record before
+/// anybody knew that it is a source or a fixed output is refused here: a record of this node would name it.
+pub(super) fn known_here(
+    derivations: &CheckedDerivations,
+    input: &Input,
+    info: PathInfo,
+) -> Result<Known, Refusal> {
+    check_references(input, &info)?;
+    let believed = matches!(info.origin, Origin::Peer { .. } | Origin::Record { .. });
+    let leads_here = match derivations.known_as(&info.path) {
+        KnownAs::Output => true,
+        KnownAs::Fixed(ca) => info.ca.as_ref() == Some(&ca),
+        KnownAs::Source if names_itself(&info) => true,
+        KnownAs::Source => names_itself(&PathInfo {
+            ca: Some(source_address(info.nar_hash)),
+            ..info.clone()
+        }),
+    };
+    if believed && !leads_here {
+        return Err(nothing_speaks_for(&info.path));
+    }
+    Ok(Known::Here(info))
+}
+
+fn nothing_speaks_for(path: &StorePath) -> Refusal {
+    let message = format!(
+        "{path} is no output of the derivations of the request, and no content address is given that leads to its name"
+    );
+    refusal(RefusalReason::InputContent, message)
 }
 
 /// What the requester says an input is.
@@ -458,6 +460,26 @@ pub(super) fn check_references(input: &Input, info: &PathInfo) -> Result<(), Ref
         input.path
     );
     Err(refusal(RefusalReason::InputContent, message))
+}
+
+/// Why a build cannot be begun whose inputs did not come.
+pub(super) fn not_brought(error: FetchFailure) -> Refusal {
+    let reason = match &error {
+        FetchFailure::Store {
+            source: DepotError::Add(error),
+            ..
+        } if is_other_content(error) => RefusalReason::InputContent,
+        FetchFailure::NotToBeHad(_) | FetchFailure::Transfer { .. } | FetchFailure::Reference(_) => {
+            RefusalReason::InputMissing
+        }
+        FetchFailure::Store { .. } | FetchFailure::Room { .. } | FetchFailure::Lost(_) => RefusalReason::Busy,
+    };
+    let message = match error {
+        // How full the disk is, and where, is not for everybody.
+        FetchFailure::Room { path, .. } => format!("this builder has no room for {path}"),
+        error => error.to_string(),
+    };
+    refusal(reason, message)
 }
 
 fn is_other_content(error: &AddError) -> bool {

@@ -1,4 +1,7 @@
 use super::*;
+use tvix_node_protocol::nix::derivation::{DerivationFields, OutputKind};
+use tvix_node_protocol::nix::hash::CAHash;
+use tvix_node_protocol::nix::store_path::build_ca_path;
 use tvix_node_protocol::path_info::NarHash;
 use tvix_node_protocol::tree::TreeDigest;
 
@@ -78,4 +81,53 @@ fn what_a_request_says_of_known_content_must_fit() {
         check_references(input, &other).unwrap_err().reason,
         RefusalReason::InputContent
     );
+}
+
+/// A derivation that reads this source, checked; and its output.
+fn checked(source: &StorePath) -> (CheckedDerivations, StorePath) {
+    let fields = DerivationFields {
+        name: "made".to_owned(),
+        outputs: [("out".to_owned(), OutputKind::InputAddressed)].into(),
+        input_derivations: BTreeMap::new(),
+        input_sources: [source.clone()].into(),
+        system: b"x86_64-linux".to_vec(),
+        builder: b"/bin/sh".to_vec(),
+        arguments: vec![],
+        environment: BTreeMap::new(),
+    };
+    let made = fields.instantiate(|_| None).unwrap();
+    let derivation = read_derivation(&made.drv_path, &made.aterm).unwrap();
+    let derivations = CheckedDerivations::default();
+    let none = |_: &StorePath| Err(DepotError::Bug("it has no inputs".to_owned()));
+    derivations.check(&made.drv_path, &derivation, none).unwrap();
+    (derivations, made.outputs["out"].clone())
+}
+
+#[test]
+fn a_source_that_was_taken_on_a_word_is_not_built_from_for_others() {
+    let true_archive = NarHash([7; 32]);
+    let ca = CAHash::parse(&source_address(true_archive)).unwrap();
+    let source = build_ca_path("source", &ca, std::iter::empty(), false).unwrap();
+    let (derivations, output) = checked(&source);
+    let peer = Origin::Peer {
+        peer: NodeKey([1; 32]),
+    };
+    let here = |path: &StorePath, nar_hash: NarHash, origin: &Origin| {
+        let input = Input {
+            path: path.clone(),
+            nar_hash,
+            ..inputs(&[("any", &[])])[0].clone()
+        };
+        let info = PathInfo {
+            origin: origin.clone(),
+            ..claimed(&input, None)
+        };
+        known_here(&derivations, &input, info).map(|_| ())
+    };
+    let refused = here(&source, NarHash([66; 32]), &peer).unwrap_err();
+    assert_eq!(refused.reason, RefusalReason::InputContent);
+    assert!(refused.message.contains("no content address"), "{refused}");
+    // The store has computed what its archive hashes to.
+    assert_eq!(here(&source, true_archive, &peer), Ok(()));
+    assert_eq!(here(&output, NarHash([66; 32]), &peer), Ok(()));
 }

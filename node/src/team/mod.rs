@@ -16,7 +16,8 @@
 //! | [`fetch`] | paths of others into this store |
 //! | [`repair`] | content of damaged paths from others |
 //! | [`request`], `answer` | builds that others do for this node |
-//! | [`serve`], [`served`], [`together`], [`inputs`] | builds that this node does for others |
+//! | `own_steps` | the owner's builds among those of others |
+//! | [`serve`], `steps`, [`served`], [`together`], [`inputs`] | builds that this node does for others |
 //! | `kept` | folders of builds that failed |
 //! | [`push`] | paths into the stores of others, and what they push here |
 //! | [`share`], [`load`] | on which terms slots are lent, and how busy the machine is |
@@ -33,6 +34,7 @@ mod kept;
 pub mod limits;
 pub mod load;
 pub mod membership;
+pub(crate) mod own_steps;
 pub mod owner_file;
 pub mod policy;
 pub mod presence;
@@ -48,6 +50,7 @@ pub mod share;
 pub mod shelf;
 #[cfg(test)]
 mod simulation;
+mod steps;
 mod surroundings;
 pub mod together;
 pub mod traffic;

@@ -18,9 +18,9 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildRecord, BuiltOutput, RecordInput};
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::Shown;
-use tvix_node_protocol::nix::hash::CAHash;
+use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 use tvix_node_protocol::nix::store_path::build_ca_path;
-use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
 use tvix_node_protocol::roster::Role;
 use tvix_node_protocol::tree::TreeDigest;
 use tvix_node_protocol::trust::{Requirement, TrustPolicy};
@@ -52,6 +52,11 @@ pub fn names_itself(info: &PathInfo) -> bool {
         .filter(|reference| **reference != info.path);
     let refers_to_itself = info.references.contains(&info.path);
     build_ca_path(info.path.name(), &ca, others, refers_to_itself).is_ok_and(|path| path == info.path)
+}
+
+/// The content address of a source with this archive, as paths in derivations and `builtins.path` make them.
+pub fn source_address(nar_hash: NarHash) -> String {
+    CAHash::Nar(NixHash::Sha256(nar_hash.0)).to_nix_string()
 }
 
 /// What is judged on.

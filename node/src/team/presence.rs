@@ -8,7 +8,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeKey;
 
 use super::TeamNode;
-use super::evidence::{Evidence as _, Findings, Surroundings};
+use super::evidence::{Evidence as _, Findings, Surroundings, is_named_by_content};
 use super::limits::PROVIDERS;
 use super::policy::Word;
 
@@ -144,7 +144,10 @@ pub(super) async fn believed_elsewhere(
                 tracing::warn!(error, "what builders signed could not be looked up");
             }
             for (path, shown) in paths.into_iter().zip(shown) {
-                let Some(shown) = shown else { continue };
+                let Some(mut shown) = shown else { continue };
+                if is_named_by_content(node, &path) {
+                    shown = node.addressed(shown).await;
+                }
                 if let Err(why) = node.accept(peer, &shown, Word::Counts, &mut findings).await {
                     tracing::info!(%path, %peer, why, "a path that is there is not accepted");
                     continue;

@@ -23,7 +23,7 @@ use super::fetch::FetchFailure;
 use super::limits::{LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
 use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
-use crate::daemon::depot::{BuildNote, DepotError};
+use crate::daemon::depot::{BuildFacts, BuildNote, DepotError};
 use crate::daemon::engine::Message;
 use crate::daemon::perform::as_input;
 use crate::daemon::room::Whom;
@@ -463,10 +463,15 @@ impl TeamNode {
             return Err(wrong("it does not have the role 'build' any more".to_owned()));
         }
         let infos = described(asked, &order.derivation, record).map_err(wrong)?;
-        let note = BuildNote {
-            reason: order.reason.clone(),
-            started: record.started,
-            finished: record.finished,
+        let facts = BuildFacts {
+            derivation: order.derivation.clone(),
+            audience: self.view.audience(),
+            record: envelope.clone(),
+            note: BuildNote {
+                reason: order.reason.clone(),
+                started: record.started,
+                finished: record.finished,
+            },
         };
         let outputs = infos.iter().map(|(output, info)| {
             let (path, nar_size) = (info.path.clone(), info.nar_size);
@@ -495,13 +500,7 @@ impl TeamNode {
             None
         };
         if let Some(delivery) = elsewhere {
-            self.depot
-                .keep_record(
-                    (order.derivation.clone(), self.view.audience()),
-                    envelope.clone(),
-                    note,
-                )
-                .await?;
+            self.depot.keep_record(facts).await?;
             return Ok(Delivered { outputs, delivery });
         }
         if let Pushed::NotPushed { reason } = &pushed {
@@ -512,14 +511,7 @@ impl TeamNode {
             source,
         };
         let prepared = self.bring_outputs(order.node, infos).await.map_err(failed)?;
-        self.depot
-            .register(
-                (order.derivation.clone(), self.view.audience()),
-                prepared,
-                envelope.clone(),
-                note,
-            )
-            .await?;
+        self.depot.register(prepared, facts).await?;
         self.sample(envelope);
         let delivery = Delivery::OwnStore;
         Ok(Delivered { outputs, delivery })

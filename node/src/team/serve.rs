@@ -10,12 +10,11 @@ use tvix_node_builder::DerivationOptions;
 use tvix_node_coordinator::FailureKind;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{
-    BuildKey, BuildLimits, BuildRecord, BuildRequest, BuiltOutput, DesiredStore, RequestHash,
+    BuildLimits, BuildRecord, BuildRequest, BuiltOutput, DesiredStore, RequestHash, SwarmId,
 };
 use tvix_node_protocol::envelope::{Envelope, EnvelopeError, seal};
 use tvix_node_protocol::messages::{self, FailedFolder, Pushed, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
-use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_swarm::events::{IncomingBuild, RunningBuild};
 
 use super::TeamNode;
@@ -23,14 +22,15 @@ use super::answer::made_out;
 use super::inputs::{Inputs, refusal};
 use super::limits::{
     CONSIDERED_TIME, GRANT_TIME, SERVED_DISK, SERVED_LOG, SERVED_MEMORY, SERVED_SILENCE, SERVED_TIME,
-    SLOT_PATIENCE, TURNED_AWAY,
+    SLOT_PATIENCE,
 };
 use super::policy::opened;
 use super::served::ServedPlace;
-use super::together::{Ended, Heard, Progress, SharedBuild, work_key};
+use super::steps::{self, Order, Step, Workshop};
+use super::together::{Ended, Heard, SharedBuild, SharedBuilds};
 use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
-use crate::daemon::depot::{BuildNote, DepotError};
+use crate::daemon::depot::{BuildFacts, BuildNote, DepotError};
 use crate::daemon::engine::{LentSlot, LentTo, Message};
 use crate::daemon::job::kind_of;
 use crate::daemon::perform::{JobError, Listener, Performed, Plan, Work};
@@ -47,33 +47,6 @@ impl Listener for ToAll<'_> {
     async fn line(&mut self, line: &[u8]) {
         self.build.line(line);
         self.slot.line(String::from_utf8_lossy(line).into_owned()).await;
-    }
-}
-
-/// What a build for another member is begun with.
-struct Order {
-    request: BuildRequest,
-    hash: RequestHash,
-    derivation: Derivation,
-    outputs: BTreeMap<String, StorePath>,
-    /// What it reads itself.
-    direct: BTreeSet<StorePath>,
-}
-
-impl Order {
-    /// By which it is shared with others; none: with nobody.
-    fn key(&self) -> Option<BuildKey> {
-        let request = &self.request;
-        let alone = request.fresh || request.keep_failed;
-        let key = || {
-            work_key(
-                &request.derivation,
-                &request.inputs,
-                &self.outputs,
-                request.options,
-            )
-        };
-        if alone { None } else { key() }
     }
 }
 
@@ -122,6 +95,7 @@ impl TeamNode {
             return true;
         }
         let order = Order {
+            limits: bounded(request.limits),
             request,
             hash,
             derivation,
@@ -136,36 +110,14 @@ impl TeamNode {
     /// Sees a request through: joins the build of the same work that is under way, or begins one.
     async fn take_part(self: &Arc<Self>, order: Order, mut incoming: IncomingBuild) {
         let order = Arc::new(order);
-        let request = &order.request;
-        let key = order.key();
-        let limits = bounded(request.limits);
-        let (mut waiting, mut begun) = self.jobs.building.join(self.view.team(), key, limits);
-        let mut turned_away = 0;
-        loop {
-            if begun {
-                let (node, build) = (Arc::clone(self), Arc::clone(&waiting.build));
-                tokio::spawn(node.build_for_all(build, Arc::clone(&order)).boxed());
-            }
-            let progress = tokio::select! {
-                progress = prepared(&waiting.build) => progress,
-                () = incoming.cancelled() => return,
-            };
-            if !begun && progress.is_for_another() {
-                // The others who were turned away want the same.
-                turned_away += 1;
-                let key = key.filter(|_| turned_away < TURNED_AWAY);
-                (waiting, begun) = self.jobs.building.join(self.view.team(), key, limits);
-                continue;
-            }
-            if let Progress::Over(ended) = &progress
-                && let Ended::Refused(refusal) = &**ended
-            {
-                let requester = request.requester;
-                tracing::info!(derivation = %request.derivation, %requester, %refusal, "a build is refused");
-                return incoming.refuse(refusal.reason, refusal.message.clone()).await;
-            }
-            break;
-        }
+        let joined = tokio::select! {
+            joined = steps::join(self, &order) => joined,
+            () = incoming.cancelled() => return,
+        };
+        let waiting = match joined {
+            Ok(waiting) => waiting,
+            Err(refusal) => return incoming.refuse(refusal.reason, refusal.message).await,
+        };
         let Ok(mut running) = incoming.accept().await else {
             return;
         };
@@ -224,144 +176,6 @@ impl TeamNode {
                 };
                 running.fail(failure).await.ok();
             }
-        }
-    }
-
-    /// Builds, for as long as anybody waits for it.
-    async fn build_for_all(self: Arc<Self>, build: Arc<SharedBuild>, order: Arc<Order>) {
-        let _work = self.depot.work();
-        let undertaken = self.jobs.building.undertake(build);
-        let ended = self.build_and_keep(&undertaken.build, &order).boxed().await;
-        undertaken.end(ended);
-    }
-
-    async fn build_and_keep(self: &Arc<Self>, build: &SharedBuild, order: &Order) -> Ended {
-        let request = &order.request;
-        let building = &self.jobs.building;
-        // Of equal inputs, which count here: the owner's command has them built from.
-        if let Some(own) = order
-            .key()
-            .and_then(|key| building.join_own(self.view.team(), key, request.limits))
-            && let Some(ended) = build.follow_own(&own.build).await
-        {
-            return ended;
-        }
-        let gathered = tokio::select! {
-            gathered = self.gather(request, &order.direct) => gathered,
-            () = build.cancel.cancelled() => Err(refusal(RefusalReason::Busy, "nobody waits for it any more")),
-        };
-        let (inputs, slot) = match gathered {
-            Ok(gathered) => gathered,
-            Err(refusal) => return Ended::Refused(refusal),
-        };
-        let Inputs {
-            closure,
-            physical,
-            accepted,
-        } = inputs;
-        let key = if accepted { order.key() } else { None };
-        if let Some(own) = building.join_own_or_run(self.view.team(), key, request.limits, build, !accepted)
-            && let Some(ended) = build.follow_own(&own.build).await
-        {
-            return ended;
-        }
-        // The owner's command may have had it built while the inputs or a slot were waited for.
-        if key.is_some()
-            && let Some(record) = self.built_before(request, &order.outputs).await
-        {
-            return Ended::Built {
-                record: Box::new(record),
-                accepted: true,
-                aside: Vec::new(),
-            };
-        }
-        let plan = Plan {
-            path: request.derivation.clone(),
-            derivation: order.derivation.clone(),
-            outputs: order.outputs.clone(),
-            closure,
-            physical,
-        };
-        let work = Work {
-            plan,
-            // Who asks for others of its outputs finds the record by these.
-            wanted: order.outputs.keys().cloned().collect(),
-            cores: request.options.cores,
-            limits: build.limits,
-            slot: slot.slot,
-            request: Some(order.hash),
-            keep_failed: request.keep_failed,
-            signer: Arc::clone(self.view.secret()),
-        };
-        let mut listener = ToAll { build, slot: &slot };
-        let stop = build.cancel.child_token();
-        let fixed = work.plan.derivation.is_fixed_output().unwrap_or(true);
-        let stopped = async {
-            tokio::select! {
-                reason = slot.withdrawn() => withheld(&reason),
-                reason = self.share.fixed_outputs_withdrawn(), if fixed => reason.to_owned(),
-            }
-        };
-        let (performed, withdrawn) = {
-            let performing = self.jobs.perform(&work, &mut listener, stop.clone());
-            tokio::pin!(performing);
-            let ended = tokio::select! {
-                performed = &mut performing => (performed, None),
-                reason = stopped => {
-                    stop.cancel();
-                    ((&mut performing).await, Some(reason))
-                }
-            };
-            ended
-        };
-        if let (Err(_), Some(reason)) = (&performed, withdrawn) {
-            return Ended::Failed(messages::BuildFailure {
-                kind: messages::FailureKind::Owner,
-                message: format!("stopped: {reason}"),
-                tail: Vec::new(),
-                folder: None,
-            });
-        }
-        let kept = match performed {
-            Ok(performed) => self
-                .keep(request, performed, accepted)
-                .await
-                .map_err(JobError::from),
-            Err(error) => Err(error),
-        };
-        drop(slot);
-        match kept {
-            Ok(ended) => ended,
-            Err(mut error) => {
-                // Where it lies here is nothing to the requester, who gets it.
-                let folder = match &mut error {
-                    JobError::Build(error) => error.kept.take(),
-                    _ => None,
-                };
-                tracing::info!(derivation = %request.derivation, %error, "a build for another member failed");
-                let folder = match folder {
-                    Some(folder) => Some(self.show_folder(request.requester, folder).await),
-                    None => None,
-                };
-                Ended::Failed(failure_of(&error, folder))
-            }
-        }
-    }
-
-    /// What a build needs before it can begin: its inputs, and a slot. A slot that does not come for a while
-    /// is for another builder to have.
-    async fn gather(
-        self: &Arc<Self>,
-        request: &BuildRequest,
-        direct: &BTreeSet<StorePath>,
-    ) -> Result<(Inputs, LentSlot), Refusal> {
-        let inputs = self.inputs(request, direct).await?;
-        let busy = |message: &str| refusal(RefusalReason::Busy, message);
-        match tokio::time::timeout(SLOT_PATIENCE, self.slot(request)).await {
-            Ok(Some(Ok(slot))) => Ok((inputs, slot)),
-            Ok(Some(Err(reason))) => Err(busy(&withheld(&reason))),
-            Ok(None) => Err(busy("this node is going down")),
-            Err(_) => Err(busy("all slots of this builder are in use")),
         }
     }
 
@@ -438,47 +252,6 @@ impl TeamNode {
         seal(&record, self.view.secret()).ok()
     }
 
-    /// The record of a build of the same work by this node, whose outputs are here.
-    async fn built_before(
-        &self,
-        request: &BuildRequest,
-        outputs: &BTreeMap<String, StorePath>,
-    ) -> Option<BuildRecord> {
-        // All outputs were built, whichever were asked for.
-        let all = work_key(&request.derivation, &request.inputs, outputs, request.options)?;
-        let keys = [request.build_key().ok()?, all];
-        let (view, lease) = (self.view.clone(), self.depot.lease());
-        let private = Arc::clone(&self.depot.private);
-        let record = self.depot.blocking(move |store| {
-            let mut records = view.own_records(store, &keys[0])?;
-            records.extend(view.own_records(store, &keys[1])?);
-            for record in records {
-                let paths: Vec<_> = record
-                    .outputs
-                    .values()
-                    .map(|output| output.path.clone())
-                    .collect();
-                let hidden = store.known_to(view.team(), &paths)?.contains(&false);
-                if hidden || paths.iter().any(|path| private.is_private(path)) {
-                    continue;
-                }
-                let infos = lease.hold(paths.iter())?;
-                let there = infos
-                    .iter()
-                    .zip(record.outputs.values())
-                    .all(|(info, output)| info.as_ref().is_some_and(|info| info.tree == output.tree));
-                if there {
-                    return Ok(Some(record));
-                }
-            }
-            Ok(None)
-        });
-        record.await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "earlier builds could not be looked up");
-            None
-        })
-    }
-
     async fn slot(&self, request: &BuildRequest) -> Option<Result<LentSlot, String>> {
         let (reply, slot) = oneshot::channel();
         let message = Message::LendSlot {
@@ -505,58 +278,24 @@ impl TeamNode {
         let accepted = accepted
             && !record.outputs.values().any(private)
             && self.believes_itself(&record, &envelope).await?;
-        let names: Vec<StorePath> = performed
-            .outputs
-            .iter()
-            .map(|output| output.info().path.clone())
-            .collect();
-        let present = self.depot.infos(names).await?;
-        // Not every package is reproducible: a name that has another tree keeps it, and the requester gets
-        // what was built for it.
-        let differs = performed
-            .outputs
-            .iter()
-            .map(|output| output.info())
-            .any(|output| {
-                let mut present = present.iter();
-                present.any(|info| info.path == output.path && info.tree != output.tree)
-            });
-        if accepted && !differs {
-            let note = BuildNote {
+        let facts = BuildFacts {
+            derivation: request.derivation.clone(),
+            audience: self.view.audience(),
+            record: envelope,
+            note: BuildNote {
                 reason: format!("{} asked for it", self.name_of(request.requester)),
                 started: performed.started,
                 finished: performed.finished,
-            };
-            self.depot
-                .register(
-                    (request.derivation.clone(), self.view.audience()),
-                    performed.outputs,
-                    envelope,
-                    note,
-                )
-                .await?;
-            return Ok(Ended::Built {
-                record: Box::new(record),
-                accepted: true,
-                aside: Vec::new(),
-            });
-        }
-        let lease = self.depot.lease();
-        let audience = self.view.audience();
-        let outputs = performed
-            .outputs
-            .into_iter()
-            .map(|output| output.within(&audience))
-            .collect();
-        let infos: Vec<PathInfo> = self
+            },
+        };
+        let aside = self
             .depot
-            .blocking(move |store| Ok(store.register_unaccepted(outputs, &lease)?))
+            .register_for_another(accepted, performed.outputs, facts)
             .await?;
-        // Also where only one of the names has another tree: none of these outputs lies under its own.
         Ok(Ended::Built {
             record: Box::new(record),
-            accepted: false,
-            aside: infos.into_iter().map(|info| info.tree).collect(),
+            accepted: aside.is_empty(),
+            aside,
         })
     }
 
@@ -605,22 +344,154 @@ impl TeamNode {
     }
 }
 
+impl Workshop for TeamNode {
+    type Ready = (Inputs, LentSlot);
+
+    fn team(&self) -> SwarmId {
+        self.view.team()
+    }
+
+    fn building(&self) -> &Arc<SharedBuilds> {
+        &self.jobs.building
+    }
+
+    fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let work = self.depot.work();
+        tokio::spawn(async move {
+            task.await;
+            drop(work);
+        });
+    }
+
+    async fn built_before(
+        &self,
+        request: &BuildRequest,
+        outputs: &BTreeMap<String, StorePath>,
+    ) -> Option<BuildRecord> {
+        let keys = Order::earlier_keys(request, outputs)?;
+        let (view, lease) = (self.view.clone(), self.depot.lease());
+        let private = Arc::clone(&self.depot.private);
+        let record = self
+            .depot
+            .blocking(move |store| Ok(view.built_before((store, lease.as_ref()), &private, &keys)?));
+        record.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "earlier builds could not be looked up");
+            None
+        })
+    }
+
+    /// A slot that does not come for a while is for another builder to have.
+    async fn gather(self: &Arc<Self>, order: &Order) -> Result<(Self::Ready, bool), Refusal> {
+        let request = &order.request;
+        let inputs = self.inputs(request, &order.direct).await?;
+        let accepted = inputs.accepted;
+        let busy = |message: &str| refusal(RefusalReason::Busy, message);
+        match tokio::time::timeout(SLOT_PATIENCE, self.slot(request)).await {
+            Ok(Some(Ok(slot))) => Ok(((inputs, slot), accepted)),
+            Ok(Some(Err(reason))) => Err(busy(&withheld(&reason))),
+            Ok(None) => Err(busy("this node is going down")),
+            Err(_) => Err(busy("all slots of this builder are in use")),
+        }
+    }
+
+    async fn carry_out(
+        self: &Arc<Self>,
+        build: &Arc<SharedBuild>,
+        order: &Order,
+        (inputs, slot): Self::Ready,
+        accepted: bool,
+    ) -> Ended {
+        let request = &order.request;
+        let Inputs {
+            closure, physical, ..
+        } = inputs;
+        let plan = Plan {
+            path: request.derivation.clone(),
+            derivation: order.derivation.clone(),
+            outputs: order.outputs.clone(),
+            closure,
+            physical,
+        };
+        let work = Work {
+            plan,
+            // Who asks for others of its outputs finds the record by these.
+            wanted: order.outputs.keys().cloned().collect(),
+            cores: request.options.cores,
+            limits: build.limits,
+            slot: slot.slot,
+            request: Some(order.hash),
+            keep_failed: request.keep_failed,
+            signer: Arc::clone(self.view.secret()),
+        };
+        let mut listener = ToAll { build, slot: &slot };
+        let stop = build.cancel.child_token();
+        let fixed = work.plan.derivation.is_fixed_output().unwrap_or(true);
+        let stopped = async {
+            tokio::select! {
+                reason = slot.withdrawn() => withheld(&reason),
+                reason = self.share.fixed_outputs_withdrawn(), if fixed => reason.to_owned(),
+            }
+        };
+        let (performed, withdrawn) = {
+            let performing = self.jobs.perform(&work, &mut listener, stop.clone());
+            tokio::pin!(performing);
+            let ended = tokio::select! {
+                performed = &mut performing => (performed, None),
+                reason = stopped => {
+                    stop.cancel();
+                    ((&mut performing).await, Some(reason))
+                }
+            };
+            ended
+        };
+        if let (Err(_), Some(reason)) = (&performed, withdrawn) {
+            return Ended::Failed(messages::BuildFailure {
+                kind: messages::FailureKind::Owner,
+                message: format!("stopped: {reason}"),
+                tail: Vec::new(),
+                folder: None,
+            });
+        }
+        let kept = match performed {
+            Ok(performed) => self
+                .keep(request, performed, accepted)
+                .await
+                .map_err(JobError::from),
+            Err(error) => Err(error),
+        };
+        drop(slot);
+        match kept {
+            Ok(ended) => ended,
+            Err(mut error) => {
+                // Where it lies here is nothing to the requester, who gets it.
+                let folder = match &mut error {
+                    JobError::Build(error) => error.kept.take(),
+                    _ => None,
+                };
+                tracing::info!(derivation = %request.derivation, %error, "a build for another member failed");
+                let folder = match folder {
+                    Some(folder) => Some(self.show_folder(request.requester, folder).await),
+                    None => None,
+                };
+                Ended::Failed(failure_of(&error, folder))
+            }
+        }
+    }
+
+    fn noted(&self, order: &Order, _: &Arc<SharedBuild>, step: Step<'_>) {
+        let (derivation, requester) = (&order.request.derivation, order.request.requester);
+        match step {
+            Step::Refused(refusal) => {
+                tracing::info!(%derivation, %requester, %refusal, "a build is refused");
+            }
+            step => tracing::debug!(%derivation, %requester, ?step, "a build for another member"),
+        }
+    }
+}
+
 /// Why nothing is built for others, as a requester is told.
 fn withheld(reason: &str) -> String {
     format!("this builder builds nothing for others now, because {reason}")
-}
-
-/// Waits until a build runs, or is over before that.
-async fn prepared(build: &SharedBuild) -> Progress {
-    let mut changes = build.changes();
-    loop {
-        changes.mark_unchanged();
-        match build.progress() {
-            // The build is held by who waits here, so its sender is there.
-            Progress::Preparing => drop(changes.changed().await),
-            progress => return progress,
-        }
-    }
 }
 
 /// Passes on the log of a build until it is over, at the pace of who reads it.

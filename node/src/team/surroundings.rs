@@ -10,9 +10,9 @@ use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
-use super::evidence::{ShownPaths, Surroundings, names};
+use super::evidence::{NamedBy, ShownPaths, Surroundings, names};
 use super::policy::{Grounds, opened};
-use crate::daemon::depot::DepotError;
+use crate::daemon::depot::{DepotError, read_from};
 
 /// A path, as one team stands to it.
 pub(super) enum InStore {
@@ -99,6 +99,28 @@ impl Surroundings for TeamNode {
 
     fn remembered(&self) -> &ShownPaths {
         &self.shown
+    }
+
+    fn named_by(&self, path: &StorePath) -> Option<NamedBy> {
+        self.depot.told.named_by(path)
+    }
+
+    async fn content_address(&self, path: &StorePath) -> Option<String> {
+        let derivation = self.depot.told.fixed_by(path)?;
+        let read = self
+            .depot
+            .blocking(move |store| read_from(store, &derivation))
+            .await;
+        let derivation = match read {
+            Ok(derivation) => derivation,
+            Err(error) => {
+                tracing::info!(%path, %error, "what a fixed output is to be cannot be read");
+                return None;
+            }
+        };
+        let mut outputs = derivation.outputs().values();
+        let address = outputs.find_map(|output| output.fixed_content_address())?;
+        Some(address.to_nix_string())
     }
 
     async fn ask_paths(&self, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<Option<Shown>>, String> {

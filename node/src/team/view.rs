@@ -15,7 +15,9 @@ use tvix_node_protocol::build::{BuildKey, BuildRecord, SwarmId};
 use tvix_node_protocol::envelope::{Envelope, NodeKey, NodeSecret, seal};
 use tvix_node_protocol::messages::Shown;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
-use tvix_node_store::{Audience, IndexError, Store};
+use tvix_node_store::{Audience, IndexError, Lease, Store};
+
+use super::private::PrivateBook;
 
 /// A node as one team sees it.
 #[derive(Clone)]
@@ -104,6 +106,35 @@ impl TeamView {
             (record.builder == envelope.signer).then(|| self.as_seen(record))
         });
         Ok(seen.filter(|record| record.builder == self.me).collect())
+    }
+
+    /// The record of an earlier build by this node of work that has one of these names, whose outputs have their names
+    /// here still and are for this team to know. They stay for as long as the lease.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn built_before(
+        &self,
+        (store, lease): (&Store, &Lease),
+        private: &PrivateBook,
+        keys: &[BuildKey],
+    ) -> Result<Option<BuildRecord>, IndexError> {
+        for key in keys {
+            for record in self.own_records(store, key)? {
+                let outputs = || record.outputs.values();
+                let paths: Vec<&StorePath> = outputs().map(|output| &output.path).collect();
+                let hidden = store.known_to(self.team, paths.iter().copied())?.contains(&false);
+                if hidden || paths.iter().any(|path| private.is_private(path)) {
+                    continue;
+                }
+                let here = lease.hold(paths)?;
+                let mut both = here.iter().zip(outputs());
+                if both.all(|(here, output)| here.as_ref().is_some_and(|here| here.tree == output.tree)) {
+                    return Ok(Some(record));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// What is known of a path, and the record that speaks for it where there is one, for members of this team. None:

@@ -48,6 +48,21 @@ fn output_of(info: &PathInfo) -> BuiltOutput {
     }
 }
 
+/// What a build with this content leaves.
+fn output(store: &Store, folder: &Path, content: &str) -> Vec<Prepared> {
+    let file = folder.join("built");
+    fs::write(&file, content).unwrap();
+    let output = ScratchOutput {
+        path: path("built"),
+        scratch: &file,
+        ca: None,
+    };
+    let deriver = path("built.drv");
+    store
+        .prepare_built(&[output], &BTreeSet::new(), &deriver, &Origin::Built)
+        .unwrap()
+}
+
 /// What a build that signs with `secret` leaves.
 fn built(
     store: &Store,
@@ -55,22 +70,12 @@ fn built(
     secret: [u8; 32],
     request: Option<RequestHash>,
 ) -> (Vec<Prepared>, Envelope) {
-    let file = folder.join("built");
-    fs::write(&file, "what was built").unwrap();
-    let output = ScratchOutput {
-        path: path("built"),
-        scratch: &file,
-        ca: None,
-    };
-    let deriver = path("built.drv");
-    let prepared = store
-        .prepare_built(&[output], &BTreeSet::new(), &deriver, &Origin::Built)
-        .unwrap();
+    let prepared = output(store, folder, "what was built");
     let secret = NodeSecret::from_bytes(&secret);
     let record = BuildRecord {
         build_key: BuildKey([3; 32]),
         request,
-        derivation: deriver,
+        derivation: path("built.drv"),
         inputs: Vec::new(),
         outputs: BTreeMap::from([("out".to_owned(), output_of(prepared[0].info()))]),
         builder: secret.key(),
@@ -131,6 +136,37 @@ fn what_the_owner_built_from_what_came_from_a_team_is_no_earlier_build_for_anoth
     let own = |team| view(team).own_records(&store, &BuildKey([3; 32])).unwrap().len();
     assert_eq!((own(FIRST), own(SECOND)), (1, 0));
     assert!(view(SECOND).shown(&store, &path("built")).unwrap().is_none());
+}
+
+#[test]
+fn an_earlier_build_counts_while_its_outputs_have_their_names_and_are_not_private() {
+    let (folder, store) = home();
+    let lease = store.lease();
+    let private = PrivateBook::open(folder.path().join("private.json")).unwrap();
+    let found = |store: &Store, keys: &[u8]| {
+        let keys: Vec<BuildKey> = keys.iter().map(|key| BuildKey([*key; 32])).collect();
+        let record = view(FIRST).built_before((store, &lease), &private, &keys);
+        record.unwrap().is_some()
+    };
+    let (outputs, record) = built(&store, folder.path(), HOME, None);
+    store.put_record(&record, &Audience::Everyone).unwrap();
+    assert!(!found(&store, &[3]), "what it made is not here");
+    store.register_built(outputs, &record, &lease).unwrap();
+    assert!(found(&store, &[4, 3]) && !found(&store, &[4]));
+    private.add([path("built")], []).unwrap();
+    assert!(!found(&store, &[3]), "it is private now");
+
+    let (folder, store) = home();
+    let lease = store.lease();
+    let private = PrivateBook::open(folder.path().join("private.json")).unwrap();
+    let (outputs, record) = built(&store, folder.path(), HOME, None);
+    let other = output(&store, folder.path(), "built elsewhere");
+    store.register(other, &lease).unwrap();
+    store.put_record(&record, &Audience::Everyone).unwrap();
+    store.register_unaccepted(outputs, &lease).unwrap();
+    let keys = [BuildKey([3; 32])];
+    let before = view(FIRST).built_before((&store, &lease), &private, &keys);
+    assert_eq!(before.unwrap(), None, "it lies beside what has its name");
 }
 
 #[test]

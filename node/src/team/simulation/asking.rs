@@ -17,6 +17,7 @@ use tvix_node_swarm::BuildCallError;
 
 use super::super::answer::{Asked, described};
 use super::super::evidence::Evidence as _;
+use super::super::fetch::FetchFailure;
 use super::super::limits::REQUEST_TIME;
 use super::super::request::{Order, RequestFailure};
 use super::super::votes::Standing;
@@ -332,7 +333,10 @@ impl Node {
             lock(&self.world.disks[self.at]).put_record(&envelope);
             return Ok((outputs, Delivery::AtBuilder));
         }
-        let lost = |reason: String| wrong(format!("the outputs could not be fetched: {reason}"));
+        let failed = |source: FetchFailure| RequestFailure::Outputs {
+            name: name.clone(),
+            source,
+        };
         let own: BTreeSet<&StorePath> = infos.values().map(|info| &info.path).collect();
         let references: BTreeSet<StorePath> = infos
             .values()
@@ -340,9 +344,9 @@ impl Node {
             .filter(|path| !own.contains(path))
             .collect();
         let references: Vec<StorePath> = references.into_iter().collect();
-        self.ensure(&references, &[order.node]).await.map_err(lost)?;
+        self.ensure(&references, &[order.node]).await.map_err(failed)?;
         for info in infos.values() {
-            self.bring(info, &[order.node]).await.map_err(lost)?;
+            self.bring(info, &[order.node]).await.map_err(failed)?;
         }
         self.register(infos.into_values().collect(), Some(&envelope))
             .await;

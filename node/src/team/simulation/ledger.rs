@@ -220,6 +220,12 @@ impl Ledger {
         held.is_some_and(|(tree, _)| *tree == content.1)
     }
 
+    /// Whether the name has another tree.
+    fn holds_another(&self, machine: usize, content: &Content) -> bool {
+        let held = self.held[machine].get(&content.0);
+        held.is_some_and(|(tree, _)| *tree != content.1)
+    }
+
     pub fn is_acknowledged(&self, machine: usize, path: &StorePath) -> bool {
         self.acknowledged[machine].contains_key(path)
     }

@@ -28,6 +28,7 @@ use super::plan::{Nature, View};
 use super::serving::Begun;
 use super::world::{World, lock};
 use crate::daemon::derivations::CheckedDerivations;
+use crate::daemon::told::Told;
 
 pub struct Core {
     pub coordinator: Coordinator,
@@ -61,6 +62,7 @@ pub struct Node {
     pub served: Arc<Served>,
     pub grants: Grants,
     pub derivations: CheckedDerivations,
+    pub told: Told,
     /// What a liar has to lie with.
     pub bag: Mutex<super::liar::Bag>,
 }
@@ -101,6 +103,7 @@ impl Node {
             served: Arc::default(),
             grants: Grants::default(),
             derivations: CheckedDerivations::default(),
+            told: Told::default(),
             bag: Mutex::default(),
         })
     }
@@ -510,6 +513,7 @@ impl Node {
                 self.world
                     .ledger()
                     .session_over(self.at, session, success, interrupted);
+                self.told.end(session);
                 let over = lock(&self.core).sessions.remove(&session);
                 over.expect("a command is told its end once").1.send_replace(true);
             }
@@ -524,6 +528,7 @@ impl Node {
         let (over, receiver) = watch::channel(false);
         lock(&self.core).sessions.insert(id, (number, over));
         self.world.ledger().opened(self.at, id, &session.targets);
+        self.told.begin(id);
         let options = SessionOptions {
             mode: SessionMode::Build,
             keep_going: session.keep_going,
@@ -575,6 +580,7 @@ impl Node {
                 .texts
                 .insert(plan.jobs[job].drv.clone(), plan.jobs[job].text.clone());
             let derivations = vec![self.derivation_of(job)];
+            self.told.tell(session.0, &derivations[0]);
             self.event(Event::Instantiated { session, derivations });
             let pause = self.world.dice().between(0, 20);
             self.sleep(pause).await;

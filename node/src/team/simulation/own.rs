@@ -1,4 +1,4 @@
-//! Builds of a node's own coordinator on that node, step by step as `daemon/job` does them.
+//! Builds of a node's own coordinator on that node, in the daemon's own order of steps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,20 +10,82 @@ use tvix_node_protocol::build::{BuildLimits, BuildOptions, BuildRecord};
 use tvix_node_protocol::messages;
 use tvix_node_store::Audience;
 
-use super::super::together::{Ended, Heard, OwnBegin, Owned, SharedBuild, work_key};
+use super::super::own_steps::{self, OwnWork};
+use super::super::together::{Ended, Heard, Owned, SharedBuild, work_key};
 use super::super::votes::Standing;
-use super::building::{contents, failure};
+use super::building::contents;
 use super::ledger::{Content, End, Whose};
 use super::node::Node;
 use super::plan::Job;
 use super::world::lock;
 
-/// What came of a build that succeeded.
-enum Kept {
-    /// It is in the store. Without the record: a name has had another tree already.
-    Registered(Option<Box<BuildRecord>>),
-    /// Others have to say the same.
-    Vote,
+/// One build of a command.
+struct OwnJob<'a> {
+    node: &'a Arc<Node>,
+    build: BuildId,
+    number: usize,
+}
+
+impl OwnWork for OwnJob<'_> {
+    type Built = (BTreeMap<String, BuiltPath>, Delivery);
+    type Failure = BuildFailure;
+
+    async fn follow(&mut self, other: &SharedBuild) -> Result<Option<Self::Built>, BuildFailure> {
+        self.node.world.ledger().count("own builds joined");
+        self.node.event(Event::BuildStarted { build: self.build });
+        let mut following = other.follow();
+        let ended = loop {
+            if let Heard::Over(ended) = following.next().await {
+                break ended;
+            }
+        };
+        match &*ended {
+            Ended::Built { accepted: true, .. } => Ok(Some((self.built(), Delivery::OwnStore))),
+            Ended::Failed(failure) if failure.kind == messages::FailureKind::Build => {
+                Err(failed(FailureKind::Builder, &failure.message))
+            }
+            Ended::Built { .. } | Ended::Failed(_) | Ended::Refused(_) => Ok(None),
+        }
+    }
+
+    async fn here_meanwhile(&mut self) -> Option<Self::Built> {
+        if !self.node.has_all(self.job()) {
+            return None;
+        }
+        self.node.world.ledger().count("own builds found done");
+        self.node.event(Event::BuildStarted { build: self.build });
+        Some((self.built(), Delivery::OwnStore))
+    }
+
+    async fn carry_out(self, owned: &Owned) -> Result<(Self::Built, Option<Box<BuildRecord>>), BuildFailure> {
+        let (delivery, record) = self.node.perform_own(self.build, self.number, owned).await?;
+        Ok(((self.built(), delivery), record))
+    }
+
+    fn cancelled() -> BuildFailure {
+        failed(FailureKind::Cancelled, "cancelled")
+    }
+
+    fn told(failure: &BuildFailure) -> Option<messages::BuildFailure> {
+        let told = || super::building::failure(messages::FailureKind::Build, &failure.error);
+        (failure.kind == FailureKind::Builder).then(told)
+    }
+}
+
+impl OwnJob<'_> {
+    fn job(&self) -> &Job {
+        &self.node.world.plan.jobs[self.number]
+    }
+
+    /// What a coordinator is told of a job that is built.
+    fn built(&self) -> BTreeMap<String, BuiltPath> {
+        let job = self.job();
+        let built = job.outputs.iter().map(|(name, path)| {
+            let (path, nar_size) = (path.clone(), job.size);
+            (name.clone(), BuiltPath { path, nar_size })
+        });
+        built.collect()
+    }
 }
 
 impl Node {
@@ -53,81 +115,13 @@ impl Node {
         let job = &self.world.plan.jobs[number];
         let inputs = self.inputs_here(number);
         let key = work_key(derivation, &inputs, &job.outputs, BuildOptions { cores: 0 }).unwrap();
-        let owned = loop {
-            match self
-                .building
-                .begin_own(key, BuildLimits::NONE, &Audience::Everyone)
-            {
-                OwnBegin::Begun(owned) => break owned,
-                OwnBegin::Joined(other) => {
-                    self.world.ledger().count("own builds joined");
-                    let joined = self.join(build, &other.build);
-                    let Some(joined) = cancel.run_until_cancelled(joined).await else {
-                        return Err(failed(FailureKind::Cancelled, "cancelled"));
-                    };
-                    if joined? {
-                        return Ok((self.built(job), Delivery::OwnStore));
-                    }
-                }
-            }
+        let own = OwnJob {
+            node: self,
+            build,
+            number,
         };
-        if self.has_all(job) {
-            self.world.ledger().count("own builds found done");
-            self.event(Event::BuildStarted { build });
-            return Ok((self.built(job), Delivery::OwnStore));
-        }
-        let kept = {
-            let performing = self.perform_own(build, number, &owned);
-            tokio::pin!(performing);
-            tokio::select! {
-                biased;
-                kept = &mut performing => kept,
-                () = cancel.cancelled() => {
-                    owned.abandon();
-                    performing.await
-                }
-            }
-        };
-        match kept {
-            Ok(Kept::Registered(record)) => {
-                if let Some(record) = record {
-                    owned.end(Ended::Built {
-                        record,
-                        accepted: true,
-                        aside: vec![],
-                    });
-                }
-                Ok((self.built(job), Delivery::OwnStore))
-            }
-            Ok(Kept::Vote) => Ok((self.built(job), Delivery::Vote)),
-            Err(error) => {
-                // It would fail for everybody. Of anything else others find out for themselves.
-                if error.kind == FailureKind::Builder {
-                    let told = failure(messages::FailureKind::Build, &error.error);
-                    owned.end(Ended::Failed(told));
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Waits for the build of the same work for another, or for an earlier command. Whether it has made what is wanted;
-    /// if not, it says nothing about this one.
-    async fn join(self: &Arc<Self>, build: BuildId, other: &SharedBuild) -> Result<bool, BuildFailure> {
-        self.event(Event::BuildStarted { build });
-        let mut following = other.follow();
-        let ended = loop {
-            if let Heard::Over(ended) = following.next().await {
-                break ended;
-            }
-        };
-        match &*ended {
-            Ended::Built { accepted: true, .. } => Ok(true),
-            Ended::Failed(failure) if failure.kind == messages::FailureKind::Build => {
-                Err(failed(FailureKind::Builder, &failure.message))
-            }
-            Ended::Built { .. } | Ended::Failed(_) | Ended::Refused(_) => Ok(false),
-        }
+        let shared = (key, BuildLimits::NONE, &Audience::Everyone);
+        own_steps::build(own, &self.building, shared, cancel, &CancellationToken::new()).await
     }
 
     async fn perform_own(
@@ -135,7 +129,7 @@ impl Node {
         build: BuildId,
         number: usize,
         owned: &Owned,
-    ) -> Result<Kept, BuildFailure> {
+    ) -> Result<(Delivery, Option<Box<BuildRecord>>), BuildFailure> {
         let job = &self.world.plan.jobs[number];
         let inputs = self.inputs_here(number);
         let noted = self
@@ -179,11 +173,11 @@ impl Node {
                             .is_some_and(|info| info.tree == output.tree)
                     })
                 };
-                Ok(Kept::Registered(lies_here.then(|| Box::new(record))))
+                Ok((Delivery::OwnStore, lies_here.then(|| Box::new(record))))
             }
             Standing::Vote => {
                 self.world.ledger().build_ends(noted, End::Vote);
-                Ok(Kept::Vote)
+                Ok((Delivery::Vote, None))
             }
             Standing::Disagreed(why) => {
                 self.world.ledger().build_ends(noted, End::Failed);
@@ -199,15 +193,6 @@ impl Node {
     fn has_all(&self, job: &Job) -> bool {
         let disk = lock(&self.world.disks[self.at]);
         job.outputs.values().all(|path| disk.paths.contains_key(path))
-    }
-
-    /// What a coordinator is told of a job that is built.
-    fn built(&self, job: &Job) -> BTreeMap<String, BuiltPath> {
-        let built = job.outputs.iter().map(|(name, path)| {
-            let (path, nar_size) = (path.clone(), job.size);
-            (name.clone(), BuiltPath { path, nar_size })
-        });
-        built.collect()
     }
 }
 

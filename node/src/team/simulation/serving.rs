@@ -1,4 +1,4 @@
-//! Builds that a node does for others, step by step as `team/serve` does them.
+//! Builds that a node does for others, in the daemon's own order of steps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 use tvix_node_coordinator::Event;
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildRecord, BuildRequest, RequestHash};
+use tvix_node_protocol::build::{BuildLimits, BuildRecord, BuildRequest, RequestHash, SwarmId};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{self, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation};
@@ -14,38 +14,17 @@ use tvix_node_protocol::path_info::PathInfo;
 
 use super::super::answer::made_out;
 use super::super::fetch::Keep;
-use super::super::inputs::{Known, check_closure_of, check_references, judge_missing, refusal};
-use super::super::limits::{SLOT_PATIENCE, TURNED_AWAY};
+use super::super::inputs::{Known, check_closure_of, judge_missing, known_here, not_brought, refusal};
+use super::super::limits::SLOT_PATIENCE;
 use super::super::policy::opened;
-use super::super::together::{Ended, Heard, Progress, SharedBuild, work_key};
+use super::super::steps::{self, Order, Step, Workshop};
+use super::super::together::{Ended, Heard, SharedBuild, SharedBuilds, work_key};
 use super::super::votes::Standing;
 use super::building::{Frame, HEARTBEAT, contents, failure};
 use super::ledger::{Content, End, Whose};
 use super::node::Node;
 use super::world::lock;
 use crate::daemon::depot::DepotError;
-
-/// A request that is seen through.
-struct Order {
-    request: BuildRequest,
-    hash: RequestHash,
-    /// Who signed it.
-    requester: usize,
-    outputs: BTreeMap<String, StorePath>,
-    direct: BTreeSet<StorePath>,
-}
-
-impl Order {
-    /// By which it is shared with others; none: with nobody.
-    fn key(&self) -> Option<BuildKey> {
-        let request = &self.request;
-        if request.fresh {
-            return None;
-        }
-        let (derivation, inputs) = (&request.derivation, &request.inputs);
-        work_key(derivation, inputs, &self.outputs, request.options)
-    }
-}
 
 /// What this node knows of a build that several may wait for.
 #[derive(Clone, Copy)]
@@ -133,12 +112,12 @@ impl Node {
         if self.world.plan.machines[self.at].slots == 0 {
             return Err(refusal(RefusalReason::Unsupported, "this node builds nothing"));
         }
-        let (outputs, direct) = self.derivation(request.requester, &request.derivation).await?;
+        let (derivation, outputs, direct) = self.derivation(request.requester, &request.derivation).await?;
         if request.outputs.iter().any(|output| !outputs.contains_key(output)) {
             return Err(refusal(RefusalReason::Structure, "no such output"));
         }
         if !request.fresh
-            && let Some(record) = self.built_before(&request, &outputs)
+            && let Some(record) = self.built_before(&request, &outputs).await
         {
             self.world.ledger().count("answered from an earlier build");
             frames.send(Frame::Accepted).ok();
@@ -149,52 +128,12 @@ impl Node {
         let order = Arc::new(Order {
             request,
             hash,
-            requester,
+            derivation,
             outputs,
             direct,
+            limits: BuildLimits::NONE,
         });
-        let (mut waiting, mut begun) =
-            self.building
-                .join(self.world.plan.swarm, order.key(), BuildLimits::NONE);
-        let mut turned_away = 0;
-        loop {
-            if begun {
-                let by = Begun {
-                    by: requester,
-                    noted: None,
-                };
-                lock(&self.begun).insert(name_of(&waiting.build), by);
-                let (node, build, order) = (Arc::clone(self), Arc::clone(&waiting.build), Arc::clone(&order));
-                self.spawn(async move { node.build_for_all(build, order).await });
-            } else {
-                self.world.ledger().count("builds joined");
-            }
-            let progress = loop {
-                let mut changes = waiting.build.changes();
-                changes.mark_unchanged();
-                match waiting.build.progress() {
-                    Progress::Preparing => drop(changes.changed().await),
-                    progress => break progress,
-                }
-            };
-            if !begun && progress.is_for_another() {
-                self.world.ledger().turned_away(hash.0);
-                turned_away += 1;
-                let key = order.key().filter(|_| turned_away < TURNED_AWAY);
-                (waiting, begun) = self.building.join(self.world.plan.swarm, key, BuildLimits::NONE);
-                continue;
-            }
-            if let Progress::Over(ended) = &progress
-                && let Ended::Refused(refusal) = &**ended
-            {
-                if refusal.reason != RefusalReason::Busy {
-                    let begun = lock(&self.begun)[&name_of(&waiting.build)];
-                    self.world.ledger().refused_for(self.at, requester, begun.by);
-                }
-                return Err(refusal.clone());
-            }
-            break;
-        }
+        let waiting = steps::join(self, &order).await?;
         frames.send(Frame::Accepted).ok();
         let mut following = waiting.build.follow();
         let ended = loop {
@@ -239,7 +178,7 @@ impl Node {
         &self,
         requester: NodeKey,
         root: &StorePath,
-    ) -> Result<(BTreeMap<String, StorePath>, BTreeSet<StorePath>), Refusal> {
+    ) -> Result<(Derivation, BTreeMap<String, StorePath>, BTreeSet<StorePath>), Refusal> {
         let from = self.world.number(requester).unwrap();
         let mut read: HashMap<StorePath, Derivation> = HashMap::new();
         let mut frontier = vec![root.clone()];
@@ -285,17 +224,45 @@ impl Node {
             .derivations
             .direct_inputs(&derivation)
             .map_err(|error| bad(error.into()))?;
-        Ok(((*checked.outputs).clone(), direct))
+        Ok((derivation, (*checked.outputs).clone(), direct))
     }
 
-    /// The record of an earlier build of the same work by this node, whose outputs are here.
-    fn built_before(
+    /// A slot that nothing of this node wants.
+    fn lend(self: &Arc<Self>) -> Option<Lent> {
+        let count = {
+            let mut core = lock(&self.core);
+            if core.coordinator.free_slots() == 0 {
+                return None;
+            }
+            core.lent += 1;
+            core.lent
+        };
+        self.event(Event::SlotsLent { count });
+        Some(Lent(Arc::clone(self)))
+    }
+}
+
+impl Workshop for Node {
+    type Ready = Lent;
+
+    fn team(&self) -> SwarmId {
+        self.world.plan.swarm
+    }
+
+    fn building(&self) -> &Arc<SharedBuilds> {
+        &self.building
+    }
+
+    fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.world.executor.spawn(self.group, task);
+    }
+
+    async fn built_before(
         &self,
         request: &BuildRequest,
         outputs: &BTreeMap<String, StorePath>,
     ) -> Option<BuildRecord> {
-        let all = work_key(&request.derivation, &request.inputs, outputs, request.options)?;
-        let keys = [request.build_key().ok()?, all];
+        let keys = Order::earlier_keys(request, outputs)?;
         let disk = lock(&self.world.disks[self.at]);
         let known = keys.iter().filter_map(|key| disk.by_key.get(key)).flatten();
         let own = known.filter(|record| record.signer == self.key);
@@ -309,49 +276,80 @@ impl Node {
         })
     }
 
-    async fn build_for_all(self: Arc<Self>, build: Arc<SharedBuild>, order: Arc<Order>) {
-        let ended = self.build_and_keep(&build, &order).await;
-        self.building.end(&build);
-        build.set(Progress::Over(Arc::new(ended)));
+    async fn gather(self: &Arc<Self>, order: &Order) -> Result<(Lent, bool), Refusal> {
+        let request = &order.request;
+        check_closure_of(&request.inputs, &order.direct)?;
+        let mut known: BTreeMap<StorePath, Known> = BTreeMap::new();
+        let mut missing = vec![];
+        {
+            let disk = lock(&self.world.disks[self.at]);
+            for input in &request.inputs {
+                match disk.paths.get(&input.path) {
+                    Some(info) if info.tree == input.tree => {
+                        let here = known_here(&self.derivations, input, info.clone())?;
+                        known.insert(input.path.clone(), here);
+                    }
+                    other => missing.push((input, other.is_some())),
+                }
+            }
+        }
+        if !missing.is_empty() {
+            judge_missing(
+                self.as_ref(),
+                &self.derivations,
+                request.requester,
+                missing,
+                &mut known,
+            )
+            .await?;
+            let coming = known.iter().filter_map(|(path, known)| match known {
+                Known::Coming(item) => Some((path.clone(), item.clone())),
+                Known::Here(_) => None,
+            });
+            let asked_by = self.world.number(request.requester);
+            let brought = self.bring_all(coming.collect(), asked_by).await;
+            brought.map_err(not_brought)?;
+        }
+        let accepted = {
+            let disk = lock(&self.world.disks[self.at]);
+            known.iter().all(|(path, known)| match known {
+                Known::Here(_) => true,
+                Known::Coming(item) => {
+                    !matches!(item.keep, Keep::Aside)
+                        || disk
+                            .paths
+                            .get(path)
+                            .is_some_and(|here| here.tree == item.info.tree)
+                }
+            })
+        };
+        self.world
+            .ledger()
+            .inputs_judged(self.at, &contents(&request.inputs), accepted);
+        let until = self.world.now() + u64::try_from(SLOT_PATIENCE.as_millis()).unwrap();
+        loop {
+            if let Some(slot) = self.lend() {
+                return Ok((slot, accepted));
+            }
+            if self.world.now() >= until {
+                return Err(refusal(
+                    RefusalReason::Busy,
+                    "all slots of this builder are in use",
+                ));
+            }
+            self.sleep(50).await;
+        }
     }
 
-    async fn build_and_keep(self: &Arc<Self>, build: &Arc<SharedBuild>, order: &Order) -> Ended {
-        let limits = order.request.limits;
-        if let Some(own) = order
-            .key()
-            .and_then(|key| self.building.join_own(self.world.plan.swarm, key, limits))
-            && let Some(ended) = self.follow_own(build, &own.build).await
-        {
-            return ended;
-        }
-        let gathered = tokio::select! {
-            biased;
-            gathered = self.gather(&order.request, &order.direct) => gathered,
-            () = build.cancel.cancelled() => Err(refusal(RefusalReason::Busy, "nobody waits for it any more")),
-        };
-        let (accepted, slot) = match gathered {
-            Ok(gathered) => gathered,
-            Err(refusal) => return Ended::Refused(refusal),
-        };
-        let key = if accepted { order.key() } else { None };
-        if let Some(own) = self
-            .building
-            .join_own_or_run(self.world.plan.swarm, key, limits, build, !accepted)
-            && let Some(ended) = self.follow_own(build, &own.build).await
-        {
-            return ended;
-        }
+    async fn carry_out(
+        self: &Arc<Self>,
+        build: &Arc<SharedBuild>,
+        order: &Order,
+        slot: Lent,
+        accepted: bool,
+    ) -> Ended {
         let request = &order.request;
-        if key.is_some()
-            && let Some(record) = self.built_before(request, &order.outputs)
-        {
-            self.world.ledger().count("found done when a slot was free");
-            return Ended::Built {
-                record: Box::new(record),
-                accepted: true,
-                aside: vec![],
-            };
-        }
+        let requester = self.world.number(request.requester).unwrap();
         let Some(number) = self.world.jobs.get(&request.derivation).copied() else {
             panic!(
                 "UNTRUSTED: machine {} builds {}, whose output paths are false",
@@ -364,7 +362,7 @@ impl Node {
             number,
             inputs.clone(),
             Whose::Requester {
-                by: order.requester,
+                by: requester,
                 request: order.hash.0,
                 alone: !accepted,
             },
@@ -407,6 +405,7 @@ impl Node {
             .collect();
         self.world.ledger().build_makes(noted, &made);
         let counts = accepted && self.standing(&record, &envelope) == Standing::Counts;
+        self.syncs().await;
         let differs = {
             let disk = lock(&self.world.disks[self.at]);
             let mut infos = infos.values();
@@ -419,7 +418,7 @@ impl Node {
         let infos: Vec<PathInfo> = infos.into_values().collect();
         let record = Box::new(record);
         let ended = if counts && !differs {
-            self.register(infos, Some(&envelope)).await;
+            self.commit(infos, Some(&envelope), None);
             self.world.ledger().build_ends(noted, End::Kept);
             Ended::Built {
                 record,
@@ -440,95 +439,32 @@ impl Node {
         ended
     }
 
-    /// Takes part in the build of the own command.
-    async fn follow_own(&self, build: &SharedBuild, own: &SharedBuild) -> Option<Ended> {
-        self.world.ledger().count("own builds followed for others");
-        build.follow_own(own).await
-    }
-
-    /// The inputs of a build for another, and a slot. Whether this node accepts them all.
-    async fn gather(
-        self: &Arc<Self>,
-        request: &BuildRequest,
-        direct: &BTreeSet<StorePath>,
-    ) -> Result<(bool, Lent), Refusal> {
-        check_closure_of(&request.inputs, direct)?;
-        let mut known: BTreeMap<StorePath, Known> = BTreeMap::new();
-        let mut missing = vec![];
-        {
-            let disk = lock(&self.world.disks[self.at]);
-            for input in &request.inputs {
-                match disk.paths.get(&input.path) {
-                    Some(info) if info.tree == input.tree => {
-                        check_references(input, info)?;
-                        known.insert(input.path.clone(), Known::Here(info.clone()));
-                    }
-                    other => missing.push((input, other.is_some())),
-                }
+    fn noted(&self, order: &Order, build: &Arc<SharedBuild>, step: Step<'_>) {
+        let requester = self.world.number(order.request.requester).unwrap();
+        let mut ledger = self.world.ledger();
+        match step {
+            Step::Begun => {
+                let begun = Begun {
+                    by: requester,
+                    noted: None,
+                };
+                lock(&self.begun).insert(name_of(build), begun);
             }
+            Step::Joined => ledger.count("builds joined"),
+            Step::TurnedAway => ledger.turned_away(order.hash.0),
+            Step::Refused(refusal) if refusal.reason != RefusalReason::Busy => {
+                let begun = lock(&self.begun)[&name_of(build)];
+                ledger.refused_for(self.at, requester, begun.by);
+            }
+            Step::Refused(_) => {}
+            Step::FollowsOwn => ledger.count("own builds followed for others"),
+            Step::FoundDone => ledger.count("found done when a slot was free"),
         }
-        if !missing.is_empty() {
-            judge_missing(
-                self.as_ref(),
-                &self.derivations,
-                request.requester,
-                missing,
-                &mut known,
-            )
-            .await?;
-            let coming = known.iter().filter_map(|(path, known)| match known {
-                Known::Coming(item) => Some((path.clone(), item.clone())),
-                Known::Here(_) => None,
-            });
-            let asked_by = self.world.number(request.requester);
-            let brought = self.bring_all(coming.collect(), asked_by).await;
-            brought.map_err(|error| refusal(RefusalReason::InputMissing, error))?;
-        }
-        let accepted = {
-            let disk = lock(&self.world.disks[self.at]);
-            known.iter().all(|(path, known)| match known {
-                Known::Here(_) => true,
-                Known::Coming(item) => {
-                    !matches!(item.keep, Keep::Aside)
-                        || disk
-                            .paths
-                            .get(path)
-                            .is_some_and(|here| here.tree == item.info.tree)
-                }
-            })
-        };
-        let until = self.world.now() + u64::try_from(SLOT_PATIENCE.as_millis()).unwrap();
-        loop {
-            if let Some(slot) = self.lend() {
-                return Ok((accepted, slot));
-            }
-            if self.world.now() >= until {
-                return Err(refusal(
-                    RefusalReason::Busy,
-                    "all slots of this builder are in use",
-                ));
-            }
-            self.sleep(50).await;
-        }
-    }
-
-    /// A slot that nothing of this node wants.
-    fn lend(self: &Arc<Self>) -> Option<Lent> {
-        let count = {
-            let mut core = lock(&self.core);
-            if core.coordinator.free_slots() == 0 {
-                return None;
-            }
-            core.lent += 1;
-            core.lent
-        };
-        self.event(Event::SlotsLent { count });
-        Some(Lent(Arc::clone(self)))
     }
 }
 
 /// A slot that is lent. It comes back.
-struct Lent(Arc<Node>);
+pub struct Lent(Arc<Node>);
 
 impl Drop for Lent {
     fn drop(&mut self) {

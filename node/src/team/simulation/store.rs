@@ -11,14 +11,17 @@ use tvix_node_protocol::messages::{Claim, Shown};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, Region};
 use tvix_node_protocol::tree::TreeDigest;
+use tvix_node_store::AddError;
 use tvix_node_swarm::presence::{Offer, claimed};
 
-use super::super::evidence::{Evidence as _, Remote, ShownPaths, Surroundings, names};
-use super::super::fetch::{Item, Keep};
+use super::super::evidence::{Evidence as _, NamedBy, Remote, ShownPaths, Surroundings, names};
+use super::super::fetch::{FetchFailure, Item, Keep};
 use super::super::policy::{Grounds, opened};
 use super::super::presence::believed_elsewhere;
 use super::node::Node;
+use super::plan::nar_hash;
 use super::world::{Disk, lock};
+use crate::daemon::depot::DepotError;
 
 /// Members that keep the records of a region.
 const KEEPERS: usize = 3;
@@ -63,6 +66,11 @@ impl Disk {
     }
 }
 
+fn not_stored(path: StorePath, error: AddError) -> FetchFailure {
+    let source = DepotError::Add(error);
+    FetchFailure::Store { path, source }
+}
+
 impl Surroundings for Node {
     fn grounds(&self) -> Grounds {
         Grounds {
@@ -83,6 +91,15 @@ impl Surroundings for Node {
 
     fn remembered(&self) -> &ShownPaths {
         &self.shown
+    }
+
+    fn named_by(&self, path: &StorePath) -> Option<NamedBy> {
+        self.told.named_by(path)
+    }
+
+    async fn content_address(&self, _: &StorePath) -> Option<String> {
+        // No output is fixed here.
+        None
     }
 
     async fn ask_paths(&self, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<Option<Shown>>, String> {
@@ -450,6 +467,7 @@ impl Node {
         let first = providers.first().copied().unwrap_or(self.key);
         if let Err(error) = self.ensure(std::slice::from_ref(&path), &providers).await {
             self.world.ledger().not_fetched(self.at, &path);
+            let error = error.to_string();
             return Event::FetchFailed { fetch, error };
         }
         let from = Source::Peer(first);
@@ -468,8 +486,13 @@ impl Node {
     }
 
     /// Brings these paths and everything they refer to here.
-    pub async fn ensure(self: &Arc<Self>, roots: &[StorePath], providers: &[NodeKey]) -> Result<(), String> {
-        let survey = self.survey(roots, providers).await?;
+    pub async fn ensure(
+        self: &Arc<Self>,
+        roots: &[StorePath],
+        providers: &[NodeKey],
+    ) -> Result<(), FetchFailure> {
+        let survey = self.survey(roots, providers).await;
+        let survey = survey.map_err(FetchFailure::NotToBeHad)?;
         let items = survey.there.into_iter().map(|(path, remote)| {
             let Remote {
                 shown,
@@ -505,21 +528,17 @@ impl Node {
         self: &Arc<Self>,
         mut items: BTreeMap<StorePath, Item>,
         asked_by: Option<usize>,
-    ) -> Result<(), String> {
+    ) -> Result<(), FetchFailure> {
         while !items.is_empty() {
             let ready = items.iter().find(|(path, item)| {
                 let mut references = item.info.references.iter();
                 references.all(|other| other == *path || !items.contains_key(other))
             });
             let Some(path) = ready.map(|(path, _)| path.clone()) else {
-                return Err("references go in a circle".to_owned());
+                return Err(FetchFailure::NotToBeHad("references go in a circle".to_owned()));
             };
             let Some(item) = items.remove(&path) else { continue };
-            let here = lock(&self.world.disks[self.at])
-                .paths
-                .get(&path)
-                .map(|info| info.tree);
-            if here == Some(item.info.tree) {
+            if self.tree_of(&path) == Some(item.info.tree) {
                 continue;
             }
             if let Err(error) = self.bring(&item.info, &item.providers).await {
@@ -529,6 +548,17 @@ impl Node {
             match item.keep {
                 Keep::Accepted { record } => {
                     self.syncs().await;
+                    let here = self.tree_of(&path);
+                    let offered = item.info.tree;
+                    if let Some(have) = here.filter(|have| *have != offered) {
+                        self.world.ledger().count("names taken meanwhile");
+                        let source = AddError::Conflict {
+                            path: path.clone(),
+                            have,
+                            offered,
+                        };
+                        return Err(not_stored(path, source));
+                    }
                     self.commit(vec![item.info], record.as_ref(), asked_by);
                 }
                 Keep::Aside => self.keep_aside(vec![item.info]).await,
@@ -538,7 +568,7 @@ impl Node {
     }
 
     /// Fetches the tree of a path, every byte checked against its digest, and the whole against what is known.
-    pub async fn bring(self: &Arc<Self>, info: &PathInfo, providers: &[NodeKey]) -> Result<(), String> {
+    pub async fn bring(self: &Arc<Self>, info: &PathInfo, providers: &[NodeKey]) -> Result<(), FetchFailure> {
         for provider in providers {
             let Some(to) = self.world.number(*provider) else {
                 continue;
@@ -558,11 +588,25 @@ impl Node {
             self.sleep(1 + info.nar_size / 50_000).await;
             if !self.world.fits(info) {
                 self.world.ledger().count("false infos found out");
-                return Err(format!("{} is not what it is said to be", info.path));
+                let path = info.path.clone();
+                let source = AddError::Archive {
+                    path: path.clone(),
+                    hash: info.nar_hash,
+                    size: info.nar_size,
+                    computed: nar_hash(info.tree),
+                    computed_size: self.world.tree(info.tree).map_or(0, |tree| tree.size),
+                };
+                return Err(not_stored(path, source));
             }
             return Ok(());
         }
-        Err(format!("nobody gives {}", info.path))
+        Err(FetchFailure::NotToBeHad(format!("nobody gives {}", info.path)))
+    }
+
+    /// What has this name here.
+    fn tree_of(&self, path: &StorePath) -> Option<TreeDigest> {
+        let disk = lock(&self.world.disks[self.at]);
+        disk.paths.get(path).map(|info| info.tree)
     }
 
     /// Makes paths part of the store. Durable, and in sight, once this is over.
@@ -571,7 +615,7 @@ impl Node {
         self.commit(infos, record, None);
     }
 
-    async fn syncs(&self) {
+    pub async fn syncs(&self) {
         let syncing = self.world.dice().between(1, 4);
         self.sleep(syncing).await;
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildKey;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::tree::TreeDigest;
 use tvix_node_swarm::gate::NonceBook;
@@ -145,10 +146,12 @@ impl World {
     /// Whether an info says of a tree what is in it. The store finds out when it hashes what came.
     pub fn fits(&self, info: &PathInfo) -> bool {
         let tree = self.tree(info.tree);
+        let content = CAHash::Nar(NixHash::Sha256(nar_hash(info.tree).0)).to_nix_string();
         tree.is_some_and(|tree| {
             tree.references == info.references
                 && tree.size == info.nar_size
                 && nar_hash(info.tree) == info.nar_hash
+                && info.ca.as_ref().is_none_or(|ca| *ca == content)
         })
     }
 

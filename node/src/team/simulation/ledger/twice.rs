@@ -498,6 +498,21 @@ impl Ledger {
         *self.turned_away.entry(request).or_default() += 1;
     }
 
+    /// A builder has come to what it builds from for another. `accepted`: it takes all of that for true, for everybody.
+    pub fn inputs_judged(&mut self, machine: usize, inputs: &[Content], accepted: bool) {
+        let other = inputs.iter().find(|input| !self.holds(machine, input));
+        assert_eq!(
+            other.is_none(),
+            accepted,
+            "UNTRUSTED: machine {machine} takes the inputs of a build for {}, and {other:?} is not what it holds itself",
+            if accepted {
+                "true"
+            } else {
+                "one member's word alone"
+            }
+        );
+    }
+
     /// A builder begins.
     pub fn build_begins(&mut self, machine: usize, job: usize, inputs: Vec<Content>, whose: Whose) -> usize {
         assert!(self.plan.machines[machine].nature == Nature::Honest);
@@ -528,14 +543,30 @@ impl Ledger {
                 _ if other.inputs != inputs => Reason::OtherInputs,
                 End::Failed => Reason::Failed,
                 End::Vote => Reason::Rule,
-                End::Running if is_alone(other.whose) || is_alone(whose) => Reason::ForOne,
+                End::Running if is_alone(other.whose) || is_alone(whose) => {
+                    assert!(
+                        !self.is_honest_twice(other.whose, whose),
+                        "TWICE: machine {machine} runs two builds of {drv} for one: {:?} and {whose:?}",
+                        other.whose
+                    );
+                    Reason::ForOne
+                }
                 End::Running if was_turned_away(other.whose) || was_turned_away(whose) => Reason::TurnedAway,
                 End::Running => panic!(
                     "TWICE: machine {machine} runs two builds of {drv} of the same inputs: {:?} and {whose:?}",
                     other.whose
                 ),
+                End::Aside if is_alone(other.whose) => Reason::ForOne,
                 End::Aside if plan.jobs[job].restless => Reason::Restless,
-                End::Aside => Reason::ForOne,
+                // What it builds itself does not count by its own rule.
+                End::Aside if plan.machines[machine].rule != Rule::Roster => Reason::Rule,
+                End::Aside if other.made.iter().any(|made| self.holds_another(machine, made)) => {
+                    Reason::NameTaken
+                }
+                End::Aside => panic!(
+                    "TWICE: machine {machine} builds {drv} again, which it has kept for one alone: {:?} and {whose:?}",
+                    other.whose
+                ),
                 End::Kept if !holds_all => Reason::Failed,
                 // Of two trees the name keeps the first.
                 End::Kept if !other.made.iter().all(|made| self.holds(machine, made)) => Reason::NameTaken,
@@ -561,6 +592,16 @@ impl Ledger {
             end: End::Running,
         });
         self.builds.len() - 1
+    }
+
+    /// Whether both are for one and the same honest machine alone.
+    fn is_honest_twice(&self, one: Whose, other: Whose) -> bool {
+        let alone = |whose: Whose| match whose {
+            Whose::Requester { by, alone: true, .. } => Some(by),
+            _ => None,
+        };
+        let honest = |by: usize| self.plan.machines[by].nature == Nature::Honest;
+        alone(one).is_some_and(|by| alone(other) == Some(by) && honest(by))
     }
 
     /// What a build made is given to one who had asked for it.

@@ -1,0 +1,262 @@
+use super::*;
+
+use std::sync::Arc;
+
+use tvix_node_protocol::envelope::NodeSecret;
+use tvix_node_protocol::nix::hash::{CAHash, NixHash};
+use tvix_node_protocol::nix::store_path::build_ca_path;
+use tvix_node_protocol::path_info::NarHash;
+use tvix_node_protocol::roster::{Founder, Genesis};
+use tvix_node_protocol::tree::TreeDigest;
+use tvix_node_protocol::trust::TrustPolicy;
+use tvix_node_swarm::roster::Roster;
+
+fn key(number: u8) -> NodeKey {
+    NodeSecret::from_bytes(&[number; 32]).key()
+}
+
+/// Member 1 lies, member 2 does not; both have every role, so the word of both counts.
+const LIAR: u8 = 1;
+const HONEST: u8 = 2;
+
+struct Team {
+    grounds: Grounds,
+    shown: BTreeMap<(NodeKey, StorePath), Shown>,
+    named: BTreeMap<StorePath, NamedBy>,
+    fixed: BTreeMap<StorePath, String>,
+    remembered: ShownPaths,
+}
+
+impl Team {
+    fn new(shown: &[(u8, PathInfo)], named: &[(&StorePath, NamedBy)]) -> Self {
+        let founder = |number: u8| Founder {
+            key: key(number),
+            name: format!("member-{number}"),
+        };
+        let mut founders = vec![founder(LIAR), founder(HONEST)];
+        founders.sort_by_key(|founder| founder.key);
+        let roster = Roster::new(Genesis {
+            name: "team".into(),
+            founders,
+            threshold: 1,
+            salt: [0; 32],
+        })
+        .unwrap();
+        let shown = shown.iter().cloned().map(|(peer, info)| {
+            let record = None;
+            ((key(peer), info.path.clone()), Shown { info, record })
+        });
+        Self {
+            grounds: Grounds {
+                members: vec![Arc::new(roster.members(0))],
+                policy: Arc::new(TrustPolicy::default()),
+                me: key(9),
+            },
+            shown: shown.collect(),
+            named: named.iter().map(|(path, by)| ((*path).clone(), *by)).collect(),
+            fixed: BTreeMap::new(),
+            remembered: ShownPaths::default(),
+        }
+    }
+}
+
+impl Surroundings for Team {
+    fn grounds(&self) -> Grounds {
+        self.grounds.clone()
+    }
+
+    fn me(&self) -> NodeKey {
+        self.grounds.me
+    }
+
+    fn connected(&self) -> BTreeSet<NodeKey> {
+        [key(LIAR), key(HONEST)].into()
+    }
+
+    fn remembered(&self) -> &ShownPaths {
+        &self.remembered
+    }
+
+    fn named_by(&self, path: &StorePath) -> Option<NamedBy> {
+        self.named.get(path).copied()
+    }
+
+    async fn content_address(&self, path: &StorePath) -> Option<String> {
+        self.fixed.get(path).cloned()
+    }
+
+    async fn ask_paths(&self, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<Option<Shown>>, String> {
+        let shown = paths
+            .iter()
+            .map(|path| self.shown.get(&(peer, path.clone())).cloned());
+        Ok(shown.collect())
+    }
+
+    async fn holders(&self, paths: &[StorePath]) -> BTreeMap<StorePath, Vec<NodeKey>> {
+        let holders = |path: &StorePath| {
+            let peers = [key(LIAR), key(HONEST)].into_iter();
+            peers
+                .filter(|peer| self.shown.contains_key(&(*peer, path.clone())))
+                .collect()
+        };
+        paths.iter().map(|path| (path.clone(), holders(path))).collect()
+    }
+
+    async fn held(&self, paths: &[StorePath]) -> Result<Vec<Option<PathInfo>>, String> {
+        Ok(vec![None; paths.len()])
+    }
+
+    async fn hidden(&self, _: &[StorePath]) -> Result<BTreeSet<StorePath>, String> {
+        Ok(BTreeSet::new())
+    }
+
+    async fn keep_signed(
+        &self,
+        _: Vec<StorePath>,
+        _: BTreeMap<StorePath, Vec<Envelope>>,
+    ) -> Result<Vec<(StorePath, Vec<BuildRecord>)>, String> {
+        Ok(vec![])
+    }
+}
+
+/// Without a content address.
+fn info(path: &StorePath, content: u8, references: &[&StorePath]) -> PathInfo {
+    PathInfo {
+        path: path.clone(),
+        tree: TreeDigest([content; 32]),
+        nar_hash: NarHash([content; 32]),
+        nar_size: 1,
+        references: references.iter().map(|path| (*path).clone()).collect(),
+        deriver: None,
+        ca: None,
+        origin: Origin::Built,
+        registered: 1,
+        signatures: vec![],
+    }
+}
+
+/// A source with this content, as those show it who have it.
+fn source(content: u8) -> PathInfo {
+    let ca = CAHash::Nar(NixHash::Sha256([content; 32]));
+    let path = build_ca_path("source", &ca, std::iter::empty(), false).unwrap();
+    PathInfo {
+        ca: Some(ca.to_nix_string()),
+        ..info(&path, content, &[])
+    }
+}
+
+fn output(number: u8) -> StorePath {
+    StorePath::from_parts([number; 20], "output").unwrap()
+}
+
+async fn tree_of(team: &Team, root: &StorePath, path: &StorePath) -> Result<(u8, Origin), String> {
+    let survey = team.survey(std::slice::from_ref(root), &[key(LIAR)]).await?;
+    let remote = &survey.there[path];
+    Ok((remote.shown.info.tree.0[0], remote.origin.clone()))
+}
+
+#[tokio::test]
+async fn a_source_that_an_output_refers_to_is_taken_by_its_name_and_on_nobody_s_word() {
+    let (root, source) = (output(1), source(7));
+    let path = source.path.clone();
+    let false_one = info(&path, 66, &[]);
+    let shown = [(LIAR, info(&root, 1, &[&path])), (LIAR, false_one)];
+    let known = [(&root, NamedBy::Derivation)];
+    let team = Team::new(&shown, &known);
+    let why = tree_of(&team, &root, &path).await.unwrap_err();
+    assert!(why.contains("no content address is shown"), "{why}");
+    // Whoever shows its content address is found, whether the derivation that reads it is known or not.
+    let all = [&shown[..], &[(HONEST, source)]].concat();
+    for known in [&known[..], &[known[0], (&path, NamedBy::Content)]] {
+        let team = Team::new(&all, known);
+        assert_eq!(tree_of(&team, &root, &path).await, Ok((7, Origin::Content)));
+    }
+}
+
+#[tokio::test]
+async fn what_sources_refer_to_is_taken_by_its_name() {
+    let (first, second) = (output(1), source(7));
+    let text = CAHash::Text([5; 32]);
+    let path = build_ca_path("text", &text, [&second.path], false).unwrap();
+    let text = PathInfo {
+        ca: Some(text.to_nix_string()),
+        ..info(&path, 5, &[&second.path])
+    };
+    let shown = [
+        (LIAR, info(&first, 1, &[&path])),
+        (LIAR, text),
+        (LIAR, info(&second.path, 66, &[])),
+        (HONEST, second.clone()),
+    ];
+    let team = Team::new(&shown, &[(&first, NamedBy::Derivation)]);
+    assert_eq!(
+        tree_of(&team, &first, &second.path).await,
+        Ok((7, Origin::Content))
+    );
+}
+
+#[tokio::test]
+async fn what_derivations_make_is_taken_on_a_word_with_what_it_refers_to() {
+    let (first, second) = (output(1), output(2));
+    let shown = [
+        (LIAR, info(&first, 1, &[&first, &second])),
+        (LIAR, info(&second, 2, &[])),
+    ];
+    let peer = key(LIAR);
+    let all = [(&first, NamedBy::Derivation), (&second, NamedBy::Derivation)];
+    // Of what no derivation here knows nothing can be told but what a member says.
+    for known in [&all[..], &[]] {
+        let team = Team::new(&shown, known);
+        let taken = tree_of(&team, &first, &second).await;
+        assert_eq!(taken, Ok((2, Origin::Peer { peer })), "{known:?}");
+    }
+    let team = Team::new(&shown, &all[..1]);
+    let why = tree_of(&team, &first, &second).await.unwrap_err();
+    assert!(why.contains("no content address is shown"), "{why}");
+}
+
+#[tokio::test]
+async fn nobody_s_word_is_enough_for_a_source_a_fixed_output_or_a_derivation() {
+    let source = source(7);
+    let derivation = StorePath::from_parts([3; 20], "hello.drv").unwrap();
+    let made = output(4);
+    let known = [(&source.path, NamedBy::Content), (&made, NamedBy::Derivation)];
+    let team = Team::new(&[], &known);
+    let judged = async |info: PathInfo| {
+        let shown = Shown { info, record: None };
+        let mut findings = Findings::default();
+        team.accept(key(LIAR), &shown, Word::Counts, &mut findings).await
+    };
+    for path in [&source.path, &derivation] {
+        let why = judged(info(path, 66, &[])).await.unwrap_err();
+        assert!(why.contains("no content address is shown"), "{why}");
+    }
+    // With another tree this fails when it comes.
+    assert_eq!(judged(source).await, Ok(Origin::Content));
+    let peer = key(LIAR);
+    assert_eq!(judged(info(&made, 1, &[])).await, Ok(Origin::Peer { peer }));
+}
+
+#[tokio::test]
+async fn a_content_address_that_was_left_out_is_put_in_where_it_is_known_or_follows() {
+    // As an import or an old cache leaves them.
+    let source = source(7);
+    let plain = info(&source.path, 7, &[]);
+    let flat = CAHash::Flat(NixHash::Sha256([8; 32]));
+    let fetched = build_ca_path("fetched", &flat, std::iter::empty(), false).unwrap();
+    let shown = [(LIAR, plain), (LIAR, info(&fetched, 66, &[]))];
+    let known = [(&source.path, NamedBy::Content), (&fetched, NamedBy::Content)];
+    let mut team = Team::new(&shown, &known);
+    let path = &source.path;
+    assert_eq!(tree_of(&team, path, path).await, Ok((7, Origin::Content)));
+    let why = tree_of(&team, &fetched, &fetched).await.unwrap_err();
+    assert!(why.contains("no content address is shown"), "{why}");
+    // What comes is held against it.
+    team.fixed.insert(fetched.clone(), flat.to_nix_string());
+    let survey = team
+        .survey(std::slice::from_ref(&fetched), &[key(LIAR)])
+        .await
+        .unwrap();
+    assert_eq!(survey.there[&fetched].shown.info.ca, Some(flat.to_nix_string()));
+    assert_eq!(survey.there[&fetched].origin, Origin::Content);
+}

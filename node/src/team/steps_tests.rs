@@ -1,0 +1,190 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Semaphore;
+use tvix_node_protocol::build::{BuildKind, BuildOptions};
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::nix::derivation::{DerivationFields, OutputKind, read_derivation};
+
+use super::*;
+use crate::team::together::Heard;
+
+const TEAM: SwarmId = SwarmId([1; 32]);
+
+struct Shop {
+    building: Arc<SharedBuilds>,
+    /// Whether the inputs of a build count here.
+    accepted: bool,
+    /// Whether the same has been built when the inputs are here.
+    found: bool,
+    /// A build begins with one of these.
+    slots: Semaphore,
+    carried_out: AtomicUsize,
+    steps: Mutex<Vec<String>>,
+}
+
+impl Shop {
+    fn new(accepted: bool, found: bool) -> Arc<Self> {
+        Arc::new(Self {
+            building: Arc::default(),
+            accepted,
+            found,
+            slots: Semaphore::new(0),
+            carried_out: AtomicUsize::new(0),
+            steps: Mutex::default(),
+        })
+    }
+
+    fn steps(&self) -> Vec<String> {
+        self.steps.lock().unwrap().clone()
+    }
+}
+
+fn record(order: &BuildRequest) -> Box<BuildRecord> {
+    Box::new(BuildRecord {
+        build_key: order.build_key().unwrap(),
+        request: None,
+        derivation: order.derivation.clone(),
+        inputs: vec![],
+        outputs: BTreeMap::new(),
+        builder: NodeKey([1; 32]),
+        started: 1,
+        finished: 2,
+        sandbox: String::new(),
+    })
+}
+
+impl Workshop for Shop {
+    type Ready = ();
+
+    fn team(&self) -> SwarmId {
+        TEAM
+    }
+
+    fn building(&self) -> &Arc<SharedBuilds> {
+        &self.building
+    }
+
+    fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(task);
+    }
+
+    async fn built_before(
+        &self,
+        request: &BuildRequest,
+        _: &BTreeMap<String, StorePath>,
+    ) -> Option<BuildRecord> {
+        self.found.then(|| *record(request))
+    }
+
+    async fn gather(self: &Arc<Self>, _: &Order) -> Result<((), bool), Refusal> {
+        self.slots.acquire().await.unwrap().forget();
+        Ok(((), self.accepted))
+    }
+
+    async fn carry_out(
+        self: &Arc<Self>,
+        _: &Arc<SharedBuild>,
+        order: &Order,
+        (): (),
+        accepted: bool,
+    ) -> Ended {
+        self.carried_out.fetch_add(1, Ordering::Relaxed);
+        Ended::Built {
+            record: record(&order.request),
+            accepted,
+            aside: vec![],
+        }
+    }
+
+    fn noted(&self, _: &Order, _: &Arc<SharedBuild>, step: Step<'_>) {
+        self.steps.lock().unwrap().push(format!("{step:?}"));
+    }
+}
+
+fn order() -> Arc<Order> {
+    let fields = DerivationFields {
+        name: "made".to_owned(),
+        outputs: [("out".to_owned(), OutputKind::InputAddressed)].into(),
+        input_derivations: BTreeMap::new(),
+        input_sources: BTreeSet::new(),
+        system: b"x86_64-linux".to_vec(),
+        builder: b"/bin/sh".to_vec(),
+        arguments: vec![],
+        environment: BTreeMap::new(),
+    };
+    let made = fields.instantiate(|_| None).unwrap();
+    let request = BuildRequest {
+        swarm: TEAM,
+        requester: NodeKey([2; 32]),
+        builder: NodeKey([1; 32]),
+        derivation: made.drv_path.clone(),
+        inputs: vec![],
+        outputs: vec!["out".to_owned()],
+        kind: BuildKind::Regular,
+        desired_store: None,
+        options: BuildOptions { cores: 0 },
+        limits: BuildLimits::NONE,
+        urgency: 0,
+        fresh: false,
+        keep_failed: false,
+        nonce: [0; 16],
+        issued_at: 0,
+        not_after: 1,
+    };
+    Arc::new(Order {
+        request,
+        hash: RequestHash([3; 32]),
+        derivation: read_derivation(&made.drv_path, &made.aterm).unwrap(),
+        outputs: made.outputs,
+        direct: BTreeSet::new(),
+        limits: BuildLimits::NONE,
+    })
+}
+
+async fn end(waiting: &Waiting) -> Arc<Ended> {
+    let mut following = waiting.build.follow();
+    loop {
+        if let Heard::Over(ended) = following.next().await {
+            return ended;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_built_while_a_slot_was_waited_for_is_not_built_again() {
+    let shop = Shop::new(true, true);
+    shop.slots.add_permits(1);
+    let waiting = join(&shop, &order()).await.unwrap();
+    let ended = end(&waiting).await;
+    assert!(
+        matches!(&*ended, Ended::Built { accepted: true, .. }),
+        "{ended:?}"
+    );
+    assert_eq!(shop.steps(), ["Begun", "FoundDone"]);
+    assert_eq!(shop.carried_out.load(Ordering::Relaxed), 0);
+    // From inputs that are its requester's word alone nothing has been built before.
+    let shop = Shop::new(false, true);
+    shop.slots.add_permits(1);
+    let waiting = join(&shop, &order()).await.unwrap();
+    end(&waiting).await;
+    assert_eq!(shop.carried_out.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn two_who_want_the_same_have_one_build_unless_it_is_for_one_alone() {
+    for (accepted, builds) in [(true, 1), (false, 2)] {
+        let shop = Shop::new(accepted, false);
+        let (one, other) = (order(), order());
+        let waiting = async {
+            let (one, other) = tokio::join!(join(&shop, &one), join(&shop, &other));
+            let (one, other) = (one.unwrap(), other.unwrap());
+            tokio::join!(end(&one), end(&other))
+        };
+        let slots = async { shop.slots.add_permits(2) };
+        tokio::join!(biased; waiting, slots);
+        assert_eq!(shop.carried_out.load(Ordering::Relaxed), builds);
+        let turned_away = shop.steps().iter().any(|step| step == "TurnedAway");
+        assert_eq!(turned_away, !accepted, "{:?}", shop.steps());
+    }
+}
