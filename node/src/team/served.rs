@@ -1,11 +1,12 @@
 //! How many builds for whom are under way, in all teams together, so that nobody fills the queue alone.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{Refusal, RefusalReason};
+use tvix_node_swarm::Places;
 
 use super::inputs::refusal;
 use super::limits::{CONSIDERED, CONSIDERED_PER_REQUESTER, SERVED_BUILDS, SERVED_BUILDS_PER_REQUESTER};
@@ -47,14 +48,14 @@ impl Served {
 #[derive(Debug)]
 pub(super) struct Considering {
     all: Arc<Semaphore>,
-    each: Mutex<HashMap<NodeKey, Weak<Semaphore>>>,
+    each: Places,
 }
 
 impl Default for Considering {
     fn default() -> Self {
         Self {
             all: Arc::new(Semaphore::new(CONSIDERED)),
-            each: Mutex::default(),
+            each: Places::new(CONSIDERED_PER_REQUESTER),
         }
     }
 }
@@ -62,20 +63,9 @@ impl Default for Considering {
 impl Considering {
     /// Waits for a place, for as long as what it gives is held. None: there are no places any more.
     pub(super) async fn enter(&self, requester: NodeKey) -> Option<[OwnedSemaphorePermit; 2]> {
-        let own = self.of(requester).acquire_owned().await.ok()?;
+        let own = self.each.of(requester).acquire_owned().await.ok()?;
         let all = Arc::clone(&self.all).acquire_owned().await.ok()?;
         Some([own, all])
-    }
-
-    fn of(&self, requester: NodeKey) -> Arc<Semaphore> {
-        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
-        each.retain(|_, places| places.strong_count() > 0);
-        let known = each.get(&requester).and_then(Weak::upgrade);
-        known.unwrap_or_else(|| {
-            let places = Arc::new(Semaphore::new(CONSIDERED_PER_REQUESTER));
-            each.insert(requester, Arc::downgrade(&places));
-            places
-        })
     }
 }
 

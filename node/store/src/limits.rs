@@ -71,11 +71,11 @@ pub const PROCESS_FILE_BYTES: u64 = 128 << 20;
 /// Bytes of what the kernel says of a process's state: one line of some fifty numbers.
 pub const PROCESS_STATE_BYTES: u64 = 4 << 10;
 
-/// Bytes of what all processes of a machine say of themselves, for one collection. A process says some 20 KB, a browser or
+/// Bytes of what all processes of a machine say of themselves, for one collection. A process says some tens of kilobytes, a browser or
 /// a virtual machine of Java some 500 KB, so this is a thousand of the largest and fifty times as many usual ones.
 pub const PROCESSES_BYTES: u64 = 1 << 30;
 
-/// How long processes are looked at for one collection. A thousand take a second or two; what was seen a minute ago says
+/// How long processes are looked at for one collection. Some hundreds take a moment; what was seen a minute ago says
 /// little of what they use now, and whoever waits for room on the disk is better told than kept waiting.
 pub const PROCESSES_TIME: Duration = Duration::from_secs(60);
 

@@ -101,6 +101,7 @@ pub use net::{
     Caps, ConnectError, Door, OpenError, PeerTraffic, Reached, Traffic, TransportError, WireError,
 };
 pub use overview::PeerOverview;
+pub use places::Places;
 pub use protocols::build::{BuildCall, BuildCallError, BuildEvent, Unwanted};
 pub use protocols::find::{FindScope, Holders, Through};
 pub use protocols::paths::PathsError;

@@ -10,14 +10,15 @@ use crate::core::lock;
 
 /// See the [module](self). Bounded by the peers that are connected.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub struct Places {
     each: usize,
     peers: Mutex<HashMap<NodeKey, Weak<Semaphore>>>,
 }
 
 impl Places {
     /// So many for each peer.
-    pub(crate) fn new(each: usize) -> Self {
+    #[must_use]
+    pub fn new(each: usize) -> Self {
         Self {
             each,
             peers: Mutex::default(),
@@ -25,7 +26,8 @@ impl Places {
     }
 
     /// Those of one peer.
-    pub(crate) fn of(&self, peer: NodeKey) -> Arc<Semaphore> {
+    #[must_use]
+    pub fn of(&self, peer: NodeKey) -> Arc<Semaphore> {
         let mut peers = lock(&self.peers);
         peers.retain(|_, places| places.strong_count() > 0);
         let known = peers.get(&peer).and_then(Weak::upgrade);

@@ -15,6 +15,7 @@ use tvix_node_protocol::messages::{
 };
 use tvix_node_protocol::nix::store_path::StorePath;
 
+use super::strangers::stranger;
 use super::*;
 use crate::core::Core;
 use crate::limits::{
@@ -22,11 +23,8 @@ use crate::limits::{
     PUSHES_TAKEN, STRANGERS,
 };
 use crate::net::Door;
-use crate::net::contacts::{Contacts, SharedContacts};
 use crate::net::doors::Inbound;
-use crate::net::driver::{Driver, Network};
-use crate::net::gatekeeper::Gatekeeper;
-use crate::net::transport::{Setup, build};
+use crate::net::driver::Network;
 use crate::{CallError, PathsError, PushError};
 
 /// Something whose path info is large: it refers to much.
@@ -226,41 +224,13 @@ async fn a_member_that_floods_with_records_is_not_listened_to_and_others_are() {
     assert_eq!(ann.handle.kept_presence(), (1, 1));
 }
 
-/// A network of somebody with this key, which speaks to ann alone.
-fn network(seed: u8, ann: &TestNode) -> Network {
-    let mut contacts = Contacts::default();
-    for address in ann.handle.addresses() {
-        contacts.add(ann.key(), address.parse().unwrap());
-    }
-    let contacts = SharedContacts::in_memory(contacts);
-    let gatekeeper = Gatekeeper::default();
-    gatekeeper.set(&ann.handle.members());
-    let (swarm, inbound) = build(Setup {
-        secret: &secret(seed),
-        swarm: Some(ann.handle.swarm()),
-        gatekeeper: gatekeeper.clone(),
-        contacts: contacts.clone(),
-        mdns: false,
-        streams: crate::Machine::default().streams,
-        kept: 1,
-    })
-    .unwrap();
-    let (driver, network, mut events) = Driver::new(swarm, gatekeeper, contacts, 0, vec![]);
-    tokio::spawn(async move {
-        driver.run().await;
-        drop(inbound);
-    });
-    tokio::spawn(async move { while events.recv().await.is_some() {} });
-    network
-}
-
 #[tokio::test]
 async fn a_member_has_so_many_connections_and_no_more() {
     let ann = TestNode::founder(1).await;
     let bob = ann.invite(2).await;
     bob.handle.shutdown().await;
     let most = CONNECTIONS_PER_PEER as usize;
-    let machines: Vec<Network> = (0..most + 3).map(|_| network(2, &ann)).collect();
+    let machines: Vec<Network> = (0..most + 3).map(|_| stranger(2, &ann)).collect();
     for machine in &machines {
         // One too many may be told only after it has been made.
         soon(machine.connect(ann.key())).await.ok();
@@ -286,7 +256,7 @@ async fn strangers_do_not_keep_members_out() {
     let first_stranger = 100;
     let mut strangers = Vec::new();
     for number in 0..STRANGERS + 2 {
-        let stranger = network(first_stranger + u8::try_from(number).unwrap(), &ann);
+        let stranger = stranger(first_stranger + u8::try_from(number).unwrap(), &ann);
         soon(stranger.connect(ann.key())).await.ok();
         strangers.push(stranger);
     }

@@ -7,9 +7,9 @@ use crate::net::transport::{Setup, build};
 use crate::net::{Door, OpenError, Traffic};
 use tvix_node_protocol::messages::{JoinAnswer, JoinRefusal, JoinRequest};
 
-/// Somebody who knows the team's name and a member's address, but is no member. It speaks every
-/// protocol itself.
-async fn stranger(seed: u8, ann: &TestNode) -> Network {
+/// The network of somebody who knows the team's name and a member's address, whether a member's key or not. It speaks
+/// every protocol itself.
+pub(super) fn stranger(seed: u8, ann: &TestNode) -> Network {
     let mut contacts = Contacts::default();
     for address in ann.handle.addresses() {
         contacts.add(ann.key(), address.parse().unwrap());
@@ -41,7 +41,7 @@ async fn a_stranger_meets_no_protocol_but_join() {
     let ann = TestNode::founder(1).await;
     let path = ann.shelf.add_small("secret");
     ann.handle.announce(&[path]);
-    let network = stranger(9, &ann).await;
+    let network = stranger(9, &ann);
     soon(network.connect(ann.key())).await.unwrap();
     for door in Door::ALL.into_iter().filter(|door| *door != Door::Join) {
         let opened = soon(network.open(ann.key(), door)).await;
@@ -172,7 +172,7 @@ async fn this_node_does_not_dial_strangers() {
 async fn two_teams_on_one_machine_do_not_speak() {
     let ann = TestNode::founder(1).await;
     let bob = TestNode::founder(2).await;
-    let network = stranger(2, &ann).await;
+    let network = stranger(2, &ann);
     soon(network.connect(ann.key())).await.unwrap();
     let result = crate::call::open(&network, &Traffic::default(), ann.key(), Door::Presence).await;
     assert!(matches!(result, Err(CallError::Open { .. })));
