@@ -40,6 +40,18 @@ pub const INDEX_CACHE: usize = 64 << 20;
 /// extended on a full disk, and a garbage collection needs to write it.
 pub const RESERVED_BYTES: u64 = 16 << 20;
 
+/// Free bytes below which no tree grows. What arrives is promised room by the size of its archive, and small files take
+/// more of the disk than of that; twice what the index needs, since others write between two looks.
+pub const GROWING_LEAVES_BYTES: u64 = 2 * RESERVED_BYTES;
+
+/// Files, directories and links that the file system can still have below which no tree grows, where it has a bound for
+/// them. The index needs none; logs and folders of builds that go on do.
+pub const GROWING_LEAVES_FILES: u64 = 4096;
+
+/// A tree that grows looks at the disk with its first entry and after so many. As many small files take a quarter of what
+/// is left.
+pub const GROWING_LOOK: u64 = 1024;
+
 /// Remembered sources (fingerprint to store path). A user has some dozen checkouts of some thousand
 /// files; the oldest entry goes first.
 pub const SOURCES: u64 = 65_536;

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, StatVfs};
 use rustix::io::Errno;
 use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, NixHasher};
 use tvix_node_protocol::tree::{
@@ -19,7 +19,7 @@ use tvix_node_protocol::tree::{
 
 use crate::disk::{FileError, open_directory};
 use crate::index::{Index, IndexError};
-use crate::limits::TREE_ENTRIES;
+use crate::limits::{GROWING_LEAVES_BYTES, GROWING_LEAVES_FILES, GROWING_LOOK, TREE_ENTRIES};
 use crate::share::{Shared, SharedFile, Sharing};
 use crate::trees::Temporary;
 
@@ -312,16 +312,22 @@ impl<'s> TreeWriter<'s> {
         let before = file.written;
         file.written += bytes.len() as u64;
         let (done, begun) = (before / WRITE_OUT_EVERY, file.written / WRITE_OUT_EVERY);
-        if written.is_ok() && begun > done {
+        let is_large = written.is_ok() && begun > done;
+        if is_large {
             disk.start_writing_out(&file.fd, done * WRITE_OUT_EVERY, (begun - done) * WRITE_OUT_EVERY);
         }
+        let looks = is_large && !file.taken;
         let flat = file.name.is_none() && !file.executable;
         let name = file.name.clone();
         self.flat_hash(flat, bytes);
-        written.map_err(|error| {
+        if let Err(error) = written {
             self.enter(name.as_ref());
-            self.fail("write", error).into()
-        })
+            return Err(self.fail("write", error).into());
+        }
+        match looks {
+            true => Ok(self.look_at_room()?),
+            false => Ok(()),
+        }
     }
 
     /// Ends the open file and returns the digest of its bytes; an equal stored one takes its place.
@@ -384,7 +390,20 @@ impl<'s> TreeWriter<'s> {
         if self.entries > TREE_ENTRIES {
             return Err(TreeWriteError::TooManyEntries);
         }
-        Ok(())
+        match self.entries % GROWING_LOOK == 1 {
+            true => Ok(self.look_at_room()?),
+            false => Ok(()),
+        }
+    }
+
+    /// A disk that is filled to its last byte fails others, too: the index, and builds that go on.
+    fn look_at_room(&self) -> Result<(), FileError> {
+        let room = rustix::fs::fstatvfs(self.temporary.trees().fd());
+        match room.map(|room| has_room(&room)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.fail("write more of", Errno::NOSPC)),
+            Err(error) => Err(self.fail("look at the file system of", error)),
+        }
     }
 
     /// Appends a name to the relative path; returns the length to go back to.
@@ -502,6 +521,14 @@ impl<'s> TreeWriter<'s> {
         }
         Ok(())
     }
+}
+
+/// Whether a tree may grow.
+fn has_room(disk: &StatVfs) -> bool {
+    let bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+    // File systems that make room for files as they come say that they have none at all, or as many as one likes.
+    let bounded = disk.f_files > 0;
+    bytes >= GROWING_LEAVES_BYTES && (!bounded || disk.f_favail >= GROWING_LEAVES_FILES)
 }
 
 /// Opens a regular file that has one name besides this one: a third could be in another tree, or in this one.
