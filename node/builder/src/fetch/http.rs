@@ -367,7 +367,19 @@ impl Client {
             // Asked for each connection: who answers for a name may answer otherwise the next time.
             None => dial(name, port, &allowed).await.map_err(refused)?,
             Some(proxy) => {
-                judge(name, port, &allowed).await.map_err(refused)?;
+                match judge(name, port, &allowed).await {
+                    // A name that has no address here is the proxy's to judge, if the user has named it. Where a server leads,
+                    // one with a certificate for that name must answer.
+                    Err(DialError::Resolve { .. }) if elsewhere && passed_on.is_some() => {
+                        return Err(wrong(format!(
+                            "a cache leads there, and what the name {host} stands for cannot be told here, only by the proxy \
+                             {}: a cache may lead to such names over HTTPS alone",
+                            proxy.host
+                        )));
+                    }
+                    Ok(()) | Err(DialError::Resolve { .. }) => {}
+                    Err(denied) => return Err(refused(denied)),
+                }
                 // The user's choice, wherever it is.
                 let stream = dial(&proxy.host, proxy.port, &everything()).await;
                 let mut stream =

@@ -154,7 +154,12 @@ impl Proxy {
                 let plain = |text: &str| percent_decoded(text);
                 let both = [plain(user), b":".to_vec(), plain(password.unwrap_or_default())].concat();
                 let both = base64::engine::general_purpose::STANDARD.encode(both);
-                HeaderValue::from_str(&format!("Basic {both}")).ok()
+                let value = HeaderValue::from_str(&format!("Basic {both}"));
+                value.ok().map(|mut value| {
+                    // Not for logs.
+                    value.set_sensitive(true);
+                    value
+                })
             }
         };
         Self::Http(HttpProxy {
@@ -373,5 +378,6 @@ mod tests {
         let authorization = some.of(&url).unwrap().unwrap().authorization.clone().unwrap();
         // me@home:a:b
         assert_eq!(authorization, "Basic bWVAaG9tZTphOmI=");
+        assert!(!format!("{some:?}").contains("bWVA"));
     }
 }

@@ -382,6 +382,10 @@ async fn a_proxy_is_asked_for_what_it_leads_to() {
     let proxy = server(&[
         ("http://192.0.2.1:81/x?y", &[&ok(b"by proxy")]),
         ("http://192.0.2.1/astray", &[&moved("http://10.0.0.1/")]),
+        ("http://192.0.2.1/inside", &[&moved("http://jenkins.invalid/")]),
+        ("http://192.0.2.1/secured", &[&moved("https://jenkins.invalid/")]),
+        ("http://named.invalid/", &[&ok(b"named by the user")]),
+        ("jenkins.invalid:443", &[&said("403 Not for you")]),
         ("192.0.2.1:443", &[&said("403 Forbidden")]),
     ]);
     let proxies = proxies::Proxies::read(|name| (name == "all_proxy").then(|| proxy.clone()));
@@ -400,6 +404,20 @@ async fn a_proxy_is_asked_for_what_it_leads_to() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("a cache leads there"), "{error}");
+    // What only the proxy can tell, the user may name, and a server lead to where the other end must prove its name.
+    let (inside, named) = (url("http://192.0.2.1/inside"), url("http://named.invalid/"));
+    let error = caches.get(&inside, 100).await.unwrap_err();
+    assert!(
+        error.to_string().contains("jenkins.invalid") && error.to_string().contains("over HTTPS alone"),
+        "{error}"
+    );
+    assert_eq!(
+        caches.get(&named, 100).await.unwrap().unwrap(),
+        b"named by the user"
+    );
+    let secured = caches.get(&url("http://192.0.2.1/secured"), 100).await;
+    let error = secured.unwrap_err();
+    assert!(error.to_string().contains("403 Not for you"), "{error}");
     // It would not lead back to this machine.
     let here = server(&[("/", &[&ok(b"directly")])]);
     assert_eq!(

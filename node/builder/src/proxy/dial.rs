@@ -62,14 +62,12 @@ pub(crate) async fn dial(host: &str, port: u16, allowed: &[AddressRange]) -> Res
     }
 }
 
-/// Whether somebody else may be asked to connect to a host. One that cannot be resolved here is theirs to judge.
+/// Whether somebody else may be asked to connect to a host.
 ///
 /// # Errors
-/// [`DialError::Denied`]: one of its addresses is.
+/// [`DialError::Denied`]: one of its addresses is. [`DialError::Resolve`]: it is theirs to judge, if anybody's.
 pub(crate) async fn judge(host: &str, port: u16, allowed: &[AddressRange]) -> Result<(), DialError> {
-    let Ok(addresses) = resolve(host, port).await else {
-        return Ok(());
-    };
+    let addresses = resolve(host, port).await?;
     let refusal = addresses.into_iter().find_map(|address| {
         let class = denied(address, allowed)?;
         let (host, address) = (host.to_owned(), address.ip());
