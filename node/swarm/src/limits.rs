@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::machine::Pace;
+
 /// How far two clocks may be apart, in seconds. Machines with a time service are within one; a laptop
 /// that woke up a moment ago may be off by a minute.
 pub const CLOCK_SKEW: u64 = 120;
@@ -379,6 +381,13 @@ pub const FETCHES_FOR_OTHERS: usize = FETCHES / 2;
 
 /// Of those in turn, from each of them.
 pub const FETCHES_FOR_EACH: usize = FETCHES_FOR_OTHERS / 2;
+
+/// How much of a tree has to come in how long where it is fetched for another member, and others wait for its place: 16 KiB
+/// a second. A slow link is waited for as long as nobody else is; what has come stays, and is not fetched again.
+pub const FETCH_PACE: Pace = Pace {
+    time: Duration::from_secs(60),
+    bytes: 1 << 20,
+};
 
 /// Providers one tree is fetched from at once.
 pub const PROVIDERS_AT_ONCE: usize = 4;

@@ -5,11 +5,14 @@
 //! one team does shows another no more than that the machine is busy.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
 
-use crate::limits::{FETCHES, FETCHES_FOR_EACH, FETCHES_FOR_OTHERS, PUSHES_TAKEN, STREAMS};
+use crate::limits::{FETCH_PACE, FETCHES, FETCHES_FOR_EACH, FETCHES_FOR_OTHERS, PUSHES_TAKEN, STREAMS};
+use crate::net::caps::Throttle;
 use crate::places::Places;
 use crate::protocols::serving::Serving;
 
@@ -44,35 +47,83 @@ pub(crate) struct FetchPlaces {
     pub(crate) all: Arc<Semaphore>,
     others: Arc<Semaphore>,
     each: Arc<Places>,
+    pub(crate) pace: Pace,
+    /// Members that wait for a place of another's.
+    waiting: Arc<AtomicUsize>,
+}
+
+/// So many bytes in so long a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// How long.
+    pub time: Duration,
+    /// How many.
+    pub bytes: u64,
 }
 
 /// A tree may be fetched as long as this is held.
 #[derive(Debug)]
 pub(crate) struct FetchPlace {
+    /// Of one for another member: how fast it has to be where so many wait.
+    kept_by: Option<(Pace, Arc<AtomicUsize>)>,
     _of_each: Option<OwnedSemaphorePermit>,
     _of_others: Option<OwnedSemaphorePermit>,
     _of_all: OwnedSemaphorePermit,
 }
 
+impl Pace {
+    /// How many bytes have to come where all together may have so many a second.
+    fn least(&self, cap: Option<u64>) -> u64 {
+        let share = cap.map(|rate| rate.saturating_mul(self.time.as_secs()) / FETCHES as u64);
+        self.bytes.min(share.unwrap_or(u64::MAX))
+    }
+}
+
+/// Somebody waits, as long as this is there.
+struct Waiting<'w>(&'w AtomicUsize);
+
+impl<'w> Waiting<'w> {
+    fn new(waiting: &'w AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Default for FetchPlaces {
     fn default() -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(FETCHES)),
-            others: Arc::new(Semaphore::new(FETCHES_FOR_OTHERS)),
-            each: Arc::new(Places::new(FETCHES_FOR_EACH)),
-        }
+        Self::new(FETCHES, FETCHES_FOR_OTHERS, FETCH_PACE)
     }
 }
 
 impl FetchPlaces {
+    /// So many, of which so many are for other members.
+    pub(crate) fn new(all: usize, others: usize, pace: Pace) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(all)),
+            others: Arc::new(Semaphore::new(others)),
+            each: Arc::new(Places::new(FETCHES_FOR_EACH)),
+            pace,
+            waiting: Arc::default(),
+        }
+    }
+
     /// Waits for a place; `other`: the member that has what another one wants here.
     pub(crate) async fn enter(&self, other: Option<NodeKey>) -> Option<FetchPlace> {
-        let (mut of_each, mut of_others) = (None, None);
+        let (mut of_each, mut of_others, mut kept_by) = (None, None, None);
         if let Some(other) = other {
             of_each = Some(self.each.of(other).acquire_owned().await.ok()?);
+            let _waiting = Waiting::new(&self.waiting);
             of_others = Some(Arc::clone(&self.others).acquire_owned().await.ok()?);
+            kept_by = Some((self.pace, Arc::clone(&self.waiting)));
         }
         Some(FetchPlace {
+            kept_by,
             _of_each: of_each,
             _of_others: of_others,
             _of_all: Arc::clone(&self.all).acquire_owned().await.ok()?,
@@ -80,8 +131,29 @@ impl FetchPlaces {
     }
 }
 
+impl FetchPlace {
+    /// Returns when the place had better be another's: what is fetched comes too slowly, by the bytes that `came` counts,
+    /// and others wait. What is fetched for the owner is waited for, and whoever is held up by the owner's cap.
+    pub(crate) async fn outstayed(&self, cap: &Throttle, came: impl Fn() -> u64) {
+        let Some((pace, waiting)) = &self.kept_by else {
+            return std::future::pending().await;
+        };
+        let mut before = came();
+        loop {
+            tokio::time::sleep(pace.time).await;
+            let now = came();
+            if now - before < pace.least(cap.rate()) && waiting.load(Ordering::Relaxed) > 0 {
+                return;
+            }
+            before = now;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use futures::FutureExt as _;
 
     use super::*;
@@ -103,5 +175,52 @@ mod tests {
             taken.push(places.enter(None).now_or_never().flatten().unwrap());
         }
         assert!(places.enter(None).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_is_slow_gives_way_to_others_who_wait_and_to_nobody_else() {
+        let pace = Pace {
+            time: Duration::from_millis(10),
+            bytes: 100,
+        };
+        let places = FetchPlaces::new(3, 1, pace);
+        let [ann, bob] = [1, 2].map(|byte| NodeKey([byte; 32]));
+        let own = places.enter(None).await.unwrap();
+        let slow = places.enter(Some(ann)).await.unwrap();
+        let soon = async |outstayed| {
+            tokio::time::timeout(Duration::from_millis(100), outstayed)
+                .await
+                .is_ok()
+        };
+        let (count, free) = (AtomicU64::new(0), Throttle::default());
+        let by = |more| {
+            let count = &count;
+            move || count.fetch_add(more, Ordering::Relaxed)
+        };
+        assert!(
+            !soon(slow.outstayed(&free, by(0)).boxed_local()).await,
+            "nobody waits"
+        );
+        let mut waits = Box::pin(places.enter(Some(bob)));
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert!(
+            !soon(own.outstayed(&free, by(0)).boxed_local()).await,
+            "it is the owner's"
+        );
+        assert!(
+            !soon(slow.outstayed(&free, by(100)).boxed_local()).await,
+            "it is fast enough"
+        );
+        assert!(soon(slow.outstayed(&free, by(99)).boxed_local()).await);
+        drop(waits);
+        assert!(
+            !soon(slow.outstayed(&free, by(99)).boxed_local()).await,
+            "nobody waits any more"
+        );
+        // Who may not be faster is not slow.
+        assert_eq!(
+            [None, Some(1 << 30), Some(32_000)].map(|cap| FETCH_PACE.least(cap)),
+            [1 << 20, 1 << 20, 60_000]
+        );
     }
 }

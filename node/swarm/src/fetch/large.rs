@@ -225,6 +225,7 @@ pub(crate) async fn fetch(
         content = more;
         match item {
             Ok(BaoContentItem::Leaf(leaf)) => {
+                work.report.moves(leaf.data.len());
                 work.core.throttles.download.pass(leaf.data.len()).await;
                 bytes += leaf.data.len();
                 reached = (leaf.offset + leaf.data.len() as u64).div_ceil(CHUNK);

@@ -70,6 +70,9 @@ pub enum FetchError {
         /// What was allowed.
         limit: u64,
     },
+    /// It comes too slowly for others who wait.
+    #[error("the tree {0} came so slowly that it had to give way to what others wait for")]
+    TooSlow(TreeDigest),
     /// What came could not be kept.
     #[error(transparent)]
     Spool(#[from] SpoolError),
@@ -186,7 +189,16 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
     let arrival = Arc::new(blocking(move || Arrival::open(&spool, root, alone)).await??);
     let mut failures = vec![];
     let mut providers = VecDeque::from(providers);
-    let files = walk_first(core, &arrival, max_bytes, (&mut providers, &mut failures)).await;
+    let walk = walk_first(
+        core,
+        (&arrival, &report),
+        max_bytes,
+        (&mut providers, &mut failures),
+    );
+    let files = tokio::select! {
+        files = walk => files,
+        () = place.outstayed(&core.throttles.download, || report.moved()) => return Err(FetchError::TooSlow(root)),
+    };
     let Some(files) = files else {
         return Err(FetchError::Failed { root, failures });
     };
@@ -211,8 +223,12 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
 
 impl Begun {
     async fn finish(self, core: &Arc<Core>) -> Result<(), FetchError> {
-        let who = (self.providers, self.failures);
-        let fetched = fetch_files(core, &self.arrival, self.missing, who, self.report).await;
+        let (who, report) = ((self.providers, self.failures), Arc::new(self.report));
+        let moved = || report.moved();
+        let fetched = tokio::select! {
+            fetched = fetch_files(core, &self.arrival, self.missing, who, report.clone()) => fetched,
+            () = self.place.outstayed(&core.throttles.download, moved) => Err(FetchError::TooSlow(self.arrival.root())),
+        };
         drop((self.coming, self.place));
         fetched
     }
@@ -256,13 +272,13 @@ where
 /// The directories, from the first provider that brings them. It stays the first.
 async fn walk_first(
     core: &Arc<Core>,
-    arrival: &Arc<Arrival>,
+    (arrival, report): (&Arc<Arrival>, &Report),
     max_bytes: Option<u64>,
     (providers, failures): (&mut VecDeque<NodeKey>, &mut Vec<(NodeKey, ProviderError)>),
 ) -> Option<Files> {
     let mut busy = 0;
     while let Some(provider) = providers.front().copied() {
-        match walk::fetch(core, provider, arrival, max_bytes).await {
+        match walk::fetch(core, provider, (arrival, report), max_bytes).await {
             // There is nobody else.
             Err(ProviderError::Busy) if providers.len() == 1 && busy < BUSY_TRIES => {
                 busy += 1;
@@ -315,7 +331,7 @@ struct Work {
     core: Arc<Core>,
     arrival: Arc<Arrival>,
     plan: Mutex<Plan>,
-    report: Report,
+    report: Arc<Report>,
     large: HashMap<BlobDigest, Arc<LargeFile>>,
     /// Providers that are asked for nothing more.
     cut: Mutex<HashSet<NodeKey>>,
@@ -328,7 +344,7 @@ async fn fetch_files(
     arrival: &Arc<Arrival>,
     missing: Vec<(BlobDigest, u64)>,
     (mut providers, mut failures): (VecDeque<NodeKey>, Vec<(NodeKey, ProviderError)>),
-    report: Report,
+    report: Arc<Report>,
 ) -> Result<(), FetchError> {
     let root = arrival.root();
     let (small, large): (Vec<_>, Vec<_>) = missing.into_iter().partition(|(_, size)| is_small(*size));

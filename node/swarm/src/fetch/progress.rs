@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -80,6 +81,8 @@ impl Brought {
 pub(crate) struct Report {
     progress: Option<watch::Sender<FetchProgress>>,
     brought: Mutex<HashMap<NodeKey, Brought>>,
+    /// Bytes of all kinds that have come over the network, written or not.
+    moved: AtomicU64,
 }
 
 impl Report {
@@ -87,7 +90,18 @@ impl Report {
         Self {
             progress,
             brought: Mutex::default(),
+            moved: AtomicU64::new(0),
         }
+    }
+
+    /// Something has come, which is not written yet.
+    pub(crate) fn moves(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes that have come.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     /// A provider is asked for the first time.

@@ -45,6 +45,7 @@ pub(crate) async fn fetch(
         signs.came();
         match came {
             Ok(bytes) => {
+                work.report.moves(bytes.len());
                 work.core.throttles.download.pass(bytes.len()).await;
                 size += bytes.len();
                 items.push(Item {

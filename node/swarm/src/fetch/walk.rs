@@ -11,6 +11,7 @@ use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 
 use super::arrival::{Arrival, Item, Kind, SpoolError};
 use super::coming;
+use super::progress::Report;
 use super::provider::ProviderError;
 use crate::call::{self, CallError};
 use crate::core::{Core, blocking};
@@ -84,7 +85,7 @@ impl Walk {
 pub(crate) async fn fetch(
     core: &Arc<Core>,
     provider: NodeKey,
-    arrival: &Arc<Arrival>,
+    (arrival, report): (&Arc<Arrival>, &Report),
     max_bytes: Option<u64>,
 ) -> Result<Files, ProviderError> {
     let root = arrival.root();
@@ -103,6 +104,7 @@ pub(crate) async fn fetch(
         if bytes.is_empty() {
             break;
         }
+        report.moves(bytes.len());
         core.throttles.download.pass(bytes.len()).await;
         let digest = walk.take(&bytes).map_err(ProviderError::Lied)?;
         if let Some(most) = max_bytes

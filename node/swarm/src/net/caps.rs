@@ -62,6 +62,11 @@ impl Throttle {
         *lock(&self.promised) = Promised::default();
     }
 
+    /// Bytes a second, of all together; none where there is no limit.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        Some(self.rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
+    }
+
     /// Returns when so many bytes may go.
     pub(crate) async fn pass(&self, bytes: usize) {
         if let Some(start) = self.reserve(bytes, Instant::now()) {

@@ -2,13 +2,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::shelf::{TestShelf, component, noise};
 use super::*;
-use crate::FetchOrder;
 use crate::core::Core;
 use crate::limits::CONTENT_STREAMS;
+use crate::machine::{FetchPlaces, Pace};
 use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::net::wire::Wire;
 use crate::protocols::blob::{BlobReader, BlobWriter};
+use crate::{FetchError, FetchOrder, Machine};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use iroh_blobs::get::StreamPair;
@@ -160,4 +161,47 @@ async fn what_a_silent_provider_has_left_is_brought_by_another_after_a_moment() 
     let took = since.elapsed();
     // Without another one it would have been waited for as long as for any answer.
     assert!(took < crate::limits::ANSWER_TIME, "{took:?}");
+}
+
+#[tokio::test]
+async fn what_comes_for_others_gives_way_where_it_does_not_come() {
+    let ann = TestNode::founder(1).await;
+    let bob = ann.invite_as(2, Roles::all(), without_files, |_| ()).await;
+    let pace = Pace {
+        time: Duration::from_millis(100),
+        bytes: 1,
+    };
+    let machine = Machine {
+        fetches: FetchPlaces::new(2, 1, pace),
+        ..Machine::default()
+    };
+    let places = machine.fetches.all.clone();
+    let change = |config: &mut Config| config.machine = machine;
+    let mut cat = ann.invite_as(3, Roles::all(), honestly, change).await;
+    cat.meets(ann.key()).await;
+    cat.meets(bob.key()).await;
+    let order = |node: &TestNode, bytes: &[u8]| {
+        let root = node.shelf.add_directory(&[("file", bytes)]);
+        node.shelf.add_path("p", root);
+        FetchOrder {
+            for_another: true,
+            ..FetchOrder::new(root, vec![node.key()])
+        }
+    };
+    let (silent, honest) = (order(&bob, b"one"), order(&ann, b"two"));
+    let root = silent.root;
+    let slow = soon(cat.handle.fetch(silent));
+    let next = async {
+        eventually(async || places.available_permits() == 1).await;
+        // Longer than the pace: nobody waits.
+        tokio::time::sleep(pace.time * 3).await;
+        assert_eq!(places.available_permits(), 1);
+        soon(cat.handle.fetch(honest)).await
+    };
+    let (slow, next) = tokio::join!(slow, next);
+    assert!(
+        matches!(slow, Err(FetchError::TooSlow(slow)) if slow == root),
+        "{slow:?}"
+    );
+    cat.shelf.adopt(&next.unwrap());
 }
