@@ -178,6 +178,13 @@ pub const RELAY_CIRCUIT_TIME: Duration = Duration::from_secs(24 * 3600);
 /// Bytes over one of them: more than any closure has. The library's 128 KiB would not carry a log.
 pub const RELAY_CIRCUIT_BYTES: u64 = 256 << 30;
 
+/// How long nothing may go over one of them in either direction. Its ends ask each other for signs of life every few
+/// seconds: they have gone without a word, or only hold the place.
+pub const RELAY_CIRCUIT_IDLE: Duration = Duration::from_secs(300);
+
+/// The same once one end has said that it says no more: what was on its way to it may still come.
+pub const RELAY_CIRCUIT_ENDING: Duration = Duration::from_secs(10);
+
 /// Share of the machine's memory this process may use before it takes no more connections.
 pub const MEMORY_SHARE: f64 = 0.5;
 

@@ -5,9 +5,8 @@
 //! says so, neither of which the library offers.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::PeerId;
@@ -15,10 +14,11 @@ use libp2p::multiaddr::Protocol;
 use libp2p::swarm::Stream;
 use tvix_node_protocol::envelope::NodeKey;
 
-use crate::core::Core;
+use crate::core::{Core, lock};
 use crate::identity::{key_of, peer_of};
 use crate::limits::{
-    ANSWER_TIME, RELAY_CIRCUIT_BYTES, RELAY_CIRCUIT_TIME, RELAY_PIECE, RELAY_RESERVATION_TIME,
+    ANSWER_TIME, RELAY_CIRCUIT_BYTES, RELAY_CIRCUIT_ENDING, RELAY_CIRCUIT_IDLE, RELAY_CIRCUIT_TIME,
+    RELAY_PIECE, RELAY_RESERVATION_TIME,
 };
 use crate::net::Door;
 use crate::net::caps::Throttles;
@@ -110,21 +110,12 @@ async fn reach(
     }
 }
 
-/// Passes everything on in both directions, until both sides have ended, or the owner wants it no more.
+/// Passes everything on in both directions, until both sides have ended, nothing goes any more, or the owner wants it no more.
 async fn pass_on(core: &Core, one: Stream, other: Stream) -> io::Result<()> {
     let mut allowed = core.relaying.allowed();
-    let left = AtomicU64::new(RELAY_CIRCUIT_BYTES);
-    let (from_one, to_one) = one.split();
-    let (from_other, to_other) = other.split();
-    let both = async {
-        tokio::try_join!(
-            one_way(&core.throttles, from_one, to_other, &left),
-            one_way(&core.throttles, from_other, to_one, &left)
-        )
-    };
     tokio::select! {
-        done = tokio::time::timeout(RELAY_CIRCUIT_TIME, both) => match done {
-            Ok(done) => done.map(drop),
+        done = tokio::time::timeout(RELAY_CIRCUIT_TIME, between(&core.throttles, Passing::new(), one, other)) => match done {
+            Ok(done) => done,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         },
         // An error says that this node goes down.
@@ -132,29 +123,196 @@ async fn pass_on(core: &Core, one: Stream, other: Stream) -> io::Result<()> {
     }
 }
 
-/// Passes on what comes from one side. `left`: bytes that may still go, both directions together.
+/// What both directions of a connection know of it.
+struct Passing {
+    /// Bytes that may still go.
+    left: u64,
+    /// How long nothing may go.
+    idle: Duration,
+    /// The same once one side has ended.
+    ending: Duration,
+    /// When something last did.
+    last: Instant,
+    ended: bool,
+}
+
+impl Passing {
+    fn new() -> Self {
+        Self {
+            left: RELAY_CIRCUIT_BYTES,
+            idle: RELAY_CIRCUIT_IDLE,
+            ending: RELAY_CIRCUIT_ENDING,
+            last: Instant::now(),
+            ended: false,
+        }
+    }
+
+    /// Until when it lasts if nothing goes.
+    fn until(&self) -> Instant {
+        let patience = if self.ended { self.ending } else { self.idle };
+        self.last + patience
+    }
+}
+
+async fn between<S: AsyncRead + AsyncWrite>(
+    throttles: &Throttles,
+    passing: Passing,
+    one: S,
+    other: S,
+) -> io::Result<()> {
+    let passing = Mutex::new(passing);
+    let (from_one, to_one) = one.split();
+    let (from_other, to_other) = other.split();
+    let both = async {
+        tokio::try_join!(
+            one_way(throttles, from_one, to_other, &passing),
+            one_way(throttles, from_other, to_one, &passing)
+        )
+    };
+    let idle = async {
+        loop {
+            let until = lock(&passing).until();
+            if until <= Instant::now() {
+                return;
+            }
+            // The end of one side brings it nearer.
+            let look = until.min(Instant::now() + lock(&passing).ending);
+            tokio::time::sleep_until(look.into()).await;
+        }
+    };
+    tokio::select! {
+        done = both => done.map(drop),
+        () = idle => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing went over the connection any more")),
+    }
+}
+
+/// Passes on what comes from one side.
 async fn one_way(
     throttles: &Throttles,
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    left: &AtomicU64,
+    passing: &Mutex<Passing>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; RELAY_PIECE];
     loop {
         let count = from.read(&mut buffer).await?;
+        {
+            let mut passing = lock(passing);
+            passing.last = Instant::now();
+            passing.ended |= count == 0;
+            let left = passing.left.checked_sub(count as u64);
+            passing.left =
+                left.ok_or_else(|| io::Error::other("more went over a connection than is passed on"))?;
+        }
         if count == 0 {
             return to.close().await;
-        }
-        let had = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-            left.checked_sub(count as u64)
-        });
-        if had.is_err() {
-            return Err(io::Error::other("more went over a connection than is passed on"));
         }
         // It comes in here, and goes out again.
         throttles.download.pass_on(count).await;
         throttles.upload.pass_on(count).await;
         to.write_all(&buffer[..count]).await?;
         to.flush().await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, ready};
+
+    use tokio::io::{AsyncRead as TokioRead, AsyncWrite as TokioWrite, DuplexStream, ReadBuf};
+
+    use super::*;
+
+    /// One end of a pipe, as libp2p's streams are.
+    struct End(DuplexStream);
+
+    impl AsyncRead for End {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            let mut buffer = ReadBuf::new(bytes);
+            ready!(pin!(&mut self.0).poll_read(cx, &mut buffer))?;
+            Poll::Ready(Ok(buffer.filled().len()))
+        }
+    }
+
+    impl AsyncWrite for End {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            pin!(&mut self.0).poll_write(cx, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            pin!(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            pin!(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    /// A connection that is passed on: its ends, and how it ends.
+    fn circuit(change: impl FnOnce(&mut Passing)) -> (End, End, tokio::task::JoinHandle<io::Result<()>>) {
+        let (one, near_one) = tokio::io::duplex(1 << 16);
+        let (other, near_other) = tokio::io::duplex(1 << 16);
+        let mut passing = Passing::new();
+        change(&mut passing);
+        let passed = tokio::spawn(async move {
+            between(&Throttles::default(), passing, End(near_one), End(near_other)).await
+        });
+        (End(one), End(other), passed)
+    }
+
+    #[tokio::test]
+    async fn both_directions_go_until_both_have_ended() {
+        let (mut one, mut other, passed) = circuit(|_| ());
+        let mut said = vec![];
+        one.write_all(b"question").await.unwrap();
+        one.close().await.unwrap();
+        other.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, b"question");
+        said.clear();
+        other.write_all(b"answer").await.unwrap();
+        other.close().await.unwrap();
+        one.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, b"answer");
+        passed.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn no_more_goes_than_is_passed_on_in_both_directions_together() {
+        let (mut one, mut other, passed) = circuit(|passing| passing.left = 10);
+        let mut said = [0; 5];
+        one.write_all(b"12345").await.unwrap();
+        other.read_exact(&mut said).await.unwrap();
+        other.write_all(b"67890").await.unwrap();
+        one.read_exact(&mut said).await.unwrap();
+        one.write_all(b"1").await.unwrap();
+        let error = passed.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("more went over"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_over_which_nothing_goes_ends() {
+        let short = Duration::from_millis(100);
+        // Neither has ended: it holds its place.
+        let (_one, _other, passed) = circuit(|passing| (passing.idle, passing.ending) = (2 * short, short));
+        let since = Instant::now();
+        let error = passed.await.unwrap().unwrap_err();
+        assert!(
+            error.kind() == io::ErrorKind::TimedOut && since.elapsed() >= 2 * short,
+            "{error}"
+        );
+        // One has, and the other says nothing and does not end.
+        let (mut one, _other, passed) = circuit(|passing| passing.ending = short);
+        one.close().await.unwrap();
+        let error = passed.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }
