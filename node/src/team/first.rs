@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use tvix_node_protocol::build::SwarmId;
-use tvix_node_swarm::team::{TeamError, kept_secret};
+use tvix_node_swarm::team::{TeamError, asked_secret, kept_secret};
 
 use super::membership::TeamFailure;
 use super::owner_file::write_whole;
@@ -47,12 +47,12 @@ impl<'a> FirstTeam<'a> {
         for team in self.known {
             // The key of another one is lost.
             let may_be = asked.is_none_or(|asked| asked == *team);
-            let has_none = || match kept_secret(self.teams, *team) {
+            let lacks = |secret| match secret {
                 // It has a key of its own, though that cannot be used.
                 Err(TeamError::Secret { .. }) => Ok(false),
-                kept => kept.map(|kept| kept.is_none()),
+                kept => kept.map(|kept: Option<_>| kept.is_none()),
             };
-            if may_be && has_none()? {
+            if may_be && lacks(kept_secret(self.teams, *team))? && lacks(asked_secret(self.teams, *team))? {
                 self.note(*team)?;
                 return Ok(Some(*team));
             }
@@ -148,7 +148,7 @@ impl<'a> FirstTeam<'a> {
 #[cfg(test)]
 mod tests {
     use tvix_node_protocol::envelope::NodeSecret;
-    use tvix_node_swarm::team::keep_secret;
+    use tvix_node_swarm::team::{keep_asked, keep_secret};
 
     use super::*;
 
@@ -210,6 +210,10 @@ mod tests {
         keep_secret(teams, ANNS, &NodeSecret::from_bytes(&[7; 32])).unwrap();
         let known = [ANNS, BOBS];
         assert_eq!(FirstTeam::new(teams, &known).team().unwrap(), Some(BOBS));
+        std::fs::remove_file(teams.join(NOTED)).unwrap();
+        // It has asked bob's by another one.
+        keep_asked(teams, BOBS, &NodeSecret::from_bytes(&[7; 32])).unwrap();
+        assert_eq!(FirstTeam::new(teams, &known).team().unwrap(), None);
         std::fs::write(teams.join(NOTED), "nonsense").unwrap();
         let error = FirstTeam::new(teams, &known).team().err().unwrap().to_string();
         assert!(error.contains("first"), "{error}");

@@ -19,7 +19,8 @@ use tvix_node_store::IndexError;
 use tvix_node_swarm::gate::NonceError;
 use tvix_node_swarm::roster::RosterFileError;
 use tvix_node_swarm::team::{
-    JoinError, StateError, Team, TeamError, join, keep_secret, kept_secret, new_secret,
+    JoinError, StateError, Team, TeamError, asked_is_kept, asked_secret, join, keep_asked, kept_secret,
+    new_secret,
 };
 use tvix_node_swarm::{Clock, Config, DiskError, Machine, StartError, SwarmHandle};
 
@@ -375,8 +376,7 @@ impl Membership {
         let mut result = Ok(());
         for team in teams {
             let started = async {
-                let secret = kept_secret(&self.parts.teams, team)?;
-                let secret = match secret {
+                let secret = match self.own_secret(team)? {
                     Some(secret) => Arc::new(secret),
                     None if Some(team) == first => Arc::clone(&self.parts.jobs.secret),
                     // With the home's key its members would know this node by that of another team.
@@ -396,6 +396,27 @@ impl Membership {
             }
         }
         result
+    }
+
+    /// The key that this node has in a team and nowhere else.
+    fn own_secret(&self, team: SwarmId) -> Result<Option<NodeSecret>, TeamFailure> {
+        let teams = &self.parts.teams;
+        if let Some(secret) = kept_secret(teams, team)? {
+            return Ok(Some(secret));
+        }
+        let Some(asked) = asked_secret(teams, team)? else {
+            return Ok(None);
+        };
+        // The team has taken it in, and the node ended before it wrote that down.
+        let roster = Team::open(teams, team)?;
+        let taken = roster
+            .roster()
+            .members(Clock::system().now())
+            .contains(asked.key());
+        if taken {
+            asked_is_kept(teams, team)?;
+        }
+        Ok(taken.then_some(asked))
     }
 
     /// The team that is meant; where there is none, or `new`, one is founded. `name`: what this node calls itself in it.
@@ -458,18 +479,24 @@ impl Membership {
         let known = Team::list(teams)?;
         let first = FirstTeam::new(teams, &known);
         let unseen = first.is_unseen()?;
-        let mut by_home = false;
+        let (mut by_home, mut anew) = (false, false);
         let secret = match kept_secret(teams, ticket.swarm)? {
-            // The ticket was perhaps redeemed with it already, and the answer did not come.
             Some(secret) => Arc::new(secret),
             None if first.ask(ticket.swarm)? => {
                 by_home = true;
                 Arc::clone(&self.parts.jobs.secret)
             }
             None => {
-                let secret = new_secret().map_err(TeamError::from)?;
-                keep_secret(teams, ticket.swarm, &secret)?;
-                Arc::new(secret)
+                anew = true;
+                Arc::new(match asked_secret(teams, ticket.swarm)? {
+                    // The ticket was perhaps redeemed with it already, and the answer did not come.
+                    Some(secret) => secret,
+                    None => {
+                        let secret = new_secret().map_err(TeamError::from)?;
+                        keep_asked(teams, ticket.swarm, &secret)?;
+                        secret
+                    }
+                })
             }
         };
         let team = match join(teams, &secret, ticket, name, &Clock::system()).await {
@@ -483,6 +510,9 @@ impl Membership {
         };
         if by_home {
             first.note(ticket.swarm)?;
+        }
+        if anew {
+            asked_is_kept(teams, ticket.swarm)?;
         }
         self.begin(team, secret).await
     }

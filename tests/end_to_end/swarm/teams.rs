@@ -155,9 +155,17 @@ fn a_team_whose_key_is_missing_is_not_met_by_another_key_and_can_be_given_up() {
         .map(|team| text(&team["team"]))
         .collect();
     assert_eq!(names, ["alice's team"]);
+    // A ticket that is not taken leaves it with no other key, either.
+    let (dave, ticket) = (Node::up("dave", 0), bob.ticket(&[]));
+    dave.join(&ticket).ok();
+    carl.join(&ticket).failed(1, &["used"]);
     carl.machine.run(&["down"]).ok();
-    // With its key it is there again, as the same.
-    std::fs::rename(&aside, &key).expect("it is back");
+    carl.machine
+        .run(&["up", "--listen", "127.0.0.1:0"])
+        .failed(1, &["missing", "identity"]);
+    carl.machine.run(&["down"]);
+    // With its key it is there again, as the same; here as if it had ended after it was taken in, and before it wrote that down.
+    std::fs::rename(&aside, of_bobs.join("identity.asked")).expect("it is back");
     carl.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
     assert_eq!(key_in_team_of(&carl, "bob"), before);
     carl.meet("bob");

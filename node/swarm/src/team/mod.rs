@@ -6,7 +6,7 @@ mod secret;
 mod state;
 
 pub use join::{JoinError, join};
-pub use secret::{keep_secret, kept_secret};
+pub use secret::{asked_is_kept, asked_secret, keep_asked, keep_secret, kept_secret};
 pub use state::{StateError, TeamState};
 
 use std::path::{Path, PathBuf};
