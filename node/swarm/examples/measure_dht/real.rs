@@ -141,8 +141,11 @@ pub fn measure(count: usize, kept: usize) -> Outcome<()> {
 }
 
 async fn all_published(nodes: &[Running]) {
-    for node in nodes {
+    for (number, node) in nodes.iter().enumerate() {
         until(async || node.handle.is_published().await).await;
+        if number % 20 == 0 {
+            eprintln!("… node {number} is advertised");
+        }
     }
 }
 
@@ -181,10 +184,14 @@ async fn measured(count: usize, kept: usize) -> Outcome<()> {
         // One after the other, so that there are never too many connections under way.
         until(async || node.handle.peers().len() >= kept.min(nodes.len())).await;
         nodes.push(node);
+        if nodes.len() % 20 == 0 {
+            eprintln!("… {} nodes are up", nodes.len());
+        }
         first += FEW;
     }
     let others = nodes.len();
     until(async || nodes.iter().all(|node| node.handle.members().len() == count)).await;
+    eprintln!("… all know each other");
     all_published(&nodes).await;
     quiet().await?;
     println!("{others} nodes with {FEW} paths each are up");
