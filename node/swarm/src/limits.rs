@@ -345,6 +345,9 @@ pub const CONTENT_QUEUE: usize = 4;
 /// Silence after which what a provider has to bring is asked of another one, too: several round trips around the world.
 pub const HEDGE_SILENCE: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether who brings the directories of a tree has fallen silent.
+pub const WALK_LOOK: Duration = Duration::from_millis(250);
+
 /// Bytes of a file that travels together with others. Larger ones are worth a stream of their own.
 pub const PACKED_BLOB: u64 = 64 << 10;
 

@@ -25,7 +25,9 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use futures::future::{Either, select};
+use futures::stream::FuturesUnordered;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tvix_node_protocol::envelope::NodeKey;
@@ -35,7 +37,7 @@ use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 use crate::core::{Core, Lost, blocking, lock};
 use crate::limits::{
     BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER, SHARE_LOOK,
-    WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
+    WALK_LOOK, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
 use crate::machine::{FetchPlace, FetchPlaces};
 use crate::places::Places;
@@ -269,33 +271,64 @@ where
     }
 }
 
-/// The directories, from the first provider that brings them. It stays the first.
+/// The directories, from the first provider that brings them. It stays the first. Where one falls silent, the next is asked,
+/// too.
 async fn walk_first(
     core: &Arc<Core>,
     (arrival, report): (&Arc<Arrival>, &Report),
     max_bytes: Option<u64>,
     (providers, failures): (&mut VecDeque<NodeKey>, &mut Vec<(NodeKey, ProviderError)>),
 ) -> Option<Files> {
+    let walk = |provider: NodeKey, signs: Signs, pause: Duration| async move {
+        tokio::time::sleep(pause).await;
+        // It is not silent as long as it is not asked.
+        signs.waits();
+        let walked = walk::fetch(core, (provider, &signs), (arrival, report), max_bytes).await;
+        (provider, walked)
+    };
+    let mut walks = FuturesUnordered::new();
+    let mut asked: Vec<(NodeKey, Signs)> = Vec::new();
     let mut busy = 0;
-    while let Some(provider) = providers.front().copied() {
-        match walk::fetch(core, provider, (arrival, report), max_bytes).await {
+    loop {
+        let stuck = asked.iter().all(|(_, signs)| signs.is_silent(Instant::now()));
+        if stuck && let Some(provider) = providers.pop_front() {
+            let signs = Signs::new();
+            walks.push(walk(provider, signs.clone(), Duration::ZERO));
+            asked.push((provider, signs));
+        }
+        let (provider, walked) = match tokio::time::timeout(WALK_LOOK, walks.next()).await {
+            Ok(Some(ended)) => ended,
+            Ok(None) => return None,
+            // Somebody may have fallen silent.
+            Err(_) => continue,
+        };
+        let place = asked.iter().position(|(asked, _)| *asked == provider);
+        let signs = place.map(|place| asked.swap_remove(place).1);
+        match walked {
             // There is nobody else.
-            Err(ProviderError::Busy) if providers.len() == 1 && busy < BUSY_TRIES => {
+            Err(ProviderError::Busy) if providers.is_empty() && asked.is_empty() && busy < BUSY_TRIES => {
                 busy += 1;
-                tokio::time::sleep(BUSY_PAUSE).await;
+                let signs = signs.unwrap_or_else(Signs::new);
+                signs.came();
+                walks.push(walk(provider, signs.clone(), BUSY_PAUSE));
+                asked.push((provider, signs));
             }
             Ok(files) => {
-                lock(&core.standing).served(provider);
+                let mut standing = lock(&core.standing);
+                standing.served(provider);
+                providers.push_front(provider);
+                for (silent, _) in asked {
+                    standing.failed(silent, core.team.now());
+                    providers.push_back(silent);
+                }
                 return Some(files);
             }
             Err(error) => {
                 error.mark(core, provider);
                 failures.push((provider, error));
-                providers.pop_front();
             }
         }
     }
-    None
 }
 
 /// Files that are neither in the store (unless they are wanted all the same) nor in the arrival, with

@@ -45,7 +45,7 @@ pub(crate) struct Turn(u64);
 pub(crate) struct Signs(Arc<Mutex<Option<Instant>>>);
 
 impl Signs {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(Some(Instant::now()))))
     }
 
@@ -59,7 +59,7 @@ impl Signs {
         *lock(&self.0) = None;
     }
 
-    fn is_silent(&self, now: Instant) -> bool {
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
         let since = *lock(&self.0);
         since.is_some_and(|since| now.duration_since(since) >= HEDGE_SILENCE)
     }

@@ -11,6 +11,7 @@ use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 
 use super::arrival::{Arrival, Item, Kind, SpoolError};
 use super::coming;
+use super::plan::Signs;
 use super::progress::Report;
 use super::provider::ProviderError;
 use crate::call::{self, CallError};
@@ -81,10 +82,10 @@ impl Walk {
     }
 }
 
-/// Fetches all directories from one provider into the arrival.
+/// Fetches all directories from one provider, who gives signs of life, into the arrival.
 pub(crate) async fn fetch(
     core: &Arc<Core>,
-    provider: NodeKey,
+    (provider, signs): (NodeKey, &Signs),
     (arrival, report): (&Arc<Arrival>, &Report),
     max_bytes: Option<u64>,
 ) -> Result<Files, ProviderError> {
@@ -99,7 +100,10 @@ pub(crate) async fn fetch(
     let mut walk = Walk::new(root);
     let (mut items, mut size) = (vec![], 0);
     loop {
-        let bytes = wire.reader.receive_raw(TREE_NODE_BYTES).await.map_err(at)?;
+        signs.waits();
+        let bytes = wire.reader.receive_raw(TREE_NODE_BYTES).await;
+        signs.came();
+        let bytes = bytes.map_err(at)?;
         let bytes = bytes.ok_or_else(|| ProviderError::Ended("not all directories came".to_owned()))?;
         if bytes.is_empty() {
             break;

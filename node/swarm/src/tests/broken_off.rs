@@ -131,7 +131,16 @@ async fn who_goes_away_in_the_middle_of_an_answer_leaves_room_for_others() {
 
 /// Has everything, and says nothing when it is asked for files.
 fn without_files(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
-    if !matches!(inbound.door, Door::Blobs | Door::Blob) {
+    silent_at(&[Door::Blobs, Door::Blob], core, inbound)
+}
+
+/// Has everything, and says nothing when it is asked for directories.
+fn without_directories(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    silent_at(&[Door::Tree], core, inbound)
+}
+
+fn silent_at(doors: &[Door], core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    if !doors.contains(&inbound.door) {
         return honestly(core, inbound);
     }
     async move {
@@ -141,10 +150,10 @@ fn without_files(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
     .boxed()
 }
 
-#[tokio::test]
-async fn what_a_silent_provider_has_left_is_brought_by_another_after_a_moment() {
+/// Bob, who serves so, is asked first, and Ann has everything, too.
+async fn brings_what_bob_does_not(serves: Serve) {
     let ann = TestNode::founder(1).await;
-    let bob = ann.invite_as(2, Roles::all(), without_files, |_| ()).await;
+    let bob = ann.invite_as(2, Roles::all(), serves, |_| ()).await;
     let mut cat = ann.invite(3).await;
     cat.meets(ann.key()).await;
     cat.meets(bob.key()).await;
@@ -161,6 +170,16 @@ async fn what_a_silent_provider_has_left_is_brought_by_another_after_a_moment() 
     let took = since.elapsed();
     // Without another one it would have been waited for as long as for any answer.
     assert!(took < crate::limits::ANSWER_TIME, "{took:?}");
+}
+
+#[tokio::test]
+async fn what_a_silent_provider_has_left_is_brought_by_another_after_a_moment() {
+    brings_what_bob_does_not(without_files).await;
+}
+
+#[tokio::test]
+async fn directories_that_a_silent_provider_does_not_bring_another_one_brings_after_a_moment() {
+    brings_what_bob_does_not(without_directories).await;
 }
 
 #[tokio::test]
