@@ -317,9 +317,11 @@ async fn walk_first(
                 let mut standing = lock(&core.standing);
                 standing.served(provider);
                 providers.push_front(provider);
-                for (silent, _) in asked {
-                    standing.failed(silent, core.team.now());
-                    providers.push_back(silent);
+                for (slower, signs) in asked {
+                    if !signs.has_brought() {
+                        standing.failed(slower, core.team.now());
+                    }
+                    providers.push_back(slower);
                 }
                 return Some(files);
             }
@@ -511,10 +513,12 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
             continue;
         };
         let result = tokio::select! {
-            result = run(&work, provider, (turn, signs), job) => result,
+            result = run(&work, provider, (turn, signs.clone()), job) => result,
             // It was silent, and another one has brought what it should, or there is something else that it may bring.
             () = work.released(turn) => {
-                lock(&work.core.standing).failed(provider, work.core.team.now());
+                if !signs.has_brought() {
+                    lock(&work.core.standing).failed(provider, work.core.team.now());
+                }
                 continue;
             }
         };

@@ -40,27 +40,44 @@ pub(crate) enum Job {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Turn(u64);
 
-/// Whether a provider gives signs of life: when it did last, and nothing while this node itself is what is waited for.
+/// Whether a provider gives signs of life.
 #[derive(Debug, Clone)]
-pub(crate) struct Signs(Arc<Mutex<Option<Instant>>>);
+pub(crate) struct Signs(Arc<Mutex<Seen>>);
+
+#[derive(Debug)]
+struct Seen {
+    /// Since when it is waited for; nothing while this node itself is what is waited for.
+    waits_since: Option<Instant>,
+    /// Whether it has brought anything.
+    brought: bool,
+}
 
 impl Signs {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Some(Instant::now()))))
+        Self(Arc::new(Mutex::new(Seen {
+            waits_since: Some(Instant::now()),
+            brought: false,
+        })))
     }
 
     /// From now on the provider is waited for.
     pub(crate) fn waits(&self) {
-        *lock(&self.0) = Some(Instant::now());
+        lock(&self.0).waits_since = Some(Instant::now());
     }
 
     /// It has brought something, which this node is busy with now.
     pub(crate) fn came(&self) {
-        *lock(&self.0) = None;
+        let mut seen = lock(&self.0);
+        (seen.waits_since, seen.brought) = (None, true);
+    }
+
+    /// Whether it has brought anything: who does so now and then is slow, and not gone.
+    pub(crate) fn has_brought(&self) -> bool {
+        lock(&self.0).brought
     }
 
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
-        let since = *lock(&self.0);
+        let since = lock(&self.0).waits_since;
         since.is_some_and(|since| now.duration_since(since) >= HEDGE_SILENCE)
     }
 }
@@ -504,9 +521,12 @@ mod tests {
         plan.add_small([(blob(1), 1)]);
         let (turn, _) = plan.take(ANN).unwrap();
         let later = Instant::now() + 2 * HEDGE_SILENCE;
-        plan.signs(turn).came();
+        let signs = plan.signs(turn);
+        assert!(!signs.has_brought());
+        signs.came();
         assert!(plan.hedge(BOB, later).is_none());
-        plan.signs(turn).waits();
+        signs.waits();
+        assert!(signs.has_brought(), "it is slow, and not gone");
         assert!(plan.hedge(BOB, later + HEDGE_SILENCE).is_some());
     }
 
