@@ -183,6 +183,23 @@ fn only_the_outputs_links_asked_for_are_made() {
 }
 
 #[test]
+fn a_name_that_is_taken_is_told_before_anything_is_built() {
+    let machine = offline();
+    std::fs::write(machine.folder().join("mine"), "text").expect("a file");
+    std::os::unix::fs::symlink("mine", machine.folder().join("result")).expect("a link");
+    for name in ["mine", "result"] {
+        machine
+            .run(&["build", "-A", "greeting", "-o", name])
+            .failed(1, &[&format!("'{name}'"), "not a link into this store", "-o"]);
+    }
+    assert!(machine.stored().iter().all(|name| !name.ends_with("-greeting")));
+    assert_eq!(
+        std::fs::read_to_string(machine.folder().join("mine")).expect("it is there"),
+        "text"
+    );
+}
+
+#[test]
 fn a_dry_run_names_what_would_be_built_and_builds_nothing() {
     let machine = offline();
     let dry = machine.run(&["build", "-A", "letter", "--dry-run"]);

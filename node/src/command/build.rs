@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tvix_node_evaluator::Action;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{AddRoot, Outcome, SessionMode};
+use tvix_node_protocol::nix::store_path::STORE_DIR;
 
 use super::Notice;
 use super::error::CommandError;
@@ -40,6 +41,9 @@ pub async fn run_build(
     building: &Building,
     notice: &mut dyn FnMut(Notice),
 ) -> Result<Vec<BuiltTarget>, CommandError> {
+    if let (Some(link), false) = (&building.out_link, building.dry_run) {
+        check_link(home, link)?;
+    }
     let (targets, open) = build(home, evaluation, building, notice).await?;
     if let Some(open) = open {
         if let (Some(link), false) = (&building.out_link, building.dry_run) {
@@ -99,6 +103,23 @@ pub(super) async fn build(
         }
     }
     Ok((targets, ended.keep))
+}
+
+/// Says at once what would otherwise be found out after the build: something that is no link into the store has the name.
+fn check_link(home: &Home, link: &Path) -> Result<(), CommandError> {
+    let is_free = match std::fs::read_link(link) {
+        Ok(target) => target.starts_with(home.store_folder()) || target.starts_with(STORE_DIR),
+        // What is there is no link.
+        Err(error) => error.kind() != std::io::ErrorKind::InvalidInput,
+    };
+    let occupied = "it exists and is not a link into this store; remove it, or choose another name ('-o')";
+    match is_free {
+        true => Ok(()),
+        false => Err(CommandError::Link {
+            link: link.to_owned(),
+            source: std::io::Error::other(occupied),
+        }),
+    }
 }
 
 /// Makes `result`, `result-2`, …, with the output's name behind it where that is not `out`, as

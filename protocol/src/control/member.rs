@@ -5,6 +5,9 @@ use crate::envelope::NodeKey;
 /// Letters of a key that may stand for the whole: fewer would name somebody else soon.
 const KEY_BEGINNING: usize = 8;
 
+/// Letters of a key that are shown beside a name that several have.
+const SHOWN_BEGINNING: usize = 12;
+
 /// Names in a message: more than these would bury it.
 const NAMES_LISTED: usize = 20;
 
@@ -28,7 +31,14 @@ pub fn find_member(members: &[(NodeKey, &str)], text: &str) -> Result<NodeKey, M
         [one] => Ok(*one),
         [] => Err(MemberError::Unknown {
             wanted,
-            names: members.iter().map(|(_, name)| (*name).to_owned()).collect(),
+            names: members
+                .iter()
+                .map(|(key, name)| match keys_where(&|_, other| other == *name).len() {
+                    1 => (*name).to_owned(),
+                    // By its name alone it could not be meant.
+                    _ => format!("{name} ({})", &key.to_string()[..SHOWN_BEGINNING]),
+                })
+                .collect(),
         }),
         _ => Err(MemberError::Ambiguous { wanted, keys: found }),
     }
@@ -105,7 +115,11 @@ mod tests {
         for text in ["", "Ann", "aaaaaaa", "dddddddddd"] {
             let error = find(text).unwrap_err();
             assert!(matches!(error, MemberError::Unknown { .. }), "{error}");
-            assert!(error.to_string().contains("'ann', 'bob'"), "{error}");
+            assert!(
+                error.to_string().contains("'ann', 'bob'")
+                    && error.to_string().contains("'twin (121212121212)'"),
+                "{error}"
+            );
         }
     }
 }
