@@ -74,7 +74,7 @@ impl ShownPaths {
 /// What has been found out on the way, for paths that are judged together.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// What is believed to be the content of paths.
+    /// What is accepted of what they were built from.
     accepted: Accepted,
     /// What builders signed of paths on which several have to agree.
     signed: BTreeMap<StorePath, Vec<BuildRecord>>,
@@ -304,7 +304,7 @@ pub trait Evidence: Surroundings {
                         if stack.is_empty() {
                             return Ok(origin);
                         }
-                        findings.accepted.insert(path, tree);
+                        findings.accepted.elsewhere.insert((path, tree));
                         continue;
                     }
                     Verdict::Needs(needs) => needs,
@@ -314,7 +314,7 @@ pub trait Evidence: Surroundings {
                 let here: Vec<PathInfo> = self.held(&paths).await?.into_iter().flatten().collect();
                 if !here.is_empty() {
                     let here = here.into_iter().map(|info| (info.path, info.tree));
-                    findings.accepted.extend(here);
+                    findings.accepted.here.extend(here);
                     continue;
                 }
                 let new = paths
@@ -336,7 +336,7 @@ pub trait Evidence: Surroundings {
                     // A builder checks by its name what names itself before it builds from it; so its record,
                     // which counts here, speaks for the content.
                     if names_itself(&shown.info) {
-                        findings.accepted.insert(path, tree);
+                        findings.accepted.elsewhere.insert((path, tree));
                     } else {
                         stack.push(shown);
                     }

@@ -2,7 +2,8 @@ use super::*;
 
 use std::sync::Arc;
 
-use tvix_node_protocol::envelope::NodeSecret;
+use tvix_node_protocol::build::{BuildKey, BuiltOutput, RecordInput};
+use tvix_node_protocol::envelope::{NodeSecret, seal};
 use tvix_node_protocol::nix::hash::{CAHash, NixHash};
 use tvix_node_protocol::nix::store_path::build_ca_path;
 use tvix_node_protocol::path_info::NarHash;
@@ -259,4 +260,58 @@ async fn a_content_address_that_was_left_out_is_put_in_where_it_is_known_or_foll
         .unwrap();
     assert_eq!(survey.there[&fetched].shown.info.ca, Some(flat.to_nix_string()));
     assert_eq!(survey.there[&fetched].origin, Origin::Content);
+}
+
+/// What a member made of these inputs, and signed.
+fn made(by: u8, info: PathInfo, inputs: &[(&StorePath, u8)]) -> Shown {
+    let output = BuiltOutput {
+        path: info.path.clone(),
+        tree: info.tree,
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: vec![],
+    };
+    let inputs = inputs.iter().map(|(path, content)| RecordInput {
+        path: (*path).clone(),
+        tree: TreeDigest([*content; 32]),
+    });
+    let record = BuildRecord {
+        build_key: BuildKey([0; 32]),
+        request: None,
+        derivation: StorePath::from_parts([9; 20], "any.drv").unwrap(),
+        inputs: inputs.collect(),
+        outputs: BTreeMap::from([("out".to_owned(), output)]),
+        builder: key(by),
+        started: 1,
+        finished: 2,
+        sandbox: "test".into(),
+    };
+    let record = Some(seal(&record, &NodeSecret::from_bytes(&[by; 32])).unwrap());
+    Shown { info, record }
+}
+
+#[tokio::test]
+async fn what_members_made_of_different_builds_of_one_input_is_believed_in_one_question() {
+    let input = output(5);
+    let mut team = Team::new(&[], &[(&input, NamedBy::Derivation)]);
+    for builder in [LIAR, HONEST] {
+        let shown = made(builder, info(&input, builder, &[]), &[]);
+        team.shown.insert((key(builder), input.clone()), shown);
+    }
+    let mut findings = Findings::default();
+    for builder in [LIAR, HONEST, LIAR] {
+        let shown = made(
+            builder,
+            info(&output(builder), builder, &[]),
+            &[(&input, builder)],
+        );
+        let believed = team.accept(key(builder), &shown, Word::DoesNotCount, &mut findings);
+        let builder = key(builder);
+        assert_eq!(believed.await, Ok(Origin::Record { builder }));
+    }
+    // Who does not show what it was made of is not believed because another one does.
+    let shown = made(LIAR, info(&output(LIAR), LIAR, &[]), &[(&input, 66)]);
+    let why = team.accept(key(LIAR), &shown, Word::DoesNotCount, &mut findings);
+    let why = why.await.unwrap_err();
+    assert!(why.contains("does not show it"), "{why}");
 }

@@ -38,7 +38,14 @@ pub enum Verdict {
 }
 
 /// Content of paths that is accepted already.
-pub type Accepted = BTreeMap<StorePath, TreeDigest>;
+#[derive(Debug, Default)]
+pub struct Accepted {
+    /// What lies here under its name: that name stands for nothing else here.
+    pub here: BTreeMap<StorePath, TreeDigest>,
+    /// What is believed of what members have. Two of them may have made different things of one derivation, each of which
+    /// is believed, and so is what was made of the one or the other.
+    pub elsewhere: BTreeSet<(StorePath, TreeDigest)>,
+}
 
 /// Whether the store path follows from the content address given, so that nobody needs to be believed:
 /// content with another address is refused when it comes.
@@ -310,10 +317,12 @@ enum Inputs {
 fn weigh_inputs(inputs: &[RecordInput], accepted: &Accepted) -> Inputs {
     let mut unknown = Vec::new();
     for input in inputs {
-        match accepted.get(&input.path) {
+        let wanted = (input.path.clone(), input.tree);
+        match accepted.here.get(&input.path) {
             Some(tree) if *tree == input.tree => {}
             Some(_) => return Inputs::Contradicted,
-            None => unknown.push((input.path.clone(), input.tree)),
+            None if accepted.elsewhere.contains(&wanted) => {}
+            None => unknown.push(wanted),
         }
     }
     if unknown.is_empty() {

@@ -101,11 +101,13 @@ fn built(builder: u8, inputs: &[(&str, u8)]) -> Shown {
 
 const NO_STORE: &[(u8, &[Role])] = &[(1, &[Role::Store]), (2, &[Role::Store])];
 
+/// What is here.
 fn accepted(inputs: &[(&str, u8)]) -> Accepted {
-    inputs
-        .iter()
-        .map(|(name, content)| (path(name), tree(*content)))
-        .collect()
+    let here = inputs.iter().map(|(name, content)| (path(name), tree(*content)));
+    Accepted {
+        here: here.collect(),
+        ..Accepted::default()
+    }
 }
 
 #[test]
@@ -131,6 +133,30 @@ fn a_record_counts_where_every_input_is_accepted_as_what_it_names() {
 }
 
 #[test]
+fn only_what_is_here_contradicts_a_record() {
+    let believed = |here: &[(&str, u8)], elsewhere: &[(&str, u8)]| {
+        let mut inputs = accepted(here);
+        let elsewhere = elsewhere
+            .iter()
+            .map(|(name, content)| (path(name), tree(*content)));
+        inputs.elsewhere.extend(elsewhere);
+        let shown = built(2, &[("gcc", 5)]);
+        judge(&members(NO_STORE), secret(1).key(), &shown, &inputs, Word::Counts)
+    };
+    let builder = secret(2).key();
+    let accepted = Verdict::Accepted(Origin::Record { builder });
+    assert_eq!(believed(&[], &[("gcc", 5)]), accepted);
+    // One member has built it twice differently, or two members have.
+    assert_eq!(believed(&[], &[("gcc", 4), ("gcc", 5), ("gcc", 6)]), accepted);
+    let needs = Verdict::Needs(vec![(path("gcc"), tree(5))]);
+    assert_eq!(believed(&[], &[("gcc", 6)]), needs);
+    let Verdict::Refused(why) = believed(&[("gcc", 6)], &[("gcc", 5)]) else {
+        panic!("it is something else here")
+    };
+    assert!(why.contains("an input that is something else here"), "{why}");
+}
+
+#[test]
 fn a_record_counts_only_by_a_member_with_the_role_build() {
     let peer = secret(1).key();
     let taken: &[(u8, &[Role])] = &[(1, &[Role::Store]), (2, &[Role::Store, Role::Build])];
@@ -138,7 +164,7 @@ fn a_record_counts_only_by_a_member_with_the_role_build() {
         &members(taken),
         peer,
         &built(2, &[]),
-        &Accepted::new(),
+        &Accepted::default(),
         Word::Counts,
     ) else {
         panic!()
@@ -148,7 +174,7 @@ fn a_record_counts_only_by_a_member_with_the_role_build() {
         &members(NO_STORE),
         peer,
         &built(9, &[]),
-        &Accepted::new(),
+        &Accepted::default(),
         Word::Counts,
     ) else {
         panic!("a stranger's record")
@@ -161,7 +187,7 @@ fn a_record_counts_only_for_exactly_its_content() {
     let members = members(NO_STORE);
     let honest = built(2, &[]);
     assert!(matches!(
-        judge(&members, peer, &honest, &Accepted::new(), Word::Counts),
+        judge(&members, peer, &honest, &Accepted::default(), Word::Counts),
         Verdict::Accepted(Origin::Record { .. })
     ));
     let changes: [fn(&mut Shown); 7] = [
@@ -176,7 +202,7 @@ fn a_record_counts_only_for_exactly_its_content() {
     for (number, change) in changes.into_iter().enumerate() {
         let mut shown = honest.clone();
         change(&mut shown);
-        let verdict = judge(&members, peer, &shown, &Accepted::new(), Word::Counts);
+        let verdict = judge(&members, peer, &shown, &Accepted::default(), Word::Counts);
         assert!(
             matches!(verdict, Verdict::Refused(_)),
             "change {number}: {verdict:?}"
@@ -198,7 +224,7 @@ fn a_record_signed_by_another_than_its_builder_does_not_count() {
         &members(NO_STORE),
         secret(1).key(),
         &shown,
-        &Accepted::new(),
+        &Accepted::default(),
         Word::Counts,
     );
     let Verdict::Refused(why) = verdict else { panic!() };
@@ -213,9 +239,21 @@ fn the_word_of_a_member_with_the_role_store_counts_for_itself_alone() {
     };
     let only_two: &[(u8, &[Role])] = &[(1, &[Role::Store])];
     let (one, two) = (secret(1).key(), secret(2).key());
-    let verdict = judge(&members(only_two), two, &shown, &Accepted::new(), Word::Counts);
+    let verdict = judge(
+        &members(only_two),
+        two,
+        &shown,
+        &Accepted::default(),
+        Word::Counts,
+    );
     assert_eq!(verdict, Verdict::Accepted(Origin::Peer { peer: two }));
-    let verdict = judge(&members(only_two), one, &shown, &Accepted::new(), Word::Counts);
+    let verdict = judge(
+        &members(only_two),
+        one,
+        &shown,
+        &Accepted::default(),
+        Word::Counts,
+    );
     assert!(matches!(verdict, Verdict::Refused(_)));
 }
 
@@ -226,7 +264,7 @@ fn nobody_s_word_counts_for_the_inputs_of_his_own_request() {
         record: None,
     };
     let one = secret(1).key();
-    let judged = |word| judge(&members(&[]), one, &shown, &Accepted::new(), word);
+    let judged = |word| judge(&members(&[]), one, &shown, &Accepted::default(), word);
     assert_eq!(
         judged(Word::Counts),
         Verdict::Accepted(Origin::Peer { peer: one })
@@ -234,7 +272,13 @@ fn nobody_s_word_counts_for_the_inputs_of_his_own_request() {
     assert!(matches!(judged(Word::DoesNotCount), Verdict::Refused(_)));
     // What speaks for itself does.
     let shown = built(2, &[]);
-    let verdict = judge(&members(&[]), one, &shown, &Accepted::new(), Word::DoesNotCount);
+    let verdict = judge(
+        &members(&[]),
+        one,
+        &shown,
+        &Accepted::default(),
+        Word::DoesNotCount,
+    );
     assert!(matches!(verdict, Verdict::Accepted(Origin::Record { .. })));
 }
 
@@ -256,7 +300,7 @@ fn what_names_itself_needs_nobody() {
         &members(NO_STORE),
         nobody,
         &shown(&info),
-        &Accepted::new(),
+        &Accepted::default(),
         Word::Counts,
     );
     assert_eq!(verdict, Verdict::Accepted(Origin::Content));
@@ -266,7 +310,7 @@ fn what_names_itself_needs_nobody() {
         &members(NO_STORE),
         nobody,
         &shown(&info),
-        &Accepted::new(),
+        &Accepted::default(),
         Word::Counts,
     );
     assert!(matches!(verdict, Verdict::Refused(_)));
@@ -313,28 +357,28 @@ fn refusal(verdict: Verdict) -> String {
 #[test]
 fn only_what_this_node_built_is_accepted_where_a_rule_says_so() {
     let own = [(None, None, Requirement::Own)];
-    let why = refusal(by_rules(&own, &built(2, &[]), &[], &Accepted::new()));
+    let why = refusal(by_rules(&own, &built(2, &[]), &[], &Accepted::default()));
     assert!(why.contains("takes only what it built itself"), "{why}");
-    let verdict = by_rules(&own, &built(9, &[]), &[], &Accepted::new());
+    let verdict = by_rules(&own, &built(9, &[]), &[], &Accepted::default());
     assert!(matches!(verdict, Verdict::Accepted(Origin::Record { .. })));
     // For other paths nothing changes.
     let other = [(Some("other*"), None, Requirement::Own)];
-    let verdict = by_rules(&other, &built(2, &[]), &[], &Accepted::new());
+    let verdict = by_rules(&other, &built(2, &[]), &[], &Accepted::default());
     assert!(matches!(verdict, Verdict::Accepted(Origin::Record { .. })));
 }
 
 #[test]
 fn a_builder_that_a_rule_distrusts_counts_neither_by_its_record_nor_by_its_word() {
     let rules = [(None, Some(1), Requirement::Own)];
-    let why = refusal(by_rules(&rules, &built(1, &[]), &[], &Accepted::new()));
+    let why = refusal(by_rules(&rules, &built(1, &[]), &[], &Accepted::default()));
     assert!(why.contains("a rule of this node says so"), "{why}");
     let word = Shown {
         info: info("hello", 1),
         record: None,
     };
-    let why = refusal(by_rules(&rules, &word, &[], &Accepted::new()));
+    let why = refusal(by_rules(&rules, &word, &[], &Accepted::default()));
     assert!(why.contains("the word of"), "{why}");
-    let verdict = by_rules(&rules, &built(2, &[]), &[], &Accepted::new());
+    let verdict = by_rules(&rules, &built(2, &[]), &[], &Accepted::default());
     assert!(matches!(verdict, Verdict::Accepted(Origin::Record { .. })));
 }
 
@@ -375,7 +419,12 @@ fn a_quorum_agrees_is_too_small_or_disagrees() {
     );
     assert!(refusal(trojaned).contains("an input that is something else here"));
     // Inputs that are not known yet have to be looked at.
-    let unknown = by_rules(&rules, &shown, &[made(1, 1, 5), made(2, 1, 5)], &Accepted::new());
+    let unknown = by_rules(
+        &rules,
+        &shown,
+        &[made(1, 1, 5), made(2, 1, 5)],
+        &Accepted::default(),
+    );
     assert_eq!(unknown, Verdict::Needs(vec![(path("gcc"), tree(5))]));
 }
 
@@ -390,7 +439,7 @@ fn a_quorum_compares_all_outputs_and_takes_nobody_s_word() {
         signed.outputs.insert("doc".to_owned(), output);
         seal(&signed, &secret(builder)).unwrap()
     };
-    let judged = |records: &[Envelope]| by_rules(&rules, &shown, records, &Accepted::new());
+    let judged = |records: &[Envelope]| by_rules(&rules, &shown, records, &Accepted::default());
     let verdict = judged(&[with_doc(1, 3), with_doc(2, 3)]);
     assert!(matches!(verdict, Verdict::Accepted(_)), "{verdict:?}");
     assert!(refusal(judged(&[with_doc(1, 3), with_doc(2, 4)])).contains("disagreed"));
@@ -398,13 +447,13 @@ fn a_quorum_compares_all_outputs_and_takes_nobody_s_word() {
         info: shown.info.clone(),
         record: None,
     };
-    assert!(refusal(by_rules(&rules, &word, &[], &Accepted::new())).contains("too few"));
+    assert!(refusal(by_rules(&rules, &word, &[], &Accepted::default())).contains("too few"));
     // What is shown has to be what they signed, its references included.
     let mut other = shown.clone();
     other.info.references.clear();
     let records = [record(&shown.info, 1, &[]), record(&shown.info, 2, &[])];
     assert!(
-        refusal(by_rules(&rules, &other, &records, &Accepted::new()))
+        refusal(by_rules(&rules, &other, &records, &Accepted::default()))
             .contains("not what its builders signed")
     );
 }

@@ -209,7 +209,7 @@ fn grounds(rules: Rules) -> Grounds {
 fn run(seed: u64, rules: Rules) -> usize {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let (grounds, things) = (grounds(rules), world(&mut dice));
-    let mut accepted = Accepted::new();
+    let mut accepted = Accepted::default();
     let mut count = 0;
     // What was signed so far and goes round.
     let mut signed: BTreeMap<StorePath, Vec<BuildRecord>> = BTreeMap::new();
@@ -240,7 +240,7 @@ fn run(seed: u64, rules: Rules) -> usize {
                 "seed {seed}: a false {} is accepted",
                 truth.path
             );
-            let new = accepted.insert(truth.path.clone(), truth.tree).is_none();
+            let new = accepted.here.insert(truth.path.clone(), truth.tree).is_none();
             count += usize::from(new && truth.ca.is_none());
         }
     }
@@ -282,7 +282,7 @@ fn a_trusted_builder_that_lies_is_believed_where_nobody_has_to_agree() {
         let things = world(&mut dice);
         let mut shown = (0..160).map(|_| shown(&mut dice, &things));
         shown.any(|(peer, shown, at)| {
-            let verdict = judge(&grounds, peer, &shown, &[], &Accepted::new(), Word::Counts);
+            let verdict = judge(&grounds, peer, &shown, &[], &Accepted::default(), Word::Counts);
             matches!(verdict, Verdict::Accepted(_)) && shown.info.tree != things[at].info.tree
         })
     };
