@@ -7,13 +7,17 @@
 //! allowed-addresses = ["10.1.2.3:8080"]
 //! allowed-addresses-for-others = false
 //! network-of-fixed-outputs = "own"
+//! sandbox-paths = ["/bin/sh=/usr/bin/busybox"]
+//! system-features = ["big-parallel", "kvm"]
+//! extra-platforms = ["aarch64-linux"]
 //! ```
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tvix_node_builder::{AddressRange, Network};
+use tvix_node_builder::{AddressRange, Config, Network, SandboxPath};
 
 /// Bytes of the file that are read. A hundred caches with their keys have a tenth of that.
 const CONFIG_BYTES: u64 = 1 << 20;
@@ -35,6 +39,43 @@ pub struct NodeConfig {
     pub allowed_addresses_for_others: bool,
     /// How fixed-output builds reach the network.
     pub network_of_fixed_outputs: NetworkWay,
+    /// Paths of the machine that every build sees, and cannot change: `INSIDE=OUTSIDE`, or `PATH` where both are the same.
+    pub sandbox_paths: Vec<SeenPath>,
+    /// Features that derivations may require; none: those that this machine has.
+    pub system_features: Option<BTreeSet<String>>,
+    /// Platforms that it builds for beside its own, by an emulator of the machine's.
+    pub extra_platforms: BTreeSet<String>,
+}
+
+/// A path of the machine that builds see.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SeenPath {
+    /// Where builds see it.
+    pub inside: PathBuf,
+    /// Where it is.
+    pub outside: PathBuf,
+}
+
+impl TryFrom<String> for SeenPath {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (inside, outside) = text.split_once('=').unwrap_or((&text, &text));
+        let plain = |path: &str| {
+            let components = || Path::new(path).components();
+            path.starts_with('/') && components().all(|part| !matches!(part, std::path::Component::ParentDir))
+        };
+        if !plain(inside) || inside.trim_end_matches('/').is_empty() || !plain(outside) {
+            return Err(format!(
+                "'{text}' is no path that builds can see: write '/inside=/outside', or '/path' where it is the same, without '..'"
+            ));
+        }
+        Ok(Self {
+            inside: inside.into(),
+            outside: outside.into(),
+        })
+    }
 }
 
 /// How fixed-output builds reach the network.
@@ -85,6 +126,20 @@ impl NodeConfig {
             NetworkWay::None => return None,
         }
         Some(network)
+    }
+
+    /// What of it is for the sandbox.
+    pub fn apply(&self, config: &mut Config) {
+        config.network = self.network();
+        config.systems.extend(self.extra_platforms.iter().cloned());
+        if let Some(features) = &self.system_features {
+            config.features.clone_from(features);
+        }
+        let seen = self.sandbox_paths.iter().map(|seen| {
+            let (outside, writable) = (seen.outside.clone(), false);
+            (seen.inside.clone(), SandboxPath { outside, writable })
+        });
+        config.sandbox_paths.extend(seen);
     }
 
     /// Reads a configuration; one that is not there is empty.

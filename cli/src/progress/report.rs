@@ -94,7 +94,14 @@ pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
             error,
             log_tail,
             demanded: true,
-        } => failure(derivation, node, error, log_tail),
+        } => {
+            let begun = state
+                .running
+                .iter()
+                .any(|running| running.is_build_of(derivation));
+            let has_log = begun || !log_tail.is_empty();
+            failure(derivation, node, error, has_log.then_some(log_tail))
+        }
         EventKind::BuildFailed { derivation, .. } if detail.beginnings => {
             vec![Line::plain(format!(
                 "{} failed, and nothing is known to need it",
@@ -186,7 +193,8 @@ fn on(node: &str) -> String {
     }
 }
 
-fn failure(derivation: &StorePath, node: &str, error: &str, log_tail: &[String]) -> Vec<Line> {
+/// `log_tail`: none where the build was not begun.
+fn failure(derivation: &StorePath, node: &str, error: &str, log_tail: Option<&Vec<String>>) -> Vec<Line> {
     let mut said = error.lines();
     let first = said.next().unwrap_or_default();
     let mut lines = vec![
@@ -197,6 +205,9 @@ fn failure(derivation: &StorePath, node: &str, error: &str, log_tail: &[String])
             .add(Tint::Plain, format!(" failed{}: {first}", on(node))),
     ];
     lines.extend(said.map(|line| Line::plain(format!("       {line}"))));
+    let Some(log_tail) = log_tail else {
+        return lines;
+    };
     if log_tail.is_empty() {
         lines.push(Line::plain("       Its log is empty."));
     } else {

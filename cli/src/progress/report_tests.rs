@@ -75,7 +75,15 @@ fn an_error_of_several_lines_keeps_them() {
         "         specified: a",
         "         got:       b",
     ];
+    assert_eq!(lines, expected, "nothing was begun, so there is no log");
+    let mut begun = State::default();
+    begun.step(&started("hello-2.10", "this node"), 0);
+    let lines: Vec<String> = super::lines(&begun, &failed, LIVE)
+        .iter()
+        .map(Line::text)
+        .collect();
     assert_eq!(lines[..3], expected);
+    assert_eq!(lines[3], "       Its log is empty.");
 }
 
 #[test]

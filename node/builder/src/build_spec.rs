@@ -126,6 +126,9 @@ pub struct Built {
     pub outputs: BTreeMap<String, PathBuf>,
     /// How long it took.
     pub timings: Timings,
+    /// The last lines of the log, at most [`crate::limits::LOG_TAIL_LINES`]: its outputs may be refused after all.
+    pub log_tail: Vec<String>,
+    pub(crate) drv_path: StorePath,
     pub(crate) scratch: Scratch,
 }
 
@@ -173,6 +176,14 @@ impl Built {
             source: std::io::ErrorKind::NotFound.into(),
         })?;
         scratch::keep_output(&physical, &config.kept)
+    }
+
+    /// Moves the build folder to a place where it stays, as that of a failed build: its outputs were refused.
+    ///
+    /// # Errors
+    /// [`Cause::Scratch`] where it cannot be moved, or has been already.
+    pub fn keep_folder(&self, config: &Config) -> Result<PathBuf, Cause> {
+        self.scratch.keep(&config.kept, &self.drv_path)
     }
 
     /// Removes what is left of the build. Dropping does the same, but blocks the thread for it.

@@ -52,7 +52,7 @@ pub enum Refused {
     NoChroot,
     /// It wants to see paths of the machine.
     #[error(
-        "the derivation wants the machine's '{path}' (__impureHostDeps), which is not among the sandbox paths of this node; allow it there, or remove it"
+        "the derivation wants the machine's '{path}' (__impureHostDeps), which builds do not see here: name it in 'sandbox-paths' in config.toml, or remove it"
     )]
     HostPath {
         /// The first path that is not allowed.
@@ -124,6 +124,17 @@ pub struct BuildError {
     pub kept: Option<PathBuf>,
 }
 
+/// What may help where something cannot be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chance {
+    /// Later it may be had.
+    Later,
+    /// Another machine may be allowed more, or have other certificates; this one will not have it.
+    Elsewhere,
+    /// Nothing: the server says that it is not there, say.
+    None,
+}
+
 /// What ended a build.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -144,8 +155,8 @@ pub enum Cause {
         url: String,
         /// Why not.
         reason: String,
-        /// Whether it would not be had elsewhere or later either: the server says that it is not there, say.
-        lasting: bool,
+        /// What may still help.
+        chance: Chance,
     },
     /// The builder program could not be started.
     #[error("the builder '{builder}' could not be executed: {source}{hint}")]
@@ -239,12 +250,17 @@ impl Cause {
             Self::SlotTaken(_)
             | Self::Sandbox(_)
             | Self::Input { .. }
-            | Self::Fetch { lasting: false, .. }
+            | Self::Fetch {
+                chance: Chance::Later | Chance::Elsewhere,
+                ..
+            }
             | Self::Scratch { .. }
             | Self::HelperDied(_)
             | Self::Cancelled => true,
             Self::Refused(_)
-            | Self::Fetch { lasting: true, .. }
+            | Self::Fetch {
+                chance: Chance::None, ..
+            }
             | Self::Execute { .. }
             | Self::Exit(_)
             | Self::Signal { .. }

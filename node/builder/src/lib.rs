@@ -72,7 +72,7 @@ pub use builder::Builder;
 pub use compare::{Difference, DifferenceKind};
 pub use config::{Config, FIRST_BUILD_USER, Helper, Network, SANDBOX_ARGUMENT, SandboxPath};
 pub use diagnosis::SandboxError;
-pub use error::{BuildError, Cause, Refused, StartError};
+pub use error::{BuildError, Cause, Chance, Refused, StartError};
 pub use fetch::http::{Client, Downloaded};
 pub use options::DerivationOptions;
 pub use output_checks::{OutputCheckError, OutputChecks, PathFacts};

@@ -60,8 +60,10 @@ pub(crate) async fn build(
     let cause = match (result, folder.take()) {
         (Ok((outputs, timings)), Some(scratch)) => {
             return Ok(Built {
+                drv_path: spec.drv_path,
                 outputs,
                 timings,
+                log_tail: log.into_tail(),
                 scratch,
             });
         }

@@ -150,12 +150,21 @@ impl Jobs {
         }))
     }
 
-    /// Where the outputs of the derivation that are in the store lie.
+    /// Where the outputs of the derivation lie.
+    ///
+    /// # Errors
+    /// [`JobError::NothingToCompare`]: what is said to be the same has been compared.
     async fn outputs_before(&self, plan: &Plan) -> Result<BTreeMap<String, PathBuf>, JobError> {
         let paths = plan.outputs.values().cloned().collect();
         let there = self.depot.infos(paths).await?;
         let outputs = plan.outputs.iter();
-        let outputs = outputs.filter(|(_, path)| there.iter().any(|info| info.path == **path));
+        let missing = outputs
+            .clone()
+            .filter(|(_, path)| !there.iter().any(|info| info.path == **path));
+        let missing: Vec<String> = missing.map(|(name, _)| name.clone()).collect();
+        if !missing.is_empty() {
+            return Err(JobError::NothingToCompare { missing });
+        }
         Ok(outputs
             .map(|(name, path)| (name.clone(), self.depot.physical(path)))
             .collect())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tvix_node_builder::Cause;
+use tvix_node_builder::{Cause, Chance};
 use tvix_node_coordinator::{BuildFailure, BuildId, BuiltPath, Delivery, Event, FailureKind};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildKey, BuildKind, BuildLimits, BuildOptions, BuildRecord, Input};
@@ -341,6 +341,7 @@ fn told_failure(error: &JobError) -> messages::BuildFailure {
 pub(super) fn failure_of(error: &JobError) -> BuildFailure {
     let log_tail = match error {
         JobError::Build(error) => error.log_tail.clone(),
+        JobError::Outputs { log_tail, .. } => log_tail.clone(),
         JobError::Joined(failure) => {
             let tail = String::from_utf8_lossy(&failure.tail);
             tail.lines().map(str::to_owned).collect()
@@ -358,7 +359,10 @@ pub(super) fn failure_of(error: &JobError) -> BuildFailure {
 pub fn kind_of(error: &JobError) -> FailureKind {
     match error {
         JobError::Build(error) => kind_of_cause(&error.cause),
-        JobError::Refused(_) | JobError::Untrusted(_) => FailureKind::Refused,
+        JobError::Outputs { source, .. } => kind_of(source),
+        JobError::Refused(_) | JobError::Untrusted(_) | JobError::NothingToCompare { .. } => {
+            FailureKind::Refused
+        }
         JobError::Disagreed(_) => FailureKind::Disagreed,
         JobError::Cancelled => FailureKind::Cancelled,
         // An output that cannot be what the derivation says is the derivation's fault.
@@ -374,7 +378,13 @@ fn kind_of_cause(cause: &Cause) -> FailureKind {
     match cause {
         Cause::Cancelled => FailureKind::Cancelled,
         // Another builder may allow more.
-        Cause::Refused(_) | Cause::Sandbox(_) | Cause::MemoryOfBuilder(_) => FailureKind::Refused,
+        Cause::Fetch {
+            chance: Chance::Elsewhere,
+            ..
+        }
+        | Cause::Refused(_)
+        | Cause::Sandbox(_)
+        | Cause::MemoryOfBuilder(_) => FailureKind::Refused,
         Cause::TimedOut(_)
         | Cause::Silent(_)
         | Cause::LogTooLarge(_)

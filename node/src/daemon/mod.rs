@@ -162,12 +162,6 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let mut config = Config::new(home.scratch_folder(), Helper::this_program());
     config.memory = options.build_memory;
     config.control_groups = options.control_groups;
-    let slots = options.slots.unwrap_or_else(processors);
-    let own = OwnBuilder {
-        slots,
-        systems: config.systems.iter().cloned().collect(),
-        features: config.features.iter().cloned().collect(),
-    };
     let configured = NodeConfig::read(&home.config_file())?;
     let configured = NodeConfig {
         allowed_addresses: options
@@ -181,7 +175,13 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
             .unwrap_or(configured.network_of_fixed_outputs),
         ..configured
     };
-    config.network = configured.network();
+    configured.apply(&mut config);
+    let slots = options.slots.unwrap_or_else(processors);
+    let own = OwnBuilder {
+        slots,
+        systems: config.systems.iter().cloned().collect(),
+        features: config.features.iter().cloned().collect(),
+    };
     let builder = Builder::new(config)?;
     let private = Arc::new(PrivateBook::open(home.private_file())?);
     let roll = Arc::new(Roll::default());

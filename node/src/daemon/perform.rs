@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -11,6 +11,7 @@ use tvix_node_builder::{
     BuildError, BuildEvent, BuildInput, BuildSpec, Builder, Built, DerivationOptions, GraphPath,
     OutputCheckError, PathFacts, Refused,
 };
+use tvix_node_coordinator::FailureKind;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{
     BuildLimits, BuildOptions, BuildRecord, BuiltOutput, Input, RecordInput, RequestHash, build_key,
@@ -24,6 +25,7 @@ use tvix_node_store::{AddError, Prepared, ScratchOutput};
 use super::clock::now;
 use super::depot::{Depot, DepotError, Log};
 use super::engine::build_channel;
+use super::job::kind_of;
 use super::limits::EARLY_LINES;
 use crate::team::together::SharedBuilds;
 use crate::team::trust::TrustBook;
@@ -123,17 +125,36 @@ pub enum JobError {
     #[error(transparent)]
     Depot(#[from] DepotError),
     /// The build.
-    #[error("{}{}", .0.cause, kept(.0))]
+    #[error("{}{}", .0.cause, kept_as(.0.kept.as_deref()))]
     Build(#[from] BuildError),
     /// It was not begun.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// It ran to its end, and its outputs cannot be taken.
+    #[error("{source}{}", kept_as(.kept.as_deref()))]
+    Outputs {
+        /// Why not.
+        source: Box<JobError>,
+        /// The last lines of its log.
+        log_tail: Vec<String>,
+        /// Its folder, where it was to be kept and could be.
+        kept: Option<PathBuf>,
+    },
     /// Outputs that refer to each other in a circle, as Nix refuses them.
     #[error("the outputs {0} and {1} refer to each other, directly or not; such a circle is not allowed")]
     Circle(String, String),
     /// What the derivation says of its outputs does not hold.
     #[error(transparent)]
     Check(#[from] OutputCheckError),
+    /// There is less of an earlier build than a check compares.
+    #[error(
+        "it cannot be checked: of its outputs, {} {} not in the store; build it first, all outputs of it ('-A NAME.OUTPUT')",
+        .missing.join(", "), if .missing.len() == 1 { "is" } else { "are" }
+    )]
+    NothingToCompare {
+        /// Names of outputs.
+        missing: Vec<String>,
+    },
     /// Another builder that has to agree made something else of the same inputs.
     #[error("the builders that have to agree {0}")]
     Disagreed(String),
@@ -149,8 +170,8 @@ pub enum JobError {
 }
 
 /// Where the folder of a failed build is, where it was to be kept.
-fn kept(error: &BuildError) -> String {
-    match &error.kept {
+fn kept_as(kept: Option<&Path>) -> String {
+    match kept {
         Some(path) => format!("; its folder is kept as '{}'", path.display()),
         None => String::new(),
     }
@@ -245,14 +266,69 @@ impl Jobs {
 
     /// Copies the outputs to the side of the store, and signs a record.
     async fn prepare(&self, work: &Work, built: Built, started: u64) -> Result<Performed, JobError> {
+        match self.take_outputs(work, &built, started).await {
+            Ok((outputs, described, finished, record)) => Ok(Performed {
+                outputs,
+                described,
+                started,
+                finished,
+                record,
+                fixed: work.plan.derivation.is_fixed_output().unwrap_or(false),
+                leftover: Leftover(Some(built)),
+            }),
+            Err(error) => Err(self.refused(work, built, error)),
+        }
+    }
+
+    /// What the user is told where the outputs are what is wrong.
+    fn refused(&self, work: &Work, mut built: Built, error: JobError) -> JobError {
+        if kind_of(&error) != FailureKind::Builder {
+            // Nothing is wrong with them.
+            return error;
+        }
+        let log_tail = std::mem::take(&mut built.log_tail);
+        let leftover = Leftover(Some(built));
+        let kept = match &leftover.0 {
+            Some(built) if work.keep_failed => {
+                let kept = built.keep_folder(self.builder.config());
+                kept.inspect_err(
+                    |error| tracing::warn!(%error, "the folder of a failed build could not be kept"),
+                )
+                .ok()
+            }
+            _ => None,
+        };
+        JobError::Outputs {
+            source: Box::new(error),
+            log_tail,
+            kept,
+        }
+    }
+
+    /// What kept a build apart from the machine, and did not, in words.
+    fn sandbox(&self) -> String {
+        let seen = self.builder.config().sandbox_paths.keys();
+        let seen: Vec<String> = seen.map(|path| path.display().to_string()).collect();
+        match seen.is_empty() {
+            true => SANDBOX.to_owned(),
+            false => format!("{SANDBOX}; saw {} of the machine", seen.join(", ")),
+        }
+    }
+
+    async fn take_outputs(
+        &self,
+        work: &Work,
+        built: &Built,
+        started: u64,
+    ) -> Result<(Vec<Prepared>, BTreeMap<String, PathInfo>, u64, Envelope), JobError> {
         let plan = &work.plan;
+        let unscanned = DerivationOptions::read(&plan.derivation)?.discard_references;
         let candidates: BTreeSet<StorePath> = plan.closure.iter().map(|info| info.path.clone()).collect();
         let outputs: Vec<(String, StorePath, PathBuf)> = built
             .outputs
             .iter()
             .map(|(name, scratch)| (name.clone(), plan.outputs[name].clone(), scratch.clone()))
             .collect();
-        let leftover = Leftover(Some(built));
         let cas: BTreeMap<String, _> = plan
             .derivation
             .outputs()
@@ -270,6 +346,7 @@ impl Jobs {
                         path: path.clone(),
                         scratch,
                         ca: cas.get(name).cloned(),
+                        scanned: !unscanned.contains(name),
                     })
                     .collect();
                 store
@@ -289,16 +366,8 @@ impl Jobs {
             .collect();
         check_outputs(plan, &described)?;
         let finished = now();
-        let record = record(work, &described, (started, finished))?;
-        Ok(Performed {
-            outputs: prepared,
-            described,
-            started,
-            finished,
-            record,
-            fixed: plan.derivation.is_fixed_output().unwrap_or(false),
-            leftover,
-        })
+        let record = record(work, &described, (started, finished), self.sandbox())?;
+        Ok((prepared, described, finished, record))
     }
 }
 
@@ -309,6 +378,7 @@ fn record(
     work: &Work,
     outputs: &BTreeMap<String, PathInfo>,
     (started, finished): (u64, u64),
+    sandbox: String,
 ) -> Result<Envelope, DepotError> {
     let failed = |error: &dyn std::fmt::Display| DepotError::Record(error.to_string());
     let inputs: Vec<Input> = work.plan.closure.iter().map(as_input).collect();
@@ -338,7 +408,7 @@ fn record(
         builder: work.signer.key(),
         started,
         finished,
-        sandbox: SANDBOX.to_owned(),
+        sandbox,
     };
     seal(&record, &work.signer).map_err(|error| failed(&error))
 }

@@ -466,6 +466,7 @@ impl Workshop for TeamNode {
                 // Where it lies here is nothing to the requester, who gets it.
                 let folder = match &mut error {
                     JobError::Build(error) => error.kept.take(),
+                    JobError::Outputs { kept, .. } => kept.take(),
                     _ => None,
                 };
                 tracing::info!(derivation = %request.derivation, %error, "a build for another member failed");
@@ -535,6 +536,7 @@ fn failure_of(error: &JobError, folder: Option<FailedFolder>) -> messages::Build
     };
     let tail = match error {
         JobError::Build(error) => error.log_tail.join("\n").into_bytes(),
+        JobError::Outputs { log_tail, .. } => log_tail.join("\n").into_bytes(),
         _ => Vec::new(),
     };
     messages::BuildFailure {

@@ -56,6 +56,7 @@ fn output(store: &Store, folder: &Path, content: &str) -> Vec<Prepared> {
         path: path("built"),
         scratch: &file,
         ca: None,
+        scanned: true,
     };
     let deriver = path("built.drv");
     store

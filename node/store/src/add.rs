@@ -174,6 +174,8 @@ pub struct ScratchOutput<'a> {
     pub scratch: &'a Path,
     /// What the derivation says of its content, for a fixed output.
     pub ca: Option<CAHash>,
+    /// Whether references in it are looked for; without, it has none (`unsafeDiscardReferences`).
+    pub scanned: bool,
 }
 
 impl Store {
@@ -271,7 +273,8 @@ impl Store {
         let candidates = Candidates::new(candidates.iter().chain(own));
         let prepare = |output: &ScratchOutput<'_>| {
             let method = output.ca.as_ref().map(Method::of).transpose()?;
-            let (mut summary, written) = self.write_tree(method, Some(&candidates), |tap, writer| {
+            let sought = output.scanned.then_some(&candidates);
+            let (mut summary, written) = self.write_tree(method, sought, |tap, writer| {
                 let read = read_source(output.scratch, tap, writer);
                 read.map_err(|error| from_walk(error.seen_as(output.scratch, &output.path)))
             })?;

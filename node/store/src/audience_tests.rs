@@ -256,6 +256,7 @@ fn records_are_known_to_the_team_that_they_came_from() {
         path: StorePath::from_parts([9; 20], "built").unwrap(),
         scratch: &built,
         ca: None,
+        scanned: true,
     };
     let deriver = text("it.drv", &[]).path;
     let prepared = store

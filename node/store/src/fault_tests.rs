@@ -109,6 +109,7 @@ impl Work<'_> {
             path: path.clone(),
             scratch: &scratch,
             ca: None,
+            scanned: true,
         };
         let candidates = BTreeSet::from([one.path.clone()]);
         let deriver = path("out.drv");

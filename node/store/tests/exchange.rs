@@ -30,6 +30,7 @@ fn sample_paths(store: &Store, folder: &std::path::Path) -> Vec<PathInfo> {
         path: path("output"),
         scratch: &scratch,
         ca: None,
+        scanned: true,
     };
     let candidates = BTreeSet::from([sample.path.clone()]);
     let prepared = store

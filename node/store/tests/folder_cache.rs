@@ -81,6 +81,7 @@ impl Place {
             path: output,
             scratch: &scratch,
             ca: None,
+            scanned: true,
         };
         let candidates = [sample.path.clone(), note.path.clone()].into();
         let prepared = self

@@ -87,6 +87,7 @@ fn stock_nix_takes_what_is_put() {
             path: output.clone(),
             scratch: &scratch,
             ca: None,
+            scanned: true,
         };
         let candidates = BTreeSet::from([sample.path.clone(), first.clone()]);
         let prepared = store

@@ -212,6 +212,7 @@ fn trees_kept_beside_last_as_long_as_a_lease_on_their_path() {
         path: path("out"),
         scratch: &sample,
         ca: None,
+        scanned: true,
     };
     let prepared = store
         .prepare_built(&[output], &BTreeSet::new(), &path("out.drv"), &Origin::Built)

@@ -57,6 +57,7 @@ fn a_cache_with_changed_files_gives_the_right_content_or_none() {
         path: samples::path("built"),
         scratch: &scratch,
         ca: None,
+        scanned: true,
     };
     let deriver = samples::path("built.drv");
     let prepared = from

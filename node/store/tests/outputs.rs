@@ -30,6 +30,7 @@ fn prepare(
             path: (*path).clone(),
             scratch,
             ca: None,
+            scanned: true,
         })
         .collect();
     let candidates = candidates.iter().map(|&path| path.clone()).collect();
@@ -253,6 +254,7 @@ fn fixed_outputs_must_be_what_the_derivation_says() {
             path,
             scratch: &scratch,
             ca: Some(ca),
+            scanned: true,
         };
         store.prepare_built(&[output], candidates, &path_of_drv(), &Origin::Built)
     };

@@ -54,6 +54,7 @@ fn where_a_path_is_mentioned_is_found_in_contents_names_and_links() {
         path: path("output"),
         scratch: &scratch,
         ca: None,
+        scanned: true,
     };
     let prepared = store
         .prepare_built(

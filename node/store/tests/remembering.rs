@@ -49,6 +49,7 @@ fn a_record_is_registered_with_its_outputs_and_goes_with_them() {
         path: path("it"),
         scratch: &scratch,
         ca: None,
+        scanned: true,
     };
     let prepared = store
         .prepare_built(&[output], &BTreeSet::new(), &path("it.drv"), &Origin::Built)

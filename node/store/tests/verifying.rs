@@ -130,6 +130,7 @@ fn trees_beside_the_accepted_ones_are_checked_too() {
         path: path("it"),
         scratch: &scratch,
         ca: None,
+        scanned: true,
     };
     let prepared = store
         .prepare_built(&[output], &[].into(), &path("it.drv"), &Origin::Built)

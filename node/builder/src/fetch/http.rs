@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
 use super::proxies::{HttpProxy, Proxies, tunnel};
-use super::{failed, fetch_failed, fetch_impossible};
+use super::{failed, fetch_denied, fetch_failed, fetch_impossible};
 use crate::config::{Config, default_certificates};
 use crate::diagnosis::SandboxError;
 use crate::error::Cause;
@@ -326,7 +326,7 @@ impl Client {
     /// `elsewhere`: a cache has led there, and the place is not the user's choice.
     async fn ask(&self, url: &Url, known: Option<&str>, elsewhere: bool) -> Result<Answer, Failure> {
         // Another machine may be allowed more, or have other certificates.
-        let wrong = |reason: String| Failure::Lasting(fetch_failed(url, reason));
+        let wrong = |reason: String| Failure::Lasting(fetch_denied(url, reason));
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(wrong("it has no host".to_owned()));
         };

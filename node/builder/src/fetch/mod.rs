@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use tvix_node_protocol::nix::derivation::Derivation;
 
 use crate::StorePath;
-use crate::error::{Cause, Refused};
+use crate::error::{Cause, Chance, Refused};
 use crate::limits::FETCH_BYTES;
 use crate::options::{Source, unusable};
 use crate::scratch::Scratch;
@@ -107,16 +107,24 @@ fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Cause 
     move |source| Cause::Scratch { path, action, source }
 }
 
-/// It cannot be had from here now.
+/// It cannot be had now.
 fn fetch_failed(url: &url::Url, reason: String) -> Cause {
-    let (url, lasting) = (url.to_string(), false);
-    Cause::Fetch { url, reason, lasting }
+    cannot(url, reason, Chance::Later)
+}
+
+/// It cannot be had from here.
+fn fetch_denied(url: &url::Url, reason: String) -> Cause {
+    cannot(url, reason, Chance::Elsewhere)
 }
 
 /// It cannot be had, whoever asks.
 fn fetch_impossible(url: &url::Url, reason: String) -> Cause {
-    let (url, lasting) = (url.to_string(), true);
-    Cause::Fetch { url, reason, lasting }
+    cannot(url, reason, Chance::None)
+}
+
+fn cannot(url: &url::Url, reason: String, chance: Chance) -> Cause {
+    let url = url.to_string();
+    Cause::Fetch { url, reason, chance }
 }
 
 #[cfg(test)]

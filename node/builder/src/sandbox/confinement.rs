@@ -123,7 +123,7 @@ pub(super) fn set_personality(thirty_two_bit: bool) -> Result<(), Fault> {
 }
 
 /// Gives up all privileges in the namespace, and the way to new ones.
-pub(super) fn drop_privileges() -> Result<(), Fault> {
+pub(super) fn drop_privileges(thirty_two_bit: bool) -> Result<(), Fault> {
     match rustix::thread::clear_ambient_capability_set() {
         Ok(()) | Err(Errno::INVAL) => {}
         Err(error) => return Err(error).step(|| "clearing ambient capabilities"),
@@ -135,7 +135,7 @@ pub(super) fn drop_privileges() -> Result<(), Fault> {
     };
     rustix::thread::set_capabilities(None, none).step(|| "dropping capabilities")?;
     rustix::thread::set_no_new_privs(true).step(|| "giving up new privileges")?;
-    sys::install_filter(&system_calls::filter()).step(|| "filtering system calls")
+    sys::install_filter(&system_calls::filter(thirty_two_bit)).step(|| "filtering system calls")
 }
 
 /// Fails where the helper has died already: its end came before [`die_with_helper`].

@@ -65,11 +65,13 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
     confinement::limit(order)?;
     rustix::process::chdir(BUILD_FOLDER).step(|| format!("entering {BUILD_FOLDER}"))?;
     sys::reset_signals().step(|| "resetting signals")?;
+    let mut thirty_two_bit = false;
     if let Some(Task::Program(program)) = &order.task {
-        confinement::set_personality(program.thirty_two_bit)?;
+        thirty_two_bit = program.thirty_two_bit;
+        confinement::set_personality(thirty_two_bit)?;
     }
     debug_assert_eq!(control.as_fd().as_raw_fd(), CONTROL);
-    confinement::drop_privileges()
+    confinement::drop_privileges(thirty_two_bit)
 }
 
 /// Makes the interface of the user-mode network, and passes what is behind it out. Where that is forbidden

@@ -3,9 +3,11 @@
 //! As Nix 2.34 (`setupSeccomp`): no setuid or setgid bits (`EPERM`), no extended attributes
 //! (`ENOTSUP`), for the machine's own architecture and the 32-bit one beside it. Besides, sockets of the families
 //! alone that a network namespace keeps apart (`EAFNOSUPPORT`): `AF_VSOCK`, for one, is the same for all of the
-//! machine, so builds would meet there, and meet what runs the machine. Whatever else is
-//! allowed, other architectures included: a filter that kills on those breaks 32-bit builders. For the same reason the
-//! old `socketcall` of 32-bit programs is, whose arguments a filter cannot see.
+//! machine, so builds would meet there, and meet what runs the machine. What would get around this is not there (`ENOSYS`,
+//! on which programs go another way): `io_uring`, which does the same without a call for each, and the old
+//! `socketcall` of 32-bit programs, whose arguments a filter cannot see, except in builds for a 32-bit system, whose C
+//! library knows no other. Whatever else is allowed, other architectures included: a filter that kills on those breaks
+//! 32-bit builders.
 //!
 //! A small assembler of our own for classic BPF instead of a library: the program has one shape.
 
@@ -21,6 +23,10 @@ enum Rule {
     NoSetId(u32),
     /// Fail with `ENOTSUP`.
     NotSupported,
+    /// Fail with `ENOSYS`.
+    NotThere,
+    /// The same, except in builds for a 32-bit system.
+    NotThereIn64Bit,
     /// Fail with `EAFNOSUPPORT` where the first argument is none of [`FAMILIES`].
     Families,
 }
@@ -37,7 +43,7 @@ struct Architecture {
     rules: &'static [(u32, Rule)],
 }
 
-use Rule::{Families, NoSetId, NotSupported};
+use Rule::{Families, NoSetId, NotSupported, NotThere, NotThereIn64Bit};
 
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURES: &[Architecture] = &[
@@ -59,6 +65,9 @@ const ARCHITECTURES: &[Architecture] = &[
             (464, NotSupported), // getxattrat
             (41, Families),      // socket
             (53, Families),      // socketpair
+            (425, NotThere),
+            (426, NotThere),
+            (427, NotThere), // io_uring_setup, io_uring_enter, io_uring_register
         ],
     },
     Architecture {
@@ -79,6 +88,10 @@ const ARCHITECTURES: &[Architecture] = &[
             (464, NotSupported),
             (359, Families),
             (360, Families),
+            (102, NotThereIn64Bit), // socketcall
+            (425, NotThere),
+            (426, NotThere),
+            (427, NotThere),
         ],
     },
 ];
@@ -108,6 +121,9 @@ const ARCHITECTURES: &[Architecture] = &[
             (464, NotSupported),
             (281, Families),
             (288, Families),
+            (425, NotThere),
+            (426, NotThere),
+            (427, NotThere),
         ],
     },
 ];
@@ -135,6 +151,9 @@ const GENERIC: &[(u32, Rule)] = &[
     (464, NotSupported),
     (198, Families),
     (199, Families),
+    (425, NotThere),
+    (426, NotThere),
+    (427, NotThere), // io_uring_setup, io_uring_enter, io_uring_register
 ];
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
@@ -182,11 +201,11 @@ const fn argument(index: u32) -> u32 {
     ARGUMENTS + index * 8 + low_half
 }
 
-/// The whole program.
-pub(super) fn filter() -> Vec<Instruction> {
+/// The whole program. `thirty_two_bit`: for a build for a 32-bit system.
+pub(super) fn filter(thirty_two_bit: bool) -> Vec<Instruction> {
     let mut program = vec![plain(LOAD_WORD, ARCHITECTURE)];
     for architecture in ARCHITECTURES {
-        let section = section(architecture);
+        let section = section(architecture, thirty_two_bit);
         // No section has more than some 80 instructions, a jump reaches 255.
         let length = u8::try_from(section.len()).unwrap_or(u8::MAX);
         program.push(jump(JUMP_IF_EQUAL, architecture.audit, 0, length));
@@ -197,7 +216,7 @@ pub(super) fn filter() -> Vec<Instruction> {
 }
 
 /// What one architecture's calls go through; ends with a return.
-fn section(architecture: &Architecture) -> Vec<Instruction> {
+fn section(architecture: &Architecture, thirty_two_bit: bool) -> Vec<Instruction> {
     let mut section = vec![
         plain(LOAD_WORD, NUMBER),
         plain(AND, !architecture.convention_bits),
@@ -211,10 +230,14 @@ fn section(architecture: &Architecture) -> Vec<Instruction> {
                 plain(RETURN, fail(libc::EPERM)),
                 plain(RETURN, ALLOW),
             ]),
-            NotSupported => section.extend([
-                jump(JUMP_IF_EQUAL, number, 0, 1),
-                plain(RETURN, fail(libc::ENOTSUP)),
-            ]),
+            NotThereIn64Bit if thirty_two_bit => {}
+            NotSupported | NotThere | NotThereIn64Bit => {
+                let error = match rule {
+                    NotSupported => libc::ENOTSUP,
+                    _ => libc::ENOSYS,
+                };
+                section.extend([jump(JUMP_IF_EQUAL, number, 0, 1), plain(RETURN, fail(error))]);
+            }
             Families => {
                 let count = FAMILIES.len() as u8;
                 section.push(jump(JUMP_IF_EQUAL, number, 0, count + 3));

@@ -46,6 +46,8 @@ pub fn connect(port: u16, name: &str) -> Done {
     tell("abstract", UnixStream::connect_addr(&address));
     // Sockets of a kind that no namespace keeps apart.
     tell("vsock", raw::socket(libc::AF_VSOCK));
+    // What makes them, and sets attributes, without a call that a filter sees.
+    tell("io_uring", raw::io_uring());
     Ok(())
 }
 

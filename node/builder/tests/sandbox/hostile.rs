@@ -89,7 +89,7 @@ async fn listeners_of_the_machine_cannot_be_reached() {
     let _abstract = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let log = stage.look(&["connect", &port, &name]).await;
-    assert_eq!(log.len(), 4);
+    assert_eq!(log.len(), 5);
     nothing_worked(&log);
 }
 
@@ -140,7 +140,7 @@ async fn builds_cannot_reach_each_other() {
         let build = stage.builder.build(first, events, cancel.clone());
         let (heard, log, (), result) = tokio::join!(listen, connect, stop, build);
         assert!(matches!(*result.unwrap_err().cause, Cause::Cancelled));
-        assert_eq!(log.len(), 4, "{log:?}");
+        assert_eq!(log.len(), 5, "{log:?}");
         nothing_worked(&log);
         assert!(!heard.iter().any(|line| line.contains("ACCEPTED")));
     }

@@ -281,7 +281,8 @@ async fn a_fixed_output_build_reaches_the_machine_no_other_way() {
             "tcp: connection refused",
             "tcp6: connection refused",
             "abstract: connection refused",
-            "vsock: uncategorized error"
+            "vsock: uncategorized error",
+            "io_uring: unsupported"
         ]
     );
     for tunnel in [false, true] {

@@ -42,6 +42,7 @@ impl Home {
             path: path(name),
             scratch: file,
             ca: None,
+            scanned: true,
         });
         let outputs: Vec<ScratchOutput<'_>> = outputs.collect();
         let (store, derivation) = (self.depot.store(), path("it.drv"));
