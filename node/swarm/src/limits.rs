@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tvix_node_protocol::limits::{FOUNDERS, ROSTER_STATEMENTS};
+
 use crate::machine::Pace;
 
 /// How far two clocks may be apart, in seconds. Machines with a time service are within one; a laptop
@@ -30,18 +32,30 @@ pub const TICKET_MEMORY: u64 = 30 * 24 * 3600;
 /// can keep a revocation out.
 pub const REVOCATIONS: usize = 4096;
 
+/// Of those, by members that put themselves out. The rest is the founders': who brings in keys that put themselves out
+/// again keeps no founder from putting out who does it.
+pub const REVOCATIONS_OF_ONESELF: usize = REVOCATIONS / 2;
+
+/// Besides those, the statements of founders that put founders out: as many as there can be, so that there is room for each
+/// of them whatever one founder does.
+pub const REVOCATIONS_AMONG_FOUNDERS: usize = FOUNDERS * FOUNDERS;
+
 /// Statements that bring keys in.
-pub const MEMBERSHIPS: usize = 11_264;
+pub const MEMBERSHIPS: usize = 10_240;
 
 /// Of those, by one who is not a founder: nobody else may fill the roster alone.
 pub const MEMBERSHIPS_PER_ISSUER: usize = 1024;
 
-/// Statements of unknown kind or version that are passed on. With the two above: the protocol's
+/// Statements of unknown kind or version that are passed on. With all those above: the protocol's
 /// `ROSTER_STATEMENTS`.
 pub const UNKNOWN_STATEMENTS: usize = 1024;
 
 /// Of those, by one signer.
 pub const UNKNOWN_STATEMENTS_PER_SIGNER: usize = 64;
+
+/// Bytes of a statement that brings a key in or puts one out: the longest has some 550. A full roster fits into the
+/// protocol's `ROSTER_BYTES` with it, and so into its file: one that did not could not be read when the node starts.
+pub const KNOWN_STATEMENT_BYTES: usize = 1024;
 
 /// Statements kept for a moment whose signer nobody has vouched for yet: they may come out of order.
 pub const ORPHANED_STATEMENTS: usize = 1024;
@@ -272,8 +286,16 @@ pub const KEPT_PEERS: usize = 64;
 /// for being one too many would come again at once.
 pub const KEPT_FACTOR: usize = 2;
 
-/// Roster statements in one message: some 500 bytes each, at most 4 KiB.
+/// Roster statements in one message: some 500 bytes each, at most 4 KiB. More of them in one are not looked at.
 pub const ROSTER_ROUND: usize = 2048;
+
+/// Rounds in which two rosters are made equal: as many as a full one takes, and one in which nothing moves. A peer that has
+/// something new in each is left alone until it says hello again.
+pub const ROSTER_ROUNDS: usize = ROSTER_STATEMENTS.div_ceil(ROSTER_ROUND) + 1;
+
+/// Roster statements of one member that are looked at in a minute, on average: a full roster may come at once. Checking one
+/// takes some 50 µs, in which nobody else may look at the roster.
+pub const ROSTER_STATEMENTS_PER_MINUTE: u32 = ROSTER_STATEMENTS as u32;
 
 /// Notices, builds and pushes waiting for the node, each.
 pub const EVENTS: usize = 1024;
@@ -321,6 +343,9 @@ pub const CONTENT_STREAMS_PER_PEER: usize = 16;
 /// Streams that carry directories and small texts out, at once: they do not wait behind files.
 pub const WALK_STREAMS: usize = 32;
 
+/// Of those, to one peer: who reads slowly leaves places to others, and four are served at once.
+pub const WALK_STREAMS_PER_PEER: usize = WALK_STREAMS / 4;
+
 /// How long one who asks for content waits for a place before it is told that this node is busy: well before it gives
 /// up.
 pub const PLACE_PATIENCE: Duration = Duration::from_secs(10);
@@ -362,7 +387,7 @@ pub const TEXTS_QUESTIONS_AT_ONCE: usize = 4;
 /// NixOS systems have some 100 MB.
 pub const TEXTS_OF_A_CALL: usize = 256 << 20;
 
-/// Files of served trees that are remembered: 32 bytes each and as much again, 64 MiB.
+/// Files of served trees that are remembered, and trees: 32 bytes each and as much again, 64 MiB.
 pub const SERVED_BLOBS: usize = 1 << 20;
 
 /// Bytes of hashes inside served files that are in memory: those of 16 GiB of files.
@@ -443,6 +468,10 @@ pub const BUILD_FRAMES: usize = 64;
 /// Bytes of log in one frame.
 pub const LOG_PIECE: usize = 64 << 10;
 
+/// Bytes of the log of one build that are taken from its builder: four times what any builder lets a build for another write.
+/// They go to this node's disk.
+pub const LOG_OF_A_CALL: u64 = 1 << 30;
+
 /// How often who works for another says that it still does.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -463,7 +492,11 @@ pub const CONTACTS_PAUSE: Duration = Duration::from_millis(200);
 pub const TIDY: Duration = Duration::from_secs(30);
 
 /// Pushes that are taken at once: each has an offer of up to 32 MiB in memory, and its paths on their way.
-pub const PUSHES_TAKEN: usize = 16;
+pub const PUSHES_TAKEN: usize = 24;
+
+/// Of those, from one member: as many as a node pushes at once. Who offers nothing, or lets this node wait for what it offers,
+/// leaves some to others.
+pub const PUSHES_TAKEN_PER_PEER: usize = 16;
 
 /// How long one member may take to say which of some paths it has, its connection included: longer than a round
 /// trip around the world and a look at the disk, shorter than a coordinator waits for the whole answer.

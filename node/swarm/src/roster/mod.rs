@@ -14,6 +14,8 @@
 //!   becomes.
 //! - Who was brought in by a key that is put out is out too, until somebody else vouches.
 //! - Of several statements of one issuer about one key, the youngest is kept.
+//! - There is room for so many of each kind, and nobody but a founder has more than a share of it. Founders put each other out
+//!   however full it is.
 //! - Statements of a kind or version unknown here are kept and passed on where a known key signed them.
 
 mod file;
@@ -32,16 +34,21 @@ use tvix_node_protocol::presence::PresenceSecret;
 use tvix_node_protocol::roster::{Genesis, Member, Revoked, RosterError, StatementId};
 
 use crate::limits::{
-    MEMBERSHIPS, MEMBERSHIPS_PER_ISSUER, ORPHANED_STATEMENTS, REVOCATIONS, UNKNOWN_STATEMENTS,
-    UNKNOWN_STATEMENTS_PER_SIGNER,
+    KNOWN_STATEMENT_BYTES, MEMBERSHIPS, MEMBERSHIPS_PER_ISSUER, ORPHANED_STATEMENTS, REVOCATIONS,
+    REVOCATIONS_OF_ONESELF, UNKNOWN_STATEMENTS, UNKNOWN_STATEMENTS_PER_SIGNER,
 };
 
 /// Why a statement is not taken into the roster.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
     /// Too large for a statement.
-    #[error("a roster statement of {0} bytes, more than the {ROSTER_STATEMENT_BYTES} allowed")]
-    TooLarge(usize),
+    #[error("a roster statement of {size} bytes, more than the {limit} allowed")]
+    TooLarge {
+        /// Its bytes.
+        size: usize,
+        /// How many it may have.
+        limit: usize,
+    },
     /// The signature or the encoding does not hold.
     #[error(transparent)]
     Envelope(#[from] EnvelopeError),
@@ -153,7 +160,8 @@ impl Roster {
     /// Whether this key is a founder's.
     #[must_use]
     pub fn is_founder(&self, key: NodeKey) -> bool {
-        self.genesis.founders.iter().any(|founder| founder.key == key)
+        let founders = &self.genesis.founders;
+        founders.binary_search_by_key(&key, |founder| founder.key).is_ok()
     }
 
     /// Takes a statement in. `Ok(true)`: the roster has changed, others should hear of it.
@@ -283,11 +291,25 @@ impl Roster {
             if old.id <= new.id {
                 return Ok(false);
             }
-        } else if self.revocations.len() >= REVOCATIONS && !self.is_founder(signer) {
+        } else if !self.may_be_put_out(key, signer) {
             return Err(MergeError::Full("that put a key out"));
         }
         self.revocations.insert((key, signer), new);
         Ok(true)
+    }
+
+    /// Whether there is room for one more statement that puts a key out.
+    fn may_be_put_out(&self, key: NodeKey, signer: NodeKey) -> bool {
+        let among_founders = |key, signer| self.is_founder(key) && self.is_founder(signer);
+        if among_founders(key, signer) {
+            return true;
+        }
+        let (mut all, mut of_oneself) = (0, 0);
+        for (key, signer) in self.revocations.keys() {
+            all += usize::from(!among_founders(*key, *signer));
+            of_oneself += usize::from(!self.is_founder(*signer));
+        }
+        all < REVOCATIONS && (self.is_founder(signer) || of_oneself < REVOCATIONS_OF_ONESELF)
     }
 
     fn keep_orphan(&mut self, id: StatementId, envelope: Envelope) {
@@ -433,8 +455,17 @@ impl Roster {
 /// [`MergeError::TooLarge`], [`MergeError::Envelope`]
 pub fn statement_id(envelope: &Envelope) -> Result<StatementId, MergeError> {
     let bytes = envelope.to_bytes()?;
-    if bytes.len() > ROSTER_STATEMENT_BYTES {
-        return Err(MergeError::TooLarge(bytes.len()));
+    let is_known = matches!(
+        (envelope.domain.as_str(), envelope.version),
+        (Member::DOMAIN, Member::VERSION) | (Revoked::DOMAIN, Revoked::VERSION)
+    );
+    let limit = match is_known {
+        true => KNOWN_STATEMENT_BYTES,
+        false => ROSTER_STATEMENT_BYTES,
+    };
+    if bytes.len() > limit {
+        let size = bytes.len();
+        return Err(MergeError::TooLarge { size, limit });
     }
     Ok(StatementId(*blake3::hash(&bytes).as_bytes()))
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::limits::CHAIN;
 use tvix_node_protocol::envelope::{NodeSecret, seal};
 use tvix_node_protocol::roster::{Founder, Role, Roles};
 
@@ -333,7 +334,7 @@ fn no_member_fills_the_roster_alone() {
     let word = seal(&Tomorrow("one more".into()), &secret(1)).unwrap();
     assert!(matches!(roster.merge(word), Err(MergeError::Full(_))));
     let large = seal(&Tomorrow("x".repeat(ROSTER_STATEMENT_BYTES)), &secret(1)).unwrap();
-    assert!(matches!(roster.merge(large), Err(MergeError::TooLarge(_))));
+    assert!(matches!(roster.merge(large), Err(MergeError::TooLarge { .. })));
 }
 
 #[test]
@@ -353,6 +354,157 @@ fn nobody_but_a_founder_brings_in_more_than_so_many() {
     assert!(roster.merge(numbered(1, MEMBERSHIPS_PER_ISSUER)).unwrap());
     // Full or not, who is put out is out.
     assert!(roster.merge(scribe.revoked(1, 2)).unwrap());
+}
+
+/// A key that nobody has.
+fn numbered(number: usize) -> NodeKey {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&(number as u64).to_le_bytes());
+    NodeKey(key)
+}
+
+/// What the roster keeps of a statement, as if it were by others: signing thousands takes long.
+fn kept<T: Statement + serde::de::DeserializeOwned>(envelope: &Envelope) -> Kept<T> {
+    Kept {
+        says: envelope.open().unwrap(),
+        id: statement_id(envelope).unwrap(),
+        envelope: envelope.clone(),
+    }
+}
+
+#[test]
+fn a_roster_brings_in_so_many_and_no_more_whoever_vouches() {
+    let (mut roster, scribe) = team();
+    roster.merge(scribe.member(1, 2, &Role::ALL)).unwrap();
+    let one = kept::<Member>(&scribe.member(1, 3, &Role::ALL));
+    for number in roster.memberships.len()..MEMBERSHIPS {
+        roster.memberships.insert((numbered(number), key(3)), one.clone());
+    }
+    let full = |merged| matches!(merged, Err(MergeError::Full(_)));
+    assert!(full(roster.merge(scribe.member(2, 4, &Role::ALL))));
+    assert!(full(roster.merge(scribe.member(1, 4, &Role::ALL))), "a founder's");
+    // Who is in is renewed, and put out.
+    let renewal = scribe.member_with(1, 2, |member| member.issued_at += 1);
+    assert!(roster.merge(renewal).unwrap());
+    assert!(roster.merge(scribe.revoked(1, 2)).unwrap());
+    assert_eq!(roster.memberships.len(), MEMBERSHIPS);
+}
+
+#[test]
+fn who_put_themselves_out_leave_room_for_founders_and_those_for_each_other() {
+    let mut roster = roster_of(&[1, 2], 1);
+    let scribe = Scribe(roster.swarm());
+    for seed in [3, 4, 5] {
+        roster.merge(scribe.member(1, seed, &Role::ALL)).unwrap();
+    }
+    let one = kept::<Revoked>(&scribe.revoked(1, 9));
+    let fill = |roster: &mut Roster, numbers: std::ops::Range<usize>, by: fn(usize) -> NodeKey| {
+        for number in numbers {
+            let said = (numbered(number), by(number));
+            roster.revocations.insert(said, one.clone());
+        }
+    };
+    let full = |merged| matches!(merged, Err(MergeError::Full(_)));
+    fill(&mut roster, 0..REVOCATIONS_OF_ONESELF, numbered);
+    assert!(full(roster.merge(scribe.revoked(3, 3))));
+    assert!(roster.merge(scribe.revoked(1, 3)).unwrap());
+    fill(&mut roster, REVOCATIONS_OF_ONESELF..REVOCATIONS - 1, |_| key(1));
+    assert_eq!(roster.revocations.len(), REVOCATIONS);
+    assert!(full(roster.merge(scribe.revoked(1, 4))) && full(roster.merge(scribe.revoked(2, 4))));
+    // One founder has filled it: another one puts that out, which does not count.
+    assert!(roster.merge(scribe.revoked(2, 1)).unwrap() && roster.is_revoked(key(1)));
+    roster.revocations.remove(&(key(3), key(1)));
+    assert!(roster.merge(scribe.revoked(2, 4)).unwrap());
+}
+
+#[test]
+fn statements_of_unknown_kind_have_so_much_room_and_no_more() {
+    let (mut roster, _) = team();
+    let word = |text: &str| seal(&Tomorrow(text.into()), &secret(1)).unwrap();
+    for number in 0..UNKNOWN_STATEMENTS {
+        let mut envelope = word("x");
+        envelope.signer = numbered(number);
+        roster.unknown.insert(statement_id(&envelope).unwrap(), envelope);
+    }
+    assert!(matches!(roster.merge(word("y")), Err(MergeError::Full(_))));
+    roster.unknown.pop_first();
+    assert!(roster.merge(word("y")).unwrap());
+}
+
+/// A statement that says one thing as often as it likes.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Padded {
+    swarm: SwarmId,
+    key: NodeKey,
+    name: String,
+    roles: Vec<Role>,
+    issued_by: NodeKey,
+    serial: u64,
+    issued_at: u64,
+    not_after: u64,
+    ticket: Option<tvix_node_protocol::roster::TicketId>,
+}
+impl Statement for Padded {
+    const DOMAIN: &'static str = Member::DOMAIN;
+    const VERSION: u16 = Member::VERSION;
+}
+
+#[test]
+fn a_full_roster_goes_into_a_message_and_into_its_file() {
+    use crate::limits::REVOCATIONS_AMONG_FOUNDERS;
+    use tvix_node_protocol::limits::{MEMBER_NAME_BYTES, ROSTER_BYTES, ROSTER_STATEMENTS};
+    const KNOWN: usize = MEMBERSHIPS + REVOCATIONS + REVOCATIONS_AMONG_FOUNDERS;
+    const { assert!(KNOWN + UNKNOWN_STATEMENTS <= ROSTER_STATEMENTS) };
+    const BYTES: usize = KNOWN * KNOWN_STATEMENT_BYTES + UNKNOWN_STATEMENTS * ROSTER_STATEMENT_BYTES;
+    // What is around them besides: the genesis.
+    const { assert!(BYTES + (1 << 20) <= ROSTER_BYTES) };
+    let (mut roster, scribe) = team();
+    let padded = |roles: usize| Padded {
+        swarm: roster.swarm(),
+        key: key(2),
+        name: "n".into(),
+        roles: vec![Role::Store; roles],
+        issued_by: key(1),
+        serial: 0,
+        issued_at: 100,
+        not_after: 5000,
+        ticket: None,
+    };
+    let [some, many] = [padded(2), padded(150)].map(|padded| seal(&padded, &secret(1)).unwrap());
+    assert!(some.open::<Member>().is_ok() && many.open::<Member>().is_ok());
+    let refused = roster.merge(many);
+    assert!(
+        matches!(
+            refused,
+            Err(MergeError::TooLarge {
+                limit: KNOWN_STATEMENT_BYTES,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    // The longest there is when nobody says anything twice.
+    let longest = scribe.member_with(1, 2, |member| {
+        member.name = "n".repeat(MEMBER_NAME_BYTES);
+        (member.serial, member.issued_at, member.not_after) = (u64::MAX, u64::MAX, u64::MAX);
+        member.ticket = Some(tvix_node_protocol::roster::TicketId([0xff; 32]));
+    });
+    assert!(longest.to_bytes().unwrap().len() < KNOWN_STATEMENT_BYTES * 2 / 3);
+    assert!(roster.merge(longest).unwrap());
+}
+
+#[test]
+fn a_chain_of_invitations_has_so_many_steps() {
+    let (mut roster, scribe) = team();
+    let last = u8::try_from(CHAIN).unwrap() + 2;
+    for subject in 2..=last {
+        roster
+            .merge(scribe.member(subject - 1, subject, &Role::ALL))
+            .unwrap();
+    }
+    let members = roster.members(NOW);
+    assert!(members.contains(key(last - 1)) && !members.contains(key(last)));
+    assert_eq!(members.len(), CHAIN + 1);
 }
 
 #[test]
