@@ -50,6 +50,8 @@ pub(crate) struct Core {
     pub(crate) allowance: Mutex<Allowance>,
     /// Signed statements about presence that each member may still leave here.
     pub(crate) statements: Mutex<Allowance>,
+    /// Statements about the team that each member may still bring.
+    pub(crate) roster_statements: Mutex<Allowance>,
     /// How often each member may still ask to be dialled.
     pub(crate) dial_backs: Mutex<Allowance>,
     /// Who keeps which region, in a team too large to know all.

@@ -30,7 +30,7 @@ use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
 use crate::limits::{
     DIAL_BACKS_PER_MINUTE, EVENTS, KEPT_FACTOR, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE,
-    PRESENCE_STATEMENTS_PER_MINUTE,
+    PRESENCE_STATEMENTS_PER_MINUTE, ROSTER_STATEMENTS_PER_MINUTE,
 };
 use crate::net::caps::{Caps, Throttles};
 use crate::net::contacts::SharedContacts;
@@ -148,6 +148,7 @@ pub(crate) async fn start_serving(
         table: Mutex::new(PresenceTable::new(swarm_id)),
         allowance: Mutex::new(Allowance::new(PRESENCE_QUESTIONS_PER_MINUTE)),
         statements: Mutex::new(Allowance::new(PRESENCE_STATEMENTS_PER_MINUTE)),
+        roster_statements: Mutex::new(Allowance::new(ROSTER_STATEMENTS_PER_MINUTE)),
         dial_backs: Mutex::new(Allowance::new(DIAL_BACKS_PER_MINUTE)),
         keepers: Mutex::default(),
         listed: watch::channel(false).0,

@@ -164,6 +164,7 @@ pub(crate) async fn tidy(core: Arc<Core>) {
         lock(&core.dial_backs).retain(|peer| members.contains(peer));
         lock(&core.keepers).retain(|peer| members.contains(peer), now);
         lock(&core.statements).retain(|peer| members.contains(peer));
+        lock(&core.roster_statements).retain(|peer| members.contains(peer));
         core.relaying.tidy(Instant::now());
         lock(&core.introductions).retain(|_, turn| Arc::strong_count(turn) > 1);
         lock(&core.standing).expire(|peer| members.contains(peer), now);

@@ -80,7 +80,7 @@ async fn serve(core: Arc<Core>, inbound: Inbound) {
         Door::Join => join::serve(&core, peer, wire).await,
         Door::Hello => hello::serve(&core, peer, wire).await,
         Door::Reachability => reachability::serve(&core, peer, wire).await,
-        Door::Roster => roster::serve(&core, wire).await,
+        Door::Roster => roster::serve(&core, peer, wire).await,
         Door::Presence => presence::serve(&core, peer, wire).await,
         Door::Paths => paths::serve(&core, peer, wire).await,
         Door::Tree => tree::serve(&core, peer, wire).await,

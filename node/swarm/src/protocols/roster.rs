@@ -8,8 +8,8 @@ use tvix_node_protocol::messages::{RosterAnswer, RosterDone, RosterQuestion, Ros
 use tvix_node_protocol::roster::StatementId;
 
 use crate::call::{self, CallError};
-use crate::core::{Core, blocking};
-use crate::limits::ROSTER_ROUND;
+use crate::core::{Core, blocking, lock};
+use crate::limits::{ROSTER_ROUND, ROSTER_ROUNDS};
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError};
 
@@ -38,7 +38,14 @@ fn statements(core: &Core, pick: impl Fn(StatementId) -> bool) -> Vec<Envelope> 
     })
 }
 
-async fn merge(core: &Core, statements: Vec<Envelope>) {
+/// Takes in what a peer brought, as far as it may.
+async fn merge(core: &Core, peer: NodeKey, mut statements: Vec<Envelope>) {
+    statements.truncate(ROSTER_ROUND);
+    let amount = u32::try_from(statements.len()).unwrap_or(u32::MAX);
+    if !lock(&core.roster_statements).take(peer, amount, core.team.now()) {
+        tracing::warn!(%peer, "a member brings more statements about the team than are looked at");
+        return;
+    }
     let team = core.team.clone();
     match blocking(move || team.merge(statements)).await {
         Ok(Ok(_)) => {}
@@ -47,7 +54,7 @@ async fn merge(core: &Core, statements: Vec<Envelope>) {
     }
 }
 
-pub(crate) async fn serve(core: &Arc<Core>, mut wire: Wire) -> Result<(), WireError> {
+pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
     let question: RosterQuestion = wire.reader.receive().await?;
     let theirs = unpack(&question.known);
     let mine = core.team.with_roster(|roster| roster.ids());
@@ -58,17 +65,17 @@ pub(crate) async fn serve(core: &Arc<Core>, mut wire: Wire) -> Result<(), WireEr
     wire.writer.send(&answer).await?;
     wire.writer.flush().await?;
     let wanted: RosterStatements = wire.reader.receive().await?;
-    merge(core, wanted.statements).await;
+    merge(core, peer, wanted.statements).await;
     wire.answer(&RosterDone {
         roster: core.team.digest(),
     })
     .await
 }
 
-/// Makes this node's roster and a peer's equal, in as many rounds as it takes.
+/// Makes this node's roster and a peer's equal, in as many rounds as it takes, and no more than [`ROSTER_ROUNDS`].
 pub(crate) async fn synchronise(core: &Core, peer: NodeKey) -> Result<(), CallError> {
     let at = call::at(peer, Door::Roster);
-    loop {
+    for _ in 0..ROSTER_ROUNDS {
         let before = core.team.digest();
         let mine = core.team.with_roster(|roster| roster.ids());
         let mut wire = core.open(peer, Door::Roster).await?;
@@ -77,7 +84,7 @@ pub(crate) async fn synchronise(core: &Core, peer: NodeKey) -> Result<(), CallEr
         };
         let answer: RosterAnswer = wire.ask(&question).await.map_err(at)?;
         let wanted = unpack(&answer.wanted);
-        merge(core, answer.statements).await;
+        merge(core, peer, answer.statements).await;
         let send = RosterStatements {
             statements: statements(core, |id| wanted.contains(&id)),
         };
@@ -88,4 +95,6 @@ pub(crate) async fn synchronise(core: &Core, peer: NodeKey) -> Result<(), CallEr
             return Ok(());
         }
     }
+    tracing::debug!(%peer, "the rosters are not equal after as many rounds as a full one takes");
+    Ok(())
 }

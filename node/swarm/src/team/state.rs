@@ -15,7 +15,7 @@ use super::Team;
 use crate::clock::{Clock, in_words};
 use crate::disk::DiskError;
 use crate::invitations::{Invitations, InviteError};
-use crate::limits::ROSTER_ROUND;
+use crate::limits::{CHAIN, ROSTER_ROUND};
 use crate::net::gatekeeper::Gatekeeper;
 use crate::roster::{Members, MergeError, Roster, RosterFile, RosterFileError};
 
@@ -413,6 +413,13 @@ impl TeamState {
     /// # Errors
     /// Why it stays a stranger.
     pub fn introduced(&self, key: NodeKey, statements: Vec<Envelope>) -> Result<(), (JoinRefusal, String)> {
+        if statements.len() > CHAIN {
+            let message = format!(
+                "{} statements are shown to prove a membership, and no chain of invitations has more than {CHAIN}",
+                statements.len()
+            );
+            return Err((JoinRefusal::NotAMember, message));
+        }
         let now = self.now();
         let convincing = self.with_roster(|roster| {
             let mut trial = roster.clone();

@@ -11,6 +11,7 @@ mod local_network;
 mod pushing;
 mod reachability;
 mod relayed;
+mod rosters;
 mod shelf;
 mod strangers;
 mod texts;
