@@ -23,6 +23,7 @@ use crate::core::{Core, lock};
 use crate::limits::{
     CONTENT_STREAMS, CONTENT_STREAMS_PER_PEER, OUTBOARD_BYTES, OUTBOARD_BYTES_OF_A_FILE,
     OUTBOARD_BYTES_ON_DISK, PLACE_PATIENCE, SERVED_BLOBS, UNPROVEN, UNPROVEN_FILES, WALK_STREAMS,
+    WALK_STREAMS_PER_PEER,
 };
 use crate::places::Places;
 use crate::shelf::{Shelf, ShelfError};
@@ -179,12 +180,25 @@ pub(crate) struct Serving {
     peers: Places,
     /// Streams that carry directories and texts.
     walks: Arc<Semaphore>,
+    /// Of those, to each peer.
+    walking_peers: Places,
 }
 
 /// A stream may carry content as long as this is held.
 pub(crate) struct Place {
-    _of_peer: Option<OwnedSemaphorePermit>,
+    _of_peer: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
+}
+
+/// Waits for a place of a peer's, and then for one of all, for a while.
+async fn place(own: Arc<Semaphore>, all: Arc<Semaphore>) -> Option<Place> {
+    let waiting = async move {
+        Some(Place {
+            _of_peer: own.acquire_owned().await.ok()?,
+            _of_all: all.acquire_owned().await.ok()?,
+        })
+    };
+    tokio::time::timeout(PLACE_PATIENCE, waiting).await.ok().flatten()
 }
 
 impl Serving {
@@ -199,35 +213,23 @@ impl Serving {
             streams: Arc::new(Semaphore::new(CONTENT_STREAMS)),
             peers: Places::new(CONTENT_STREAMS_PER_PEER),
             walks: Arc::new(Semaphore::new(WALK_STREAMS)),
+            walking_peers: Places::new(WALK_STREAMS_PER_PEER),
         }
     }
 
     /// A place for a stream of files to this peer. None: there was none for a while.
     pub(crate) async fn place(&self, peer: NodeKey) -> Option<Place> {
-        let (own, all) = (self.peers.of(peer), Arc::clone(&self.streams));
-        let waiting = async move {
-            let of_peer = own.acquire_owned().await.ok()?;
-            let of_all = all.acquire_owned().await.ok()?;
-            Some(Place {
-                _of_peer: Some(of_peer),
-                _of_all: of_all,
-            })
-        };
-        tokio::time::timeout(PLACE_PATIENCE, waiting).await.ok().flatten()
+        place(self.peers.of(peer), Arc::clone(&self.streams)).await
     }
 
-    /// A place for a stream of directories or texts. None: there was none for a while.
-    pub(crate) async fn walk_place(&self) -> Option<Place> {
-        let waiting = Arc::clone(&self.walks).acquire_owned();
-        let of_all = tokio::time::timeout(PLACE_PATIENCE, waiting).await.ok()?.ok()?;
-        Some(Place {
-            _of_peer: None,
-            _of_all: of_all,
-        })
+    /// A place for a stream of directories or texts to this peer. None: there was none for a while.
+    pub(crate) async fn walk_place(&self, peer: NodeKey) -> Option<Place> {
+        place(self.walking_peers.of(peer), Arc::clone(&self.walks)).await
     }
 
     pub(crate) fn remember(&self, root: TreeDigest, blobs: HashSet<BlobDigest>) -> Arc<HashSet<BlobDigest>> {
-        let weight = blobs.len();
+        // A tree without a file costs something, too.
+        let weight = blobs.len() + 1;
         let blobs = Arc::new(blobs);
         lock(&self.trees).insert(root, blobs.clone(), weight);
         blobs
@@ -415,9 +417,49 @@ mod tests {
         }
         assert!(serving.place(ann).now_or_never().is_none(), "it waits");
         assert!(serving.place(bob).now_or_never().flatten().is_some());
-        assert!(serving.walk_place().now_or_never().flatten().is_some());
         taken.pop();
         assert!(serving.place(ann).now_or_never().flatten().is_some());
+        // Directories and texts do not wait for files, nor for who reads them slowly.
+        let mut walks = vec![];
+        for _ in 0..WALK_STREAMS_PER_PEER {
+            walks.push(serving.walk_place(ann).now_or_never().flatten().unwrap());
+        }
+        assert!(serving.walk_place(ann).now_or_never().is_none());
+        assert!(serving.walk_place(bob).now_or_never().flatten().is_some());
+    }
+
+    #[tokio::test]
+    async fn so_many_streams_carry_content_at_once_whoever_asks() {
+        let serving = Serving::new();
+        let (mut files, mut walks) = (vec![], vec![]);
+        let peer = |number: usize| NodeKey([u8::try_from(number).unwrap(); 32]);
+        for number in 0..CONTENT_STREAMS {
+            files.push(serving.place(peer(number)).await.unwrap());
+        }
+        for number in 0..WALK_STREAMS {
+            walks.push(serving.walk_place(peer(number)).await.unwrap());
+        }
+        // Who has done so much at once is made to wait by the runtime, too.
+        tokio::task::yield_now().await;
+        let another = NodeKey([0xff; 32]);
+        assert!(serving.place(another).now_or_never().is_none());
+        assert!(serving.walk_place(another).now_or_never().is_none());
+        drop((files.pop(), walks.pop()));
+        assert!(serving.place(another).now_or_never().flatten().is_some());
+        assert!(serving.walk_place(another).now_or_never().flatten().is_some());
+    }
+
+    #[test]
+    fn of_so_many_trees_it_is_remembered_what_is_in_them_even_if_that_is_nothing() {
+        let serving = Serving {
+            trees: Mutex::new(Recent::new(3)),
+            ..Serving::new()
+        };
+        for number in 0..4 {
+            serving.remember(TreeDigest([number; 32]), HashSet::new());
+        }
+        let trees = lock(&serving.trees);
+        assert_eq!((trees.values.len(), trees.order.len()), (3, 3));
     }
 
     #[test]

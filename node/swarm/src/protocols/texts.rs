@@ -31,7 +31,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     if question.paths.len() > TEXTS_QUESTION || !lock(&core.allowance).take(peer, amount, core.team.now()) {
         return wire.answer(&ServeAnswer::Busy).await;
     }
-    let Some(_place) = core.serving.walk_place().await else {
+    let Some(_place) = core.serving.walk_place(peer).await else {
         return wire.answer(&ServeAnswer::Busy).await;
     };
     wire.writer.send(&ServeAnswer::Coming).await?;

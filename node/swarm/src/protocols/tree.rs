@@ -24,7 +24,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
             return wire.answer(&ServeAnswer::Broken).await;
         }
     }
-    let Some(_place) = core.serving.walk_place().await else {
+    let Some(_place) = core.serving.walk_place(peer).await else {
         return wire.answer(&ServeAnswer::Busy).await;
     };
     wire.writer.send(&ServeAnswer::Coming).await?;
