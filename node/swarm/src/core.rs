@@ -17,6 +17,7 @@ use crate::net::driver::Network;
 use crate::net::relaying::Relaying;
 use crate::net::wire::Wire;
 use crate::net::{ConnectError, Door, Traffic};
+use crate::places::Places;
 use crate::presence::{Advertisement, Allowance, Keepers, PresenceTable};
 use crate::protocols::hello;
 use crate::protocols::serving::Serving;
@@ -40,6 +41,8 @@ pub(crate) struct Core {
     pub(crate) traffic: Traffic,
     /// Places for pushes that are taken: each may have a large offer in memory.
     pub(crate) pushes_taken: Arc<tokio::sync::Semaphore>,
+    /// Of those, from each member.
+    pub(crate) pushes_of_each: Arc<Places>,
     pub(crate) throttles: Throttles,
     /// What this node passes on between others.
     pub(crate) relaying: Arc<Relaying>,

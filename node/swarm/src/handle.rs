@@ -163,6 +163,7 @@ pub(crate) async fn start_serving(
         stopping: watch::channel(false).0,
         traffic: Traffic::default(),
         pushes_taken: config.machine.pushes,
+        pushes_of_each: config.machine.pushes_of_each,
         throttles: Throttles::default(),
         relaying: Arc::new(Relaying::new(config.relay)),
         own: Mutex::new(own),

@@ -11,7 +11,9 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
 
-use crate::limits::{FETCH_PACE, FETCHES, FETCHES_FOR_EACH, FETCHES_FOR_OTHERS, PUSHES_TAKEN, STREAMS};
+use crate::limits::{
+    FETCH_PACE, FETCHES, FETCHES_FOR_EACH, FETCHES_FOR_OTHERS, PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, STREAMS,
+};
 use crate::net::caps::Throttle;
 use crate::places::Places;
 use crate::protocols::serving::Serving;
@@ -27,6 +29,8 @@ pub struct Machine {
     pub(crate) streams: Arc<Semaphore>,
     /// Pushes that are taken.
     pub(crate) pushes: Arc<Semaphore>,
+    /// Of those, from each member.
+    pub(crate) pushes_of_each: Arc<Places>,
 }
 
 impl Default for Machine {
@@ -36,6 +40,7 @@ impl Default for Machine {
             fetches: FetchPlaces::default(),
             streams: Arc::new(Semaphore::new(STREAMS)),
             pushes: Arc::new(Semaphore::new(PUSHES_TAKEN)),
+            pushes_of_each: Arc::new(Places::new(PUSHES_TAKEN_PER_PEER)),
         }
     }
 }

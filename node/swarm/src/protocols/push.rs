@@ -87,7 +87,10 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         return wire.answer(&answer).await;
     }
     // Both are said before the offer is read, which may be large.
-    let Ok(_place) = core.pushes_taken.clone().try_acquire_owned() else {
+    let of_peer = core.pushes_of_each.of(peer).try_acquire_owned();
+    let Ok(_place) =
+        of_peer.and_then(|of_peer| Ok((of_peer, core.pushes_taken.clone().try_acquire_owned()?)))
+    else {
         let answer = refused(PushRefusal::Busy, "this store takes no more pushes at the moment");
         return wire.answer(&answer).await;
     };

@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tvix_node_protocol::envelope::Envelope;
-use tvix_node_protocol::limits::{PATHS_ANSWER, SHOWN_BYTES};
+use tvix_node_protocol::limits::{PATHS_ANSWER, PRESENCE_QUESTION_KEYS, SHOWN_BYTES};
 use tvix_node_protocol::messages::{
     PathAnswer, PathsQuestion, PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal, PushRefusal,
     Shown,
@@ -20,7 +20,7 @@ use super::*;
 use crate::core::Core;
 use crate::limits::{
     ANSWER_TIME, CONNECTIONS_PER_PEER, FETCHES, PRESENCE_CELLS_PER_PUT, PRESENCE_STATEMENTS_PER_MINUTE,
-    PUSHES_TAKEN, STRANGERS,
+    PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, STRANGERS, STREAMS,
 };
 use crate::net::Door;
 use crate::net::doors::Inbound;
@@ -101,30 +101,40 @@ async fn a_push_is_refused_before_its_offer_is_read() {
 }
 
 #[tokio::test]
-async fn a_store_takes_so_many_pushes_and_refuses_the_next_one() {
+async fn a_store_takes_so_many_pushes_of_one_member_and_of_all_and_refuses_the_next_one() {
     let mut ann = TestNode::founder(1).await;
-    let mut bob = ann.invite(2).await;
+    let machine = crate::Machine::default();
+    let of_node = machine.clone();
+    let mut bob = ann
+        .invite_as(2, Roles::all(), honestly, move |config| config.machine = of_node)
+        .await;
+    let mut cat = ann.invite(3).await;
     ann.meets(bob.key()).await;
+    cat.meets(bob.key()).await;
     let path = ann.shelf.add_small("pushed");
     let shown = ann.shelf.shown(&path);
     let mut taken = Vec::new();
     let mut pushing = tokio::task::JoinSet::new();
-    for _ in 0..PUSHES_TAKEN {
+    for _ in 0..PUSHES_TAKEN_PER_PEER {
         let (handle, to, shown) = (ann.handle.clone(), bob.key(), shown.clone());
         pushing.spawn(async move { handle.push(to, vec![shown]).await });
         taken.push(soon(bob.events.pushes.recv()).await.unwrap().accept());
     }
-    let one_more = soon(ann.handle.push(bob.key(), vec![shown.clone()])).await;
-    assert!(
-        matches!(
-            one_more,
-            Err(PushError::Refused {
-                reason: PushRefusal::Busy,
-                ..
-            })
-        ),
-        "{one_more:?}"
-    );
+    let to = bob.key();
+    let is_refused = async |node: &TestNode| {
+        let pushed = soon(node.handle.push(to, vec![shown.clone()])).await;
+        let reason = PushRefusal::Busy;
+        matches!(pushed, Err(PushError::Refused { reason: refused, .. }) if refused == reason)
+    };
+    assert!(is_refused(&ann).await);
+    // Another member finds room, as long as there is some.
+    let (handle, of_cat) = (cat.handle.clone(), shown.clone());
+    pushing.spawn(async move { handle.push(to, vec![of_cat]).await });
+    taken.push(soon(bob.events.pushes.recv()).await.unwrap().accept());
+    let rest = u32::try_from(PUSHES_TAKEN - PUSHES_TAKEN_PER_PEER - 1).unwrap();
+    let elsewhere = machine.pushes.clone().try_acquire_many_owned(rest).unwrap();
+    assert!(is_refused(&cat).await);
+    drop(elsewhere);
     for push in taken {
         push.stored(path.clone(), shown.info.tree).await.unwrap();
         push.done().await.unwrap();
@@ -222,6 +232,61 @@ async fn a_member_that_floods_with_records_is_not_listened_to_and_others_are() {
     cat.handle.announce(std::slice::from_ref(&path));
     cat.publishes().await;
     assert_eq!(ann.handle.kept_presence(), (1, 1));
+}
+
+#[tokio::test]
+async fn one_message_about_presence_has_so_many_cells_and_keys() {
+    let mut ann = TestNode::founder(1).await;
+    let bob = ann.invite(2).await;
+    ann.meets(bob.key()).await;
+    let cell = Envelope {
+        domain: String::new(),
+        version: 0,
+        signer: bob.key(),
+        payload: Vec::new(),
+        signature: [0; 64],
+    };
+    let put = PresenceQuestion::Put {
+        headers: vec![cell; PRESENCE_CELLS_PER_PUT + 1],
+    };
+    let keys = vec![0; (PRESENCE_QUESTION_KEYS + 1) * 16];
+    let epoch = ann.handle.core().team.presence_secret().epoch();
+    let query = PresenceQuestion::Query {
+        epoch,
+        keys: keys.clone(),
+    };
+    let have = PresenceQuestion::Have { epoch, keys };
+    let mut wire = bob.handle.core().open(ann.key(), Door::Presence).await.unwrap();
+    for question in [put, query, have] {
+        let answer: PresenceAnswer = soon(wire.ask(&question)).await.unwrap();
+        let reason = PresenceRefusal::TooMany;
+        assert_eq!(answer, PresenceAnswer::Refused { reason });
+    }
+}
+
+#[tokio::test]
+async fn so_many_streams_are_served_at_once_for_all_teams_together() {
+    let bob = TestNode::founder(1).await;
+    let machine = crate::Machine::default();
+    let of_node = machine.clone();
+    let mut ann = bob
+        .invite_as(2, Roles::all(), honestly, move |config| config.machine = of_node)
+        .await;
+    ann.meets(bob.key()).await;
+    let path = ann.shelf.add_small("held");
+    let asked = async || {
+        let mut wire = bob.handle.core().open(ann.key(), Door::Paths).await.unwrap();
+        let question = PathsQuestion::about(std::slice::from_ref(&path));
+        soon(wire.ask::<_, PathAnswer>(&question)).await
+    };
+    // What other teams of the same node are asked; some may be on their way in this one.
+    let all = u32::try_from(STREAMS).unwrap();
+    let elsewhere = soon(machine.streams.clone().acquire_many_owned(all))
+        .await
+        .unwrap();
+    assert!(asked().await.is_err(), "one too many is closed unread");
+    drop(elsewhere);
+    assert!(asked().await.unwrap().shown.is_some());
 }
 
 #[tokio::test]
