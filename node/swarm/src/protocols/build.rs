@@ -16,7 +16,7 @@ use tvix_node_protocol::messages::{
 use crate::call::{self, CallError};
 use crate::core::{Core, blocking, lock};
 use crate::gate::Admitted;
-use crate::limits::{BUILD_FRAMES, BUILD_SILENCE, HEARTBEAT, LOG_PIECE};
+use crate::limits::{BUILD_FRAMES, BUILD_SILENCE, HEARTBEAT, LOG_OF_A_CALL, LOG_PIECE};
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError, WireReader, WireWriter};
 
@@ -296,6 +296,12 @@ pub enum BuildCallError {
         /// What is wrong with it.
         what: String,
     },
+    /// It says more than any builder lets a build say.
+    #[error("{builder} sent more than the {LOG_OF_A_CALL} bytes of log that are taken from a builder")]
+    LogTooLong {
+        /// Who.
+        builder: NodeKey,
+    },
     /// The last event has come already.
     #[error("the build is over")]
     Over,
@@ -309,6 +315,8 @@ pub struct BuildCall {
     hash: RequestHash,
     reader: WireReader,
     writer: WireWriter,
+    /// Bytes of log that may still come.
+    pub(crate) log_left: u64,
     over: bool,
 }
 
@@ -334,6 +342,7 @@ pub(crate) async fn request(core: &Arc<Core>, request: BuildRequest) -> Result<B
         request,
         reader: wire.reader,
         writer: wire.writer,
+        log_left: LOG_OF_A_CALL,
         over: false,
     })
 }
@@ -368,7 +377,16 @@ impl BuildCall {
         match frame.map_err(at)? {
             BuildFrame::Accepted => Ok(BuildEvent::Accepted),
             BuildFrame::Heartbeat => Ok(BuildEvent::Heartbeat),
-            BuildFrame::Log { bytes } => Ok(BuildEvent::Log(bytes)),
+            BuildFrame::Log { bytes } => {
+                let Some(left) = self.log_left.checked_sub(bytes.len() as u64) else {
+                    self.over = true;
+                    let builder = self.builder;
+                    lock(&self.core.standing).failed(builder, self.core.team.now());
+                    return Err(BuildCallError::LogTooLong { builder });
+                };
+                self.log_left = left;
+                Ok(BuildEvent::Log(bytes))
+            }
             BuildFrame::Refused(refusal) => {
                 self.over = true;
                 Ok(BuildEvent::Refused(refusal))

@@ -142,6 +142,24 @@ async fn heartbeats_come_while_a_build_is_silent() {
 }
 
 #[tokio::test]
+async fn a_builder_that_goes_on_and_on_is_not_listened_to() {
+    let (ann, mut bob) = pair().await;
+    let (mut call, running) = running(&ann, &mut bob).await;
+    assert_eq!(call.log_left, crate::limits::LOG_OF_A_CALL);
+    call.log_left = 10;
+    running.log(b"0123456789").await.unwrap();
+    running.log(b"x").await.unwrap();
+    let first = event(&mut call).await.unwrap();
+    assert_eq!(first, BuildEvent::Log(b"0123456789".to_vec()));
+    let error = event(&mut call).await.unwrap_err();
+    assert!(
+        matches!(error, BuildCallError::LogTooLong { builder } if builder == bob.key()),
+        "{error}"
+    );
+    assert!(matches!(call.next().await, Err(BuildCallError::Over)));
+}
+
+#[tokio::test]
 async fn a_refusal_of_the_node_reaches_the_requester() {
     let (ann, mut bob) = pair().await;
     let mut call = soon(ann.handle.request_build(request(&ann, &bob, 1)))
