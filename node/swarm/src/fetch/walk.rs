@@ -239,6 +239,24 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_of_more_entries_than_allowed_is_refused() {
+        let inner = directory(vec![("x", Node::file(b"x", false))]);
+        let root = directory(vec![("a", inner.clone().into()), ("y", Node::file(b"y", false))]);
+        // What other directories of it had before.
+        let mut walk = Walk::new(root.digest());
+        walk.entries = TREE_ENTRIES - 3;
+        assert!(walk.take(&root.to_bytes()).is_ok() && walk.take(&inner.to_bytes()).is_ok());
+        let mut walk = Walk::new(root.digest());
+        walk.entries = TREE_ENTRIES - 2;
+        walk.take(&root.to_bytes()).unwrap();
+        let error = walk.take(&inner.to_bytes()).unwrap_err();
+        assert!(
+            error.contains(&format!("more than {TREE_ENTRIES} entries")),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_tree_that_contradicts_itself_is_refused() {
         let blob = BlobDigest::of(b"x");
         let file = |size| Node::File {

@@ -361,22 +361,8 @@ mod tests {
     use crate::machine::Machine;
     use crate::roster::Roster;
 
-    #[test]
-    fn a_member_has_so_many_streams_however_many_connections_it_makes() {
-        let places = Places::new(STREAMS_PER_PEER);
-        let (ann, bob) = (NodeKey([1; 32]), NodeKey([2; 32]));
-        let (first, second) = (places.of(ann), places.of(ann));
-        let all = u32::try_from(STREAMS_PER_PEER).unwrap();
-        let _taken = first.try_acquire_many_owned(all).unwrap();
-        assert!(second.try_acquire_owned().is_err());
-        assert!(places.of(bob).try_acquire_owned().is_ok());
-        // Nor is one member all there are.
-        const { assert!(STREAMS_PER_PEER * 4 <= STREAMS) };
-    }
-
-    #[test]
-    fn connections_to_so_many_members_stay_open_and_others_while_they_are_used() {
-        let keys = [1, 2, 3].map(|seed| NodeSecret::from_bytes(&[seed; 32]).key());
+    /// Of a team of these.
+    fn doors(keys: &[NodeKey], kept: usize) -> Doors {
         let founder = |key: &NodeKey| Founder {
             key: *key,
             name: "one".to_owned(),
@@ -393,14 +379,38 @@ mod tests {
         gatekeeper.set(&Roster::new(genesis).unwrap().members(0));
         let home = tempfile::tempdir().unwrap();
         let contacts = SharedContacts::open(home.path()).unwrap();
-        let (mut doors, _inbound) = Doors::new(
-            Names::join_only(),
-            gatekeeper,
-            contacts,
-            Machine::default().streams,
-            2,
-            false,
+        let streams = Machine::default().streams;
+        let (doors, _inbound) = Doors::new(Names::join_only(), gatekeeper, contacts, streams, kept, false);
+        doors
+    }
+
+    #[test]
+    fn a_member_has_so_many_streams_however_many_connections_it_makes() {
+        let keys = [1, 2].map(|seed| NodeSecret::from_bytes(&[seed; 32]).key());
+        let mut doors = doors(&keys, 2);
+        let mut connected = |number, peer| {
+            let id = ConnectionId::new_unchecked(number);
+            doors.handler(id, peer, false).unwrap()
+        };
+        let [ann, bob] = keys.map(|key| peer_of(key).unwrap());
+        let (first, second) = (connected(1, ann), connected(2, ann));
+        let all = u32::try_from(STREAMS_PER_PEER).unwrap();
+        let _taken = first.streams.clone().try_acquire_many_owned(all).unwrap();
+        assert!(second.streams.clone().try_acquire_owned().is_err());
+        assert!(connected(3, bob).streams.clone().try_acquire_owned().is_ok());
+        let stranger = peer_of(NodeSecret::from_bytes(&[9; 32]).key()).unwrap();
+        assert_eq!(
+            connected(4, stranger).streams.available_permits(),
+            STREAMS_PER_STRANGER
         );
+        // Nor is one member all there are.
+        const { assert!(STREAMS_PER_PEER * 4 <= STREAMS) };
+    }
+
+    #[test]
+    fn connections_to_so_many_members_stay_open_and_others_while_they_are_used() {
+        let keys = [1, 2, 3].map(|seed| NodeSecret::from_bytes(&[seed; 32]).key());
+        let mut doors = doors(&keys, 2);
         let mut stays = |number: usize, peer: PeerId| {
             let id = ConnectionId::new_unchecked(number);
             let handler = doors.handler(id, peer, false).unwrap();

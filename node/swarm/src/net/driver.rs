@@ -870,3 +870,7 @@ impl Driver {
 fn there_are_enough(error: &DialError) -> bool {
     matches!(error, DialError::Denied { .. })
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

@@ -52,7 +52,8 @@ pub(crate) struct Handler {
     /// Whether the peer was a member when the connection was made.
     member: bool,
     over: Over,
-    streams: Arc<Semaphore>,
+    /// Of the peer, over all its connections.
+    pub(super) streams: Arc<Semaphore>,
     waiting: VecDeque<OpenStream>,
     waker: Option<Waker>,
 }

@@ -192,3 +192,7 @@ fn routing(peer: PeerId, swarm: Option<SwarmId>) -> kad::Behaviour<MemoryStore> 
 
 /// How many of the closest nodes a walk brings.
 pub(crate) const CLOSEST: NonZeroUsize = kad::K_VALUE;
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;

@@ -329,6 +329,55 @@ fn a_holder_has_its_share_and_no_more() {
 }
 
 #[test]
+fn a_holder_leaves_so_many_cells_however_small() {
+    let mut table = Table::new();
+    let few = keys(0..1);
+    table.put(&sealed(1, 1, &few), &few, NOW).unwrap();
+    let header = sealed(1, 1, &few);
+    let holder = table.table.holders.get_mut(&key(1)).unwrap();
+    for number in 1..PRESENCE_CELLS_PER_HOLDER {
+        let cell = Cell {
+            header: header.clone(),
+            epoch: Epoch([0; 8]),
+            root: [0; 32],
+            serial: 1,
+            not_after: NOW + 1000,
+            keys: few.clone().into_boxed_slice(),
+        };
+        let prefix = u16::try_from(number >> 4).unwrap();
+        holder.insert(Region { bits: 12, prefix }, 4, number as u32 & 15, cell);
+    }
+    assert_eq!(holder.cells, PRESENCE_CELLS_PER_HOLDER);
+    let mut one_more = self::header(1, 2, &few);
+    one_more.region = Region::of(few[0], 1);
+    let one_more = seal(&one_more, &secret(1)).unwrap();
+    assert_eq!(table.offer(&one_more, 1, NOW), Err(PresenceRefusal::Quota));
+    table.put(&sealed(2, 1, &few), &few, NOW).unwrap();
+}
+
+#[test]
+fn of_so_many_holders_it_is_remembered_that_they_took_everything_back() {
+    let mut table = Table::new();
+    for number in 0..WITHDRAWALS {
+        let mut holder = [0; 32];
+        holder[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        table.table.withdrawn.insert(NodeKey(holder), (1, NOW + 10));
+    }
+    let withdrawal = PresenceWithdrawal {
+        swarm: team().swarm(),
+        holder: key(1),
+        serial: 5,
+        issued_at: NOW,
+    };
+    let said = seal(&withdrawal, &secret(1)).unwrap();
+    let mut withdraw = |now| table.table.withdraw(&said, key(1), &table.members, now);
+    assert_eq!(withdraw(NOW), Err(PresenceRefusal::Quota));
+    // What is over makes room.
+    assert_eq!(withdraw(NOW + 10), Ok(()));
+    assert_eq!(table.table.withdrawn.len(), 1);
+}
+
+#[test]
 fn the_room_for_all_is_shared_with_other_teams_and_not_gone_past() {
     let mut table = Table::new();
     // So many teams that one cell of full size is all that there is room for.
