@@ -119,6 +119,23 @@ fn what_cannot_be_exchanged_is_refused_by_name() {
     fs::write(&harmed, "TEXT\n").expect("it is writable now");
     assert_eq!(to_file(&machine, &["store", "export", &path], &export), 1);
     assert_ne!(from_file(&other, &["store", "import"], &export).status, 0);
+    let nar = ["store", "export", "--nar", &path];
+    assert_eq!(to_file(&machine, &nar, &export), 1);
+    assert_ne!(
+        from_file(&other, &["store", "import", "--nar", "x"], &export).status,
+        0
+    );
+    // It is said here, and not in the node's log alone.
+    for line in [&nar[..], &["store", "export", &path]] {
+        machine.run(line).failed(
+            1,
+            &[
+                &format!("{path} is damaged: "),
+                "as when it was registered",
+                "'tvix-node store verify --repair'",
+            ],
+        );
+    }
 }
 
 #[test]

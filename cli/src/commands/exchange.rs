@@ -5,16 +5,20 @@ use std::io::{self, IsTerminal as _, Write};
 use std::path::Path;
 
 use tvix_node::background::connect_or_start;
-use tvix_node::gateway::control::{ControlClient, LogStream, Upload};
+use tvix_node::gateway::control::{ClientError, ControlClient, LogStream, Upload};
 use tvix_node::home::Home;
 use tvix_node::worker::SourceTree;
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildLimits;
-use tvix_node_protocol::control::{AddSource, AddedAs, CONTROL_VERSION, OpenSession, SessionMode};
+use tvix_node_protocol::control::{
+    AddSource, AddedAs, CONTROL_VERSION, OpenSession, SessionMode, StoreAnswer, StoreQuestion,
+};
 use tvix_node_protocol::path_info::PathInfo;
 
 use super::path::store_path;
-use super::{Failure, print};
+use super::{Failure, print, relations};
 use crate::arguments::UsageError;
+use crate::progress::clean;
 
 /// Adds something of this machine, and prints its path.
 pub async fn add(home: &Home, place: &Path, name: Option<String>) -> Result<u8, Failure> {
@@ -71,30 +75,56 @@ pub async fn export(home: &Home, paths: &[String], nar: bool) -> Result<u8, Fail
     match (nar, paths.as_slice()) {
         (true, [path]) => {
             client = connect_or_start(home).await?;
-            stream = client.archive(path.clone()).await?;
+            stream = client.archive(path.clone()).await;
         }
         (true, _) => return Err(UsageError::new("an archive holds one path: name one with --nar").into()),
         (false, _) => {
             client = connect_or_start(home).await?;
-            stream = client.export(paths).await?;
+            stream = client.export(paths.clone()).await;
         }
     }
-    copy_out(stream).await?;
-    Ok(0)
+    let copied = match stream {
+        Ok(stream) => copy_out(stream).await,
+        Err(error) => Err(error.into()),
+    };
+    match copied {
+        Ok(()) => Ok(0),
+        // An answer cannot say why it breaks off.
+        Err(Failure::Client(error @ ClientError::Broken { .. })) => Err(broken_off(home, paths, error).await),
+        Err(error) => Err(error),
+    }
 }
 
 async fn copy_out(mut stream: LogStream) -> Result<(), Failure> {
-    loop {
-        match stream.chunk().await {
-            Ok(Some(chunk)) => print(&chunk)?,
-            Ok(None) => return Ok(()),
-            Err(error) => {
-                return Err(Failure::Absent(format!(
-                    "what was written is not complete: {error}. 'tvix-node store verify' says whether a path is damaged"
-                )));
-            }
-        }
+    while let Some(chunk) = stream.chunk().await? {
+        print(&chunk)?;
     }
+    Ok(())
+}
+
+/// Why an export of these paths broke off: the node ends one where a path is damaged, so it is asked which are.
+async fn broken_off(home: &Home, paths: Vec<StorePath>, error: ClientError) -> Failure {
+    const INCOMPLETE: &str = "the export is not complete, and what was written of it cannot be used:";
+    let question = StoreQuestion::Verify { paths, repair: false };
+    let damaged = match relations::ask(home, &question).await {
+        Ok(StoreAnswer::Verified { damaged, .. }) => damaged,
+        Ok(_) => Vec::new(),
+        Err(unknown) => {
+            return Failure::Absent(format!(
+                "{INCOMPLETE} {error}. Whether a path is damaged cannot be said: {unknown}"
+            ));
+        }
+    };
+    if damaged.is_empty() {
+        return Failure::Absent(format!("{INCOMPLETE} {error}. No path of it is damaged"));
+    }
+    let mut text = INCOMPLETE.to_owned();
+    for damage in damaged {
+        text += &clean(&format!("\n{} is damaged: {}", damage.path, damage.reason));
+    }
+    Failure::Absent(
+        text + "\n'tvix-node store verify --repair' fetches what is damaged again, where somebody has it",
+    )
 }
 
 /// Adds what comes from standard input, and prints the paths.

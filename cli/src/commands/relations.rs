@@ -294,7 +294,8 @@ async fn infos(home: &Home, question: StoreQuestion) -> Result<Vec<PathInfo>, Fa
     }
 }
 
-async fn ask(home: &Home, question: &StoreQuestion) -> Result<StoreAnswer, Failure> {
+/// Asks the node of this home.
+pub(super) async fn ask(home: &Home, question: &StoreQuestion) -> Result<StoreAnswer, Failure> {
     Ok(connect_or_start(home).await?.ask_store(question).await?)
 }
 

@@ -17,7 +17,7 @@ use super::depot::DepotError;
 pub(super) async fn archive(api: &Api, path: StorePath) -> Result<LogReader, ApiError> {
     let lease = hold(api, vec![path.clone()]).await?;
     Ok(stream(api, lease, move |store, outflow| {
-        store.dump_nar(&path, outflow).map(drop)
+        store.export_nar(&path, outflow)
     }))
 }
 

@@ -28,6 +28,10 @@ use crate::store::Store;
 /// Stands after each archive.
 const MAGIC: u64 = 0x4558_494e;
 
+/// Bytes at the end of an archive that are held back until its hash is known: the token that closes it. Without
+/// that, nobody takes what was written before for an archive.
+const HELD_BACK: usize = 16;
+
 /// Why a stream was not imported. What came before the fault stays.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
@@ -43,6 +47,32 @@ pub enum ImportError {
 }
 
 impl Store {
+    /// Writes the archive (NAR) of a valid path and checks it against its hash. Where the path is damaged, the
+    /// archive lacks its end.
+    ///
+    /// # Errors
+    /// [`ReadError`]
+    pub fn export_nar(&self, path: &StorePath, to: &mut impl Write) -> Result<(), ReadError> {
+        let lease = self.lease();
+        let info = lease.hold_one(path)?;
+        self.checked_nar(&info.ok_or_else(|| ReadError::NotValid(path.clone()))?, to)?;
+        to.flush().map_err(ReadError::Output)
+    }
+
+    /// The archive of a path that is leased.
+    fn checked_nar(&self, info: &PathInfo, to: &mut impl Write) -> Result<(), ReadError> {
+        let mut checking = Checking::new(to);
+        self.dump_nar(&info.path, &mut checking)?;
+        let (hash, end) = checking.finish();
+        if hash != info.nar_hash {
+            return Err(ReadError::Damaged {
+                path: self.physical(&info.path),
+                reason: "has another archive than when it was registered",
+            });
+        }
+        to.write_all(&end).map_err(ReadError::Output)
+    }
+
     /// Writes valid paths as `nix-store --export` does, those that are referred to first, and nothing
     /// that they refer to beyond: export a closure for what can be imported anywhere. Each archive is
     /// checked against its hash; where one is damaged, the stream ends before its path is named.
@@ -58,17 +88,7 @@ impl Store {
         }
         for info in sorted(infos) {
             number(to, 1)?;
-            let mut hashing = Hashing {
-                to: &mut *to,
-                hasher: Sha256::new(),
-            };
-            self.dump_nar(&info.path, &mut hashing)?;
-            if NarHash(hashing.hasher.finalize().into()) != info.nar_hash {
-                return Err(ReadError::Damaged {
-                    path: self.physical(&info.path),
-                    reason: "has another archive than when it was registered",
-                });
-            }
+            self.checked_nar(&info, to)?;
             trailer(to, &info)?;
         }
         number(to, 0)?;
@@ -237,16 +257,39 @@ fn parse_path(bytes: &[u8]) -> Result<StorePath, ImportError> {
     })
 }
 
-struct Hashing<'a, W> {
+/// Hashes what passes, and holds its end back.
+struct Checking<'a, W> {
     to: &'a mut W,
     hasher: Sha256,
+    held: Vec<u8>,
 }
 
-impl<W: Write> Write for Hashing<'_, W> {
+impl<'a, W: Write> Checking<'a, W> {
+    fn new(to: &'a mut W) -> Self {
+        Self {
+            to,
+            hasher: Sha256::new(),
+            held: Vec::new(),
+        }
+    }
+
+    /// The hash of everything, and the end that was not passed on.
+    fn finish(self) -> (NarHash, Vec<u8>) {
+        (NarHash(self.hasher.finalize().into()), self.held)
+    }
+}
+
+impl<W: Write> Write for Checking<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.to.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
+        self.hasher.update(bytes);
+        let passed = (self.held.len() + bytes.len()).saturating_sub(HELD_BACK);
+        let held = passed.min(self.held.len());
+        self.to.write_all(&self.held[..held])?;
+        self.held.drain(..held);
+        let (now, later) = bytes.split_at(passed - held);
+        self.to.write_all(now)?;
+        self.held.extend_from_slice(later);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

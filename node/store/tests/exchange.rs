@@ -7,12 +7,13 @@ mod samples;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
 use samples::{home_entries, path, source, store, text, write_sample};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
-use tvix_node_store::{ImportError, ReadError, ScratchOutput, Store};
+use tvix_node_store::{ContentName, ImportError, Naming, ReadError, ScratchOutput, Store};
 
 /// A source, a text that refers to it, an output that refers to it and to itself.
 fn sample_paths(store: &Store, folder: &std::path::Path) -> Vec<PathInfo> {
@@ -106,6 +107,46 @@ fn what_is_no_export_or_cut_short_is_refused() {
         .export(&[path("unknown")].into(), &mut Vec::new())
         .unwrap_err();
     assert!(matches!(error, ReadError::NotValid(_)), "{error}");
+}
+
+/// With the size that it had, so that only the hash tells.
+#[test]
+fn what_is_damaged_leaves_as_nothing_that_looks_whole() {
+    let (folder, from) = store();
+    let infos = sample_paths(&from, folder.path());
+    for info in &infos {
+        let mut archive = Vec::new();
+        from.export_nar(&info.path, &mut archive).unwrap();
+        let mut plain = Vec::new();
+        from.dump_nar(&info.path, &mut plain).unwrap();
+        assert!(archive == plain, "{}", info.path);
+    }
+    let harmed = &infos[1].path;
+    let file = from.physical(harmed);
+    let mut content = fs::read(&file).unwrap();
+    content[0] ^= 1;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&file, content).unwrap();
+
+    let (mut archive, mut stream) = (Vec::new(), Vec::new());
+    for error in [
+        from.export_nar(harmed, &mut archive).unwrap_err(),
+        from.export(&[harmed.clone()].into(), &mut stream).unwrap_err(),
+    ] {
+        let text = error.to_string();
+        assert!(
+            text.contains(harmed.name()) && text.contains("has another archive"),
+            "{text}"
+        );
+    }
+    let (_folder, to) = store();
+    let naming = Naming::Content(ContentName::source("harmed"));
+    to.add_nar(&archive[..], naming, &to.lease()).unwrap_err();
+    to.import(&mut &stream[..], &Origin::Built, &to.lease())
+        .unwrap_err();
+    assert_eq!(to.count().unwrap(), 0);
+    let absent = from.export_nar(&path("unknown"), &mut Vec::new()).unwrap_err();
+    assert!(matches!(absent, ReadError::NotValid(_)), "{absent}");
 }
 
 #[test]
