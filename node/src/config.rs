@@ -200,6 +200,23 @@ mod tests {
     }
 
     #[test]
+    fn paths_that_builds_see_lie_in_the_machine_and_are_not_its_root() {
+        let seen = |text: &str| SeenPath::try_from(text.to_owned());
+        let sh = seen("/bin/sh=/usr/bin/busybox").unwrap();
+        assert_eq!(
+            (sh.inside.as_path(), sh.outside.as_path()),
+            ("/bin/sh".as_ref(), "/usr/bin/busybox".as_ref())
+        );
+        assert_eq!(seen("/opt").unwrap().outside, Path::new("/opt"));
+        for wrong in ["", "bin/sh", "/", "/=/usr", "/a/../b", "/bin/sh=sh", "/a=/b/../c"] {
+            assert!(
+                seen(wrong).unwrap_err().contains("no path that builds can see"),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
     fn a_configuration_is_read_and_what_it_does_not_know_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.toml");

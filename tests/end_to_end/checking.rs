@@ -82,6 +82,11 @@ fn what_cannot_be_checked_is_named() {
     machine.run(&["build", "-A", "same"]).ok();
     let checked = machine.run(&["build", "--check", "-j", "0", "-A", "same"]);
     checked.failed(1, &["may build nothing"]);
+    // One of its outputs has gone since: what is compared would not be all of it.
+    machine.run(&["store", "gc"]).ok();
+    let checked = machine.run(&["build", "--check", "-A", "same"]);
+    checked.failed(1, &["of its outputs, doc is not in the store", "build it first"]);
+    assert!(!checked.stderr.contains("the same"), "{}", checked.stderr);
     machine
         .run(&["build", "--check", "--dry-run"])
         .failed(2, &["--dry-run"]);

@@ -117,6 +117,80 @@ fn the_folder_of_a_failed_build_is_kept_when_asked_for() {
 }
 
 #[test]
+fn outputs_that_are_refused_fail_as_a_program_does_with_log_and_folder() {
+    if !sandbox_works("outputs_that_are_refused_fail_as_a_program_does_with_log_and_folder") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"{
+          fixed = build "fixed" {
+            outputHash = "0000000000000000000000000000000000000000000000000000000000000000";
+            outputHashAlgo = "sha256";
+            outputHashMode = "flat";
+          } "echo writing it\nwrite evidence something\nwrite $out text";
+          circle = build "circle" { outputs = [ "out" "doc" ]; } "echo turning\nwrite $out $doc\nwrite $doc $out";
+          elsewhere = build "elsewhere" { system = "m68k-linux"; } "write $out text";
+        }"#,
+    );
+    let finished = machine.run(&["build", "-K", "-A", "fixed"]);
+    finished.failed(
+        1,
+        &[
+            "hash mismatch",
+            "> writing it",
+            "tvix-node log",
+            "its folder is kept as '",
+        ],
+    );
+    let kept = finished.stderr.split("kept as '").nth(1).expect("a path");
+    let kept = std::path::Path::new(kept.split('\'').next().expect("a path"));
+    let evidence = std::fs::read_to_string(kept.join("evidence")).expect("what the build wrote");
+    assert_eq!(evidence.trim(), "something");
+    let finished = machine.run(&["build", "-A", "circle"]);
+    finished.failed(1, &["refer to each other", "> turning"]);
+    assert!(!finished.stderr.contains("kept"), "{}", finished.stderr);
+    // Of what was not begun there is no log.
+    let finished = machine.run(&["build", "-A", "elsewhere"]);
+    finished.failed(1, &["m68k-linux"]);
+    assert!(!finished.stderr.contains("tvix-node log"), "{}", finished.stderr);
+}
+
+#[test]
+fn builds_see_what_the_owner_shows_them_of_the_machine_and_the_record_says_so() {
+    if !sandbox_works("builds_see_what_the_owner_shows_them_of_the_machine_and_the_record_says_so") {
+        return;
+    }
+    let machine = Machine::new();
+    let shown = machine.write("shown", "of the machine");
+    machine.expression(
+        r#"{
+          seeing = build "seeing" { __impureHostDeps = [ "/seen/here" ]; } "copy /seen/here $out";
+          featured = build "featured" { requiredSystemFeatures = [ "ours" ]; } "write $out text";
+        }"#,
+    );
+    let refused = machine.run(&["build", "-A", "seeing"]);
+    refused.failed(1, &["/seen/here", "'sandbox-paths' in config.toml"]);
+    machine.run(&["down"]).ok();
+    let config = format!(
+        "sandbox-paths = [\"/seen/here={}\"]\nsystem-features = [\"ours\"]\n",
+        shown.display()
+    );
+    fs::write(machine.home().join("config.toml"), config).expect("a file");
+    let path = machine.run(&["build", "-A", "seeing"]).ok().to_owned();
+    assert_eq!(
+        fs::read_to_string(machine.physical(&path)).expect("it is there"),
+        "of the machine"
+    );
+    let record = machine.run(&["record", &path]);
+    assert!(
+        record.ok().contains("saw /seen/here of the machine"),
+        "{}",
+        record.stdout
+    );
+}
+
+#[test]
 fn a_build_that_uses_too_much_disk_is_stopped() {
     if !sandbox_works("a_build_that_uses_too_much_disk_is_stopped") {
         return;

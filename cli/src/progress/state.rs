@@ -271,7 +271,7 @@ impl State {
 }
 
 impl Running {
-    fn is_build_of(&self, derivation: &StorePath) -> bool {
+    pub(super) fn is_build_of(&self, derivation: &StorePath) -> bool {
         matches!(self.work, Work::Build(_)) && self.path == *derivation
     }
 }

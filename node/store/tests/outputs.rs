@@ -360,3 +360,24 @@ fn a_tree_kept_beside_can_become_the_accepted_one() {
     let missing = store.accept(&path("gone"), &info.tree, &lease);
     assert!(matches!(missing, Err(AddError::NoSuchTree { .. })), "{missing:?}");
 }
+
+#[test]
+fn what_is_not_scanned_refers_to_nothing() {
+    let (folder, store) = store();
+    let (scratch, input) = (folder.path().join("scratch"), numbered(1, "input"));
+    fs::write(&scratch, input.to_string()).unwrap();
+    let found = |scanned| {
+        let (path, ca) = (path("it"), None);
+        let output = ScratchOutput {
+            path,
+            scratch: &scratch,
+            ca,
+            scanned,
+        };
+        let candidates = BTreeSet::from([input.clone()]);
+        let prepared = store.prepare_built(&[output], &candidates, &path_of_drv(), &Origin::Built);
+        prepared.unwrap()[0].info().references.clone()
+    };
+    assert_eq!(found(true), BTreeSet::from([input.clone()]));
+    assert_eq!(found(false), BTreeSet::new());
+}
