@@ -92,7 +92,7 @@ impl World {
     }
 
     /// Something travels on a connection, which sends again what is lost. False: the connection is given up.
-    async fn travel(self: &Arc<Self>, from: usize, to: usize) -> bool {
+    pub async fn travel(self: &Arc<Self>, from: usize, to: usize) -> bool {
         let until = self.now() + CONNECTION;
         loop {
             if let Some(way) = self.way(from, to) {

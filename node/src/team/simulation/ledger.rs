@@ -315,7 +315,7 @@ impl Ledger {
     }
 
     /// A builder takes a request that came with these bytes from a sender.
-    pub fn admitted(&mut self, builder: usize, payload: [u8; 32], sender: usize, clock: u64) {
+    pub fn admitted(&mut self, builder: usize, payload: [u8; 32], sender: usize, (now, clock): (u64, u64)) {
         let Some((by, to, issued, until)) = self.requests.get(&payload).copied() else {
             panic!("UNTRUSTED: machine {builder} takes a request that nobody has signed");
         };
@@ -335,6 +335,11 @@ impl Ledger {
         assert!(
             self.plan.is_builder(builder),
             "UNTRUSTED: machine {builder} builds for others without the role"
+        );
+        let is_out = |at: usize| self.plan.revoked == Some(at) && self.plan.machines[builder].hears <= now;
+        assert!(
+            !is_out(by) && !is_out(builder),
+            "UNTRUSTED: machine {builder} takes a request of {sender}, and knows that one of them is out"
         );
         self.count("requests taken");
     }

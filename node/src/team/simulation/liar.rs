@@ -34,7 +34,7 @@ pub struct Bag {
     sent: Vec<(usize, Vec<u8>)>,
     /// Records of honest builders, made of its false inputs among them.
     trophies: Vec<Envelope>,
-    /// Trees that it has made up, and gives.
+    /// Trees that it has made up, or had made, and gives.
     lies: BTreeSet<TreeDigest>,
 }
 
@@ -132,7 +132,14 @@ impl Node {
         let mut info = self.made_up(path);
         let secret = &self.world.plan.machines[self.at].secret;
         let honest = self.seen_somewhere(path);
-        let record = match self.throw(8) {
+        let trophy = self.trophy_of(path);
+        // What honest builders made of its false inputs is the best that it has.
+        let how = if trophy.is_some() && self.throw(2) == 0 {
+            6
+        } else {
+            self.throw(8)
+        };
+        let record = match how {
             0 => return None,
             1 => self
                 .false_record(&info, self.key)
@@ -169,13 +176,7 @@ impl Node {
                 self.a_record_of(path)
             }
             6 => {
-                let trophies = lock(&self.bag).trophies.clone();
-                let trophy = trophies.into_iter().find(|trophy| {
-                    trophy
-                        .open::<BuildRecord>()
-                        .is_ok_and(|record| record.outputs.values().any(|output| output.path == *path))
-                })?;
-                let record: BuildRecord = trophy.open().ok()?;
+                let (trophy, record) = trophy?;
                 let output = record.outputs.values().find(|output| output.path == *path)?;
                 info.tree = output.tree;
                 info.nar_hash = output.nar_hash;
@@ -195,6 +196,16 @@ impl Node {
             }
         };
         Some(Shown { info, record })
+    }
+
+    /// A record that somebody made out to it for a path.
+    fn trophy_of(&self, path: &StorePath) -> Option<(Envelope, BuildRecord)> {
+        let bag = lock(&self.bag);
+        bag.trophies.iter().find_map(|trophy| {
+            let record: BuildRecord = trophy.open().ok()?;
+            let names = record.outputs.values().any(|output| output.path == *path);
+            names.then(|| (trophy.clone(), record))
+        })
     }
 
     /// A record of somebody for a path.
@@ -322,8 +333,11 @@ impl Node {
         let neighbours: Vec<usize> = plan.machines[self.at].neighbours.iter().copied().collect();
         let to = neighbours[self.throw(neighbours.len())];
         let job = self.throw(plan.jobs.len());
-        let how = self.throw(10);
+        let how = self.throw(11);
         self.world.ledger().count("attacks");
+        if how == 10 {
+            return self.steal(to);
+        }
         if how < 2 {
             let old = {
                 let bag = lock(&self.bag);
@@ -383,8 +397,32 @@ impl Node {
         self.send(to, bytes);
     }
 
-    /// Asks for the same that somebody else asks for.
+    /// Asks for a tree that was made for another alone.
+    fn steal(self: &Arc<Self>, from: usize) {
+        let aside: Vec<TreeDigest> = {
+            let disk = lock(&self.world.disks[from]);
+            disk.aside.iter().map(|(_, tree)| *tree).collect()
+        };
+        if aside.is_empty() {
+            return;
+        }
+        let (node, tree) = (Arc::clone(self), aside[self.throw(aside.len())]);
+        self.spawn(async move {
+            let asker = node.key;
+            let asked = node
+                .world
+                .ask(node.at, from, move |peer| peer.serve_tree(asker, tree));
+            if asked.await.flatten().is_none() {
+                node.world.ledger().count("trees not given");
+            }
+        });
+    }
+
+    /// Asks for the same that somebody else asks for, now and then with that one's own bytes.
     pub fn copy(self: &Arc<Self>, to: usize, bytes: &[u8]) {
+        if self.throw(4) == 0 {
+            return self.send(to, bytes.to_vec());
+        }
         let envelope = Envelope::from_bytes(bytes, ENVELOPE_BYTES).unwrap();
         let request: BuildRequest = envelope.open().unwrap();
         let order = Order {
@@ -412,8 +450,13 @@ impl Node {
         let node = Arc::clone(self);
         self.spawn(async move {
             while let Some(frame) = call.recv().await {
-                if let Frame::Finished(record) = frame {
-                    lock(&node.bag).trophies.push(record);
+                if let Frame::Finished(envelope) = frame {
+                    let mut bag = lock(&node.bag);
+                    // It fetches what was made, to hand it on.
+                    if let Ok(record) = envelope.open::<BuildRecord>() {
+                        bag.lies.extend(record.outputs.values().map(|output| output.tree));
+                    }
+                    bag.trophies.push(envelope);
                 }
             }
         });

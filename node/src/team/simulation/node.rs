@@ -382,13 +382,12 @@ impl Node {
                 core.told_free = Some(core.coordinator.free_slots());
             }
             for other in node.world.plan.machines[node.at].neighbours.clone() {
-                let Some(way) = node.world.way(node.at, other) else {
-                    continue;
-                };
                 let (world, at) = (Arc::clone(&node.world), node.at);
                 node.spawn(async move {
-                    world.executor.sleep(way).await;
-                    if let Some(peer) = world.node(other) {
+                    // On a connection: as long as there is one, it arrives.
+                    if world.travel(at, other).await
+                        && let Some(peer) = world.node(other)
+                    {
                         peer.offer_of(at);
                     }
                 });

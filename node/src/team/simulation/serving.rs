@@ -85,7 +85,7 @@ impl Node {
         };
         self.world
             .ledger()
-            .admitted(self.at, admitted.hash.0, sender, now);
+            .admitted(self.at, admitted.hash.0, sender, (self.world.now(), now));
         self.sleep(1).await;
         match self
             .take_part(admitted.request, admitted.hash, sender, frames)

@@ -305,7 +305,7 @@ impl Node {
     }
 
     /// Which tree comes when this one is asked for; none: it is not given.
-    fn serve_tree(&self, asker: NodeKey, tree: TreeDigest) -> Option<TreeDigest> {
+    pub fn serve_tree(&self, asker: NodeKey, tree: TreeDigest) -> Option<TreeDigest> {
         if !self.is_member(asker) {
             return None;
         }
@@ -315,7 +315,11 @@ impl Node {
         let disk = lock(&self.world.disks[self.at]);
         let named = disk.paths.values().any(|info| info.tree == tree);
         let aside = || disk.aside.iter().any(|(_, other)| *other == tree);
-        (named || (self.grants.has(asker, tree, self.clock()) && aside())).then_some(tree)
+        let given = named || (self.grants.has(asker, tree, self.clock()) && aside());
+        if given && let Some(asker) = self.world.number(asker) {
+            self.world.ledger().tree_given(self.at, asker, tree);
+        }
+        given.then_some(tree)
     }
 
     /// Tells those who keep the records what is here, a moment from now.

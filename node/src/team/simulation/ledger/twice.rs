@@ -36,7 +36,7 @@ pub enum Reason {
     Rule,
     /// It is made of other inputs.
     OtherInputs,
-    /// The earlier one failed, was cancelled, or ended with its machine.
+    /// The earlier one failed, was cancelled, was given up, or ended with its machine.
     Failed,
     /// Neither could know of the other when it was placed.
     Simultaneous,
@@ -96,6 +96,8 @@ pub(super) struct Build {
     pub(super) job: usize,
     pub(super) inputs: Vec<Content>,
     whose: Whose,
+    /// Who has been told what it made.
+    answered: BTreeSet<usize>,
     pub(super) made: Vec<Content>,
     pub(super) end: End,
 }
@@ -346,7 +348,10 @@ impl Ledger {
                 plan.jobs[job].drv,
                 now - attempt.heard
             );
-            reason = Some(Reason::Hedge);
+            reason = Some(match attempt.given_up {
+                true => Reason::Failed,
+                false => Reason::Hedge,
+            });
         }
         // A derivation is built for any of its outputs that is missing, though the others may be had: they come one by
         // one, and one of them may be nowhere else.
@@ -588,6 +593,7 @@ impl Ledger {
             job,
             inputs,
             whose,
+            answered: BTreeSet::new(),
             made: vec![],
             end: End::Running,
         });
@@ -613,6 +619,23 @@ impl Ledger {
                 "UNTRUSTED: machine {machine} gives {requester} what it built of what only {by} vouches for"
             );
         }
+        self.builds[build].answered.insert(requester);
+    }
+
+    /// An honest machine gives a member a tree: one that has a name there is for everybody, any other for those alone for
+    /// whom it was built.
+    pub fn tree_given(&mut self, machine: usize, asker: usize, tree: TreeDigest) {
+        if self.held[machine].values().any(|(held, _)| *held == tree) {
+            return;
+        }
+        let mut builds = self.builds.iter().filter(|build| build.machine == machine);
+        assert!(
+            builds
+                .any(|build| build.answered.contains(&asker)
+                    && build.made.iter().any(|(_, made)| *made == tree)),
+            "UNTRUSTED: machine {machine} gives {asker} the tree {tree}, which has no name there and was not built for it"
+        );
+        self.count("trees given to one alone");
     }
 
     /// A request is refused for what a build lacks that `by` had asked for first.
