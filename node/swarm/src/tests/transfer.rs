@@ -133,6 +133,13 @@ async fn several_providers_share_the_work() {
         let root = shelf.add_directory(&[("large", &large)]);
         shelf.add_path("p", root);
     }
+    // However busy the machine is, neither is through before the other one has begun.
+    for node in [&ann, &bob] {
+        node.handle.set_caps(Caps {
+            upload: Some(16 << 20),
+            download: None,
+        });
+    }
     let root = ann.shelf.tree_of(&super::shelf::path("p"));
     cat.shelf.adopt(&fetch(&cat, root, &[&ann, &bob]).await.unwrap());
     assert!(cat.shelf.is_complete(root));
