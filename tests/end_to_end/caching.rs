@@ -267,6 +267,35 @@ fn a_download_that_drips_gets_a_rival_and_is_given_up_in_the_end() {
 }
 
 #[test]
+fn a_path_that_cannot_be_unpacked_is_no_reason_to_leave_a_cache_alone() {
+    if !sandbox_works("a_path_that_cannot_be_unpacked_is_no_reason_to_leave_a_cache_alone") {
+        return;
+    }
+    let cache = Cache::new(Some(key(1)));
+    let name = cache.high.trim_start_matches("/nix/store/");
+    let narinfo = cache.folder.join(format!("{}.narinfo", &name[..32]));
+    let said = fs::read_to_string(&narinfo).expect("it is signed");
+    assert!(said.contains("Compression: none\n"), "{said}");
+    fs::write(&narinfo, said.replace("Compression: none", "Compression: br")).expect("it is ours");
+    let server = CacheServer::up(&cache.folder, Manner::Well);
+    let client = cache.client(&[&server.url], &[key(1)]);
+    // Its input comes from there all the same.
+    let finished = build(&client, "high", &[]);
+    assert_eq!(finished.ok(), cache.high);
+    assert_eq!(
+        (
+            count(&finished, "fetch-finished"),
+            count(&finished, "build-started")
+        ),
+        (1, 1),
+        "{}",
+        finished.stderr
+    );
+    let status = client.run(&["status"]);
+    assert!(!status.ok().contains("skipped"), "{}", status.stdout);
+}
+
+#[test]
 fn a_command_may_bring_caches_of_its_own() {
     if !sandbox_works("a_command_may_bring_caches_of_its_own") {
         return;

@@ -167,6 +167,7 @@ fn accepted(info: NarInfo, cache: &Arc<Upstream>, keys: &[TrustedPublicKey]) -> 
 #[cfg(test)]
 mod tests {
     use tvix_node_protocol::nix::hash::{CAHash, NixHash};
+    use tvix_node_protocol::nix::narinfo::Compression;
     use tvix_node_protocol::nix::signature::NixSecretKey;
     use tvix_node_protocol::nix::store_path::build_ca_path;
 
@@ -182,6 +183,7 @@ mod tests {
         let info = |signatures: Vec<_>| {
             NarInfo::builder(path.clone(), "nar/x.nar", NixHash::Sha256([1; 32]), bytes)
                 .content_address(key.is_none().then(|| ca.clone()))
+                .compression(Compression::None)
                 .signatures(signatures)
                 .build()
                 .unwrap()
@@ -189,6 +191,28 @@ mod tests {
         let fingerprint = info(Vec::new()).fingerprint(&Default::default());
         let signatures = key.map(|key| key.sign(&fingerprint));
         info(signatures.into_iter().collect())
+    }
+
+    #[test]
+    fn what_cannot_be_unpacked_is_not_taken_for_an_offer() {
+        let cache = Arc::new(Upstream::new("https://cache.test").unwrap());
+        for (packed, known) in [("xz", true), ("zstd", true), ("bzip2", false), ("br", false)] {
+            let info = said(1, None);
+            let packed = NarInfo::builder(info.store_path().clone(), "nar/x.nar", info.nar_hash().clone(), 1)
+                .content_address(info.content_address().cloned())
+                .compression(Compression::parse(packed))
+                .build()
+                .unwrap();
+            let name = packed.compression().to_string();
+            match accepted(packed, &cache, &[]) {
+                Ok(_) => assert!(known, "{name}"),
+                Err(error) => assert!(
+                    !known && error.contains(&format!("packed with {name}")),
+                    "{error}"
+                ),
+            }
+            assert!(cache.is_asked());
+        }
     }
 
     #[test]

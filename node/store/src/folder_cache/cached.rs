@@ -34,7 +34,7 @@ impl Cached {
     /// checked when it is read.
     ///
     /// # Errors
-    /// [`CacheError::Untrusted`]
+    /// [`CacheError::Untrusted`], [`CacheError::Compression`]
     pub fn accept(info: NarInfo, cache: &str, trusted: &[TrustedPublicKey]) -> Result<Self, CacheError> {
         let store_dir = StoreDir::default();
         let origin = if info.is_content_addressed(&store_dir) {
@@ -53,6 +53,10 @@ impl Cached {
                 None => return Err(untrusted(&info, cache, trusted)),
             }
         };
+        // Said before anything is downloaded: such an archive is as good as none, and no sign of a bad cache.
+        if !Decoder::knows(info.compression()) {
+            return Err(unknown_packing(&info, cache));
+        }
         let cache = cache.to_owned();
         Ok(Self { info, origin, cache })
     }
@@ -109,6 +113,14 @@ impl Cached {
 pub fn archive_file_bytes(info: &NarInfo) -> u64 {
     let most = info.nar_size().saturating_add(PACKED_OVERHEAD);
     info.file_size().map_or(most, |size| size.min(most))
+}
+
+fn unknown_packing(info: &NarInfo, cache: &str) -> CacheError {
+    CacheError::Compression {
+        path: info.store_path().clone(),
+        cache: cache.to_owned(),
+        found: info.compression().to_string(),
+    }
 }
 
 fn untrusted(info: &NarInfo, cache: &str, trusted: &[TrustedPublicKey]) -> CacheError {
@@ -174,11 +186,7 @@ fn open(info: &NarInfo, cache: &str, file: &Path) -> Result<Limited, CacheError>
     let algorithm = info.file_hash().map_or(HashAlgorithm::Sha256, NixHash::algorithm);
     let decoder = Decoder::open(file, info.compression(), algorithm)
         .map_err(|error| CacheError::io("open", file, error))?
-        .ok_or_else(|| CacheError::Compression {
-            path: info.store_path().clone(),
-            cache: cache.to_owned(),
-            found: info.compression().to_string(),
-        })?;
+        .ok_or_else(|| unknown_packing(info, cache))?;
     Ok(Limited {
         left: info.nar_size(),
         from: decoder,

@@ -71,6 +71,14 @@ pub(super) enum Decoder {
 }
 
 impl Decoder {
+    /// Whether archives that are packed like this can be unpacked.
+    pub(super) const fn knows(compression: &Compression) -> bool {
+        match compression {
+            Compression::None | Compression::Xz | Compression::Zstd => true,
+            Compression::Bzip2 | Compression::Gzip | Compression::Other(_) => false,
+        }
+    }
+
     /// Begins to read a file; nothing where its packing is not known. The file's own hash is made with
     /// `algorithm`.
     pub(super) fn open(
