@@ -267,6 +267,35 @@ fn a_download_that_drips_gets_a_rival_and_is_given_up_in_the_end() {
 }
 
 #[test]
+fn why_a_cache_is_of_no_use_is_told_once_to_each_command() {
+    if !sandbox_works("why_a_cache_is_of_no_use_is_told_once_to_each_command") {
+        return;
+    }
+    let cache = Cache::new(Some(key(2)));
+    let folder = format!("file://{}", cache.folder.display());
+    let nowhere = format!("{folder}/nowhere");
+    // A key of the name that signed, mistyped, and a cache that is not there.
+    let client = cache.client(&[&folder, &nowhere], &[key(1)]);
+    let told = |finished: &Finished, part: &str| {
+        let lines = finished.stderr.lines();
+        lines
+            .filter(|line| line.contains("warning") && line.contains(part))
+            .count()
+    };
+    for more in [&["-j", "0"][..], &[]] {
+        let line = ["build", "-A", "high", "--no-out-link"];
+        let finished = client.run(&[&line[..], more].concat());
+        assert_eq!(finished.status == 0, more.is_empty(), "{}", finished.stderr);
+        for part in ["its signature by 'cache.test-1' is wrong", "there is no folder"] {
+            assert_eq!(told(&finished, part), 1, "{part}: {}", finished.stderr);
+        }
+    }
+    // What is here is not asked for, so there is nothing to tell.
+    let again = build(&client, "high", &[]);
+    assert_eq!(told(&again, "cache"), 0, "{}", again.stderr);
+}
+
+#[test]
 fn a_path_that_cannot_be_unpacked_is_no_reason_to_leave_a_cache_alone() {
     if !sandbox_works("a_path_that_cannot_be_unpacked_is_no_reason_to_leave_a_cache_alone") {
         return;
@@ -288,6 +317,11 @@ fn a_path_that_cannot_be_unpacked_is_no_reason_to_leave_a_cache_alone() {
             count(&finished, "build-started")
         ),
         (1, 1),
+        "{}",
+        finished.stderr
+    );
+    assert!(
+        finished.stderr.contains("is packed with br"),
         "{}",
         finished.stderr
     );

@@ -1,6 +1,6 @@
 //! One command as the engine sees it: its events, in order, however slowly they are read.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -24,6 +24,8 @@ pub struct Session {
     pub receiver: Option<mpsc::Receiver<Event>>,
     backlog: VecDeque<Event>,
     left_out: u64,
+    /// Binary caches that it was told cannot be used.
+    complained: BTreeSet<String>,
     /// Derivations it told of.
     pub derivations: u64,
     /// Whether it was told that it is over.
@@ -43,8 +45,19 @@ impl Session {
             receiver: Some(receiver),
             backlog: VecDeque::new(),
             left_out: 0,
+            complained: BTreeSet::new(),
             derivations: 0,
             ended: false,
+        }
+    }
+
+    /// Tells that a binary cache cannot be used, once for each: every path would have the same to say.
+    pub fn complain(&mut self, cache: &str, text: &str) {
+        if self.complained.insert(cache.to_owned()) {
+            self.send(EventKind::Message {
+                level: "warning".to_owned(),
+                text: text.to_owned(),
+            });
         }
     }
 

@@ -192,7 +192,7 @@ impl Upstreams {
                         next.extend(offer.cached.info().references().iter().cloned());
                         offers.insert(path, offer);
                     }
-                    Err(reason) => from_a_team(teams, path, reason).await?,
+                    Err(none) => from_a_team(teams, path, none.reason).await?,
                 }
             }
             level = next.into_iter().filter(|path| !seen.contains(path)).collect();

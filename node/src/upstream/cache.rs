@@ -68,12 +68,21 @@ pub struct Upstream {
     url: String,
     place: Place,
     standing: Mutex<Standing>,
-    known: Mutex<HashMap<StorePath, (Option<NarInfo>, Instant)>>,
+    known: Mutex<HashMap<StorePath, (Known, Instant)>>,
     /// What it says of itself has been looked at.
     checked: OnceCell<()>,
     questions: Semaphore,
     paths: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// What a cache has said of a path.
+#[derive(Debug, Clone)]
+enum Known {
+    There(NarInfo),
+    Absent,
+    /// It cannot be used, and why.
+    Refused(String),
 }
 
 #[derive(Debug, Default)]
@@ -209,8 +218,11 @@ impl Upstream {
     /// # Errors
     /// See [`UpstreamError`]. One that cannot be used is left alone for a while.
     pub async fn info(&self, client: &Client, path: &StorePath) -> Result<Option<NarInfo>, UpstreamError> {
-        if let Some(known) = self.remembered(path) {
-            return Ok(known);
+        match self.remembered(path) {
+            Some(Known::There(info)) => return Ok(Some(info)),
+            Some(Known::Absent) => return Ok(None),
+            Some(Known::Refused(reason)) => return Err(self.refused(path, reason)),
+            None => {}
         }
         let Ok(_place) = self.questions.acquire().await else {
             return Ok(None);
@@ -231,13 +243,13 @@ impl Upstream {
         match answer {
             Ok(info) => {
                 self.did_well();
-                self.remember(path, info.as_ref());
+                self.remember(path, info.clone().map_or(Known::Absent, Known::There));
                 Ok(info)
             }
-            Err(error @ UpstreamError::Answer { .. }) => {
+            Err(UpstreamError::Answer { reason, .. }) => {
                 // It is there, and wrong about this path alone.
-                self.remember(path, None);
-                Err(error)
+                self.remember(path, Known::Refused(reason.clone()));
+                Err(self.refused(path, reason))
             }
             Err(error) => {
                 self.failed(&error);
@@ -246,17 +258,17 @@ impl Upstream {
         }
     }
 
-    fn remembered(&self, path: &StorePath) -> Option<Option<NarInfo>> {
+    fn remembered(&self, path: &StorePath) -> Option<Known> {
         let known = lock(&self.known);
-        let (info, since) = known.get(path)?;
-        let lasts = match info {
-            Some(_) => REMEMBER_THERE,
-            None => REMEMBER_ABSENT,
+        let (said, since) = known.get(path)?;
+        let lasts = match said {
+            Known::There(_) => REMEMBER_THERE,
+            Known::Absent | Known::Refused(_) => REMEMBER_ABSENT,
         };
-        (since.elapsed() < lasts).then(|| info.clone())
+        (since.elapsed() < lasts).then(|| said.clone())
     }
 
-    fn remember(&self, path: &StorePath, info: Option<&NarInfo>) {
+    fn remember(&self, path: &StorePath, said: Known) {
         let mut known = lock(&self.known);
         if known.len() >= REMEMBERED {
             known.retain(|_, (_, since)| since.elapsed() < REMEMBER_ABSENT);
@@ -264,7 +276,15 @@ impl Upstream {
                 known.clear();
             }
         }
-        known.insert(path.clone(), (info.cloned(), Instant::now()));
+        known.insert(path.clone(), (said, Instant::now()));
+    }
+
+    fn refused(&self, path: &StorePath, reason: String) -> UpstreamError {
+        UpstreamError::Answer {
+            cache: self.url.clone(),
+            path: path.clone(),
+            reason,
+        }
     }
 
     fn unusable(&self, reason: impl Into<String>) -> UpstreamError {
@@ -322,20 +342,14 @@ impl Upstream {
                 let asked = tokio::task::spawn_blocking(move || FolderCache::open(&folder)?.info(&wanted));
                 let asked = asked.await.map_err(|error| self.unusable(error.to_string()))?;
                 return asked.map_err(|error| match error {
-                    CacheError::NarInfo { .. } | CacheError::OtherPath { .. } => UpstreamError::Answer {
-                        cache: self.url.clone(),
-                        path: path.clone(),
-                        reason: error.to_string(),
-                    },
+                    CacheError::NarInfo { .. } | CacheError::OtherPath { .. } => {
+                        self.refused(path, error.to_string())
+                    }
                     error => error.into(),
                 });
             }
         };
-        let refused = |reason: String| UpstreamError::Answer {
-            cache: self.url.clone(),
-            path: path.clone(),
-            reason,
-        };
+        let refused = |reason: String| self.refused(path, reason);
         let name = format!("{}.narinfo", nixbase32::encode(path.digest()));
         let url = self.below(base, &name)?;
         let Some(bytes) = self.get(client, &url, MAX_NARINFO_SIZE).await? else {

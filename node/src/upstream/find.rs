@@ -11,7 +11,8 @@ use tvix_node_protocol::nix::narinfo::{NarInfo, TrustedPublicKey};
 use tvix_node_store::Cached;
 
 use super::Upstreams;
-use super::cache::Upstream;
+use super::cache::{Upstream, UpstreamError};
+use super::complaint::{Complaint, Refusals};
 use super::limits::{ASKED, SIGNED_BYTES, UNSIGNED_BYTES};
 
 /// Where a path can be had.
@@ -30,60 +31,94 @@ pub(super) struct Offer {
     pub(super) cache: Arc<Upstream>,
 }
 
+/// That no cache has a path.
+#[derive(Debug)]
+pub(super) struct NoOffer {
+    /// In words, for each cache.
+    pub(super) reason: String,
+    /// What caches said of it that cannot be used.
+    refusals: Refusals,
+}
+
 impl Upstreams {
-    /// Which of these paths caches have that are believed for them.
-    pub async fn find(self: &Arc<Self>, paths: &[StorePath]) -> BTreeMap<StorePath, Found> {
-        if self.is_empty() {
-            return BTreeMap::new();
+    /// Which of these paths caches have that are believed for them, and what cannot be used of what they say of the
+    /// others.
+    async fn find(self: &Arc<Self>, paths: &[StorePath]) -> (BTreeMap<StorePath, Found>, Refusals) {
+        let asked = paths
+            .iter()
+            .cloned()
+            .map(|path| async move { (self.offer(&path).await, path) });
+        let mut answers = futures::stream::iter(asked).buffer_unordered(ASKED);
+        let (mut found, mut refusals) = (BTreeMap::new(), Refusals::new());
+        while let Some((answer, path)) = answers.next().await {
+            match answer {
+                Ok(offer) => {
+                    let there = Found {
+                        sources: vec![offer.cache.source()],
+                        nar_size: offer.cached.info().nar_size(),
+                    };
+                    found.insert(path, there);
+                }
+                Err(none) => {
+                    for (cache, reason) in none.refusals {
+                        refusals.entry(cache).or_insert(reason);
+                    }
+                }
+            }
         }
-        let asked = paths.iter().cloned().map(|path| async move {
-            let offer = self.offer(&path).await.ok()?;
-            let found = Found {
-                sources: vec![offer.cache.source()],
-                nar_size: offer.cached.info().nar_size(),
-            };
-            Some((path, found))
-        });
-        let answers = futures::stream::iter(asked).buffer_unordered(ASKED);
-        answers.filter_map(std::future::ready).collect().await
+        (found, refusals)
     }
 
-    /// Adds to what is known of paths where in upstream caches they are.
-    pub async fn complete(self: &Arc<Self>, mut presences: Vec<PathPresence>) -> Vec<PathPresence> {
+    /// Adds to what is known of paths where in upstream caches they are, and tells which caches are of no use for that.
+    pub async fn complete(
+        self: &Arc<Self>,
+        mut presences: Vec<PathPresence>,
+    ) -> (Vec<PathPresence>, Vec<Complaint>) {
         let missing = presences.iter().filter(|presence| !presence.own);
         let missing: Vec<StorePath> = missing.map(|presence| presence.path.clone()).collect();
-        let mut found = self.find(&missing).await;
+        if self.is_empty() || missing.is_empty() {
+            return (presences, Vec::new());
+        }
+        let (mut found, refusals) = self.find(&missing).await;
         for presence in &mut presences {
             if let Some(found) = found.remove(&presence.path) {
                 presence.sources.extend(found.sources);
                 presence.nar_size = presence.nar_size.or(Some(found.nar_size));
             }
         }
-        presences
+        (presences, self.complaints(refusals))
     }
 
     /// The first acceptable answer of any cache. All are asked at once; those that answer later are not
     /// waited for, and what they say is remembered all the same.
     ///
     /// # Errors
-    /// Why there is none, in words.
-    pub(super) async fn offer(self: &Arc<Self>, path: &StorePath) -> Result<Offer, String> {
-        self.client()?;
+    /// Why there is none.
+    pub(super) async fn offer(self: &Arc<Self>, path: &StorePath) -> Result<Offer, NoOffer> {
+        self.client().map_err(|reason| NoOffer {
+            reason,
+            refusals: Refusals::new(),
+        })?;
+        // Whoever takes nobody's word need not be told that a cache's is not taken.
+        let complains = self.takes_a_word(path);
         let (caches, keys) = self.view(path);
         let (answers, mut answered) = mpsc::channel(caches.len().max(1));
         for cache in caches {
             let (upstreams, path, answers) = (Arc::clone(self), path.clone(), answers.clone());
             tokio::spawn(async move {
                 let answer = match upstreams.client() {
-                    Ok(client) => cache.info(client, &path).await.map_err(|error| error.to_string()),
-                    Err(error) => Err(error),
+                    Ok(client) => cache.info(client, &path).await.map_err(|error| {
+                        let alone = matches!(error, UpstreamError::Answer { .. });
+                        (error.to_string(), alone)
+                    }),
+                    Err(error) => Err((error, false)),
                 };
                 // Whoever has an answer already does not listen any more.
                 drop(answers.send((cache, answer)).await);
             });
         }
         drop(answers);
-        let mut reasons: Vec<String> = Vec::new();
+        let (mut reasons, mut refusals) = (Vec::new(), Refusals::new());
         while let Some((cache, answer)) = answered.recv().await {
             match answer {
                 Ok(None) => {}
@@ -91,11 +126,17 @@ impl Upstreams {
                     Ok(offer) => return Ok(offer),
                     Err(reason) => {
                         tracing::info!(%path, reason, "a path that a cache has is not accepted");
+                        if complains {
+                            refusals.insert(cache.url().to_owned(), reason.clone());
+                        }
                         reasons.push(reason);
                     }
                 },
-                Err(error) => {
+                Err((error, alone)) => {
                     tracing::info!(%path, error, "a cache could not be asked for a path");
+                    if alone {
+                        refusals.insert(cache.url().to_owned(), error.clone());
+                    }
                     reasons.push(error);
                 }
             }
@@ -103,7 +144,8 @@ impl Upstreams {
         if reasons.is_empty() {
             reasons.push(format!("no binary cache that can be asked has {path}"));
         }
-        Err(reasons.join("; "))
+        let reason = reasons.join("; ");
+        Err(NoOffer { reason, refusals })
     }
 
     /// As [`Upstreams::offer`] from every cache but these, for when those have failed.

@@ -3,6 +3,7 @@
 //! | file | what it has |
 //! |---|---|
 //! | `cache` | one cache: asking it, and leaving it alone for a while after it failed |
+//! | `complaint` | what is told to whoever works with a cache that cannot be used |
 //! | `find` | which paths can be had, from where, and whether that is believed |
 //! | `bring` | a closure into the own store |
 //! | `limits` | bounds, each with its reason |
@@ -13,6 +14,7 @@
 
 mod bring;
 mod cache;
+mod complaint;
 mod find;
 mod limits;
 
@@ -27,6 +29,7 @@ use tvix_node_protocol::nix::narinfo::TrustedPublicKey;
 
 pub use bring::Step;
 pub use cache::{Report, Upstream, UpstreamError};
+pub use complaint::Complaint;
 
 use crate::daemon::room::Room;
 use crate::team::fetch::Arriving;
@@ -195,9 +198,14 @@ impl Upstreams {
             .collect()
     }
 
+    /// Whether the owner takes anybody's word for what is in a path.
+    fn takes_a_word(&self, path: &StorePath) -> bool {
+        self.trust.policy().for_path(path).takes_a_word()
+    }
+
     /// Those that are asked at the moment for a path, and the keys that are believed about it.
     fn view(&self, path: &StorePath) -> (Vec<Arc<Upstream>>, Vec<TrustedPublicKey>) {
-        let takes_a_word = self.trust.policy().for_path(path).takes_a_word();
+        let takes_a_word = self.takes_a_word(path);
         let listed = self.lock();
         let caches = listed.caches.iter().map(|(cache, _)| Arc::clone(cache));
         let keys = listed.keys.values().filter(|_| takes_a_word);

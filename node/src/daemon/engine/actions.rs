@@ -282,7 +282,11 @@ impl Engine {
             let (desired, paths) = (desired.clone(), paths.to_vec());
             tokio::spawn(async move {
                 let presences = every::presences(&depot, &teams, desired, paths).await;
-                let paths = depot.upstreams.complete(presences).await;
+                let (paths, complaints) = depot.upstreams.complete(presences).await;
+                if !complaints.is_empty() {
+                    // Before the answer, with which a session may end.
+                    drop(outbox.send(Message::Complaints(complaints)).await);
+                }
                 let event = Event::Presence { question, paths };
                 drop(outbox.send(Message::Happened(event)).await);
             });

@@ -30,7 +30,7 @@ use super::limits::{BUILD_EVENTS, DURATIONS_KEPT, FAREWELL, IDLE, LONGEST_SLEEP,
 use super::perform::Jobs;
 use super::session::Session;
 use crate::team::membership::{Membership, TeamFailure};
-use crate::upstream::Substituters;
+use crate::upstream::{Complaint, Substituters};
 use actions::Transfer;
 use lending::{Borrower, Lent};
 pub use lending::{LentSlot, LentTo};
@@ -71,6 +71,8 @@ pub enum Message {
     },
     /// A build or a question made progress.
     Happened(Event),
+    /// Binary caches cannot be used.
+    Complaints(Vec<Complaint>),
     /// A build wrote a line.
     Line {
         /// Which build.
@@ -309,6 +311,7 @@ impl Engine {
                 | Message::Tell { .. }
                 | Message::LentLine { .. }
                 | Message::Happened(_)
+                | Message::Complaints(_)
                 | Message::Warn { .. }
                 | Message::Withhold { .. }
         ) {
@@ -349,6 +352,7 @@ impl Engine {
                 self.forget(&event);
                 self.happened(event);
             }
+            Message::Complaints(complaints) => self.complain(&complaints),
             Message::Tell { session, event } => self.tell(session, event),
             Message::LendSlot {
                 derivation,
@@ -486,6 +490,15 @@ impl Engine {
                 level: "warning".to_owned(),
                 text: text.to_owned(),
             });
+        }
+    }
+
+    /// Tells of caches that cannot be used whoever works with them.
+    fn complain(&mut self, complaints: &[Complaint]) {
+        for (number, state) in self.sessions.iter_mut().filter(|(_, state)| !state.ended) {
+            for complaint in complaints.iter().filter(|complaint| complaint.concerns(*number)) {
+                state.complain(&complaint.cache, &complaint.text);
+            }
         }
     }
 
