@@ -136,7 +136,7 @@ pub enum StoreCommand {
         /// Store paths, or links to them [default: everything]
         #[arg(value_name = "PATH")]
         paths: Vec<String>,
-        /// Fetch what is damaged from members of the team, and put it in its place once it is verified
+        /// Fetch what is damaged from members of the teams or binary caches, and put it in its place once it is verified
         #[arg(long)]
         repair: bool,
         /// Print it as JSON

@@ -38,7 +38,11 @@ async fn one(api: &Api, path: &StorePath) -> Result<Result<String, String>, ApiE
         .depot
         .blocking(move |store| Ok(store.audience_of_all([&asked])?));
     let audience = audience.await.map_err(failed)?;
-    for team in api.team.all() {
+    let teams = api.team.all();
+    if teams.is_empty() {
+        reasons.push("this node takes part in no team".to_owned());
+    }
+    for team in teams {
         // Who may not know that it is here is not asked for it.
         if !audience.includes(team.view.team()) {
             continue;
@@ -49,7 +53,7 @@ async fn one(api: &Api, path: &StorePath) -> Result<Result<String, String>, ApiE
         }
     }
     if reasons.is_empty() {
-        reasons.push("this node takes part in no team that it came from".to_owned());
+        reasons.push("no team of this node may learn of it".to_owned());
     }
     if api.depot.upstreams.is_empty() {
         reasons.push("no binary cache is configured".to_owned());
