@@ -76,8 +76,22 @@ fn what_cannot_be_exchanged_is_refused_by_name() {
         .run(&["store", "add", "absent"])
         .failed(2, &["'absent' cannot be added"]);
     machine.run(&["store", "add", "/"]).failed(2, &["--name"]);
-    let odd = machine.run(&["store", "add", "sample", "--name", "a/b"]);
-    odd.failed(1, &["a/b"]);
+    machine.write("sp ace", "text");
+    let long = "x".repeat(300);
+    let long = long.as_str();
+    let allowed = ["1 to 211 characters", "a-z, A-Z, 0-9 and +-._?="];
+    for (line, name, advice) in [
+        (vec!["add", "sp ace"], "sp ace", "--name"),
+        (vec!["add", "sample", "--name", "a/b"], "a/b", "--name"),
+        (vec!["add", "sample", "--name", ""], "\"\"", "--name"),
+        (vec!["add", "sample", "--name", long], long, "--name"),
+        (vec!["import", "--nar", "bad name"], "bad name", "choose another"),
+    ] {
+        let refused = machine.run(&[vec!["store"], line].concat());
+        refused.failed(2, &[&[name, advice], &allowed[..]].concat());
+    }
+    let named = machine.run(&["store", "add", "sp ace", "--name", "space"]);
+    assert!(named.ok().ends_with("-space"));
     let absent = "/nix/store/00000000000000000000000000000000-absent";
     machine.run(&["store", "export", absent]).failed(1, &[absent]);
     machine

@@ -13,6 +13,7 @@ use tvix_node_protocol::build::BuildLimits;
 use tvix_node_protocol::control::{
     AddSource, AddedAs, CONTROL_VERSION, OpenSession, SessionMode, StoreAnswer, StoreQuestion,
 };
+use tvix_node_protocol::nix::store_path::{DIGEST_LEN, MAX_NAME_LEN};
 use tvix_node_protocol::path_info::PathInfo;
 
 use super::path::store_path;
@@ -31,6 +32,7 @@ pub async fn add(home: &Home, place: &Path, name: Option<String>) -> Result<u8, 
         Some(name) => name,
         None => own_name(place)?,
     };
+    check_name(&name, "choose another one with --name")?;
     let tree = SourceTree::new(place.to_owned(), None);
     let info = add_archive(home, name, move |upload| match tree.write_archive(&mut *upload) {
         Err(tvix_node::worker::SourceError::Archive {
@@ -58,6 +60,17 @@ fn own_name(place: &Path) -> Result<String, Failure> {
     };
     let name = whole.file_name().and_then(std::ffi::OsStr::to_str);
     name.map(str::to_owned).ok_or_else(no_name)
+}
+
+/// Judges the name of what is to be added before it is read. `advice`: how another one is chosen.
+fn check_name(name: &str, advice: &str) -> Result<(), UsageError> {
+    match StorePath::from_parts([0; DIGEST_LEN], name) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(UsageError::new(format!(
+            "{name:?} cannot be the name of a store path, which has 1 to {MAX_NAME_LEN} characters out of a-z, A-Z, 0-9 \
+             and +-._?= and is neither '.' nor '..' nor begins with '.-' or '..-': {advice}"
+        ))),
+    }
 }
 
 /// Writes paths to standard output.
@@ -136,7 +149,10 @@ pub async fn import(home: &Home, nar: Option<String>) -> Result<u8, Failure> {
         .into());
     }
     let infos = match nar {
-        Some(name) => vec![add_archive(home, name, copy_in).await?],
+        Some(name) => {
+            check_name(&name, "choose another one")?;
+            vec![add_archive(home, name, copy_in).await?]
+        }
         None => {
             let client = connect_or_start(home).await?;
             upload(client.import(), copy_in).await?
