@@ -85,6 +85,21 @@ fn paths_are_related_checked_and_collected() {
 }
 
 #[test]
+fn a_derivation_that_is_not_known_does_not_hide_the_others() {
+    let machine = Machine::new();
+    machine.write("note", "text");
+    let note = machine.run(&["store", "add", "note"]).ok().to_owned();
+    machine.write("other", "other");
+    let other = machine.run(&["store", "add", "other"]).ok().to_owned();
+    let derivers = machine.run(&["store", "deriver", &note, &other]);
+    for path in [&note, &other] {
+        derivers.failed(1, &[&format!("not known which derivation made {path}")]);
+    }
+    let log = machine.run(&["log", &note]);
+    log.failed(1, &["not known which derivation made", &note]);
+}
+
+#[test]
 fn what_an_evaluation_has_read_is_not_collected_while_it_goes_on() {
     if !sandbox_works("what_an_evaluation_has_read_is_not_collected_while_it_goes_on") {
         return;

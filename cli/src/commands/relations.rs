@@ -16,6 +16,9 @@ use crate::progress::{clean, count};
 /// Exit status where damage was found.
 const DAMAGED: u8 = 1;
 
+/// Exit status where the derivation of a path is not known.
+const UNKNOWN: u8 = 1;
+
 /// Which paths are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Relation {
@@ -33,6 +36,7 @@ pub enum Relation {
 pub async fn related(home: &Home, relation: Relation, paths: &[String]) -> Result<u8, Failure> {
     let paths = store_paths(home, paths)?;
     let mut found: Vec<StorePath> = Vec::new();
+    let mut status = 0;
     match relation {
         Relation::Closure => found.extend(
             infos(home, StoreQuestion::Closure { paths })
@@ -51,10 +55,15 @@ pub async fn related(home: &Home, relation: Relation, paths: &[String]) -> Resul
             for path in paths {
                 let known = client.path_infos(vec![path.clone()]).await?.pop();
                 let info = known.ok_or_else(|| absent(home, &path))?;
-                match relation {
-                    Relation::Deriver => found.push(info.deriver.ok_or_else(|| {
-                        Failure::Absent(format!("{path} was not built, so no derivation made it"))
-                    })?),
+                match (relation, info.deriver) {
+                    (Relation::Deriver, Some(deriver)) => found.push(deriver),
+                    // It may be a source, or have come without that: nobody here can tell.
+                    (Relation::Deriver, None) => {
+                        note(&format!(
+                            "error: it is not known which derivation made {path}, if one did"
+                        ));
+                        status = UNKNOWN;
+                    }
                     _ => found.extend(info.references),
                 }
             }
@@ -64,7 +73,7 @@ pub async fn related(home: &Home, relation: Relation, paths: &[String]) -> Resul
     found.dedup();
     let lines: String = found.iter().map(|path| format!("{path}\n")).collect();
     print(lines.as_bytes())?;
-    Ok(0)
+    Ok(status)
 }
 
 /// Prints a shortest chain from one path to another.

@@ -109,7 +109,9 @@ impl Api {
         info.deriver.ok_or_else(|| {
             ApiError::new(
                 FailureKind::NotFound,
-                format!("{path} was not built; it is a source, and has no log"),
+                format!(
+                    "it is not known which derivation made {path}, if one did, and so not whose log is meant"
+                ),
             )
         })
     }
