@@ -99,6 +99,76 @@ fn a_derivation_that_is_not_known_does_not_hide_the_others() {
     log.failed(1, &["not known which derivation made", &note]);
 }
 
+/// Adds files whose archives have a bit more than 100,000 bytes each.
+fn add_large<const N: usize>(machine: &Machine) -> [String; N] {
+    std::array::from_fn(|number| {
+        let name = format!("large-{number}");
+        machine.write(&name, &number.to_string().repeat(100_000));
+        machine.run(&["store", "add", &name]).ok().to_owned()
+    })
+}
+
+/// Collects, and says which of these paths went.
+fn collected(machine: &Machine, flags: &[&str], paths: &[String]) -> Vec<bool> {
+    let answer = machine.run(&[&["store", "gc", "--json"], flags].concat());
+    let answer: serde_json::Value = serde_json::from_str(answer.ok()).expect("JSON");
+    let removed = answer["removed"].to_string();
+    let gone: Vec<bool> = paths.iter().map(|path| removed.contains(path)).collect();
+    for (path, gone) in paths.iter().zip(&gone) {
+        assert!(
+            !(*gone && machine.physical(path).exists()),
+            "{path} is still on the disk"
+        );
+    }
+    gone
+}
+
+#[test]
+fn a_collection_ends_where_enough_has_gone() {
+    for flags in [["--max-freed", "150000"], ["--target-size", "250000"]] {
+        let machine = Machine::new();
+        let paths = add_large::<4>(&machine);
+        let gone = collected(&machine, &flags, &paths);
+        assert_eq!(
+            gone.iter().filter(|gone| **gone).count(),
+            2,
+            "{flags:?}: {gone:?}"
+        );
+        for (path, gone) in paths.iter().zip(gone) {
+            let info = machine.run(&["store", "info", path]);
+            assert_eq!(info.status, i32::from(gone), "{flags:?}: {path}");
+            assert_eq!(machine.physical(path).exists(), !gone, "{flags:?}: {path}");
+        }
+        assert!(machine.run(&["store", "verify"]).ok().ends_with(" 0 damaged"));
+        if flags[0] == "--target-size" {
+            // It is that small already.
+            assert_eq!(collected(&machine, &flags, &paths), [false; 4]);
+        }
+    }
+}
+
+#[test]
+fn a_collection_keeps_what_was_used_lately() {
+    let machine = Machine::new();
+    let paths = add_large::<2>(&machine);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        // Only the second one is used again and again.
+        let used = machine.run(&["store", "export", &paths[1]]);
+        assert_eq!(used.status, 0, "{}", used.stderr);
+        match collected(&machine, &["--older-than", "10s"], &paths)[..] {
+            [true, false] => break,
+            [false, false] => assert!(Instant::now() < deadline, "what is old stays"),
+            ref gone => panic!("what was used went: {gone:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    machine.run(&["store", "info", &paths[1]]).ok();
+    machine
+        .run(&["store", "info", &paths[0]])
+        .failed(1, &["is not in the store"]);
+}
+
 #[test]
 fn what_an_evaluation_has_read_is_not_collected_while_it_goes_on() {
     if !sandbox_works("what_an_evaluation_has_read_is_not_collected_while_it_goes_on") {
