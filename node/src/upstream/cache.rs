@@ -79,7 +79,7 @@ pub struct Upstream {
 /// What a cache has said of a path.
 #[derive(Debug, Clone)]
 enum Known {
-    There(NarInfo),
+    There(Box<NarInfo>),
     Absent,
     /// It cannot be used, and why.
     Refused(String),
@@ -219,7 +219,7 @@ impl Upstream {
     /// See [`UpstreamError`]. One that cannot be used is left alone for a while.
     pub async fn info(&self, client: &Client, path: &StorePath) -> Result<Option<NarInfo>, UpstreamError> {
         match self.remembered(path) {
-            Some(Known::There(info)) => return Ok(Some(info)),
+            Some(Known::There(info)) => return Ok(Some(*info)),
             Some(Known::Absent) => return Ok(None),
             Some(Known::Refused(reason)) => return Err(self.refused(path, reason)),
             None => {}
@@ -243,7 +243,11 @@ impl Upstream {
         match answer {
             Ok(info) => {
                 self.did_well();
-                self.remember(path, info.clone().map_or(Known::Absent, Known::There));
+                self.remember(
+                    path,
+                    info.clone()
+                        .map_or(Known::Absent, |info| Known::There(Box::new(info))),
+                );
                 Ok(info)
             }
             Err(UpstreamError::Answer { reason, .. }) => {
