@@ -144,8 +144,8 @@ fn what_cannot_be_exchanged_is_refused_by_name() {
         machine.run(line).failed(
             1,
             &[
-                &format!("{path} is damaged: "),
-                "as when it was registered",
+                &format!("\n  {path} is damaged: "),
+                "when it was registered",
                 "'tvix-node store verify --repair'",
             ],
         );

@@ -133,7 +133,8 @@ async fn broken_off(home: &Home, paths: Vec<StorePath>, error: ClientError) -> F
     }
     let mut text = INCOMPLETE.to_owned();
     for damage in damaged {
-        text += &clean(&format!("\n{} is damaged: {}", damage.path, damage.reason));
+        text += "\n";
+        text += &clean(&format!("{} is damaged: {}", damage.path, damage.reason));
     }
     Failure::Absent(
         text + "\n'tvix-node store verify --repair' fetches what is damaged again, where somebody has it",

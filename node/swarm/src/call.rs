@@ -2,6 +2,7 @@
 
 use tvix_node_protocol::envelope::NodeKey;
 
+use crate::limits::{OPEN_PAUSE, OPEN_TRIES};
 use crate::net::driver::Network;
 use crate::net::wire::{Wire, WireError};
 use crate::net::{ConnectError, Door, OpenError, Traffic};
@@ -58,13 +59,19 @@ pub(crate) async fn open(
     peer: NodeKey,
     door: Door,
 ) -> Result<Wire, CallError> {
-    network.connect(peer).await?;
-    let mut opened = network.open(peer, door).await;
-    if opened.as_ref().err() == Some(&OpenError::NotConnected) {
-        // The connection was closed in this very moment.
+    let (mut left, mut pause) = (OPEN_TRIES, OPEN_PAUSE);
+    let stream = loop {
         network.connect(peer).await?;
-        opened = network.open(peer, door).await;
-    }
-    let stream = opened.map_err(|source| CallError::Open { peer, source })?;
+        left -= 1;
+        match network.open(peer, door).await {
+            // The connection was closed in this very moment, as one of two that both sides made at once is, or the other side
+            // has just learned who this is. On a busy machine that can be so more than once.
+            Err(OpenError::NotConnected) if left > 0 => {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            opened => break opened.map_err(|source| CallError::Open { peer, source })?,
+        }
+    };
     Ok(Wire::new(traffic.counted(stream, peer, door)))
 }

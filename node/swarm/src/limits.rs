@@ -355,6 +355,12 @@ pub const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// See [`BUSY_PAUSE`].
 pub const BUSY_TRIES: u32 = 30;
 
+/// How often a stream is asked for where the connection to its peer is closed each time before it is there.
+pub const OPEN_TRIES: u32 = 5;
+
+/// First pause after such a try; each next one is twice as long: 0.3 s in all, for which somebody waits.
+pub const OPEN_PAUSE: Duration = Duration::from_millis(20);
+
 /// How often one who has nothing to do looks whether a provider has become slow.
 pub const SHARE_LOOK: Duration = Duration::from_secs(1);
 
