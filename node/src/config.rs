@@ -217,6 +217,29 @@ mod tests {
     }
 
     #[test]
+    fn what_builds_find_here_is_what_is_said_beside_or_in_place_of_what_the_machine_has() {
+        let read = |text: &str| {
+            let mut config = Config::new("/scratch", tvix_node_builder::Helper::this_program());
+            toml::from_str::<NodeConfig>(text).unwrap().apply(&mut config);
+            config
+        };
+        let (plain, said) = (
+            read(""),
+            read(
+                "extra-platforms = [\"m68k-linux\"]\nsystem-features = [\"ours\"]\nsandbox-paths = [\"/bin/sh=/opt/sh\"]",
+            ),
+        );
+        assert!(!plain.systems.contains("m68k-linux") && plain.sandbox_paths.is_empty());
+        assert!(said.systems.contains("m68k-linux") && said.systems.is_superset(&plain.systems));
+        assert_eq!(said.features, BTreeSet::from(["ours".to_owned()]));
+        let seen = &said.sandbox_paths[Path::new("/bin/sh")];
+        assert_eq!(
+            (seen.outside.as_path(), seen.writable),
+            (Path::new("/opt/sh"), false)
+        );
+    }
+
+    #[test]
     fn a_configuration_is_read_and_what_it_does_not_know_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.toml");

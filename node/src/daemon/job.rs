@@ -412,3 +412,19 @@ pub fn no_peer() -> BuildFailure {
         log_tail: Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_machine_may_not_fetch_another_one_is_asked_for_and_this_one_no_more() {
+        let kind = |chance| {
+            let (url, reason) = ("http://10.0.0.1/".to_owned(), "it is denied".to_owned());
+            kind_of_cause(&Cause::Fetch { url, reason, chance })
+        };
+        assert_eq!(kind(Chance::Elsewhere), FailureKind::Refused);
+        assert_eq!(kind(Chance::Later), FailureKind::Transient);
+        assert_eq!(kind(Chance::None), FailureKind::Builder);
+    }
+}

@@ -25,9 +25,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
 use futures::future::{Either, select};
-use futures::stream::FuturesUnordered;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tvix_node_protocol::envelope::NodeKey;
@@ -37,7 +35,7 @@ use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 use crate::core::{Core, Lost, blocking, lock};
 use crate::limits::{
     BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER, SHARE_LOOK,
-    WALK_LOOK, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
+    WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
 use crate::machine::{FetchPlace, FetchPlaces};
 use crate::places::Places;
@@ -191,7 +189,7 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
     let arrival = Arc::new(blocking(move || Arrival::open(&spool, root, alone)).await??);
     let mut failures = vec![];
     let mut providers = VecDeque::from(providers);
-    let walk = walk_first(
+    let walk = walk::first(
         core,
         (&arrival, &report),
         max_bytes,
@@ -268,68 +266,6 @@ where
             Ok(Ok(taken))
         }
         Either::Right((Err(error), _)) => Ok(Err(error)),
-    }
-}
-
-/// The directories, from the first provider that brings them. It stays the first. Where one falls silent, the next is asked,
-/// too.
-async fn walk_first(
-    core: &Arc<Core>,
-    (arrival, report): (&Arc<Arrival>, &Report),
-    max_bytes: Option<u64>,
-    (providers, failures): (&mut VecDeque<NodeKey>, &mut Vec<(NodeKey, ProviderError)>),
-) -> Option<Files> {
-    let walk = |provider: NodeKey, signs: Signs, pause: Duration| async move {
-        tokio::time::sleep(pause).await;
-        // It is not silent as long as it is not asked.
-        signs.waits();
-        let walked = walk::fetch(core, (provider, &signs), (arrival, report), max_bytes).await;
-        (provider, walked)
-    };
-    let mut walks = FuturesUnordered::new();
-    let mut asked: Vec<(NodeKey, Signs)> = Vec::new();
-    let mut busy = 0;
-    loop {
-        let stuck = asked.iter().all(|(_, signs)| signs.is_silent(Instant::now()));
-        if stuck && let Some(provider) = providers.pop_front() {
-            let signs = Signs::new();
-            walks.push(walk(provider, signs.clone(), Duration::ZERO));
-            asked.push((provider, signs));
-        }
-        let (provider, walked) = match tokio::time::timeout(WALK_LOOK, walks.next()).await {
-            Ok(Some(ended)) => ended,
-            Ok(None) => return None,
-            // Somebody may have fallen silent.
-            Err(_) => continue,
-        };
-        let place = asked.iter().position(|(asked, _)| *asked == provider);
-        let signs = place.map(|place| asked.swap_remove(place).1);
-        match walked {
-            // There is nobody else.
-            Err(ProviderError::Busy) if providers.is_empty() && asked.is_empty() && busy < BUSY_TRIES => {
-                busy += 1;
-                let signs = signs.unwrap_or_else(Signs::new);
-                signs.came();
-                walks.push(walk(provider, signs.clone(), BUSY_PAUSE));
-                asked.push((provider, signs));
-            }
-            Ok(files) => {
-                let mut standing = lock(&core.standing);
-                standing.served(provider);
-                providers.push_front(provider);
-                for (slower, signs) in asked {
-                    if !signs.has_brought() {
-                        standing.failed(slower, core.team.now());
-                    }
-                    providers.push_back(slower);
-                }
-                return Some(files);
-            }
-            Err(error) => {
-                error.mark(core, provider);
-                failures.push((provider, error));
-            }
-        }
     }
 }
 

@@ -3,7 +3,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::{TREE_DEPTH, TREE_NODE_BYTES};
 use tvix_node_protocol::messages::{ServeAnswer, TreeQuestion};
@@ -15,8 +18,8 @@ use super::plan::Signs;
 use super::progress::Report;
 use super::provider::ProviderError;
 use crate::call::{self, CallError};
-use crate::core::{Core, blocking};
-use crate::limits::{TREE_ENTRIES, WRITE_BATCH};
+use crate::core::{Core, blocking, lock};
+use crate::limits::{BUSY_PAUSE, BUSY_TRIES, TREE_ENTRIES, WALK_LOOK, WRITE_BATCH};
 use crate::net::Door;
 
 /// An archive has at least so many bytes for each entry of a directory: the words around its name and what it is.
@@ -83,7 +86,7 @@ impl Walk {
 }
 
 /// Fetches all directories from one provider, who gives signs of life, into the arrival.
-pub(crate) async fn fetch(
+async fn fetch(
     core: &Arc<Core>,
     (provider, signs): (NodeKey, &Signs),
     (arrival, report): (&Arc<Arrival>, &Report),
@@ -136,6 +139,68 @@ pub(crate) async fn fetch(
     }
     write(arrival, items).await?;
     Ok(walk.files)
+}
+
+/// The directories, from the first provider that brings them. It stays the first. Where one falls silent, the next is asked,
+/// too.
+pub(crate) async fn first(
+    core: &Arc<Core>,
+    (arrival, report): (&Arc<Arrival>, &Report),
+    max_bytes: Option<u64>,
+    (providers, failures): (&mut VecDeque<NodeKey>, &mut Vec<(NodeKey, ProviderError)>),
+) -> Option<Files> {
+    let walk = |provider: NodeKey, signs: Signs, pause: Duration| async move {
+        tokio::time::sleep(pause).await;
+        // It is not silent as long as it is not asked.
+        signs.waits();
+        let walked = fetch(core, (provider, &signs), (arrival, report), max_bytes).await;
+        (provider, walked)
+    };
+    let mut walks = FuturesUnordered::new();
+    let mut asked: Vec<(NodeKey, Signs)> = Vec::new();
+    let mut busy = 0;
+    loop {
+        let stuck = asked.iter().all(|(_, signs)| signs.is_silent(Instant::now()));
+        if stuck && let Some(provider) = providers.pop_front() {
+            let signs = Signs::new();
+            walks.push(walk(provider, signs.clone(), Duration::ZERO));
+            asked.push((provider, signs));
+        }
+        let (provider, walked) = match tokio::time::timeout(WALK_LOOK, walks.next()).await {
+            Ok(Some(ended)) => ended,
+            Ok(None) => return None,
+            // Somebody may have fallen silent.
+            Err(_) => continue,
+        };
+        let place = asked.iter().position(|(asked, _)| *asked == provider);
+        let signs = place.map(|place| asked.swap_remove(place).1);
+        match walked {
+            // There is nobody else.
+            Err(ProviderError::Busy) if providers.is_empty() && asked.is_empty() && busy < BUSY_TRIES => {
+                busy += 1;
+                let signs = signs.unwrap_or_else(Signs::new);
+                signs.came();
+                walks.push(walk(provider, signs.clone(), BUSY_PAUSE));
+                asked.push((provider, signs));
+            }
+            Ok(files) => {
+                let mut standing = lock(&core.standing);
+                standing.served(provider);
+                providers.push_front(provider);
+                for (slower, signs) in asked {
+                    if !signs.has_brought() {
+                        standing.failed(slower, core.team.now());
+                    }
+                    providers.push_back(slower);
+                }
+                return Some(files);
+            }
+            Err(error) => {
+                error.mark(core, provider);
+                failures.push((provider, error));
+            }
+        }
+    }
 }
 
 /// The files in the order of an archive, each once. Blocks.
