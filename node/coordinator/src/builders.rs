@@ -1,6 +1,6 @@
 //! Who can build what, and who has room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tvix_node_protocol::envelope::NodeKey;
 
@@ -21,7 +21,9 @@ pub(crate) struct Builders {
     pub(crate) lent: u32,
     peers: BTreeMap<NodeKey, Peer>,
     /// What people call members, connected or not. Bounded by the team.
-    pub(crate) names: BTreeMap<NodeKey, String>,
+    names: BTreeMap<NodeKey, String>,
+    /// Members that may build for this node, connected or not; unknown at first.
+    expected: Option<BTreeSet<NodeKey>>,
     /// Peers that could build what requires this, were they free. Emptied when an offer changes.
     capable: BTreeMap<RequirementId, Vec<NodeKey>>,
 }
@@ -61,6 +63,22 @@ fn offers(requirement: &Requirement, systems: &[String], features: &[String]) ->
 impl Builders {
     pub(crate) fn set_own(&mut self, own: OwnBuilder) {
         self.own = Some(own);
+    }
+
+    pub(crate) fn set_team(&mut self, names: BTreeMap<NodeKey, String>, builders: BTreeSet<NodeKey>) {
+        self.names = names;
+        self.expected = Some(builders);
+    }
+
+    /// Whether a builder might turn up that cannot be used now: this node's own, which has not said yet what it can do,
+    /// or a member's that is not connected or keeps its slots to itself for a while.
+    pub(crate) fn may_turn_up(&self) -> bool {
+        let is_settled = |node: &NodeKey| {
+            let peer = self.peers.get(node);
+            peer.is_some_and(|peer| peer.offer.slots > 0 && peer.offer.withheld.is_none())
+        };
+        let expected = self.expected.as_ref();
+        self.own.is_none() || expected.is_none_or(|expected| !expected.iter().all(is_settled))
     }
 
     pub(crate) fn free_here(&self) -> u32 {

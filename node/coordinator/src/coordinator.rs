@@ -190,7 +190,7 @@ impl Coordinator {
             Event::SlotsLent { count } => self.builders.lent = count,
             Event::Peer { node, offer } => self.peer_offers(node, offer),
             Event::Linked { node, link } => self.builders.set_link(&node, link),
-            Event::Named { names } => self.builders.names = names,
+            Event::Team { names, builders } => self.builders.set_team(names, builders),
             Event::PeerGone { node } => self.peer_gone(node),
             Event::Presence { question, paths } => self.presence(question, paths),
             Event::InputsWeighed {

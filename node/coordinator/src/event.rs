@@ -1,6 +1,6 @@
 //! What the coordinator is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildLimits, DesiredStore};
@@ -118,10 +118,12 @@ pub enum Event {
         /// What was measured.
         link: Link,
     },
-    /// What people call the members of the team, whether connected or not. Replaces what was said before.
-    Named {
-        /// By key.
+    /// Who is in the team besides this node, whether connected or not. Replaces what was said before.
+    Team {
+        /// What people call the members, by key.
         names: BTreeMap<NodeKey, String>,
+        /// Those that may build for this node. Until this is said, anybody might turn up.
+        builders: BTreeSet<NodeKey>,
     },
     /// A peer's connection is gone: its builds are placed elsewhere, its store is not asked.
     PeerGone {

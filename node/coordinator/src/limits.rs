@@ -107,8 +107,8 @@ pub const PREEMPT_AFTER: Duration = Duration::from_secs(2);
 /// not get again are ever passed over.
 pub const LOOKED_AT: usize = 32;
 
-/// How long something demanded waits for a builder that could build it at all. Peers that have just
-/// been met or are restarting get this long to show up.
+/// How long something demanded waits for a builder that could build it at all, where one might turn up. Peers that have
+/// just been met or are restarting get this long to show up.
 pub const NO_BUILDER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a session's end waits for its cancelled builds to be over on this node, and for the

@@ -1,6 +1,7 @@
 //! Which of the derivations that could be built is placed next, and what gives way to it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::action::{Action, Urgency};
 use crate::build::{Placement, Stage};
@@ -366,8 +367,17 @@ impl Coordinator {
         }
     }
 
+    /// How long what nobody could build now waits for somebody who can.
+    fn patience(&self) -> Duration {
+        match self.builders.may_turn_up() {
+            true => limits::NO_BUILDER_PATIENCE,
+            false => Duration::ZERO,
+        }
+    }
+
     /// Gives up what is demanded and what nobody could build for too long.
     fn give_up_stranded(&mut self) {
+        let patience = self.patience();
         let mut stranded = BTreeMap::new();
         let mut failed: Vec<(DrvId, SessionSet)> = Vec::new();
         let demanded = self.queues.lines.range((Urgency::Demanded, Slot::FIRST)..);
@@ -386,7 +396,7 @@ impl Coordinator {
                 .get(&(slot, requirement))
                 .copied()
                 .unwrap_or(self.now);
-            if since.after(limits::NO_BUILDER_PATIENCE) > self.now {
+            if since.after(patience) > self.now {
                 stranded.insert((slot, requirement), since);
                 continue;
             }
@@ -417,7 +427,7 @@ impl Coordinator {
                 continue;
             }
             let since = *self.graph.drvs[id].stranded_since.get_or_insert(self.now);
-            if since.after(limits::NO_BUILDER_PATIENCE) <= self.now {
+            if since.after(patience) <= self.now {
                 failed.push((id, stuck));
             }
         }
@@ -535,9 +545,8 @@ impl Coordinator {
             .troubled
             .iter()
             .filter_map(|id| self.graph.drvs.get(*id)?.stranded_since);
-        let stranded = stranded
-            .chain(troubled)
-            .map(|since| since.after(limits::NO_BUILDER_PATIENCE));
+        let patience = self.patience();
+        let stranded = stranded.chain(troubled).map(|since| since.after(patience));
         let starved = self
             .queues
             .starved

@@ -395,6 +395,9 @@ impl Membership {
                 result = result.and(Err(error));
             }
         }
+        // Where there is no team, nobody else says that nobody will turn up.
+        let event = self.parts.roll.told(&self.parts.trust.policy());
+        drop(self.parts.engine.send(Message::Happened(event)).await);
         result
     }
 
@@ -646,7 +649,7 @@ impl Membership {
         for peer in met {
             node.tell(Event::PeerGone { node: peer }).await;
         }
-        node.tell_names().await;
+        node.tell_members().await;
         tasks.shutdown().await;
         self.count_teams().await;
     }
@@ -659,7 +662,6 @@ impl Membership {
         let teams = u32::try_from(all.len()).unwrap_or(u32::MAX);
         for node in all {
             node.swarm.set_teams(teams).await;
-            node.tell_names().await;
             node.tell_offers().await;
         }
     }

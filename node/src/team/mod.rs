@@ -184,7 +184,7 @@ impl TeamNode {
 
     /// Attends to what the swarm tells, until it is shut down.
     async fn attend(self: Arc<Self>, mut events: SwarmEvents) {
-        self.tell_names().await;
+        self.tell_members().await;
         let mut measuring = tokio::time::interval(LINKS_PAUSE);
         let mut told = BTreeMap::new();
         loop {
@@ -232,16 +232,14 @@ impl TeamNode {
                 let text = format!("{} cannot be used: {message}", self.name_of(peer));
                 drop(self.engine.send(Message::Warn { text }).await);
             }
-            Notice::RosterChanged => {
-                self.tell_names().await;
-                // Roles may have come or gone.
-                self.tell_offers().await;
-            }
+            // Roles may have come or gone.
+            Notice::RosterChanged => self.tell_offers().await,
         }
     }
 
     /// Tells the coordinator anew what everybody offers: who may build for this node has changed.
     pub async fn tell_offers(&self) {
+        self.tell_members().await;
         for (peer, status) in self.swarm.peers() {
             if !self.meets(peer) {
                 continue;
@@ -251,10 +249,10 @@ impl TeamNode {
         }
     }
 
-    /// Tells the coordinator what people call the members.
-    pub(crate) async fn tell_names(&self) {
-        let names = self.roll.names().into_iter().collect();
-        self.tell(Event::Named { names }).await;
+    /// Tells the coordinator who is in the teams.
+    pub(crate) async fn tell_members(&self) {
+        let event = self.roll.told(&self.trust.policy());
+        self.tell(event).await;
     }
 
     fn offer(&self, peer: NodeKey, status: &PeerStatus) -> PeerOffer {

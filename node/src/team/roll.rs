@@ -1,10 +1,13 @@
 //! The teams that a node takes part in at the moment, in the order in which it came to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tvix_node_coordinator::Event;
 use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::roster::Role;
+use tvix_node_protocol::trust::TrustPolicy;
 use tvix_node_swarm::SwarmHandle;
 
 /// See the [module](self).
@@ -76,6 +79,29 @@ impl Roll {
             }
         }
         names
+    }
+
+    /// Members of all teams, besides this node, whose role lets them build for it.
+    pub fn builders(&self) -> BTreeSet<NodeKey> {
+        let mut builders = BTreeSet::new();
+        for swarm in self.all() {
+            let (members, own) = (swarm.members(), swarm.key());
+            if members.may(own, Role::Request) {
+                let others = members.iter().map(|(key, _)| key).filter(|key| *key != own);
+                builders.extend(others.filter(|key| members.may(*key, Role::Build)));
+            }
+        }
+        builders
+    }
+
+    /// What the coordinator is told of the teams, whether anybody is connected or not.
+    pub fn told(&self, policy: &TrustPolicy) -> Event {
+        let mut builders = self.builders();
+        builders.retain(|key| !policy.distrusts_wholly(*key));
+        Event::Team {
+            names: self.names(),
+            builders,
+        }
     }
 }
 

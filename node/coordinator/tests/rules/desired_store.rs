@@ -220,7 +220,10 @@ fn what_only_leads_to_something_for_another_store_stays_with_its_builder() {
 fn a_desired_store_that_is_not_connected_has_its_name() {
     let mut desk = Desk::new(0);
     let names = [(node(7), "carol".to_owned())].into();
-    desk.send(Event::Named { names });
+    desk.send(Event::Team {
+        names,
+        builders: [].into(),
+    });
     desk.own.insert(path("a"));
     let to_carol = SessionOptions {
         to: Some(DesiredStore::Node(node(7))),

@@ -121,7 +121,14 @@ fn word_of(path: &StorePath) -> String {
 impl Desk {
     /// With so many slots on this node.
     pub fn new(slots: u32) -> Self {
-        let mut desk = Self {
+        let mut desk = Self::unready();
+        desk.offer_own(slots);
+        desk
+    }
+
+    /// This node's builder has not said yet what it can do.
+    pub fn unready() -> Self {
+        Self {
             coordinator: Coordinator::new(Config::new("home")),
             now: 0,
             own: BTreeSet::new(),
@@ -138,14 +145,16 @@ impl Desk {
             weighed: vec![],
             told: vec![],
             actions: vec![],
-        };
+        }
+    }
+
+    pub fn offer_own(&mut self, slots: u32) {
         let systems = vec!["x86_64-linux".into()];
-        desk.send(Event::OwnBuilder(OwnBuilder {
+        self.send(Event::OwnBuilder(OwnBuilder {
             slots,
             systems,
             features: vec![],
         }));
-        desk
     }
 
     /// Hands over an event and carries out what can be carried out at once.

@@ -1,4 +1,8 @@
-use tvix_node_coordinator::{Config, Delivery, Event, PeerOffer, SessionOptions, limits, placement::Link};
+use std::collections::BTreeMap;
+
+use tvix_node_coordinator::{
+    Config, Delivery, Derivation, Event, PeerOffer, SessionOptions, limits, placement::Link,
+};
 use tvix_node_protocol::control::{EventKind, Outcome};
 
 use crate::desk::{Desk, derivation, drv, node, offer, options, path};
@@ -268,6 +272,63 @@ fn what_nobody_can_build_fails_after_a_while_and_says_what_it_needs() {
         desk.was_told(1, |event| matches!(event, EventKind::BuildFailed { error, .. }
         if error.contains("aarch64-linux with kvm") && error.contains("home: 1 slots, x86_64-linux")))
     );
+}
+
+#[test]
+fn what_nobody_could_ever_build_fails_at_once() {
+    let team = |builders: &[u8]| Event::Team {
+        names: BTreeMap::new(),
+        builders: builders.iter().map(|number| node(*number)).collect(),
+    };
+    let arm = || Derivation {
+        system: "aarch64-linux".into(),
+        ..derivation("arm", &[])
+    };
+    let patience = limits::NO_BUILDER_PATIENCE.as_millis() as u64;
+
+    // Alone.
+    let mut desk = Desk::new(1);
+    desk.send(team(&[]));
+    desk.command(1, options(), &[arm()]);
+    assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
+
+    // With all that there are.
+    let mut desk = Desk::new(1);
+    desk.send(team(&[1]));
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[arm()]);
+    assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
+
+    // One is not connected, or has its slots for itself at the moment.
+    let withheld = PeerOffer {
+        withheld: Some("its owner is at work".into()),
+        ..offer("b", 1)
+    };
+    for first in [None, Some(withheld)] {
+        let mut desk = Desk::new(1);
+        desk.send(team(&[1]));
+        if let Some(first) = first {
+            desk.peer(1, first);
+        }
+        desk.command(1, options(), &[arm()]);
+        desk.wait(patience - 1);
+        assert_eq!(desk.outcome(1), None, "it may be able to");
+        desk.peer(1, offer("b", 1));
+        assert_eq!(
+            desk.outcome(1),
+            Some(Outcome::BuildFailed),
+            "it is there, and cannot"
+        );
+    }
+
+    // This node has not said yet what it can do.
+    let mut desk = Desk::unready();
+    desk.send(team(&[]));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    desk.wait(patience - 1);
+    assert_eq!(desk.outcome(1), None);
+    desk.offer_own(1);
+    assert_eq!(desk.words(), ["a"]);
 }
 
 #[test]

@@ -93,6 +93,8 @@ pub struct Machine {
 pub struct Scenario {
     /// Nothing fails but what is broken by itself, and no message is lost.
     pub calm: bool,
+    /// The coordinator knows from the start who is in the team.
+    pub known: bool,
     pub slots: u32,
     pub jobs: Vec<Job>,
     /// What each path refers to.
@@ -129,6 +131,7 @@ impl Scenario {
         let (jobs, references) = jobs(&mut rng, calm);
         let mut scenario = Self {
             calm,
+            known: seed.is_multiple_of(2),
             slots: if rng.percent(12) {
                 0
             } else {

@@ -114,6 +114,11 @@ impl World {
             },
         };
         world.hand_over(Event::OwnBuilder(own));
+        if world.scenario.known {
+            let names = BTreeMap::new();
+            let builders = world.peers.iter().map(|peer| peer.machine.key).collect();
+            world.hand_over(Event::Team { names, builders });
+        }
         for (number, script) in world.scenario.scripts.clone().iter().enumerate() {
             world.at(script.opens, Happening::Evaluate(number));
             if let Some(after) = script.interrupted {

@@ -104,7 +104,7 @@ impl Checker {
             // Nobody borrows slots in these worlds.
             Event::SlotsLent { .. } => {}
             // What people call members decides nothing.
-            Event::Named { .. } => {}
+            Event::Team { .. } => {}
             Event::OwnBuilder(own) => {
                 self.slots = own.slots;
                 self.own_kvm = own.features.contains(&"kvm".to_owned());
