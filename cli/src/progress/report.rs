@@ -95,16 +95,12 @@ pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
             log_tail,
             demanded: true,
         } => {
-            let begun = state
-                .running
-                .iter()
-                .any(|running| running.is_build_of(derivation));
-            let has_log = begun || !log_tail.is_empty();
+            let has_log = state.has_begun(derivation) || !log_tail.is_empty();
             failure(derivation, node, error, has_log.then_some(log_tail))
         }
         EventKind::BuildFailed { derivation, .. } if detail.beginnings => {
             vec![Line::plain(format!(
-                "{} failed, and nothing is known to need it",
+                "{} failed, and nothing is known to need it yet",
                 called(derivation)
             ))]
         }

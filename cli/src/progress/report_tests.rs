@@ -84,6 +84,10 @@ fn an_error_of_several_lines_keeps_them() {
         .collect();
     assert_eq!(lines[..3], expected);
     assert_eq!(lines[3], "       Its log is empty.");
+    // It may turn out only later that it is needed.
+    begun.step(&self::failed(false), 1);
+    let late = super::lines(&begun, &failed, LIVE);
+    assert_eq!(late.iter().map(Line::text).collect::<Vec<_>>(), lines);
 }
 
 #[test]
@@ -91,7 +95,7 @@ fn a_failure_that_nobody_needs_is_no_error() {
     assert!(texts(&failed(false), LIVE).is_empty());
     assert_eq!(
         texts(&failed(false), RAW),
-        ["hello-2.10 failed, and nothing is known to need it"]
+        ["hello-2.10 failed, and nothing is known to need it yet"]
     );
 }
 

@@ -1,6 +1,6 @@
 //! What is known of a session, gathered from its events.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildKind;
@@ -28,6 +28,8 @@ pub struct State {
     targets: HashMap<u64, StorePath>,
     /// Builds that failed and count, and what they made impossible, with the failed build.
     failed: HashMap<StorePath, StorePath>,
+    /// Builds that began and failed before anything was known to need them.
+    failed_early: HashSet<StorePath>,
     /// Why and for whom builds were placed that have not started.
     placed: HashMap<StorePath, BuildKind>,
     /// Derivations that would be built.
@@ -186,6 +188,8 @@ impl State {
                 if *demanded {
                     self.counts.failed += 1;
                     self.failed.insert(derivation.clone(), derivation.clone());
+                } else if self.is_running(derivation) {
+                    self.failed_early.insert(derivation.clone());
                 }
                 self.end_build(derivation);
             }
@@ -263,6 +267,15 @@ impl State {
             .retain(|running| running.work != work || running.path != *path);
     }
 
+    /// Whether a build of it has begun, so that it has a log.
+    pub(super) fn has_begun(&self, derivation: &StorePath) -> bool {
+        self.is_running(derivation) || self.failed_early.contains(derivation)
+    }
+
+    fn is_running(&self, derivation: &StorePath) -> bool {
+        self.running.iter().any(|running| running.is_build_of(derivation))
+    }
+
     fn end_build(&mut self, derivation: &StorePath) {
         self.set(derivation, Standing::Over);
         self.placed.remove(derivation);
@@ -271,7 +284,7 @@ impl State {
 }
 
 impl Running {
-    pub(super) fn is_build_of(&self, derivation: &StorePath) -> bool {
+    fn is_build_of(&self, derivation: &StorePath) -> bool {
         matches!(self.work, Work::Build(_)) && self.path == *derivation
     }
 }
