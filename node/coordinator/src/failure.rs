@@ -236,6 +236,10 @@ impl Coordinator {
             Some(too_few) => format!("{too_few}; builders: {builders}"),
             None => format!("no builder builds {what}for {wanted}; builders: {builders}"),
         };
+        if self.may_build_here(id) && !sessions.iter().any(|slot| self.session_builds_here(slot)) {
+            let name = &self.config.name;
+            error.push_str(&format!("; {name} is not used, because of '--jobs 0'"));
+        }
         let story = self.story(id);
         if !story.is_empty() {
             error.push_str(&format!("; tried before: {story}"));

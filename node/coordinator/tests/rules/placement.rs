@@ -292,6 +292,19 @@ fn what_nobody_could_ever_build_fails_at_once() {
     desk.command(1, options(), &[arm()]);
     assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
 
+    // Without its own builder.
+    let mut desk = Desk::new(1);
+    desk.send(team(&[]));
+    let elsewhere = SessionOptions {
+        jobs: Some(0),
+        ..options()
+    };
+    desk.command(1, elsewhere, &[derivation("a", &[])]);
+    assert!(
+        desk.was_told(1, |event| matches!(event, EventKind::BuildFailed { error, .. }
+        if error.ends_with("; home is not used, because of '--jobs 0'")))
+    );
+
     // With all that there are.
     let mut desk = Desk::new(1);
     desk.send(team(&[1]));
