@@ -20,13 +20,17 @@ use crate::limits::{DISK_DEPTH, DISK_ENTRY_BYTES, DISK_LOOK, DISK_LOOK_SHARE};
 pub(crate) async fn exceeds(folders: Vec<PathBuf>, limit: u64) {
     loop {
         let began = Instant::now();
-        let folders = folders.clone();
-        let used = tokio::task::spawn_blocking(move || usage(&folders, limit)).await;
-        if used.is_ok_and(|used| used > limit) {
+        if is_exceeded(folders.clone(), limit).await {
             return;
         }
         tokio::time::sleep((began.elapsed() * DISK_LOOK_SHARE).max(DISK_LOOK)).await;
     }
+}
+
+/// Whether the folders of a build have more than `limit` bytes now.
+pub(crate) async fn is_exceeded(folders: Vec<PathBuf>, limit: u64) -> bool {
+    let used = tokio::task::spawn_blocking(move || usage(&folders, limit)).await;
+    used.is_ok_and(|used| used > limit)
 }
 
 /// Bytes on disk below some folders; stops counting beyond `enough`.

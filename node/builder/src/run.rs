@@ -73,6 +73,10 @@ pub(crate) async fn build(
             cause
         }
     };
+    // What was said last has no end where the build was stopped: a question that waits for an answer, often.
+    if let Some(line) = log.finish() {
+        tell(&events, BuildEvent::Log(line)).await;
+    }
     let disk_full = folder
         .as_ref()
         .is_some_and(|scratch| outputs::is_disk_full(scratch.path()));
@@ -171,6 +175,13 @@ async fn attempt(
     // Also where it succeeded: what it did without the process it lost is not what it would have done.
     if scratch.exceeded_memory() {
         return Err(too_much_memory(config, spec));
+    }
+    if exit != Exit::Code(0)
+        && let Some(limit) = spec.limits.disk
+        && disk::is_exceeded(scratch.written(), limit).await
+    {
+        // By one file, which the kernel stopped; or between two looks.
+        return Err(Cause::DiskTooLarge(limit));
     }
     match exit {
         Exit::Code(0) => {}

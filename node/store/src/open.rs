@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::SwarmId;
 
 use crate::audience::begin_audiences;
@@ -60,6 +61,20 @@ pub enum OpenError {
         home: PathBuf,
         /// Who uses it.
         user: String,
+    },
+    /// There are trees, and nothing is known of them.
+    #[error(
+        "the store in '{}' has {trees} trees, but its index '{}' is missing, and nothing else says what they are; \
+         put the index back, or move '{}' away to begin with an empty store",
+        .home.display(), .index.display(), .home.join("nix/store").display()
+    )]
+    NoIndex {
+        /// The home.
+        home: PathBuf,
+        /// Where the index should be.
+        index: PathBuf,
+        /// How many there are.
+        trees: usize,
     },
     /// The file system refused.
     #[error(transparent)]
@@ -129,7 +144,11 @@ impl Store {
             write_schema(&schema)?;
         }
         let trees = Trees::open(&home.join("nix/store"), disk)?;
-        let index = open_index(&home.join("store/index.redb"), &trees)?;
+        let index = home.join("store/index.redb");
+        if !index.exists() {
+            expect_no_trees(&home, &index, &trees)?;
+        }
+        let index = open_index(&index, &trees)?;
         if found == Some(WITHOUT_AUDIENCES) {
             begin_audiences(&index, teams)?;
             // Last: a start that is cut short before this does it again.
@@ -164,6 +183,20 @@ fn open_index(path: &Path, _trees: &Trees) -> Result<Index, IndexError> {
 #[cfg(test)]
 fn open_index(path: &Path, trees: &Trees) -> Result<Index, IndexError> {
     Index::open_with_faults(path, trees.disk.faults.clone())
+}
+
+/// A new index says that there is nothing: that must be so.
+fn expect_no_trees(home: &Path, index: &Path, trees: &Trees) -> Result<(), OpenError> {
+    let names = trees.names()?;
+    let is_tree = |name: &&Vec<u8>| StorePath::from_basename(name).is_ok();
+    match names.iter().filter(is_tree).count() {
+        0 => Ok(()),
+        trees => Err(OpenError::NoIndex {
+            home: home.to_owned(),
+            index: index.to_owned(),
+            trees,
+        }),
+    }
 }
 
 /// The version, where there is one; ours or one that can be brought to ours.

@@ -64,6 +64,73 @@ fn a_version_that_is_none_is_refused() {
 }
 
 #[test]
+fn a_lost_index_is_not_taken_for_an_empty_store() {
+    let (folder, opened) = store();
+    let text = text("text", b"text", &[]);
+    opened
+        .add_texts(std::slice::from_ref(&text), &opened.lease())
+        .unwrap();
+    drop(opened);
+    let home = folder.path().join("home");
+    let (index, aside) = (home.join("store/index.redb"), folder.path().join("index"));
+    fs::rename(&index, &aside).unwrap();
+    let error = Store::open(&home).unwrap_err();
+    assert!(matches!(error, OpenError::NoIndex { trees: 1, .. }), "{error:?}");
+    let message = error.to_string();
+    assert!(message.contains("index.redb' is missing") && message.contains("put the index back"));
+    assert!(!index.exists());
+    fs::rename(&aside, &index).unwrap();
+    let opened = Store::open(&home).unwrap();
+    assert!(opened.query(&text.path).unwrap().is_some());
+}
+
+/// Flips bits all over the index, a page at a time: an error or an answer, and never a panic.
+#[test]
+fn a_damaged_index_is_an_error() {
+    let (folder, opened) = store();
+    let texts: Vec<_> = (0..200)
+        .map(|number| {
+            text(
+                &format!("text-{number}"),
+                format!("text {number}").as_bytes(),
+                &[],
+            )
+        })
+        .collect();
+    opened.add_texts(&texts, &opened.lease()).unwrap();
+    let paths = opened.paths_after(None, 1000).unwrap();
+    drop(opened);
+    let home = folder.path().join("home");
+    let index = home.join("store/index.redb");
+    let whole = fs::read(&index).unwrap();
+    let (mut refused, mut fine) = (0, 0);
+    for page in 0..whole.len() / 4096 {
+        let mut damaged = whole.clone();
+        for byte in damaged[page * 4096..(page + 1) * 4096].iter_mut().step_by(3) {
+            *byte ^= 0x55;
+        }
+        if damaged == whole {
+            continue;
+        }
+        fs::write(&index, &damaged).unwrap();
+        let looked = Store::open(&home)
+            .map_err(|error| error.to_string())
+            .and_then(|store| {
+                let looked = paths
+                    .iter()
+                    .map(|path| store.query(path))
+                    .collect::<Result<Vec<_>, _>>();
+                looked.map_err(|error| error.to_string())
+            });
+        match looked {
+            Ok(_) => fine += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 0 && fine > 0, "{refused} refused, {fine} fine");
+}
+
+#[test]
 fn one_home_is_open_once() {
     let (folder, first) = store();
     let home = folder.path().join("home");

@@ -170,6 +170,15 @@ pub fn wait_forever() -> Done {
     }
 }
 
+/// Asks something and waits for an answer on the same line.
+pub fn ask(question: &str) -> Done {
+    print!("{question}");
+    std::io::stdout().flush()?;
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Fetches as a program does that knows of proxies, and writes the whole answer to a file.
 pub fn fetch(url: &str, path: &str) -> Done {
     let proxy = std::env::var("http_proxy")?;

@@ -29,6 +29,7 @@ fn main() -> Done {
         ["exit", code] => std::process::exit(code.parse()?),
         ["die", signal] => raw::die(signal.parse()?),
         ["wait"] => look::wait_forever(),
+        ["ask", question] => look::ask(question),
         ["node", scratch, token] => node::build_and_wait(scratch, token),
         ["try-writing", paths @ ..] => attack::try_writing(paths),
         ["connect", port, name] => attack::connect(port.parse()?, name),

@@ -84,6 +84,18 @@ async fn a_build_that_says_nothing_for_too_long_is_ended() {
 }
 
 #[tokio::test]
+async fn what_a_stopped_build_said_last_is_heard_though_its_line_has_no_end() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["ask", "Continue? [y/N] "]));
+    asked.limits.silence = Some(2);
+    let played = stage.play(asked).await;
+    assert_eq!(played.log, ["Continue? [y/N] "]);
+    let error = played.result.unwrap_err();
+    assert!(matches!(*error.cause, Cause::Silent(2)), "{error}");
+    assert_eq!(error.log_tail, ["Continue? [y/N] "]);
+}
+
+#[tokio::test]
 async fn a_flood_of_log_is_ended() {
     let Some(stage) = Stage::new().await else { return };
     for what in ["log", "lines"] {
@@ -119,7 +131,11 @@ async fn a_flood_of_the_disk_is_ended() {
         "{:?}",
         played.log
     );
-    assert!(matches!(played.cause(), Cause::Exit(1)));
+    assert!(matches!(played.cause(), Cause::DiskTooLarge(limit) if limit == 8 << 20));
+    // And a build that fails with less fails as it says.
+    let mut asked = spec(fields(&["exit", "77"]));
+    asked.limits.disk = Some(8 << 20);
+    assert!(matches!(stage.play(asked).await.cause(), Cause::Exit(77)));
     assert!(stage.leftovers().is_empty());
 }
 

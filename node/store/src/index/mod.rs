@@ -13,6 +13,7 @@ mod objects;
 mod paths;
 mod tables;
 
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -49,12 +50,30 @@ pub enum IndexFault {
     /// An entry that this program did not write.
     #[error("a damaged entry ({0}); the file was changed by something else, or the disk lost data")]
     Damaged(#[from] DecodeError),
+    /// The database gave up over what it read: its pages are not looked at before they are used.
+    #[error(
+        "it makes no sense ({0}); the file was changed by something else, or the disk lost data. Put an earlier one back, \
+         or move the home's 'store' and 'nix' away to begin with an empty store"
+    )]
+    Nonsense(String),
     /// A file operation that belongs to the change failed.
     #[error(transparent)]
     File(#[from] FileError),
     /// After a failure it could not be opened again.
     #[error("it is closed after an earlier failure; stop the node and start it again")]
     Closed,
+}
+
+/// Runs what works on the database, whose code panics over damaged pages.
+fn guarded<T>(work: impl FnOnce() -> Result<T, IndexFault>) -> Result<T, IndexFault> {
+    let caught = std::panic::catch_unwind(AssertUnwindSafe(work));
+    caught.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(IndexFault::Nonsense(
+            said.unwrap_or("it did not say why").to_owned(),
+        ))
+    })
 }
 
 impl<E: Into<redb::Error>> From<E> for IndexFault {
@@ -131,10 +150,7 @@ impl Index {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let result = match &*database {
             None => Err(IndexFault::Closed),
-            Some(database) => database
-                .begin_read()
-                .map_err(IndexFault::from)
-                .and_then(|t| read(&t)),
+            Some(database) => guarded(|| read(&database.begin_read()?)),
         };
         result.map_err(|fault| self.error("read", fault))
     }
@@ -164,12 +180,12 @@ impl Index {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let result = match &*database {
             None => Err(IndexFault::Closed),
-            Some(database) => (|| {
+            Some(database) => guarded(|| {
                 let transaction = database.begin_write()?;
                 let result = write(&transaction)?;
                 transaction.abort()?;
                 Ok(result)
-            })(),
+            }),
         };
         result.map_err(|fault| self.error("read", fault))
     }
@@ -182,13 +198,13 @@ impl Index {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let result = match &*database {
             None => Err(IndexFault::Closed),
-            Some(database) => (|| {
+            Some(database) => guarded(|| {
                 let mut transaction = database.begin_write()?;
                 transaction.set_durability(durability)?;
                 let result = write(&transaction)?;
                 transaction.commit()?;
                 Ok(result)
-            })(),
+            }),
         };
         result.map_err(|fault| self.error("written", fault))
     }
@@ -198,7 +214,7 @@ impl Index {
     pub(crate) fn reopen(&self) -> Result<(), IndexError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         drop(database.take());
-        let opened = self.open_database(&self.path);
+        let opened = guarded(|| self.open_database(&self.path));
         *database = Some(opened.map_err(|fault| self.error("opened", fault))?);
         Ok(())
     }
