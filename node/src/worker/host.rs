@@ -238,19 +238,15 @@ impl NodeHost {
                     Ingestion::Nar => AddedAs::Nar,
                     Ingestion::Flat => AddedAs::Flat,
                 },
-                fingerprint: fingerprint.clone(),
+                fingerprint,
                 expected: source.expected.map(|hash| hash.to_sri_string()),
                 references: source.references.clone(),
             });
             match send(&tree, &mut upload) {
                 Ok(()) => {}
+                // Dropping the upload gives it up.
                 Err(SourceError::Changed(_)) => continue,
                 Err(error) => return Err(failed(error)),
-            }
-            // What was read must be what was looked at before: a source that changes meanwhile would
-            // be stored half old, half new. Dropping the upload gives it up.
-            if fingerprint.is_some() && tree.fingerprint(&tag).map_err(failed)? != fingerprint {
-                continue;
             }
             let info = sources.finish(upload).map_err(|error| self.node_error(&error))?;
             return Ok(info.path);

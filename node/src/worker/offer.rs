@@ -55,10 +55,6 @@ impl Offer {
                 }) if error.kind() == io::ErrorKind::FileTooLarge => return Ok(None),
                 written => written.map_err(failed)?,
             }
-            // What was read must be what was looked at before: else half of it may be old.
-            if fingerprint.is_some() && tree.fingerprint(tag).map_err(failed)? != fingerprint {
-                continue;
-            }
             let archive = archive.0;
             let mut hasher = NixHasher::new(HashAlgorithm::Sha256);
             hasher.update(&archive);

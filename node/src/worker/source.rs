@@ -68,6 +68,38 @@ pub struct SourceTree {
     bytes_alone: bool,
 }
 
+/// What can be seen of a source without reading it.
+#[derive(Default)]
+struct Look {
+    hash: blake3::Hasher,
+    /// When something in it changed last, in seconds since 1970.
+    changed: i64,
+}
+
+impl Look {
+    fn take_in(&mut self, visit: &Visit<'_>) {
+        match visit {
+            Visit::Enter { name, metadata, .. } | Visit::Leaf { name, metadata, .. } => {
+                field(&mut self.hash, name.unwrap_or_default().as_bytes());
+                for number in [
+                    u64::from(metadata.mode()),
+                    metadata.dev(),
+                    metadata.ino(),
+                    metadata.size(),
+                    metadata.mtime() as u64,
+                    metadata.mtime_nsec() as u64,
+                    metadata.ctime() as u64,
+                    metadata.ctime_nsec() as u64,
+                ] {
+                    self.hash.update(&number.to_le_bytes());
+                }
+                self.changed = self.changed.max(metadata.ctime());
+            }
+            Visit::Exit => field(&mut self.hash, b"/"),
+        }
+    }
+}
+
 impl SourceTree {
     /// The tree at a physical path. `only` lists the paths below it (relative, parents included)
     /// that count; none: all of them.
@@ -113,33 +145,22 @@ impl SourceTree {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |now| now.as_secs() as i64);
+        let look = self.look()?;
         let mut hash = blake3::Hasher::new();
-        let mut settled = true;
         field(&mut hash, tag.as_bytes());
         field(&mut hash, self.root.as_os_str().as_bytes());
+        hash.update(look.hash.finalize().as_bytes());
+        let settled = look.changed + SETTLED_AFTER_SECONDS < now;
+        Ok(settled.then(|| hash.finalize().to_hex().to_string()))
+    }
+
+    fn look(&self) -> Result<Look, SourceError> {
+        let mut look = Look::default();
         self.walk(&mut |visit| {
-            match visit {
-                Visit::Enter { name, metadata, .. } | Visit::Leaf { name, metadata, .. } => {
-                    field(&mut hash, name.unwrap_or_default().as_bytes());
-                    for number in [
-                        u64::from(metadata.mode()),
-                        metadata.dev(),
-                        metadata.ino(),
-                        metadata.size(),
-                        metadata.mtime() as u64,
-                        metadata.mtime_nsec() as u64,
-                        metadata.ctime() as u64,
-                        metadata.ctime_nsec() as u64,
-                    ] {
-                        hash.update(&number.to_le_bytes());
-                    }
-                    settled &= metadata.ctime() + SETTLED_AFTER_SECONDS < now;
-                }
-                Visit::Exit => field(&mut hash, b"/"),
-            }
+            look.take_in(&visit);
             Ok(())
         })?;
-        Ok(settled.then(|| hash.finalize().to_hex().to_string()))
+        Ok(look)
     }
 
     /// The time of the youngest file or folder, in seconds since 1970; 0 where all are older.
@@ -157,7 +178,8 @@ impl SourceTree {
         Ok(youngest)
     }
 
-    /// Writes the source's archive (NAR).
+    /// Writes the source's archive (NAR). What is written is the source at one moment: if it has changed when it is read,
+    /// half of it may be old and half new, and that is an error.
     ///
     /// # Errors
     /// See [`SourceError`].
@@ -168,40 +190,51 @@ impl SourceTree {
         };
         let mut encoder = Encoder::new(writer).map_err(archive)?;
         let mut block = vec![0; BLOCK];
-        self.walk(&mut |visit| match visit {
-            Visit::Enter { name, .. } => encoder
-                .start_directory(name.map(OsStrExt::as_bytes))
-                .map_err(archive),
-            Visit::Exit => encoder.end_directory().map_err(archive),
-            Visit::Leaf { name, path, metadata } if metadata.is_symlink() => {
-                let target = fs::read_link(path).map_err(|source| io_error(path, source))?;
-                encoder
-                    .symlink(name.map(OsStrExt::as_bytes), target.as_os_str().as_bytes())
-                    .map_err(archive)
-            }
-            Visit::Leaf { name, path, metadata } => {
-                let executable = !self.bytes_alone && metadata.permissions().mode() & 0o100 != 0;
-                let mut file = File::open(path).map_err(|source| io_error(path, source))?;
-                let mut content = encoder
-                    .start_regular(name.map(OsStrExt::as_bytes), executable, metadata.size())
-                    .map_err(archive)?;
-                let mut left = metadata.size();
-                while left > 0 {
-                    let want = usize::try_from(left).unwrap_or(BLOCK).min(BLOCK);
-                    let got = file
-                        .read(&mut block[..want])
-                        .map_err(|source| io_error(path, source))?;
-                    if got == 0 {
-                        return Err(SourceError::Changed(path.to_owned()));
-                    }
-                    content
-                        .write_all(&block[..got])
-                        .map_err(|source| archive(source.into()))?;
-                    left -= got as u64;
+        let mut read = Look::default();
+        self.walk(&mut |visit| {
+            read.take_in(&visit);
+            match visit {
+                Visit::Enter { name, .. } => encoder
+                    .start_directory(name.map(OsStrExt::as_bytes))
+                    .map_err(archive),
+                Visit::Exit => encoder.end_directory().map_err(archive),
+                Visit::Leaf { name, path, metadata } if metadata.is_symlink() => {
+                    let target = fs::read_link(path).map_err(|source| io_error(path, source))?;
+                    encoder
+                        .symlink(name.map(OsStrExt::as_bytes), target.as_os_str().as_bytes())
+                        .map_err(archive)
                 }
-                content.finish().map_err(archive)
+                Visit::Leaf { name, path, metadata } => {
+                    let executable = !self.bytes_alone && metadata.permissions().mode() & 0o100 != 0;
+                    let mut file = File::open(path).map_err(|source| io_error(path, source))?;
+                    let mut content = encoder
+                        .start_regular(name.map(OsStrExt::as_bytes), executable, metadata.size())
+                        .map_err(archive)?;
+                    let mut left = metadata.size();
+                    while left > 0 {
+                        let want = usize::try_from(left).unwrap_or(BLOCK).min(BLOCK);
+                        let got = file
+                            .read(&mut block[..want])
+                            .map_err(|source| io_error(path, source))?;
+                        if got == 0 {
+                            return Err(SourceError::Changed(path.to_owned()));
+                        }
+                        content
+                            .write_all(&block[..got])
+                            .map_err(|source| archive(source.into()))?;
+                        left -= got as u64;
+                    }
+                    content.finish().map_err(archive)
+                }
             }
         })?;
+        match self.look() {
+            Ok(look) if look.hash.finalize() == read.hash.finalize() => {}
+            Err(SourceError::Io { path, source }) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(SourceError::Io { path, source });
+            }
+            _ => return Err(SourceError::Changed(self.root.clone())),
+        }
         encoder.finish().map_err(archive)?;
         Ok(())
     }
@@ -358,6 +391,50 @@ mod tests {
             archive(&SourceTree::new(folder.path().to_owned(), Some(&fewer))),
             all
         );
+    }
+
+    /// Changes the source once something of it has been written.
+    struct Meddler<'a> {
+        written: Vec<u8>,
+        change: Option<Box<dyn FnOnce() + 'a>>,
+    }
+
+    impl Write for Meddler<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.written.extend_from_slice(bytes);
+            if self.written.len() > BLOCK
+                && let Some(change) = self.change.take()
+            {
+                change();
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_source_that_changes_while_it_is_read_is_refused() {
+        let folder = sample();
+        let large = folder.path().join("large");
+        fs::write(&large, vec![b'A'; 4 * BLOCK]).unwrap();
+        let tree = SourceTree::new(folder.path().to_owned(), None);
+        let meddle = |change: Box<dyn FnOnce()>| {
+            let (written, change) = (Vec::new(), Some(change));
+            tree.write_archive(Meddler { written, change })
+        };
+        meddle(Box::new(|| {})).unwrap();
+        let place = folder.path().to_owned();
+        let changes: [Box<dyn FnOnce()>; 2] = [
+            Box::new(move || fs::write(&large, vec![b'B'; 4 * BLOCK]).unwrap()),
+            Box::new(move || fs::write(place.join("extra"), "").unwrap()),
+        ];
+        for change in changes {
+            let error = meddle(change).unwrap_err();
+            assert!(matches!(error, SourceError::Changed(_)), "{error}");
+        }
     }
 
     #[test]
