@@ -222,9 +222,28 @@ impl Inner {
             Ok(()) => Ok(()),
             Err(error) => self.after_failed_write(group, &error, &mut registration),
         };
+        if result.is_ok() {
+            group.iter_mut().for_each(|job| self.mend_known(job));
+        }
         // What could not be removed was warned of, and changes nothing about the answer.
         registration.end();
         result
+    }
+
+    /// What was valid already and has been damaged since has come again, whole.
+    fn mend_known(&self, job: &mut Job) {
+        if !job.batch.accepted || !matches!(job.outcome, Some(Ok(_))) {
+            return;
+        }
+        for tree in &mut job.batch.trees {
+            if tree.written.temporary.is_kept() {
+                continue;
+            }
+            if let Err(error) = self.mend(&tree.info.path, &mut tree.written) {
+                job.outcome = Some(Err(error.into()));
+                return;
+            }
+        }
     }
 
     /// The index may have been written after all: only opening it again tells.

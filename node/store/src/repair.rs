@@ -4,6 +4,8 @@
 //! has the one or the other at every instant, and the damaged one goes. The index stays as it is: it
 //! describes the whole tree already.
 
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
 
@@ -15,8 +17,10 @@ use crate::index::IndexError;
 use crate::naming::Naming;
 use crate::registration::Registration;
 use crate::share::Sharing;
-use crate::store::Store;
-use crate::sync::sync_trees;
+use crate::store::{Inner, Store};
+use crate::sync::{path_of, sync_trees};
+use crate::tree_writer::Written;
+use crate::trees::Trees;
 
 /// Why a tree was not repaired. It is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,51 @@ pub enum RepairError {
     /// The index refused.
     #[error(transparent)]
     Index(#[from] IndexError),
+}
+
+impl Inner {
+    /// Puts a new tree in the place of the valid one that is its equal by the index, where that one has been touched: where
+    /// a file of it has another size, mode or time than everything in the store, or is missing. Whose bytes alone are
+    /// damaged is found by reading them ([`Store::verify`]).
+    ///
+    /// The touched tree stays on the disk until the next start: a build may be looking at it.
+    pub(crate) fn mend(&self, path: &StorePath, whole: &mut Written) -> Result<(), FileError> {
+        let (trees, name) = (&self.trees, path.to_basename());
+        if is_untouched(trees, &name, whole)? {
+            return Ok(());
+        }
+        tracing::warn!(%path, "a damaged tree of the store has been replaced by what was added again");
+        trees.put_in_place(whole.temporary.name(), &name)?;
+        whole.temporary.keep();
+        trees.disk.sync_file(trees.fd()).on("sync", || trees.path())
+    }
+}
+
+/// Whether files and directories of the tree `name` are as they were put there; `whole` says what it has.
+fn is_untouched(trees: &Trees, name: &str, whole: &Written) -> Result<bool, FileError> {
+    let look = |name: &str, relative: &[u8]| {
+        let place = path_of(name, relative);
+        match rustix::fs::statat(trees.fd(), &*place, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some((stat.st_mode, stat.st_size, stat.st_mtime))),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
+            Err(error) => {
+                let place = trees.path().join(String::from_utf8_lossy(&place).as_ref());
+                Err(FileError::new("look at", place, error))
+            }
+        }
+    };
+    for file in &whole.files {
+        if look(name, &file.relative)? != look(whole.temporary.name(), &file.relative)? {
+            return Ok(false);
+        }
+    }
+    for directory in &whole.directories {
+        let kind = |found: Option<(u32, i64, i64)>| found.map(|(mode, ..)| mode);
+        if kind(look(name, directory)?) != kind(look(whole.temporary.name(), directory)?) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Store {

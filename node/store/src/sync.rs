@@ -100,7 +100,8 @@ fn sync_each(trees: &Trees, written: &[&Written]) -> Result<(), FileError> {
     }
 }
 
-fn path_of(name: &str, relative: &[u8]) -> Vec<u8> {
+/// The path of something in a tree, below the directory that all trees are in.
+pub(crate) fn path_of(name: &str, relative: &[u8]) -> Vec<u8> {
     match relative {
         [] => name.as_bytes().to_vec(),
         relative => [name.as_bytes(), b"/", relative].concat(),

@@ -199,6 +199,45 @@ fn a_damaged_tree_is_repaired_from_what_a_peer_sends() {
 }
 
 #[test]
+fn what_is_added_again_takes_the_place_of_what_has_been_touched() {
+    let harms: [fn(&Path); 4] = [
+        |tree| {
+            let large = tree.join("large");
+            set_mode(&large, 0o644);
+            fs::write(&large, vec![b'x'; 10]).unwrap();
+            set_mode(&large, 0o444);
+        },
+        |tree| tamper(&tree.join("share/text"), |at| fs::remove_file(at).unwrap()),
+        |tree| tamper(&tree.join("share/empty"), |at| fs::remove_dir(at).unwrap()),
+        |tree| {
+            for directory in ["", "bin", "share", "share/empty"] {
+                set_mode(&tree.join(directory), 0o755);
+            }
+            fs::remove_dir_all(tree).unwrap();
+        },
+    ];
+    for harm in harms {
+        let (folder, store) = store();
+        let info = add_sample(&store, folder.path());
+        harm(&store.physical(&info.path));
+        assert!(store.verify_path(&info.path).unwrap().is_some());
+        assert_eq!(add_sample(&store, folder.path()), info);
+        assert_eq!(store.verify_path(&info.path).unwrap(), None);
+        drop(store);
+        let store = Store::open(&folder.path().join("home")).unwrap();
+        assert_eq!(home_entries(&store), [info.path.to_basename()]);
+        assert_eq!(store.verify_path(&info.path).unwrap(), None);
+    }
+    // What is whole stays where it is.
+    let (folder, store) = store();
+    let info = add_sample(&store, folder.path());
+    let inode = || fs::metadata(store.physical(&info.path)).unwrap().ino();
+    let before = inode();
+    add_sample(&store, folder.path());
+    assert_eq!(inode(), before);
+}
+
+#[test]
 fn a_tree_that_is_gone_comes_back_and_one_in_use_stays_until_the_next_start() {
     let (folder, receiver) = store();
     let info = add_sample(&receiver, folder.path());
