@@ -701,4 +701,7 @@ pub struct Provenance {
     pub started: Option<u64>,
     /// Seconds since 1970.
     pub finished: Option<u64>,
+    /// Whether this node has the log of the build.
+    #[serde(default)]
+    pub has_log: bool,
 }

@@ -267,6 +267,27 @@ fn an_output_that_is_not_made_is_named() {
 }
 
 #[test]
+fn a_command_whose_node_is_stopped_says_so_and_was_not_interrupted() {
+    let name = "a_command_whose_node_is_stopped_says_so_and_was_not_interrupted";
+    if !sandbox_works(name) {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(r#"{ endless = build "endless" { } "echo mark-of-stopping\nwait"; }"#);
+    let mut running = machine.start(&["build", "-A", "endless"]);
+    running.until("waiting");
+    machine.run(&["down"]).ok();
+    let finished = running.finish();
+    assert_eq!(finished.status, 1, "{}", finished.stderr);
+    assert!(
+        finished.stderr.contains("the node was stopped"),
+        "{}",
+        finished.stderr
+    );
+    assert_eq!(processes_with("mark-of-stopping"), Vec::<i32>::new());
+}
+
+#[test]
 fn an_interrupted_command_leaves_nothing() {
     if !sandbox_works("an_interrupted_command_leaves_nothing") {
         return;

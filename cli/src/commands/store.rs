@@ -146,7 +146,11 @@ fn why_text(provenance: &Provenance) -> String {
         );
     }
     if let Some(deriver) = &provenance.info.deriver {
-        text += &format!("its derivation is {deriver}; 'tvix-node log {deriver}' has the log\n");
+        text += &format!("its derivation is {deriver}");
+        text += &match provenance.has_log {
+            true => format!("; 'tvix-node log {deriver}' has the log\n"),
+            false => "\n".to_owned(),
+        };
     }
     text
 }

@@ -319,7 +319,10 @@ pub(crate) fn setup_failure(report: Report) -> Cause {
     };
     let input = input.and_then(|base| StorePath::from_basename(base.as_bytes()).ok());
     if let (Some(path), None | Some(libc::ENOENT)) = (input, errno) {
-        let reason = format!("{step}: {message}");
+        let mut reason = format!("{step}: {message}");
+        if errno == Some(libc::ENOENT) {
+            reason.push_str("; 'tvix-node store verify --repair' fetches what the store has lost");
+        }
         return Cause::Input { path, reason };
     }
     let source = errno.map_or_else(

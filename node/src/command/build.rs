@@ -78,7 +78,8 @@ pub(super) async fn build(
             };
             return Err(CommandError::BuildFailed(what.to_owned()));
         }
-        Some(Outcome::Interrupted) => return Err(CommandError::Interrupted),
+        // The user's own interruption is not waited for.
+        Some(Outcome::Interrupted) => return Err(CommandError::Stopped),
         _ if ended.failures > 0 => {
             super::evaluate::evaluated(ended, evaluation)?;
             return Ok((Vec::new(), None));

@@ -33,6 +33,9 @@ pub enum CommandError {
     /// The user interrupted it.
     #[error("interrupted")]
     Interrupted,
+    /// The node ended before the command was done.
+    #[error("the node was stopped before this was done, by 'tvix-node down' or a signal")]
+    Stopped,
     /// The home cannot be used.
     #[error(transparent)]
     Home(#[from] HomeError),

@@ -364,6 +364,10 @@ impl ControlApi for Api {
             Some(deriver) => self.depot.note(deriver).await,
             None => None,
         };
+        let log = match &info.deriver {
+            Some(deriver) => self.depot.open_log(deriver).await.map_err(failed)?,
+            None => None,
+        };
         let record = self.depot.record_of(path.clone()).await.map_err(failed)?;
         let record = record.and_then(|envelope| envelope.open::<BuildRecord>().ok());
         let node = match &info.origin {
@@ -411,6 +415,7 @@ impl ControlApi for Api {
                 .as_ref()
                 .map(|record| record.finished)
                 .or(note.as_ref().map(|note| note.finished)),
+            has_log: log.is_some(),
             info,
         })
     }

@@ -32,7 +32,7 @@ const MAGIC: u64 = 0x4558_494e;
 /// that, nobody takes what was written before for an archive.
 const HELD_BACK: usize = 16;
 
-/// Why a stream was not imported. What came before the fault stays.
+/// Why a stream was not imported. Paths are registered in groups of [`IMPORT_GROUP`]; the groups before the fault stay.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The stream cannot be read.

@@ -1,7 +1,7 @@
 //! The store of a node: trees (directories, files, links) under store paths, and what is known of them.
 //!
-//! A [`Store`] owns one home. The trees lie in `<home>/nix/store/<hash>-<name>`, where stock Nix finds
-//! them too (`--store <home>`): read-only, with normalised metadata, equal files once. An index beside
+//! A [`Store`] owns one home. The trees lie in `<home>/nix/store/<hash>-<name>`, where a
+//! store of stock Nix has them (`--store <home>`; which of them are valid it does not know): read-only, with normalised metadata, equal files once. An index beside
 //! them says which paths are valid; what the index does not name does not exist. After a crash at any
 //! instant the store opens, everything that was reported as added is there, and nothing half-written
 //! is.

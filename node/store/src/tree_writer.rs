@@ -401,7 +401,7 @@ impl<'s> TreeWriter<'s> {
         let room = rustix::fs::fstatvfs(self.temporary.trees().fd());
         match room.map(|room| has_room(&room)) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(self.fail("write more of", Errno::NOSPC)),
+            Ok(false) => Err(self.fail("keep 32 MiB of the disk free and write more of", Errno::NOSPC)),
             Err(error) => Err(self.fail("look at the file system of", error)),
         }
     }

@@ -190,6 +190,7 @@ impl ControlApi for Notes {
             node: None,
             started: None,
             finished: None,
+            has_log: false,
         })
     }
 
