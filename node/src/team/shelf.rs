@@ -80,6 +80,10 @@ impl Shelf for StoreShelf {
         self.store.tree(&digest).map_err(ShelfError::new)
     }
 
+    fn tree_size(&self, digest: TreeDigest) -> Result<Option<usize>, ShelfError> {
+        self.store.tree_size(&digest).map_err(ShelfError::new)
+    }
+
     fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, ShelfError> {
         // Who only names the content of something hidden, and does not send it, must not get it put together here.
         let counts = |path: Option<&StorePath>, audience: &Audience| {

@@ -145,6 +145,14 @@ impl Store {
         self.inner.index.node(*digest)
     }
 
+    /// Bytes of the encoding of the object with this digest, if any tree in the store has it.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn tree_size(&self, digest: &TreeDigest) -> Result<Option<usize>, IndexError> {
+        self.inner.index.node_size(*digest)
+    }
+
     /// A stored file with these bytes, open for reading from its start. What is read from it should be
     /// checked against the digest, as every reader of verified streams does: the disk may have failed.
     ///

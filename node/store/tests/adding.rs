@@ -142,6 +142,7 @@ fn a_tree_can_be_one_file_or_link() {
         tree.write(&at);
         let info = store.add_source(&at, source(name), &lease).unwrap();
         assert_eq!(info.tree, tree.digest());
+        assert_eq!(store.tree_size(&info.tree).unwrap(), Some(tree.to_bytes().len()));
         assert_eq!(store.tree(&info.tree).unwrap(), Some(tree));
         assert_eq!(
             store.dump_nar(&info.path, &mut Vec::new()).unwrap(),

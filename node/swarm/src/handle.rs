@@ -155,7 +155,7 @@ pub(crate) async fn start_serving(
         standing: Mutex::new(Standing::default()),
         gate: Mutex::new(RequestGate::new(swarm_id, team.me(), nonces)),
         serving: config.machine.serving,
-        fetching: Fetching::new(config.spool, config.machine.fetches),
+        fetching: Fetching::new(config.spool, config.machine.fetches, config.machine.coming),
         peers: Mutex::default(),
         introductions: Mutex::default(),
         facts: watch::channel(config.facts).0,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tvix_node_protocol::limits::{FOUNDERS, ROSTER_STATEMENTS};
+use tvix_node_protocol::limits::{FOUNDERS, ROSTER_STATEMENTS, TREE_NODE_BYTES};
 
 use crate::machine::Pace;
 
@@ -346,6 +346,20 @@ pub const WALK_STREAMS: usize = 32;
 /// Of those, to one peer: who reads slowly leaves places to others, and four are served at once.
 pub const WALK_STREAMS_PER_PEER: usize = WALK_STREAMS / 4;
 
+/// Bytes of directories and texts that are read ahead for one peer, over all its streams: the largest directory alone, or
+/// thousands of ordinary ones.
+pub const WALK_BYTES_PER_PEER: usize = TREE_NODE_BYTES;
+
+/// The same for all peers: those of [`WALK_STREAMS`] / [`WALK_STREAMS_PER_PEER`]. A directory takes several times as much for the
+/// moment in which it is read; so large a one is rare.
+pub const WALK_BYTES: usize = 4 * WALK_BYTES_PER_PEER;
+
+/// Trees whose files are listed at once, because somebody wants some of them: each has one directory at a time in memory.
+pub const LISTINGS: usize = 4;
+
+/// Of those, for one peer: whoever asks for parts of many trees leaves some to others.
+pub const LISTINGS_PER_PEER: usize = LISTINGS / 2;
+
 /// How long one who asks for content waits for a place before it is told that this node is busy: well before it gives
 /// up.
 pub const PLACE_PATIENCE: Duration = Duration::from_secs(10);
@@ -406,6 +420,12 @@ pub const OUTBOARD_BYTES_OF_A_FILE: u64 = 16 << 20;
 /// Bytes of hashes inside served files that lie in files: those of 256 GiB, four of the largest files that a store takes
 /// from others. A larger file is not served.
 pub const OUTBOARD_BYTES_ON_DISK: usize = 1 << 30;
+
+/// Bytes of directories on their way from one provider, as it announces them, or waiting to be written: the largest alone.
+pub const COMING_BYTES_PER_PEER: usize = TREE_NODE_BYTES;
+
+/// The same from all providers: of as many as one tree is fetched from.
+pub const COMING_BYTES: usize = PROVIDERS_AT_ONCE * COMING_BYTES_PER_PEER;
 
 /// How long it is remembered that a file, which has not been written to since, could not be proven: each try reads all of
 /// it. A disk that failed may do better later.

@@ -12,11 +12,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
 
 use crate::limits::{
-    FETCH_PACE, FETCHES, FETCHES_FOR_EACH, FETCHES_FOR_OTHERS, PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, STREAMS,
+    COMING_BYTES, COMING_BYTES_PER_PEER, FETCH_PACE, FETCHES, FETCHES_FOR_EACH, FETCHES_FOR_OTHERS,
+    PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, STREAMS,
 };
 use crate::net::caps::Throttle;
 use crate::places::Places;
 use crate::protocols::serving::Serving;
+use crate::room::Room;
 
 /// See the [module](self). Clones are the same machine.
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub struct Machine {
     pub(crate) serving: Arc<Serving>,
     /// Trees that are fetched.
     pub(crate) fetches: FetchPlaces,
+    /// Room for directories that come.
+    pub(crate) coming: Arc<Room>,
     /// Streams that are served.
     pub(crate) streams: Arc<Semaphore>,
     /// Pushes that are taken.
@@ -38,6 +42,7 @@ impl Default for Machine {
         Self {
             serving: Arc::new(Serving::new()),
             fetches: FetchPlaces::default(),
+            coming: Arc::new(Room::new(COMING_BYTES, COMING_BYTES_PER_PEER)),
             streams: Arc::new(Semaphore::new(STREAMS)),
             pushes: Arc::new(Semaphore::new(PUSHES_TAKEN)),
             pushes_of_each: Arc::new(Places::new(PUSHES_TAKEN_PER_PEER)),

@@ -62,6 +62,15 @@ pub trait Shelf: Send + Sync + 'static {
     /// [`ShelfError`]
     fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError>;
 
+    /// Bytes of the encoding of a tree that is here, or of a directory in one. It is asked before the tree, so that there is
+    /// room for it when it is read.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn tree_size(&self, digest: TreeDigest) -> Result<Option<usize>, ShelfError> {
+        Ok(self.tree(digest)?.map(|tree| tree.to_bytes().len()))
+    }
+
     /// Which of these files are here already, whichever tree they are in: they are not fetched again.
     ///
     /// # Errors

@@ -53,6 +53,14 @@ impl Index {
                 .transpose()
         })
     }
+
+    /// Bytes of the encoding of the object with this digest.
+    pub(crate) fn node_size(&self, digest: TreeDigest) -> Result<Option<usize>, IndexError> {
+        self.read(|transaction| {
+            let nodes = transaction.open_table(NODES)?;
+            Ok(nodes.get(&digest.0)?.map(|bytes| bytes.value().len()))
+        })
+    }
 }
 
 pub(crate) fn decode_node(bytes: &[u8], digest: TreeDigest) -> Result<Tree, IndexFault> {

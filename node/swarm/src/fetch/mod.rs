@@ -39,6 +39,7 @@ use crate::limits::{
 };
 use crate::machine::{FetchPlace, FetchPlaces};
 use crate::places::Places;
+use crate::room::Room;
 use crate::shelf::ShelfError;
 use arrival::{Coming, Kind};
 use large::LargeFile;
@@ -102,17 +103,20 @@ pub(crate) struct Fetching {
     spool: PathBuf,
     running: Mutex<HashMap<TreeDigest, Weak<tokio::sync::Mutex<()>>>>,
     places: FetchPlaces,
+    /// Room for directories that come.
+    coming: Arc<Room>,
     /// Streams that bring content, of each provider.
     streams: Places,
 }
 
 impl Fetching {
-    /// `places`: for so many trees at once.
-    pub(crate) fn new(spool: PathBuf, places: FetchPlaces) -> Self {
+    /// `places`: for so many trees at once. `coming`: room for their directories.
+    pub(crate) fn new(spool: PathBuf, places: FetchPlaces, coming: Arc<Room>) -> Self {
         Self {
             spool,
             running: Mutex::default(),
             places,
+            coming,
             streams: Places::new(CONTENT_STREAMS_PER_PEER),
         }
     }

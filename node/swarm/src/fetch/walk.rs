@@ -21,6 +21,7 @@ use crate::call::{self, CallError};
 use crate::core::{Core, blocking, lock};
 use crate::limits::{BUSY_PAUSE, BUSY_TRIES, TREE_ENTRIES, WALK_LOOK, WRITE_BATCH};
 use crate::net::Door;
+use crate::room::Held;
 
 /// An archive has at least so many bytes for each entry of a directory: the words around its name and what it is.
 const ENTRY_BYTES: u64 = 160;
@@ -101,16 +102,30 @@ async fn fetch(
             .map_err(at)?,
     )?;
     let mut walk = Walk::new(root);
-    let (mut items, mut size) = (vec![], 0);
+    let mut batch = Batch::default();
     loop {
         signs.waits();
-        let bytes = wire.reader.receive_raw(TREE_NODE_BYTES).await;
+        let size = wire.reader.size(TREE_NODE_BYTES).await;
         signs.came();
-        let bytes = bytes.map_err(at)?;
-        let bytes = bytes.ok_or_else(|| ProviderError::Ended("not all directories came".to_owned()))?;
-        if bytes.is_empty() {
+        let size = size.map_err(at)?;
+        let size = size.ok_or_else(|| ProviderError::Ended("not all directories came".to_owned()))?;
+        if size == 0 {
             break;
         }
+        let coming = &core.fetching.coming;
+        let held = match coming.try_take(provider, size) {
+            Some(held) => Some(held),
+            // Who waits holds nothing that another waits for.
+            None => {
+                batch.write(arrival).await?;
+                coming.take(provider, size).await
+            }
+        };
+        let held = held.ok_or_else(|| ProviderError::Ended("this node is shutting down".to_owned()))?;
+        signs.waits();
+        let bytes = wire.reader.frame(size).await;
+        signs.came();
+        let bytes = bytes.map_err(at)?;
         report.moves(bytes.len());
         core.throttles.download.pass(bytes.len()).await;
         let digest = walk.take(&bytes).map_err(ProviderError::Lied)?;
@@ -123,22 +138,39 @@ async fn fetch(
                 "it has more than {entries} entries, and an archive of {most} bytes has not"
             )));
         }
-        size += bytes.len();
-        items.push(Item {
+        batch.size += bytes.len();
+        batch.held.push(held);
+        batch.items.push(Item {
             kind: Kind::Directory,
             digest: digest.0,
             bytes,
         });
-        if size >= WRITE_BATCH {
-            size = 0;
-            write(arrival, std::mem::take(&mut items)).await?;
+        if batch.size >= WRITE_BATCH {
+            batch.write(arrival).await?;
         }
     }
     if !walk.queue.is_empty() {
         return Err(ProviderError::Lied("the tree ends before its end".to_owned()));
     }
-    write(arrival, items).await?;
+    batch.write(arrival).await?;
     Ok(walk.files)
+}
+
+/// Directories that are written together.
+#[derive(Default)]
+struct Batch {
+    items: Vec<Item>,
+    /// Their bytes.
+    size: usize,
+    /// Room for them.
+    held: Vec<Held>,
+}
+
+impl Batch {
+    async fn write(&mut self, arrival: &Arc<Arrival>) -> Result<(), ProviderError> {
+        let batch = std::mem::take(self);
+        write(arrival, batch.items).await
+    }
 }
 
 /// The directories, from the first provider that brings them. It stays the first. Where one falls silent, the next is asked,

@@ -111,6 +111,23 @@ impl WireReader {
         limit: usize,
         time: Duration,
     ) -> Result<Option<Vec<u8>>, WireError> {
+        match self.size_within(limit, time).await? {
+            Some(size) => Ok(Some(self.frame_within(size, time).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// How many bytes the next frame has, at most `limit`; none where the stream ends before it. It has to be taken next.
+    pub(crate) async fn size(&mut self, limit: usize) -> Result<Option<usize>, WireError> {
+        self.size_within(limit, ANSWER_TIME).await
+    }
+
+    /// The bytes of a frame of so many.
+    pub(crate) async fn frame(&mut self, size: usize) -> Result<Vec<u8>, WireError> {
+        self.frame_within(size, ANSWER_TIME).await
+    }
+
+    async fn size_within(&mut self, limit: usize, time: Duration) -> Result<Option<usize>, WireError> {
         let silent = |_| WireError::Silent(time);
         let mut length = [0; 4];
         // The first byte decides between an end and a message cut short.
@@ -128,6 +145,11 @@ impl WireReader {
         if size > limit {
             return Err(WireError::TooLarge { size, limit });
         }
+        Ok(Some(size))
+    }
+
+    async fn frame_within(&mut self, size: usize, time: Duration) -> Result<Vec<u8>, WireError> {
+        let silent = |_| WireError::Silent(time);
         // As much memory as has really come, whatever was announced.
         let mut bytes = Vec::with_capacity(size.min(STREAM_BUFFER));
         while bytes.len() < size {
@@ -138,7 +160,7 @@ impl WireReader {
                 .await
                 .map_err(silent)??;
         }
-        Ok(Some(bytes))
+        Ok(bytes)
     }
 
     /// What follows the messages, as bytes.

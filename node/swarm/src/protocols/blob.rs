@@ -136,12 +136,9 @@ impl SendStream for BlobWriter {
 pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
     let BlobQuestion { root, blob } = wire.reader.receive().await?;
     match files_for(core, peer, root).await {
-        Ok(Some(files)) if files.contains(&blob) => {}
+        Ok(files) if files.contains(&blob) => {}
         Ok(_) => return wire.answer(&ServeAnswer::NotHere).await,
-        Err(error) => {
-            tracing::error!(%root, %error, "a tree could not be read for a peer");
-            return wire.answer(&ServeAnswer::Broken).await;
-        }
+        Err(answer) => return wire.answer(&answer).await,
     }
     let Some(_place) = core.serving.place(peer).await else {
         return wire.answer(&ServeAnswer::Busy).await;

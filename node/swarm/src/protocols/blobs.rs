@@ -43,12 +43,8 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     };
     let root = question.root;
     let files = match files_for(core, peer, root).await {
-        Ok(Some(files)) => files,
-        Ok(None) => return wire.answer(&ServeAnswer::NotHere).await,
-        Err(error) => {
-            tracing::error!(%root, %error, "a tree could not be read for a peer");
-            return wire.answer(&ServeAnswer::Broken).await;
-        }
+        Ok(files) => files,
+        Err(answer) => return wire.answer(&answer).await,
     };
     let Some(_place) = core.serving.place(peer).await else {
         return wire.answer(&ServeAnswer::Busy).await;

@@ -1,5 +1,6 @@
 //! Our own protocols, door by door: what is asked, and how it is answered.
 
+pub(crate) mod ahead;
 pub(crate) mod blob;
 pub(crate) mod blobs;
 pub(crate) mod build;

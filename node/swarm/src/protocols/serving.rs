@@ -17,15 +17,17 @@ use bao_tree::io::sync::{CreateOutboard, ReadAt, WriteAt};
 use bao_tree::{BaoTree, BlockSize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::ServeAnswer;
 use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 
 use crate::core::{Core, lock};
 use crate::limits::{
-    CONTENT_STREAMS, CONTENT_STREAMS_PER_PEER, OUTBOARD_BYTES, OUTBOARD_BYTES_OF_A_FILE,
-    OUTBOARD_BYTES_ON_DISK, PLACE_PATIENCE, SERVED_BLOBS, UNPROVEN, UNPROVEN_FILES, WALK_STREAMS,
-    WALK_STREAMS_PER_PEER,
+    CONTENT_STREAMS, CONTENT_STREAMS_PER_PEER, LISTINGS, LISTINGS_PER_PEER, OUTBOARD_BYTES,
+    OUTBOARD_BYTES_OF_A_FILE, OUTBOARD_BYTES_ON_DISK, PLACE_PATIENCE, SERVED_BLOBS, UNPROVEN, UNPROVEN_FILES,
+    WALK_BYTES, WALK_BYTES_PER_PEER, WALK_STREAMS, WALK_STREAMS_PER_PEER,
 };
 use crate::places::Places;
+use crate::room::Room;
 use crate::shelf::{Shelf, ShelfError};
 
 /// Groups of 16 chunks of 1 KiB, as iroh-blobs has them: what is verified at once.
@@ -182,9 +184,15 @@ pub(crate) struct Serving {
     walks: Arc<Semaphore>,
     /// Of those, to each peer.
     walking_peers: Places,
+    /// Room for what they read ahead.
+    pub(crate) ahead: Arc<Room>,
+    /// Trees whose files are listed.
+    listings: Arc<Semaphore>,
+    /// Of those, for each peer.
+    listings_of_each: Places,
 }
 
-/// A stream may carry content as long as this is held.
+/// A stream may carry content, or a tree be listed for it, as long as this is held.
 pub(crate) struct Place {
     _of_peer: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
@@ -214,6 +222,9 @@ impl Serving {
             peers: Places::new(CONTENT_STREAMS_PER_PEER),
             walks: Arc::new(Semaphore::new(WALK_STREAMS)),
             walking_peers: Places::new(WALK_STREAMS_PER_PEER),
+            ahead: Arc::new(Room::new(WALK_BYTES, WALK_BYTES_PER_PEER)),
+            listings: Arc::new(Semaphore::new(LISTINGS)),
+            listings_of_each: Places::new(LISTINGS_PER_PEER),
         }
     }
 
@@ -225,6 +236,11 @@ impl Serving {
     /// A place for a stream of directories or texts to this peer. None: there was none for a while.
     pub(crate) async fn walk_place(&self, peer: NodeKey) -> Option<Place> {
         place(self.walking_peers.of(peer), Arc::clone(&self.walks)).await
+    }
+
+    /// A place to list the files of a tree for this peer. None: there was none for a while.
+    pub(crate) async fn listing_place(&self, peer: NodeKey) -> Option<Place> {
+        place(self.listings_of_each.of(peer), Arc::clone(&self.listings)).await
     }
 
     pub(crate) fn remember(&self, root: TreeDigest, blobs: HashSet<BlobDigest>) -> Arc<HashSet<BlobDigest>> {
@@ -332,58 +348,87 @@ fn weight_of(size: u64) -> usize {
     usize::try_from(hashes_of(size).saturating_add(128)).unwrap_or(usize::MAX)
 }
 
-/// Walks a tree: its directories breadth first, each once. `each` gets every encoding and may stop the
-/// walk by answering false. The files come back; none where a part of the tree is not here. Blocks.
-pub(crate) fn walk(
-    shelf: &dyn Shelf,
-    root: TreeDigest,
-    mut each: impl FnMut(Vec<u8>) -> bool,
-) -> Result<Option<HashSet<BlobDigest>>, ShelfError> {
-    let mut blobs = HashSet::new();
-    let mut seen = HashSet::from([root]);
-    let mut queue = VecDeque::from([root]);
-    while let Some(digest) = queue.pop_front() {
-        let Some(tree) = shelf.tree(digest)? else {
-            return Ok(None);
-        };
-        if !each(tree.to_bytes()) {
-            return Ok(None);
+/// A walk through a tree: its directories breadth first, each once.
+pub(crate) struct TreeWalk {
+    queue: VecDeque<TreeDigest>,
+    seen: HashSet<TreeDigest>,
+    /// Files of what has been taken.
+    pub(crate) blobs: HashSet<BlobDigest>,
+}
+
+impl TreeWalk {
+    /// From here.
+    pub(crate) fn new(root: TreeDigest) -> Self {
+        Self {
+            queue: VecDeque::from([root]),
+            seen: HashSet::from([root]),
+            blobs: HashSet::new(),
         }
+    }
+
+    /// What has to be read and taken next.
+    pub(crate) fn next(&mut self) -> Option<TreeDigest> {
+        self.queue.pop_front()
+    }
+
+    /// Takes what is next.
+    pub(crate) fn take(&mut self, tree: &Tree) {
         match tree {
-            Tree::Leaf(Leaf::File { blob, .. }) => {
-                blobs.insert(blob);
-            }
+            Tree::Leaf(Leaf::File { blob, .. }) => drop(self.blobs.insert(*blob)),
             Tree::Leaf(Leaf::Symlink(_)) => {}
             Tree::Directory(directory) => {
                 for (_, node) in directory.entries() {
                     match node {
-                        Node::Directory(digest) if seen.insert(*digest) => queue.push_back(*digest),
+                        Node::Directory(digest) if self.seen.insert(*digest) => self.queue.push_back(*digest),
                         Node::Directory(_) | Node::Symlink(_) => {}
-                        Node::File { blob, .. } => {
-                            blobs.insert(*blob);
-                        }
+                        Node::File { blob, .. } => drop(self.blobs.insert(*blob)),
                     }
                 }
             }
         }
     }
-    Ok(Some(blobs))
 }
 
-/// The files of a tree, where the peer may have it and it is here.
+/// The files of a tree; none where a part of it is not here. Blocks.
+pub(crate) fn files(shelf: &dyn Shelf, root: TreeDigest) -> Result<Option<HashSet<BlobDigest>>, ShelfError> {
+    let mut walk = TreeWalk::new(root);
+    while let Some(digest) = walk.next() {
+        let Some(tree) = shelf.tree(digest)? else {
+            return Ok(None);
+        };
+        walk.take(&tree);
+    }
+    Ok(Some(walk.blobs))
+}
+
+/// The files of a tree, where the peer may have it and it is here. If not: what the peer is answered.
 pub(crate) async fn files_for(
     core: &Core,
     peer: NodeKey,
     root: TreeDigest,
-) -> Result<Option<Arc<HashSet<BlobDigest>>>, ShelfError> {
-    if !core.ask_shelf(move |shelf| shelf.may_serve(peer, root)).await? {
-        return Ok(None);
+) -> Result<Arc<HashSet<BlobDigest>>, ServeAnswer> {
+    let broken = |error: ShelfError| {
+        tracing::error!(%root, %error, "a tree could not be read for a peer");
+        ServeAnswer::Broken
+    };
+    let may = core.ask_shelf(move |shelf| shelf.may_serve(peer, root)).await;
+    if !may.map_err(broken)? {
+        return Err(ServeAnswer::NotHere);
     }
-    if let Some(blobs) = lock(&core.serving.trees).get(root) {
-        return Ok(Some(blobs));
+    let known = || lock(&core.serving.trees).get(root);
+    if let Some(files) = known() {
+        return Ok(files);
     }
-    let blobs = core.ask_shelf(move |shelf| walk(shelf, root, |_| true)).await?;
-    Ok(blobs.map(|blobs| core.serving.remember(root, blobs)))
+    let _place = core.serving.listing_place(peer).await.ok_or(ServeAnswer::Busy)?;
+    // Somebody may have asked for the same a moment ago.
+    if let Some(files) = known() {
+        return Ok(files);
+    }
+    let files = core.ask_shelf(move |shelf| files(shelf, root)).await;
+    match files.map_err(broken)? {
+        Some(files) => Ok(core.serving.remember(root, files)),
+        None => Err(ServeAnswer::NotHere),
+    }
 }
 
 #[cfg(test)]
@@ -426,6 +471,12 @@ mod tests {
         }
         assert!(serving.walk_place(ann).now_or_never().is_none());
         assert!(serving.walk_place(bob).now_or_never().flatten().is_some());
+        let mut listings = vec![];
+        for _ in 0..LISTINGS_PER_PEER {
+            listings.push(serving.listing_place(ann).now_or_never().flatten().unwrap());
+        }
+        assert!(serving.listing_place(ann).now_or_never().is_none());
+        assert!(serving.listing_place(bob).now_or_never().flatten().is_some());
     }
 
     #[tokio::test]

@@ -10,17 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use tokio::sync::mpsc;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::{TEXT_BYTES, TEXTS_BYTES, TEXTS_QUESTION};
 use tvix_node_protocol::messages::{ServeAnswer, TEXT_FOLLOWS, TEXT_NOT_HERE, TEXTS_END, TextsQuestion};
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::tree::{Leaf, Tree};
 
+use super::ahead::Ahead;
 use super::paths::PathsError;
 use crate::call;
 use crate::core::{Core, lock};
-use crate::limits::{CONTENT_PIECE, CONTENT_QUEUE, TEXTS_OF_A_CALL, TEXTS_QUESTIONS_AT_ONCE};
+use crate::limits::{CONTENT_PIECE, TEXTS_OF_A_CALL, TEXTS_QUESTIONS_AT_ONCE};
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError};
 use crate::shelf::{Shelf, ShelfError};
@@ -35,9 +35,9 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         return wire.answer(&ServeAnswer::Busy).await;
     };
     wire.writer.send(&ServeAnswer::Coming).await?;
-    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(CONTENT_QUEUE);
+    let (ahead, mut ready) = Ahead::new(Arc::clone(&core.serving.ahead), peer);
     let reading = core.ask_shelf(move |shelf| {
-        let mut answer = Answer::new(sender);
+        let mut answer = Answer::new(ahead);
         for path in &question.paths {
             if !answer.add(shelf, peer, path)? {
                 break;
@@ -48,7 +48,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     });
     // The receiver goes with the writer: the reading thread notices where nobody writes any more.
     let writing = async move {
-        while let Some(piece) = receiver.recv().await {
+        while let Some((piece, _held)) = ready.recv().await {
             wire.writer.send_content(&piece, &core.throttles.upload).await?;
         }
         Ok::<_, WireError>(wire)
@@ -67,15 +67,15 @@ struct Answer {
     piece: Vec<u8>,
     /// Bytes of texts so far.
     size: usize,
-    sender: mpsc::Sender<Vec<u8>>,
+    ahead: Ahead,
 }
 
 impl Answer {
-    fn new(sender: mpsc::Sender<Vec<u8>>) -> Self {
+    fn new(ahead: Ahead) -> Self {
         Self {
             piece: Vec::with_capacity(CONTENT_PIECE),
             size: 0,
-            sender,
+            ahead,
         }
     }
 
@@ -122,7 +122,8 @@ impl Answer {
     fn flush(&mut self) -> bool {
         let next = Vec::with_capacity(CONTENT_PIECE);
         let piece = std::mem::replace(&mut self.piece, next);
-        self.sender.blocking_send(piece).is_ok()
+        let held = self.ahead.room(piece.len());
+        held.is_some_and(|held| self.ahead.send(piece, held))
     }
 }
 
@@ -223,25 +224,23 @@ async fn ask_once(
     }
     let mut room = TEXTS_BYTES;
     for path in paths {
-        let frame = wire
-            .reader
-            .receive_raw(room.min(TEXT_BYTES) + 1)
-            .await
-            .map_err(at)?;
-        let mut frame = frame.ok_or(WireError::Closed).map_err(at)?;
+        let length = wire.reader.size(room.min(TEXT_BYTES) + 1).await.map_err(at)?;
+        let length = length.ok_or(WireError::Closed).map_err(at)?;
+        let size = length.saturating_sub(1);
+        // Before it is read.
+        let enough = |left: usize| left.checked_sub(size);
+        if left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough)
+            .is_err()
+        {
+            let limit = TEXTS_OF_A_CALL;
+            return Err(PathsError::TooLarge { peer, limit });
+        }
+        let mut frame = wire.reader.frame(length).await.map_err(at)?;
         match (frame.first(), frame.len()) {
-            (Some(&TEXT_FOLLOWS), length) => {
-                let size = length - 1;
+            (Some(&TEXT_FOLLOWS), _) => {
                 core.throttles.download.pass(size).await;
                 room -= size;
-                let enough = |left: usize| left.checked_sub(size);
-                if left
-                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough)
-                    .is_err()
-                {
-                    let limit = TEXTS_OF_A_CALL;
-                    return Err(PathsError::TooLarge { peer, limit });
-                }
                 frame.remove(0);
                 texts.push(Some(frame));
             }

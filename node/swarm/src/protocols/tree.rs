@@ -1,15 +1,17 @@
 //! The directories of a tree, breadth first, in one answer.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{ServeAnswer, TreeQuestion};
+use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 
-use super::serving::walk;
+use super::ahead::Ahead;
+use super::serving::TreeWalk;
 use crate::core::Core;
-use crate::limits::CONTENT_QUEUE;
 use crate::net::wire::{Wire, WireError};
+use crate::shelf::{Shelf, ShelfError};
 
 pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
     let TreeQuestion { root } = wire.reader.receive().await?;
@@ -28,17 +30,11 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         return wire.answer(&ServeAnswer::Busy).await;
     };
     wire.writer.send(&ServeAnswer::Coming).await?;
-    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(CONTENT_QUEUE);
-    let walker = {
-        let core = core.clone();
-        async move {
-            core.ask_shelf(move |shelf| walk(shelf, root, |bytes| sender.blocking_send(bytes).is_ok()))
-                .await
-        }
-    };
+    let (ahead, mut ready) = Ahead::new(Arc::clone(&core.serving.ahead), peer);
+    let walker = core.ask_shelf(move |shelf| walk(shelf, root, &ahead));
     // The receiver goes with the writer: the reading thread notices where nobody writes any more.
     let writing = async move {
-        while let Some(bytes) = receiver.recv().await {
+        while let Some((bytes, _held)) = ready.recv().await {
             core.throttles.upload.pass(bytes.len()).await;
             wire.writer.send_raw(&bytes).await?;
         }
@@ -59,4 +55,33 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
             Ok(())
         }
     }
+}
+
+/// Reads the directories of a tree ahead of who takes them. Its files come back; none where a part of it is not here, or
+/// nobody takes more. Blocks.
+fn walk(
+    shelf: &dyn Shelf,
+    root: TreeDigest,
+    ahead: &Ahead,
+) -> Result<Option<HashSet<BlobDigest>>, ShelfError> {
+    let mut walk = TreeWalk::new(root);
+    while let Some(digest) = walk.next() {
+        let Some(size) = shelf.tree_size(digest)? else {
+            return Ok(None);
+        };
+        // Before it is read.
+        let Some(held) = ahead.room(size) else {
+            return Ok(None);
+        };
+        let Some(tree) = shelf.tree(digest)? else {
+            return Ok(None);
+        };
+        walk.take(&tree);
+        let bytes = tree.to_bytes();
+        drop(tree);
+        if !ahead.send(bytes, held) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(walk.blobs))
 }

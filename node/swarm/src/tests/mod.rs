@@ -8,6 +8,7 @@ mod joining;
 mod leaving;
 mod liars;
 mod local_network;
+mod memory;
 mod pushing;
 mod reachability;
 mod relayed;

@@ -169,7 +169,7 @@ impl TestShelf {
 
     /// Whether all of a tree is here.
     pub(super) fn is_complete(&self, root: TreeDigest) -> bool {
-        let Ok(Some(blobs)) = crate::protocols::serving::walk(self, root, |_| true) else {
+        let Ok(Some(blobs)) = crate::protocols::serving::files(self, root) else {
             return false;
         };
         let held = lock(&self.held);
