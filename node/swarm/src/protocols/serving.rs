@@ -4,7 +4,7 @@
 //! it once, and remembered for a while. A file is read as a whole once for its hashes, whether it proves to be what it
 //! should or not, and not for each piece of it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::{File, Metadata};
 use std::io::{self, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -113,11 +113,23 @@ struct Unproven {
     reason: String,
 }
 
-/// Values that were used lately, bounded by their weight.
+/// One of [`Recent`].
+#[derive(Debug)]
+struct Kept<V> {
+    value: Arc<V>,
+    weight: usize,
+    /// Its place in the order.
+    used: u64,
+}
+
+/// Values that were used lately, bounded by their weight. There can be a million of them.
 #[derive(Debug)]
 struct Recent<K, V> {
-    values: HashMap<K, (Arc<V>, usize)>,
-    order: VecDeque<K>,
+    values: HashMap<K, Kept<V>>,
+    /// By when they were used last.
+    order: BTreeMap<u64, K>,
+    /// How often any was used.
+    uses: u64,
     weight: usize,
     limit: usize,
 }
@@ -126,39 +138,45 @@ impl<K: Copy + Eq + std::hash::Hash, V> Recent<K, V> {
     fn new(limit: usize) -> Self {
         Self {
             values: HashMap::new(),
-            order: VecDeque::new(),
+            order: BTreeMap::new(),
+            uses: 0,
             weight: 0,
             limit,
         }
     }
 
     fn get(&mut self, key: K) -> Option<Arc<V>> {
-        let (value, _) = self.values.get(&key)?;
-        let value = value.clone();
-        self.order.retain(|other| *other != key);
-        self.order.push_back(key);
-        Some(value)
+        let kept = self.values.get_mut(&key)?;
+        self.order.remove(&kept.used);
+        self.uses += 1;
+        kept.used = self.uses;
+        self.order.insert(kept.used, key);
+        Some(kept.value.clone())
+    }
+
+    fn remove(&mut self, key: K) {
+        if let Some(kept) = self.values.remove(&key) {
+            self.order.remove(&kept.used);
+            self.weight -= kept.weight;
+        }
     }
 
     /// The oldest go until it fits; what does not fit alone is not kept. What had the key goes, too.
     fn insert(&mut self, key: K, value: Arc<V>, weight: usize) {
-        if let Some((_, freed)) = self.values.remove(&key) {
-            self.weight -= freed;
-            self.order.retain(|other| *other != key);
-        }
+        self.remove(key);
         if weight > self.limit {
             return;
         }
         while self.weight + weight > self.limit {
-            let Some(oldest) = self.order.pop_front() else {
+            let Some((_, oldest)) = self.order.first_key_value() else {
                 break;
             };
-            if let Some((_, freed)) = self.values.remove(&oldest) {
-                self.weight -= freed;
-            }
+            self.remove(*oldest);
         }
-        self.values.insert(key, (value, weight));
-        self.order.push_back(key);
+        self.uses += 1;
+        let used = self.uses;
+        self.values.insert(key, Kept { value, weight, used });
+        self.order.insert(used, key);
         self.weight += weight;
     }
 }
@@ -451,6 +469,12 @@ mod tests {
         recent.insert(4, Arc::new("too heavy"), 11);
         assert_eq!(recent.get(4), None);
         assert_eq!(recent.weight, 8);
+        recent.insert(1, Arc::new("once more"), 2);
+        assert_eq!(recent.get(1).as_deref(), Some(&"once more"));
+        assert_eq!(
+            (recent.weight, recent.values.len(), recent.order.len()),
+            (6, 2, 2)
+        );
     }
 
     #[tokio::test]
