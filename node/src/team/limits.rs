@@ -90,10 +90,6 @@ pub const GRANTS: usize = 16_384;
 /// Seconds such a tree is there for.
 pub const GRANT_TIME: u64 = 3600;
 
-/// Pushes from others that are worked on at once; each fetches several paths in parallel. As many as the swarm takes, of which
-/// no member has all.
-pub const TAKEN_PUSHES: usize = tvix_node_swarm::limits::PUSHES_TAKEN;
-
 /// Paths offered in one push; a larger closure is offered in parts.
 pub const OFFERED: usize = 1024;
 

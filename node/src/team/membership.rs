@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tvix_node_coordinator::{Event, OwnBuilder};
 use tvix_node_protocol::build::SwarmId;
@@ -29,7 +29,7 @@ use super::evidence::ShownPaths;
 use super::fetch::Arriving;
 use super::first::FirstTeam;
 use super::grants::Grants;
-use super::limits::{SPOOL_IDLE, TAKEN_PUSHES, TEAMS};
+use super::limits::{SPOOL_IDLE, TEAMS};
 use super::roll::{Roll, short};
 use super::sample::Sampling;
 use super::served::{Considering, Served};
@@ -227,24 +227,12 @@ struct Idle {
 }
 
 /// Bounds of the machine, which are the same however many teams there are.
+#[derive(Default)]
 struct Shared {
     machine: Machine,
     shown: Arc<ShownPaths>,
     served: Arc<Served>,
     considering: Arc<Considering>,
-    pushes: Arc<Semaphore>,
-}
-
-impl Default for Shared {
-    fn default() -> Self {
-        Self {
-            machine: Machine::default(),
-            shown: Arc::default(),
-            served: Arc::default(),
-            considering: Arc::default(),
-            pushes: Arc::new(Semaphore::new(TAKEN_PUSHES)),
-        }
-    }
 }
 
 impl Membership {
@@ -755,7 +743,6 @@ impl Membership {
             traffic: Arc::clone(&parts.traffic),
             sampling: Arc::new(Sampling::default()),
             considering: Arc::clone(&shared.considering),
-            pushes: Arc::clone(&shared.pushes),
         });
         parts.roll.enter(node.swarm.clone());
         parts

@@ -61,12 +61,12 @@ pub mod votes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tvix_node_coordinator::{Event, PeerOffer, placement::Link};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::find_member;
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::messages::{Facts, PushRefusal};
+use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::roster::Role;
 use tvix_node_swarm::events::{Notice, PeerStatus, SwarmEvents};
 use tvix_node_swarm::{PeerOverview, SwarmHandle};
@@ -117,7 +117,6 @@ pub struct TeamNode {
     traffic: Arc<TrafficBook>,
     sampling: Arc<Sampling>,
     considering: Arc<Considering>,
-    pushes: Arc<Semaphore>,
 }
 
 impl TeamNode {
@@ -200,15 +199,7 @@ impl TeamNode {
                 },
                 push = events.pushes.recv() => {
                     let Some(push) = push else { return };
-                    let Ok(place) = Arc::clone(&self.pushes).try_acquire_owned() else {
-                        tokio::spawn(push.refuse(PushRefusal::Busy, "this store takes no more pushes at the moment"));
-                        continue;
-                    };
-                    let node = Arc::clone(&self);
-                    tokio::spawn(async move {
-                        node.take(push).await;
-                        drop(place);
-                    });
+                    tokio::spawn(Arc::clone(&self).take(push));
                 }
             }
         }

@@ -156,6 +156,15 @@ impl Core {
         }
     }
 
+    /// Notes who is gone of whom nobody was told, because there was too much to tell.
+    pub(crate) fn miss_nobody(&self) {
+        let known: Vec<NodeKey> = lock(&self.peers).keys().copied().collect();
+        let connected = self.network.connected();
+        for peer in known.into_iter().filter(|peer| !connected.contains(peer)) {
+            self.gone(peer);
+        }
+    }
+
     /// Asks the shelf, on a thread that may block.
     pub(crate) async fn ask_shelf<T: Send + 'static>(
         &self,

@@ -158,6 +158,7 @@ pub(crate) async fn tidy(core: Arc<Core>) {
     loop {
         tick.tick().await;
         core.team.refresh();
+        core.miss_nobody();
         let (members, now) = (core.team.members(), core.team.now());
         lock(&core.table).expire(&members, now);
         lock(&core.allowance).retain(|peer| members.contains(peer));

@@ -237,10 +237,11 @@ pub const STREAMS_PER_STRANGER: usize = 1;
 /// Streams of a connection whose protocol is not settled yet.
 pub const NEGOTIATING_STREAMS: usize = 256;
 
-/// Commands waiting for the network: each is small and taken within microseconds.
+/// Commands waiting for the network: each is small and taken within microseconds, and who has one more waits with it: no peer
+/// gives any.
 pub const COMMANDS: usize = 1024;
 
-/// Events of the network waiting to be attended to.
+/// Events of the network waiting to be attended to. One too many is left out; who is gone is found out all the same, by and by.
 pub const NETWORK_EVENTS: usize = 1024;
 
 /// Bytes buffered on each side of a stream: one write to the transport carries at most this.
@@ -297,7 +298,7 @@ pub const ROSTER_ROUNDS: usize = ROSTER_STATEMENTS.div_ceil(ROSTER_ROUND) + 1;
 /// takes some 50 µs, in which nobody else may look at the roster.
 pub const ROSTER_STATEMENTS_PER_MINUTE: u32 = ROSTER_STATEMENTS as u32;
 
-/// Notices, builds and pushes waiting for the node, each.
+/// Notices, builds and pushes waiting for the node, each. There are fewer pushes: [`PUSHES_TAKEN`].
 pub const EVENTS: usize = 1024;
 
 /// How long one member may take to say what it has before the others' answers have to do.

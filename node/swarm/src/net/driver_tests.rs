@@ -42,3 +42,15 @@ async fn so_many_walks_are_made_at_once_and_more_make_do_with_what_is_known() {
     assert!(walks.iter_mut().all(|answer| answer.try_recv().is_err()));
     assert_eq!(driver.walks.len(), WALKS);
 }
+
+#[tokio::test]
+async fn reports_that_nobody_attends_to_do_not_pile_up_and_hold_nothing_up() {
+    let (driver, _network, mut events) = driver();
+    for _ in 0..=NETWORK_EVENTS {
+        driver.report(NetEvent::Gone(NodeKey([1; 32])));
+    }
+    assert_eq!(events.len(), NETWORK_EVENTS);
+    assert!(events.recv().await.is_some());
+    driver.report(NetEvent::Gone(NodeKey([2; 32])));
+    assert_eq!(events.len(), NETWORK_EVENTS);
+}

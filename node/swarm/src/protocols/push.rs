@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{PushFrame, PushOffer, PushRefusal, Shown};
 use tvix_node_protocol::nix::store_path::StorePath;
@@ -24,19 +24,32 @@ pub struct IncomingPush {
     /// The paths, a path's references before itself.
     pub paths: Vec<Shown>,
     frames: mpsc::Sender<PushFrame>,
+    place: Arc<Place>,
+}
+
+/// The place of a push among those that are taken: as long as it is told of, and as long as somebody works on it, whether
+/// the offerer is still there or not.
+#[derive(Debug)]
+struct Place {
+    _of_peer: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
 }
 
 /// A push that was taken. While it exists heartbeats are sent; dropping it refuses what is left.
 #[derive(Debug)]
 pub struct TakenPush {
     frames: mpsc::Sender<PushFrame>,
+    _place: Arc<Place>,
 }
 
 impl IncomingPush {
     /// Takes it.
     #[must_use]
     pub fn accept(self) -> TakenPush {
-        TakenPush { frames: self.frames }
+        TakenPush {
+            frames: self.frames,
+            _place: self.place,
+        }
     }
 
     /// Refuses it; who offers sees why.
@@ -46,6 +59,11 @@ impl IncomingPush {
 }
 
 impl TakenPush {
+    #[cfg(test)]
+    pub(crate) fn frames_are_unwanted(&self) -> bool {
+        self.frames.is_closed()
+    }
+
     /// A path is stored, durably, with this content.
     ///
     /// # Errors
@@ -88,9 +106,13 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     }
     // Both are said before the offer is read, which may be large.
     let of_peer = core.pushes_of_each.of(peer).try_acquire_owned();
-    let Ok(_place) =
-        of_peer.and_then(|of_peer| Ok((of_peer, core.pushes_taken.clone().try_acquire_owned()?)))
-    else {
+    let place = of_peer.and_then(|of_peer| {
+        Ok(Place {
+            _of_peer: of_peer,
+            _of_all: core.pushes_taken.clone().try_acquire_owned()?,
+        })
+    });
+    let Ok(place) = place.map(Arc::new) else {
         let answer = refused(PushRefusal::Busy, "this store takes no more pushes at the moment");
         return wire.answer(&answer).await;
     };
@@ -100,12 +122,15 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         peer,
         paths: offer.paths,
         frames,
+        place: Arc::clone(&place),
     };
     if core.pushes.try_send(incoming).is_err() {
         let answer = refused(PushRefusal::Busy, "this store takes no more pushes at the moment");
         return wire.answer(&answer).await;
     }
-    pump(wire.writer, receiver).await
+    let pumped = pump(wire.writer, receiver).await;
+    drop(place);
+    pumped
 }
 
 async fn pump(mut writer: WireWriter, mut frames: mpsc::Receiver<PushFrame>) -> Result<(), WireError> {

@@ -11,7 +11,7 @@ use tvix_node_protocol::envelope::Envelope;
 use tvix_node_protocol::limits::{PATHS_ANSWER, PRESENCE_QUESTION_KEYS, SHOWN_BYTES};
 use tvix_node_protocol::messages::{
     PathAnswer, PathsQuestion, PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal, PushRefusal,
-    Shown,
+    RefusalReason, Shown,
 };
 use tvix_node_protocol::nix::store_path::StorePath;
 
@@ -19,12 +19,13 @@ use super::strangers::stranger;
 use super::*;
 use crate::core::Core;
 use crate::limits::{
-    ANSWER_TIME, CONNECTIONS_PER_PEER, FETCHES, PRESENCE_CELLS_PER_PUT, PRESENCE_STATEMENTS_PER_MINUTE,
-    PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, STRANGERS, STREAMS,
+    ANSWER_TIME, CONNECTIONS_PER_PEER, EVENTS, FETCHES, PRESENCE_CELLS_PER_PUT,
+    PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, STRANGERS, STREAMS,
 };
 use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::net::driver::Network;
+use crate::protocols::build::BuildEvent;
 use crate::{CallError, PathsError, PushError};
 
 /// Something whose path info is large: it refers to much.
@@ -150,6 +151,70 @@ async fn a_store_takes_so_many_pushes_of_one_member_and_of_all_and_refuses_the_n
     };
     let (pushed, ()) = soon(async { tokio::join!(push, take) }).await;
     pushed.unwrap();
+}
+
+#[tokio::test]
+async fn a_push_whose_offerer_has_gone_away_keeps_its_place_as_long_as_it_is_worked_on() {
+    let mut ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    ann.meets(bob.key()).await;
+    let shown = ann.shelf.shown(&ann.shelf.add_small("pushed"));
+    let places = bob.handle.core().pushes_of_each.of(ann.key());
+    let mut taken = Vec::new();
+    for number in 1..=PUSHES_TAKEN_PER_PEER {
+        let (handle, to, shown) = (ann.handle.clone(), bob.key(), shown.clone());
+        let pushing = tokio::spawn(async move { handle.push(to, vec![shown]).await });
+        taken.push(soon(bob.events.pushes.recv()).await.unwrap().accept());
+        pushing.abort();
+        assert_eq!(places.available_permits(), PUSHES_TAKEN_PER_PEER - number);
+    }
+    // Long after the streams are gone.
+    eventually(async || taken.iter().all(|push| push.frames_are_unwanted())).await;
+    let pushed = soon(ann.handle.push(bob.key(), vec![shown.clone()])).await;
+    let reason = PushRefusal::Busy;
+    assert!(
+        matches!(pushed, Err(PushError::Refused { reason: refused, .. }) if refused == reason),
+        "{pushed:?}"
+    );
+    taken.clear();
+    assert_eq!(places.available_permits(), PUSHES_TAKEN_PER_PEER);
+}
+
+#[tokio::test]
+async fn what_the_node_does_not_attend_to_does_not_pile_up() {
+    let mut ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    ann.meets(bob.key()).await;
+    for _ in 0..=EVENTS {
+        bob.handle.core().notify(Notice::RosterChanged);
+    }
+    assert_eq!(bob.events.notices.len(), EVENTS);
+    let all = bob.handle.core().builds.try_reserve_many(EVENTS).unwrap();
+    let mut call = soon(ann.handle.request_build(building::request(&ann, &bob, 1)))
+        .await
+        .unwrap();
+    let event = building::event(&mut call).await.unwrap();
+    let reason = RefusalReason::Busy;
+    assert!(
+        matches!(&event, BuildEvent::Refused(refusal) if refusal.reason == reason),
+        "{event:?}"
+    );
+    drop(all);
+    building::running_of(&ann, &mut bob, 2).await;
+}
+
+#[tokio::test]
+async fn who_is_gone_is_found_out_although_nobody_was_told() {
+    let mut ann = TestNode::founder(1).await;
+    let bob = ann.invite(2).await;
+    ann.meets(bob.key()).await;
+    let core = ann.handle.core().clone();
+    core.met(key(3), Facts::default(), now());
+    assert_eq!(ann.handle.peers().len(), 2);
+    core.miss_nobody();
+    ann.notice(|_, notice| notice == Some(&Notice::PeerDown { peer: key(3) }))
+        .await;
+    assert!(ann.handle.peers().keys().eq([&bob.key()]));
 }
 
 /// Takes every question about presence and paths, and says nothing.

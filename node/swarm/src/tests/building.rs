@@ -23,7 +23,7 @@ async fn pair() -> (TestNode, TestNode) {
     (ann, bob)
 }
 
-fn request(from: &TestNode, to: &TestNode, nonce: u8) -> BuildRequest {
+pub(super) fn request(from: &TestNode, to: &TestNode, nonce: u8) -> BuildRequest {
     BuildRequest {
         swarm: from.handle.swarm(),
         requester: from.key(),
@@ -72,7 +72,12 @@ async fn incoming(node: &mut TestNode) -> IncomingBuild {
 
 /// A build that both sides have agreed on.
 pub(super) async fn running(ann: &TestNode, bob: &mut TestNode) -> (BuildCall, RunningBuild) {
-    let mut call = soon(ann.handle.request_build(request(ann, bob, 1)))
+    running_of(ann, bob, 1).await
+}
+
+/// The same, of a request with this nonce.
+pub(super) async fn running_of(ann: &TestNode, bob: &mut TestNode, nonce: u8) -> (BuildCall, RunningBuild) {
+    let mut call = soon(ann.handle.request_build(request(ann, bob, nonce)))
         .await
         .unwrap();
     let running = incoming(bob).await.accept().await.unwrap();

@@ -15,6 +15,7 @@ mod relayed;
 mod rosters;
 mod shelf;
 mod strangers;
+mod streams;
 mod texts;
 mod transfer;
 
