@@ -456,6 +456,11 @@ impl Log {
 
 /// A derivation of the store.
 pub fn read_from(store: &Store, path: &StorePath) -> Result<Derivation, DepotError> {
+    Ok(read_sized_from(store, path)?.0)
+}
+
+/// A derivation of the store, and the bytes of its text.
+pub fn read_sized_from(store: &Store, path: &StorePath) -> Result<(Derivation, usize), DepotError> {
     let file = store.physical(path);
     let text = std::fs::read(&file).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => DepotError::Read(ReadError::NotValid(path.clone())),
@@ -465,7 +470,7 @@ pub fn read_from(store: &Store, path: &StorePath) -> Result<Derivation, DepotErr
             source,
         },
     })?;
-    Ok(read_derivation(path, &text)?)
+    Ok((read_derivation(path, &text)?, text.len()))
 }
 
 fn invalid(path: &StorePath, source: tvix_node_protocol::nix::derivation::DerivationError) -> DrvError {

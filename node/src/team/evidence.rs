@@ -30,10 +30,14 @@ struct Kept {
     bytes: usize,
 }
 
-/// Bytes of what was shown of a path, roughly.
+/// Bytes of what was shown of a path, roughly: all of it that its length is up to who shows it.
 fn size(shown: &Shown) -> usize {
-    let record = shown.record.as_ref().map_or(0, |record| record.payload.len());
-    512 + shown.info.references.len() * 96 + record
+    let info = &shown.info;
+    let record = shown.record.as_ref();
+    let record = record.map_or(0, |record| record.payload.len() + record.domain.len());
+    let references: usize = info.references.iter().map(|path| 64 + path.name().len()).sum();
+    let signatures: usize = info.signatures.iter().map(|text| 32 + text.len()).sum();
+    512 + references + signatures + info.ca.as_ref().map_or(0, String::len) + record
 }
 
 impl ShownPaths {
@@ -47,13 +51,13 @@ impl ShownPaths {
     }
 
     fn keep(&self, peer: NodeKey, shown: &Shown) {
-        let mut kept = self.lock();
         let new = size(shown);
-        if kept.bytes.saturating_add(new) > SHOWN_BYTES {
-            *kept = Kept::default();
-        }
         if new > SHOWN_BYTES {
             return;
+        }
+        let mut kept = self.lock();
+        if kept.bytes.saturating_add(new) > SHOWN_BYTES {
+            *kept = Kept::default();
         }
         kept.bytes += new;
         let known = kept.paths.entry(shown.info.path.clone()).or_default();

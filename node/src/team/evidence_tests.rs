@@ -315,3 +315,75 @@ async fn what_members_made_of_different_builds_of_one_input_is_believed_in_one_q
     let why = why.await.unwrap_err();
     assert!(why.contains("does not show it"), "{why}");
 }
+
+#[test]
+fn what_members_said_of_paths_is_remembered_within_its_bound_however_they_fill_it() {
+    let long = || "x".repeat(8 << 20);
+    let signed = PathInfo {
+        signatures: vec![long()],
+        ..info(&output(0), 1, &[])
+    };
+    let addressed = PathInfo {
+        ca: Some(long()),
+        ..info(&output(0), 1, &[])
+    };
+    let mut recorded = made(LIAR, info(&output(0), 1, &[]), &[]);
+    recorded.record.as_mut().unwrap().payload = vec![0; 8 << 20];
+    let mut named = made(LIAR, info(&output(0), 1, &[]), &[]);
+    named.record.as_mut().unwrap().domain = long();
+    let plain = |info| Shown { info, record: None };
+    for mut shown in [plain(signed), plain(addressed), recorded, named] {
+        let remembered = ShownPaths::default();
+        for number in 0..20 {
+            shown.info.path = output(number);
+            remembered.keep(key(LIAR), &shown);
+            let kept = remembered.lock();
+            assert!(kept.paths.len() << 23 <= SHOWN_BYTES && kept.bytes <= SHOWN_BYTES);
+        }
+        assert!(remembered.get(key(LIAR), &output(19)).is_some());
+    }
+}
+
+#[tokio::test]
+async fn so_many_other_paths_are_looked_at_to_believe_one() {
+    let team = Team::new(&[], &[]);
+    let inputs: Vec<StorePath> = (0..=EVIDENCE)
+        .map(|number| {
+            let mut hash = [1; 20];
+            hash[..8].copy_from_slice(&number.to_le_bytes());
+            StorePath::from_parts(hash, "input").unwrap()
+        })
+        .collect();
+    let judged = async |inputs: &[StorePath]| {
+        let inputs: Vec<(&StorePath, u8)> = inputs.iter().map(|path| (path, 1)).collect();
+        let shown = made(LIAR, info(&output(1), 1, &[]), &inputs);
+        let mut findings = Findings::default();
+        let judged = team.accept(key(LIAR), &shown, Word::DoesNotCount, &mut findings);
+        judged.await.unwrap_err()
+    };
+    let why = judged(&inputs[1..]).await;
+    assert!(why.contains("does not show it"), "{why}");
+    let why = judged(&inputs).await;
+    assert!(why.contains("would have to be looked at"), "{why}");
+}
+
+#[tokio::test]
+async fn a_closure_of_more_paths_than_allowed_is_not_asked_for() {
+    let root = output(1);
+    let references: Vec<StorePath> = (0..CLOSURE)
+        .map(|number| {
+            let mut hash = [1; 20];
+            hash[..8].copy_from_slice(&number.to_le_bytes());
+            StorePath::from_parts(hash, "reference").unwrap()
+        })
+        .collect();
+    let survey = async |references: &[StorePath]| {
+        let references: Vec<&StorePath> = references.iter().collect();
+        let team = Team::new(&[(LIAR, info(&root, 1, &references))], &[]);
+        tree_of(&team, &root, &root).await.unwrap_err()
+    };
+    let why = survey(&references[1..]).await;
+    assert!(why.contains("nobody in the team is known to have"), "{why}");
+    let why = survey(&references).await;
+    assert!(why.contains("the closure has more than"), "{why}");
+}

@@ -19,7 +19,7 @@ use super::fetch::{FetchFailure, Item, Keep};
 use super::limits::{PROVIDERS, REQUEST_DERIVATION_BYTES, REQUEST_DERIVATIONS, REQUEST_INPUT_BYTES};
 use super::policy::{Word, names_itself, source_address};
 use super::surroundings::InStore;
-use crate::daemon::depot::{DepotError, read_from};
+use crate::daemon::depot::{DepotError, read_sized_from};
 use crate::daemon::derivations::{Checked, CheckedDerivations, KnownAs};
 use crate::daemon::room::Whom;
 
@@ -56,12 +56,9 @@ impl TeamNode {
     ) -> Result<(Derivation, Checked, BTreeSet<StorePath>), Refusal> {
         let mut read: HashMap<StorePath, Derivation> = HashMap::new();
         let mut frontier = vec![root.clone()];
-        let mut room = REQUEST_DERIVATION_BYTES;
+        let mut room = DerivationRoom::default();
         while !frontier.is_empty() {
-            if read.len() + frontier.len() > REQUEST_DERIVATIONS {
-                let message = format!("{root} needs more than the {REQUEST_DERIVATIONS} derivations allowed");
-                return Err(refusal(RefusalReason::TooLarge, message));
-            }
+            room.check_number(root, read.len() + frontier.len())?;
             let found = self.read_derivations(requester, frontier, &mut room).await?;
             let inputs: BTreeSet<StorePath> = found
                 .values()
@@ -101,24 +98,30 @@ impl TeamNode {
         &self,
         requester: NodeKey,
         paths: Vec<StorePath>,
-        room: &mut usize,
+        room: &mut DerivationRoom,
     ) -> Result<HashMap<StorePath, Derivation>, Refusal> {
         let (private, team) = (Arc::clone(&self.depot.private), self.view.team());
+        let mut left = *room;
         let here = self.depot.blocking(move |store| {
             let valid = store.known_to(team, paths.iter())?;
             let mut found = HashMap::new();
             let mut missing = Vec::new();
             for (path, valid) in paths.into_iter().zip(valid) {
                 if valid && !private.is_private(&path) {
-                    let derivation = read_from(store, &path)?;
+                    let (derivation, size) = read_sized_from(store, &path)?;
+                    // Members may have brought it here.
+                    if let Err(refusal) = left.take(size) {
+                        return Ok(Err(refusal));
+                    }
                     found.insert(path, derivation);
                 } else {
                     missing.push(path);
                 }
             }
-            Ok((found, missing))
+            Ok(Ok((found, missing, left)))
         });
-        let (mut found, missing) = here.await.map_err(failed)?;
+        let (mut found, missing, left) = here.await.map_err(failed)??;
+        *room = left;
         if missing.is_empty() {
             return Ok(found);
         }
@@ -133,11 +136,7 @@ impl TeamNode {
                 let message = format!("the requester does not have the derivation {path}");
                 return Err(refusal(RefusalReason::InputMissing, message));
             };
-            *room = room.checked_sub(text.len()).ok_or_else(|| {
-                let limit = REQUEST_DERIVATION_BYTES;
-                let message = format!("the request's derivations have more than the {limit} bytes allowed");
-                refusal(RefusalReason::TooLarge, message)
-            })?;
+            room.take(text.len())?;
             let derivation = read_derivation(&path, &text)
                 .map_err(|error| refusal(RefusalReason::InputContent, error.to_string()))?;
             found.insert(path, derivation);
@@ -155,14 +154,7 @@ impl TeamNode {
         direct: &BTreeSet<StorePath>,
     ) -> Result<Inputs, Refusal> {
         check_closure_of(&request.inputs, direct)?;
-        let sizes = request.inputs.iter().map(|input| input.nar_size);
-        let bytes = sizes.fold(0_u64, u64::saturating_add);
-        if bytes > REQUEST_INPUT_BYTES {
-            let message = format!(
-                "the inputs have {bytes} bytes, more than the {REQUEST_INPUT_BYTES} this builder takes"
-            );
-            return Err(refusal(RefusalReason::TooLarge, message));
-        }
+        check_sizes(&request.inputs)?;
         let paths: Vec<StorePath> = request.inputs.iter().map(|input| input.path.clone()).collect();
         let own = self.held_for_team(paths).await.map_err(failed)?;
         let mut known: BTreeMap<StorePath, Known> = BTreeMap::new();
@@ -244,6 +236,47 @@ impl TeamNode {
         }
         Ok(inputs)
     }
+}
+
+/// What the derivations of one request may still have.
+#[derive(Debug, Clone, Copy)]
+struct DerivationRoom(usize);
+
+impl Default for DerivationRoom {
+    fn default() -> Self {
+        Self(REQUEST_DERIVATION_BYTES)
+    }
+}
+
+impl DerivationRoom {
+    fn check_number(self, root: &StorePath, number: usize) -> Result<(), Refusal> {
+        if number > REQUEST_DERIVATIONS {
+            let message = format!("{root} needs more than the {REQUEST_DERIVATIONS} derivations allowed");
+            return Err(refusal(RefusalReason::TooLarge, message));
+        }
+        Ok(())
+    }
+
+    /// For one more text.
+    fn take(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.0 = self.0.checked_sub(bytes).ok_or_else(|| {
+            let limit = REQUEST_DERIVATION_BYTES;
+            let message = format!("the request's derivations have more than the {limit} bytes allowed");
+            refusal(RefusalReason::TooLarge, message)
+        })?;
+        Ok(())
+    }
+}
+
+fn check_sizes(inputs: &[Input]) -> Result<(), Refusal> {
+    let sizes = inputs.iter().map(|input| input.nar_size);
+    let bytes = sizes.fold(0_u64, u64::saturating_add);
+    if bytes > REQUEST_INPUT_BYTES {
+        let message =
+            format!("the inputs have {bytes} bytes, more than the {REQUEST_INPUT_BYTES} this builder takes");
+        return Err(refusal(RefusalReason::TooLarge, message));
+    }
+    Ok(())
 }
 
 /// Decides, references first, which of the missing inputs are accepted.

@@ -131,3 +131,27 @@ fn a_source_that_was_taken_on_a_word_is_not_built_from_for_others() {
     assert_eq!(here(&source, true_archive, &peer), Ok(()));
     assert_eq!(here(&output, NarHash([66; 32]), &peer), Ok(()));
 }
+
+#[test]
+fn a_request_of_too_many_derivations_or_too_large_ones_is_refused() {
+    let (root, mut room) = (path("root.drv"), DerivationRoom::default());
+    assert_eq!(room.check_number(&root, REQUEST_DERIVATIONS), Ok(()));
+    let refused = room.check_number(&root, REQUEST_DERIVATIONS + 1).unwrap_err();
+    assert_eq!(refused.reason, RefusalReason::TooLarge);
+    assert_eq!(room.take(REQUEST_DERIVATION_BYTES - 1), Ok(()));
+    assert_eq!(room.take(2).unwrap_err().reason, RefusalReason::TooLarge);
+    assert_eq!(room.take(1), Ok(()));
+    assert_eq!(room.take(1).unwrap_err().reason, RefusalReason::TooLarge);
+}
+
+#[test]
+fn a_request_of_too_large_inputs_is_refused_whatever_they_add_up_to() {
+    let mut inputs = inputs(&[("a", &[]), ("b", &[])]);
+    (inputs[0].nar_size, inputs[1].nar_size) = (REQUEST_INPUT_BYTES - 1, 1);
+    assert_eq!(check_sizes(&inputs), Ok(()));
+    for size in [2, u64::MAX] {
+        inputs[1].nar_size = size;
+        let refused = check_sizes(&inputs).unwrap_err();
+        assert_eq!(refused.reason, RefusalReason::TooLarge);
+    }
+}

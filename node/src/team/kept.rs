@@ -31,7 +31,8 @@ impl TeamNode {
     pub(super) async fn show_folder(&self, requester: NodeKey, folder: PathBuf) -> FailedFolder {
         let (lease, taken, audience) = (self.depot.lease(), folder.clone(), self.view.audience());
         let shown = self.depot.blocking(move |store| {
-            tidy(&taken, FAILED_FOLDER_BYTES).map_err(file(&taken, "shown to who asked for it"))?;
+            tidy(&taken, FAILED_FOLDER_BYTES, FAILED_FOLDER_ENTRIES)
+                .map_err(file(&taken, "shown to who asked for it"))?;
             let prepared = store.prepare_source(&taken, Naming::Content(ContentName::source(NAME)))?;
             Ok(store.register_unaccepted(vec![prepared.within(&audience)], &lease)?)
         });
@@ -74,30 +75,8 @@ impl TeamNode {
         derivation: &StorePath,
         folder: FailedFolder,
     ) -> Result<PathBuf, String> {
-        let (tree, nar_hash, nar_size) = match folder {
-            FailedFolder::Shown {
-                tree,
-                nar_hash,
-                nar_size,
-            } => (tree, nar_hash, nar_size),
-            FailedFolder::NotShown { reason } => return Err(reason),
-        };
-        if nar_size > FAILED_FOLDER_BYTES {
-            return Err(too_large(FAILED_FOLDER_BYTES));
-        }
-        let info = PathInfo {
-            path: name_of(tree)?,
-            tree,
-            nar_hash,
-            nar_size,
-            references: std::collections::BTreeSet::new(),
-            deriver: None,
-            ca: None,
-            origin: Origin::Peer { peer: builder },
-            registered: 0,
-            signatures: Vec::new(),
-        };
-        let path = info.path.clone();
+        let info = described(builder, folder)?;
+        let (path, tree) = (info.path.clone(), info.tree);
         let prepared = self
             .bring(info, vec![builder], Whom::Owner)
             .await
@@ -112,11 +91,38 @@ impl TeamNode {
             let failed = |cause: tvix_node_builder::Cause| io::Error::other(cause);
             let to = jobs.builder.kept_folder(&name);
             let to = to.map_err(failed).map_err(file(&from, "copied"))?;
-            copy(&from, &to).map_err(file(&to, "written"))?;
+            copy(&from, &to, FAILED_FOLDER_ENTRIES).map_err(file(&to, "written"))?;
             Ok(to)
         });
         copying.await.map_err(|error| error.to_string())
     }
+}
+
+/// A folder as a builder shows it, where it may be brought.
+fn described(builder: NodeKey, folder: FailedFolder) -> Result<PathInfo, String> {
+    let (tree, nar_hash, nar_size) = match folder {
+        FailedFolder::Shown {
+            tree,
+            nar_hash,
+            nar_size,
+        } => (tree, nar_hash, nar_size),
+        FailedFolder::NotShown { reason } => return Err(reason),
+    };
+    if nar_size > FAILED_FOLDER_BYTES {
+        return Err(too_large(FAILED_FOLDER_BYTES));
+    }
+    Ok(PathInfo {
+        path: name_of(tree)?,
+        tree,
+        nar_hash,
+        nar_size,
+        references: std::collections::BTreeSet::new(),
+        deriver: None,
+        ca: None,
+        origin: Origin::Peer { peer: builder },
+        registered: 0,
+        signatures: Vec::new(),
+    })
 }
 
 fn file(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DepotError {
@@ -126,6 +132,10 @@ fn file(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DepotErr
 
 fn too_large(most: u64) -> String {
     format!("it has more than the {most} bytes that are brought home")
+}
+
+fn too_many(most: usize) -> String {
+    format!("it has more than the {most} entries that are brought home")
 }
 
 /// It has no name of its own, and must not get in the way of anything that has.
@@ -139,8 +149,8 @@ fn name_of(tree: TreeDigest) -> Result<StorePath, String> {
 /// sockets, FIFOs and devices go. No process of the build is alive, so nothing changes meanwhile.
 ///
 /// # Errors
-/// The system's, or that there is more than `most` bytes, or more entries than allowed.
-fn tidy(folder: &Path, most: u64) -> io::Result<()> {
+/// The system's, or that there is more than `most` bytes, or more than `most_entries`.
+fn tidy(folder: &Path, most: u64, most_entries: usize) -> io::Result<()> {
     let (mut bytes, mut entries) = (0u64, 0usize);
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -154,10 +164,8 @@ fn tidy(folder: &Path, most: u64) -> io::Result<()> {
             if bytes > most {
                 return Err(io::Error::other(too_large(most)));
             }
-            if entries > FAILED_FOLDER_ENTRIES {
-                let text =
-                    format!("it has more than the {FAILED_FOLDER_ENTRIES} entries that are brought home");
-                return Err(io::Error::other(text));
+            if entries > most_entries {
+                return Err(io::Error::other(too_many(most_entries)));
             }
             if about.is_dir() {
                 folders.push(entry.path());
@@ -174,8 +182,18 @@ fn tidy(folder: &Path, most: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies a tree of the store to where its owner may change it.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
+/// Copies a tree of the store to where its owner may change it; who sent it may not have counted. What was copied of one that
+/// cannot be copied is gone.
+fn copy(from: &Path, to: &Path, most_entries: usize) -> io::Result<()> {
+    let copied = copy_entries(from, to, most_entries);
+    if copied.is_err() {
+        fs::remove_dir_all(to)?;
+    }
+    copied
+}
+
+fn copy_entries(from: &Path, to: &Path, most_entries: usize) -> io::Result<()> {
+    let mut entries = 0;
     if !fs::symlink_metadata(from)?.is_dir() {
         return Err(io::Error::other("what came is not a folder"));
     }
@@ -183,6 +201,10 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     while let Some((from, to)) = folders.pop() {
         for entry in fs::read_dir(&from)? {
             let entry = entry?;
+            entries += 1;
+            if entries > most_entries {
+                return Err(io::Error::other(too_many(most_entries)));
+            }
             let (from, to) = (entry.path(), to.join(entry.file_name()));
             let about = fs::symlink_metadata(&from)?;
             if about.is_symlink() {
@@ -221,7 +243,7 @@ mod tests {
     #[test]
     fn a_folder_is_made_fit_to_travel() {
         let folder = folder();
-        tidy(&folder.path().join("left"), 1 << 20).unwrap();
+        tidy(&folder.path().join("left"), 1 << 20, 9).unwrap();
         let inside = folder.path().join("left/deep");
         assert_eq!(fs::read_to_string(inside.join("program")).unwrap(), "text");
         assert!(!inside.join("socket").exists());
@@ -232,19 +254,51 @@ mod tests {
     fn one_that_is_too_large_is_not() {
         let folder = folder();
         fs::write(folder.path().join("left/large"), vec![0; 1000]).unwrap();
-        let error = tidy(&folder.path().join("left"), 999).unwrap_err();
+        let error = tidy(&folder.path().join("left"), 999, 9).unwrap_err();
         assert!(error.to_string().contains("999 bytes"), "{error}");
         // So that the test can remove it.
-        tidy(&folder.path().join("left"), 1 << 20).unwrap();
+        tidy(&folder.path().join("left"), 1 << 20, 9).unwrap();
+    }
+
+    #[test]
+    fn one_of_too_many_entries_is_neither_shown_nor_copied() {
+        let folder = folder();
+        let (from, to) = (folder.path().join("left"), folder.path().join("right"));
+        // Itself not counted: a folder, and three things in it.
+        let error = tidy(&from, 1 << 20, 3).unwrap_err();
+        assert!(error.to_string().contains("3 entries"), "{error}");
+        tidy(&from, 1 << 20, 4).unwrap();
+        fs::create_dir(&to).unwrap();
+        // The socket is gone.
+        let error = copy(&from, &to, 2).unwrap_err();
+        assert!(error.to_string().contains("2 entries"), "{error}");
+        assert!(!to.exists(), "nothing is left of it");
+        fs::create_dir(&to).unwrap();
+        copy(&from, &to, 3).unwrap();
+    }
+
+    #[test]
+    fn one_that_a_builder_says_is_too_large_is_not_asked_for() {
+        let shown = |nar_size| FailedFolder::Shown {
+            tree: TreeDigest([1; 32]),
+            nar_hash: tvix_node_protocol::path_info::NarHash([1; 32]),
+            nar_size,
+        };
+        let builder = NodeKey([1; 32]);
+        assert_eq!(
+            described(builder, shown(FAILED_FOLDER_BYTES)).unwrap().nar_size,
+            FAILED_FOLDER_BYTES
+        );
+        assert!(described(builder, shown(FAILED_FOLDER_BYTES + 1)).is_err());
     }
 
     #[test]
     fn a_copy_belongs_to_who_made_it() {
         let folder = folder();
         let (from, to) = (folder.path().join("left"), folder.path().join("right"));
-        tidy(&from, 1 << 20).unwrap();
+        tidy(&from, 1 << 20, 9).unwrap();
         fs::create_dir(&to).unwrap();
-        copy(&from, &to).unwrap();
+        copy(&from, &to, 9).unwrap();
         let program = to.join("deep/program");
         assert_eq!(fs::read_to_string(&program).unwrap(), "text");
         assert_eq!(
@@ -255,6 +309,6 @@ mod tests {
             fs::read_link(to.join("deep/link")).unwrap(),
             Path::new("/etc/passwd")
         );
-        assert!(copy(&program, &to).is_err());
+        assert!(copy(&program, &to, 9).is_err());
     }
 }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 /// Teams that a node takes part in at once. Each has a roster, nonces and its part of the connections and of others' presence;
-/// what else takes much memory is bounded for all of them together.
+/// what else takes much memory is bounded for all of them together. The owner founds and joins them, and nobody else.
 pub const TEAMS: usize = 16;
 
 /// Derivations of which it is remembered that their inputs were not to be had in one of several teams: some 100 bytes
-/// each. Forgetting one costs a question.
+/// each. Own builds fill it. Forgetting one costs a question.
 pub const STRAYED: usize = 16_384;
 
 /// Bytes of what peers said of paths, remembered between asking for presence and fetching: half a
@@ -81,7 +81,7 @@ pub const REQUEST_DERIVATION_BYTES: usize = 256 << 20;
 /// Bytes of a request's inputs: the closure of a large desktop is some 20 GB.
 pub const REQUEST_INPUT_BYTES: u64 = 64 << 30;
 
-/// Seconds for which a build request is good: long enough for a builder that is slow to take it up.
+/// Seconds for which a build request of this node is good (for others' the swarm has a bound): long enough for a builder that is slow to take it up.
 pub const REQUEST_TIME: u64 = 600;
 
 /// Trees that were made for one member alone and may be fetched by it: 100 bytes each.

@@ -200,6 +200,14 @@ fn listed(teams: &[(SwarmId, String)]) -> String {
     teams.collect::<Vec<_>>().join(", ")
 }
 
+/// Whether there is room for one more team beside so many.
+fn room_beside(teams: usize) -> Result<(), TeamFailure> {
+    match teams < TEAMS {
+        true => Ok(()),
+        false => Err(TeamFailure::TooMany),
+    }
+}
+
 /// A team that is taken part in.
 struct Active {
     node: Arc<TeamNode>,
@@ -446,10 +454,7 @@ impl Membership {
     }
 
     fn check_room(&self) -> Result<(), TeamFailure> {
-        match self.active().len() < TEAMS {
-            true => Ok(()),
-            false => Err(TeamFailure::TooMany),
-        }
+        room_beside(self.active().len())
     }
 
     /// Becomes a member of the team that a ticket is for, beside those that this node is in.
@@ -735,7 +740,7 @@ impl Membership {
             slots: parts.own.slots,
             grants,
             shown: Arc::clone(&shared.shown),
-            strayed: Mutex::default(),
+            strayed: super::Strayed::default(),
             arriving: Arriving::default(),
             served: Arc::clone(&shared.served),
             trust: Arc::clone(&parts.trust),
@@ -834,4 +839,15 @@ fn multiaddresses(address: &SocketAddr) -> [String; 2] {
         format!("/{kind}/{ip}/tcp/{port}"),
         format!("/{kind}/{ip}/udp/{port}/quic-v1"),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_takes_part_in_so_many_teams() {
+        assert!(room_beside(TEAMS - 1).is_ok());
+        assert!(matches!(room_beside(TEAMS), Err(TeamFailure::TooMany)));
+    }
 }

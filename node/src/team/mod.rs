@@ -88,6 +88,21 @@ use traffic::TrafficBook;
 use trust::TrustBook;
 use view::TeamView;
 
+/// Derivations that were remembered for a while.
+#[derive(Debug, Default)]
+struct Strayed(Mutex<BTreeSet<StorePath>>);
+
+impl Strayed {
+    /// Whether it was there before. It is from now on.
+    fn add(&self, derivation: &StorePath) -> bool {
+        let mut strayed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if strayed.len() >= STRAYED {
+            strayed.clear();
+        }
+        !strayed.insert(derivation.clone())
+    }
+}
+
 /// A node that takes part in a team.
 pub struct TeamNode {
     /// The other members.
@@ -106,7 +121,7 @@ pub struct TeamNode {
     grants: Arc<Grants>,
     shown: Arc<ShownPaths>,
     /// Derivations of which an input was not to be had here once, where there are other teams that may have it.
-    strayed: Mutex<BTreeSet<StorePath>>,
+    strayed: Strayed,
     arriving: Arriving,
     served: Arc<Served>,
     /// The owner's rules.
@@ -174,11 +189,7 @@ impl TeamNode {
         if self.roll.count() < 2 {
             return false;
         }
-        let mut strayed = self.strayed.lock().unwrap_or_else(PoisonError::into_inner);
-        if strayed.len() >= STRAYED {
-            strayed.clear();
-        }
-        !strayed.insert(derivation.clone())
+        self.strayed.add(derivation)
     }
 
     /// Attends to what the swarm tells, until it is shut down.
@@ -311,5 +322,26 @@ fn link(known: &PeerOverview) -> Link {
     Link {
         round_trip: round_trip.map(|time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX)),
         bandwidth: known.speed.filter(|speed| *speed > 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_derivations_are_remembered_whose_inputs_were_not_to_be_had() {
+        let strayed = Strayed::default();
+        let derivation = |number: usize| {
+            let mut hash = [1; 20];
+            hash[..8].copy_from_slice(&number.to_le_bytes());
+            StorePath::from_parts(hash, "made.drv").unwrap()
+        };
+        for number in 0..STRAYED {
+            assert!(!strayed.add(&derivation(number)));
+        }
+        assert!(!strayed.add(&derivation(STRAYED)));
+        assert!(strayed.0.lock().unwrap().len() <= STRAYED);
+        assert!(strayed.add(&derivation(STRAYED)));
     }
 }
