@@ -401,6 +401,10 @@ pub const PACKED_BLOB: u64 = 64 << 10;
 /// up. What is known of the largest of them is in memory together.
 pub const PATHS_LOOKED_UP: usize = 16;
 
+/// Bytes of all path infos one call may bring, which are in memory together: those of the largest closures have some hundred
+/// MB with their records.
+pub const PATHS_OF_A_CALL: usize = 1 << 30;
+
 /// Questions for texts on their way to one peer: while one is answered the next is being read.
 pub const TEXTS_QUESTIONS_AT_ONCE: usize = 4;
 

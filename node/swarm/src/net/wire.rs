@@ -95,24 +95,26 @@ impl WireReader {
         &mut self,
         time: Duration,
     ) -> Result<Option<M>, WireError> {
-        let Some(bytes) = self.receive_raw_within(M::LIMIT, time).await? else {
-            return Ok(None);
-        };
-        Ok(Some(cbor::from_slice(&bytes, M::LIMIT)?))
+        match self.size_within(M::LIMIT, time).await? {
+            Some(size) => Ok(Some(self.message_within(size, time).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The message that a frame of so many bytes is.
+    pub(crate) async fn message_within<M: Message>(
+        &mut self,
+        size: usize,
+        time: Duration,
+    ) -> Result<M, WireError> {
+        let bytes = self.frame_within(size, time).await?;
+        Ok(cbor::from_slice(&bytes, M::LIMIT)?)
     }
 
     /// The next frame of at most `limit` bytes, as bytes, or none where the stream ends before it.
     pub(crate) async fn receive_raw(&mut self, limit: usize) -> Result<Option<Vec<u8>>, WireError> {
-        self.receive_raw_within(limit, ANSWER_TIME).await
-    }
-
-    async fn receive_raw_within(
-        &mut self,
-        limit: usize,
-        time: Duration,
-    ) -> Result<Option<Vec<u8>>, WireError> {
-        match self.size_within(limit, time).await? {
-            Some(size) => Ok(Some(self.frame_within(size, time).await?)),
+        match self.size(limit).await? {
+            Some(size) => Ok(Some(self.frame(size).await?)),
             None => Ok(None),
         }
     }
@@ -127,7 +129,12 @@ impl WireReader {
         self.frame_within(size, ANSWER_TIME).await
     }
 
-    async fn size_within(&mut self, limit: usize, time: Duration) -> Result<Option<usize>, WireError> {
+    /// As [`WireReader::size`], with another patience.
+    pub(crate) async fn size_within(
+        &mut self,
+        limit: usize,
+        time: Duration,
+    ) -> Result<Option<usize>, WireError> {
         let silent = |_| WireError::Silent(time);
         let mut length = [0; 4];
         // The first byte decides between an end and a message cut short.

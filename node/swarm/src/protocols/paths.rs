@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::{PATHS_ANSWER, PATHS_QUESTION};
-use tvix_node_protocol::messages::{PathAnswer, PathHash, PathsQuestion, Shown};
+use tvix_node_protocol::messages::{Message as _, PathAnswer, PathHash, PathsQuestion, Shown};
 use tvix_node_protocol::nix::store_path::StorePath;
 
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
-use crate::limits::{BUSY_PAUSE, PATHS_LOOKED_UP, PATHS_SILENCE, PATHS_TRIES};
+use crate::limits::{BUSY_PAUSE, PATHS_LOOKED_UP, PATHS_OF_A_CALL, PATHS_SILENCE, PATHS_TRIES};
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError};
 use crate::shelf::{Shelf, ShelfError};
@@ -32,7 +32,7 @@ pub enum PathsError {
         message: String,
     },
     /// More than can be taken in one go.
-    #[error("the texts asked for at {peer} have more than {limit} bytes; ask for fewer at a time")]
+    #[error("what was asked for at {peer} has more than {limit} bytes; ask for fewer at a time")]
     TooLarge {
         /// Who.
         peer: NodeKey,
@@ -100,6 +100,17 @@ pub(crate) async fn ask(
     peer: NodeKey,
     paths: &[StorePath],
 ) -> Result<Vec<Option<Shown>>, PathsError> {
+    ask_within(core, peer, paths, PATHS_OF_A_CALL).await
+}
+
+/// As [`ask`]. `most`: bytes that may come.
+pub(crate) async fn ask_within(
+    core: &Core,
+    peer: NodeKey,
+    paths: &[StorePath],
+    most: usize,
+) -> Result<Vec<Option<Shown>>, PathsError> {
+    let mut left = most;
     let at = call::at(peer, Door::Paths);
     let mut answers = Vec::with_capacity(paths.len());
     let mut refused = 0;
@@ -113,8 +124,8 @@ pub(crate) async fn ask(
         let before = answers.len();
         for path in part {
             // An answer that has become too large ends early: the rest is asked for anew.
-            let answer: Option<PathAnswer> = wire.reader.receive_within(PATHS_SILENCE).await.map_err(at)?;
-            let Some(answer) = answer else {
+            let size = wire.reader.size_within(PathAnswer::LIMIT, PATHS_SILENCE).await;
+            let Some(size) = size.map_err(at)? else {
                 if answers.len() == before {
                     // Closed before the first answer: it was asked for more than a member may ask for, and may be asked again
                     // in a while.
@@ -127,6 +138,14 @@ pub(crate) async fn ask(
                 break;
             };
             refused = 0;
+            left = left
+                .checked_sub(size)
+                .ok_or(PathsError::TooLarge { peer, limit: most })?;
+            let answer: PathAnswer = wire
+                .reader
+                .message_within(size, PATHS_SILENCE)
+                .await
+                .map_err(at)?;
             if let Some(shown) = &answer.shown
                 && shown.info.path != *path
             {

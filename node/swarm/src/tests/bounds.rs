@@ -76,6 +76,10 @@ async fn an_answer_about_paths_ends_at_its_bound_and_the_rest_is_asked_for_anew(
         answers < count && bytes <= PATHS_ANSWER + SHOWN_BYTES,
         "{answers} {bytes}"
     );
+    // Nor does one call bring more than it may, in however many answers.
+    let asked = crate::protocols::paths::ask_within(ann.handle.core(), bob.key(), &paths, (count - 1) * size);
+    let asked = soon(asked).await;
+    assert!(matches!(asked, Err(PathsError::TooLarge { .. })), "{asked:?}");
     let all = soon(ann.handle.path_infos(bob.key(), &paths)).await.unwrap();
     let names: Vec<StorePath> = all.into_iter().map(|shown| shown.unwrap().info.path).collect();
     assert_eq!(names, paths);
