@@ -23,7 +23,7 @@ use super::super::request::{Order, RequestFailure};
 use super::super::votes::Standing;
 use super::building::{Frame, contents};
 use super::executor::WORLD;
-use super::ledger::Content;
+use super::ledger::Requested;
 use super::node::Node;
 use super::plan::Nature;
 use super::world::{World, lock};
@@ -278,10 +278,16 @@ impl Node {
     pub fn sign_request(&self, request: &BuildRequest) -> Envelope {
         let envelope = seal(request, &self.world.plan.machines[self.at].secret).unwrap();
         let to = self.world.number(request.builder).unwrap_or(usize::MAX);
-        let payload = envelope.payload_hash();
-        self.world
-            .ledger()
-            .requested(payload, self.at, to, request.issued_at, request.not_after);
+        let asked = Requested {
+            by: self.at,
+            to,
+            issued: request.issued_at,
+            until: request.not_after,
+            work: request.build_key().unwrap().0,
+            job: request.derivation.clone(),
+            inputs: contents(&request.inputs),
+        };
+        self.world.ledger().requested(envelope.payload_hash(), asked);
         envelope
     }
 
@@ -305,19 +311,9 @@ impl Node {
             self.world.ledger().count("false records found out");
             wrong(reason)
         })?;
-        let made: Vec<Content> = infos
-            .values()
-            .map(|info| (info.path.clone(), info.tree))
-            .collect();
-        let of: Vec<Content> = record
-            .inputs
-            .iter()
-            .map(|input| (input.path.clone(), input.tree))
-            .collect();
-        let named = record.request.map(|request| request.0);
         self.world
             .ledger()
-            .answer_taken(self.at, hash.0, named, &contents(&asked.inputs), (&of, &made));
+            .answer_taken(self.at, hash.0, envelope.payload_hash());
         let outputs = infos.iter().map(|(output, info)| {
             let (path, nar_size) = (info.path.clone(), info.nar_size);
             (output.clone(), BuiltPath { path, nar_size })

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildKey, BuildRecord, BuiltOutput, Input, RecordInput, RequestHash};
-use tvix_node_protocol::envelope::{Envelope, seal};
+use tvix_node_protocol::envelope::{Envelope, NodeSecret, seal};
 use tvix_node_protocol::messages::{self, Refusal};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::super::policy::opened;
 use super::super::votes::{self, Ballot, Standing};
-use super::ledger::Content;
+use super::ledger::{Content, Statement};
 use super::node::Node;
 use super::plan::{digest, nar_hash};
 use super::world::{Tree, lock};
@@ -132,22 +132,28 @@ impl Node {
         }
     }
 
-    /// Every signature under a record is written down.
     pub fn sign(&self, record: &BuildRecord) -> Envelope {
-        let inputs = record
-            .inputs
-            .iter()
-            .map(|input| (input.path.clone(), input.tree))
-            .collect();
-        let outputs = record
-            .outputs
-            .values()
-            .map(|output| (output.path.clone(), output.tree))
-            .collect();
-        self.world
-            .ledger()
-            .signed(self.at, &record.derivation, inputs, outputs);
-        seal(record, &self.world.plan.machines[self.at].secret).unwrap()
+        self.sign_as(record, Some(self.at))
+    }
+
+    /// Signs with the key of this machine, or with one that nobody in the team has. Every signature under a record is
+    /// written down.
+    pub fn sign_as(&self, record: &BuildRecord, by: Option<usize>) -> Envelope {
+        let nobody = NodeSecret::from_bytes(&digest(&[b"nobody", &self.world.plan.seed.to_le_bytes()]));
+        let secret = by.map_or(&nobody, |by| &self.world.plan.machines[by].secret);
+        let envelope = seal(record, secret).unwrap();
+        let inputs = record.inputs.iter();
+        let outputs = record.outputs.values();
+        let statement = Statement {
+            builder: self.world.number(record.builder),
+            request: record.request.map(|request| request.0),
+            work: record.build_key.0,
+            job: record.derivation.clone(),
+            inputs: inputs.map(|input| (input.path.clone(), input.tree)).collect(),
+            outputs: outputs.map(|output| (output.path.clone(), output.tree)).collect(),
+        };
+        self.world.ledger().signed(envelope.payload_hash(), by, statement);
+        envelope
     }
 
     /// What a build reads, from the own store.

@@ -30,6 +30,32 @@ struct Signed {
     outputs: Vec<Content>,
 }
 
+/// What a record says.
+#[derive(Clone)]
+pub struct Statement {
+    /// Who built; none: nobody in the team.
+    pub builder: Option<usize>,
+    /// For which request.
+    pub request: Option<[u8; 32]>,
+    /// The name of the work.
+    pub work: [u8; 32],
+    pub job: StorePath,
+    pub inputs: Vec<Content>,
+    pub outputs: Vec<Content>,
+}
+
+/// What a request says.
+pub struct Requested {
+    pub by: usize,
+    pub to: usize,
+    /// Seconds since 1970 from which and to which it holds.
+    pub issued: u64,
+    pub until: u64,
+    pub work: [u8; 32],
+    pub job: StorePath,
+    pub inputs: Vec<Content>,
+}
+
 pub struct Ledger {
     plan: Arc<Plan>,
     truth: BTreeSet<Content>,
@@ -60,7 +86,9 @@ pub struct Ledger {
     /// Since when each machine is up; none: it is down.
     up: Vec<Option<u64>>,
     /// Requests that were signed by whom they name: by payload.
-    requests: BTreeMap<[u8; 32], (usize, usize, u64, u64)>,
+    requests: BTreeMap<[u8; 32], Requested>,
+    /// Records by their payloads, and with whose keys they were signed.
+    statements: BTreeMap<[u8; 32], (Statement, BTreeSet<usize>)>,
     open: BTreeMap<(usize, u64), BTreeSet<usize>>,
     pub reasons: BTreeMap<Reason, u64>,
     pub counts: BTreeMap<&'static str, u64>,
@@ -94,6 +122,7 @@ impl Ledger {
             advertised: BTreeSet::new(),
             up: vec![None; count],
             requests: BTreeMap::new(),
+            statements: BTreeMap::new(),
             open: BTreeMap::new(),
             reasons: BTreeMap::new(),
             counts: BTreeMap::new(),
@@ -150,11 +179,23 @@ impl Ledger {
         self.said.insert((speaker, listener, content.0, content.1));
     }
 
-    /// A key's holder signed a record. An honest one says what it did.
-    pub fn signed(&mut self, by: usize, job: &StorePath, inputs: Vec<Content>, outputs: Vec<Content>) {
+    /// A record has been signed with the key of a machine, or of nobody in the team. An honest one says what it did.
+    pub fn signed(&mut self, payload: [u8; 32], by: Option<usize>, statement: Statement) {
+        let (_, signers) = self
+            .statements
+            .entry(payload)
+            .or_insert_with(|| (statement.clone(), BTreeSet::new()));
+        signers.extend(by);
+        // In the name of another it says nothing about anybody.
+        let Some(by) = by.filter(|_| statement.builder == by) else {
+            return;
+        };
+        let Statement {
+            job, inputs, outputs, ..
+        } = statement;
         let signed = Signed {
             by,
-            job: job.clone(),
+            job,
             inputs,
             outputs,
         };
@@ -169,8 +210,8 @@ impl Ledger {
         }
     }
 
-    pub fn requested(&mut self, payload: [u8; 32], by: usize, to: usize, issued: u64, until: u64) {
-        self.requests.insert(payload, (by, to, issued, until));
+    pub fn requested(&mut self, payload: [u8; 32], request: Requested) {
+        self.requests.insert(payload, request);
     }
 
     pub fn opened(&mut self, machine: usize, session: u64, targets: &[usize]) {
@@ -316,9 +357,11 @@ impl Ledger {
 
     /// A builder takes a request that came with these bytes from a sender.
     pub fn admitted(&mut self, builder: usize, payload: [u8; 32], sender: usize, (now, clock): (u64, u64)) {
-        let Some((by, to, issued, until)) = self.requests.get(&payload).copied() else {
+        let Some(request) = self.requests.get(&payload) else {
             panic!("UNTRUSTED: machine {builder} takes a request that nobody has signed");
         };
+        let (by, to) = (request.by, request.to);
+        let (issued, until) = (request.issued, request.until);
         assert_eq!(
             (by, to),
             (sender, builder),
@@ -344,34 +387,48 @@ impl Ledger {
         self.count("requests taken");
     }
 
-    /// A requester takes what came for the answer to its request: `of` is the request that the answer names, `made` what
-    /// it says it was made of and what it made.
-    pub fn answer_taken(
-        &mut self,
-        machine: usize,
-        request: [u8; 32],
-        of: Option<[u8; 32]>,
-        asked: &[Content],
-        made: (&[Content], &[Content]),
-    ) {
-        let (by, builder, ..) = self.requests[&request];
-        assert_eq!(by, machine);
+    /// A requester takes what came for the answer to its request: nothing but what its builder has signed, of its own
+    /// build, for this request, of this work, from these inputs.
+    pub fn answer_taken(&mut self, machine: usize, request: [u8; 32], answer: [u8; 32]) {
+        let asked = &self.requests[&request];
+        assert_eq!(asked.by, machine);
+        let builder = asked.to;
+        let Some((said, signers)) = self.statements.get(&answer) else {
+            panic!("UNTRUSTED: machine {machine} takes an answer that nobody has signed");
+        };
+        assert!(
+            signers.contains(&builder),
+            "UNTRUSTED: machine {machine} takes an answer that {builder} has never signed, but {signers:?}"
+        );
         assert_eq!(
-            of,
+            said.builder,
+            Some(builder),
+            "UNTRUSTED: machine {machine} takes the answer of {builder}, which is about what another built"
+        );
+        assert_eq!(
+            said.request,
             Some(request),
             "UNTRUSTED: machine {machine} takes the answer to another request"
         );
+        assert!(
+            said.work == asked.work && said.job == asked.job,
+            "UNTRUSTED: machine {machine} takes a build of {} for the answer to its request for {}",
+            said.job,
+            asked.job
+        );
         assert_eq!(
-            asked, made.0,
+            said.inputs, asked.inputs,
             "UNTRUSTED: machine {machine} takes what was made of other inputs than it named"
         );
-        for content in made.1 {
-            let mut signed = self.signed.get(content).into_iter().flatten();
-            assert!(
-                signed.any(|signed| signed.by == builder && signed.inputs == made.0),
-                "UNTRUSTED: machine {machine} takes an answer that {builder} never signed"
-            );
-        }
+        let job = self.plan.jobs.iter().find(|job| job.drv == asked.job);
+        let names = job.map(|job| job.outputs.values().collect::<BTreeSet<_>>());
+        let made: BTreeSet<&StorePath> = said.outputs.iter().map(|(path, _)| path).collect();
+        assert_eq!(
+            names,
+            Some(made),
+            "UNTRUSTED: machine {machine} takes other outputs than those of {}",
+            asked.job
+        );
         self.count("answers taken");
     }
 

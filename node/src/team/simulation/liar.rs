@@ -1,6 +1,6 @@
 //! What members do that want others to believe what is not so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -21,7 +21,7 @@ use super::super::inputs::refusal;
 use super::super::request::Order;
 use super::building::{Frame, contents, failure};
 use super::node::Node;
-use super::plan::digest;
+use super::plan::{Attack, Manner, Nature, digest};
 use super::world::lock;
 use crate::daemon::perform::as_input;
 
@@ -34,6 +34,8 @@ pub struct Bag {
     sent: Vec<(usize, Vec<u8>)>,
     /// Records of honest builders, made of its false inputs among them.
     trophies: Vec<Envelope>,
+    /// What it has answered itself, by the name of the work.
+    answered: BTreeMap<BuildKey, Envelope>,
     /// Trees that it has made up, or had made, and gives.
     lies: BTreeSet<TreeDigest>,
 }
@@ -90,7 +92,7 @@ impl Node {
                 .iter()
                 .map(|source| plan.sources[*source].path.clone()),
         );
-        let mut infos = std::collections::BTreeMap::new();
+        let mut infos = BTreeMap::new();
         while let Some(path) = frontier.pop() {
             if infos.contains_key(&path) {
                 continue;
@@ -253,88 +255,126 @@ impl Node {
             return;
         };
         let hash = RequestHash(envelope.payload_hash());
-        let how = self.throw(11);
         self.world.ledger().count("requests to liars");
         let Some(job) = self.world.jobs.get(&request.derivation).copied() else {
             return;
         };
-        if how == 0 || self.world.plan.machines[self.at].mute {
-            // Silence.
+        let manner = self.world.plan.machines[self.at].manner;
+        let how = self.throw(15);
+        if manner == Manner::Mute || (how == 0 && manner == Manner::Fickle) {
             return frames.closed().await;
         }
-        if how == 1 {
-            for _ in 0..self.throw(40) {
-                frames.send(Frame::Heartbeat).ok();
-                self.sleep(1_000).await;
+        match self.throw(if manner == Manner::Talkative { 30 } else { 6 }) {
+            0 => {
+                for _ in 0..self.throw(40) {
+                    frames.send(Frame::Heartbeat).ok();
+                    self.sleep(1_000).await;
+                }
             }
-            return;
+            1 => {
+                let no = refusal(RefusalReason::InputMissing, "no");
+                frames.send(Frame::Refused(no)).ok();
+            }
+            2 => {
+                let no = failure(messages::FailureKind::Machine, "no");
+                frames.send(Frame::Failed(no)).ok();
+            }
+            _ => {
+                frames.send(Frame::Accepted).ok();
+                let pause = self.world.dice().between(1, 3_000);
+                self.sleep(pause).await;
+                let answer = self.false_answer(&request, hash, job);
+                self.world.ledger().count("answers of liars");
+                frames.send(Frame::Finished(answer)).ok();
+            }
         }
-        if how == 2 {
-            frames
-                .send(Frame::Refused(refusal(RefusalReason::InputMissing, "no")))
-                .ok();
-            return;
-        }
-        if how == 3 {
-            frames
-                .send(Frame::Failed(failure(messages::FailureKind::Machine, "no")))
-                .ok();
-            return;
-        }
-        frames.send(Frame::Accepted).ok();
-        let pause = self.world.dice().between(1, 3_000);
-        self.sleep(pause).await;
+    }
+
+    /// What it says that it has built. All but one thing in it is as it should be, or all.
+    fn false_answer(&self, request: &BuildRequest, hash: RequestHash, job: usize) -> Envelope {
+        let plan = &self.world.plan;
         let key = request.build_key().unwrap();
         let inputs = contents(&request.inputs);
-        let outputs = &self.world.plan.jobs[job].outputs;
-        let mut infos = outputs
-            .iter()
-            .map(|(name, path)| (name.clone(), self.made_up(path)))
-            .collect();
-        if how == 4 {
+        let outputs = &plan.jobs[job].outputs;
+        let infos = if self.throw(3) == 0 {
             // The truth, for a change.
-            infos = self.make(job, &inputs);
-            lock(&self.bag).lies.extend(infos.values().map(|info| info.tree));
-        }
+            self.make(job, &inputs)
+        } else {
+            let lies = outputs
+                .iter()
+                .map(|(name, path)| (name.clone(), self.made_up(path)));
+            lies.collect()
+        };
+        lock(&self.bag).lies.extend(infos.values().map(|info| info.tree));
         let mut record = self.record_of(key, &request.derivation, &inputs, &infos, Some(hash));
-        let output = record.outputs.values_mut().next().unwrap();
-        match how {
-            5 => output.path = self.world.plan.sources[0].path.clone(),
-            6 => output.references.push(self.world.plan.sources[1].path.clone()),
-            7 => {
-                record.inputs.pop();
+        let accomplices =
+            || (0..plan.machines.len()).filter(|at| plan.machines[*at].nature != Nature::Honest);
+        match self.throw(14) {
+            0 => {
+                let output = record.outputs.values_mut().next().unwrap();
+                output.path = plan.sources[0].path.clone();
             }
-            8 => record.request = Some(RequestHash(digest(&[b"another"]))),
-            9 => {
-                let captured = lock(&self.bag)
-                    .trophies
-                    .first()
-                    .cloned()
-                    .or_else(|| self.a_record_of(&outputs["out"]));
-                if let Some(captured) = captured {
-                    frames.send(Frame::Finished(captured)).ok();
+            1 => {
+                let output = record.outputs.values_mut().next().unwrap();
+                output.references.push(plan.sources[1].path.clone());
+            }
+            2 => drop(record.outputs.pop_last()),
+            // Made of other inputs: of fewer, or of something else under the name of one.
+            3 => drop(record.inputs.pop()),
+            4 | 5 => {
+                if let Some(input) = record.inputs.first_mut() {
+                    input.tree = self.made_up(&input.path).tree;
                 }
-                return;
             }
-            10 => {
-                record.builder = self.world.plan.machines[0].key;
-                let secret = &self.world.plan.machines[self.at].secret;
-                frames.send(Frame::Finished(seal(&record, secret).unwrap())).ok();
-                return;
+            // For another request.
+            6 => record.request = Some(RequestHash(digest(&[b"another"]))),
+            7 => record.request = None,
+            8 => {
+                if let Some(earlier) = lock(&self.bag).answered.get(&key) {
+                    self.world.ledger().count("old answers given again");
+                    return earlier.clone();
+                }
             }
-            _ => {}
+            // Of other work.
+            9 => record.derivation = plan.jobs[self.throw(plan.jobs.len())].drv.clone(),
+            10 => record.build_key = BuildKey(digest(&[b"other work"])),
+            // What another signed: an honest one of something, an accomplice or nobody of just this.
+            11 => {
+                let trophy = lock(&self.bag).trophies.first().cloned();
+                if let Some(other) = trophy.or_else(|| self.a_record_of(&outputs["out"])) {
+                    return other;
+                }
+            }
+            12 => {
+                let other = accomplices().find(|at| *at != self.at);
+                return self.sign_as(&record, other);
+            }
+            _ => {
+                let other = self.throw(plan.machines.len());
+                record.builder = plan.machines[other].key;
+                return self.sign(&record);
+            }
         }
-        frames.send(Frame::Finished(self.sign(&record))).ok();
+        let answer = self.sign(&record);
+        lock(&self.bag).answered.insert(key, answer.clone());
+        answer
     }
 
     /// Sends somebody a request that is not what it should be.
-    pub fn attack(self: &Arc<Self>) {
+    pub fn attack(self: &Arc<Self>, attack: Attack) {
         let plan = &self.world.plan;
         let neighbours: Vec<usize> = plan.machines[self.at].neighbours.iter().copied().collect();
         let to = neighbours[self.throw(neighbours.len())];
         let job = self.throw(plan.jobs.len());
-        let how = self.throw(11);
         self.world.ledger().count("attacks");
+        if attack == Attack::GoesOnAsking {
+            let inputs = self.inputs_with_lies(job, false);
+            let order = self.order(job, to);
+            let request = self.signed_request(&order, inputs);
+            self.world.ledger().count("requests of one who is out");
+            return self.send(to, self.sign_request(&request).to_bytes().unwrap());
+        }
+        let how = self.throw(11);
         if how == 10 {
             return self.steal(to);
         }
@@ -353,20 +393,7 @@ impl Node {
             }
             return;
         }
-        let order = Order {
-            build: BuildId(0),
-            node: plan.machines[to].key,
-            derivation: plan.jobs[job].drv.clone(),
-            outputs: plan.jobs[job].outputs.keys().cloned().collect(),
-            kind: BuildKind::Regular,
-            desired_store: None,
-            bring: true,
-            cores: 0,
-            limits: BuildLimits::NONE,
-            urgency: Urgency::Demanded,
-            reason: String::new(),
-            keep_failed: false,
-        };
+        let order = self.order(job, to);
         let inputs = self.inputs_with_lies(job, how < 6);
         let mut request = self.signed_request(&order, inputs);
         match how {
@@ -395,6 +422,24 @@ impl Node {
             self.send(to, torn);
         }
         self.send(to, bytes);
+    }
+
+    fn order(&self, job: usize, to: usize) -> Order {
+        let plan = &self.world.plan;
+        Order {
+            build: BuildId(0),
+            node: plan.machines[to].key,
+            derivation: plan.jobs[job].drv.clone(),
+            outputs: plan.jobs[job].outputs.keys().cloned().collect(),
+            kind: BuildKind::Regular,
+            desired_store: None,
+            bring: true,
+            cores: 0,
+            limits: BuildLimits::NONE,
+            urgency: Urgency::Demanded,
+            reason: String::new(),
+            keep_failed: false,
+        }
     }
 
     /// Asks for a tree that was made for another alone.

@@ -58,6 +58,26 @@ pub enum Nature {
     Traitor,
 }
 
+/// What a liar does when it is asked to build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// It says nothing at all.
+    Mute,
+    /// This and that.
+    Fickle,
+    /// It nearly always answers.
+    Talkative,
+}
+
+/// What a liar does by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attack {
+    /// One of many things.
+    Any,
+    /// It asks for a build as if nothing had happened, though it is out.
+    GoesOnAsking,
+}
+
 /// What a node takes for true.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rule {
@@ -71,8 +91,7 @@ pub struct Machine {
     pub secret: NodeSecret,
     pub key: NodeKey,
     pub nature: Nature,
-    /// A liar that says nothing at all when it is asked to build.
-    pub mute: bool,
+    pub manner: Manner,
     pub roles: Roles,
     pub rule: Rule,
     pub policy: Arc<TrustPolicy>,
@@ -123,8 +142,8 @@ pub struct Plan {
     pub loss: u64,
     /// Of a hundred messages, how many take long.
     pub slow: u64,
-    /// When liars lie.
-    pub attacks: Vec<(u64, usize)>,
+    /// When liars lie, and how.
+    pub attacks: Vec<(u64, usize, Attack)>,
 }
 
 fn secret(seed: u64, number: usize) -> NodeSecret {
@@ -244,11 +263,27 @@ impl Plan {
         let count = usize::try_from(dice.between(fewest, most)).unwrap();
         let jobs = jobs(&mut dice, &sources, count, !calm);
         let mut machines = machines(&mut dice, seed, nodes, calm);
-        let revoked = (!calm && nodes > 3 && dice.percent(25)).then(|| 1 + dice.below(nodes - 1));
-        if revoked.is_some() {
+        let liars: Vec<usize> = (0..nodes)
+            .filter(|at| machines[*at].nature != Nature::Honest)
+            .collect();
+        let revoked = (!calm && nodes > 3 && dice.percent(25)).then(|| {
+            let by_its_lies = !liars.is_empty() && dice.percent(70);
+            if by_its_lies {
+                liars[dice.below(liars.len())]
+            } else {
+                1 + dice.below(nodes - 1)
+            }
+        });
+        let mut attacks = Vec::new();
+        if let Some(revoked) = revoked {
             let at = dice.between(1_000, horizon);
             for machine in &mut machines {
                 machine.hears = at + dice.between(1, 5_000);
+            }
+            if machines[revoked].nature != Nature::Honest {
+                for _ in 0..dice.between(2, 8) {
+                    attacks.push((at + dice.between(0, 30_000), revoked, Attack::GoesOnAsking));
+                }
             }
         }
         let (views, swarm) = views(seed, &machines, revoked);
@@ -282,7 +317,6 @@ impl Plan {
             }
         });
         let sessions: Vec<Session> = sessions.collect();
-        let mut attacks = Vec::new();
         for (at, machine) in machines.iter().enumerate() {
             if machine.nature != Nature::Honest {
                 let count = dice.between(2, 12);
@@ -293,7 +327,7 @@ impl Plan {
                     } else {
                         sessions[dice.below(sessions.len())].opens + dice.between(0, 4_000)
                     };
-                    attacks.push((when, at));
+                    attacks.push((when, at, Attack::Any));
                 }
             }
         }
@@ -341,8 +375,12 @@ impl Plan {
 
 fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine> {
     let with_traitors = !calm && dice.percent(40);
-    // Hardly anybody but liars builds, and they say nothing.
-    let silent = with_traitors && dice.percent(15);
+    // Hardly anybody but liars builds; they say nothing, or a lot.
+    let (silent, talkative) = match dice.below(100) {
+        0..15 if with_traitors => (true, false),
+        15..40 if with_traitors => (false, true),
+        _ => (false, false),
+    };
     let sparse = nodes > 30 || dice.percent(20);
     let mut machines: Vec<Machine> = Vec::with_capacity(nodes);
     for number in 0..nodes {
@@ -351,7 +389,7 @@ fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine
         // The founder has every role, so it is honest; so is one more, that somebody wants something.
         let nature = match dice.below(100) {
             _ if calm || number < 2 => Nature::Honest,
-            0..40 if silent => Nature::Traitor,
+            0..40 if silent || talkative => Nature::Traitor,
             0..12 => Nature::Stranger,
             12..24 if with_traitors => Nature::Traitor,
             _ => Nature::Honest,
@@ -398,11 +436,17 @@ fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine
             secret,
             key,
             nature,
-            mute: nature == Nature::Traitor && (silent || dice.percent(20)),
+            manner: match nature {
+                Nature::Traitor if silent => Manner::Mute,
+                Nature::Traitor if talkative => Manner::Talkative,
+                Nature::Traitor if dice.percent(20) => Manner::Mute,
+                _ => Manner::Fickle,
+            },
             roles,
             rule: Rule::Roster,
             policy: Arc::default(),
-            slots: if silent && number > 0 {
+            slots: if number > 0 && (silent || (talkative && dice.percent(60))) {
+                // A liar has one all the same.
                 0
             } else {
                 u32::try_from(dice.between(u64::from(number < 2), 3)).unwrap()

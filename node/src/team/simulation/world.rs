@@ -250,12 +250,12 @@ impl World {
             self.executor
                 .spawn(WORLD, async move { world.command(number).await });
         }
-        for (when, at) in self.plan.attacks.clone() {
+        for (when, at, attack) in self.plan.attacks.clone() {
             let world = Arc::clone(self);
             self.executor.spawn(WORLD, async move {
                 world.executor.sleep(when).await;
                 if let Some(node) = world.node(at) {
-                    node.attack();
+                    node.attack(attack);
                 }
             });
         }
