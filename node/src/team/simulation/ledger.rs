@@ -13,6 +13,7 @@ use super::plan::{Nature, Plan, Rule};
 use twice::{Asked, Attempt, Build, Failures};
 pub use twice::{End, Failing, Reason, Whose};
 
+mod silence;
 mod twice;
 
 /// How long after a machine has heard of a revocation what was decided before may still arrive: as long as a transfer
@@ -69,6 +70,10 @@ pub struct Ledger {
     admitted: BTreeSet<(usize, [u8; 32])>,
     builds: Vec<Build>,
     attempts: Vec<BTreeMap<u64, Attempt>>,
+    /// By machine: who has a free slot for it, as far as it knows, and since when. None: it has one itself.
+    idle: Vec<BTreeMap<Option<usize>, u64>>,
+    /// By machine: what others have offered, in slots that are free.
+    offers: Vec<BTreeMap<usize, u32>>,
     asked: Vec<BTreeMap<StorePath, Asked>>,
     /// When one did not hear another, by who asked and whom.
     unheard: BTreeMap<(usize, usize), Vec<u64>>,
@@ -112,6 +117,8 @@ impl Ledger {
             admitted: BTreeSet::new(),
             builds: vec![],
             attempts: (0..count).map(|_| BTreeMap::new()).collect(),
+            idle: vec![BTreeMap::new(); count],
+            offers: vec![BTreeMap::new(); count],
             asked: vec![BTreeMap::new(); count],
             unheard: BTreeMap::new(),
             unfetched: BTreeSet::new(),
@@ -144,6 +151,8 @@ impl Ledger {
         self.count("crashes");
         self.up[machine] = None;
         self.attempts[machine].clear();
+        self.idle[machine].clear();
+        self.offers[machine].clear();
         self.asked[machine].clear();
         self.failures.retain(|(at, _), _| *at != machine);
         self.lacking.retain(|(at, _), _| *at != machine);

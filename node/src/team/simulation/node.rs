@@ -282,6 +282,7 @@ impl Node {
     /// Hands an event to the coordinator and does what it wants done.
     pub fn event(self: &Arc<Self>, event: Event) {
         let (at, now) = (self.at, self.world.now());
+        self.world.ledger().check_silence(at, now);
         match &event {
             Event::BuildStarted { build } | Event::Heartbeat { build } => {
                 self.world.ledger().heard_of(at, build.0, now)
@@ -301,6 +302,11 @@ impl Node {
                     }
                 };
                 self.world.ledger().attempt_failed(at, build.0, how);
+            }
+            Event::Peer { node, offer } => {
+                if let Some(builder) = self.world.number(*node) {
+                    self.world.ledger().offered(at, builder, offer.slots_free);
+                }
             }
             Event::InputsMissing { build, paths } => {
                 self.world.ledger().inputs_missing(at, build.0, paths);
@@ -338,7 +344,11 @@ impl Node {
             self.world.say(|| format!("{at:>3} action {action:?}"));
             self.act(action);
         }
-        self.world.ledger().still_waited_for(at, &waited_for, now);
+        {
+            let mut ledger = self.world.ledger();
+            ledger.looked_around(at, free, now);
+            ledger.still_waited_for(at, &waited_for, now);
+        }
         self.schedule_tick();
         self.tell_free(free);
     }

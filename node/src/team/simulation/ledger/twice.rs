@@ -10,7 +10,7 @@ use super::{Content, LATE, Ledger};
 use crate::team::simulation::plan::{Nature, Rule};
 
 /// Silence after which a second builder may be asked.
-const SILENCE: u64 = 2_000;
+pub(super) const SILENCE: u64 = 2_000;
 
 /// How long a peer has for a short build before it is raced here, in milliseconds.
 const RACE: u64 = 1000;
@@ -22,7 +22,7 @@ const ASKED_FOR_A_PATH: usize = 4;
 const GIVEN_UP: u64 = 30_000 + 1_000;
 
 /// Builders that are lost over one derivation before no further one is asked.
-const LOST: usize = 3;
+pub(super) const LOST: usize = 3;
 
 /// How often builders could not get an input before it counts as being nowhere.
 const LACKING: usize = 3;
@@ -124,17 +124,17 @@ pub enum Failing {
 
 /// What a coordinator wanted built, and how far that is.
 pub(super) struct Attempt {
-    job: usize,
-    builder: Option<usize>,
+    pub(super) job: usize,
+    pub(super) builder: Option<usize>,
     /// Its builder could not get what it reads.
-    lacks_inputs: bool,
+    pub(super) lacks_inputs: bool,
     /// It is not waited for any more.
-    given_up: bool,
+    pub(super) given_up: bool,
     /// One on the own machine begins when its inputs are here, and may come to nothing before.
     begun: bool,
-    over: bool,
-    heard: u64,
-    placed: u64,
+    pub(super) over: bool,
+    pub(super) heard: u64,
+    pub(super) placed: u64,
 }
 
 /// Whether something that is built could have been had.
@@ -235,6 +235,7 @@ impl Ledger {
 
     /// A machine sees that another is gone.
     pub fn builder_gone(&mut self, machine: usize, builder: usize) {
+        self.offers_nothing(machine, builder);
         let attempts = self.attempts[machine].values_mut();
         let there = attempts.filter(|attempt| attempt.builder == Some(builder) && !attempt.over);
         let mut lost = vec![];
@@ -265,11 +266,17 @@ impl Ledger {
             return;
         };
         let expected = !std::mem::replace(&mut attempt.over, true) && !attempt.given_up;
-        if let Some(builder) = attempt.builder
-            && expected
-            && !attempt.lacks_inputs
+        let (builder, job) = (attempt.builder, attempt.job);
+        let lacks_inputs = attempt.lacks_inputs;
+        if let Some(builder) = builder
+            && matches!(how, Failing::Refused | Failing::Blameless)
         {
-            let job = attempt.job;
+            self.offers_nothing(machine, builder);
+        }
+        if let Some(builder) = builder
+            && expected
+            && !lacks_inputs
+        {
             self.failed_there(machine, job, builder, how);
         }
     }
