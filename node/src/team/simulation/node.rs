@@ -346,8 +346,8 @@ impl Node {
         }
         {
             let mut ledger = self.world.ledger();
-            ledger.looked_around(at, free, now);
             ledger.still_waited_for(at, &waited_for, now);
+            ledger.looked_around(at, free, now);
         }
         self.schedule_tick();
         self.tell_free(free);

@@ -24,6 +24,11 @@ impl Ledger {
 
     /// What has happened at a machine has been dealt with. `free`: slots of its own that nothing uses.
     pub fn looked_around(&mut self, machine: usize, free: u32, now: u64) {
+        for attempt in self.attempts[machine].values_mut() {
+            if attempt.over || attempt.given_up {
+                attempt.ended.get_or_insert(now);
+            }
+        }
         let used = |builder: usize| {
             let attempts = self.attempts[machine].values();
             attempts
@@ -49,26 +54,32 @@ impl Ledger {
         }
         let attempts = &self.attempts[machine];
         for (build, attempt) in attempts {
-            let late = attempt.heard + SILENCE;
             let waits = !attempt.over && !attempt.given_up && !attempt.lacks_inputs;
+            let late = attempt.heard + SILENCE;
             let Some(silent) = attempt.builder.filter(|_| waits && late + NOTICED < now) else {
                 continue;
             };
-            // One that is as old, or was asked since.
-            let mut others = attempts.iter().filter(|(other, others)| {
-                others.job == attempt.job
-                    && *other != build
-                    && (others.placed >= attempt.placed || !(others.over || others.given_up))
-            });
-            if others.next().is_some() || !self.has_inputs(machine, attempt.job, late) {
+            let before = || {
+                let others = attempts.iter().filter(move |(other, _)| *other != build);
+                others
+                    .map(|(_, other)| other)
+                    .filter(|other| other.job == attempt.job)
+            };
+            // Since when nobody else is at it. One that was asked later was the second one.
+            let ends = before().map(|other| other.ended.filter(|_| other.placed < attempt.placed));
+            let Some(late) = ends.into_iter().try_fold(late, |late, end| Some(late.max(end?))) else {
+                continue;
+            };
+            if now <= late + NOTICED || !self.has_inputs(machine, attempt.job, late) {
                 continue;
             }
             // Who has been asked before is not asked again where it failed, and nobody is after some were lost.
-            let before = || attempts.values().filter(|other| other.job == attempt.job);
             let asked = |builder: Option<usize>| before().any(|other| other.builder == builder);
             let lost = before().filter(|other| other.builder.is_some() && (other.over || other.given_up));
             let worn_out = lost.count() >= LOST;
-            let may = |builder: Option<usize>| !asked(builder) && (builder.is_none() || !worn_out);
+            let may = |builder: Option<usize>| {
+                builder != Some(silent) && !asked(builder) && (builder.is_none() || !worn_out)
+            };
             let mut idle = self.idle[machine].iter();
             let free = idle.find(|(builder, since)| may(**builder) && **since <= late);
             assert!(

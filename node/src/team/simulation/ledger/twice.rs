@@ -135,6 +135,8 @@ pub(super) struct Attempt {
     pub(super) over: bool,
     pub(super) heard: u64,
     pub(super) placed: u64,
+    /// When it was seen to be over or given up.
+    pub(super) ended: Option<u64>,
 }
 
 /// Whether something that is built could have been had.
@@ -205,6 +207,7 @@ impl Ledger {
                 over: false,
                 heard: now,
                 placed: now,
+                ended: None,
             },
         );
         self.count("placed");
