@@ -49,6 +49,8 @@ pub(crate) struct Attempt {
     pub(crate) late: Option<Time>,
     /// Its builder could not get some inputs.
     pub(crate) inputs_missing: bool,
+    /// Its builder did not get inputs that this node has.
+    pub(crate) inputs_untaken: bool,
     /// The session on whose account it runs.
     pub(crate) payer: Option<Slot>,
     /// Sessions that were told of it.
@@ -131,6 +133,7 @@ impl Coordinator {
             hedges,
             late,
             inputs_missing: false,
+            inputs_untaken: false,
             payer: Some(payer),
             told: SessionSet::EMPTY,
         };

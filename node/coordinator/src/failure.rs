@@ -60,12 +60,28 @@ impl Coordinator {
                 );
             }
             FailureKind::Busy if attempt.node.is_some() && !attempt.inputs_missing => {
-                self.try_later(&attempt, participants, failure.error)
+                if self.is_turned_down(&attempt) {
+                    failure.kind = FailureKind::Refused;
+                    self.try_elsewhere(&attempt, participants, failure);
+                } else {
+                    self.try_later(&attempt, participants, failure.error);
+                }
             }
             FailureKind::Busy | FailureKind::Transient | FailureKind::Refused | FailureKind::Cancelled => {
                 self.try_elsewhere(&attempt, participants, failure);
             }
         }
+    }
+
+    /// Whether a builder that says that it lacks inputs is believed to lack them for good, though this node has them all:
+    /// what it holds for itself alone, it takes from nobody.
+    fn is_turned_down(&mut self, attempt: &Attempt) -> bool {
+        if !attempt.inputs_untaken {
+            return false;
+        }
+        let drv = &mut self.graph.drvs[attempt.drv];
+        drv.untaken = drv.untaken.saturating_add(1);
+        drv.untaken >= limits::UNTAKEN_TRIES
     }
 
     /// A builder has too much to do. It is left alone for a moment, and nothing is held against it.
@@ -264,6 +280,7 @@ impl Coordinator {
         if drv.known.without(drv.failed).is_empty() {
             drv.trouble = None;
             drv.tries = 0;
+            drv.untaken = 0;
             drv.votes.clear();
             self.queues.troubled.remove(&id);
         }

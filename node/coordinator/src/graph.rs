@@ -283,6 +283,8 @@ pub(crate) struct Drv {
     /// could not be had from there.
     pub(crate) built_by: Option<NodeKey>,
     pub(crate) trouble: Option<Box<Trouble>>,
+    /// How often a builder did not get inputs that this node has.
+    pub(crate) untaken: u8,
     /// Why a builder put it off last.
     pub(crate) put_off: Option<String>,
     pub(crate) dirty: bool,
@@ -447,6 +449,7 @@ impl Graph {
             tries: 0,
             built_by: None,
             trouble: None,
+            untaken: 0,
             put_off: None,
             dirty: false,
         });

@@ -73,6 +73,10 @@ pub const REFUSAL_PAUSE: Duration = Duration::from_secs(5);
 /// Tries of one derivation on this node that may end without being the derivation's fault.
 pub const TRIES_HERE: u8 = 2;
 
+/// Times that builders may say that they lack inputs of one derivation that this node has: a connection that broke is
+/// made again by then.
+pub const UNTAKEN_TRIES: u8 = 3;
+
 /// Builds of one derivation in all, whatever ended each: a last bound for worlds in which results
 /// vanish as often as they are made.
 pub const TRIES: u8 = 12;

@@ -251,6 +251,7 @@ impl Coordinator {
         }
         if let Some(attempt) = self.attempts.get_mut(&build) {
             attempt.inputs_missing |= any;
+            attempt.inputs_untaken |= !any;
         }
     }
 

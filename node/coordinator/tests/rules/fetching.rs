@@ -1,4 +1,4 @@
-use tvix_node_coordinator::{Action, Event, FailureKind, Source, Urgency, limits};
+use tvix_node_coordinator::{Action, Event, FailureKind, PeerOffer, Source, Urgency, limits};
 use tvix_node_protocol::control::{EventKind, Outcome};
 
 use crate::desk::{Desk, derivation, node, offer, options, path};
@@ -244,6 +244,62 @@ fn only_so_many_fetches_run_at_once() {
     assert_eq!(desk.fetches.len(), limits::FETCHES);
     desk.arrive("p0");
     assert_eq!(desk.fetches.len(), limits::FETCHES);
+}
+
+#[test]
+fn a_builder_that_never_takes_inputs_that_are_here_is_asked_three_times() {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    desk.own.insert(path("input"));
+    desk.command(
+        1,
+        options(),
+        &[derivation("input", &[]), derivation("a", &["input"])],
+    );
+    for tried in 1..=limits::UNTAKEN_TRIES {
+        assert_eq!(desk.outcome(1), None);
+        let build = desk.build("a").build;
+        desk.send(Event::InputsMissing {
+            build,
+            paths: vec![path("input")],
+        });
+        desk.fail_build(build, FailureKind::Busy);
+        if tried < limits::UNTAKEN_TRIES {
+            assert_eq!(
+                desk.words(),
+                Vec::<String>::new(),
+                "it is left alone for a moment"
+            );
+            desk.wait(limits::REFUSAL_PAUSE.as_millis() as u64);
+        }
+    }
+    assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
+
+    // Another one is asked instead.
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    let full = PeerOffer {
+        slots_free: 0,
+        ..offer("c", 1)
+    };
+    desk.peer(2, full);
+    desk.own.insert(path("input"));
+    desk.command(
+        1,
+        options(),
+        &[derivation("input", &[]), derivation("a", &["input"])],
+    );
+    for _ in 0..limits::UNTAKEN_TRIES {
+        let build = desk.build("a").build;
+        desk.send(Event::InputsMissing {
+            build,
+            paths: vec![path("input")],
+        });
+        desk.fail_build(build, FailureKind::Busy);
+        desk.wait(limits::REFUSAL_PAUSE.as_millis() as u64);
+    }
+    desk.peer(2, offer("c", 1));
+    assert_eq!(desk.build("a").node, Some(node(2)));
 }
 
 #[test]
