@@ -147,23 +147,20 @@ impl Api {
             });
             new.extend(absent.await.map_err(failed)?);
         }
-        // Inputs come first, so one pass finds all.
-        for derivation in derivations() {
-            let hidden = |path: &StorePath| new.contains(path) || private.is_private(path);
-            let reads = derivation.sources.iter().any(hidden)
-                || derivation.inputs.iter().any(|input| hidden(&input.derivation));
-            if reads || hidden(&derivation.path) || derivation.outputs.values().any(hidden) {
-                new.extend(derivation.outputs.values().cloned());
-                new.insert(derivation.path.clone());
-            }
-        }
-        new.retain(|path| !private.is_private(path));
+        // Inputs come first.
+        let new = private.reached(derivations(), new);
         if new.is_empty() {
             return Ok(());
         }
+        // Some of it may be here already, built or fetched for another, and announced.
+        let hidden: Vec<StorePath> = new.iter().cloned().collect();
         let marked = tokio::task::spawn_blocking(move || private.add(new, [])).await;
         let marked = marked.map_err(|error| failed(DepotError::Thread(error.to_string())))?;
-        marked.map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))
+        marked.map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))?;
+        for team in self.team.all() {
+            team.swarm.withdraw(&hidden);
+        }
+        Ok(())
     }
 
     /// Says of derivations who has to build them by the owner's rules. What names itself by its content needs

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use tvix_node_coordinator::Derivation;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::trust::PathPattern;
 
@@ -62,10 +63,42 @@ pub enum PrivateError {
     },
 }
 
+/// What is marked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Kept {
+pub(crate) struct Marked {
     patterns: Vec<PathPattern>,
     paths: BTreeSet<StorePath>,
+}
+
+impl Marked {
+    pub(crate) fn is_private(&self, path: &StorePath) -> bool {
+        self.paths.contains(path) || self.patterns.iter().any(|pattern| pattern.fits(path))
+    }
+
+    /// What becomes private with `new`: that, and every derivation that reads something private, or makes it, with all its
+    /// outputs. Derivations come after those whose outputs they read. Without what is private already.
+    pub(crate) fn reached<'a>(
+        &self,
+        derivations: impl IntoIterator<Item = &'a Derivation>,
+        mut new: BTreeSet<StorePath>,
+    ) -> BTreeSet<StorePath> {
+        for derivation in derivations {
+            let hidden = |path: &StorePath| new.contains(path) || self.is_private(path);
+            let reads = derivation.sources.iter().any(hidden)
+                || derivation.inputs.iter().any(|input| hidden(&input.derivation));
+            if reads || hidden(&derivation.path) || derivation.outputs.values().any(hidden) {
+                new.extend(derivation.outputs.values().cloned());
+                new.insert(derivation.path.clone());
+            }
+        }
+        new.retain(|path| !self.is_private(path));
+        new
+    }
+
+    /// From now on these are private.
+    pub(crate) fn mark(&mut self, paths: impl IntoIterator<Item = StorePath>) {
+        self.paths.extend(paths);
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -81,7 +114,7 @@ struct Written {
 #[derive(Debug)]
 pub struct PrivateBook {
     file: PathBuf,
-    kept: Mutex<Arc<Kept>>,
+    kept: Mutex<Arc<Marked>>,
     /// Commands whose work is private.
     sessions: Mutex<HashSet<u64>>,
 }
@@ -99,7 +132,7 @@ impl PrivateBook {
     pub fn open(file: PathBuf) -> Result<Self, PrivateError> {
         let kept = match fs::read(&file) {
             Ok(bytes) => read(&file, &bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Kept::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Marked::default(),
             Err(source) => {
                 let action = "read";
                 return Err(PrivateError::File { file, action, source });
@@ -115,7 +148,17 @@ impl PrivateBook {
     /// Whether a path is private.
     pub fn is_private(&self, path: &StorePath) -> bool {
         let kept = Arc::clone(&lock(&self.kept));
-        kept.paths.contains(path) || kept.patterns.iter().any(|pattern| pattern.fits(path))
+        kept.is_private(path)
+    }
+
+    /// See [`Marked::reached`].
+    pub(crate) fn reached<'a>(
+        &self,
+        derivations: impl IntoIterator<Item = &'a Derivation>,
+        new: BTreeSet<StorePath>,
+    ) -> BTreeSet<StorePath> {
+        let kept = Arc::clone(&lock(&self.kept));
+        kept.reached(derivations, new)
     }
 
     /// The patterns and the paths.
@@ -134,7 +177,7 @@ impl PrivateBook {
         patterns: impl IntoIterator<Item = PathPattern>,
     ) -> Result<(), PrivateError> {
         self.change(|kept| {
-            kept.paths.extend(paths);
+            kept.mark(paths);
             for pattern in patterns {
                 if !kept.patterns.contains(&pattern) {
                     kept.patterns.push(pattern);
@@ -160,7 +203,7 @@ impl PrivateBook {
         Ok(any)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Kept)) -> Result<(), PrivateError> {
+    fn change(&self, change: impl FnOnce(&mut Marked)) -> Result<(), PrivateError> {
         let mut current = lock(&self.kept);
         let mut kept = (**current).clone();
         change(&mut kept);
@@ -199,19 +242,19 @@ impl PrivateBook {
     }
 }
 
-fn read(file: &Path, bytes: &[u8]) -> Result<Kept, PrivateError> {
+fn read(file: &Path, bytes: &[u8]) -> Result<Marked, PrivateError> {
     let damaged = |reason: String| PrivateError::Damaged {
         file: file.to_owned(),
         reason,
     };
     let written: Written = read_versioned(bytes, VERSION).map_err(|error| damaged(error.to_string()))?;
-    Ok(Kept {
+    Ok(Marked {
         patterns: written.patterns,
         paths: written.paths.into_iter().collect(),
     })
 }
 
-fn write(file: &Path, kept: &Kept) -> io::Result<()> {
+fn write(file: &Path, kept: &Marked) -> io::Result<()> {
     let written = Written {
         version: VERSION,
         patterns: kept.patterns.clone(),
@@ -247,6 +290,44 @@ mod tests {
         assert!(again.remove(&[path("secret")], &[pattern("*-key*")]).unwrap());
         assert!(!again.remove(&[path("secret")], &[]).unwrap());
         assert!(!again.is_private(&path("secret")) && !again.is_private(&path("my-key")));
+    }
+
+    #[test]
+    fn what_reads_or_makes_something_private_becomes_private() {
+        let derivation = |name: &str, sources: &[&str], inputs: &[&str]| Derivation {
+            path: path(&format!("{name}.drv")),
+            outputs: [("out".to_owned(), path(name))].into(),
+            inputs: inputs
+                .iter()
+                .map(|input| tvix_node_coordinator::InputDerivation {
+                    derivation: path(&format!("{input}.drv")),
+                    outputs: vec!["out".to_owned()],
+                })
+                .collect(),
+            sources: sources.iter().map(|source| path(source)).collect(),
+            system: "x86_64-linux".to_owned(),
+            required_features: vec![],
+            prefer_local: false,
+            fixed_output: false,
+            quorum: None,
+        };
+        let all = [
+            derivation("reader", &["secret"], &[]),
+            derivation("beside", &["plain"], &[]),
+            derivation("above", &["plain"], &["reader", "beside"]),
+            derivation("named", &["plain"], &[]),
+        ];
+        let mut marked = Marked::default();
+        assert_eq!(marked.reached(&all, BTreeSet::new()), BTreeSet::new());
+        marked.mark([path("secret"), path("named")]);
+        let expected = ["reader", "reader.drv", "above", "above.drv", "named.drv"];
+        assert_eq!(
+            marked.reached(&all, BTreeSet::new()),
+            expected.map(path).into(),
+            "what is private already is not named again"
+        );
+        let new = [path("plain")].into();
+        assert!(marked.reached(&all, new).contains(&path("beside")));
     }
 
     #[test]
