@@ -82,6 +82,7 @@ mod overview;
 mod places;
 pub mod presence;
 mod protocols;
+mod recent;
 mod room;
 pub mod roster;
 mod shelf;

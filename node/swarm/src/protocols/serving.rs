@@ -4,7 +4,7 @@
 //! it once, and remembered for a while. A file is read as a whole once for its hashes, whether it proves to be what it
 //! should or not, and not for each piece of it.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, Metadata};
 use std::io::{self, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -27,6 +27,7 @@ use crate::limits::{
     WALK_BYTES, WALK_BYTES_PER_PEER, WALK_STREAMS, WALK_STREAMS_PER_PEER,
 };
 use crate::places::Places;
+use crate::recent::Recent;
 use crate::room::Room;
 use crate::shelf::{Shelf, ShelfError};
 
@@ -111,74 +112,6 @@ struct Unproven {
     file: FileState,
     since: Instant,
     reason: String,
-}
-
-/// One of [`Recent`].
-#[derive(Debug)]
-struct Kept<V> {
-    value: Arc<V>,
-    weight: usize,
-    /// Its place in the order.
-    used: u64,
-}
-
-/// Values that were used lately, bounded by their weight. There can be a million of them.
-#[derive(Debug)]
-struct Recent<K, V> {
-    values: HashMap<K, Kept<V>>,
-    /// By when they were used last.
-    order: BTreeMap<u64, K>,
-    /// How often any was used.
-    uses: u64,
-    weight: usize,
-    limit: usize,
-}
-
-impl<K: Copy + Eq + std::hash::Hash, V> Recent<K, V> {
-    fn new(limit: usize) -> Self {
-        Self {
-            values: HashMap::new(),
-            order: BTreeMap::new(),
-            uses: 0,
-            weight: 0,
-            limit,
-        }
-    }
-
-    fn get(&mut self, key: K) -> Option<Arc<V>> {
-        let kept = self.values.get_mut(&key)?;
-        self.order.remove(&kept.used);
-        self.uses += 1;
-        kept.used = self.uses;
-        self.order.insert(kept.used, key);
-        Some(kept.value.clone())
-    }
-
-    fn remove(&mut self, key: K) {
-        if let Some(kept) = self.values.remove(&key) {
-            self.order.remove(&kept.used);
-            self.weight -= kept.weight;
-        }
-    }
-
-    /// The oldest go until it fits; what does not fit alone is not kept. What had the key goes, too.
-    fn insert(&mut self, key: K, value: Arc<V>, weight: usize) {
-        self.remove(key);
-        if weight > self.limit {
-            return;
-        }
-        while self.weight + weight > self.limit {
-            let Some((_, oldest)) = self.order.first_key_value() else {
-                break;
-            };
-            self.remove(*oldest);
-        }
-        self.uses += 1;
-        let used = self.uses;
-        self.values.insert(key, Kept { value, weight, used });
-        self.order.insert(used, key);
-        self.weight += weight;
-    }
 }
 
 /// See the [module](self).
@@ -322,7 +255,7 @@ impl Serving {
         let bytes = hashes_of(size);
         let data = if bytes <= self.in_memory {
             Hashes::Memory(Vec::new())
-        } else if weight_of(size) <= lock(&self.large).limit {
+        } else if lock(&self.large).fits(weight_of(size)) {
             std::fs::create_dir_all(folder)?;
             Hashes::Disk(tempfile::tempfile_in(folder)?)
         } else {
@@ -457,26 +390,6 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn what_was_used_lately_is_kept_within_its_bound() {
-        let mut recent = Recent::new(10);
-        recent.insert(1, Arc::new("one"), 4);
-        recent.insert(2, Arc::new("two"), 4);
-        assert_eq!(recent.get(1).as_deref(), Some(&"one"));
-        recent.insert(3, Arc::new("three"), 4);
-        assert_eq!(recent.get(2), None, "the one not used for longest goes");
-        assert!(recent.get(1).is_some() && recent.get(3).is_some());
-        recent.insert(4, Arc::new("too heavy"), 11);
-        assert_eq!(recent.get(4), None);
-        assert_eq!(recent.weight, 8);
-        recent.insert(1, Arc::new("once more"), 2);
-        assert_eq!(recent.get(1).as_deref(), Some(&"once more"));
-        assert_eq!(
-            (recent.weight, recent.values.len(), recent.order.len()),
-            (6, 2, 2)
-        );
-    }
-
     #[tokio::test]
     async fn nobody_takes_the_places_of_others() {
         let (serving, ann, bob) = (Serving::new(), NodeKey([1; 32]), NodeKey([2; 32]));
@@ -534,7 +447,7 @@ mod tests {
             serving.remember(TreeDigest([number; 32]), HashSet::new());
         }
         let trees = lock(&serving.trees);
-        assert_eq!((trees.values.len(), trees.order.len()), (3, 3));
+        assert_eq!(trees.len(), 3);
     }
 
     #[test]
@@ -568,7 +481,7 @@ mod tests {
         let spool = folder.path().join("spool");
         let first = serving.proof(blob, &file, &spool).unwrap();
         assert!(matches!(first.outboard.data, Hashes::Disk(_)));
-        assert_eq!(lock(&serving.proofs).weight, 0);
+        assert_eq!(lock(&serving.proofs).len(), 0);
         assert!(Arc::ptr_eq(&first, &serving.proof(blob, &file, &spool).unwrap()));
         assert_eq!(std::fs::read_dir(folder.path().join("spool")).unwrap().count(), 0);
         // They are the hashes that would be in memory.
