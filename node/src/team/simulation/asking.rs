@@ -220,6 +220,13 @@ impl Node {
             .flat_map(|input| plan.jobs[*input].outputs.values().cloned());
         let direct: BTreeSet<StorePath> = sources.chain(made).collect();
         let direct: Vec<StorePath> = direct.into_iter().collect();
+        let private = |path: &&StorePath| lock(&self.world.disks[self.at]).private.is_private(path);
+        let mut named = std::iter::once(&order.derivation)
+            .chain(job.outputs.values())
+            .chain(&direct);
+        if let Some(path) = named.find(private) {
+            return Err(RequestFailure::Private(path.clone()));
+        }
         let survey = match self.survey(&direct, &[order.node]).await {
             Ok(survey) => survey,
             Err(reason) => {
@@ -232,6 +239,9 @@ impl Node {
             }
         };
         let here = lock(&self.world.disks[self.at]).closure(survey.here.keys());
+        if let Some(path) = here.keys().find(private) {
+            return Err(RequestFailure::Private(path.clone()));
+        }
         let mut inputs: BTreeMap<StorePath, Input> = survey
             .there
             .into_values()

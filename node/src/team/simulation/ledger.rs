@@ -13,6 +13,7 @@ use super::plan::{Nature, Plan, Rule};
 use twice::{Asked, Attempt, Build, Failures};
 pub use twice::{End, Failing, Reason, Whose};
 
+mod private;
 mod silence;
 mod twice;
 
@@ -67,11 +68,14 @@ pub struct Ledger {
     /// Speaker, listener, what.
     said: BTreeSet<(usize, usize, StorePath, TreeDigest)>,
     acknowledged: Vec<BTreeMap<StorePath, TreeDigest>>,
-    admitted: BTreeSet<(usize, [u8; 32])>,
+    /// When which request was taken by whom.
+    admitted: BTreeMap<(usize, [u8; 32]), u64>,
     builds: Vec<Build>,
     attempts: Vec<BTreeMap<u64, Attempt>>,
     /// By machine: who has a free slot for it, as far as it knows, and since when. None: it has one itself.
     idle: Vec<BTreeMap<Option<usize>, u64>>,
+    /// By machine: what its owner keeps from others.
+    hidden: Vec<BTreeSet<StorePath>>,
     /// By machine: what others have offered, in slots that are free.
     offers: Vec<BTreeMap<usize, u32>>,
     asked: Vec<BTreeMap<StorePath, Asked>>,
@@ -114,10 +118,11 @@ impl Ledger {
             aside: vec![BTreeSet::new(); count],
             said: BTreeSet::new(),
             acknowledged: vec![BTreeMap::new(); count],
-            admitted: BTreeSet::new(),
+            admitted: BTreeMap::new(),
             builds: vec![],
             attempts: (0..count).map(|_| BTreeMap::new()).collect(),
             idle: vec![BTreeMap::new(); count],
+            hidden: private::at_the_beginning(plan),
             offers: vec![BTreeMap::new(); count],
             asked: vec![BTreeMap::new(); count],
             unheard: BTreeMap::new(),
@@ -166,7 +171,9 @@ impl Ledger {
 
     /// A holder signs that it has what these keys stand for.
     pub fn advertised(&mut self, holder: usize, keys: impl Iterator<Item = [u8; 16]>) {
-        self.advertised.extend(keys.map(|key| (holder, key)));
+        let keys: Vec<[u8; 16]> = keys.collect();
+        self.keys_told(holder, keys.iter().copied());
+        self.advertised.extend(keys.into_iter().map(|key| (holder, key)));
     }
 
     /// A machine takes it from one who keeps records that a holder has said that it has something.
@@ -185,6 +192,11 @@ impl Ledger {
     }
 
     pub fn said(&mut self, speaker: usize, listener: usize, content: Content) {
+        assert!(
+            !self.hides(speaker, &content.0),
+            "PRIVATE: machine {speaker} shows {listener} {}",
+            content.0
+        );
         self.said.insert((speaker, listener, content.0, content.1));
     }
 
@@ -220,6 +232,14 @@ impl Ledger {
     }
 
     pub fn requested(&mut self, payload: [u8; 32], request: Requested) {
+        let inputs = request.inputs.iter().map(|(path, _)| path);
+        let mut named = std::iter::once(&request.job).chain(inputs);
+        let hidden = named.find(|path| self.hides(request.by, path));
+        assert_eq!(
+            hidden, None,
+            "PRIVATE: machine {} names it in a request to {}",
+            request.by, request.to
+        );
         self.requests.insert(payload, request);
     }
 
@@ -381,7 +401,7 @@ impl Ledger {
             "UNTRUSTED: a request of {issued} to {until} is taken at {clock}"
         );
         assert!(
-            self.admitted.insert((builder, payload)),
+            self.admitted.insert((builder, payload), now).is_none(),
             "UNTRUSTED: machine {builder} takes a request a second time"
         );
         assert!(
@@ -463,6 +483,11 @@ impl Ledger {
                 "LOST: machine {machine} says that it has built {}, and does not have it",
                 content.0
             );
+            assert!(
+                !self.hides(machine, &content.0) || self.aside[machine].contains(content),
+                "PRIVATE: machine {machine} says that it has {}",
+                content.0
+            );
         }
     }
 
@@ -506,7 +531,10 @@ impl Ledger {
             && plan.partitions.is_empty()
             && plan.revoked.is_none()
             && plan.machines.iter().all(|machine| {
-                machine.nature == Nature::Honest && machine.crashes.is_empty() && machine.skew.abs() < 50
+                machine.nature == Nature::Honest
+                    && machine.crashes.is_empty()
+                    && machine.skew.abs() < 50
+                    && machine.secrets.is_empty()
             });
         let troubled = plan.jobs.iter().any(|job| job.broken || job.restless);
         let can_build = |at: &usize| {

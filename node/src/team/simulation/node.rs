@@ -74,7 +74,7 @@ impl Node {
         let nonces = lock(&world.disks[at]).nonces.clone();
         let view = &plan.views[usize::from(machine.hears <= world.now())];
         let mut own = Advertisement::new(view.secret.clone(), plan.machines.len());
-        own.add(lock(&world.disks[at]).paths.keys());
+        own.add(lock(&world.disks[at]).public());
         Arc::new(Self {
             world: Arc::clone(world),
             at,
@@ -245,7 +245,7 @@ impl Node {
     /// From now on somebody is out, and what has been advertised is advertised under other keys.
     pub fn hears_of_revocation(self: &Arc<Self>) {
         let mut own = Advertisement::new(self.view().secret.clone(), self.world.plan.machines.len());
-        own.add(lock(&self.world.disks[self.at]).paths.keys());
+        own.add(lock(&self.world.disks[self.at]).public());
         lock(&self.core).own = own;
         self.look_around();
         self.publish_soon();
@@ -585,10 +585,12 @@ impl Node {
             for source in &plan.jobs[job].sources {
                 self.add_source(*source);
             }
+            let mut derivation = self.derivation_of(job);
+            self.hide_if_private(job, &mut derivation);
             lock(&self.world.disks[self.at])
                 .texts
                 .insert(plan.jobs[job].drv.clone(), plan.jobs[job].text.clone());
-            let derivations = vec![self.derivation_of(job)];
+            let derivations = vec![derivation];
             self.told.tell(session.0, &derivations[0]);
             self.event(Event::Instantiated { session, derivations });
             let pause = self.world.dice().between(0, 20);
@@ -609,6 +611,28 @@ impl Node {
         }
         if is_open() {
             self.event(Event::EvaluationEnded { session });
+        }
+    }
+
+    /// Marks a derivation that reads something private before anything of it is here, and takes back what was announced.
+    fn hide_if_private(self: &Arc<Self>, job: usize, derivation: &mut Derivation) {
+        let (new, private) = {
+            let mut disk = lock(&self.world.disks[self.at]);
+            let new = disk.private.reached([&*derivation], BTreeSet::new());
+            disk.private.mark(new.clone());
+            (new, disk.private.is_private(&derivation.path))
+        };
+        self.world.ledger().instantiated(self.at, job);
+        if !new.is_empty() {
+            lock(&self.core).own.remove(&new);
+            self.publish_soon();
+        }
+        if private {
+            derivation.quorum = Some(Quorum {
+                needed: 1,
+                here: true,
+                of: vec![],
+            });
         }
     }
 

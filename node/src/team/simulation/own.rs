@@ -121,7 +121,15 @@ impl Node {
             number,
         };
         let shared = (key, BuildLimits::NONE, &Audience::Everyone);
-        own_steps::build(own, &self.building, shared, cancel, &CancellationToken::new()).await
+        let private = lock(&self.world.disks[self.at]).private.is_private(derivation);
+        // What is private is shared with nobody.
+        let building = if private {
+            self.world.ledger().count("private builds");
+            Arc::default()
+        } else {
+            Arc::clone(&self.building)
+        };
+        own_steps::build(own, &building, shared, cancel, &CancellationToken::new()).await
     }
 
     async fn perform_own(

@@ -103,6 +103,8 @@ pub struct Machine {
     pub crashes: Vec<(u64, u64)>,
     /// When it hears of the revocation.
     pub hears: u64,
+    /// Sources that its owner keeps private, by their numbers.
+    pub secrets: BTreeSet<usize>,
 }
 
 pub struct Session {
@@ -286,6 +288,16 @@ impl Plan {
                 }
             }
         }
+        let mut secrecy = Dice::new(seed ^ 0x5ec7);
+        for machine in machines
+            .iter_mut()
+            .filter(|machine| machine.nature == Nature::Honest)
+        {
+            // What several have to build is built by nobody who keeps it to himself.
+            if secrecy.percent(12) && !matches!(machine.rule, Rule::Quorum(_)) {
+                machine.secrets.insert(secrecy.below(sources.len()));
+            }
+        }
         let (views, swarm) = views(seed, &machines, revoked);
         let partitions = (0..if calm { 0 } else { dice.below(3) }).map(|_| {
             let from = dice.between(0, horizon);
@@ -455,6 +467,7 @@ fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine
             neighbours: BTreeSet::new(),
             crashes,
             hears: u64::MAX,
+            secrets: BTreeSet::new(),
         });
     }
     for at in 0..nodes {

@@ -120,6 +120,9 @@ impl Node {
             && let Some(record) = self.built_before(&request, &outputs).await
         {
             self.world.ledger().count("answered from an earlier build");
+            let outputs = record.outputs.values();
+            let outputs: Vec<Content> = outputs.map(|output| (output.path.clone(), output.tree)).collect();
+            self.world.ledger().delivered(self.at, &outputs);
             frames.send(Frame::Accepted).ok();
             return Ok(Frame::Finished(self.sign(
                 &made_out(record, self.world.plan.machines[self.at].key, &request, hash).unwrap(),
@@ -186,10 +189,16 @@ impl Node {
             let asked = frontier.clone();
             let texts = self.world.ask(self.at, from, move |node| {
                 let disk = lock(&node.world.disks[node.at]);
-                asked
-                    .iter()
-                    .map(|path| disk.texts.get(path).cloned())
-                    .collect::<Vec<_>>()
+                let seen = |path: &&StorePath| !node.is_honest() || !disk.private.is_private(path);
+                let text = |path| Some(path).filter(seen).and_then(|path| disk.texts.get(path));
+                let given: Vec<_> = asked.iter().map(|path| text(path).cloned()).collect();
+                if node.is_honest() {
+                    let given = asked.iter().zip(&given).filter(|(_, text)| text.is_some());
+                    node.world
+                        .ledger()
+                        .texts_given(node.at, given.map(|(path, _)| path));
+                }
+                given
             });
             let texts = texts
                 .await
@@ -269,9 +278,11 @@ impl Workshop for Node {
         own.filter_map(|record| opened(record).ok()).find(|record| {
             let mut outputs = record.outputs.values();
             outputs.all(|output| {
-                disk.paths
+                let here = disk
+                    .paths
                     .get(&output.path)
-                    .is_some_and(|info| info.tree == output.tree)
+                    .filter(|_| !disk.private.is_private(&output.path));
+                here.is_some_and(|info| info.tree == output.tree)
             })
         })
     }
@@ -284,6 +295,11 @@ impl Workshop for Node {
         {
             let disk = lock(&self.world.disks[self.at]);
             for input in &request.inputs {
+                if disk.paths.contains_key(&input.path) && disk.private.is_private(&input.path) {
+                    self.world.ledger().count("private inputs not used");
+                    let message = format!("{} cannot be had here", input.path);
+                    return Err(refusal(RefusalReason::InputMissing, message));
+                }
                 match disk.paths.get(&input.path) {
                     Some(info) if info.tree == input.tree => {
                         let here = known_here(&self.derivations, input, info.clone())?;
@@ -404,7 +420,11 @@ impl Workshop for Node {
             .map(|info| (info.path.clone(), info.tree))
             .collect();
         self.world.ledger().build_makes(noted, &made);
-        let counts = accepted && self.standing(&record, &envelope) == Standing::Counts;
+        let private = {
+            let disk = lock(&self.world.disks[self.at]);
+            infos.values().any(|info| disk.private.is_private(&info.path))
+        };
+        let counts = accepted && !private && self.standing(&record, &envelope) == Standing::Counts;
         self.syncs().await;
         let differs = {
             let disk = lock(&self.world.disks[self.at]);

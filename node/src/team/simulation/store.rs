@@ -30,6 +30,11 @@ const KEEPERS: usize = 3;
 const PRESENCE: u64 = 7_200;
 
 impl Disk {
+    /// What others may know of.
+    pub fn public(&self) -> impl Iterator<Item = &StorePath> {
+        self.paths.keys().filter(|path| !self.private.is_private(path))
+    }
+
     /// Keeps a record; a newer one takes the place of an older one of the same work.
     pub fn put_record(&mut self, envelope: &Envelope) {
         let Ok(record) = opened(envelope) else { return };
@@ -245,6 +250,9 @@ impl Node {
 
     pub fn shown_path(&self, path: &StorePath) -> Option<Shown> {
         let disk = lock(&self.world.disks[self.at]);
+        if disk.private.is_private(path) {
+            return None;
+        }
         let info = disk.paths.get(path)?.clone();
         let builder = match &info.origin {
             Origin::Built => Some(self.key),
@@ -271,11 +279,12 @@ impl Node {
             return None;
         }
         let core = lock(&self.core);
-        Some(
-            keys.iter()
-                .map(|key| !self.is_honest() || core.own.has(*key))
-                .collect(),
-        )
+        let has = |key: &PresenceKey| !self.is_honest() || core.own.has(*key);
+        if self.is_honest() {
+            let told = keys.iter().filter(|key| has(key)).map(|key| key.0);
+            self.world.ledger().keys_told(self.at, told);
+        }
+        Some(keys.iter().map(has).collect())
     }
 
     fn query(&self, asker: NodeKey, epoch: Epoch, keys: &[PresenceKey]) -> Option<Vec<Claim>> {
@@ -313,7 +322,11 @@ impl Node {
             return self.serve_falsely(tree);
         }
         let disk = lock(&self.world.disks[self.at]);
-        let named = disk.paths.values().any(|info| info.tree == tree);
+        let mut public = disk
+            .paths
+            .values()
+            .filter(|info| !disk.private.is_private(&info.path));
+        let named = public.any(|info| info.tree == tree);
         let aside = || disk.aside.iter().any(|(_, other)| *other == tree);
         let given = named || (self.grants.has(asker, tree, self.clock()) && aside());
         if given && let Some(asker) = self.world.number(asker) {
@@ -431,6 +444,7 @@ impl Node {
             let disk = lock(&self.world.disks[self.at]);
             disk.closure(&inputs)
                 .into_values()
+                .filter(|info| !disk.private.is_private(&info.path))
                 .map(|info| (info.path, info.nar_size))
                 .collect()
         };
@@ -443,7 +457,7 @@ impl Node {
                     let disk = lock(&peer.world.disks[peer.at]);
                     closure
                         .iter()
-                        .filter(|(path, _)| disk.paths.contains_key(path))
+                        .filter(|(path, _)| disk.paths.contains_key(path) && !disk.private.is_private(path))
                         .map(|(_, size)| size)
                         .sum::<u64>()
                 });
@@ -657,6 +671,10 @@ impl Node {
                 added.push(info.path.clone());
                 disk.paths.insert(info.path.clone(), info);
             }
+        }
+        {
+            let disk = lock(&self.world.disks[self.at]);
+            added.retain(|path| !disk.private.is_private(path));
         }
         if !added.is_empty() {
             lock(&self.core).own.add(&added);

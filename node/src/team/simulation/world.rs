@@ -12,6 +12,7 @@ use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::tree::TreeDigest;
 use tvix_node_swarm::gate::NonceBook;
 
+use super::super::private::Marked;
 use super::dice::Dice;
 use super::executor::{Executor, WORLD};
 use super::ledger::Ledger;
@@ -40,6 +41,7 @@ pub struct Disk {
     pub records: BTreeMap<StorePath, Vec<Envelope>>,
     pub by_key: BTreeMap<BuildKey, Vec<Envelope>>,
     pub nonces: NonceBook,
+    pub private: Marked,
 }
 
 pub struct World {
@@ -91,7 +93,17 @@ impl World {
         Arc::new(Self {
             executor: Arc::default(),
             dice: Mutex::new(Dice::new(plan.seed ^ 0xabcd)),
-            disks: plan.machines.iter().map(|_| Mutex::default()).collect(),
+            disks: plan
+                .machines
+                .iter()
+                .map(|machine| {
+                    let secrets = machine.secrets.iter();
+                    let mut disk = Disk::default();
+                    disk.private
+                        .mark(secrets.map(|source| plan.sources[*source].path.clone()));
+                    Mutex::new(disk)
+                })
+                .collect(),
             up: Mutex::new(plan.machines.iter().map(|_| None).collect()),
             lives: Mutex::default(),
             ledger: Mutex::new(Ledger::new(&plan)),

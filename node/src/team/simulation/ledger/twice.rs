@@ -62,6 +62,8 @@ pub enum Reason {
     Restless,
     /// When it had been built its name had another tree already, which came from elsewhere.
     NameTaken,
+    /// It is private there, and shared with nobody.
+    Private,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -335,6 +337,9 @@ impl Ledger {
     /// Why a derivation may be built that somebody has or builds already; none: nobody does.
     fn why_again(&self, machine: usize, job: usize, builder: Option<usize>, now: u64) -> Option<Reason> {
         let plan = &self.plan;
+        if self.hides_job(machine, job) {
+            return Some(Reason::Private);
+        }
         if plan.machines[machine].rule != Rule::Roster {
             return Some(Reason::Rule);
         }
@@ -411,7 +416,7 @@ impl Ledger {
             .filter(|holder| is_liar(*holder) || self.held[*holder].contains_key(path))
             .count();
         let mut sought = Sought::Nowhere;
-        for holder in others().filter(|holder| !is_liar(*holder)) {
+        for holder in others().filter(|holder| !is_liar(*holder) && !self.hides(*holder, path)) {
             let Some((tree, since)) = self.held[holder].get(path).copied() else {
                 continue;
             };
@@ -500,7 +505,8 @@ impl Ledger {
                                     *tree == input.1 && *since < asked.from
                                 };
                                 let is_source = plan.sources.iter().any(|source| source.path == input.0);
-                                self.held[holder].get(&input.0).is_some_and(shows)
+                                !self.hides(holder, &input.0)
+                                    && self.held[holder].get(&input.0).is_some_and(shows)
                                     && (is_source || self.would_believe(machine, holder, input, asked, now))
                             }
                         })
@@ -540,6 +546,16 @@ impl Ledger {
             whose != Whose::Own || !holds_all,
             "TWICE: machine {machine} builds {drv} for itself, and has it"
         );
+        if let Whose::Requester { by, request, .. } = whose {
+            // What has come for this is the requester's to name.
+            let asked = self.admitted.get(&(machine, request)).copied().unwrap_or(0);
+            let had = |input: &&Content| {
+                let held = self.held[machine].get(&input.0);
+                self.hides(machine, &input.0) && held.is_some_and(|(_, since)| *since < asked)
+            };
+            let had = inputs.iter().find(had);
+            assert_eq!(had, None, "PRIVATE: machine {machine} builds from it for {by}");
+        }
         let is_alone = |whose: Whose| matches!(whose, Whose::Requester { alone: true, .. });
         let was_turned_away = |whose: Whose| match whose {
             Whose::Own => false,
@@ -556,6 +572,7 @@ impl Ledger {
         {
             let reason = match other.end {
                 _ if other.inputs != inputs => Reason::OtherInputs,
+                _ if self.hides_job(machine, job) => Reason::Private,
                 End::Failed => Reason::Failed,
                 End::Vote => Reason::Rule,
                 End::Running if is_alone(other.whose) || is_alone(whose) => {
@@ -635,7 +652,7 @@ impl Ledger {
     /// An honest machine gives a member a tree: one that has a name there is for everybody, any other for those alone for
     /// whom it was built.
     pub fn tree_given(&mut self, machine: usize, asker: usize, tree: TreeDigest) {
-        if self.held[machine].values().any(|(held, _)| *held == tree) {
+        if self.is_public(machine, tree) {
             return;
         }
         let mut builds = self.builds.iter().filter(|build| build.machine == machine);
