@@ -60,7 +60,7 @@ impl Coordinator {
                 );
             }
             FailureKind::Busy if attempt.node.is_some() && !attempt.inputs_missing => {
-                if self.is_turned_down(&attempt) {
+                if self.counts_as_refusal(&attempt) {
                     failure.kind = FailureKind::Refused;
                     self.try_elsewhere(&attempt, participants, failure);
                 } else {
@@ -73,9 +73,9 @@ impl Coordinator {
         }
     }
 
-    /// Whether a builder that says that it lacks inputs is believed to lack them for good, though this node has them all:
-    /// what it holds for itself alone, it takes from nobody.
-    fn is_turned_down(&mut self, attempt: &Attempt) -> bool {
+    /// Counts that a builder has said that it lacks inputs though this node has them all, and says whether it is believed to
+    /// lack them for good: what it holds for itself alone, it takes from nobody.
+    fn counts_as_refusal(&mut self, attempt: &Attempt) -> bool {
         if !attempt.inputs_untaken {
             return false;
         }

@@ -82,7 +82,7 @@ impl Roll {
     }
 
     /// Members of all teams, besides this node, whose role lets them build for it.
-    pub fn builders(&self) -> BTreeSet<NodeKey> {
+    fn builders(&self) -> BTreeSet<NodeKey> {
         let mut builders = BTreeSet::new();
         for swarm in self.all() {
             let (members, own) = (swarm.members(), swarm.key());

@@ -222,15 +222,16 @@ impl Inner {
             Ok(()) => Ok(()),
             Err(error) => self.after_failed_write(group, &error, &mut registration),
         };
+        // What could not be removed was warned of, and changes nothing about the answer.
+        registration.end();
         if result.is_ok() {
             group.iter_mut().for_each(|job| self.mend_known(job));
         }
-        // What could not be removed was warned of, and changes nothing about the answer.
-        registration.end();
         result
     }
 
-    /// What was valid already and has been damaged since has come again, whole.
+    /// What was valid already and has been damaged since has come again, whole. Where that cannot be put in its place, the
+    /// whole batch is answered with why, though the rest of it is registered: it can be added again.
     fn mend_known(&self, job: &mut Job) {
         if !job.batch.accepted || !matches!(job.outcome, Some(Ok(_))) {
             return;

@@ -53,9 +53,13 @@ impl Inner {
         if is_untouched(trees, &name, whole)? {
             return Ok(());
         }
-        tracing::warn!(%path, "a damaged tree of the store has been replaced by what was added again");
-        trees.put_in_place(whole.temporary.name(), &name)?;
+        // Nobody names or collects trees meanwhile; the path is leased, so it is still there.
+        let registration = Registration::begin(self, &[])?;
+        let placed = trees.put_in_place(whole.temporary.name(), &name);
+        registration.end();
+        placed?;
         whole.temporary.keep();
+        tracing::warn!(%path, "a damaged tree of the store has been replaced by what was added again");
         trees.disk.sync_file(trees.fd()).on("sync", || trees.path())
     }
 }

@@ -7,16 +7,22 @@ mod samples;
 use std::fs;
 
 use samples::{home_entries, store, text};
+use tvix_node_protocol::StorePath;
 use tvix_node_store::{OpenError, SCHEMA, Store};
 
-#[test]
-fn a_newer_home_is_refused_and_not_touched() {
+/// A home with a text in its store, which is not open any more; the text's path.
+fn closed_with_a_text() -> (tempfile::TempDir, StorePath) {
     let (folder, opened) = store();
     let text = text("text", b"text", &[]);
     opened
         .add_texts(std::slice::from_ref(&text), &opened.lease())
         .unwrap();
-    drop(opened);
+    (folder, text.path)
+}
+
+#[test]
+fn a_newer_home_is_refused_and_not_touched() {
+    let (folder, _) = closed_with_a_text();
     let home = folder.path().join("home");
     fs::write(home.join("store/schema"), format!("{}\n", SCHEMA + 1)).unwrap();
     fs::write(home.join("nix/store/.tmp-7"), "of a newer program").unwrap();
@@ -65,12 +71,7 @@ fn a_version_that_is_none_is_refused() {
 
 #[test]
 fn a_lost_index_is_not_taken_for_an_empty_store() {
-    let (folder, opened) = store();
-    let text = text("text", b"text", &[]);
-    opened
-        .add_texts(std::slice::from_ref(&text), &opened.lease())
-        .unwrap();
-    drop(opened);
+    let (folder, path) = closed_with_a_text();
     let home = folder.path().join("home");
     let (index, aside) = (home.join("store/index.redb"), folder.path().join("index"));
     fs::rename(&index, &aside).unwrap();
@@ -81,7 +82,7 @@ fn a_lost_index_is_not_taken_for_an_empty_store() {
     assert!(!index.exists());
     fs::rename(&aside, &index).unwrap();
     let opened = Store::open(&home).unwrap();
-    assert!(opened.query(&text.path).unwrap().is_some());
+    assert!(opened.query(&path).unwrap().is_some());
 }
 
 /// Flips bits all over the index, a page at a time: an error or an answer, and never a panic.

@@ -426,20 +426,12 @@ impl Node {
 
     fn order(&self, job: usize, to: usize) -> Order {
         let plan = &self.world.plan;
-        Order {
-            build: BuildId(0),
-            node: plan.machines[to].key,
-            derivation: plan.jobs[job].drv.clone(),
-            outputs: plan.jobs[job].outputs.keys().cloned().collect(),
-            kind: BuildKind::Regular,
-            desired_store: None,
-            bring: true,
-            cores: 0,
-            limits: BuildLimits::NONE,
-            urgency: Urgency::Demanded,
-            reason: String::new(),
-            keep_failed: false,
-        }
+        let job = &plan.jobs[job];
+        order_of(
+            plan.machines[to].key,
+            job.drv.clone(),
+            job.outputs.keys().cloned().collect(),
+        )
     }
 
     /// Asks for a tree that was made for another alone.
@@ -470,20 +462,7 @@ impl Node {
         }
         let envelope = Envelope::from_bytes(bytes, ENVELOPE_BYTES).unwrap();
         let request: BuildRequest = envelope.open().unwrap();
-        let order = Order {
-            build: BuildId(0),
-            node: request.builder,
-            derivation: request.derivation,
-            outputs: request.outputs,
-            kind: BuildKind::Regular,
-            desired_store: None,
-            bring: true,
-            cores: 0,
-            limits: BuildLimits::NONE,
-            urgency: Urgency::Demanded,
-            reason: String::new(),
-            keep_failed: false,
-        };
+        let order = order_of(request.builder, request.derivation, request.outputs);
         let request = self.signed_request(&order, request.inputs);
         self.world.ledger().count("requests copied");
         let bytes = self.sign_request(&request).to_bytes().unwrap();
@@ -524,5 +503,22 @@ impl Node {
         let path = build_text_path(job.drv.name(), &text, all).unwrap();
         lock(&self.world.disks[self.at]).texts.insert(path.clone(), text);
         path
+    }
+}
+
+fn order_of(node: NodeKey, derivation: StorePath, outputs: Vec<String>) -> Order {
+    Order {
+        build: BuildId(0),
+        node,
+        derivation,
+        outputs,
+        kind: BuildKind::Regular,
+        desired_store: None,
+        bring: true,
+        cores: 0,
+        limits: BuildLimits::NONE,
+        urgency: Urgency::Demanded,
+        reason: String::new(),
+        keep_failed: false,
     }
 }
