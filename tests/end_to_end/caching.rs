@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::signature::NixSecretKey;
 use tvix_node_store::{FolderCache, Store};
 
 use super::cache_server::{CacheServer, Manner};
-use super::harness::{Finished, Machine, sandbox_works};
+use super::harness::{Finished, Machine, sandbox_works, skipped};
 
 const EXPRESSION: &str = r#"rec {
   low = build "low" { } "write $out low";
@@ -327,6 +328,65 @@ fn a_path_that_cannot_be_unpacked_is_no_reason_to_leave_a_cache_alone() {
     );
     let status = client.run(&["status"]);
     assert!(!status.ok().contains("skipped"), "{}", status.stdout);
+}
+
+#[test]
+fn a_cache_that_stock_nix_made_is_fetched_from_over_http() {
+    const NAME: &str = "a_cache_that_stock_nix_made_is_fetched_from_over_http";
+    if !sandbox_works(NAME) {
+        return;
+    }
+    let ours = Cache::new(Some(key(1)));
+    let folder = ours.machine.folder();
+    let nix = |arguments: &[&str]| {
+        let mut command = Command::new("nix");
+        command.args(["--extra-experimental-features", "nix-command"]);
+        command.args(arguments).args(["--option", "substitute", "false"]);
+        command.env("HOME", folder).env_remove("NIX_REMOTE");
+        command.output()
+    };
+    if nix(&["--version"]).is_err() {
+        skipped(NAME, "stock Nix is not installed");
+        return;
+    }
+    let run = |arguments: &[&str]| {
+        let output = nix(arguments).expect("it is installed");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+    };
+    let place = |name: &str| folder.join(name).display().to_string();
+    let (root, secret) = (place("root"), place("secret"));
+    let generate = [
+        "--generate-binary-cache-key",
+        "stock.test-1",
+        &secret,
+        &place("public"),
+    ];
+    let generated = Command::new("nix-store").args(generate).status();
+    assert!(generated.expect("it comes with nix").success());
+    let stock_key =
+        || NixSecretKey::parse(&fs::read_to_string(&secret).expect("it was made")).expect("a key");
+    let (from, public) = (format!("file://{}", ours.folder.display()), key(1).public());
+    let trusted = ["--option", "trusted-public-keys", &public];
+    run(&[
+        ["copy", "--from", &from, "--to", &root, &ours.high].as_slice(),
+        &trusted,
+    ]
+    .concat());
+    for compression in ["none", "xz", "zstd"] {
+        let made = folder.join(compression);
+        let to = format!(
+            "file://{}?compression={compression}&secret-key={secret}",
+            made.display()
+        );
+        run(&["copy", "--from", &root, "--to", &to, &ours.high]);
+        let server = CacheServer::up(&made, Manner::Well);
+        let distrusting = ours.client(&[&server.url], &[key(3)]);
+        built(&build(&distrusting, "high", &[]), &ours.high);
+        let client = ours.client(&[&server.url], &[stock_key()]);
+        fetched(&build(&client, "high", &[]), &ours.high, 2);
+        assert_eq!(client.run(&["store", "verify"]).status, 0, "{compression}");
+    }
 }
 
 #[test]
