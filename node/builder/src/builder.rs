@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::diagnosis::SandboxError;
 use crate::error::{BuildError, Cause, Refused, StartError};
 use crate::spare::Spare;
-use crate::{cgroup, probe, refusal, remove, run, scratch};
+use crate::{cgroup, network, probe, refusal, remove, run, scratch};
 
 /// Which slots are in use.
 #[derive(Debug, Clone, Default)]
@@ -85,7 +85,7 @@ impl Builder {
     /// they have it or are not to.
     #[must_use]
     pub fn tunnel_missing(&self) -> Option<std::io::Error> {
-        run::tunnel_available(&self.config)?.err()
+        network::tunnel_available(&self.config)?.err()
     }
 
     /// Builds.

@@ -50,6 +50,7 @@ mod helper_process;
 pub mod limits;
 mod log;
 mod nat;
+mod network;
 mod options;
 mod output_checks;
 mod outputs;
@@ -65,6 +66,7 @@ mod spare;
 mod structured_attrs;
 mod sys;
 mod terminal;
+mod watch;
 mod wire;
 
 pub use build_spec::{BuildEvent, BuildInput, BuildSpec, Built, GraphPath, Timings};

@@ -1,15 +1,12 @@
 //! One build, from its specification to its outputs.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tvix_node_protocol::build::BuildLimits;
@@ -23,16 +20,14 @@ use crate::disk;
 use crate::environment::{self, Given};
 use crate::error::{BuildError, Cause, Refused};
 use crate::fetch::{Fetch, http::Client};
-use crate::helper_process::Control;
-use crate::limits::LOG_READ_BYTES;
 use crate::log::Log;
 use crate::nat;
+use crate::network::{Proxy, explain_network, tunnel_available};
 use crate::outputs;
-use crate::proxy::{self, address::AddressRange};
 use crate::refusal;
 use crate::scratch::{Scratch, slot_folder};
 use crate::spare::Spare;
-use crate::terminal::LogReader;
+use crate::watch::{Outcome, Watch, tell};
 use crate::wire::{Bytes, Exit, HostPath, JoinGroup, Order, Program, Report, Task, Usage};
 
 /// A build that was not even tried.
@@ -139,11 +134,7 @@ async fn attempt(
     let mut helper = waiting.begin(&order).await.map_err(failed)?;
     drop(order);
 
-    let watch = Watch {
-        began,
-        last_output: AtomicU64::new(0),
-        limits: spec.limits,
-    };
+    let watch = Watch::new(began, spec.limits);
     let mut proxy = Proxy::new(config.allowed(spec.for_another));
     // Pinned here and gone at the end of the block, so that the helper is free again.
     let outcome = {
@@ -227,15 +218,12 @@ async fn fetch(
     let Some(output) = paths.get("out") else {
         return Err(Refused::Builtin("fetchurl without the output 'out'".to_owned()).into());
     };
-    let watch = Watch {
-        began,
-        last_output: AtomicU64::new(0),
-        // Silence is looked for where the bytes come.
-        limits: BuildLimits {
-            silence: None,
-            ..spec.limits
-        },
+    // Silence is looked for where the bytes come.
+    let limits = BuildLimits {
+        silence: None,
+        ..spec.limits
     };
+    let watch = Watch::new(began, limits);
     let client = Client::new(config, spec.for_another)?.patient(spec.limits.silence);
     tell(events, BuildEvent::Started).await;
     let log = Mutex::new(log);
@@ -266,16 +254,6 @@ async fn fetch(
         ..Timings::default()
     };
     Ok((outputs::check(scratch, paths, own_id())?, timings))
-}
-
-/// What the helper reported, all in all.
-#[derive(Debug, Default)]
-struct Outcome {
-    started: Option<Instant>,
-    failure: Option<Report>,
-    ended: Option<(Exit, Usage)>,
-    /// Why there is no way to the network but the proxy.
-    no_tunnel: Option<String>,
 }
 
 /// Whether the builder program ran to its end, and how that was.
@@ -332,210 +310,6 @@ pub(crate) fn setup_failure(report: Report) -> Cause {
     SandboxError::new(step, source).into()
 }
 
-/// Watches a build that runs.
-struct Watch {
-    began: Instant,
-    /// Milliseconds after `began`.
-    last_output: AtomicU64,
-    limits: BuildLimits,
-}
-
-impl Watch {
-    /// Takes the helper's reports to their end.
-    async fn reports(
-        &self,
-        control: &mut Control,
-        events: &mpsc::Sender<BuildEvent>,
-        proxy: &mut Proxy,
-    ) -> Result<Outcome, Cause> {
-        let mut outcome = Outcome::default();
-        loop {
-            match control.report().await {
-                Ok(Some((Report::Started, _))) => {
-                    outcome.started = Some(Instant::now());
-                    tell(events, BuildEvent::Started).await;
-                }
-                Ok(Some((Report::Listening, listener))) => proxy.start(listener, events)?,
-                Ok(Some((Report::Tunnel { no_ipv6 }, tun))) => {
-                    if let Some(reason) = &no_ipv6 {
-                        tracing::debug!(reason, "a build has IPv4 alone");
-                    }
-                    proxy.start_tunnel(tun, no_ipv6.is_none(), events)?;
-                }
-                Ok(Some((Report::NoTunnel { reason }, _))) => outcome.no_tunnel = Some(reason),
-                Ok(Some((Report::Ended { exit, usage }, _))) => outcome.ended = Some((exit, usage)),
-                Ok(Some((failure, _))) => {
-                    outcome.failure.get_or_insert(failure);
-                }
-                Ok(None) => return Ok(outcome),
-                Err(error) => return Err(Cause::HelperDied(error.to_string())),
-            }
-        }
-    }
-
-    /// Takes the log to its end.
-    async fn log(
-        &self,
-        reader: &mut LogReader,
-        log: &mut Log,
-        events: &mpsc::Sender<BuildEvent>,
-    ) -> Result<(), Cause> {
-        let mut buffer = vec![0; LOG_READ_BYTES];
-        loop {
-            let read = reader
-                .read(&mut buffer)
-                .await
-                .map_err(|source| SandboxError::new("reading the log", source))?;
-            if read == 0 {
-                break;
-            }
-            let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.last_output.store(now, Ordering::Relaxed);
-            for line in log.push(&buffer[..read]) {
-                tell(events, BuildEvent::Log(line)).await;
-            }
-            if let Some(limit) = self.limits.log
-                && log.bytes() > limit
-            {
-                return Err(Cause::LogTooLarge(limit));
-            }
-        }
-        if let Some(line) = log.finish() {
-            tell(events, BuildEvent::Log(line)).await;
-        }
-        Ok(())
-    }
-
-    /// Ends when a limit on time or silence is passed.
-    async fn limits(&self) -> Cause {
-        loop {
-            let last_output = Duration::from_millis(self.last_output.load(Ordering::Relaxed));
-            let end = self.limits.time.map(Duration::from_secs);
-            let silence = self
-                .limits
-                .silence
-                .map(|limit| last_output.saturating_add(Duration::from_secs(limit)));
-            let Some(next) = end.into_iter().chain(silence).min() else {
-                return std::future::pending().await;
-            };
-            let passed = self.began.elapsed();
-            if let (Some(limit), Some(end)) = (self.limits.time, end)
-                && passed >= end
-            {
-                return Cause::TimedOut(limit);
-            }
-            if let (Some(limit), Some(silence)) = (self.limits.silence, silence)
-                && passed >= silence
-            {
-                return Cause::Silent(limit);
-            }
-            tokio::time::sleep(next - passed.min(next)).await;
-        }
-    }
-}
-
-/// Says what a build that has failed could not reach, and why.
-async fn explain_network(
-    config: &Config,
-    no_tunnel: Option<String>,
-    log: &mut Log,
-    events: &mpsc::Sender<BuildEvent>,
-) {
-    let unavailable = match tunnel_available(config) {
-        Some(Err(error)) => Some(error.to_string()),
-        _ => None,
-    };
-    let Some(reason) = no_tunnel.or(unavailable) else {
-        return;
-    };
-    let text = format!(
-        "this build could use HTTP and HTTPS through a proxy alone: {} cannot be used: {reason}. {WAY_OUT}",
-        nat::DEVICE
-    );
-    say(&text, log, events).await;
-}
-
-/// The way out for what neither the proxy nor the interface can serve.
-const WAY_OUT: &str = "Let this user open it for what needs more";
-
-/// Writes a line of the node's own into the log of a build.
-async fn say(text: &str, log: &mut Log, events: &mpsc::Sender<BuildEvent>) {
-    for line in log.push(format!("tvix-node: {text}\n").as_bytes()) {
-        tell(events, BuildEvent::Log(line)).await;
-    }
-}
-
-/// The build's way to the network. Dropping it cuts it off.
-struct Proxy {
-    allowed: Arc<[AddressRange]>,
-    serving: JoinSet<()>,
-}
-
-impl Proxy {
-    fn new(allowed: Arc<[AddressRange]>) -> Self {
-        Self {
-            allowed,
-            serving: JoinSet::new(),
-        }
-    }
-
-    fn start(&mut self, listener: Option<OwnedFd>, events: &mpsc::Sender<BuildEvent>) -> Result<(), Cause> {
-        let failed = |source| SandboxError::new("taking over the proxy's listener", source);
-        let listener = listener.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
-        let listener = std::net::TcpListener::from(listener);
-        listener.set_nonblocking(true).map_err(failed)?;
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-        let serving = proxy::serve(listener, self.allowed.clone(), denied_to(events));
-        self.serving.spawn(serving);
-        Ok(())
-    }
-
-    fn start_tunnel(
-        &mut self,
-        tun: Option<OwnedFd>,
-        ipv6: bool,
-        events: &mpsc::Sender<BuildEvent>,
-    ) -> Result<(), Cause> {
-        let failed = |source| SandboxError::new("taking over the network interface", source);
-        let tun = tun.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
-        let serving = nat::serve(
-            tun,
-            ipv6 && nat::has_ipv6(&self.allowed),
-            self.allowed.clone(),
-            denied_to(events),
-        );
-        self.serving.spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::warn!(%error, "a build has no network but the proxy");
-            }
-        });
-        Ok(())
-    }
-}
-
-/// Whether fixed-output builds get an interface of the user-mode network; none where they are not to.
-pub(crate) fn tunnel_available(config: &Config) -> Option<std::io::Result<()>> {
-    config
-        .network
-        .as_ref()
-        .filter(|network| network.tunnel)
-        .map(|_| nat::available())
-}
-
-/// Writes what is denied to a build into its log.
-fn denied_to(
-    events: &mpsc::Sender<BuildEvent>,
-) -> impl Fn(String) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Clone + Send + Sync + 'static {
-    let events = events.clone();
-    move |denied| {
-        let events = events.clone();
-        Box::pin(async move {
-            let line = format!("tvix-node: {denied}").into_bytes();
-            tell(&events, BuildEvent::Log(line)).await;
-        })
-    }
-}
-
 /// Ends when a build uses more disk than it may.
 async fn disk_limit(scratch: &Scratch, limit: Option<u64>) -> Cause {
     match limit {
@@ -545,11 +319,6 @@ async fn disk_limit(scratch: &Scratch, limit: Option<u64>) -> Cause {
             Cause::DiskTooLarge(limit)
         }
     }
-}
-
-/// A build goes on where nobody listens any more.
-async fn tell(events: &mpsc::Sender<BuildEvent>, event: BuildEvent) {
-    let _nobody_listens = events.send(event).await;
 }
 
 /// Bytes of memory that a build may use: the smaller of what it and the builder allow.
