@@ -1,0 +1,141 @@
+//! Why a team cannot be taken part in.
+
+use std::path::PathBuf;
+
+use tvix_node_protocol::build::SwarmId;
+use tvix_node_protocol::control::MemberError;
+use tvix_node_swarm::gate::NonceError;
+use tvix_node_swarm::roster::RosterFileError;
+use tvix_node_swarm::team::{JoinError, StateError, TeamError};
+use tvix_node_swarm::{DiskError, StartError};
+
+use super::super::limits::TEAMS;
+use super::super::roll::short;
+
+/// Why a team cannot be taken part in.
+#[derive(Debug, thiserror::Error)]
+pub enum TeamFailure {
+    /// Its files.
+    #[error(transparent)]
+    Team(#[from] TeamError),
+    /// The network.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The ticket.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The roster.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Several, and none was named.
+    #[error("this node takes part in several teams: say which one with '--team', {}", listed(.0))]
+    Which(Vec<(SwarmId, String)>),
+    /// None is called so.
+    #[error(
+        "this node takes part in no team that is called '{}' or whose id begins so; its teams are {}",
+        .wanted.escape_debug(), listed(.teams)
+    )]
+    NoSuch {
+        /// What was asked for.
+        wanted: String,
+        /// Which there are.
+        teams: Vec<(SwarmId, String)>,
+    },
+    /// More than a node keeps up with.
+    #[error(
+        "this node takes part in {TEAMS} teams already, which is as many as one may: leave one first ('tvix-node leave')"
+    )]
+    TooMany,
+    /// There is none.
+    #[error(
+        "this node takes part in no team: 'tvix-node join TICKET' makes it a member of one, 'tvix-node invite' founds one"
+    )]
+    None,
+    /// A name or key that is no member's, or several members'.
+    #[error(transparent)]
+    Member(#[from] MemberError),
+    /// A file of the teams.
+    #[error("'{}' cannot be {action}: {source}", .file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The note of the first team.
+    #[error("'{}' should hold the id of the first team of this node: {reason}", .file.display())]
+    First {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A team in which the node has another key than that of its home, which is not there.
+    #[error(
+        "this node's key in the team {} is missing: restore '{}' from a backup, or give the team up with \
+         'tvix-node leave --team {}'",
+        short(*.team), .file.display(), short(*.team)
+    )]
+    KeyMissing {
+        /// Where the key should be.
+        file: PathBuf,
+        /// Which team.
+        team: SwarmId,
+    },
+    /// The node belongs to the team, and is no member any more.
+    #[error(
+        "this node's membership of the team {} is over: it has ended, or the node's key was put out. 'tvix-node leave --team \
+         {}' gives it up; then the ticket can be redeemed, by another key",
+        short(*.0), short(*.0)
+    )]
+    Over(SwarmId),
+    /// The node belongs to the team, and does not take part in it, though it could.
+    #[error(
+        "this node belongs to the team {}, which is not running: {reason}. Its members cannot be told now that the node \
+         leaves. Mend that, start the node again ('tvix-node down', 'tvix-node up'), then 'tvix-node leave --team {}'",
+        short(*.team), short(*.team)
+    )]
+    NotRunning {
+        /// Which team.
+        team: SwarmId,
+        /// Why it was not started.
+        reason: String,
+    },
+    /// A folder of the team.
+    #[error("the team's folder '{}' cannot be removed: {source}", .folder.display())]
+    Folder {
+        /// Which.
+        folder: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl TeamFailure {
+    /// Whether the team can never be taken part in with what is here of it: its key or roster is missing, or what is in a
+    /// file of it is not what was written there. What may pass, as a port that is in use, is not.
+    pub(super) fn is_loss(&self) -> bool {
+        let damaged = |error: &DiskError| matches!(error, DiskError::Damaged { .. });
+        match self {
+            Self::KeyMissing { .. } => true,
+            Self::Team(error) => match error {
+                TeamError::Secret { .. } | TeamError::Roster(RosterFileError::Genesis { .. }) => true,
+                TeamError::Roster(RosterFileError::Disk(error)) | TeamError::Disk(error) => damaged(error),
+                _ => false,
+            },
+            Self::Start(StartError::Disk(error)) => damaged(error),
+            Self::Start(StartError::Nonces(error)) => matches!(error, NonceError::Damaged { .. }),
+            _ => false,
+        }
+    }
+}
+
+/// Teams as an error lists them.
+fn listed(teams: &[(SwarmId, String)]) -> String {
+    let teams = teams
+        .iter()
+        .map(|(team, name)| format!("{} ({name})", short(*team)));
+    teams.collect::<Vec<_>>().join(", ")
+}
