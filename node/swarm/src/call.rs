@@ -3,7 +3,7 @@
 use tvix_node_protocol::envelope::NodeKey;
 
 use crate::limits::{OPEN_PAUSE, OPEN_TRIES};
-use crate::net::driver::Network;
+use crate::net::network::Network;
 use crate::net::wire::{Wire, WireError};
 use crate::net::{ConnectError, Door, OpenError, Traffic};
 

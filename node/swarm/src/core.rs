@@ -13,7 +13,7 @@ use crate::fetch::Fetching;
 use crate::gate::RequestGate;
 use crate::net::caps::Throttles;
 use crate::net::contacts::SharedContacts;
-use crate::net::driver::Network;
+use crate::net::network::Network;
 use crate::net::relaying::Relaying;
 use crate::net::wire::Wire;
 use crate::net::{ConnectError, Door, Traffic};

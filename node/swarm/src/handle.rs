@@ -34,7 +34,8 @@ use crate::limits::{
 };
 use crate::net::caps::{Caps, Throttles};
 use crate::net::contacts::SharedContacts;
-use crate::net::driver::{Command, Driver};
+use crate::net::driver::Driver;
+use crate::net::network::Command;
 use crate::net::relaying::Relaying;
 use crate::net::transport::{Behaviour, Setup, build as build_transport};
 use crate::net::{ConnectError, PeerTraffic, Reached, Traffic, TransportError};

@@ -13,7 +13,7 @@ use crate::events::Notice;
 use crate::limits::{
     ADVERTISED_PAGE, CONTACTS_PAUSE, PRESENCE_CHECK, PRESENCE_REST, PRESENCE_REST_LONGEST, TIDY,
 };
-use crate::net::driver::{Command, NetEvent};
+use crate::net::network::{Command, NetEvent};
 use crate::presence::Advertisement;
 use crate::protocols::hello;
 use crate::shelf::ShelfError;

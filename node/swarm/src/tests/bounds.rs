@@ -24,7 +24,7 @@ use crate::limits::{
 };
 use crate::net::Door;
 use crate::net::doors::Inbound;
-use crate::net::driver::Network;
+use crate::net::network::Network;
 use crate::protocols::build::BuildEvent;
 use crate::{CallError, PathsError, PushError};
 

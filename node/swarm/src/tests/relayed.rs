@@ -1,7 +1,7 @@
 //! Members that nobody can dial, as behind a NAT: they listen nowhere.
 
 use super::*;
-use crate::net::driver::ConnectError;
+use crate::net::network::ConnectError;
 
 /// Ann, whom all can dial, and two who can only dial. `relay`: whether Ann passes connections on.
 async fn ann_and_two_unreachable(relay: bool) -> (TestNode, TestNode, TestNode) {

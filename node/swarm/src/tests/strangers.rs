@@ -1,8 +1,9 @@
 use super::*;
 use crate::call::CallError;
 use crate::net::contacts::{Contacts, SharedContacts};
-use crate::net::driver::{Driver, Network};
+use crate::net::driver::Driver;
 use crate::net::gatekeeper::Gatekeeper;
+use crate::net::network::Network;
 use crate::net::transport::{Setup, build};
 use crate::net::{Door, OpenError, Traffic};
 use tvix_node_protocol::messages::{JoinAnswer, JoinRefusal, JoinRequest};
