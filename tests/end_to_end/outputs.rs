@@ -153,3 +153,33 @@ fn what_outputs_may_refer_to_is_checked_in_both_spellings() {
         assert!(!stored.iter().any(|path| path.ends_with(&name)), "{stored:?}");
     }
 }
+
+#[test]
+fn references_are_not_looked_for_where_a_derivation_discards_them() {
+    if !sandbox_works("references_are_not_looked_for_where_a_derivation_discards_them") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(
+        r#"rec {
+          low = build "low" { } "write $out low";
+          discard = name: which: build name {
+            __structuredAttrs = true; outputs = [ "out" "other" ];
+            unsafeDiscardReferences.${which} = true;
+          } "write ${placeholder "out"} ${low}\nwrite ${placeholder "other"} ${low}";
+          one = discard "one" "out";
+          plain = build "plain" { __structuredAttrs = true; unsafeDiscardReferences = true; } "write ${placeholder "out"} ${low}";
+        }"#,
+    );
+    let low = machine.run(&["build", "-A", "low", "--no-out-link"]);
+    let low = low.ok();
+    let references = |output: &str| {
+        let path = machine.run(&["build", "-A", &format!("one.{output}"), "--no-out-link"]);
+        let listed = machine.run(&["store", "references", path.ok()]);
+        listed.ok().to_owned()
+    };
+    assert_eq!(references("out"), "");
+    assert_eq!(references("other"), low);
+    let refused = machine.run(&["build", "-A", "plain", "--no-out-link"]);
+    refused.failed(1, &["unsafeDiscardReferences"]);
+}
