@@ -16,8 +16,8 @@
 //! It is *not* for deciding whom to believe about what: path infos and build records are handed to the
 //! node as they were signed, and the node's policy decides. Nor does it keep anything for long: the store
 //! is behind the [`Shelf`], and what arrives waits in a spool until the store has taken it. Blobs are the
-//! only thing here that iroh's protocol is used for; there is one identity, one port and one encryption,
-//! libp2p's.
+//! only thing here that iroh's protocol is used for; there is one identity, one port and one encryption:
+//! TLS 1.3 as libp2p specifies it, over TCP, within QUIC, and through another member.
 //!
 //! Protocol logic that can be wrong in interesting ways has no socket and no clock: [`roster`],
 //! [`invitations`], [`gate`], [`presence`], [`standing`], and inside, the plan of a fetch.
@@ -100,7 +100,8 @@ pub use fetch::{
 pub use handle::{StartError, SwarmHandle, start};
 pub use machine::Machine;
 pub use net::{
-    Caps, ConnectError, Door, OpenError, PeerTraffic, Reached, Traffic, TransportError, WireError,
+    Caps, ConnectError, Door, EncryptionError, OpenError, PeerTraffic, Reached, Traffic, TransportError,
+    WireError,
 };
 pub use overview::PeerOverview;
 pub use places::Places;

@@ -113,7 +113,7 @@ pub const PRESENCE_STATEMENTS_PER_MINUTE: u32 = PRESENCE_CELLS_PER_HOLDER as u32
 /// Addresses remembered of one member: a machine with a few networks, over two transports.
 pub const ADDRESSES_PER_MEMBER: usize = 8;
 
-/// Connections in all. A connection costs some 100 KiB with its buffers.
+/// Connections in all. A busy connection costs some 250 KiB with its buffers, a quiet one some ten.
 pub const CONNECTIONS: u32 = 512;
 
 /// Of those, made by others: what is left is ours to make.
@@ -251,10 +251,22 @@ pub const STREAM_BUFFER: usize = 64 << 10;
 /// then read to where it goes without a copy in between.
 pub const READ_AHEAD: usize = 4 << 10;
 
+/// Bytes that one record of TLS carries at most: what TLS allows.
+pub const TLS_RECORD: usize = 16 << 10;
+
+/// Bytes first read at once from the socket of an encrypted connection: more than a handshake has.
+pub const TLS_READ: usize = 4 << 10;
+
+/// Bytes read at once later on, where so much is there: four records a call. No handshake is longer either.
+pub const TLS_INCOMING: usize = 64 << 10;
+
+/// Bytes of records that wait to be sent on an encrypted connection: four.
+pub const TLS_OUTGOING: usize = 4 * (TLS_RECORD + 64);
+
 /// How long a peer may take for an answer, or for taking what it is sent.
 pub const ANSWER_TIME: Duration = Duration::from_secs(30);
 
-/// How long making a connection may take.
+/// How long making a connection may take, all handshakes included.
 pub const CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// How long a member is dialled over TCP before it is dialled over QUIC too: a handshake across an ocean.

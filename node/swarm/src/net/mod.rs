@@ -18,6 +18,7 @@ mod redial;
 pub(crate) mod relay_messages;
 pub(crate) mod relaying;
 pub(crate) mod relays;
+mod tls;
 pub(crate) mod transport;
 pub(crate) mod wire;
 
@@ -27,5 +28,6 @@ pub use door::Door;
 pub use doors::OpenError;
 pub use network::ConnectError;
 pub use reachability::Reached;
+pub use tls::EncryptionError;
 pub use transport::TransportError;
 pub use wire::WireError;

@@ -1,4 +1,4 @@
-//! libp2p, put together: TCP with Noise and Yamux, QUIC, connections through other members, and the behaviours.
+//! libp2p, put together: TCP with TLS and Yamux, QUIC, connections through other members, and the behaviours.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     PeerId, Swarm, SwarmBuilder, connection_limits, dcutr, identify, kad, mdns, memory_connection_limits,
-    noise, ping, relay, tcp, yamux,
+    ping, relay, tcp, yamux,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tvix_node_protocol::build::SwarmId;
@@ -19,11 +19,12 @@ use super::door::{Names, kad_name};
 use super::doors::{Doors, Inbound};
 use super::gatekeeper::Gatekeeper;
 use super::members_only::MembersOnly;
+use super::tls::{EncryptionError, Tls};
 use crate::identity::{BadSecret, keypair};
 use crate::limits::{
-    CONNECTIONS, CONNECTIONS_INCOMING, CONNECTIONS_PENDING, CONNECTIONS_PER_PEER, HANDSHAKE_TIME,
-    IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, PING_INTERVAL, PING_TIME, ROUTING_REFRESH,
-    STREAMS_PER_CONNECTION, WALK_TIME,
+    CONNECT_TIME, CONNECTIONS, CONNECTIONS_INCOMING, CONNECTIONS_PENDING, CONNECTIONS_PER_PEER,
+    HANDSHAKE_TIME, IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, PING_INTERVAL, PING_TIME,
+    ROUTING_REFRESH, STREAMS_PER_CONNECTION, WALK_TIME,
 };
 
 /// Why the network could not be set up.
@@ -34,7 +35,7 @@ pub enum TransportError {
     Secret(#[from] BadSecret),
     /// Encryption could not be set up.
     #[error("encryption cannot be set up: {0}")]
-    Noise(#[from] noise::Error),
+    Encryption(#[from] EncryptionError),
     /// The part that finds nodes on the local network.
     #[error("cannot look for nodes on the local network: {0}; it can be switched off")]
     Mdns(std::io::Error),
@@ -120,17 +121,13 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
     };
     let swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_tcp(
-            tcp::Config::default().nodelay(true),
-            noise::Config::new,
-            yamux_config,
-        )?
+        .with_tcp(tcp::Config::default().nodelay(true), Tls::new, yamux_config)?
         .with_quic_config(|mut config| {
             config.handshake_timeout = HANDSHAKE_TIME;
             config.max_concurrent_stream_limit = u32::try_from(STREAMS_PER_CONNECTION).unwrap_or(u32::MAX);
             config
         })
-        .with_relay_client(noise::Config::new, yamux_config)?
+        .with_relay_client(Tls::new, yamux_config)?
         // Nothing of it can fail.
         .with_behaviour(|_, relayed| behaviour(relayed))
         .unwrap_or_else(|never| match never {})
@@ -139,6 +136,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
                 .with_idle_connection_timeout(IDLE_CONNECTION)
                 .with_max_negotiating_inbound_streams(NEGOTIATING_STREAMS)
         })
+        .with_connection_timeout(CONNECT_TIME)
         .build();
     Ok((swarm, inbound))
 }

@@ -130,11 +130,11 @@ async fn nothing_is_passed_on_for_strangers() {
             .with_tokio()
             .with_tcp(
                 libp2p::tcp::Config::default(),
-                libp2p::noise::Config::new,
+                libp2p::tls::Config::new,
                 libp2p::yamux::Config::default,
             )
             .unwrap()
-            .with_relay_client(libp2p::noise::Config::new, libp2p::yamux::Config::default)
+            .with_relay_client(libp2p::tls::Config::new, libp2p::yamux::Config::default)
             .unwrap()
             .with_behaviour(|_, relayed| relayed)
             .unwrap()

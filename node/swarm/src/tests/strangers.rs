@@ -90,7 +90,7 @@ async fn libp2ps_own_protocols_are_not_offered_to_strangers_either() {
             .with_tokio()
             .with_tcp(
                 libp2p::tcp::Config::default(),
-                libp2p::noise::Config::new,
+                libp2p::tls::Config::new,
                 libp2p::yamux::Config::default,
             )
             .unwrap()
@@ -153,6 +153,65 @@ async fn libp2ps_own_protocols_are_not_offered_to_strangers_either() {
         }
     };
     assert_eq!(soon(walking).await, 0, "its routing table is for members");
+}
+
+/// Whoever listens at the address, it is not who was dialled.
+#[tokio::test]
+async fn who_has_another_key_than_the_one_that_is_dialled_is_hung_up_on() {
+    use futures::StreamExt;
+    use libp2p::swarm::dial_opts::DialOpts;
+    use libp2p::swarm::{DialError, SwarmEvent};
+    let ann = TestNode::founder(1).await;
+    for address in ann.handle.addresses() {
+        let (mut swarm, _inbound) = build(Setup {
+            secret: &secret(9),
+            // Who is no member of anything may dial whom it likes.
+            swarm: None,
+            gatekeeper: Gatekeeper::default(),
+            contacts: SharedContacts::in_memory(Contacts::default()),
+            mdns: false,
+            streams: crate::Machine::default().streams,
+            kept: 1,
+        })
+        .unwrap();
+        let dialled = DialOpts::peer_id(crate::identity::peer_of(key(2)).unwrap())
+            .addresses(vec![address.parse().unwrap()])
+            .build();
+        swarm.dial(dialled).unwrap();
+        let failing = async {
+            loop {
+                match swarm.select_next_some().await {
+                    SwarmEvent::OutgoingConnectionError { error, .. } => return error,
+                    SwarmEvent::ConnectionEstablished { peer_id, .. } => panic!("connected with {peer_id}"),
+                    _ => {}
+                }
+            }
+        };
+        let error = soon(failing).await;
+        let expected = crate::identity::peer_of(ann.key()).unwrap();
+        assert!(
+            matches!(&error, DialError::WrongPeerId { obtained, .. } if *obtained == expected),
+            "{address}: {error}"
+        );
+    }
+}
+
+/// Takes some ten seconds: so long a connection may take to be made.
+#[tokio::test]
+async fn who_begins_a_handshake_and_says_no_more_is_hung_up_on() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let ann = TestNode::founder(1).await;
+    let address = ann.handle.addresses()[0].clone();
+    let port = address.split('/').nth(4).unwrap();
+    let mut socket = tokio::net::TcpStream::connect(format!("127.0.0.1:{port}"))
+        .await
+        .unwrap();
+    let agreed = b"\x13/multistream/1.0.0\n\x0b/tls/1.0.0\n";
+    socket.write_all(agreed).await.unwrap();
+    let mut heard = vec![];
+    // It may end in an error instead: what was said last was not read.
+    let end = soon(socket.read_to_end(&mut heard)).await;
+    assert_eq!(heard, agreed, "{end:?}");
 }
 
 #[tokio::test]
