@@ -621,6 +621,8 @@ pub enum RefusalReason {
     Unsupported,
     /// The builder's policy.
     Policy,
+    /// The builder's machine: its disk has no room for an input, or does not take it.
+    Machine,
 }
 
 /// A build failed.

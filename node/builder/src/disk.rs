@@ -14,7 +14,7 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmod, fchmod, openat, statat};
 use rustix::io::Errno;
 
-use crate::limits::{DISK_DEPTH, DISK_ENTRY_BYTES, DISK_LOOK, DISK_LOOK_SHARE};
+use crate::limits::{DISK_DEPTH, DISK_ENTRY_BYTES, DISK_LOOK, DISK_LOOK_SHARE, FULL_BYTES, FULL_FILES};
 
 /// Ends when the folders of a build have more than `limit` bytes.
 pub(crate) async fn exceeds(folders: Vec<PathBuf>, limit: u64) {
@@ -31,6 +31,16 @@ pub(crate) async fn exceeds(folders: Vec<PathBuf>, limit: u64) {
 pub(crate) async fn is_exceeded(folders: Vec<PathBuf>, limit: u64) -> bool {
     let used = tokio::task::spawn_blocking(move || usage(&folders, limit)).await;
     used.is_ok_and(|used| used > limit)
+}
+
+/// The bytes that are free on the file system of a folder, where they, or the files it can still have, are so few that what
+/// failed may have failed for want of them.
+pub(crate) fn is_full(folder: &Path) -> Option<u64> {
+    let room = rustix::fs::statvfs(folder).ok()?;
+    let free = room.f_bavail.saturating_mul(room.f_frsize);
+    // File systems that make room for files as they come say that they have none at all.
+    let bounded = room.f_files > 0;
+    (free < FULL_BYTES || bounded && room.f_favail < FULL_FILES).then_some(free)
 }
 
 /// Bytes on disk below some folders; stops counting beyond `enough`.

@@ -127,6 +127,13 @@ pub const ANSWER_TIME: Duration = Duration::from_secs(120);
 /// Bytes of the head of a proxy's answer. It has a few lines.
 pub const PROXY_HEAD: usize = 16 << 10;
 
+/// Free bytes below which a disk is full for a build that failed: file systems keep some back, and what did not fit may be larger
+/// than what is left.
+pub const FULL_BYTES: u64 = 16 << 20;
+
+/// Files that a file system can still have below which it is full, where it has a bound for them.
+pub const FULL_FILES: u64 = 64;
+
 /// How often the disk that a build uses is looked at, where it has a limit.
 pub const DISK_LOOK: Duration = Duration::from_millis(500);
 

@@ -174,20 +174,23 @@ async fn attempt(
         // By one file, which the kernel stopped; or between two looks.
         return Err(Cause::DiskTooLarge(limit));
     }
-    match exit {
-        Exit::Code(0) => {}
-        Exit::Code(code) => {
-            if environment::is_fixed_output(&spec.derivation) {
-                explain_network(config, no_tunnel, log, events).await;
-            }
-            return Err(Cause::Exit(code));
+    let ended = match exit {
+        Exit::Code(0) => None,
+        Exit::Code(code) => Some(Cause::Exit(code)),
+        Exit::Signal(number) => Some(Cause::Signal {
+            number,
+            name: signal_name(number),
+        }),
+    };
+    if let Some(ended) = ended {
+        if let Some(free) = disk::is_full(scratch.path()) {
+            let ended = Box::new(ended);
+            return Err(Cause::DiskOfBuilder { ended, free });
         }
-        Exit::Signal(number) => {
-            return Err(Cause::Signal {
-                number,
-                name: signal_name(number),
-            });
+        if matches!(ended, Cause::Exit(_)) && environment::is_fixed_output(&spec.derivation) {
+            explain_network(config, no_tunnel, log, events).await;
         }
+        return Err(ended);
     }
     let owner = order_host_id(config, spec).unwrap_or_else(own_id);
     let outputs = outputs::check(scratch, &paths, owner)?;

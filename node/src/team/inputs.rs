@@ -505,7 +505,9 @@ pub(super) fn not_brought(error: FetchFailure) -> Refusal {
         FetchFailure::NotToBeHad(_) | FetchFailure::Transfer { .. } | FetchFailure::Reference(_) => {
             RefusalReason::InputMissing
         }
-        FetchFailure::Store { .. } | FetchFailure::Room { .. } | FetchFailure::Lost(_) => RefusalReason::Busy,
+        FetchFailure::Store { .. } | FetchFailure::Room { .. } | FetchFailure::Lost(_) => {
+            RefusalReason::Machine
+        }
     };
     let message = match error {
         // How full the disk is, and where, is not for everybody.

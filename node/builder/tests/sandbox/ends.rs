@@ -139,6 +139,63 @@ async fn a_flood_of_the_disk_is_ended() {
     assert!(stage.leftovers().is_empty());
 }
 
+/// Where this program runs the next test again: the folder that a small file system is mounted on.
+const SMALL_DISK: &str = "TVIX_NODE_TEST_SMALL_DISK";
+
+#[tokio::test]
+async fn on_a_full_disk_it_is_the_machine_that_fails() {
+    if std::env::var_os(SMALL_DISK).is_none() {
+        return again_on_a_small_disk("ends::on_a_full_disk_it_is_the_machine_that_fails");
+    }
+    let Some(stage) = Stage::new().await else { return };
+    let full = spec(fields(&["fill", "file", "/build/file"]));
+    let cause = stage.play(full).await.cause();
+    let said = cause.to_string();
+    assert!(matches!(cause, Cause::DiskOfBuilder { .. }), "{said}");
+    assert!(
+        said.contains("exit code") && said.contains("disk of this builder is full"),
+        "{said}"
+    );
+    // Gone with the build's folder.
+    let other = spec(fields(&["exit", "77"]));
+    assert!(matches!(stage.play(other).await.cause(), Cause::Exit(77)));
+}
+
+/// Runs a test of this program again with its temporary folders on 64 MB of memory, in a mount namespace of its own: a full
+/// disk would fail other tests.
+fn again_on_a_small_disk(test: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let within = |then: &str| {
+        let mut command = Command::new("unshare");
+        // An ordinary user may mount in a user namespace alone; root builds as other users, who are not in a new one.
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--map-current-user", "--keep-caps"]);
+        }
+        let mount = format!("mount -t tmpfs -o size=64m,mode=1777 none \"${SMALL_DISK}\" && {then}");
+        command.args(["--mount", "sh", "-c"]).arg(mount);
+        command
+            .env(SMALL_DISK, folder.path())
+            .env("TMPDIR", folder.path());
+        command
+    };
+    match within("true").output() {
+        Ok(probed) if probed.status.success() => {}
+        other => return skipped(test, &format!("no file system can be mounted here: {other:?}")),
+    }
+    let mut command = within("exec \"$0\" \"$@\"");
+    command.arg(std::env::current_exe().expect("this program"));
+    let output = command
+        .args(["--exact", test, "--nocapture"])
+        .output()
+        .expect("it ran before");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{errors}"
+    );
+}
+
 #[tokio::test]
 async fn a_flood_of_memory_is_ended() {
     let Some(stage) = Stage::new().await else {
