@@ -9,7 +9,8 @@
 //! <home>/nix/store/      the store's trees
 //! <home>/store/          the store's index and logs
 //! <home>/scratch/        builds under way
-//! <home>/teams/SWARM/    a team this node belongs to: its roster, tickets, nonces, and the key that the node has there
+//! <home>/teams/SWARM/    a team this node belongs to: its roster, tickets, nonces, the ports it listens at, and the
+//!                        key that the node has there
 //! <home>/teams/first     the team in which it has the key of the home (identity); all others have one of their own
 //! <home>/teams/first-asked   the team that was asked to take it in by that key, written down before
 //! <home>/spool/SWARM/    what is arriving from that team; deleting it loses nothing

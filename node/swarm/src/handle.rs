@@ -1,14 +1,9 @@
 //! The swarm as the node sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use libp2p::Multiaddr;
-use libp2p::multiaddr::Protocol;
-use libp2p::swarm::SwarmEvent;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tvix_node_protocol::build::{BuildRequest, SwarmId};
@@ -29,15 +24,16 @@ use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree, fetch_
 use crate::gate::{NonceError, NonceStore, RequestGate};
 use crate::housekeeping;
 use crate::limits::{
-    DIAL_BACKS_PER_MINUTE, EVENTS, KEPT_FACTOR, LEAVE_TIME, LISTEN_TIME, PRESENCE_QUESTIONS_PER_MINUTE,
+    DIAL_BACKS_PER_MINUTE, EVENTS, KEPT_FACTOR, LEAVE_TIME, PRESENCE_QUESTIONS_PER_MINUTE,
     PRESENCE_STATEMENTS_PER_MINUTE, ROSTER_STATEMENTS_PER_MINUTE,
 };
 use crate::net::caps::{Caps, Throttles};
 use crate::net::contacts::SharedContacts;
 use crate::net::driver::Driver;
+use crate::net::listening::listen;
 use crate::net::network::Command;
 use crate::net::relaying::Relaying;
-use crate::net::transport::{Behaviour, Setup, build as build_transport};
+use crate::net::transport::{Setup, build as build_transport};
 use crate::net::{ConnectError, PeerTraffic, Reached, Traffic, TransportError};
 use crate::overview::{PeerOverview, overview};
 use crate::presence::{Advertisement, Allowance, PresenceTable};
@@ -121,8 +117,9 @@ pub(crate) async fn start_serving(
     let spool = config.spool.clone();
     std::fs::create_dir_all(&spool).map_err(|source| StartError::Spool { path: spool, source })?;
     let swarm_id = team.swarm();
-    let nonces = NonceStore::open(team.folder())?;
-    let contacts = SharedContacts::open(team.folder())?;
+    let folder = team.folder().to_owned();
+    let nonces = NonceStore::open(&folder)?;
+    let contacts = SharedContacts::open(&folder)?;
     let team = TeamState::new(team, secret, config.clock.clone(), config.distrusted.clone())?;
     let (mut swarm, inbound) = build_transport(Setup {
         secret: team.secret(),
@@ -133,7 +130,7 @@ pub(crate) async fn start_serving(
         streams: Arc::clone(&config.machine.streams),
         kept: config.keep_peers.saturating_mul(KEPT_FACTOR),
     })?;
-    let addresses = listen(&mut swarm, &config.listen).await?;
+    let addresses = listen(&mut swarm, &config.listen, &folder).await?;
     let (driver, network, net_events) = Driver::new(
         swarm,
         team.gatekeeper(),
@@ -200,58 +197,6 @@ pub(crate) async fn start_serving(
         pushes: push_receiver,
     };
     Ok((handle, events))
-}
-
-/// Listens everywhere, and waits until the machine has said where that really is.
-/// Whether nobody listens at a TCP port of one's choice. The transport lets several programs share one, and
-/// each would get some of the connections that are meant for the other.
-fn is_free(address: &Multiaddr) -> std::io::Result<()> {
-    let mut parts = address.iter();
-    let ip: IpAddr = match parts.next() {
-        Some(Protocol::Ip4(ip)) => ip.into(),
-        Some(Protocol::Ip6(ip)) => ip.into(),
-        _ => return Ok(()),
-    };
-    match parts.next() {
-        Some(Protocol::Tcp(port)) if port != 0 => std::net::TcpListener::bind((ip, port)).map(drop),
-        _ => Ok(()),
-    }
-}
-
-async fn listen(
-    swarm: &mut libp2p::Swarm<Behaviour>,
-    wanted: &[String],
-) -> Result<Vec<Multiaddr>, TransportError> {
-    let mut pending = BTreeMap::new();
-    for address in wanted {
-        let failed = |reason: String| TransportError::Listen {
-            address: address.clone(),
-            reason,
-        };
-        let parsed: Multiaddr = address.parse().map_err(|error| failed(format!("{error}")))?;
-        is_free(&parsed).map_err(|error| failed(error.to_string()))?;
-        let listener = swarm
-            .listen_on(parsed)
-            .map_err(|error| failed(error.to_string()))?;
-        pending.insert(listener.to_string(), address.clone());
-    }
-    let mut addresses = vec![];
-    let waiting = async {
-        while !pending.is_empty() {
-            if let SwarmEvent::NewListenAddr { listener_id, address } = swarm.select_next_some().await {
-                pending.remove(&listener_id.to_string());
-                addresses.push(address);
-            }
-        }
-    };
-    let in_time = tokio::time::timeout(LISTEN_TIME, waiting).await.is_ok();
-    match pending.into_values().next() {
-        Some(address) if !in_time => Err(TransportError::Listen {
-            address,
-            reason: "the machine has no such address".to_owned(),
-        }),
-        _ => Ok(addresses),
-    }
 }
 
 impl SwarmHandle {

@@ -524,6 +524,9 @@ pub const BUILD_SILENCE: Duration = Duration::from_secs(30);
 /// How long the machine may take to say where a listener listens.
 pub const LISTEN_TIME: Duration = Duration::from_secs(5);
 
+/// Bytes of the file that holds the ports listened at: more addresses than anybody listens at.
+pub const LISTEN_FILE_BYTES: usize = 64 << 10;
+
 /// Paths listed at once of those this node has.
 pub const ADVERTISED_PAGE: usize = 4096;
 

@@ -11,6 +11,7 @@ pub(crate) mod driver;
 pub(crate) mod gatekeeper;
 pub(crate) mod handler;
 pub(crate) mod links;
+pub(crate) mod listening;
 mod members_only;
 pub(crate) mod network;
 pub(crate) mod reachability;

@@ -251,3 +251,33 @@ async fn of_every_member_it_is_known_where_and_how_far_it_is() {
         "{gone:?}"
     );
 }
+
+#[tokio::test]
+async fn a_node_listens_where_it_did_before() {
+    // An address that no other test uses, so that nobody gets the port meanwhile.
+    let of_its_own = |config: &mut Config| {
+        config.listen = vec![
+            "/ip4/127.77.0.1/tcp/0".into(),
+            "/ip4/127.77.0.1/udp/0/quic-v1".into(),
+        ];
+    };
+    let again = async |home: tempfile::TempDir, swarm| {
+        let team = Team::open(home.path(), swarm).unwrap();
+        TestNode::start_with(1, home, team, honestly, of_its_own).await
+    };
+    let ann = TestNode::founder(1).await;
+    let (home, swarm) = (ann.home, ann.handle.swarm());
+    ann.handle.shutdown().await;
+    let ann = again(home, swarm).await;
+    let before = ann.handle.addresses();
+    ann.handle.shutdown().await;
+    let ann = again(ann.home, swarm).await;
+    assert_eq!(ann.handle.addresses(), before);
+    ann.handle.shutdown().await;
+    // Where somebody else has the port meanwhile, there is another one.
+    let port = before[0].split('/').nth(4).unwrap();
+    let taken = std::net::TcpListener::bind(format!("127.77.0.1:{port}")).unwrap();
+    let ann = again(ann.home, swarm).await;
+    assert_ne!(ann.handle.addresses(), before);
+    drop(taken);
+}
