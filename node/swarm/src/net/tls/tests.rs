@@ -5,8 +5,9 @@ use std::task::Poll;
 use futures::{AsyncReadExt, AsyncWriteExt, FutureExt, poll};
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::{Signer, SigningKey};
 use rustls::version::TLS12;
-use rustls::{CipherSuite, SignatureScheme};
+use rustls::{CipherSuite, SignatureAlgorithm, SignatureScheme};
 
 use super::pipe::Pipe;
 use super::*;
@@ -147,7 +148,12 @@ fn showing(certificates: Vec<Certificate>) -> Tls {
         .first()
         .map(|(_, key)| aws_lc_rs::sign::any_ecdsa_type(key).unwrap());
     let chain: Vec<_> = certificates.into_iter().map(|(shown, _)| shown).collect();
-    let shown = key.map(|key| Arc::new(CertifiedKey::new(chain, key)));
+    showing_with(key.map(|key| CertifiedKey::new(chain, key)))
+}
+
+/// An end that shows this, where it is anything; else it shows nothing when it dials.
+fn showing_with(shown: Option<CertifiedKey>) -> Tls {
+    let shown = shown.map(Arc::new);
     let mut tls = node(1);
     let mut client = ClientConfig::clone(&tls.client);
     client.client_auth_cert_resolver = Arc::new(Shows(shown.clone()));
@@ -193,6 +199,43 @@ async fn who_shows_the_certificate_of_another_without_its_key_is_refused() {
     let (of_another, _) = certificate(&identity(5), &identity(5), 4096);
     let (_, own_key) = certificate(&identity(1), &identity(1), 4096);
     is_refused(&showing(vec![(of_another, own_key)]), "BadSignature").await;
+}
+
+/// Says that its signatures are RSA's.
+#[derive(Debug)]
+struct SignsOtherwise(Arc<dyn SigningKey>);
+
+impl SigningKey for SignsOtherwise {
+    fn choose_scheme(&self, _: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        Some(Box::new(Self(self.0.clone())))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl Signer for SignsOtherwise {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        let signer = self.0.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]);
+        signer.unwrap().sign(message)
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::RSA_PKCS1_SHA256
+    }
+}
+
+#[tokio::test]
+async fn a_signature_of_a_kind_that_is_not_taken_is_refused() {
+    let (made, key) = certificate(&identity(5), &identity(5), 4096);
+    let key = aws_lc_rs::sign::any_ecdsa_type(&key).unwrap();
+    let shown = CertifiedKey::new(vec![made], Arc::new(SignsOtherwise(key)));
+    is_refused(
+        &showing_with(Some(shown)),
+        "SignedHandshakeWithUnadvertisedSigScheme",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -270,10 +313,22 @@ async fn nothing_of_a_session_is_kept_for_the_next() {
     let (dialler, listener) = (node(1), node(2));
     for _ in 0..2 {
         let (one, other) = shake(&dialler, &listener).await;
-        for ended in [one, other] {
-            let (_, stream) = ended.unwrap();
+        let ((_, mut one), (_, mut other)) = (one.unwrap(), other.unwrap());
+        // What a session could be resumed with comes before the first word.
+        other.write_all(b"word").await.unwrap();
+        other.flush().await.unwrap();
+        one.read_exact(&mut [0; 4]).await.unwrap();
+        for stream in [one, other] {
             assert_eq!(stream.state().handshake_kind(), Some(rustls::HandshakeKind::Full));
         }
+    }
+}
+
+#[test]
+fn secrets_are_written_nowhere() {
+    let tls = node(1);
+    for log in [&tls.client.key_log, &tls.server.key_log] {
+        assert!(!log.will_log("CLIENT_TRAFFIC_SECRET_0"));
     }
 }
 
