@@ -518,8 +518,12 @@ pub const LOG_OF_A_CALL: u64 = 1 << 30;
 /// How often who works for another says that it still does.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// How long one waits for a sign of life from who works for one.
-pub const BUILD_SILENCE: Duration = Duration::from_secs(30);
+/// How long one waits for a sign of life from who takes what is pushed.
+pub const PUSH_SILENCE: Duration = Duration::from_secs(30);
+
+/// How long one hears a builder out that gives no sign of life. The coordinator has somebody else build after two seconds and
+/// counts on it no more after thirty; what it still has to say is taken when it wakes up.
+pub const BUILD_SILENCE: Duration = Duration::from_secs(600);
 
 /// How long the machine may take to say where a listener listens.
 pub const LISTEN_TIME: Duration = Duration::from_secs(5);

@@ -362,7 +362,7 @@ impl BuildCall {
         self.builder
     }
 
-    /// The next event. Heartbeats come every second; nothing for half a minute is an error.
+    /// The next event. Heartbeats come every second; nothing for [`BUILD_SILENCE`] is an error.
     ///
     /// # Errors
     /// See [`BuildCallError`].

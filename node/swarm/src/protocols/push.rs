@@ -11,7 +11,7 @@ use tvix_node_protocol::tree::TreeDigest;
 
 use crate::call::{self, CallError};
 use crate::core::Core;
-use crate::limits::{BUILD_FRAMES, BUILD_SILENCE, HEARTBEAT};
+use crate::limits::{BUILD_FRAMES, HEARTBEAT, PUSH_SILENCE};
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError, WireWriter};
 use crate::protocols::build::Unwanted;
@@ -191,7 +191,7 @@ pub(crate) async fn push(core: &Core, store: NodeKey, paths: Vec<Shown>) -> Resu
             writer.send(&offer).await?;
             writer.flush().await
         };
-        let answering = reader.receive_within(BUILD_SILENCE);
+        let answering = reader.receive_within(PUSH_SILENCE);
         tokio::pin!(offering, answering);
         tokio::select! {
             biased;
@@ -206,7 +206,7 @@ pub(crate) async fn push(core: &Core, store: NodeKey, paths: Vec<Shown>) -> Resu
     loop {
         let frame: Result<Option<PushFrame>, WireError> = match first.take() {
             Some(frame) => frame,
-            None => reader.receive_within(BUILD_SILENCE).await,
+            None => reader.receive_within(PUSH_SILENCE).await,
         };
         match frame.map_err(at)?.ok_or(WireError::Closed).map_err(at)? {
             PushFrame::Heartbeat => {}
