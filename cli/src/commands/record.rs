@@ -68,7 +68,7 @@ fn record_text(view: &RecordView, now: u64) -> String {
     text += if view.accepted {
         "accepted     yes: the path in this store came by this record\n"
     } else {
-        "accepted     no: the path in this store did not come by this record\n"
+        "accepted     no: nothing in this store came by this record\n"
     };
     text
 }
@@ -135,6 +135,9 @@ mod tests {
             other.starts_with(&format!("signed by    {}\n", secret.key())),
             "{other}"
         );
-        assert!(other.contains("did not come by this record"), "{other}");
+        assert!(
+            other.contains("nothing in this store came by this record"),
+            "{other}"
+        );
     }
 }
