@@ -52,6 +52,10 @@ fn a_node_shows_what_it_does_and_goes_down() {
         "{status}"
     );
     assert_eq!(status["sessions"].as_array().map(Vec::len), Some(1), "{status}");
+    // Its log can be read meanwhile, though it says little.
+    let slow = machine.run(&["eval", "--raw", "-A", "slow.drvPath"]);
+    let log = machine.run(&["log", slow.ok()]);
+    assert!(log.ok().contains("waiting"), "{}", log.stdout);
     release("mark-of-status");
     running.finish().ok();
     machine.run(&["down"]).ok();

@@ -452,6 +452,13 @@ impl Log {
                 .err();
         }
     }
+
+    /// Writes what waits, so that whoever reads the log of a build that runs sees it.
+    pub fn flush(&mut self) {
+        if self.failure.is_none() {
+            self.failure = self.writer.flush().err();
+        }
+    }
 }
 
 /// A derivation of the store.

@@ -249,6 +249,9 @@ impl Jobs {
                     }
                     _ => {}
                 }
+                if events.is_empty() {
+                    log.flush();
+                }
                 if started || early.len() > EARLY_LINES {
                     for line in early.drain(..) {
                         listener.line(&line).await;
