@@ -74,7 +74,10 @@ pub(super) enum RequestFailure {
     #[error("{0} is private ('tvix-node private'), so nobody else is asked to build with it")]
     Private(StorePath),
     /// Something that came from another team.
-    #[error("{0} came from another team, so nobody in this one is asked to build with it")]
+    #[error(
+        "{0} came from another team, so nobody in this one is asked to build with it; what is made of both is built on this \
+         node alone, if it has slots and '--jobs 0' is not given"
+    )]
     OtherTeam(StorePath),
     /// Inputs that another team may have.
     #[error("its inputs are not to be had in the team of that builder: {0}")]
