@@ -193,7 +193,7 @@ impl Builders {
         let withheld = self.peers.values().filter_map(|peer| {
             let why = peer.offer.withheld.as_ref()?;
             Some(format!(
-                "{}: builds nothing for others now, because {why}",
+                "{}: builds nothing for this node now, because {why}",
                 peer.offer.name
             ))
         });

@@ -61,7 +61,10 @@ pub(super) async fn answer(api: &Api, question: OwnerQuestion) -> Result<OwnerAn
             set_private(api, hide, paths, patterns).await?;
             Ok(private(api))
         }
-        OwnerQuestion::Sharing => Ok(sharing(api)),
+        OwnerQuestion::Sharing => {
+            api.share.settled().await;
+            Ok(sharing(api))
+        }
         OwnerQuestion::SetSharing { terms } => {
             let share = Arc::clone(&api.share);
             let set = tokio::task::spawn_blocking(move || share.set(terms)).await;
@@ -73,6 +76,7 @@ pub(super) async fn answer(api: &Api, question: OwnerQuestion) -> Result<OwnerAn
                 )
             })?;
             set.map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))?;
+            api.share.settled().await;
             Ok(sharing(api))
         }
         OwnerQuestion::Traffic => Ok(traffic(api)),

@@ -131,6 +131,9 @@ pub const SHARED_LOG: usize = 1 << 20;
 /// it.
 pub const LINKS_PAUSE: Duration = Duration::from_secs(2);
 
+/// How long who asks on which terms slots are lent waits for what follows from them: a look takes a millisecond.
+pub const SETTLING: Duration = Duration::from_secs(2);
+
 /// How often it is looked at whether the machine lets anything be lent: a person who begins to work waits no longer
 /// for the machine, and a look costs a millisecond.
 pub const SHARE_PAUSE: Duration = Duration::from_secs(5);

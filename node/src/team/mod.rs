@@ -259,9 +259,16 @@ impl TeamNode {
 
     fn offer(&self, peer: NodeKey, status: &PeerStatus) -> PeerOffer {
         let members = self.swarm.members();
-        let builds = members.may(peer, Role::Build)
-            && members.may(self.swarm.key(), Role::Request)
-            && !self.trust.policy().distrusts_wholly(peer);
+        let barred = if !members.may(self.swarm.key(), Role::Request) {
+            Some("this node has not the role 'request' in the team")
+        } else if !members.may(peer, Role::Build) {
+            Some("it has not the role 'build' in the team")
+        } else if self.trust.policy().distrusts_wholly(peer) {
+            Some("this node believes nothing that it builds ('tvix-node trust show')")
+        } else {
+            None
+        };
+        let builds = barred.is_none();
         let facts = &status.facts;
         PeerOffer {
             name: self.roll.name_of(peer).unwrap_or_else(|| peer.to_string()),
@@ -273,7 +280,7 @@ impl TeamNode {
             link: self.swarm.overview().get(&peer).map(link).unwrap_or_default(),
             load: facts.load,
             cores: facts.cores,
-            withheld: facts.withheld.clone(),
+            withheld: barred.map(str::to_owned).or_else(|| facts.withheld.clone()),
         }
     }
 

@@ -269,6 +269,7 @@ impl TeamNode {
                         log.line(&line);
                         self.line(order.build, &line).await;
                     }
+                    log.flush();
                 }
                 Ok(BuildEvent::Refused(refusal)) => {
                     let name = name.to_owned();

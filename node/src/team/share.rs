@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tvix_node_protocol::control::{SharingMode, SharingTerms, TrafficTerms};
 
-use super::limits::SHARE_PAUSE;
+use super::limits::{SETTLING, SHARE_PAUSE};
 use super::load::Gauge;
 use super::owner_file::{read_versioned, write_whole};
 use crate::daemon::engine::Message;
@@ -69,6 +69,8 @@ pub struct ShareBook {
     changing: Mutex<()>,
     terms: watch::Sender<SharingTerms>,
     withheld: watch::Sender<Option<String>>,
+    /// The terms that this follows from; none: nobody has looked yet.
+    considered: watch::Sender<Option<SharingTerms>>,
     /// What other programs keep busy, in hundredths of one core.
     load: watch::Sender<u32>,
 }
@@ -94,6 +96,7 @@ impl ShareBook {
             changing: Mutex::default(),
             terms: watch::channel(terms).0,
             withheld: watch::channel(withheld).0,
+            considered: watch::channel(None).0,
             load: watch::channel(0).0,
         })
     }
@@ -124,6 +127,15 @@ impl ShareBook {
     /// Why nothing is lent now; none: something is.
     pub fn withheld(&self) -> watch::Receiver<Option<String>> {
         self.withheld.subscribe()
+    }
+
+    /// Waits until what is withheld follows from the terms as they are now.
+    pub async fn settled(&self) {
+        let mut considered = self.considered.subscribe();
+        let is_current =
+            |considered: &Option<SharingTerms>| considered.as_ref() == Some(&*self.terms.borrow());
+        // Where nobody looks after them any more, the node is ending.
+        drop(tokio::time::timeout(SETTLING, considered.wait_for(is_current)).await);
     }
 
     /// What other programs keep busy, in hundredths of one core.
@@ -193,6 +205,7 @@ impl ShareBook {
                     return;
                 }
             }
+            self.considered.send_replace(Some(current));
             tokio::select! {
                 () = tokio::time::sleep(SHARE_PAUSE) => {}
                 changed = terms.changed() => if changed.is_err() { return },

@@ -44,6 +44,11 @@ fn who_may_not_build_is_not_asked() {
     let build = alice.build("thing", &[]);
     assert_eq!(build.finished.status, 1);
     assert!(build.of_kind("placed").next().is_none(), "{}", build.messages());
+    let said = build.messages();
+    assert!(
+        said.contains("bob: builds nothing") && said.contains("role 'build'"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -58,7 +63,10 @@ fn who_may_not_ask_is_told_so() {
     let build = bob.build("thing", &[]);
     assert_eq!(build.finished.status, 1);
     let said = build.messages();
-    assert!(said.contains("no builder builds for"), "{said}");
+    assert!(
+        said.contains("no builder builds for") && said.contains("role 'request'"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -402,7 +402,8 @@ fn an_input_that_came_from_one_team_comes_again_from_the_other() {
     carl.machine.run(&["share", "off"]).ok();
     assert_eq!(bob.build("first", &["-j", "1"]).path(), made);
     assert!(bob.has(&made));
-    carl.machine.run(&["share", "on"]).ok();
+    let shared = carl.machine.run(&["share", "on"]);
+    assert!(shared.ok().contains("others get free slots"), "{}", shared.stdout);
     let sent = bob.content_sent("carl");
     let build = bob.build("second", &["-j", "0"]);
     assert_eq!(builder(&build, "second"), "carl");

@@ -84,7 +84,7 @@ fn what_a_builder_does_not_lend_is_neither_asked_for_nor_left_unexplained() {
     assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
     assert!(desk.was_told(1, |event| match event {
         EventKind::BuildFailed { error, .. } =>
-            error.contains("b: builds nothing for others now, because its owner"),
+            error.contains("b: builds nothing for this node now, because its owner"),
         _ => false,
     }));
 }
