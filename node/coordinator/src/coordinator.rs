@@ -207,6 +207,7 @@ impl Coordinator {
             } => self.fetch_arrived(fetch, path, &from, bytes),
             Event::FetchFinished { fetch } => self.fetch_finished(fetch),
             Event::FetchFailed { fetch, error } => self.fetch_failed(fetch, &error),
+            Event::NoRoom { fetch, error } => self.no_room(fetch, &error),
             Event::PushFinished { push } => self.push_finished(push),
             Event::PushFailed {
                 push,

@@ -182,6 +182,13 @@ pub enum Event {
         /// Why, in words.
         error: String,
     },
+    /// The own store has no room for what the fetch brings, whoever makes it.
+    NoRoom {
+        /// The fetch.
+        fetch: FetchId,
+        /// Why, in words.
+        error: String,
+    },
     /// The desired store has confirmed the path and its closure.
     PushFinished {
         /// The push.

@@ -271,6 +271,17 @@ impl Coordinator {
         self.graph.touch_path(failed.path);
     }
 
+    /// A path that is there is not built because it does not fit: what is built would not fit either.
+    pub(crate) fn no_room(&mut self, fetch: FetchId, error: &str) {
+        let wanted = self.transfers.fetches.get(&fetch).map(|fetch| fetch.path);
+        self.fetch_failed(fetch, error);
+        let Some(id) = wanted else { return };
+        // A build that waits for it may be placed where there is more room.
+        for (slot, goal) in self.graph.paths[id].goals.clone() {
+            self.fail_goal_counted(slot, goal, error.to_owned());
+        }
+    }
+
     pub(crate) fn push_finished(&mut self, push: PushId) {
         let Some((id, store)) = self.transfers.pushes.remove(&push) else {
             return;

@@ -10,6 +10,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use super::depot::Depot;
 use super::engine::Message;
 use super::limits::FETCH_STEPS;
+use crate::team::fetch::FetchFailure;
 use crate::team::{TeamNode, every};
 use crate::upstream::Step;
 
@@ -27,7 +28,7 @@ pub async fn fetch(
     let peers: Vec<NodeKey> = from.iter().filter_map(peer).collect();
     let has_caches = peers.len() < from.len();
     let mut failures = Vec::new();
-    let mut done = false;
+    let (mut done, mut fits) = (false, true);
     // Each member is asked in the team that it is met in, and told of no other.
     for (team, peers) in every::by_team(&teams, &peers) {
         if done {
@@ -35,7 +36,10 @@ pub async fn fetch(
         }
         match team.fetch(fetch, path.clone(), peers).await {
             Ok(()) => done = true,
-            Err(error) => failures.push(error),
+            Err(error) => {
+                fits &= !matches!(error, FetchFailure::Room { .. });
+                failures.push(error.to_string());
+            }
         }
     }
     if !peers.is_empty() && teams.is_empty() {
@@ -54,7 +58,10 @@ pub async fn fetch(
             failures.push(format!("nobody is known who has {path}"));
         }
         let error = failures.join("; ");
-        Event::FetchFailed { fetch, error }
+        match fits {
+            true => Event::FetchFailed { fetch, error },
+            false => Event::NoRoom { fetch, error },
+        }
     };
     // Where the engine has ended, nobody needs to know.
     drop(engine.send(Message::Happened(event)).await);

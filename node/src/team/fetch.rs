@@ -441,13 +441,13 @@ impl TeamNode {
     /// steps.
     ///
     /// # Errors
-    /// Why it came to nothing, in words.
+    /// [`FetchFailure`]
     pub async fn fetch(
         self: Arc<Self>,
         fetch: FetchId,
         path: StorePath,
         providers: Vec<NodeKey>,
-    ) -> Result<(), String> {
+    ) -> Result<(), FetchFailure> {
         let (steps, mut told) = mpsc::channel(STEPS);
         let roots = [path];
         let forwarding = async {
@@ -474,7 +474,7 @@ impl TeamNode {
             arrived
         };
         let (result, arrived) = tokio::join!(self.ensure(&roots, &providers, Some(steps)), forwarding);
-        result.map_err(|error| error.to_string())?;
+        result?;
         if !arrived {
             let [path] = roots;
             let from = Source::Peer(providers.first().copied().unwrap_or(self.swarm.key()));

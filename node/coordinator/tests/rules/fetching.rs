@@ -129,6 +129,24 @@ fn a_fetch_that_fails_is_tried_from_others_and_built_in_the_end() {
 }
 
 #[test]
+fn what_has_no_room_is_not_built_instead() {
+    let mut desk = Desk::new(1);
+    desk.cache_has("a");
+    desk.command(1, options(), &[derivation("a", &[])]);
+    let (fetch, _) = desk.fetches.remove(0);
+    desk.send(Event::NoRoom {
+        fetch,
+        error: "the disk is full".into(),
+    });
+    assert!(!desk.words().contains(&"a"), "{:?}", desk.words());
+    assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
+    assert!(desk.was_told(
+        1,
+        |event| matches!(event, EventKind::TargetFailed { error, .. } if error == "the disk is full")
+    ));
+}
+
+#[test]
 fn an_input_that_cannot_be_fetched_is_built_before_the_build_that_waits_for_it() {
     let mut desk = Desk::new(1);
     desk.cache_has("input");

@@ -473,7 +473,9 @@ impl Engine {
                     self.free_slots.insert(slot);
                 }
             }
-            Event::FetchFinished { fetch } | Event::FetchFailed { fetch, .. } => {
+            Event::FetchFinished { fetch }
+            | Event::FetchFailed { fetch, .. }
+            | Event::NoRoom { fetch, .. } => {
                 self.transfers.remove(&Transfer::Fetch(*fetch));
             }
             Event::PushFinished { push } | Event::PushFailed { push, .. } => {

@@ -155,7 +155,7 @@ impl Checker {
                     self.path(&path).own = true;
                 }
             }
-            Event::FetchFailed { fetch, .. } => {
+            Event::FetchFailed { fetch, .. } | Event::NoRoom { fetch, .. } => {
                 if let Some((path, from)) = self.fetches.remove(fetch) {
                     self.path(&path).failed_fetches += 1;
                     self.lose(|other, source| *other == path && from.contains(source));
