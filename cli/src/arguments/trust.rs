@@ -87,7 +87,7 @@ impl TrustArguments {
                 of: self.of.clone(),
             },
             ["sample", share] => NamedRequirement::Sample {
-                percent: share.strip_suffix('%').unwrap_or(share).parse().map_err(|_| {
+                percent: percent(share).ok_or_else(|| {
                     UsageError::new(format!("'{share}' is no share: 1% to 100% are, as in 'sample 5%'"))
                 })?,
             },
@@ -109,6 +109,12 @@ impl TrustArguments {
             NamedRequirement::Quorum { of, .. } if of.is_empty() => Err(UsageError::new(
                 "say which builders are asked: 'quorum 2 --of ann --of bob'; '--of self' is this node",
             )),
+            NamedRequirement::Quorum { needed, of } if !can_be_had(*needed, of.len()) => {
+                Err(UsageError::new(format!(
+                    "'quorum {needed}' cannot be had of {} builders: name at least as many as have to agree, and at least one",
+                    of.len()
+                )))
+            }
             NamedRequirement::Quorum { .. } => Ok(requirement),
             _ if !self.of.is_empty() => Err(UsageError::new(
                 "--of names the builders of a quorum; for what one member built say --builder MEMBER",
@@ -116,6 +122,15 @@ impl TrustArguments {
             _ => Ok(requirement),
         }
     }
+}
+
+fn can_be_had(needed: u32, of: usize) -> bool {
+    usize::try_from(needed).is_ok_and(|needed| (1..=of).contains(&needed))
+}
+
+fn percent(share: &str) -> Option<u8> {
+    let percent = share.strip_suffix('%').unwrap_or(share).parse().ok()?;
+    (1..=100).contains(&percent).then_some(percent)
 }
 
 #[cfg(test)]
@@ -151,7 +166,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_required_is_answered_with_what_can() {
-        let cases: [(&[&str], &[&str], &str); 9] = [
+        let cases: [(&[&str], &[&str], &str); 12] = [
             (&["everybody"], &[], "'self', 'roster', 'quorum K'"),
             (&["quorum"], &[], "quorum 2 --of"),
             (&["quorum", "two"], &["ann"], "'quorum two' is no quorum"),
@@ -159,6 +174,9 @@ mod tests {
             (&["quorum", "2"], &[], "which builders are asked"),
             (&["sample"], &[], "sample 5%"),
             (&["sample", "half"], &[], "'half' is no share"),
+            (&["sample", "200%"], &[], "'200%' is no share"),
+            (&["quorum", "2"], &["ann"], "cannot be had of 1 builders"),
+            (&["quorum", "0"], &["ann"], "cannot be had of 1 builders"),
             (&["roster"], &["ann"], "--builder MEMBER"),
             (&["self", "roster"], &[], "nothing that can be required"),
         ];

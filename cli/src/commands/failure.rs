@@ -68,7 +68,8 @@ impl Failure {
     pub const fn exit_status(&self) -> u8 {
         match self {
             Self::Told(status) => *status,
-            Self::Usage(_) => 2,
+            // What the environment says is as if the command line said it.
+            Self::Usage(_) | Self::Home(HomeError::Nowhere | HomeError::Relative(_)) => 2,
             _ => 1,
         }
     }
