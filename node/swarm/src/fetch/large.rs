@@ -22,7 +22,7 @@ use tvix_node_protocol::tree::BlobDigest;
 
 use super::arrival::{Arrival, SpoolError, io_error};
 use super::plan::{CHUNK, Signs, Turn};
-use super::provider::ProviderError;
+use super::provider::{CUT_SHORT, ProviderError};
 use super::{Work, coming};
 use crate::call;
 use crate::core::{blocking, lock};
@@ -282,6 +282,10 @@ fn decode_error(error: DecodeError) -> ProviderError {
         DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. } => {
             ProviderError::Lied(error.to_string())
         }
+        // The library's words for a stream that is over too early.
+        DecodeError::ChunkNotFound { .. }
+        | DecodeError::ParentNotFound { .. }
+        | DecodeError::LeafNotFound { .. } => ProviderError::Ended(CUT_SHORT.to_owned()),
         error => ProviderError::Ended(error.to_string()),
     }
 }

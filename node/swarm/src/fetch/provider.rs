@@ -32,6 +32,9 @@ pub enum ProviderError {
     Spool(#[from] SpoolError),
 }
 
+/// What is said where a file ends before it should: its node went away, or cannot read the rest.
+pub(super) const CUT_SHORT: &str = "it went away, or has not all of the file";
+
 impl ProviderError {
     /// Marks the provider for what it did.
     pub(crate) fn mark(&self, core: &Core, provider: NodeKey) {

@@ -10,7 +10,7 @@ use tvix_node_protocol::tree::BlobDigest;
 
 use super::arrival::{Item, Kind};
 use super::plan::{Signs, Turn};
-use super::provider::ProviderError;
+use super::provider::{CUT_SHORT, ProviderError};
 use super::walk::write;
 use super::{Work, coming};
 use crate::call;
@@ -122,8 +122,9 @@ fn decode_error(error: bao_tree::io::DecodeError) -> ProviderError {
         DecodeError::ParentHashMismatch(_) | DecodeError::LeafHashMismatch(_) => {
             ProviderError::Lied(error.to_string())
         }
-        DecodeError::ParentNotFound(_) | DecodeError::LeafNotFound(_) | DecodeError::Io(_) => {
-            ProviderError::Ended(error.to_string())
+        DecodeError::ParentNotFound(_) | DecodeError::LeafNotFound(_) => {
+            ProviderError::Ended(CUT_SHORT.to_owned())
         }
+        DecodeError::Io(_) => ProviderError::Ended(error.to_string()),
     }
 }
