@@ -25,6 +25,7 @@ use super::network::{Command, ConnectError, NetEvent, Network};
 use super::reachability::{self, Reached, SharedReachability};
 use super::redial::Redial;
 use super::relays::{Relays, is_relayed, through};
+use super::silence::Silence;
 use super::transport::{Behaviour, BehaviourEvent, CLOSEST, connections};
 use crate::identity::{key_of, peer_of};
 use crate::limits::{
@@ -57,6 +58,7 @@ pub(crate) struct Driver {
     addresses: watch::Sender<Vec<Multiaddr>>,
     connected: watch::Sender<BTreeSet<NodeKey>>,
     links: Links,
+    silence: Silence,
 }
 
 struct Walk {
@@ -101,6 +103,7 @@ impl Driver {
             addresses,
             connected,
             links: Links::default(),
+            silence: Silence::new(Instant::now()),
         };
         let network = Network {
             commands: command_sender,
@@ -123,7 +126,7 @@ impl Driver {
                     None | Some(Command::Shutdown) => return,
                     Some(command) => self.on_command(command),
                 },
-                _ = tick.tick() => self.on_tick(),
+                _ = tick.tick() => self.on_tick(Instant::now()),
             }
         }
     }
@@ -342,8 +345,14 @@ impl Driver {
         }
     }
 
-    fn on_tick(&mut self) {
-        let now = Instant::now();
+    fn on_tick(&mut self, now: Instant) {
+        for connection in self.silence.pass(now) {
+            tracing::debug!(
+                ?connection,
+                "nothing comes over a connection any more; it is closed"
+            );
+            self.swarm.close_connection(connection);
+        }
         let late: Vec<ConnectionId> = self
             .strangers
             .iter()
@@ -467,6 +476,7 @@ impl Driver {
                 ..
             } => {
                 self.strangers.remove(&connection_id);
+                self.silence.over(connection_id);
                 if let Ok(key) = key_of(&peer_id) {
                     self.links.closed(key, connection_id);
                 }
@@ -533,6 +543,7 @@ impl Driver {
             return;
         }
         self.redial.connected(key);
+        self.silence.begun(connection);
         let address = match endpoint {
             // The other end of such a one is a name; where it leads through is in this end.
             ConnectedPoint::Listener { local_addr, .. } if is_relayed(local_addr) => local_addr,
@@ -595,21 +606,19 @@ impl Driver {
             }
             BehaviourEvent::Ping(ping::Event {
                 peer,
+                connection,
                 result: Ok(round_trip),
-                ..
             }) => {
+                self.silence.heard(connection);
                 if let Ok(key) = key_of(&peer) {
                     self.links.measured(key, round_trip);
                 }
             }
             BehaviourEvent::Ping(ping::Event {
                 connection,
-                result: Err(ping::Failure::Timeout),
+                result: Err(ping::Failure::Unsupported),
                 ..
-            }) => {
-                // Over TCP nothing else tells that the other machine is gone.
-                self.swarm.close_connection(connection);
-            }
+            }) => self.silence.over(connection),
             BehaviourEvent::Relayed(relay::client::Event::ReservationReqAccepted {
                 relay_peer_id, ..
             }) => self.relays.accepted(relay_peer_id, Instant::now()),

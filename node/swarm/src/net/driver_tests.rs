@@ -4,6 +4,7 @@ use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::envelope::NodeSecret;
 
 use super::*;
+use crate::limits::{PING_INTERVAL, PING_TIME};
 use crate::machine::Machine;
 use crate::net::contacts::Contacts;
 use crate::net::transport::{Setup, build};
@@ -53,4 +54,102 @@ async fn reports_that_nobody_attends_to_do_not_pile_up_and_hold_nothing_up() {
     assert!(events.recv().await.is_some());
     driver.report(NetEvent::Gone(NodeKey([2; 32])));
     assert_eq!(events.len(), NETWORK_EVENTS);
+}
+
+/// Two members that are connected, neither running, and the key of the second.
+async fn connected_pair() -> (Driver, Driver, NodeKey) {
+    let (secrets, team) = (
+        [1, 2].map(|seed| NodeSecret::from_bytes(&[seed; 32])),
+        SwarmId([1; 32]),
+    );
+    let [mut one, mut two] = secrets.each_ref().map(|secret| {
+        let (gatekeeper, contacts) = (
+            Gatekeeper::default(),
+            SharedContacts::in_memory(Contacts::default()),
+        );
+        for secret in &secrets {
+            gatekeeper.let_in(peer_of(secret.key()).unwrap());
+        }
+        let (swarm, _inbound) = build(Setup {
+            secret,
+            swarm: Some(team),
+            gatekeeper: gatekeeper.clone(),
+            contacts: contacts.clone(),
+            mdns: false,
+            streams: Arc::clone(&Machine::default().streams),
+            kept: 1,
+        })
+        .unwrap();
+        Driver::new(swarm, gatekeeper, contacts, 1, vec![]).0
+    });
+    let key = secrets[1].key();
+    two.swarm
+        .listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap())
+        .unwrap();
+    while one.connected.borrow().is_empty() || two.connected.borrow().is_empty() {
+        tokio::select! {
+            event = one.swarm.select_next_some() => one.on_event(event),
+            event = two.swarm.select_next_some() => {
+                if let SwarmEvent::NewListenAddr { address, .. } = &event {
+                    one.contacts.with(|contacts| contacts.add(key, address.clone()));
+                    one.dial(peer_of(key).unwrap());
+                }
+                two.on_event(event);
+            }
+        }
+    }
+    (one, two, key)
+}
+
+#[tokio::test]
+async fn a_connection_over_which_no_answer_comes_is_closed_and_one_that_answers_is_not() {
+    let (mut one, _two, key) = connected_pair().await;
+    let connection = *one.silence.watched().next().unwrap();
+    let peer = peer_of(key).unwrap();
+    let answered = |result| {
+        BehaviourEvent::Ping(ping::Event {
+            peer,
+            connection,
+            result,
+        })
+    };
+    let mut now = Instant::now();
+    let bound = (PING_INTERVAL + PING_TIME).as_secs();
+    let mut pass = |one: &mut Driver, seconds| {
+        for _ in 0..seconds {
+            now += Duration::from_secs(1);
+            one.on_tick(now);
+        }
+        one.silence.watched().count()
+    };
+    for _ in 0..3 {
+        assert_eq!(pass(&mut one, bound - 1), 1);
+        one.on_behaviour(answered(Ok(Duration::from_millis(1))));
+    }
+    // Whatever it is that fails.
+    let failure = || ping::Failure::Other {
+        error: "the stream cannot be opened".into(),
+    };
+    one.on_behaviour(answered(Err(failure())));
+    assert_eq!(pass(&mut one, bound - 1), 1);
+    one.on_behaviour(answered(Err(failure())));
+    assert_eq!(pass(&mut one, 1), 0);
+    // The other one is not there to take part in it.
+    while !one.connected.borrow().is_empty() {
+        let event = one.swarm.select_next_some().await;
+        one.on_event(event);
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_know_the_question_is_not_cut_off_for_not_answering_it() {
+    let (mut one, _two, key) = connected_pair().await;
+    let connection = *one.silence.watched().next().unwrap();
+    let (peer, result) = (peer_of(key).unwrap(), Err(ping::Failure::Unsupported));
+    one.on_behaviour(BehaviourEvent::Ping(ping::Event {
+        peer,
+        connection,
+        result,
+    }));
+    assert_eq!(one.silence.watched().count(), 0);
 }

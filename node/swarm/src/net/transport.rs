@@ -17,6 +17,7 @@ use tvix_node_protocol::envelope::NodeSecret;
 use super::contacts::SharedContacts;
 use super::door::{Names, kad_name};
 use super::doors::{Doors, Inbound};
+use super::ending::Yamux;
 use super::gatekeeper::Gatekeeper;
 use super::members_only::MembersOnly;
 use super::tls::{EncryptionError, Tls};
@@ -152,10 +153,10 @@ pub(crate) fn connections(teams: u32) -> connection_limits::ConnectionLimits {
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER))
 }
 
-fn yamux_config() -> yamux::Config {
+fn yamux_config() -> Yamux {
     let mut config = yamux::Config::default();
     config.set_max_num_streams(STREAMS_PER_CONNECTION * 2);
-    config
+    Yamux(config)
 }
 
 /// Kademlia, for finding nodes alone: it neither keeps nor passes on records.
