@@ -216,8 +216,9 @@ pub const PING_TIME: Duration = Duration::from_secs(15);
 /// was asleep, or too busy to hear anything.
 pub const SILENCE_STEP: Duration = Duration::from_secs(2);
 
-/// How long closing a connection may take, which sends what is on its way first: to who is gone it does not get away.
-pub const CLOSE_TIME: Duration = Duration::from_secs(2);
+/// How long closing a connection may take, which sends what is on its way first: to who is gone it does not get away, and to
+/// who is there some megabytes do.
+pub const CLOSE_TIME: Duration = Duration::from_secs(5);
 
 /// A stranger has this long to become a member.
 pub const STRANGER_TIME: Duration = Duration::from_secs(30);

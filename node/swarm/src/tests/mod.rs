@@ -73,13 +73,17 @@ fn config(home: &tempfile::TempDir) -> Config {
 impl TestNode {
     /// The first node of a team.
     async fn founder(seed: u8) -> Self {
+        Self::founder_as(seed, |_| ()).await
+    }
+
+    async fn founder_as(seed: u8, change: impl FnOnce(&mut Config)) -> Self {
         let home = tempfile::tempdir().unwrap();
         let me = Founder {
             key: key(seed),
             name: format!("node {seed}"),
         };
         let team = Team::found(home.path(), "team", me, vec![], 1).unwrap();
-        Self::start(seed, home, team).await
+        Self::start_with(seed, home, team, honestly, change).await
     }
 
     /// A node that joins with a ticket of this one.

@@ -285,7 +285,12 @@ const MIDDLE: usize = 3 * CONTENT_PIECE;
 
 #[tokio::test]
 async fn a_fetch_that_broke_off_goes_on_where_it_was() {
-    let (ann, bob) = pair().await;
+    // Neither comes back by itself before the other has seen it go.
+    let aloof = |config: &mut Config| config.keep_peers = 0;
+    let ann = TestNode::founder_as(1, aloof).await;
+    let mut bob = ann.invite_as(2, Roles::all(), honestly, aloof).await;
+    soon(bob.handle.connect(ann.key())).await.unwrap();
+    bob.meets(ann.key()).await;
     let large = noise(1, 40 << 20);
     let root = ann.shelf.add_directory(&[("large", &large), ("small", b"x")]);
     ann.shelf.add_path("p", root);
