@@ -324,6 +324,31 @@ pub const EVENTS: usize = 1024;
 /// How long one member may take to say what it has before the others' answers have to do.
 pub const FIND_TIME: Duration = Duration::from_secs(3);
 
+/// How long a connected member may take until its answer about what it has begins to come, besides [`ANSWER_ROUND_TRIPS`] round
+/// trips as they were measured last, and at most [`FIND_TIME`]: a busy machine needs some ten milliseconds, and a build waits for
+/// who has fallen silent and is not known to have.
+pub const ANSWER_PATIENCE: Duration = Duration::from_millis(300);
+
+/// See [`ANSWER_PATIENCE`]: the stream is opened, the question asked, and either packet may be lost once.
+pub const ANSWER_ROUND_TRIPS: u32 = 4;
+
+/// How much longer an answer may take for each key asked about: its 16 bytes need so long at 2.5 Mbit/s.
+pub const ANSWER_TIME_PER_KEY: Duration = Duration::from_micros(50);
+
+/// In how many steps an answer is waited for. A machine that has too much to do looks at what has come before each of them.
+pub const PATIENCE_STEPS: u32 = 10;
+
+/// How long a member that was connected, and is not any more, is dialled while somebody waits for what it has, besides
+/// [`DIAL_ROUND_TRIPS`] of its round trips, and at most [`FIND_TIME`]: it is there at once, or it is gone.
+pub const DIAL_PATIENCE: Duration = Duration::from_millis(300);
+
+/// See [`DIAL_PATIENCE`]: TCP, TLS and Yamux take five, the stream and the question two.
+pub const DIAL_ROUND_TRIPS: u32 = 8;
+
+/// How long nobody waits for a member that could not be reached, or that did not answer and has given no sign of life since:
+/// a program that is started anew dials its team itself.
+pub const UNREACHABLE: Duration = Duration::from_secs(60);
+
 /// Answers of one keeper to one question: each brings up to 2 MiB.
 pub const PRESENCE_ROUNDS: usize = 32;
 

@@ -15,6 +15,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::TICKET_ADDRESSES;
 use tvix_node_protocol::messages::ListenPort;
 
+use super::absent::Absent;
 use super::contacts::SharedContacts;
 use super::dial_back::DialBacks;
 use super::dialling::{Dialling, in_words};
@@ -58,6 +59,7 @@ pub(crate) struct Driver {
     addresses: watch::Sender<Vec<Multiaddr>>,
     connected: watch::Sender<BTreeSet<NodeKey>>,
     links: Links,
+    absent: Absent,
     silence: Silence,
 }
 
@@ -103,6 +105,7 @@ impl Driver {
             addresses,
             connected,
             links: Links::default(),
+            absent: Absent::default(),
             silence: Silence::new(Instant::now()),
         };
         let network = Network {
@@ -110,6 +113,7 @@ impl Driver {
             addresses: address_receiver,
             connected: connected_receiver,
             links: driver.links.clone(),
+            absent: driver.absent.clone(),
             reachability: driver.reachability.clone(),
         };
         (driver, network, event_receiver)
@@ -195,6 +199,7 @@ impl Driver {
         if !self.dialling.is_under_way(peer)
             && !self.dial_next(peer, PeerCondition::DisconnectedAndNotDialing)
         {
+            self.is_unreachable(peer);
             self.fail(peer, "no address of it is known");
         }
     }
@@ -212,6 +217,9 @@ impl Driver {
             .condition(condition)
             .addresses(addresses.clone())
             .build();
+        if let Some(member) = self.member(peer).filter(|_| !self.swarm.is_connected(&peer)) {
+            self.absent.dialled(member, Instant::now());
+        }
         match self.swarm.dial(options) {
             Ok(()) => self.dialling.begun(peer, addresses, Instant::now()),
             // It is connected, or being dialled already.
@@ -327,13 +335,28 @@ impl Driver {
     }
 
     /// Dials again where there are addresses that have not been tried.
-    fn dial_failed(&mut self, peer: PeerId, reason: &str) {
+    fn dial_failed(&mut self, peer: PeerId, error: &DialError) {
+        let reason = &in_words(error);
         let last = self.dialling.failed(peer, reason);
         if self.dial_next(peer, PeerCondition::Disconnected) || !last {
             return;
         }
+        if !there_are_enough(error) {
+            self.is_unreachable(peer);
+        }
         let reason = self.dialling.reasons(peer).unwrap_or(reason.to_owned());
         self.fail(peer, &reason);
+    }
+
+    /// Nobody waits for it for a while.
+    fn is_unreachable(&self, peer: PeerId) {
+        if let Some(member) = self.member(peer) {
+            self.absent.failed(member, Instant::now());
+        }
+    }
+
+    fn member(&self, peer: PeerId) -> Option<NodeKey> {
+        key_of(&peer).ok().filter(|_| self.gatekeeper.is_member(&peer))
     }
 
     fn fail(&mut self, peer: PeerId, reason: &str) {
@@ -403,7 +426,7 @@ impl Driver {
             .take(wanted)
             .collect();
         for (key, peer) in due {
-            self.redial.dialled(key, now);
+            self.absent.due(key, self.redial.dialled(key, now));
             self.dial(peer);
         }
     }
@@ -441,6 +464,7 @@ impl Driver {
         let is_of_use = |key| is_member(key) || waiting.contains(&key);
         self.contacts.with(|contacts| contacts.retain(is_of_use));
         self.redial.retain(is_member);
+        self.absent.retain(is_member);
     }
 
     fn on_event(&mut self, event: SwarmEvent<super::transport::BehaviourEvent>) {
@@ -477,11 +501,11 @@ impl Driver {
             } => {
                 self.strangers.remove(&connection_id);
                 self.silence.over(connection_id);
-                if let Ok(key) = key_of(&peer_id) {
-                    self.links.closed(key, connection_id);
-                }
+                let Ok(key) = key_of(&peer_id) else { return };
+                let round_trip = self.links.get(key).least_round_trip();
+                self.links.closed(key, connection_id);
                 if num_established == 0 {
-                    self.on_gone(peer_id);
+                    self.on_gone(key, round_trip);
                 }
             }
             SwarmEvent::OutgoingConnectionError {
@@ -496,7 +520,7 @@ impl Driver {
                 peer_id: Some(peer),
                 error,
                 ..
-            } => self.dial_failed(peer, &in_words(&error)),
+            } => self.dial_failed(peer, &error),
             SwarmEvent::IncomingConnectionError {
                 peer_id: Some(peer),
                 error: ListenError::Denied { .. },
@@ -543,6 +567,7 @@ impl Driver {
             return;
         }
         self.redial.connected(key);
+        self.absent.connected(key);
         self.silence.begun(connection);
         let address = match endpoint {
             // The other end of such a one is a name; where it leads through is in this end.
@@ -559,12 +584,12 @@ impl Driver {
         }
     }
 
-    fn on_gone(&mut self, peer: PeerId) {
-        let Ok(key) = key_of(&peer) else { return };
+    fn on_gone(&mut self, key: NodeKey, round_trip: Option<Duration>) {
         if self
             .connected
             .send_if_modified(|connected| connected.remove(&key))
         {
+            self.absent.gone(key, round_trip);
             self.report(NetEvent::Gone(key));
         }
     }

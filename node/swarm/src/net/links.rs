@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tvix_node_protocol::envelope::NodeKey;
 
 use super::relays::is_relayed;
+use crate::limits::UNREACHABLE;
 
 /// One connection to a member.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub(crate) struct Link {
     least_round_trip: Option<Duration>,
     /// When it last made a direct connection to this node.
     came: Option<Instant>,
+    /// When it did not answer a question; none: it has given a sign of life since.
+    silent: Option<Instant>,
 }
 
 impl Link {
@@ -61,6 +64,12 @@ impl Link {
     /// As it was measured last.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
         self.round_trip
+    }
+
+    /// Whether it did not answer a question lately, and has given no sign of life since.
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
+        self.silent
+            .is_some_and(|since| now.duration_since(since) < UNREACHABLE)
     }
 
     /// The least that was measured since there is a connection: how far away the member is.
@@ -119,10 +128,20 @@ impl Links {
         self.with(|links| {
             if let Some(link) = links.get_mut(&peer) {
                 link.round_trip = Some(round_trip);
+                link.silent = None;
                 let least = link
                     .least_round_trip
                     .map_or(round_trip, |least| least.min(round_trip));
                 link.least_round_trip = Some(least);
+            }
+        });
+    }
+
+    /// A member did not answer a question in time.
+    pub(crate) fn fell_silent(&self, peer: NodeKey, now: Instant) {
+        self.with(|links| {
+            if let Some(link) = links.get_mut(&peer) {
+                link.silent = Some(now);
             }
         });
     }
@@ -177,7 +196,14 @@ mod tests {
         links.measured(peer, Duration::from_millis(9));
         assert_eq!(links.get(peer).round_trip(), Some(Duration::from_millis(9)));
         assert_eq!(links.get(peer).least_round_trip(), Some(Duration::from_millis(2)));
+        let now = Instant::now();
+        links.fell_silent(peer, now);
+        assert!(links.get(peer).is_silent(now));
+        assert!(!links.get(peer).is_silent(now + UNREACHABLE));
+        links.measured(peer, Duration::from_millis(9));
+        assert!(!links.get(peer).is_silent(now), "it gave a sign of life");
         links.closed(peer, two);
+        links.fell_silent(peer, now);
         assert!(links.with(|links| links.is_empty()));
     }
 }

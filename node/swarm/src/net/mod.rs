@@ -1,5 +1,6 @@
 //! The network: libp2p, and the doors our own protocols go through.
 
+mod absent;
 pub(crate) mod caps;
 pub(crate) mod contacts;
 mod counters;

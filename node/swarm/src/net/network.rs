@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::ListenPort;
 
+use super::absent::Absent;
 use super::door::Door;
 use super::doors::OpenError;
 use super::links::{Link, Links};
@@ -96,6 +97,7 @@ pub(crate) struct Network {
     pub(super) addresses: watch::Receiver<Vec<Multiaddr>>,
     pub(super) connected: watch::Receiver<BTreeSet<NodeKey>>,
     pub(super) links: Links,
+    pub(super) absent: Absent,
     pub(super) reachability: SharedReachability,
 }
 
@@ -187,6 +189,16 @@ impl Network {
     /// The connections to a member, as they are now.
     pub(crate) fn link(&self, peer: NodeKey) -> Link {
         self.links.get(peer)
+    }
+
+    /// How long to wait until a member that is not connected is, and has answered a question; none: not at all.
+    pub(crate) fn dial_patience(&self, peer: NodeKey) -> Option<Duration> {
+        self.absent.patience(peer, Instant::now())
+    }
+
+    /// A connected member did not answer a question in time.
+    pub(crate) fn fell_silent(&self, peer: NodeKey) {
+        self.links.fell_silent(peer, Instant::now());
     }
 
     /// Dials a member that asked for it; none: there are too many such dials.

@@ -17,13 +17,14 @@ impl Redial {
         self.0.get(&key).is_none_or(|(at, _)| *at <= now)
     }
 
-    /// It is being dialled: not again before a pause, which grows.
-    pub(crate) fn dialled(&mut self, key: NodeKey, now: Instant) {
+    /// It is being dialled: not again before a pause, which grows. When that is over.
+    pub(crate) fn dialled(&mut self, key: NodeKey, now: Instant) -> Instant {
         let pause = self
             .0
             .get(&key)
             .map_or(REDIAL_FIRST, |(_, pause)| (*pause * 2).min(REDIAL_LAST));
         self.0.insert(key, (now + pause, pause));
+        now + pause
     }
 
     /// It is connected.

@@ -2,18 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::PRESENCE_QUESTION_KEYS;
-use tvix_node_protocol::messages::{Claim, PresenceAnswer, PresenceQuestion, PresenceRefusal};
+use tvix_node_protocol::messages::{Claim, Message as _, PresenceAnswer, PresenceQuestion, PresenceRefusal};
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::presence::{Epoch, PresenceKey, Region, pack, unpack};
 
+use super::patience::{is_silence, patience, patiently};
 use super::{keepers, roster};
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
 use crate::limits::{BUSY_PAUSE, FIND_TIME, HAVE_TIME, PRESENCE_ASKED, PRESENCE_COPIES, PRESENCE_ROUNDS};
+use crate::net::wire::Wire;
 use crate::net::{Door, WireError};
 use crate::presence::claimed;
 
@@ -88,7 +91,7 @@ pub(crate) async fn have(
 ) -> Result<Vec<bool>, CallError> {
     let secret = core.team.presence_secret();
     let keys: Vec<PresenceKey> = paths.iter().map(|path| secret.key(path)).collect();
-    let asking = ask(core, peer, secret.epoch(), &keys);
+    let asking = ask(core, peer, secret.epoch(), &keys, HAVE_TIME);
     match tokio::time::timeout(HAVE_TIME, asking).await {
         Ok(answer) => answer,
         Err(_) => Err(call::at(peer, Door::Presence)(WireError::Silent(HAVE_TIME))),
@@ -98,11 +101,15 @@ pub(crate) async fn have(
 async fn ask_connected(core: &Arc<Core>, epoch: Epoch, search: &mut Search) {
     let keys: Vec<PresenceKey> = search.wanted.keys().copied().collect();
     let mut questions = JoinSet::new();
-    for peer in core.connected() {
-        let (core, keys) = (core.clone(), keys.clone());
+    let connected = core.connected();
+    for peer in &connected {
+        let Some(patience) = patience(core, &connected, *peer, keys.len()) else {
+            continue;
+        };
+        let (core, peer, keys) = (core.clone(), *peer, keys.clone());
         questions.spawn(async move {
-            let answer = tokio::time::timeout(FIND_TIME, ask(&core, peer, epoch, &keys)).await;
-            (peer, answer)
+            let asking = ask(&core, peer, epoch, &keys, patience);
+            (peer, tokio::time::timeout(FIND_TIME, asking).await)
         });
     }
     while let Some(answer) = questions.join_next().await {
@@ -114,22 +121,52 @@ async fn ask_connected(core: &Arc<Core>, epoch: Epoch, search: &mut Search) {
                     }
                 }
             }
-            Ok((peer, Ok(Err(error)))) => tracing::debug!(%peer, %error, "a member did not say what it has"),
+            Ok((peer, Ok(Err(error)))) => {
+                tracing::debug!(%peer, %error, "a member did not say what it has");
+                if is_silence(&error) {
+                    core.network.fell_silent(peer);
+                }
+            }
             Ok((peer, Err(_))) => tracing::debug!(%peer, "a member did not say in time what it has"),
             Err(error) => tracing::error!(%error, "a question was lost"),
         }
     }
 }
 
-/// Asks until all is answered, or refused for another reason than that a peer asks too often.
+/// Opens the door; a member that has fallen silent is an error after so long.
+async fn open(core: &Core, peer: NodeKey, patience: Duration) -> Result<Wire, CallError> {
+    let at = call::at(peer, Door::Presence);
+    patiently(patience, core.open(peer, Door::Presence), at).await
+}
+
+/// Asks; the answer has to begin to come within this time.
+async fn answered(
+    wire: &mut Wire,
+    question: &PresenceQuestion,
+    patience: Duration,
+) -> Result<PresenceAnswer, WireError> {
+    let asked = async {
+        wire.writer.send(question).await?;
+        wire.writer.flush().await?;
+        wire.reader.size(PresenceAnswer::LIMIT).await
+    };
+    let size = patiently(patience, asked, |silent| silent).await?;
+    wire.reader
+        .message_within(size.ok_or(WireError::Closed)?, FIND_TIME)
+        .await
+}
+
+/// Asks until all is answered, or refused for another reason than that a peer asks too often. `patience`: how long each answer may
+/// take to begin to come.
 async fn ask(
     core: &Arc<Core>,
     peer: NodeKey,
     epoch: Epoch,
     keys: &[PresenceKey],
+    patience: Duration,
 ) -> Result<Vec<bool>, CallError> {
     let at = call::at(peer, Door::Presence);
-    let mut wire = core.open(peer, Door::Presence).await?;
+    let mut wire = open(core, peer, patience).await?;
     let mut held = Vec::with_capacity(keys.len());
     for part in keys.chunks(PRESENCE_QUESTION_KEYS) {
         let question = PresenceQuestion::Have {
@@ -137,7 +174,7 @@ async fn ask(
             keys: pack(part),
         };
         let bits = loop {
-            match wire.ask(&question).await.map_err(at)? {
+            match answered(&mut wire, &question, patience).await.map_err(at)? {
                 PresenceAnswer::Held { bits } if bits.len() == part.len().div_ceil(8) => break bits,
                 // Its budget fills up again. What is not answered in time is not known.
                 PresenceAnswer::Refused {
@@ -224,7 +261,7 @@ async fn ask_keepers_of(
         keepers.truncate(PRESENCE_ASKED);
         lock(&core.standing).sort(&mut keepers, core.team.now());
         asked.extend(keepers.iter().copied());
-        for group in keepers.chunks(PRESENCE_COPIES) {
+        for group in groups(core, &keepers, missing.len()) {
             if missing.is_empty() {
                 break;
             }
@@ -234,20 +271,36 @@ async fn ask_keepers_of(
     found
 }
 
+/// Those of some keepers who are worth asking, as they are asked at once, each with how long it may take: first as many as keep a
+/// copy, and all who are connected, whom it costs next to nothing to ask; then those who have to be dialled first.
+pub(crate) fn groups(core: &Core, keepers: &[NodeKey], keys: usize) -> [Vec<(NodeKey, Duration)>; 2] {
+    let connected = core.connected();
+    let worth = |keeper: &NodeKey| Some((*keeper, patience(core, &connected, *keeper, keys)?));
+    let (mut first, mut then) = (vec![], vec![]);
+    for (keeper, patience) in keepers.iter().filter_map(worth) {
+        if first.len() < PRESENCE_COPIES || connected.contains(&keeper) {
+            first.push((keeper, patience));
+        } else {
+            then.push((keeper, patience));
+        }
+    }
+    [first, then]
+}
+
 /// Asks some keepers at once; returns when nothing is missing or all have answered.
 async fn ask_group(
     core: &Arc<Core>,
     epoch: Epoch,
-    group: &[NodeKey],
+    group: Vec<(NodeKey, Duration)>,
     missing: &mut BTreeSet<PresenceKey>,
     found: &mut BTreeSet<(PresenceKey, NodeKey)>,
 ) {
     let mut questions = JoinSet::new();
-    for keeper in group {
-        let (core, keeper, missing) = (core.clone(), *keeper, missing.clone());
+    for (keeper, patience) in group {
+        let (core, missing) = (core.clone(), missing.clone());
         questions.spawn(async move {
-            let answer = tokio::time::timeout(FIND_TIME, query(&core, keeper, epoch, missing)).await;
-            (keeper, answer)
+            let asking = query(&core, keeper, epoch, missing, patience);
+            (keeper, tokio::time::timeout(FIND_TIME, asking).await)
         });
     }
     while !missing.is_empty()
@@ -258,6 +311,9 @@ async fn ask_group(
             Ok(Ok(claims)) => take_claims(core, keeper, claims, epoch, missing, found),
             Ok(Err(error)) => {
                 tracing::debug!(%keeper, %error, "a keeper of records did not answer");
+                if is_silence(&error) {
+                    core.network.fell_silent(keeper);
+                }
                 lock(&core.standing).failed(keeper, core.team.now());
             }
             Err(_) => {
@@ -274,9 +330,10 @@ async fn query(
     keeper: NodeKey,
     epoch: Epoch,
     mut keys: BTreeSet<PresenceKey>,
+    patience: Duration,
 ) -> Result<Vec<Claim>, CallError> {
     let at = call::at(keeper, Door::Presence);
-    let mut wire = core.open(keeper, Door::Presence).await?;
+    let mut wire = open(core, keeper, patience).await?;
     let mut claims = vec![];
     for _ in 0..PRESENCE_ROUNDS {
         let asked: Vec<PresenceKey> = keys.iter().copied().take(PRESENCE_QUESTION_KEYS).collect();
@@ -284,7 +341,7 @@ async fn query(
             epoch,
             keys: pack(&asked),
         };
-        let new = match wire.ask(&question).await.map_err(at)? {
+        let new = match answered(&mut wire, &question, patience).await.map_err(at)? {
             PresenceAnswer::Claims { claims } => claims,
             // As above: who answers no more questions at the moment has said nothing.
             PresenceAnswer::Refused {

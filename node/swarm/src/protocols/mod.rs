@@ -9,6 +9,7 @@ pub(crate) mod hello;
 pub(crate) mod join;
 pub(crate) mod keepers;
 pub(crate) mod paths;
+pub(crate) mod patience;
 pub(crate) mod presence;
 pub(crate) mod publish;
 pub(crate) mod push;

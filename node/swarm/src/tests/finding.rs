@@ -1,7 +1,15 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+
 use super::shelf::path;
 use super::*;
+use crate::core::Core;
 use crate::limits::PRESENCE_LIFETIME;
-use crate::protocols::find::{FindScope, Through};
+use crate::net::Door;
+use crate::net::doors::Inbound;
+use crate::protocols::find::{FindScope, Through, groups};
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::presence::{PresenceHeader, Region, pack, root_of};
 
@@ -243,4 +251,71 @@ async fn who_has_asked_too_much_is_answered_as_soon_as_it_may_ask_again() {
     };
     let (answer, ()) = tokio::join!(asking, passing);
     assert_eq!(answer.unwrap(), [true, false]);
+}
+
+/// Questions about presence that were put to who does not answer any.
+static UNANSWERED: AtomicUsize = AtomicUsize::new(0);
+
+/// Says nothing when it is asked what it has.
+fn without_presence(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    if inbound.door != Door::Presence {
+        return honestly(core, inbound);
+    }
+    async move {
+        UNANSWERED.fetch_add(1, Ordering::Relaxed);
+        let _inbound = inbound;
+        std::future::pending::<()>().await;
+    }
+    .boxed()
+}
+
+#[tokio::test]
+async fn who_does_not_answer_is_not_asked_again_before_it_gives_a_sign_of_life() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite_as(2, Roles::all(), without_presence, |_| ()).await;
+    let mut cat = ann.invite(3).await;
+    cat.meets(ann.key()).await;
+    cat.meets(bob.key()).await;
+    bob.meets(ann.key()).await;
+    let hello = cat.shelf.add_small("hello");
+    cat.handle.announce(std::slice::from_ref(&hello));
+    let wanted = [hello.clone(), path("absent")];
+    // It may give one at any time; then it is asked once more.
+    eventually(async || {
+        let before = UNANSWERED.load(Ordering::Relaxed);
+        let holders = ann.handle.find(&wanted, FindScope::All).await;
+        assert_eq!(holders[&hello], [(cat.key(), Through::Asked)].into());
+        UNANSWERED.load(Ordering::Relaxed) == before
+    })
+    .await;
+    assert_ne!(UNANSWERED.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn who_went_away_is_dialled_once_and_not_waited_for_again() {
+    let (ann, bob, _) = keeper_and_holder().await;
+    let mut cat = ann
+        .invite_as(3, Roles::all(), honestly, |config| config.keep_peers = 0)
+        .await;
+    for peer in [ann.key(), bob.key()] {
+        soon(cat.handle.connect(peer)).await.unwrap();
+        cat.meets(peer).await;
+    }
+    // Where bob was, something takes connections and says nothing, as long as anybody waits.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("/ip4/127.0.0.1/tcp/{}", silent.local_addr().unwrap().port());
+    let core = cat.handle.core();
+    core.contacts
+        .with(|contacts| contacts.add(bob.key(), address.parse().unwrap()));
+    bob.handle.shutdown().await;
+    eventually(async || !cat.handle.connected().contains(&bob.key())).await;
+    let asked = || groups(core, &[ann.key(), bob.key()], 1).map(|group| group.len());
+    let absent = [path("absent")];
+    assert!(soon(cat.handle.find(&absent, FindScope::All)).await.is_empty());
+    assert_eq!(asked(), [1, 0], "ann alone");
+    // It is the same when the dial has come to nothing.
+    drop(silent);
+    let tried = soon(cat.handle.connect(bob.key())).await;
+    assert!(tried.is_err(), "{tried:?}");
+    assert_eq!(asked(), [1, 0]);
 }
