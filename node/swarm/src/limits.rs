@@ -296,8 +296,8 @@ pub const WALKS: usize = 64;
 /// First pause before a member that could not be reached is dialled again; it doubles each time.
 pub const REDIAL_FIRST: Duration = Duration::from_secs(2);
 
-/// Longest pause.
-pub const REDIAL_LAST: Duration = Duration::from_secs(300);
+/// Longest pause: who was cut off is back with its team a minute later at most, and an address where nobody is costs a few packets.
+pub const REDIAL_LAST: Duration = Duration::from_secs(60);
 
 /// Members a node stays connected with. Presence is asked of all of them at once, so in a team of this
 /// size every question takes one round trip.
