@@ -115,6 +115,11 @@ impl Core {
         connected
     }
 
+    /// Whether it is not connected and was just found to be out of reach: there is nobody to wait for.
+    pub(crate) fn is_away(&self, peer: NodeKey) -> bool {
+        !self.connected().contains(&peer) && self.network.dial_patience(peer).is_none()
+    }
+
     /// Tells the node, which may be busy; what it misses it can read with `peers`.
     pub(crate) fn notify(&self, notice: Notice) {
         if self.notices.try_send(notice).is_err() {

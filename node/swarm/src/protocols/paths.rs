@@ -10,8 +10,8 @@ use tvix_node_protocol::nix::store_path::StorePath;
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
 use crate::limits::{BUSY_PAUSE, PATHS_LOOKED_UP, PATHS_OF_A_CALL, PATHS_SILENCE, PATHS_TRIES};
-use crate::net::Door;
 use crate::net::wire::{Wire, WireError};
+use crate::net::{ConnectError, Door};
 use crate::shelf::{Shelf, ShelfError};
 
 /// Why a peer's path infos are not to be had.
@@ -110,6 +110,10 @@ pub(crate) async fn ask_within(
     paths: &[StorePath],
     most: usize,
 ) -> Result<Vec<Option<Shown>>, PathsError> {
+    if core.is_away(peer) {
+        let reason = "it could not be reached a moment ago".to_owned();
+        return Err(CallError::from(ConnectError::Unreachable { peer, reason }).into());
+    }
     let mut left = most;
     let at = call::at(peer, Door::Paths);
     let mut answers = Vec::with_capacity(paths.len());

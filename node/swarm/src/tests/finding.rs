@@ -312,7 +312,12 @@ async fn who_went_away_is_dialled_once_and_not_waited_for_again() {
     let asked = || groups(core, &[ann.key(), bob.key()], 1).map(|group| group.len());
     let absent = [path("absent")];
     assert!(soon(cat.handle.find(&absent, FindScope::All)).await.is_empty());
-    assert_eq!(asked(), [1, 0], "ann alone");
+    // Ann alone.
+    eventually(async || asked() == [1, 0]).await;
+    // Who was told that bob has something does not wait for him either.
+    let shown = cat.handle.path_infos(bob.key(), &absent).now_or_never();
+    let refused = shown.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("a moment ago"), "{refused}");
     // It is the same when the dial has come to nothing.
     drop(silent);
     let tried = soon(cat.handle.connect(bob.key())).await;
