@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -84,6 +85,41 @@ pub fn save<T: Serialize>(path: &Path, schema: u64, value: &T) -> Result<(), Dis
 /// # Errors
 /// See [`DiskError`].
 pub fn load<T: DeserializeOwned>(path: &Path, schema: u64, limit: usize) -> Result<Option<T>, DiskError> {
+    let Some(stored) = load_stored(path, schema..=schema, limit)? else {
+        return Ok(None);
+    };
+    stored.content(path).map(Some)
+}
+
+/// What a file holds, and by which schema it is to be read.
+pub(crate) struct Stored {
+    /// As the file says.
+    pub(crate) schema: u64,
+    content: Vec<u8>,
+}
+
+impl Stored {
+    /// The value, by the schema that the file says. `path` is for the error.
+    ///
+    /// # Errors
+    /// [`DiskError::Damaged`]
+    pub(crate) fn content<T: DeserializeOwned>(&self, path: &Path) -> Result<T, DiskError> {
+        cbor::from_slice(&self.content, self.content.len()).map_err(|source| DiskError::Damaged {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+/// As [`load`], where files of older schemas are there, too.
+///
+/// # Errors
+/// See [`DiskError`].
+pub(crate) fn load_stored(
+    path: &Path,
+    schemas: RangeInclusive<u64>,
+    limit: usize,
+) -> Result<Option<Stored>, DiskError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -94,16 +130,17 @@ pub fn load<T: DeserializeOwned>(path: &Path, schema: u64, limit: usize) -> Resu
         source,
     };
     let versioned: Versioned = cbor::from_slice(&bytes, limit).map_err(damaged)?;
-    if versioned.schema != schema {
+    if !schemas.contains(&versioned.schema) {
         return Err(DiskError::Newer {
             path: path.to_owned(),
             got: versioned.schema,
-            known: schema,
+            known: *schemas.end(),
         });
     }
-    cbor::from_slice(&versioned.content, limit)
-        .map(Some)
-        .map_err(damaged)
+    Ok(Some(Stored {
+        schema: versioned.schema,
+        content: versioned.content,
+    }))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The inviter's side of tickets: which ones it made, and what became of them.
 //!
-//! A pure state with a file. A ticket is worth one membership: it is marked as used, durably, before
-//! the new member is told.
+//! A pure state with a file. A ticket is worth one membership, which begins when it is used: it is marked as used, with the
+//! time, durably, before the new member is told. Who asks again with it, because the answer was lost, gets what it got then,
+//! and nothing that begins later.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,9 @@ use tvix_node_protocol::ticket::{Ticket, ticket_id};
 use crate::disk::{self, DiskError};
 use crate::limits::{TICKET_MEMORY, TICKETS};
 
-const SCHEMA: u64 = 1;
+const SCHEMA: u64 = 2;
+/// When a ticket was used was not noted.
+const SCHEMA_WITHOUT_TIMES: u64 = 1;
 /// Bytes of the file: some 250 a ticket.
 const FILE_BYTES: usize = TICKETS * 512;
 
@@ -30,8 +33,40 @@ pub struct Invitation {
     pub not_after: u64,
     /// Seconds the membership lasts.
     pub lasts: u64,
-    /// Who has used it.
-    pub used_by: Option<NodeKey>,
+    /// By whom and when it was used.
+    pub used: Option<Use>,
+}
+
+/// That a ticket was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Use {
+    /// Whose it was.
+    pub by: NodeKey,
+    /// Seconds since 1970: when the membership began that the ticket is worth.
+    pub at: u64,
+}
+
+/// An [`Invitation`] as it was written before the time of its use was noted.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WithoutTime {
+    roles: Roles,
+    not_after: u64,
+    lasts: u64,
+    used_by: Option<NodeKey>,
+}
+
+impl From<WithoutTime> for Invitation {
+    fn from(old: WithoutTime) -> Self {
+        Self {
+            roles: old.roles,
+            not_after: old.not_after,
+            lasts: old.lasts,
+            // What it was worth has been given. When is not known, so nothing is given for it again.
+            used: old.used_by.map(|by| Use { by, at: 0 }),
+        }
+    }
 }
 
 /// Why a ticket cannot be made.
@@ -60,7 +95,15 @@ impl Invitations {
     /// See [`DiskError`].
     pub fn open(folder: &Path, swarm: SwarmId) -> Result<Self, DiskError> {
         let path = folder.join("tickets");
-        let made: Vec<(TicketId, Invitation)> = disk::load(&path, SCHEMA, FILE_BYTES)?.unwrap_or_default();
+        let stored = disk::load_stored(&path, SCHEMA_WITHOUT_TIMES..=SCHEMA, FILE_BYTES)?;
+        let made: Vec<(TicketId, Invitation)> = match stored {
+            None => vec![],
+            Some(stored) if stored.schema == SCHEMA_WITHOUT_TIMES => {
+                let made: Vec<(TicketId, WithoutTime)> = stored.content(&path)?;
+                made.into_iter().map(|(id, old)| (id, old.into())).collect()
+            }
+            Some(stored) => stored.content(&path)?,
+        };
         Ok(Self {
             path,
             swarm,
@@ -81,7 +124,7 @@ impl Invitations {
         self.made
             .retain(|_, invitation| now <= invitation.not_after.saturating_add(TICKET_MEMORY));
         if self.made.len() >= TICKETS {
-            let void = |invitation: &Invitation| invitation.used_by.is_some() || now > invitation.not_after;
+            let void = |invitation: &Invitation| invitation.used.is_some() || now > invitation.not_after;
             let oldest = self
                 .made
                 .iter()
@@ -95,14 +138,14 @@ impl Invitations {
             roles,
             not_after: ticket.not_after,
             lasts,
-            used_by: None,
+            used: None,
         };
         self.made.insert(ticket.id(), invitation);
         Ok(self.save()?)
     }
 
-    /// Uses a ticket up for this key; what was promised with it comes back. The same key may come
-    /// again: the answer may have been lost on the way.
+    /// Uses a ticket up for this key; what was promised with it comes back, and when it was used, which is now or
+    /// before: the same key may come again, since the answer may have been lost on the way.
     ///
     /// # Errors
     /// Why the ticket is not good; [`JoinRefusal::Busy`] where it could not be marked as used.
@@ -112,28 +155,29 @@ impl Invitations {
         secret: &[u8; 16],
         key: NodeKey,
         now: u64,
-    ) -> Result<(TicketId, Invitation), JoinRefusal> {
+    ) -> Result<(TicketId, Invitation, Use), JoinRefusal> {
         if swarm != self.swarm {
             return Err(JoinRefusal::OtherSwarm);
         }
         let id = ticket_id(secret);
         let invitation = self.made.get_mut(&id).ok_or(JoinRefusal::UnknownTicket)?;
-        match invitation.used_by {
-            Some(other) if other != key => return Err(JoinRefusal::Used),
+        match invitation.used {
+            Some(used) if used.by != key => return Err(JoinRefusal::Used),
             _ if now > invitation.not_after => return Err(JoinRefusal::Expired),
-            Some(_) => return Ok((id, invitation.clone())),
+            Some(used) => return Ok((id, invitation.clone(), used)),
             None => {}
         }
-        invitation.used_by = Some(key);
-        let used = invitation.clone();
+        let used = Use { by: key, at: now };
+        invitation.used = Some(used);
+        let promised = invitation.clone();
         if let Err(error) = self.save() {
             tracing::error!(%error, "a ticket could not be marked as used and is not honoured");
             if let Some(invitation) = self.made.get_mut(&id) {
-                invitation.used_by = None;
+                invitation.used = None;
             }
             return Err(JoinRefusal::Busy);
         }
-        Ok((id, used))
+        Ok((id, promised, used))
     }
 
     /// All of them, for people.
@@ -173,15 +217,17 @@ mod tests {
     fn a_ticket_is_worth_one_membership() {
         let (_home, mut invitations) = with_one();
         let secret = ticket(1).secret;
-        let (id, invitation) = invitations.redeem(SWARM, &secret, ANN, 150).unwrap();
+        let (id, invitation, used) = invitations.redeem(SWARM, &secret, ANN, 150).unwrap();
         assert_eq!((id, invitation.lasts), (ticket(1).id(), 1000));
+        assert_eq!(used, Use { by: ANN, at: 150 });
         assert_eq!(
             invitations.redeem(SWARM, &secret, BOB, 150),
             Err(JoinRefusal::Used)
         );
-        assert!(
-            invitations.redeem(SWARM, &secret, ANN, 150).is_ok(),
-            "the answer was lost"
+        let (.., again) = invitations.redeem(SWARM, &secret, ANN, 170).unwrap();
+        assert_eq!(
+            again, used,
+            "the answer was lost; what is given does not begin anew"
         );
     }
 
@@ -207,6 +253,32 @@ mod tests {
         invitations.redeem(SWARM, &secret, ANN, 150).unwrap();
         let mut again = Invitations::open(home.path(), SWARM).unwrap();
         assert_eq!(again.redeem(SWARM, &secret, BOB, 150), Err(JoinRefusal::Used));
+        let (.., used) = again.redeem(SWARM, &secret, ANN, 170).unwrap();
+        assert_eq!(used.at, 150);
+    }
+
+    #[test]
+    fn tickets_of_a_version_that_noted_no_times_are_known_and_give_nothing_twice() {
+        let home = tempfile::tempdir().unwrap();
+        let old = |used_by| WithoutTime {
+            roles: Roles::all(),
+            not_after: 200,
+            lasts: 1000,
+            used_by,
+        };
+        let made = [(ticket(1).id(), old(Some(ANN))), (ticket(2).id(), old(None))];
+        disk::save(&home.path().join("tickets"), SCHEMA_WITHOUT_TIMES, &made).unwrap();
+        let mut invitations = Invitations::open(home.path(), SWARM).unwrap();
+        let mut used = |seed, key| {
+            let redeemed = invitations.redeem(SWARM, &ticket(seed).secret, key, 150);
+            redeemed.map(|(.., used)| used.at)
+        };
+        assert_eq!(used(1, BOB), Err(JoinRefusal::Used));
+        assert_eq!(used(1, ANN), Ok(0));
+        assert_eq!(used(2, BOB), Ok(150));
+        let mut again = Invitations::open(home.path(), SWARM).unwrap();
+        let (.., used) = again.redeem(SWARM, &ticket(2).secret, BOB, 170).unwrap();
+        assert_eq!(used.at, 150);
     }
 
     #[test]

@@ -354,6 +354,12 @@ impl Roster {
         latest.map(|kept| &kept.says)
     }
 
+    /// The statement that one key made about another, whether it counts or not.
+    #[must_use]
+    pub fn said_by(&self, issuer: NodeKey, key: NodeKey) -> Option<&Member> {
+        self.memberships.get(&(issuer, key)).map(|kept| &kept.says)
+    }
+
     /// Ids of all statements, sorted.
     #[must_use]
     pub fn ids(&self) -> BTreeSet<StatementId> {

@@ -197,3 +197,6 @@ pub fn new_secret() -> Result<NodeSecret, getrandom::Error> {
     getrandom::fill(&mut bytes)?;
     Ok(NodeSecret::from_bytes(&bytes))
 }
+
+#[cfg(test)]
+mod state_tests;

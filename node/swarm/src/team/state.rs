@@ -314,11 +314,18 @@ impl TeamState {
             let message = "the inviter does not have the role 'invite' any more";
             return Err((JoinRefusal::MayNotInvite, message.to_owned()));
         }
-        let (ticket, invitation) = lock(&self.invitations)
+        let (ticket, invitation, used) = lock(&self.invitations)
             .redeem(swarm, secret, key, now)
             .map_err(|reason| (reason, refusal_message(reason, now)))?;
         if self.members().contains(key) {
             return Ok(());
+        }
+        // One ticket, one statement: what was given for it, or after it, is not given anew.
+        let last = self.with_roster(|roster| roster.said_by(self.me, key).cloned());
+        let is_given = used.at < now && last.as_ref().is_some_and(|last| last.issued_at >= used.at);
+        let not_after = used.at.saturating_add(invitation.lasts);
+        if is_given || now > not_after {
+            return Err((JoinRefusal::Used, USED_UP.to_owned()));
         }
         let member = Member {
             swarm: self.swarm,
@@ -326,9 +333,9 @@ impl TeamState {
             name: name.to_owned(),
             roles: invitation.roles,
             issued_by: self.me,
-            serial: 0,
-            issued_at: now,
-            not_after: now.saturating_add(invitation.lasts),
+            serial: last.map_or(0, |last| last.serial.saturating_add(1)),
+            issued_at: used.at,
+            not_after,
             ticket: Some(ticket),
         };
         self.say(&member).map_err(|error| {
@@ -473,6 +480,10 @@ fn view_of(roster: &Roster, clock: &Clock, distrusted: &BTreeMap<NodeKey, Roles>
         digest: roster.digest(),
     }
 }
+
+/// For who has used a ticket before and is no member any more.
+const USED_UP: &str = "this node has used this ticket already, and the membership that it gave is over: ask for a new one, or to \
+                       be renewed ('tvix-node renew')";
 
 fn refusal_message(reason: JoinRefusal, now: u64) -> String {
     match reason {
