@@ -113,6 +113,22 @@ impl std::fmt::Display for Roles {
     }
 }
 
+/// Why somebody who was vouched for is no member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Lapse {
+    /// Its time is over.
+    Ended,
+    /// Who vouched has left the team, or was put out.
+    IssuerOut,
+    /// Who vouched is no member, and can become one again.
+    IssuerNoMember,
+    /// Who vouched may not invite any more.
+    IssuerMayNot,
+    /// Too many invitations lie between it and a founder, or by this clock it has not begun.
+    NotCounted,
+}
+
 /// Why a roster statement does not hold together.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum RosterError {

@@ -39,11 +39,11 @@ use crate::overview::{PeerOverview, overview};
 use crate::presence::{Advertisement, Allowance, PresenceTable};
 use crate::protocols::build::{self, BuildCall, BuildCallError};
 use crate::protocols::find::{self, FindScope, Holders, Through};
-use crate::protocols::hello;
 use crate::protocols::paths::{self, PathsError};
 use crate::protocols::publish::{self, Serial};
 use crate::protocols::push::{self, PushError};
 use crate::protocols::reachability;
+use crate::protocols::roster;
 use crate::protocols::texts;
 use crate::protocols::{Serve, honestly, serve_all};
 use crate::roster::Members;
@@ -317,15 +317,35 @@ impl SwarmHandle {
     /// See [`StateError`]; this node is then still a member, and goes on.
     pub async fn leave(&self) -> Result<(), StateError> {
         publish::withdraw(&self.core, &self.serial).await;
-        self.revoke(self.key()).await?;
-        let told = tokio::time::timeout(LEAVE_TIME, hello::greet_all(&self.core)).await;
-        if told.is_err() {
+        let team = self.core.team.clone();
+        // Who has left speaks to nobody: it is written down now, and heeded here once the others know.
+        blocking(move || team.bid_farewell()).await??;
+        if tokio::time::timeout(LEAVE_TIME, self.tell_everyone())
+            .await
+            .is_err()
+        {
             tracing::warn!(
                 "not everyone could be told in time that this node leaves; they hear it from others"
             );
         }
+        self.core.team.refresh();
         self.shutdown().await;
         Ok(())
+    }
+
+    /// Tells all connected members what the roster says.
+    async fn tell_everyone(&self) {
+        let mut telling = tokio::task::JoinSet::new();
+        for peer in self.core.connected() {
+            let core = self.core.clone();
+            telling.spawn(async move {
+                // One that has heard it closes the connection, perhaps before it has answered.
+                if let Err(error) = roster::synchronise(&core, peer).await {
+                    tracing::debug!(%peer, %error, "a member may not have heard that this node leaves");
+                }
+            });
+        }
+        telling.join_all().await;
     }
 
     /// Vouches for a member anew; see [`TeamState::renew`].

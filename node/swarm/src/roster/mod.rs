@@ -20,9 +20,11 @@
 
 mod file;
 mod members;
+mod waiting;
 
 pub use file::{RosterFile, RosterFileError};
 pub use members::{MemberView, Members};
+pub use waiting::Waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -438,14 +440,27 @@ impl Roster {
         chain
     }
 
-    /// Keys somebody has vouched for that are neither members at this time nor revoked: their time is
+    /// Keys somebody has vouched for that are neither members at this time nor revoked, and why: their time is
     /// over, or who vouched for them is out. They need a new statement.
     #[must_use]
+    pub fn waiting(&self, now: u64) -> BTreeMap<NodeKey, Waiting> {
+        waiting::waiting(self, now)
+    }
+
+    /// The keys of [`Roster::waiting`].
+    #[must_use]
     pub fn to_renew(&self, now: u64) -> BTreeSet<NodeKey> {
-        let members = self.members(now);
-        let keys = self.memberships.keys().map(|(_, key)| *key);
-        keys.filter(|key| members.get(*key).is_none() && !self.is_revoked(*key))
-            .collect()
+        self.waiting(now).into_keys().collect()
+    }
+
+    /// What a key was called last, whether it is a member's or not.
+    #[must_use]
+    pub fn last_name(&self, key: NodeKey) -> Option<&str> {
+        let mut founders = self.genesis.founders.iter();
+        match founders.find(|founder| founder.key == key) {
+            Some(founder) => Some(&founder.name),
+            None => self.latest(key).map(|member| member.name.as_str()),
+        }
     }
 
     /// Who is a member at this time, in seconds since 1970, and what each may do.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::limits::CHAIN;
 use tvix_node_protocol::envelope::{NodeSecret, seal};
-use tvix_node_protocol::roster::{Founder, Role, Roles};
+use tvix_node_protocol::roster::{Founder, Lapse, Role, Roles};
 
 const NOW: u64 = 1000;
 
@@ -174,6 +174,39 @@ fn who_was_invited_by_a_revoked_key_needs_a_new_statement() {
     assert_eq!(roster.to_renew(NOW), BTreeSet::from([key(3)]));
     roster.merge(scribe.member(1, 3, &[Role::Build])).unwrap();
     assert!(roster.members(NOW).may(key(3), Role::Build));
+}
+
+#[test]
+fn who_waits_for_a_new_statement_is_known_by_name_with_the_reason() {
+    let (mut roster, scribe) = team();
+    roster.merge(scribe.member(1, 2, &Role::ALL)).unwrap();
+    roster.merge(scribe.member(2, 3, &[Role::Build])).unwrap();
+    roster.merge(scribe.member(3, 4, &Role::ALL)).unwrap();
+    roster
+        .merge(scribe.member_with(1, 5, |member| member.not_after = 500))
+        .unwrap();
+    roster
+        .merge(scribe.member_with(5, 6, |member| member.issued_at = 200))
+        .unwrap();
+    let why = |roster: &Roster| -> Vec<(String, Lapse)> {
+        let mut waiting: Vec<_> = roster.waiting(NOW).into_values().collect();
+        waiting.sort_by(|one, other| one.name.cmp(&other.name));
+        waiting.into_iter().map(|waits| (waits.name, waits.why)).collect()
+    };
+    let reasons = |list: &[(u8, Lapse)]| -> Vec<(String, Lapse)> {
+        list.iter()
+            .map(|(seed, why)| (format!("node {seed}"), *why))
+            .collect()
+    };
+    let (may_not, ended, no_member) = (Lapse::IssuerMayNot, Lapse::Ended, Lapse::IssuerNoMember);
+    assert_eq!(why(&roster), reasons(&[(4, may_not), (5, ended), (6, no_member)]));
+    assert_eq!(roster.waiting(NOW)[&key(4)].issued_by, key(3));
+    // Who is out for ever waits for nothing, and those who came by its word do.
+    roster.merge(scribe.revoked(2, 2)).unwrap();
+    roster.merge(scribe.revoked(5, 5)).unwrap();
+    let (out, no_member) = (Lapse::IssuerOut, Lapse::IssuerNoMember);
+    assert_eq!(why(&roster), reasons(&[(3, out), (4, no_member), (6, out)]));
+    assert_eq!(roster.last_name(key(2)), Some("node 2"));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::disk::DiskError;
 use crate::invitations::{Invitations, InviteError};
 use crate::limits::{CHAIN, ROSTER_ROUND};
 use crate::net::gatekeeper::Gatekeeper;
-use crate::roster::{Members, MergeError, Roster, RosterFile, RosterFileError};
+use crate::roster::{Members, MergeError, Roster, RosterFile, RosterFileError, Waiting};
 
 /// Why the team could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,43 @@ pub enum StateError {
     /// Not somebody the roster knows.
     #[error("{0} is not in the roster")]
     Unknown(NodeKey),
+    /// Nobody has to vouch for a founder.
+    #[error("{0} is a founder of the team, whose membership does not end: there is nothing to renew")]
+    Founder(String),
+    /// Nobody vouches for itself.
+    #[error("no node renews its own membership: ask {0}, who invited this one")]
+    Oneself(String),
+    /// Put out, which is for ever.
+    #[error(
+        "{0} has left the team or was put out, and a key that is out does not come back: with a new ticket the node comes back \
+         by another key"
+    )]
+    Out(String),
+    /// Somebody else's word counts before this node's.
+    #[error(
+        "this node cannot renew {name}: {issuer} invited {name} and stands closer to a founder, so that word counts until it \
+         ends ({}), and this node's would not: ask {issuer}",
+        in_words(*.not_after)
+    )]
+    OthersWord {
+        /// Whom it is about.
+        name: String,
+        /// Whose word counts.
+        issuer: String,
+        /// Until when.
+        not_after: u64,
+    },
+    /// This node's last word is younger than its clock.
+    #[error(
+        "this node said something of {0} that is younger than its clock, so what it says now would not count: set the clock"
+    )]
+    Younger(String),
+    /// The statement would not make its subject a member.
+    #[error(
+        "{0} would not be a member by this node's word: no more than {CHAIN} invitations may lie between a member and a founder; ask \
+         somebody closer to a founder"
+    )]
+    TooFar(String),
     /// A name that is none.
     #[error(transparent)]
     Name(#[from] RosterError),
@@ -350,23 +387,72 @@ impl TeamState {
     /// Vouches for a member anew, from now on, with these roles. Blocks.
     ///
     /// # Errors
-    /// See [`StateError`].
+    /// See [`StateError`]. Where the statement would not count, it is not made.
     pub fn renew(&self, key: NodeKey, roles: Roles, lasts: u64) -> Result<(), StateError> {
-        self.may_give(&roles)?;
-        let now = self.now();
+        let name = self.last_name(key).ok_or(StateError::Unknown(key))?;
+        let (revoked, founder) = self.with_roster(|roster| (roster.is_revoked(key), roster.is_founder(key)));
+        if revoked {
+            return Err(StateError::Out(name));
+        }
+        if founder {
+            return Err(StateError::Founder(name));
+        }
         let old = self.with_roster(|roster| roster.latest(key).cloned());
         let old = old.ok_or(StateError::Unknown(key))?;
-        self.say(&Member {
+        if key == self.me {
+            let issuer = self.members().get(key).and_then(|member| member.issued_by);
+            return Err(StateError::Oneself(self.called(issuer.unwrap_or(old.issued_by))));
+        }
+        self.may_give(&roles)?;
+        let now = self.now();
+        let member = Member {
             swarm: self.swarm,
             key,
-            name: old.name,
+            name: name.clone(),
             roles,
             issued_by: self.me,
-            serial: old.serial + 1,
+            serial: old.serial.saturating_add(1),
             issued_at: now,
             not_after: now.saturating_add(lasts),
             ticket: None,
-        })
+        };
+        let envelope = seal(&member, self.secret())?;
+        let mut roster = lock(&self.roster);
+        let mut trial = roster.clone();
+        if !trial.merge(envelope)? {
+            return Err(StateError::Younger(name));
+        }
+        let members = trial.members(now);
+        let counts = members.get(key).ok_or(StateError::TooFar(name.clone()))?;
+        if let (Some(issuer), Some(not_after)) = (counts.issued_by, counts.not_after)
+            && issuer != self.me
+        {
+            let issuer = roster
+                .last_name(issuer)
+                .map_or_else(|| issuer.to_string(), str::to_owned);
+            return Err(StateError::OthersWord {
+                name,
+                issuer,
+                not_after,
+            });
+        }
+        *roster = trial;
+        let saved = self.file.save(&roster);
+        drop(roster);
+        self.refresh();
+        Ok(saved?)
+    }
+
+    /// What a key was called last, whether it is a member's or not.
+    #[must_use]
+    pub fn last_name(&self, key: NodeKey) -> Option<String> {
+        self.with_roster(|roster| roster.last_name(key).map(str::to_owned))
+    }
+
+    /// As [`TeamState::last_name`]; the key itself where it has no name.
+    #[must_use]
+    pub fn called(&self, key: NodeKey) -> String {
+        self.last_name(key).unwrap_or_else(|| key.to_string())
     }
 
     /// Puts a key out of the team for ever; or leaves it, with its own key. Blocks.
@@ -374,6 +460,22 @@ impl TeamState {
     /// # Errors
     /// See [`StateError`].
     pub fn revoke(&self, key: NodeKey) -> Result<(), StateError> {
+        self.say(&self.revocation_of(key)?)
+    }
+
+    /// Writes down that this node's key is out, and goes on as if it were not until the team is looked at anew
+    /// ([`TeamState::refresh`]): who is no member any more, and by whose word others are, speaks to nobody. Blocks.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub(crate) fn bid_farewell(&self) -> Result<(), StateError> {
+        let envelope = seal(&self.revocation_of(self.me)?, self.secret())?;
+        let mut roster = lock(&self.roster);
+        roster.merge(envelope)?;
+        Ok(self.file.save(&roster)?)
+    }
+
+    fn revocation_of(&self, key: NodeKey) -> Result<Revoked, StateError> {
         let (founder, known) = self.with_roster(|roster| (roster.is_founder(self.me), roster.knows(key)));
         if !founder && key != self.me {
             return Err(StateError::NotAFounder(key));
@@ -383,7 +485,7 @@ impl TeamState {
         }
         let mut fresh = [0; 32];
         getrandom::fill(&mut fresh)?;
-        self.say(&Revoked {
+        Ok(Revoked {
             swarm: self.swarm,
             key,
             revoked_by: self.me,
@@ -464,6 +566,18 @@ impl TeamState {
             ),
             None => "nobody in the team has vouched for this key".to_owned(),
         }
+    }
+
+    /// Who needs a new statement, and why.
+    #[must_use]
+    pub fn waiting(&self) -> BTreeMap<NodeKey, Waiting> {
+        self.with_roster(|roster| roster.waiting(self.now()))
+    }
+
+    /// Whether this node's key is out of the team for ever.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        self.with_roster(|roster| roster.is_revoked(self.me))
     }
 
     /// Keys somebody has vouched for that need a new statement.

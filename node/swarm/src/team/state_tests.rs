@@ -114,3 +114,72 @@ fn a_ticket_does_not_bring_back_what_a_later_statement_ended() {
     assert_eq!(ann.redeem(&ticket, 2).unwrap_err().0, JoinRefusal::Used);
     assert_eq!(ann.end_of(2), None);
 }
+
+/// A member's view of the team of a founder (1), by whose roster it goes.
+fn of_member(ann: &Inviter, seed: u8, home: &Path) -> TeamState {
+    let genesis = ann.state.genesis().clone();
+    let mut roster = Roster::new(genesis).unwrap();
+    roster.merge_all(ann.state.welcome(key(seed)));
+    let time = Arc::clone(&ann.time);
+    let clock = Clock::new(move || time.load(Ordering::Relaxed));
+    let team = Team::create(home, roster).unwrap();
+    TeamState::new(team, secret(seed), clock, BTreeMap::new()).unwrap()
+}
+
+fn joined(inviter: &TeamState, seed: u8, name: &str, lasts: u64) {
+    let ticket = inviter.invite(Roles::all(), 5000, lasts, vec![]).unwrap();
+    inviter
+        .redeem(ticket.swarm, &ticket.secret, key(seed), name)
+        .unwrap();
+}
+
+#[test]
+fn a_renewal_that_would_not_count_is_refused_and_says_whom_to_ask() {
+    let ann = Inviter::new();
+    joined(&ann.state, 3, "carol", 1000);
+    joined(&ann.state, 4, "dave", 100);
+    let home = tempfile::tempdir().unwrap();
+    let carol = of_member(&ann, 3, home.path());
+    let before = carol.digest();
+    // Ann's word about Dave counts before Carol's.
+    let error = carol.renew(key(4), Roles::all(), 9000).unwrap_err();
+    assert!(matches!(error, StateError::OthersWord { not_after: 1100, .. }));
+    assert!(error.to_string().ends_with("ask ann"), "{error}");
+    assert_eq!(carol.digest(), before, "nothing is kept");
+    // When it has ended, Carol's does.
+    ann.at(1101);
+    carol.refresh();
+    carol.renew(key(4), Roles::all(), 9000).unwrap();
+    assert_eq!(carol.members().get(key(4)).unwrap().not_after, Some(10_101));
+}
+
+#[test]
+fn nobody_keeps_in_those_by_whom_it_came_in_nor_itself_nor_a_founder() {
+    let ann = Inviter::new();
+    joined(&ann.state, 3, "carol", 1000);
+    let home = tempfile::tempdir().unwrap();
+    let carol = of_member(&ann, 3, home.path());
+    joined(&carol, 4, "dave", 500);
+    ann.state
+        .merge(carol.with_roster(|roster| {
+            roster
+                .statements()
+                .map(|(_, envelope)| envelope.clone())
+                .collect()
+        }))
+        .unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let dave = of_member(&ann, 4, home.path());
+    let before = dave.digest();
+    let error = dave.renew(key(3), Roles::all(), 9000).unwrap_err();
+    assert!(matches!(error, StateError::OthersWord { .. }), "{error}");
+    let error = dave.renew(key(4), Roles::all(), 9000).unwrap_err().to_string();
+    assert!(error.contains("ask carol"), "{error}");
+    let error = dave.renew(key(1), Roles::all(), 9000).unwrap_err().to_string();
+    assert!(error.contains("ann is a founder"), "{error}");
+    assert_eq!(dave.digest(), before);
+    // Who is out is not renewed.
+    ann.state.revoke(key(3)).unwrap();
+    let error = ann.state.renew(key(3), Roles::all(), 9000).unwrap_err();
+    assert!(matches!(error, StateError::Out(name) if name == "carol"));
+}

@@ -153,6 +153,18 @@ async fn who_leaves_is_out_for_everyone_and_takes_back_what_it_advertised() {
 }
 
 #[tokio::test]
+async fn that_the_only_founder_leaves_is_told_to_everyone_who_is_connected() {
+    let mut ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    ann.meets(bob.key()).await;
+    soon(ann.handle.leave()).await.unwrap();
+    hears_that_it_is_out(&mut bob, ann.key()).await;
+    let bob = bob.restart().await;
+    assert!(!bob.handle.members().contains(ann.key()));
+}
+
+#[tokio::test]
 async fn who_was_away_hears_of_a_revocation_from_a_third() {
     let ann = TestNode::founder(1).await;
     let mut dan = ann.invite(4).await;
