@@ -27,7 +27,7 @@
 //! | `GET /team/peers` | | list of [`PeerView`] |
 //! | `POST /team/revoke` | [`MemberName`] | 204 |
 //! | `POST /team/renew` | [`RenewRequest`] | 204 |
-//! | `POST /team/leave` | | 204 |
+//! | `POST /team/leave` | [`LeaveRequest`] | 204 |
 //! | `POST /owner` | [`OwnerQuestion`] | [`OwnerAnswer`] |
 //!
 //! `PATH` in an address is a store path with or without its store directory. An error has a status of
@@ -62,13 +62,13 @@ pub use store::{
     ChainLink, DamagedPath, PinView, ProgramUseView, Repair, StoreAnswer, StoreQuestion, TreeDifference,
 };
 pub use team::{
-    InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, ReachedBy, RecordView,
-    RenewRequest, TeamStatus, TeamView, TrafficView,
+    InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName, MemberView, PeerView, ReachedBy,
+    RecordView, RenewRequest, TeamStatus, TeamView, TrafficView, WaitingView,
 };
 pub use traffic::TrafficTerms;
 
 /// Version of the control protocol; a command and a node of different versions do not talk.
-pub const CONTROL_VERSION: u32 = 6;
+pub const CONTROL_VERSION: u32 = 7;
 
 /// Header that carries [`CONTROL_VERSION`] in requests and answers.
 pub const VERSION_HEADER: &str = "tvix-node-control";

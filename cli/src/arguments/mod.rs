@@ -272,6 +272,9 @@ pub enum Command {
     Leave {
         #[command(flatten)]
         team: InTeam,
+        /// Leave also as the last founder of a team with others in it, whose memberships end with that
+        #[arg(long)]
+        force: bool,
     },
     /// Say what the node is doing
     Status {

@@ -150,7 +150,7 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
         Command::Share { share } => share::share(home, &share).await,
         Command::Traffic { traffic } => traffic::traffic(home, &traffic).await,
         Command::Doctor { json } => doctor::doctor(home, json).await,
-        Command::Leave { team } => team::leave(home, &team).await,
+        Command::Leave { team, force } => team::leave(home, team, force).await,
         Command::Status { json } => node::status(home, json).await,
         Command::Up { up } => node::up(home, &up).await,
         Command::Down => node::down(home).await,

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use tvix_node::background::connect_or_start;
 use tvix_node::home::Home;
 use tvix_node_protocol::control::{
-    InviteRequest, Invited, JoinRequest, MemberName, MemberView, PeerView, RenewRequest, TeamStatus, TeamView,
+    InviteRequest, Invited, JoinRequest, LeaveRequest, MemberName, MemberView, PeerView, RenewRequest,
+    TeamStatus, TeamView, WaitingView,
 };
 use tvix_node_protocol::envelope::NodeKey;
 
@@ -152,8 +153,23 @@ fn members_text(team: &TeamView, now: u64) -> String {
                 state(member),
             ]
         })
+        .chain(team.waiting.iter().map(|waits| {
+            [
+                waits.name.clone(),
+                short(waits.key),
+                waits.roles.to_string(),
+                left(waits.not_after, now),
+                waits.issuer.clone(),
+                waiting(waits),
+            ]
+        }))
         .collect();
     table(["NAME", "KEY", "ROLES", "ENDS", "INVITED BY", "STATE"], rows)
+}
+
+fn waiting(waits: &WaitingView) -> String {
+    let whose = if waits.me { "this node, " } else { "" };
+    format!("{whose}no member any more: to be renewed ({})", waits.reason())
 }
 
 /// How long a membership goes on.
@@ -276,9 +292,13 @@ pub async fn renew(home: &Home, arguments: &RenewArguments) -> Result<u8, Failur
 }
 
 /// Leaves the team.
-pub async fn leave(home: &Home, team: &InTeam) -> Result<u8, Failure> {
+pub async fn leave(home: &Home, team: InTeam, force: bool) -> Result<u8, Failure> {
     let client = connect_or_start(home).await?;
-    client.leave(team.team.as_deref()).await?;
+    let request = LeaveRequest {
+        team: team.team,
+        force,
+    };
+    client.leave(&request).await?;
     let text = match client.status().await?.teams.len() {
         0 => "this node is in no team any more\n".to_owned(),
         left => {
@@ -297,11 +317,24 @@ pub async fn leave(home: &Home, team: &InTeam) -> Result<u8, Failure> {
 mod tests {
     use tvix_node_protocol::build::SwarmId;
     use tvix_node_protocol::control::ReachedBy;
-    use tvix_node_protocol::roster::{Role, Roles};
+    use tvix_node_protocol::roster::{Lapse, Role, Roles};
 
     use super::super::table::testing::peer;
     use super::*;
     use crate::arguments::{Command, Parsed, parse};
+
+    fn waiting_for(key: u8, name: &str, why: Lapse, not_after: u64) -> WaitingView {
+        WaitingView {
+            key: NodeKey([key; 32]),
+            name: name.to_owned(),
+            roles: [Role::Request].into_iter().collect(),
+            issued_by: NodeKey([0xdd; 32]),
+            issuer: "dave".to_owned(),
+            not_after,
+            me: false,
+            why,
+        }
+    }
 
     fn team() -> TeamView {
         let member = |key: u8, name: &str| MemberView {
@@ -333,12 +366,15 @@ mod tests {
                 },
                 member(0xbb, "bob@tower"),
                 MemberView {
-                    issued_by: Some(NodeKey([0xdd; 32])),
                     connected: false,
                     to_renew: true,
-                    not_after: Some(99),
+                    not_after: Some(7300),
                     ..member(0xcc, "carol")
                 },
+            ],
+            waiting: vec![
+                waiting_for(0xee, "fay", Lapse::Ended, 99),
+                waiting_for(0xef, "gus", Lapse::IssuerOut, 1_000_000),
             ],
         }
     }
@@ -417,10 +453,12 @@ dave's team  020202020202  ann        abababababab  3        1
     #[test]
     fn members_are_listed_with_what_they_may_do_and_until_when() {
         let expected = "\
-NAME       KEY           ROLES                          ENDS        INVITED BY    STATE
-ann        aaaaaaaaaaaa  request, build, store, invite              (founder)     this node
-bob@tower  bbbbbbbbbbbb  request, build                 in 11 days  ann           connected
-carol      cccccccccccc  request, build                 ended       dddddddddddd  not connected, to be renewed
+NAME       KEY           ROLES                          ENDS        INVITED BY  STATE
+ann        aaaaaaaaaaaa  request, build, store, invite              (founder)   this node
+bob@tower  bbbbbbbbbbbb  request, build                 in 11 days  ann         connected
+carol      cccccccccccc  request, build                 in 2 hours  ann         not connected, to be renewed
+fay        eeeeeeeeeeee  request                        ended       dave        no member any more: to be renewed (ended)
+gus        efefefefefef  request                        in 11 days  dave        no member any more: to be renewed (invited by dave, who is out)
 ";
         assert_eq!(members_text(&team(), 100), expected);
     }

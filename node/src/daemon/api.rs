@@ -13,9 +13,9 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
     AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event as SessionEvent, FailureKind, InviteRequest, Invited,
-    JoinRequest, Joined, MemberName, OpenSession, OwnerAnswer, OwnerQuestion, PeerView, Provenance,
-    RecordView, RenewRequest, SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion,
-    TeamView, WorkerMessage,
+    JoinRequest, Joined, LeaveRequest, MemberName, OpenSession, OwnerAnswer, OwnerQuestion, PeerView,
+    Provenance, RecordView, RenewRequest, SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer,
+    StoreQuestion, TeamView, WorkerMessage,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::derivation::read_derivation;
@@ -469,8 +469,8 @@ impl ControlApi for Api {
         team_api::renew(self, request).await
     }
 
-    async fn leave(&self, team: Option<String>) -> Result<(), ApiError> {
-        team_api::leave(self, team).await
+    async fn leave(&self, request: LeaveRequest) -> Result<(), ApiError> {
+        team_api::leave(self, request).await
     }
 
     async fn ask_owner(&self, question: OwnerQuestion) -> Result<OwnerAnswer, ApiError> {

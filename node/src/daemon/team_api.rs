@@ -4,20 +4,21 @@ use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
-    FailureKind, InviteRequest, Invited, JoinRequest, Joined, MemberName, MemberView, PeerView, ReachedBy,
-    RecordView, RenewRequest, TeamStatus, TeamView, TrafficView,
+    FailureKind, InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName, MemberView, PeerView,
+    ReachedBy, RecordView, RenewRequest, TeamStatus, TeamView, TrafficView, WaitingView,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
-use tvix_node_protocol::roster::Roles;
 use tvix_node_protocol::ticket::Ticket;
 use tvix_node_swarm::Reached;
+use tvix_node_swarm::roster::Waiting;
 use tvix_node_swarm::team::JoinError;
 
 use std::sync::Arc;
 
 use super::api::{Api, failed};
 use super::clock::now;
+use super::doctor::ends_soon;
 use crate::team::TeamNode;
 use crate::team::membership::TeamFailure;
 
@@ -27,10 +28,13 @@ pub(super) fn refused(error: TeamFailure) -> ApiError {
         TeamFailure::TooMany
         | TeamFailure::Over(_)
         | TeamFailure::NotRunning { .. }
+        | TeamFailure::LastFounder { .. }
         | TeamFailure::Join(JoinError::AlreadyIn(_)) => FailureKind::Conflict,
-        TeamFailure::Which(_) | TeamFailure::Member(_) | TeamFailure::State(_) | TeamFailure::Join(_) => {
-            FailureKind::Invalid
-        }
+        TeamFailure::Which(_)
+        | TeamFailure::Oneself(_)
+        | TeamFailure::Member(_)
+        | TeamFailure::State(_)
+        | TeamFailure::Join(_) => FailureKind::Invalid,
         TeamFailure::Team(_)
         | TeamFailure::Start(_)
         | TeamFailure::Folder { .. }
@@ -88,7 +92,9 @@ pub async fn join(api: &Api, request: JoinRequest) -> Result<Joined, ApiError> {
 pub async fn team(api: &Api, team: Option<String>) -> Result<TeamView, ApiError> {
     let node = api.team.one(team.as_deref()).map_err(refused)?;
     let (members, connected) = (node.swarm.members(), node.swarm.connected());
-    let to_renew = node.swarm.team().to_renew();
+    let now = now();
+    let team = node.swarm.team();
+    team.refresh();
     let views = members.iter().map(|(key, member)| MemberView {
         key,
         name: member.name.clone(),
@@ -98,8 +104,9 @@ pub async fn team(api: &Api, team: Option<String>) -> Result<TeamView, ApiError>
         not_after: member.not_after,
         me: key == node.swarm.key(),
         connected: connected.contains(&key),
-        to_renew: to_renew.contains(&key),
+        to_renew: member.not_after.is_some_and(|end| ends_soon(end, now)),
     });
+    let waiting = team.waiting().into_iter().map(|waits| waiting_view(&node, waits));
     Ok(TeamView {
         swarm: node.swarm.swarm(),
         me: node.swarm.key(),
@@ -107,7 +114,22 @@ pub async fn team(api: &Api, team: Option<String>) -> Result<TeamView, ApiError>
         name: node.name_of(node.swarm.key()),
         listening: node.swarm.addresses(),
         members: views.collect(),
+        waiting: waiting.collect(),
     })
+}
+
+/// Somebody who waits to be renewed in a team.
+pub(super) fn waiting_view(node: &TeamNode, (key, waits): (NodeKey, Waiting)) -> WaitingView {
+    WaitingView {
+        key,
+        name: waits.name,
+        roles: waits.roles,
+        issued_by: waits.issued_by,
+        issuer: node.swarm.team().called(waits.issued_by),
+        not_after: waits.not_after,
+        me: key == node.swarm.key(),
+        why: waits.why,
+    }
 }
 
 /// The teams in short, for the status.
@@ -187,37 +209,46 @@ pub async fn peers(api: &Api, team: Option<String>) -> Result<Vec<PeerView>, Api
     Ok(peer_views(&teams))
 }
 
-/// A member of the team that is named, or of any.
-fn member_of(api: &Api, team: Option<&str>, member: &str) -> Result<(Arc<TeamNode>, NodeKey), ApiError> {
+/// Somebody whom the team that is named, or any, knows: a member, or one that waits to be renewed.
+fn somebody_in(api: &Api, team: Option<&str>, member: &str) -> Result<(Arc<TeamNode>, NodeKey), ApiError> {
     match team {
         Some(team) => {
             let node = api.team.one(Some(team)).map_err(refused)?;
-            let key = node.member(member).map_err(refused)?;
+            let key = node.somebody(member).map_err(refused)?;
             Ok((node, key))
         }
-        None => api.team.member(member).map_err(refused),
+        None => api.team.somebody(member).map_err(refused),
     }
 }
 
 /// Puts a member out of the team.
 pub async fn revoke(api: &Api, member: MemberName) -> Result<(), ApiError> {
-    let (node, key) = member_of(api, member.team.as_deref(), &member.member)?;
+    let (node, key) = somebody_in(api, member.team.as_deref(), &member.member)?;
+    if key == node.swarm.key() {
+        return Err(refused(TeamFailure::Oneself(node.swarm.swarm())));
+    }
     let revoked = node.swarm.revoke(key).await;
     revoked.map_err(|error| refused(error.into()))
 }
 
 /// Vouches for a member anew.
 pub async fn renew(api: &Api, request: RenewRequest) -> Result<(), ApiError> {
-    let (node, key) = member_of(api, request.team.as_deref(), &request.member)?;
+    let (node, key) = somebody_in(api, request.team.as_deref(), &request.member)?;
     let before = node.swarm.members().get(key).map(|member| member.roles.clone());
-    let roles = request.roles.or(before).unwrap_or_else(Roles::all);
+    // What it was to be allowed, where it is no member any more. A founder has none, and is refused.
+    let last = node
+        .swarm
+        .team()
+        .with_roster(|roster| roster.latest(key).map(|last| last.roles.clone()));
+    let roles = request.roles.or(before).or(last).unwrap_or_default();
     let renewed = node.swarm.renew(key, roles, request.lasts).await;
     renewed.map_err(|error| refused(error.into()))
 }
 
 /// Leaves the team.
-pub async fn leave(api: &Api, team: Option<String>) -> Result<(), ApiError> {
-    api.team.leave(team.as_deref()).await.map_err(refused)
+pub async fn leave(api: &Api, request: LeaveRequest) -> Result<(), ApiError> {
+    let left = api.team.leave(request.team.as_deref(), request.force).await;
+    left.map_err(refused)
 }
 
 /// The signed records of the builds that made a path, the newest first.

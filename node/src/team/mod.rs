@@ -132,6 +132,8 @@ pub struct TeamNode {
     traffic: Arc<TrafficBook>,
     sampling: Arc<Sampling>,
     considering: Arc<Considering>,
+    /// Members that do not let this node in, and what they said why.
+    refused: Mutex<BTreeMap<NodeKey, String>>,
 }
 
 impl TeamNode {
@@ -165,17 +167,59 @@ impl TeamNode {
         }
     }
 
-    /// The member that is called this, or whose key is or begins with it.
+    /// Who is called this, or whose key is or begins with it, of [`TeamNode::everybody`].
     ///
     /// # Errors
     /// [`TeamFailure::Member`]
-    pub fn member(&self, text: &str) -> Result<NodeKey, TeamFailure> {
-        let members = self.swarm.members();
-        let named: Vec<(NodeKey, &str)> = members
+    pub fn somebody(&self, text: &str) -> Result<NodeKey, TeamFailure> {
+        let everybody = self.everybody();
+        let named: Vec<(NodeKey, &str)> = everybody
             .iter()
-            .map(|(key, member)| (key, member.name.as_str()))
+            .map(|(key, name)| (*key, name.as_str()))
             .collect();
         Ok(find_member(&named, text)?)
+    }
+
+    /// Members, and who can become one again by being renewed: all that there is something to say or do about.
+    pub fn everybody(&self) -> Vec<(NodeKey, String)> {
+        let members = self.swarm.members();
+        let members = members.iter().map(|(key, member)| (key, member.name.clone()));
+        let waiting = self.swarm.team().waiting().into_iter();
+        members
+            .chain(waiting.map(|(key, waits)| (key, waits.name)))
+            .collect()
+    }
+
+    /// Whether the team began with this node, with others that hang on it, and nobody else is left of whom that is so.
+    pub fn is_last_founder(&self) -> bool {
+        let members = self.swarm.members();
+        let mut founders = members.iter().filter(|(_, member)| member.issued_by.is_none());
+        let is_last =
+            founders.next().is_some_and(|(key, _)| key == self.swarm.key()) && founders.next().is_none();
+        is_last && members.len() > 1
+    }
+
+    /// Members that do not let this node in, and what they say why.
+    pub fn refused_by(&self) -> Vec<(NodeKey, String)> {
+        let (peers, members) = (self.swarm.peers(), self.swarm.members());
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = refused.iter();
+        refused
+            .filter(|(key, _)| members.contains(**key) && !peers.contains_key(key))
+            .map(|(key, why)| (*key, why.clone()))
+            .collect()
+    }
+
+    /// Remembers what a member says to this node, which it does not let in; none: it does.
+    fn note_refusal(&self, peer: NodeKey, why: Option<String>) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => refused.insert(peer, why),
+            None => refused.remove(&peer),
+        };
+        // Members alone are dialled, so there are no more than those.
+        let members = self.swarm.members();
+        refused.retain(|key, _| members.contains(*key));
     }
 
     /// Reports to the coordinator. Where the engine has ended, nobody needs to know.
@@ -219,6 +263,7 @@ impl TeamNode {
     async fn notice(&self, notice: Notice) {
         match notice {
             Notice::PeerUp { peer, status } | Notice::PeerChanged { peer, status } => {
+                self.note_refusal(peer, None);
                 if !self.meets(peer) {
                     return;
                 }
@@ -232,6 +277,7 @@ impl TeamNode {
             },
             Notice::PeerUnusable { peer, message } => {
                 let text = format!("{} cannot be used: {message}", self.name_of(peer));
+                self.note_refusal(peer, Some(message));
                 drop(self.engine.send(Message::Warn { text }).await);
             }
             // Roles may have come or gone.

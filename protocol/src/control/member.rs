@@ -49,8 +49,9 @@ pub fn find_member(members: &[(NodeKey, &str)], text: &str) -> Result<NodeKey, M
 pub enum MemberError {
     /// Nobody is called so.
     #[error(
-        "no member of the team is called '{}', and no key begins with it; the members are {}",
+        "no member of the team is called '{}', and {}; the members are {}",
         .wanted.escape_debug(),
+        no_key(.wanted),
         listed(.names)
     )]
     Unknown {
@@ -71,6 +72,14 @@ pub enum MemberError {
         /// Whom it may mean.
         keys: Vec<NodeKey>,
     },
+}
+
+fn no_key(wanted: &str) -> String {
+    let is_short = wanted.len() < KEY_BEGINNING && wanted.chars().all(|letter| letter.is_ascii_hexdigit());
+    match is_short {
+        true => format!("to mean a key it takes {KEY_BEGINNING} of its letters"),
+        false => "no key begins with it".to_owned(),
+    }
 }
 
 fn listed(names: &[String]) -> String {
@@ -121,5 +130,8 @@ mod tests {
                 "{error}"
             );
         }
+        let said = |text: &str| find(text).unwrap_err().to_string();
+        assert!(said("aaaaaaa").contains("takes 8 of its letters"));
+        assert!(said("Ann").contains("no key begins with it") && said("dddddddd").contains("no key begins"));
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::{BuildRecord, SwarmId};
 use crate::envelope::{Envelope, EnvelopeError, NodeKey};
-use crate::roster::Roles;
+use crate::roster::{Lapse, Roles};
 
 /// Asks for a ticket. Where the node takes part in no team yet, or is told to, it founds one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +82,46 @@ pub struct TeamView {
     pub listening: Vec<String>,
     /// Who is in it, this node included.
     pub members: Vec<MemberView>,
+    /// Who was in it, and can be again if somebody renews the membership.
+    #[serde(default)]
+    pub waiting: Vec<WaitingView>,
+}
+
+/// Somebody whose membership does not count any more, and can be renewed: whose key is not out for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitingView {
+    /// Its key.
+    pub key: NodeKey,
+    /// What it was called last.
+    pub name: String,
+    /// What it was to be allowed.
+    pub roles: Roles,
+    /// Who vouched for it last.
+    pub issued_by: NodeKey,
+    /// What that one is called, or was.
+    pub issuer: String,
+    /// Until when that was to count, in seconds since 1970.
+    pub not_after: u64,
+    /// Whether it is this node.
+    pub me: bool,
+    /// Why it does not count.
+    pub why: Lapse,
+}
+
+impl WaitingView {
+    /// Why the membership does not count, in words that go on from its name.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        let issuer = &self.issuer;
+        match self.why {
+            Lapse::Ended => "ended".to_owned(),
+            Lapse::IssuerOut => format!("invited by {issuer}, who is out"),
+            Lapse::IssuerNoMember => format!("invited by {issuer}, who is no member any more"),
+            Lapse::IssuerMayNot => format!("invited by {issuer}, who may not invite any more"),
+            Lapse::NotCounted => format!("what {issuer} says of it does not count"),
+        }
+    }
 }
 
 /// A member of the team.
@@ -104,7 +144,7 @@ pub struct MemberView {
     pub me: bool,
     /// Whether there is a connection to it.
     pub connected: bool,
-    /// Whether somebody should renew its membership: it ends soon, or who vouched for it is out.
+    /// Whether somebody should renew its membership, which ends soon.
     pub to_renew: bool,
 }
 
@@ -169,6 +209,18 @@ pub struct MemberName {
     /// In which team, by name or id; none: whichever has it.
     #[serde(default)]
     pub team: Option<String>,
+}
+
+/// Leaves a team for good.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LeaveRequest {
+    /// Which one, by name or id; none: the only one.
+    #[serde(default)]
+    pub team: Option<String>,
+    /// Also where the team ends with it for the others, because this node is its last founder.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Vouches for a member anew.

@@ -13,6 +13,7 @@ pub mod nodes;
 mod observer;
 mod private;
 mod refused;
+mod renewing;
 mod repairing;
 mod sharing;
 mod sight;

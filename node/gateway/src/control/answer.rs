@@ -173,7 +173,10 @@ async fn respond<A: ControlApi>(
             let request = read_json(body, JSON_BYTES).await?;
             empty(api.renew(request)).await
         }
-        Route::Leave(team) => empty(api.leave(team)).await,
+        Route::Leave => {
+            let request = read_json(body, JSON_BYTES).await?;
+            empty(api.leave(request)).await
+        }
         Route::Owner => {
             let question = read_json(body, JSON_BYTES).await?;
             json(&api.ask_owner(question).await?)

@@ -7,9 +7,10 @@ use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
-    AddRoot, AddSource, Event, Failure, FailureKind, InviteRequest, Invited, JoinRequest, Joined, MemberName,
-    OpenSession, OwnerAnswer, OwnerQuestion, PeerView, Provenance, RecordView, RenewRequest, SessionOpened,
-    SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, WorkerMessage,
+    AddRoot, AddSource, Event, Failure, FailureKind, InviteRequest, Invited, JoinRequest, Joined,
+    LeaveRequest, MemberName, OpenSession, OwnerAnswer, OwnerQuestion, PeerView, Provenance, RecordView,
+    RenewRequest, SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView,
+    WorkerMessage,
 };
 use tvix_node_protocol::path_info::PathInfo;
 
@@ -183,7 +184,7 @@ pub trait ControlApi: Send + Sync + 'static {
     fn renew(&self, request: RenewRequest) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Leaves the team for good.
-    fn leave(&self, team: Option<String>) -> impl Future<Output = Result<(), ApiError>> + Send;
+    fn leave(&self, request: LeaveRequest) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// What the owner wants to know or to have from now on.
     fn ask_owner(

@@ -1,8 +1,8 @@
 //! What commands ask about the team.
 
 use tvix_node_protocol::control::{
-    InviteRequest, Invited, JoinRequest, Joined, MemberName, OwnerAnswer, OwnerQuestion, PeerView,
-    RenewRequest, TeamView,
+    InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName, OwnerAnswer, OwnerQuestion,
+    PeerView, RenewRequest, TeamView,
 };
 
 use super::client::ControlClient;
@@ -69,12 +69,11 @@ impl ControlClient {
         self.ask_with(&Route::Owner, question).await
     }
 
-    /// Leaves a team for good, by its name or id; none: the only one.
+    /// Leaves a team for good.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn leave(&self, team: Option<&str>) -> Result<(), ClientError> {
-        let route = Route::Leave(team.map(str::to_owned));
-        self.done(&route, RequestBody::empty()).await
+    pub async fn leave(&self, request: &LeaveRequest) -> Result<(), ClientError> {
+        self.done_with(&Route::Leave, request).await
     }
 }

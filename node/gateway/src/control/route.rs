@@ -33,7 +33,7 @@ pub(super) enum Route {
     Peers(Option<String>),
     Revoke,
     Renew,
-    Leave(Option<String>),
+    Leave,
     Owner,
 }
 
@@ -102,7 +102,7 @@ impl Route {
                 "join" => ("POST", Self::Join),
                 "revoke" => ("POST", Self::Revoke),
                 "renew" => ("POST", Self::Renew),
-                "leave" => ("POST", Self::Leave(query.take("team"))),
+                "leave" => ("POST", Self::Leave),
                 _ => return Err(unknown()),
             },
             _ => return Err(unknown()),
@@ -171,7 +171,7 @@ impl Route {
             Self::Join => post("/v1/team/join".to_owned()),
             Self::Revoke => post("/v1/team/revoke".to_owned()),
             Self::Renew => post("/v1/team/renew".to_owned()),
-            Self::Leave(team) => post(with_team("/v1/team/leave", team.as_deref())),
+            Self::Leave => post("/v1/team/leave".to_owned()),
             Self::Owner => post("/v1/owner".to_owned()),
         }
     }
@@ -324,8 +324,7 @@ mod tests {
             Route::Peers(Some("3f2a91c0".to_owned())),
             Route::Revoke,
             Route::Renew,
-            Route::Leave(None),
-            Route::Leave(Some("3f2a91c0".to_owned())),
+            Route::Leave,
             Route::Owner,
         ];
         for route in routes {

@@ -247,15 +247,15 @@ async fn other_versions_are_refused_except_for_down() {
     );
     assert!(error.contains("tvix-node down"), "{error}");
     let answer = up
-        .exchange(b"GET /v1/status HTTP/1.1\r\nhost: x\r\ntvix-node-control: 7\r\nconnection: close\r\n\r\n")
+        .exchange(b"GET /v1/status HTTP/1.1\r\nhost: x\r\ntvix-node-control: 98\r\nconnection: close\r\n\r\n")
         .await;
     assert!(answer.starts_with("HTTP/1.1 409 "), "{answer}");
     assert!(
-        answer.contains("version 7") && answer.contains("\"kind\":\"version\""),
+        answer.contains("version 98") && answer.contains("\"kind\":\"version\""),
         "{answer}"
     );
     let answer = up
-        .exchange(b"POST /v1/down HTTP/1.1\r\nhost: x\r\ntvix-node-control: 7\r\nconnection: close\r\n\r\n")
+        .exchange(b"POST /v1/down HTTP/1.1\r\nhost: x\r\ntvix-node-control: 98\r\nconnection: close\r\n\r\n")
         .await;
     assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
     up.called("stop").await;
@@ -267,10 +267,10 @@ async fn a_node_of_another_version_is_named_by_the_client() {
     let home = tempfile::tempdir().unwrap();
     let socket = ControlSocket::bind(home.path()).unwrap();
     let answers: [&[u8]; 2] = [
-        b"HTTP/1.1 200 OK\r\ntvix-node-control: 7\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\ntvix-node-control: 98\r\ncontent-length: 2\r\n\r\n{}",
         b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
     ];
-    let expected = ["version 7", "(none, it does not say)"];
+    let expected = ["version 98", "(none, it does not say)"];
     for (answer, expected) in answers.into_iter().zip(expected) {
         let serve = async {
             let (mut stream, _) = socket.listener.accept().await.unwrap();

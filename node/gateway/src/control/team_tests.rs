@@ -1,7 +1,8 @@
 //! What is asked about the team, over a real socket.
 
 use tvix_node_protocol::control::{
-    FailureKind, InviteRequest, JoinRequest, MemberName, OwnerAnswer, OwnerQuestion, RenewRequest,
+    FailureKind, InviteRequest, JoinRequest, LeaveRequest, MemberName, OwnerAnswer, OwnerQuestion,
+    RenewRequest,
 };
 use tvix_node_protocol::roster::{Role, Roles};
 
@@ -71,8 +72,12 @@ async fn everything_about_the_team_has_its_answer() {
             .unwrap();
         up.called(&format!("renew bob {told} 5 of None")).await;
     }
-    client.leave(Some("3f2a91c0")).await.unwrap();
-    up.called("leave Some(\"3f2a91c0\")").await;
+    let leave = LeaveRequest {
+        team: Some("3f2a91c0".to_owned()),
+        force: true,
+    };
+    client.leave(&leave).await.unwrap();
+    up.called("leave Some(\"3f2a91c0\") true").await;
     let answer = client.ask_owner(&OwnerQuestion::Trust).await.unwrap();
     assert!(
         matches!(answer, OwnerAnswer::Trust { slots: 2, .. }),

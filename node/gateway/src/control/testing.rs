@@ -12,9 +12,9 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildRecord, SwarmId};
 use tvix_node_protocol::control::{
     AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event, EventKind, FailureKind, InviteRequest, Invited,
-    JoinRequest, Joined, MemberName, MemberView, OpenSession, Outcome, OwnerAnswer, OwnerQuestion, PeerView,
-    Provenance, RecordView, RenewRequest, SessionMode, SessionOpened, SourceAnswer, SourceQuery, Status,
-    StoreAnswer, StoreQuestion, TeamView, TrafficView, WorkerMessage,
+    JoinRequest, Joined, LeaveRequest, MemberName, MemberView, OpenSession, Outcome, OwnerAnswer,
+    OwnerQuestion, PeerView, Provenance, RecordView, RenewRequest, SessionMode, SessionOpened, SourceAnswer,
+    SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, TrafficView, WorkerMessage,
 };
 use tvix_node_protocol::envelope::{NodeSecret, seal};
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
@@ -290,8 +290,8 @@ impl ControlApi for Notes {
         Ok(())
     }
 
-    async fn leave(&self, named: Option<String>) -> Result<(), ApiError> {
-        self.note(format!("leave {named:?}"));
+    async fn leave(&self, request: LeaveRequest) -> Result<(), ApiError> {
+        self.note(format!("leave {:?} {}", request.team, request.force));
         Ok(())
     }
 
@@ -327,6 +327,7 @@ pub(super) fn team() -> TeamView {
             connected: false,
             to_renew: false,
         }],
+        waiting: Vec::new(),
     }
 }
 

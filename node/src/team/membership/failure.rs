@@ -51,6 +51,22 @@ pub enum TeamFailure {
         "this node takes part in no team: 'tvix-node join TICKET' makes it a member of one, 'tvix-node invite' founds one"
     )]
     None,
+    /// All memberships hang on this node's.
+    #[error(
+        "this node is the last founder of the team {team}, and every membership hangs on it: when it leaves, all others \
+         ({others}) are no members any more, and nobody can renew or put out anybody. 'tvix-node leave --force' leaves all the same; \
+         then somebody founds a new team ('tvix-node invite --new-team') and invites the others",
+        team = short(*.team)
+    )]
+    LastFounder {
+        /// Which team.
+        team: SwarmId,
+        /// How many others there are.
+        others: usize,
+    },
+    /// This node is meant, which leaves, and is not put out.
+    #[error("that is this node: 'tvix-node leave --team {}' leaves the team", short(*.0))]
+    Oneself(SwarmId),
     /// A name or key that is no member's, or several members'.
     #[error(transparent)]
     Member(#[from] MemberError),

@@ -14,11 +14,12 @@ const LEFT: &str = ".left-";
 impl Membership {
     /// Takes part in a team no more, and forgets it. The others stay as they are. One that cannot be taken part in, because
     /// its key or roster is missing or damaged, is only forgotten: there is nothing to tell the others with. One that is not
-    /// taken part in for another reason stays, until the others can be told.
+    /// taken part in for another reason stays, until the others can be told. The last founder leaves the others without a
+    /// team, and does so where it is `forced` alone.
     ///
     /// # Errors
     /// See [`TeamFailure`].
-    pub async fn leave(&self, named: Option<&str>) -> Result<(), TeamFailure> {
+    pub async fn leave(&self, named: Option<&str>, forced: bool) -> Result<(), TeamFailure> {
         let _turn = self.changing.lock().await;
         let node = match self.one(named) {
             Ok(node) => node,
@@ -28,6 +29,12 @@ impl Membership {
             }
         };
         let (swarm, met) = (node.view.team(), node.met());
+        if !forced && node.is_last_founder() {
+            return Err(TeamFailure::LastFounder {
+                team: swarm,
+                others: node.swarm.members().len() - 1,
+            });
+        }
         node.swarm.leave().await?;
         drop(node);
         let active = {

@@ -195,6 +195,30 @@ impl Membership {
         Ok((Arc::clone(node), key))
     }
 
+    /// As [`Membership::member`], among all that can be renewed or put out: those who are no members any more, too.
+    ///
+    /// # Errors
+    /// [`TeamFailure::None`], [`TeamFailure::Member`]
+    pub fn somebody(&self, text: &str) -> Result<(Arc<TeamNode>, NodeKey), TeamFailure> {
+        let all = self.all();
+        if all.is_empty() {
+            return Err(TeamFailure::None);
+        }
+        let known: Vec<_> = all.iter().map(|node| node.everybody()).collect();
+        let named: Vec<(NodeKey, &str)> = known
+            .iter()
+            .flatten()
+            .map(|(key, name)| (*key, name.as_str()))
+            .collect();
+        let key = find_member(&named, text)?;
+        let mut with = all
+            .iter()
+            .zip(&known)
+            .filter(|(_, known)| known.iter().any(|(other, _)| *other == key));
+        let (node, _) = with.next().ok_or(TeamFailure::None)?;
+        Ok((Arc::clone(node), key))
+    }
+
     /// What a member of any team is called.
     pub fn name_of(&self, node: NodeKey) -> Option<String> {
         self.parts.roll.name_of(node)

@@ -108,6 +108,7 @@ impl Membership {
             traffic: Arc::clone(&parts.traffic),
             sampling: Arc::new(Sampling::default()),
             considering: Arc::clone(&shared.considering),
+            refused: std::sync::Mutex::default(),
         });
         parts.roll.enter(node.swarm.clone());
         parts
