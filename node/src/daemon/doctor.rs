@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tvix_node_builder::Network;
 use tvix_node_protocol::control::{Finding, Health, WaitingView};
-use tvix_node_protocol::roster::Role;
+use tvix_node_protocol::roster::{Lapse, Role};
 use tvix_node_swarm::PeerOverview;
 use tvix_node_swarm::limits::CLOCK_SKEW;
 
@@ -439,8 +439,12 @@ fn roster(standing: &Standing, others: &[WaitingView], refused: &[(String, Strin
     let end = match standing {
         Standing::Member { end } => *end,
         Standing::Waits { own, inviters } => {
+            let why = match own.why {
+                Lapse::Ended => "its membership has ended".to_owned(),
+                _ => format!("it was {}", own.reason()),
+            };
             return bad(
-                format!("this node is no member of its team any more: {}", own.reason()),
+                format!("this node is no member of its team any more: {why}"),
                 format!(
                     "ask somebody who may invite ({}) to run 'tvix-node renew {}'; the node need not join anew",
                     inviters.join(", "),
@@ -538,7 +542,7 @@ fn peer(name: &str, known: &PeerOverview) -> Finding {
 #[cfg(test)]
 mod tests {
     use tvix_node_protocol::envelope::NodeKey;
-    use tvix_node_protocol::roster::{Lapse, Roles};
+    use tvix_node_protocol::roster::Roles;
 
     use super::*;
 
@@ -705,7 +709,7 @@ mod tests {
 
     #[test]
     fn who_is_no_member_any_more_is_told_who_can_mend_that() {
-        let waits = Standing::Waits {
+        let orphaned = Standing::Waits {
             own: waits("dave", Lapse::IssuerOut),
             inviters: vec!["ann".to_owned(), "bob".to_owned()],
         };
@@ -714,9 +718,14 @@ mod tests {
             assert_eq!(found.state, Health::Bad);
             format!("{} -> {}", found.found, found.advice.unwrap())
         };
-        let text = told(&waits);
+        let text = told(&orphaned);
         assert!(text.contains("invited by carol, who is out -> ask somebody who may invite (ann, bob)"));
         assert!(text.contains("'tvix-node renew dave'"), "{text}");
+        let ended = Standing::Waits {
+            own: waits("dave", Lapse::Ended),
+            inviters: vec!["ann".to_owned()],
+        };
+        assert!(told(&ended).contains("its membership has ended -> ask"));
         assert!(told(&Standing::Out).contains("new ticket"));
         assert!(told(&Standing::NoFounder).contains("found a new one"));
         // By what others say, of whom this node has not heard why.

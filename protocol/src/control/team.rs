@@ -110,7 +110,7 @@ pub struct WaitingView {
 }
 
 impl WaitingView {
-    /// Why the membership does not count, in words that go on from its name.
+    /// Why the membership does not count, in words that say of somebody what it is.
     #[must_use]
     pub fn reason(&self) -> String {
         let issuer = &self.issuer;
@@ -119,7 +119,7 @@ impl WaitingView {
             Lapse::IssuerOut => format!("invited by {issuer}, who is out"),
             Lapse::IssuerNoMember => format!("invited by {issuer}, who is no member any more"),
             Lapse::IssuerMayNot => format!("invited by {issuer}, who may not invite any more"),
-            Lapse::NotCounted => format!("what {issuer} says of it does not count"),
+            Lapse::NotCounted => format!("invited by {issuer}, whose word on it does not count"),
         }
     }
 }

@@ -74,6 +74,48 @@ fn who_was_invited_by_somebody_who_is_out_is_known_by_name_and_renewed_or_put_ou
         .failed(1, &["no node renews its own membership", "alice"]);
 }
 
+/// A membership lasts long enough for a slow machine to join, and is waited for to end.
+#[test]
+fn a_membership_that_has_ended_is_renewed_and_does_not_come_back_by_its_ticket() {
+    let (alice, mut dave, erin) = (Node::up("alice", 0), Node::up("dave", 0), Node::up("erin", 0));
+    let tickets = [(); 2].map(|()| alice.ticket(&["--lasts", "10s"]));
+    dave.join(&tickets[0]).ok();
+    erin.join(&tickets[1]).ok();
+    for name in ["dave", "erin"] {
+        let waits = until("the membership ends", || waiting(&alice, name));
+        assert_eq!(
+            (&waits["why"], &waits["issuer"]),
+            (&"ended".into(), &"alice".into())
+        );
+    }
+    let found = text(&roster(&alice)["found"]);
+    assert!(
+        found.contains("dave (ended)") && found.contains("erin (ended)"),
+        "{found}"
+    );
+    let found = until("erin sees that it has ended", || {
+        let found = roster(&erin);
+        (found["state"] == "bad").then_some(found)
+    });
+    assert!(
+        text(&found["advice"]).contains("(alice) to run 'tvix-node renew erin'"),
+        "{found}"
+    );
+
+    // As a home that is restored from a copy of before it joined: the key is the same.
+    dave.down();
+    std::fs::remove_dir_all(dave.machine.home().join("teams")).expect("the folder is there");
+    dave.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    dave.join(&tickets[0])
+        .failed(1, &["has used this ticket already", "ask for a new one"]);
+    assert!(waiting(&alice, "dave").is_some());
+
+    let key = erin.key();
+    alice.machine.run(&["renew", &key]).ok();
+    erin.meet("alice");
+    assert!(waiting(&alice, "erin").is_none());
+}
+
 #[test]
 fn the_last_founder_does_not_leave_by_mistake_and_is_heard_by_those_it_leaves() {
     let [alice, bob, carol] = team([("alice", 0), ("bob", 0), ("carol", 0)]);
