@@ -208,9 +208,10 @@ pub const IDLE_CONNECTION: Duration = Duration::from_secs(30);
 /// How often a member is asked whether it is there.
 pub const PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long it may take to say so before its connection is closed, 20 s after it last did: a machine that went to sleep or was
-/// cut off keeps no builder busy for long, and one that is overloaded, or behind a link full of content, is not taken for gone.
-pub const PING_TIME: Duration = Duration::from_secs(15);
+/// How long it may take to say so before its connection is closed, a minute after it last did: a machine that went to sleep or was
+/// cut off keeps no builder busy for long; one that is overloaded, or behind a link full of content, is not taken for gone; and
+/// what a builder says that wakes up after it was given up (30 s) still has its way.
+pub const PING_TIME: Duration = Duration::from_secs(55);
 
 /// How much of the time between two looks at the connections, a second apart, counts as silence: the rest of it this machine
 /// was asleep, or too busy to hear anything.
