@@ -76,6 +76,7 @@ impl TeamNode {
             (0, Vec::new(), Vec::new())
         });
         let paths: Vec<StorePath> = closure.iter().map(|info| info.path.clone()).collect();
+        nodes.retain(|node| !self.swarm.is_silent(*node));
         let asked = nodes.into_iter().map(|node| {
             let (paths, closure, missing) = (&paths, &closure, &missing);
             async move {

@@ -263,6 +263,12 @@ impl SwarmHandle {
         self.core.connected()
     }
 
+    /// Whether a member that is connected did not answer lately, and gave no sign of life since: waiting for it is in vain.
+    #[must_use]
+    pub fn is_silent(&self, peer: NodeKey) -> bool {
+        self.core.network.link(peer).is_silent(Instant::now())
+    }
+
     /// As [`SwarmHandle::connected`], to be waited on.
     #[must_use]
     pub fn watch_connected(&self) -> watch::Receiver<BTreeSet<NodeKey>> {
