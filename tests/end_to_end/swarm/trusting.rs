@@ -137,7 +137,7 @@ fn what_only_this_node_may_build_is_not_taken_from_others() {
     );
     assert_eq!(signers(&alice, &own.path()), ["alice"]);
     let bad = alice.machine.run(&["trust", "set", "quorum 3", "--of", "bob"]);
-    bad.failed(1, &["a quorum of 3 cannot be had of 1"]);
+    bad.failed(2, &["'quorum 3' cannot be had of 1"]);
     let nobody = alice
         .machine
         .run(&["trust", "set", "self", "--builder", "mallory"]);
