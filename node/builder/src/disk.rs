@@ -33,14 +33,15 @@ pub(crate) async fn is_exceeded(folders: Vec<PathBuf>, limit: u64) -> bool {
     used.is_ok_and(|used| used > limit)
 }
 
-/// The bytes that are free on the file system of a folder, where they, or the files it can still have, are so few that what
-/// failed may have failed for want of them.
-pub(crate) fn is_full(folder: &Path) -> Option<u64> {
-    let room = rustix::fs::statvfs(folder).ok()?;
+/// Whether the file system of a folder has so few bytes, or files, left that what failed may have failed for want of them.
+pub(crate) fn is_full(folder: &Path) -> bool {
+    let Ok(room) = rustix::fs::statvfs(folder) else {
+        return false;
+    };
     let free = room.f_bavail.saturating_mul(room.f_frsize);
     // File systems that make room for files as they come say that they have none at all.
     let bounded = room.f_files > 0;
-    (free < FULL_BYTES || bounded && room.f_favail < FULL_FILES).then_some(free)
+    free < FULL_BYTES || bounded && room.f_favail < FULL_FILES
 }
 
 /// Bytes on disk below some folders; stops counting beyond `enough`.

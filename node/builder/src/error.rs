@@ -191,14 +191,9 @@ pub enum Cause {
     /// It used too much disk.
     #[error("killed after using more than {0} bytes of disk")]
     DiskTooLarge(u64),
-    /// It failed, and this builder's disk is full: who has more room may build it.
-    #[error("{ended}, and the disk of this builder is full ({free} bytes are free where builds are)")]
-    DiskOfBuilder {
-        /// How it ended.
-        ended: Box<Cause>,
-        /// Bytes that are free.
-        free: u64,
-    },
+    /// It failed so, and this builder's disk is full: who has more room may build it. How full is not for everybody.
+    #[error("{0}, and the disk of this builder is full")]
+    DiskOfBuilder(Box<Cause>),
     /// It used more memory than this builder allows, though its own limit did not say so.
     #[error("killed after using more than the {0} bytes of memory that a build may use on this node")]
     MemoryOfBuilder(u64),
@@ -279,7 +274,7 @@ impl Cause {
             | Self::MemoryTooLarge(_)
             | Self::OutputMissing { .. }
             | Self::OutputRejected { .. }
-            | Self::DiskOfBuilder { .. }
+            | Self::DiskOfBuilder(_)
             | Self::MemoryOfBuilder(_) => false,
         }
     }

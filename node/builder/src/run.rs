@@ -183,9 +183,8 @@ async fn attempt(
         }),
     };
     if let Some(ended) = ended {
-        if let Some(free) = disk::is_full(scratch.path()) {
-            let ended = Box::new(ended);
-            return Err(Cause::DiskOfBuilder { ended, free });
+        if disk::is_full(scratch.path()) {
+            return Err(Cause::DiskOfBuilder(Box::new(ended)));
         }
         if matches!(ended, Cause::Exit(_)) && environment::is_fixed_output(&spec.derivation) {
             explain_network(config, no_tunnel, log, events).await;

@@ -384,7 +384,7 @@ fn kind_of_cause(cause: &Cause) -> FailureKind {
         }
         | Cause::Refused(_)
         | Cause::Sandbox(_)
-        | Cause::DiskOfBuilder { .. }
+        | Cause::DiskOfBuilder(_)
         | Cause::MemoryOfBuilder(_) => FailureKind::Refused,
         Cause::TimedOut(_)
         | Cause::Silent(_)
