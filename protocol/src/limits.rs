@@ -88,6 +88,9 @@ pub const PRESENCE_BYTES: usize = 2 << 20;
 /// Keys in one question about presence: what fits into [`PRESENCE_BYTES`], and a large closure.
 pub const PRESENCE_QUESTION_KEYS: usize = 65_536;
 
+/// Derivations in one question who builds them.
+pub const UNDERWAY_KEYS: usize = 64;
+
 /// Paths whose infos are asked for at once.
 pub const PATHS_QUESTION: usize = 4096;
 

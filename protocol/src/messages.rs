@@ -298,6 +298,17 @@ pub enum PresenceQuestion {
         #[serde(with = "crate::bytes::vec")]
         keys: Vec<u8>,
     },
+    /// I am about to have these derivations built: where are they built already, as far as you know?
+    Underway {
+        /// The secret the keys are made with.
+        epoch: Epoch,
+        /// Keys of `.drv` paths, packed; at most [`limits::UNDERWAY_KEYS`].
+        #[serde(with = "crate::bytes::vec")]
+        keys: Vec<u8>,
+        /// Since which turn of its logical clock the asker has been about to: of two who are, the earlier one decides
+        /// first.
+        turn: u64,
+    },
 }
 message!(PresenceQuestion, limits::PRESENCE_BYTES);
 
@@ -339,6 +350,11 @@ pub enum PresenceAnswer {
         /// A bit for each key asked for, the first is the lowest of the first byte.
         #[serde(with = "crate::bytes::vec")]
         bits: Vec<u8>,
+    },
+    /// To a question what is under way.
+    Underway {
+        /// For each key asked for, who builds it: the answerer, or a node that it has asked to.
+        at: Vec<Option<NodeKey>>,
     },
     /// The whole question is refused.
     Refused {

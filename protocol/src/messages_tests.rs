@@ -62,6 +62,9 @@ fn messages_come_back_from_the_wire() {
         reason: JoinRefusal::Used,
         message: "used".into(),
     });
+    comes_back(&PresenceAnswer::Underway {
+        at: vec![None, Some(NodeKey([7; 32]))],
+    });
     comes_back(&PresenceAnswer::Wanted {
         cells: vec![1, 2],
         refused: vec![

@@ -25,7 +25,9 @@ pub enum Action {
         /// The paths, at most [`limits::PRESENCE_BATCH`], those that are waited for first.
         paths: Vec<StorePath>,
     },
-    /// Find out how much of a derivation's complete input closure which node has. Answered by
+    /// Find out how much of a derivation's complete input closure which node has, who builds it already, and whether
+    /// anybody has made it since. Until it is answered this node is about to decide: others who ask whether it builds
+    /// this may be told to wait for that. Answered by
     /// [`Event::InputsWeighed`](crate::Event::InputsWeighed); where no answer comes in time, the
     /// derivation is placed without.
     WeighInputs {
@@ -33,8 +35,25 @@ pub enum Action {
         derivation: StorePath,
         /// Its direct inputs.
         inputs: Vec<StorePath>,
-        /// Candidates besides the own node.
+        /// Outputs of it that are nowhere, as far as this node knows.
+        outputs: Vec<StorePath>,
+        /// Whom to ask: candidates, and others that could build it, were they free. At most
+        /// [`limits::ASKED_BEFORE_PLACING`].
         nodes: Vec<NodeKey>,
+    },
+    /// From now on this node has a derivation built, here or there: whoever asks is told.
+    Announce {
+        /// The build.
+        build: BuildId,
+        /// What is built.
+        derivation: StorePath,
+        /// Where; none: here.
+        node: Option<NodeKey>,
+    },
+    /// It does so no more.
+    Retract {
+        /// The build.
+        build: BuildId,
     },
     /// Bring a path and what is missing of its closure into the own store. What two fetches have in
     /// common is moved once.

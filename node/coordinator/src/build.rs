@@ -45,6 +45,10 @@ pub(crate) struct Attempt {
     pub(crate) placed: Time,
     /// The silent build beside which it was placed.
     pub(crate) hedges: Option<BuildId>,
+    /// Its builder had begun it before it was asked: it takes no slot.
+    pub(crate) joins: bool,
+    /// Whoever asks is told of it.
+    pub(crate) announced: bool,
     /// When a short build on a peer should have been over. None: it is not short, or not known to be, or is raced.
     pub(crate) late: Option<Time>,
     /// Its builder could not get some inputs.
@@ -58,8 +62,9 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
+    /// Whether it is to take a slot of a node that has not said so yet.
     pub(crate) fn is_unanswered_by(&self, node: &NodeKey) -> bool {
-        self.node.as_ref() == Some(node) && self.stage == Stage::Asked
+        self.node.as_ref() == Some(node) && self.stage == Stage::Asked && !self.joins
     }
 }
 
@@ -69,6 +74,8 @@ pub(crate) struct Placement {
     pub(crate) reason: String,
     /// The silent build beside which it is placed.
     pub(crate) hedges: Option<BuildId>,
+    /// The builder is at it already.
+    pub(crate) joins: bool,
 }
 
 /// The most generous of both.
@@ -91,12 +98,18 @@ impl Coordinator {
         };
         let (cores, mut limits) = (session.options.cores, session.options.limits);
         session.placed += 1;
-        let Placement { node, reason, hedges } = placement;
+        let Placement {
+            node,
+            reason,
+            hedges,
+            joins,
+        } = placement;
         match &node {
             None => {
                 session.placed_here += 1;
                 self.builders.used_here += 1;
             }
+            Some(_) if joins => {}
             Some(node) => self.builders.take_slot(node),
         }
         let build = BuildId(self.next_number());
@@ -104,6 +117,8 @@ impl Coordinator {
         drv.attempts.push(build);
         drv.tries += 1;
         drv.weighing = Weighing::No;
+        drv.asked_anew = false;
+        drv.left_to_others = false;
         drv.stranded_since = None;
         let derivation = drv.name.clone();
         self.queues.set(&mut self.graph.drvs, id, None);
@@ -131,6 +146,8 @@ impl Coordinator {
             lease: Lease::new(self.now),
             placed: self.now,
             hedges,
+            joins,
+            announced: false,
             late,
             inputs_missing: false,
             inputs_untaken: false,
@@ -146,6 +163,7 @@ impl Coordinator {
             attempt.limits = limits;
         }
         self.tell_placed(build, participants);
+        self.announce(build);
         match node {
             None => self.prepare(build, id),
             Some(node) => self.request(build, id, node, participants),
@@ -331,6 +349,7 @@ impl Coordinator {
 
     /// Removes a build from everything that counts it.
     pub(crate) fn take_attempt(&mut self, build: BuildId) -> Option<Attempt> {
+        self.retract(build);
         let attempt = self.attempts.remove(&build)?;
         let here = attempt.node.is_none();
         if let Some(session) = attempt.payer.and_then(|payer| self.sessions.get_mut(payer)) {
@@ -339,6 +358,7 @@ impl Coordinator {
         }
         match &attempt.node {
             None => self.builders.used_here -= 1,
+            Some(_) if attempt.joins => {}
             Some(node) => self.builders.give_slot(node),
         }
         let drv = &mut self.graph.drvs[attempt.drv];
@@ -365,6 +385,7 @@ impl Coordinator {
         *tries = tries.saturating_sub(1);
         if node.is_none() && !matches!(attempt.stage, Stage::Preparing { .. }) {
             attempt.stage = Stage::Dying;
+            self.retract(build);
             self.actions.push(Action::CancelBuild { build, node });
             return;
         }

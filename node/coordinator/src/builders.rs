@@ -40,7 +40,12 @@ pub(crate) struct Peer {
 impl Peer {
     /// Slots that may be used now.
     pub(crate) fn free(&self) -> u32 {
-        if self.paused.is_some() { 0 } else { self.free }
+        if self.is_paused() { 0 } else { self.free }
+    }
+
+    /// Whether nothing is asked of it for a while.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.is_some()
     }
 }
 

@@ -20,6 +20,7 @@ use crate::presence::Asking;
 use crate::session::Sessions;
 use crate::session_set::Slot;
 use crate::transfer::Transfers;
+use crate::weighing::Weighed;
 
 /// What is fixed for the life of a coordinator.
 #[derive(Debug, Clone)]
@@ -197,7 +198,17 @@ impl Coordinator {
                 derivation,
                 total,
                 there,
-            } => self.weighed(&derivation, total, there),
+                makers,
+                made,
+            } => self.weighed(
+                &derivation,
+                Weighed {
+                    total,
+                    there,
+                    makers,
+                    made,
+                },
+            ),
             Event::FetchStarted { fetch, path, from } => self.fetch_started(fetch, path, &from),
             Event::FetchArrived {
                 fetch,

@@ -147,6 +147,10 @@ pub enum Event {
         /// Bytes of it that a node's store has. The own node counts too, under its own key or under
         /// none.
         there: Vec<(Option<NodeKey>, u64)>,
+        /// Nodes that build it already, by their own word or by that of who has it built there.
+        makers: Vec<NodeKey>,
+        /// Whether somebody says that he has all the outputs that were asked for.
+        made: bool,
     },
 
     /// One path of a fetch's closure is on its way.

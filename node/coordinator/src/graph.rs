@@ -196,10 +196,14 @@ pub(crate) struct Requirement {
 }
 
 /// Which node has how much of a derivation's inputs.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Weights {
     pub(crate) total: u64,
     pub(crate) there: Vec<(Option<NodeKey>, u64)>,
+    /// Who is building it already.
+    pub(crate) makers: Vec<NodeKey>,
+    /// When this was heard.
+    pub(crate) heard: Time,
 }
 
 /// Whether it is known who has a derivation's inputs.
@@ -276,6 +280,10 @@ pub(crate) struct Drv {
     /// Builders of its quorum that have built it; none: this node.
     pub(crate) votes: Vec<Option<NodeKey>>,
     pub(crate) weighing: Weighing,
+    /// Its outputs were asked for anew, because somebody said that he has them by now.
+    pub(crate) asked_anew: bool,
+    /// Somebody else is at it: it is no guess for this node any more.
+    pub(crate) left_to_others: bool,
     pub(crate) stranded_since: Option<Time>,
     /// Builds of it so far that were not cancelled.
     pub(crate) tries: u8,
@@ -445,6 +453,8 @@ impl Graph {
             attempts: Vec::new(),
             votes: Vec::new(),
             weighing: Weighing::No,
+            asked_anew: false,
+            left_to_others: false,
             stranded_since: None,
             tries: 0,
             built_by: None,

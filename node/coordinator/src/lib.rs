@@ -110,6 +110,7 @@ mod session_set;
 mod settle;
 mod slab;
 mod transfer;
+mod weighing;
 
 pub use action::{Action, Refusal, Source, Urgency};
 pub use coordinator::{BuildView, Config, Coordinator, SessionView};

@@ -40,6 +40,13 @@ pub const PRESENCE_TRIES: u8 = 3;
 /// round trip across an ocean, shorter than a person notices.
 pub const WEIGH_PATIENCE: Duration = Duration::from_millis(250);
 
+/// How long what was learned counts: others begin builds all the time.
+pub const WEIGHTS_KEPT: Duration = Duration::from_secs(2);
+
+/// Nodes that are asked before one derivation is placed. A team's builders are fewer, mostly; of more the candidates are
+/// asked first.
+pub const ASKED_BEFORE_PLACING: usize = 32;
+
 /// Derivations that wait at once to learn who has their inputs. Bounds the questions in flight.
 pub const WEIGHING: usize = 64;
 

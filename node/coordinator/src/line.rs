@@ -46,6 +46,8 @@ pub(crate) struct Queues {
     pub(crate) lines: BTreeMap<(Urgency, Slot), Lines>,
     /// Derivations of which it is being found out who has their inputs.
     pub(crate) weighing: BTreeSet<DrvId>,
+    /// Derivations that are no guess any more, because another node was found to be at them.
+    pub(crate) left: BTreeSet<DrvId>,
     /// Derivations that some builders do not get again.
     pub(crate) troubled: BTreeSet<DrvId>,
     /// Since when there is something demanded that no builder could build.

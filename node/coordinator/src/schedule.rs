@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::action::{Action, Urgency};
+use crate::action::Urgency;
 use crate::build::{Placement, Stage};
 use crate::coordinator::Coordinator;
 use crate::graph::{DrvId, Own, PathId, RequirementId, Weighing, Weights};
@@ -12,30 +12,33 @@ use crate::limits;
 use crate::line::Entry;
 use crate::placement::{self, Candidate, Circumstances, Job};
 use crate::session_set::{SessionSet, Slot};
-use tvix_node_protocol::StorePath;
+use crate::weighing::Weigh;
 use tvix_node_protocol::envelope::NodeKey;
 
 impl Coordinator {
     pub(crate) fn schedule(&mut self) {
         self.rank_if_due();
         self.give_up_stranded();
+        self.join_left();
         for urgency in [Urgency::Import, Urgency::Demanded] {
             for build in self.to_be_hedged(urgency) {
                 self.hedge(build);
             }
             while self.place_next(urgency) {}
         }
-        // What is being weighed is about to take a slot.
-        if self.queues.weighing.is_empty() {
-            while self.place_next(Urgency::Speculative) {}
-        }
+        while self.place_next(Urgency::Speculative) {}
         self.race_late();
         self.preempt();
     }
 
     /// Places one derivation, or starts to find out who has its inputs. Whether there was one.
     fn place_next(&mut self, urgency: Urgency) -> bool {
-        if self.builders.free_here() == 0 && self.builders.free_at_peers() == 0 {
+        let mut free = self.builders.free_here();
+        if urgency > Urgency::Speculative {
+            free = free.saturating_add(self.builders.free_at_peers());
+        }
+        // What is being weighed is about to take a slot.
+        if self.queues.weighing.len() >= free as usize {
             return false;
         }
         let mut sessions: Vec<(u32, u64, Slot)> = Vec::new();
@@ -117,21 +120,32 @@ impl Coordinator {
         if candidates.is_empty() {
             return false;
         }
-        if self.weigh(id, &candidates, urgency) {
+        match self.weigh(id, &candidates) {
+            Weigh::Done => {}
+            Weigh::Asked => return true,
+            Weigh::Later => return false,
+        }
+        if let Some(node) = self.maker(id) {
+            if urgency == Urgency::Speculative {
+                self.graph.drvs[id].left_to_others = true;
+                self.queues.left.insert(id);
+                self.graph.touch_drv(id);
+                self.settle();
+                return true;
+            }
+            self.join(id, slot, node);
             return true;
         }
         let circumstances = self.circumstances(id, urgency);
         let job = self.job(id, urgency);
         if let Some((node, reason)) = placement::choose(self.config.cost, &job, &candidates, &circumstances) {
-            self.place(
-                id,
-                slot,
-                Placement {
-                    node,
-                    reason,
-                    hedges: None,
-                },
-            );
+            let placement = Placement {
+                node,
+                reason,
+                hedges: None,
+                joins: false,
+            };
+            self.place(id, slot, placement);
             return true;
         }
         false
@@ -233,61 +247,6 @@ impl Coordinator {
         }
     }
 
-    /// Has it found out who has the inputs, where that may decide. Whether the answer is waited for.
-    fn weigh(&mut self, id: DrvId, candidates: &[Candidate], urgency: Urgency) -> bool {
-        let drv = &self.graph.drvs[id];
-        let open = self.queues.weighing.len();
-        let free = self
-            .builders
-            .free_here()
-            .saturating_add(self.builders.free_at_peers());
-        if candidates.len() < 2
-            || urgency == Urgency::Speculative
-            || !matches!(drv.weighing, Weighing::No)
-            || drv.inputs.is_empty()
-            || open >= limits::WEIGHING.min(free as usize)
-        {
-            return false;
-        }
-        let inputs = drv
-            .inputs
-            .iter()
-            .map(|input| self.graph.paths[*input].name.clone())
-            .collect();
-        let nodes = candidates.iter().filter_map(|candidate| candidate.node).collect();
-        self.actions.push(Action::WeighInputs {
-            derivation: drv.name.clone(),
-            inputs,
-            nodes,
-        });
-        self.graph.drvs[id].weighing = Weighing::Asked(self.now);
-        self.queues.weighing.insert(id);
-        self.queues.set(&mut self.graph.drvs, id, None);
-        true
-    }
-
-    pub(crate) fn weighed(&mut self, name: &StorePath, total: u64, there: Vec<(Option<NodeKey>, u64)>) {
-        if let Some(id) = self.graph.drv(name)
-            && self.queues.weighing.remove(&id)
-        {
-            self.graph.drvs[id].weighing = Weighing::Done(Some(Weights { total, there }));
-            self.graph.touch_drv(id);
-        }
-    }
-
-    pub(crate) fn expire_weighing(&mut self) {
-        for id in self.queues.weighing.clone() {
-            let drv = &mut self.graph.drvs[id];
-            if let Weighing::Asked(since) = drv.weighing
-                && since.after(limits::WEIGH_PATIENCE) <= self.now
-            {
-                drv.weighing = Weighing::Done(None);
-                self.queues.weighing.remove(&id);
-                self.graph.touch_drv(id);
-            }
-        }
-    }
-
     /// Starts a second builder beside one that is silent.
     fn hedge(&mut self, build: BuildId) {
         let Some(attempt) = self.attempts.get(&build) else {
@@ -327,6 +286,7 @@ impl Coordinator {
                     node,
                     reason,
                     hedges: Some(build),
+                    joins: false,
                 },
             );
         }
@@ -362,6 +322,7 @@ impl Coordinator {
                 node: None,
                 reason,
                 hedges: None,
+                joins: false,
             };
             self.place(id, payer, placement);
         }

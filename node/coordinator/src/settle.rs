@@ -335,7 +335,10 @@ impl Coordinator {
         let free =
             drv.missing_inputs == 0 && self.wants_builder(id) && !matches!(drv.weighing, Weighing::Asked(_));
         // Once the evaluation has ended nothing new is begun on speculation.
-        let speculated = self.speculated_by(id).and(self.sessions.speculating);
+        let speculated = match drv.left_to_others {
+            true => SessionSet::EMPTY,
+            false => self.speculated_by(id).and(self.sessions.speculating),
+        };
         let needed = self.needed_by(id);
         let wanted = !needed.or(speculated).is_empty();
         if !free || !wanted || !self.is_known(id) {
@@ -422,6 +425,7 @@ impl Coordinator {
         for id in &gone {
             self.queues.set(&mut self.graph.drvs, *id, None);
             self.queues.weighing.remove(id);
+            self.queues.left.remove(id);
             self.queues.troubled.remove(id);
         }
         self.given_up

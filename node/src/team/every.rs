@@ -10,7 +10,7 @@ use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::envelope::NodeKey;
 
 use super::TeamNode;
-use super::presence::Found;
+use super::presence::{About, Found};
 use crate::daemon::depot::Depot;
 use crate::daemon::folder;
 
@@ -76,29 +76,30 @@ async fn elsewhere(teams: &[Arc<TeamNode>], paths: &[StorePath]) -> BTreeMap<Sto
     all
 }
 
-/// How much of a derivation's inputs which of these nodes has.
-pub async fn weigh(
-    teams: &[Arc<TeamNode>],
-    derivation: StorePath,
-    inputs: Vec<StorePath>,
-    nodes: Vec<NodeKey>,
-) -> Event {
+/// How much of a derivation's inputs which of these nodes has, who builds it, and whether somebody has its outputs by
+/// now.
+pub async fn weigh(teams: &[Arc<TeamNode>], about: About, nodes: Vec<NodeKey>) -> Event {
     let asked = teams.iter().map(|team| {
         let met = nodes.iter().copied().filter(|node| team.meets(*node));
-        team.weigh(&derivation, inputs.clone(), met.collect())
+        team.weigh(&about, met.collect())
     });
     let (mut total, mut there) = (0, Vec::new());
-    let mut here = 0;
+    let (mut here, mut made) = (0, false);
+    let mut makers = BTreeSet::new();
     for weighed in futures::future::join_all(asked).await {
         total = total.max(weighed.total);
         here = here.max(weighed.here);
+        made |= weighed.made;
+        makers.extend(weighed.makers);
         there.extend(weighed.there.into_iter().map(|(node, bytes)| (Some(node), bytes)));
     }
     there.insert(0, (None, here));
     Event::InputsWeighed {
-        derivation,
+        derivation: about.derivation,
         total,
         there,
+        makers: makers.into_iter().collect(),
+        made,
     }
 }
 

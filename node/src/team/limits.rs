@@ -137,3 +137,7 @@ pub const SETTLING: Duration = Duration::from_secs(2);
 /// How often it is looked at whether the machine lets anything be lent: a person who begins to work waits no longer
 /// for the machine, and a look costs a millisecond.
 pub const SHARE_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long each peer has to say what it has, and what it builds, before something is placed: less than the coordinator waits
+/// for all of them, so that one who is silent does not take the answers of others along.
+pub const WEIGH_TIME: Duration = Duration::from_millis(200);

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use tvix_node_coordinator::{Source, limits::SOURCES};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_swarm::underway::Turn;
 
 use super::TeamNode;
 use super::evidence::{Evidence as _, Findings, Surroundings, is_named_by_content};
-use super::limits::PROVIDERS;
+use super::limits::{PROVIDERS, WEIGH_TIME};
 use super::policy::Word;
 
 impl TeamNode {
@@ -33,13 +34,14 @@ impl TeamNode {
     }
 
     /// How much of a derivation's inputs which of these members has: of what is here the whole closure counts, of what
-    /// is not here what each says that it has itself.
-    pub(super) async fn weigh(
-        &self,
-        derivation: &StorePath,
-        inputs: Vec<StorePath>,
-        mut nodes: Vec<NodeKey>,
-    ) -> Weighed {
+    /// is not here what each says that it has itself. And who of them builds it, or has made it.
+    pub(super) async fn weigh(&self, about: &About, mut nodes: Vec<NodeKey>) -> Weighed {
+        let About {
+            derivation,
+            inputs,
+            outputs,
+            joins,
+        } = about;
         // Who may not know of the derivation is not asked to build it, nor for what it reads.
         match self.hidden_among(vec![derivation.clone()]).await {
             Ok(hidden) if hidden.is_empty() => {}
@@ -55,6 +57,7 @@ impl TeamNode {
             Arc::clone(&self.depot.private),
         );
         let asked = inputs.clone();
+        let named: Vec<StorePath> = outputs.iter().chain([derivation]).cloned().collect();
         let here = self.depot.blocking(move |store| {
             let infos = lease.hold(asked.iter())?;
             let (here, missing): (Vec<_>, Vec<_>) =
@@ -65,31 +68,52 @@ impl TeamNode {
             let bytes = closure.iter().map(|info| info.nar_size).sum();
             // Nobody is asked for what he may not know of, nor by name for what he would not know of if it were here.
             let mut missing = paths(missing);
+            let read = closure.iter().map(|info| &info.path);
+            let secret = read
+                .chain(&missing)
+                .chain(&named)
+                .any(|path| private.is_private(path));
             missing.retain(|path| !private.is_private(path));
             let known = store.known_to(team, closure.iter().map(|info| &info.path))?;
             let mut known = known.into_iter();
             closure.retain(|info| known.next().unwrap_or(false) && !private.is_private(&info.path));
-            Ok((bytes, closure, missing))
+            Ok((bytes, closure, missing, secret))
         });
-        let (here, closure, missing): (u64, _, _) = here.await.unwrap_or_else(|error| {
+        let (here, closure, missing, secret): (u64, _, _, _) = here.await.unwrap_or_else(|error| {
             tracing::warn!(%error, "a derivation's inputs could not be weighed");
-            (0, Vec::new(), Vec::new())
+            (0, Vec::new(), Vec::new(), true)
         });
-        let paths: Vec<StorePath> = closure.iter().map(|info| info.path.clone()).collect();
+        // Nobody hears of what is private, nor what others cannot take part in.
+        let joined = joins.filter(|_| !secret).map(|turn| (derivation, turn));
+        let outputs: &[StorePath] = if joined.is_some() { outputs } else { &[] };
+        let paths = closure.iter().map(|info| &info.path);
+        let paths: Vec<StorePath> = paths.chain(outputs).cloned().collect();
         nodes.retain(|node| !self.swarm.is_silent(*node));
         let asked = nodes.into_iter().map(|node| {
             let (paths, closure, missing) = (&paths, &closure, &missing);
             async move {
-                let (has, shown) = tokio::join!(self.swarm.have(node, paths), self.shown_by(node, missing));
-                let bytes = closure.iter().zip(has.ok()?).filter(|(_, has)| *has);
+                let asking = async {
+                    tokio::join!(
+                        self.has_and_builds(node, paths, joined),
+                        self.shown_by(node, missing)
+                    )
+                };
+                let (has, shown) = tokio::time::timeout(WEIGH_TIME, asking).await.ok()?;
+                let (has, maker) = has?;
+                let (read, made) = has.split_at(closure.len());
+                let bytes = closure.iter().zip(read).filter(|(_, has)| **has);
                 let bytes: u64 = bytes.map(|(info, _)| info.nar_size).sum();
-                Some((node, bytes, shown))
+                let made = !made.is_empty() && made.iter().all(|made| *made);
+                Some((node, bytes, shown, (maker, made)))
             }
         });
         let answers = futures::future::join_all(asked).await;
         let mut sizes: BTreeMap<StorePath, u64> = BTreeMap::new();
         let mut there = Vec::new();
-        for (node, mut bytes, shown) in answers.into_iter().flatten() {
+        let (mut makers, mut all_made) = (Vec::new(), false);
+        for (node, mut bytes, shown, (maker, made)) in answers.into_iter().flatten() {
+            makers.extend(maker);
+            all_made |= made;
             for shown in shown.into_iter().flatten() {
                 bytes = bytes.saturating_add(shown.info.nar_size);
                 sizes.insert(shown.info.path, shown.info.nar_size);
@@ -100,8 +124,37 @@ impl TeamNode {
             total: here.saturating_add(sizes.values().sum()),
             here,
             there,
+            makers,
+            made: all_made,
         }
     }
+
+    /// Which of these paths a member has, and who builds a derivation, as far as it knows; none: it does not answer.
+    async fn has_and_builds(
+        &self,
+        node: NodeKey,
+        paths: &[StorePath],
+        joined: Option<(&StorePath, Turn)>,
+    ) -> Option<(Vec<bool>, Option<NodeKey>)> {
+        let Some((derivation, turn)) = joined else {
+            return Some((self.swarm.have(node, paths).await.ok()?, None));
+        };
+        let answer = self.swarm.have_and_underway(node, paths, derivation, turn).await;
+        let (has, maker) = answer.ok()?;
+        Some((has, maker.filter(|maker| *maker != self.view.me())))
+    }
+}
+
+/// What is about to be placed.
+pub struct About {
+    /// The derivation.
+    pub derivation: StorePath,
+    /// Its direct inputs.
+    pub inputs: Vec<StorePath>,
+    /// What it makes that is nowhere, as far as is known.
+    pub outputs: Vec<StorePath>,
+    /// Since when it is being decided on, where it may be had from somebody else's build.
+    pub joins: Option<Turn>,
 }
 
 /// How much of a derivation's inputs is where, in bytes.
@@ -112,6 +165,10 @@ pub(super) struct Weighed {
     pub(super) here: u64,
     /// What members have.
     pub(super) there: Vec<(NodeKey, u64)>,
+    /// Who builds it.
+    pub(super) makers: Vec<NodeKey>,
+    /// Whether a member says that it has all that is to be made.
+    pub(super) made: bool,
 }
 
 /// Who has these paths and is believed for them, as far as the node can find out.

@@ -16,6 +16,7 @@ use tvix_node_protocol::envelope::{Envelope, EnvelopeError, seal};
 use tvix_node_protocol::messages::{self, FailedFolder, Pushed, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_swarm::events::{IncomingBuild, RunningBuild};
+use tvix_node_swarm::underway::Underway;
 
 use super::TeamNode;
 use super::answer::made_out;
@@ -353,6 +354,10 @@ impl Workshop for TeamNode {
 
     fn building(&self) -> &Arc<SharedBuilds> {
         &self.jobs.building
+    }
+
+    fn underway(&self) -> &Arc<Underway> {
+        self.swarm.underway()
     }
 
     fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -12,6 +12,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildRecord, BuildRequest, RequestHash, SwarmId};
 use tvix_node_protocol::messages::{Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
+use tvix_node_swarm::underway::{For, Stage, Underway};
 
 use super::inputs::refusal;
 use super::limits::TURNED_AWAY;
@@ -77,6 +78,9 @@ pub(super) trait Workshop: Send + Sync + 'static {
 
     /// The builds that are under way.
     fn building(&self) -> &Arc<SharedBuilds>;
+
+    /// What is under way, for members who ask.
+    fn underway(&self) -> &Arc<Underway>;
 
     /// Begins a task that goes on by itself.
     fn begin(&self, task: impl Future<Output = ()> + Send + 'static);
@@ -167,6 +171,11 @@ async fn build_for_all<W: Workshop>(node: Arc<W>, build: Arc<SharedBuild>, order
 
 async fn build_and_keep<W: Workshop>(node: &Arc<W>, build: &Arc<SharedBuild>, order: &Order) -> Ended {
     let (team, limits) = (node.team(), order.request.limits);
+    // What is for one alone nobody else can have.
+    let under_way = order.key().map(|_| {
+        let derivation = order.request.derivation.clone();
+        node.underway().note(derivation, For::Team(team), Stage::Here)
+    });
     // Of equal inputs, which count here: the owner's command has them built from.
     if let Some(own) = order
         .key()
@@ -187,6 +196,7 @@ async fn build_and_keep<W: Workshop>(node: &Arc<W>, build: &Arc<SharedBuild>, or
         Err(refusal) => return Ended::Refused(refusal),
     };
     let key = if accepted { order.key() } else { None };
+    let _under_way = under_way.filter(|_| accepted);
     if let Some(own) = node
         .building()
         .join_own_or_run(team, key, limits, build, !accepted)

@@ -13,6 +13,7 @@ const TEAM: SwarmId = SwarmId([1; 32]);
 
 struct Shop {
     building: Arc<SharedBuilds>,
+    underway: Arc<Underway>,
     /// Whether the inputs of a build count here.
     accepted: bool,
     /// Whether the same has been built when the inputs are here.
@@ -27,6 +28,7 @@ impl Shop {
     fn new(accepted: bool, found: bool) -> Arc<Self> {
         Arc::new(Self {
             building: Arc::default(),
+            underway: Arc::default(),
             accepted,
             found,
             slots: Semaphore::new(0),
@@ -63,6 +65,10 @@ impl Workshop for Shop {
 
     fn building(&self) -> &Arc<SharedBuilds> {
         &self.building
+    }
+
+    fn underway(&self) -> &Arc<Underway> {
+        &self.underway
     }
 
     fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -24,6 +24,7 @@ use crate::protocols::serving::Serving;
 use crate::shelf::{Shelf, ShelfError};
 use crate::standing::Standing;
 use crate::team::TeamState;
+use crate::underway::Underway;
 
 /// What is known of a connected member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub(crate) struct Core {
     /// Of those, from each member.
     pub(crate) pushes_of_each: Arc<Places>,
     pub(crate) throttles: Throttles,
+    pub(crate) underway: Arc<Underway>,
     /// What this node passes on between others.
     pub(crate) relaying: Arc<Relaying>,
     pub(crate) shelf: Arc<dyn Shelf>,

@@ -50,6 +50,7 @@ use crate::roster::Members;
 use crate::shelf::{Shelf, ShelfError};
 use crate::standing::Standing;
 use crate::team::{StateError, Team, TeamState};
+use crate::underway::{Turn, Underway};
 
 /// Why a node cannot take part in its team.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +162,7 @@ pub(crate) async fn start_serving(
         stopping: watch::channel(false).0,
         traffic: Traffic::default(),
         pushes_taken: config.machine.pushes,
+        underway: config.machine.underway,
         pushes_of_each: config.machine.pushes_of_each,
         throttles: Throttles::default(),
         relaying: Arc::new(Relaying::new(config.relay)),
@@ -437,6 +439,27 @@ impl SwarmHandle {
     /// See [`CallError`].
     pub async fn have(&self, peer: NodeKey, paths: &[StorePath]) -> Result<Vec<bool>, CallError> {
         find::have(&self.core, peer, paths).await
+    }
+
+    /// What is built at the moment, for the owner and for members of any team.
+    #[must_use]
+    pub fn underway(&self) -> &Arc<Underway> {
+        &self.core.underway
+    }
+
+    /// Which of these paths a peer has, in their order, and where this derivation is built, as far as it knows. `turn`: see
+    /// [`Underway::decide`].
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn have_and_underway(
+        &self,
+        peer: NodeKey,
+        paths: &[StorePath],
+        derivation: &StorePath,
+        turn: Turn,
+    ) -> Result<(Vec<bool>, Option<NodeKey>), CallError> {
+        find::have_and_underway(&self.core, peer, paths, (derivation, turn)).await
     }
 
     /// What a peer knows of these paths, in their order. Whether it is believed is for the policy.

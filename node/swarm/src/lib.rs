@@ -88,6 +88,7 @@ pub mod roster;
 mod shelf;
 pub mod standing;
 pub mod team;
+pub mod underway;
 
 pub use call::CallError;
 pub use clock::Clock;

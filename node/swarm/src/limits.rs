@@ -586,6 +586,10 @@ pub const PUSHES_TAKEN_PER_PEER: usize = 16;
 /// trip around the world and a look at the disk, shorter than a coordinator waits for the whole answer.
 pub const HAVE_TIME: Duration = Duration::from_secs(5);
 
+/// How long a member that asks who builds something waits at most for this node to decide that: shorter than it waits
+/// for an answer before it decides itself.
+pub const UNDERWAY_TIME: Duration = Duration::from_millis(150);
+
 /// Silence after which a member that is asked about paths is taken to have no answer.
 pub const PATHS_SILENCE: Duration = Duration::from_secs(5);
 

@@ -19,6 +19,7 @@ use crate::net::caps::Throttle;
 use crate::places::Places;
 use crate::protocols::serving::Serving;
 use crate::room::Room;
+use crate::underway::Underway;
 
 /// See the [module](self). Clones are the same machine.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub struct Machine {
     pub(crate) fetches: FetchPlaces,
     /// Room for directories that come.
     pub(crate) coming: Arc<Room>,
+    /// What is built at the moment, for the owner and for others.
+    pub underway: Arc<Underway>,
     /// Streams that are served.
     pub(crate) streams: Arc<Semaphore>,
     /// Pushes that are taken.
@@ -43,6 +46,7 @@ impl Default for Machine {
             serving: Arc::new(Serving::new()),
             fetches: FetchPlaces::default(),
             coming: Arc::new(Room::new(COMING_BYTES, COMING_BYTES_PER_PEER)),
+            underway: Arc::default(),
             streams: Arc::new(Semaphore::new(STREAMS)),
             pushes: Arc::new(Semaphore::new(PUSHES_TAKEN)),
             pushes_of_each: Arc::new(Places::new(PUSHES_TAKEN_PER_PEER)),

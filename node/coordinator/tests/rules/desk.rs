@@ -109,6 +109,10 @@ pub struct Desk {
     pub refusals: Vec<(SessionId, Refusal)>,
     /// Peers that were to be asked how much of the inputs they have.
     pub weighed: Vec<NodeKey>,
+    /// Whether somebody builds it already is not answered by itself where there are no inputs to weigh.
+    pub hold_makers: bool,
+    /// What whoever asks is told that it is under way, and where.
+    pub announced: BTreeMap<BuildId, (String, Option<NodeKey>)>,
     pub told: Vec<(u64, EventKind)>,
     /// What the last event led to.
     pub actions: Vec<Action>,
@@ -143,6 +147,8 @@ impl Desk {
             pushes: vec![],
             refusals: vec![],
             weighed: vec![],
+            hold_makers: false,
+            announced: BTreeMap::new(),
             told: vec![],
             actions: vec![],
         }
@@ -161,7 +167,7 @@ impl Desk {
     pub fn send(&mut self, event: Event) {
         let actions = self.coordinator.handle(Time(self.now), event);
         self.actions.clone_from(&actions);
-        let mut answers = vec![];
+        let (mut answers, mut nobody) = (vec![], vec![]);
         for action in actions {
             match action {
                 Action::AskPresence { question, paths, .. } => {
@@ -221,12 +227,38 @@ impl Desk {
                         assert!(self.own.contains(&path), "{path} was released and never there");
                     }
                 }
+                Action::WeighInputs {
+                    derivation, inputs, ..
+                } if inputs.is_empty() && !self.hold_makers => nobody.push(derivation),
                 Action::WeighInputs { nodes, .. } => self.weighed.extend(nodes),
+                Action::Announce {
+                    build,
+                    derivation,
+                    node,
+                } => {
+                    let before = self.announced.insert(build, (word_of(&derivation), node));
+                    assert_eq!(before, None, "{build} is announced twice");
+                }
+                Action::Retract { build } => {
+                    assert!(
+                        self.announced.remove(&build).is_some(),
+                        "{build} was never announced"
+                    );
+                }
                 Action::RenewLease { .. } | Action::Check { .. } | Action::CancelChecks { .. } => {}
             }
         }
         for (question, paths) in answers {
             self.answer(question, &paths);
+        }
+        for derivation in nobody {
+            self.send(Event::InputsWeighed {
+                derivation,
+                total: 0,
+                there: vec![],
+                makers: vec![],
+                made: false,
+            });
         }
     }
 

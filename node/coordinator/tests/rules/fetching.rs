@@ -308,6 +308,8 @@ fn a_builder_that_never_takes_inputs_that_are_here_is_asked_three_times() {
         &[derivation("input", &[]), derivation("a", &["input"])],
     );
     for _ in 0..limits::UNTAKEN_TRIES {
+        // Nobody says whether the other one is at it.
+        desk.wait(limits::WEIGH_PATIENCE.as_millis() as u64);
         let build = desk.build("a").build;
         desk.send(Event::InputsMissing {
             build,

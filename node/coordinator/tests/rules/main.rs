@@ -6,6 +6,7 @@ mod desk;
 mod dry_run;
 mod failures;
 mod fetching;
+mod joining;
 mod leases;
 mod lending;
 mod order;

@@ -17,6 +17,8 @@ fn weigh(desk: &mut Desk, word: &str, there: &[(Option<u8>, u64)]) {
         derivation: drv(word),
         total: 330_000_000,
         there,
+        makers: vec![],
+        made: false,
     });
 }
 

@@ -311,8 +311,15 @@ impl World {
                 derivation,
                 inputs,
                 nodes,
+                ..
             } => {
                 if !self.lost(20) {
+                    let some = |node: &&tvix_node_protocol::envelope::NodeKey| node.0[0] % 3 == 0;
+                    let makers = match self.rng.between(0, 3) {
+                        0 => nodes.iter().filter(some).copied().collect(),
+                        _ => vec![],
+                    };
+                    let made = self.rng.between(0, 9) == 0;
                     let total = inputs.len() as u64 * 1_000_000;
                     let mut there = vec![(None, self.rng.between(0, total))];
                     for node in nodes {
@@ -325,6 +332,8 @@ impl World {
                             derivation,
                             total,
                             there,
+                            makers,
+                            made,
                         },
                     );
                 }
@@ -362,6 +371,8 @@ impl World {
             Action::Check { .. } | Action::CancelChecks { .. } => {
                 panic!("no session of the simulation checks")
             }
+            // Nobody asks in these worlds.
+            Action::Announce { .. } | Action::Retract { .. } => {}
             Action::RenewLease { build, node } => self.renew(build, node),
             Action::CancelBuild {
                 build,

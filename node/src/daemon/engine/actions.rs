@@ -8,6 +8,8 @@ use tvix_node_coordinator::{Action, BuildId, Event, FetchId, PushId, QuestionId}
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::control::EventKind;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_swarm::underway::{For, Stage, Turn};
 
 use super::{Engine, Message, Running, THIS_NODE};
 use crate::daemon::check::Check;
@@ -15,6 +17,7 @@ use crate::daemon::job::{Job, no_peer, no_slot};
 use crate::daemon::limits::PRESENCE_PART;
 use crate::daemon::{fetching, folder};
 use crate::team::every;
+use crate::team::presence::About;
 use crate::team::request::Order;
 
 /// Something that moves paths.
@@ -114,15 +117,30 @@ impl Engine {
             Action::WeighInputs {
                 derivation,
                 inputs,
+                outputs,
                 nodes,
             } => {
                 let (teams, outbox) = (self.team.all(), self.outbox.clone());
+                // The folder of a build that fails is for the one alone who wants it.
+                let joins = (!self.keeps_failed()).then(|| self.decide(&derivation));
+                let about = About {
+                    derivation,
+                    inputs,
+                    outputs,
+                    joins,
+                };
                 tokio::spawn(async move {
-                    let event = every::weigh(&teams, derivation, inputs, nodes).await;
+                    let event = every::weigh(&teams, about, nodes).await;
                     // Where the engine has ended, nobody needs to know.
                     drop(outbox.send(Message::Happened(event)).await);
                 });
             }
+            Action::Announce {
+                build,
+                derivation,
+                node,
+            } => self.announce(build, derivation, node),
+            Action::Retract { build } => drop(self.announced.remove(&build)),
             Action::Fetch {
                 fetch, path, from, ..
             } => {
@@ -174,6 +192,24 @@ impl Engine {
             // one whose requester's machine is gone sees the connection time out.
             Action::RenewLease { .. } => {}
         }
+    }
+
+    /// Has members wait who are about to place the same, where this node goes first.
+    fn decide(&mut self, derivation: &StorePath) -> Turn {
+        let (noted, turn) = self.team.underway().decide(derivation.clone(), For::Owner);
+        self.deciding.insert(derivation.clone(), noted);
+        turn
+    }
+
+    /// Has members told of a build, but for one that they could not take part in.
+    fn announce(&mut self, build: BuildId, derivation: StorePath, node: Option<NodeKey>) {
+        if !self.keeps_failed() {
+            let stage = node.map_or(Stage::Here, Stage::At);
+            let noted = self.team.underway().note(derivation.clone(), For::Owner, stage);
+            self.announced.insert(build, noted);
+        }
+        // Only now, so that whoever waits sees what was decided.
+        self.deciding.remove(&derivation);
     }
 
     /// Takes note of a build that begins in a slot of this node, or on another node. Gives what cancels it, and why it

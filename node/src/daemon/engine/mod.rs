@@ -20,6 +20,7 @@ use tvix_node_protocol::control::{
     BuildStatus, Destination, Event as SessionEvent, EventKind, FailureKind, OpenSession, SessionStatus,
 };
 use tvix_node_protocol::roster::Role;
+use tvix_node_swarm::underway::Noted;
 
 mod actions;
 mod lending;
@@ -166,6 +167,10 @@ pub struct Engine {
     next_session: u64,
     running: HashMap<BuildId, Running>,
     transfers: HashMap<Transfer, CancellationToken>,
+    /// Builds that members are told of.
+    announced: HashMap<BuildId, Noted>,
+    /// Derivations that are about to be placed; members wait for that where this node goes first.
+    deciding: HashMap<StorePath, Noted>,
     free_slots: BTreeSet<u32>,
     /// Slots of this node that build for others, or check.
     lent: BTreeMap<u32, Lent>,
@@ -209,6 +214,8 @@ impl Engine {
             next_session: 1,
             running: HashMap::new(),
             transfers: HashMap::new(),
+            announced: HashMap::new(),
+            deciding: HashMap::new(),
             free_slots: (0..own.slots).collect(),
             lent: BTreeMap::new(),
             borrowers: VecDeque::new(),
@@ -507,8 +514,15 @@ impl Engine {
     /// Tells the coordinator, and does what it wants.
     fn happened(&mut self, event: Event) {
         let now = self.now();
+        let weighed = match &event {
+            Event::InputsWeighed { derivation, .. } => Some(derivation.clone()),
+            _ => None,
+        };
         for action in self.coordinator.handle(now, event) {
             self.act(action);
+        }
+        if let Some(derivation) = weighed {
+            self.deciding.remove(&derivation);
         }
     }
 

@@ -18,6 +18,7 @@ use tvix_node_protocol::control::find_member;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_swarm::Machine;
 use tvix_node_swarm::team::Team;
+use tvix_node_swarm::underway::Underway;
 
 pub use failure::TeamFailure;
 
@@ -99,6 +100,11 @@ struct Shared {
 }
 
 impl Membership {
+    /// What is built at the moment, for members who ask.
+    pub fn underway(&self) -> &Arc<Underway> {
+        &self.shared.machine.underway
+    }
+
     /// A node that takes part in nothing yet.
     pub fn new(parts: Parts) -> Self {
         Self {

@@ -13,6 +13,7 @@ use super::plan::{Nature, Plan, Rule};
 use twice::{Asked, Attempt, Build, Failures};
 pub use twice::{End, Failing, Reason, Whose};
 
+mod joining;
 mod private;
 mod silence;
 mod twice;
@@ -82,6 +83,8 @@ pub struct Ledger {
     /// When one did not hear another, by who asked and whom.
     unheard: BTreeMap<(usize, usize), Vec<u64>>,
     unfetched: BTreeSet<(usize, StorePath)>,
+    /// By machine and job: what it was told before it placed that last.
+    looked: Vec<BTreeMap<usize, joining::Looked>>,
     /// How often a machine was told that builders could not get a path.
     lacking: BTreeMap<(usize, StorePath), usize>,
     /// What a machine has on the word of another, so that it has no record to show.
@@ -127,6 +130,7 @@ impl Ledger {
             asked: vec![BTreeMap::new(); count],
             unheard: BTreeMap::new(),
             unfetched: BTreeSet::new(),
+            looked: (0..count).map(|_| BTreeMap::new()).collect(),
             lacking: BTreeMap::new(),
             on_a_word: BTreeSet::new(),
             failures: BTreeMap::new(),
@@ -159,6 +163,7 @@ impl Ledger {
         self.idle[machine].clear();
         self.offers[machine].clear();
         self.asked[machine].clear();
+        self.looked[machine].clear();
         self.failures.retain(|(at, _), _| *at != machine);
         self.lacking.retain(|(at, _), _| *at != machine);
         self.open.retain(|(at, _), _| *at != machine);

@@ -18,6 +18,7 @@ mod own;
 mod plan;
 mod serving;
 mod store;
+mod weighing;
 mod world;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,7 @@ use tvix_node_coordinator::{
     Action, BuildId, Config, Coordinator, Derivation, Event, FailureKind, FetchId, InputDerivation,
     OwnBuilder, PeerOffer, Quorum, SessionId, SessionOptions, Time,
 };
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildLimits;
 use tvix_node_protocol::control::{EventKind, Outcome, SessionMode};
 use tvix_node_protocol::envelope::NodeKey;
@@ -17,6 +18,7 @@ use tvix_node_protocol::roster::Role;
 use tvix_node_protocol::trust::Requirement;
 use tvix_node_swarm::gate::{NonceBook, RequestGate};
 use tvix_node_swarm::presence::{Advertisement, PresenceTable};
+use tvix_node_swarm::underway::{For, Noted, Stage, Underway};
 
 use super::super::evidence::ShownPaths;
 use super::super::grants::Grants;
@@ -40,6 +42,10 @@ pub struct Core {
     pub lent: u32,
     pub serial: u64,
     pub publishing: bool,
+    /// Builds that others are told of.
+    announced: HashMap<BuildId, Noted>,
+    /// What is about to be placed.
+    deciding: HashMap<StorePath, Noted>,
     /// When the coordinator is told the time next.
     tick: Option<u64>,
     told_free: Option<u32>,
@@ -57,6 +63,7 @@ pub struct Node {
     pub core: Mutex<Core>,
     pub shown: ShownPaths,
     pub building: Arc<SharedBuilds>,
+    pub underway: Arc<Underway>,
     /// By where it lies: who began what others may join.
     pub begun: Mutex<HashMap<usize, Begun>>,
     pub served: Arc<Served>,
@@ -90,6 +97,8 @@ impl Node {
                 lent: 0,
                 serial: world.now() * 1_000,
                 publishing: false,
+                announced: HashMap::new(),
+                deciding: HashMap::new(),
                 tick: None,
                 told_free: None,
                 telling: false,
@@ -99,6 +108,7 @@ impl Node {
             }),
             shown: ShownPaths::default(),
             building: Arc::default(),
+            underway: Arc::default(),
             begun: Mutex::default(),
             served: Arc::default(),
             grants: Grants::default(),
@@ -268,6 +278,11 @@ impl Node {
             self.at
         );
         assert!(
+            core.announced.is_empty() && core.deciding.is_empty() && self.underway.is_empty(),
+            "ENDLESS: machine {} says for ever that it builds something",
+            self.at
+        );
+        assert!(
             !self.served.is_serving(),
             "ENDLESS: machine {} still serves somebody",
             self.at
@@ -314,6 +329,10 @@ impl Node {
             _ => {}
         }
         self.world.say(|| format!("{at:>3} event  {event:?}"));
+        let weighed = match &event {
+            Event::InputsWeighed { derivation, .. } => Some(derivation.clone()),
+            _ => None,
+        };
         let (actions, new, waited_for, free) = {
             let mut core = lock(&self.core);
             let actions = core.coordinator.handle(Time(now), event);
@@ -343,6 +362,9 @@ impl Node {
         for action in actions {
             self.world.say(|| format!("{at:>3} action {action:?}"));
             self.act(action);
+        }
+        if let Some(derivation) = weighed {
+            lock(&self.core).deciding.remove(&derivation);
         }
         {
             let mut ledger = self.world.ledger();
@@ -422,10 +444,26 @@ impl Node {
             Action::WeighInputs {
                 derivation,
                 inputs,
+                outputs,
                 nodes,
             } => {
-                self.spawn(async move { node.weigh(derivation, inputs, nodes).await });
+                self.world.ledger().looks(self.at, self.world.jobs[&derivation]);
+                let (noted, turn) = self.underway.decide(derivation.clone(), For::Owner);
+                lock(&self.core).deciding.insert(derivation.clone(), noted);
+                self.spawn(async move { node.weigh((derivation, turn), inputs, outputs, nodes).await });
             }
+            Action::Announce {
+                build,
+                derivation,
+                node,
+            } => {
+                let stage = node.map_or(Stage::Here, Stage::At);
+                let noted = self.underway.note(derivation.clone(), For::Owner, stage);
+                let mut core = lock(&self.core);
+                core.announced.insert(build, noted);
+                core.deciding.remove(&derivation);
+            }
+            Action::Retract { build } => drop(lock(&self.core).announced.remove(&build)),
             Action::Fetch {
                 fetch, path, from, ..
             } => {

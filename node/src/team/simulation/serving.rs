@@ -11,6 +11,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{self, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation};
 use tvix_node_protocol::path_info::PathInfo;
+use tvix_node_swarm::underway::Underway;
 
 use super::super::answer::made_out;
 use super::super::fetch::Keep;
@@ -260,6 +261,10 @@ impl Workshop for Node {
 
     fn building(&self) -> &Arc<SharedBuilds> {
         &self.building
+    }
+
+    fn underway(&self) -> &Arc<Underway> {
+        &self.underway
     }
 
     fn begin(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -439,40 +439,6 @@ impl Node {
         });
     }
 
-    pub async fn weigh(self: &Arc<Self>, derivation: StorePath, inputs: Vec<StorePath>, nodes: Vec<NodeKey>) {
-        let closure: Vec<(StorePath, u64)> = {
-            let disk = lock(&self.world.disks[self.at]);
-            disk.closure(&inputs)
-                .into_values()
-                .filter(|info| !disk.private.is_private(&info.path))
-                .map(|info| (info.path, info.nar_size))
-                .collect()
-        };
-        let total: u64 = closure.iter().map(|(_, size)| size).sum();
-        let asked = nodes.into_iter().map(|node| {
-            let closure = closure.clone();
-            async move {
-                let to = self.world.number(node)?;
-                let answer = self.world.ask(self.at, to, move |peer| {
-                    let disk = lock(&peer.world.disks[peer.at]);
-                    closure
-                        .iter()
-                        .filter(|(path, _)| disk.paths.contains_key(path) && !disk.private.is_private(path))
-                        .map(|(_, size)| size)
-                        .sum::<u64>()
-                });
-                Some((Some(node), answer.await?))
-            }
-        });
-        let there = futures::future::join_all(asked).await.into_iter().flatten();
-        let there = std::iter::once((None, total)).chain(there).collect();
-        self.event(Event::InputsWeighed {
-            derivation,
-            total,
-            there,
-        });
-    }
-
     /// Carries out a fetch; gives what came of it.
     pub async fn fetch(self: &Arc<Self>, fetch: FetchId, path: StorePath, from: Vec<Source>) -> Event {
         let providers: Vec<NodeKey> = from

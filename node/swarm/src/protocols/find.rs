@@ -19,6 +19,7 @@ use crate::limits::{BUSY_PAUSE, FIND_TIME, HAVE_TIME, PRESENCE_ASKED, PRESENCE_C
 use crate::net::wire::Wire;
 use crate::net::{Door, WireError};
 use crate::presence::claimed;
+use crate::underway::Turn;
 
 /// How it is known that a member has a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +99,43 @@ pub(crate) async fn have(
     }
 }
 
+/// Which of these paths the peer has, and where this derivation is built, as far as it knows; one that does not say counts
+/// as knowing of nowhere.
+pub(crate) async fn have_and_underway(
+    core: &Arc<Core>,
+    peer: NodeKey,
+    paths: &[StorePath],
+    (derivation, turn): (&StorePath, Turn),
+) -> Result<(Vec<bool>, Option<NodeKey>), CallError> {
+    let secret = core.team.presence_secret();
+    let keys: Vec<PresenceKey> = paths.iter().map(|path| secret.key(path)).collect();
+    let asking = async {
+        let mut wire = open(core, peer, HAVE_TIME).await?;
+        let held = ask_on(&mut wire, core, peer, secret.epoch(), &keys, HAVE_TIME).await?;
+        let question = PresenceQuestion::Underway {
+            epoch: secret.epoch(),
+            keys: pack(&[secret.key(derivation)]),
+            turn: turn.0,
+        };
+        let place = match answered(&mut wire, &question, HAVE_TIME).await {
+            Ok(PresenceAnswer::Underway { at }) if at.len() == 1 => at[0],
+            Ok(answer) => {
+                tracing::debug!(%peer, ?answer, "a member does not say what it builds");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%peer, %error, "a member does not say what it builds");
+                None
+            }
+        };
+        Ok((held, place))
+    };
+    match tokio::time::timeout(HAVE_TIME, asking).await {
+        Ok(answer) => answer,
+        Err(_) => Err(call::at(peer, Door::Presence)(WireError::Silent(HAVE_TIME))),
+    }
+}
+
 async fn ask_connected(core: &Arc<Core>, epoch: Epoch, search: &mut Search) {
     let keys: Vec<PresenceKey> = search.wanted.keys().copied().collect();
     let mut questions = JoinSet::new();
@@ -165,8 +203,20 @@ async fn ask(
     keys: &[PresenceKey],
     patience: Duration,
 ) -> Result<Vec<bool>, CallError> {
-    let at = call::at(peer, Door::Presence);
     let mut wire = open(core, peer, patience).await?;
+    ask_on(&mut wire, core, peer, epoch, keys, patience).await
+}
+
+/// As [`ask`], at a door that is open.
+async fn ask_on(
+    wire: &mut Wire,
+    core: &Arc<Core>,
+    peer: NodeKey,
+    epoch: Epoch,
+    keys: &[PresenceKey],
+    patience: Duration,
+) -> Result<Vec<bool>, CallError> {
+    let at = call::at(peer, Door::Presence);
     let mut held = Vec::with_capacity(keys.len());
     for part in keys.chunks(PRESENCE_QUESTION_KEYS) {
         let question = PresenceQuestion::Have {
@@ -174,7 +224,7 @@ async fn ask(
             keys: pack(part),
         };
         let bits = loop {
-            match answered(&mut wire, &question, patience).await.map_err(at)? {
+            match answered(wire, &question, patience).await.map_err(at)? {
                 PresenceAnswer::Held { bits } if bits.len() == part.len().div_ceil(8) => break bits,
                 // Its budget fills up again. What is not answered in time is not known.
                 PresenceAnswer::Refused {

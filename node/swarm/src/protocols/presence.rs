@@ -1,16 +1,20 @@
 //! Presence on the wire: keeping what others say, and answering who has what.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
-use tvix_node_protocol::limits::PRESENCE_QUESTION_KEYS;
+use tvix_node_protocol::limits::{PRESENCE_QUESTION_KEYS, UNDERWAY_KEYS};
 use tvix_node_protocol::messages::{PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal};
+use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::presence::{Epoch, PresenceKey, unpack};
 
 use crate::core::{Core, lock};
 use crate::limits::{PRESENCE_CELLS_PER_PUT, PRESENCE_QUERY_LEAST};
 use crate::net::wire::{Wire, WireError};
 use crate::presence::Offer;
+use crate::shelf::{Shelf, ShelfError};
+use crate::underway::{Asked, Named, Turn};
 
 pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
     // A holder puts many cells over one stream.
@@ -20,6 +24,9 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
             PresenceQuestion::Withdraw { statement } => withdraw(core, peer, &statement),
             PresenceQuestion::Query { epoch, keys } => query(core, peer, epoch, &keys),
             PresenceQuestion::Have { epoch, keys } => have(core, peer, epoch, &keys),
+            PresenceQuestion::Underway { epoch, keys, turn } => {
+                underway(core, peer, epoch, &keys, Turn(turn)).await
+            }
         };
         wire.writer.send(&answer).await?;
         wire.writer.flush().await?;
@@ -129,6 +136,61 @@ fn query(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> PresenceAnswe
         },
         Err(reason) => PresenceAnswer::Refused { reason },
     }
+}
+
+/// Where these derivations are built. What is built for the owner is told to who may have the derivation.
+async fn underway(core: &Arc<Core>, peer: NodeKey, epoch: Epoch, keys: &[u8], turn: Turn) -> PresenceAnswer {
+    let keys = match asked(core, peer, epoch, keys, 1) {
+        Ok(keys) if keys.len() > UNDERWAY_KEYS => {
+            let reason = PresenceRefusal::TooMany;
+            return PresenceAnswer::Refused { reason };
+        }
+        Ok(keys) => keys,
+        Err(reason) => return PresenceAnswer::Refused { reason },
+    };
+    core.underway.heard(turn);
+    let (team, me) = (core.team.swarm(), core.team.me());
+    let named = core.underway.named(team, &core.team.presence_secret(), &keys);
+    let of_owner = named.iter().flatten().filter(|named| named.for_owner);
+    let of_owner: Vec<StorePath> = of_owner.map(|named| named.derivation.clone()).collect();
+    let shown = match of_owner.is_empty() {
+        true => Ok(BTreeSet::new()),
+        false => core.ask_shelf(move |shelf| may_know(shelf, peer, of_owner)).await,
+    };
+    let shown = shown.unwrap_or_else(|error| {
+        tracing::warn!(%error, "it cannot be seen who may know of what is built");
+        BTreeSet::new()
+    });
+    let places = named.into_iter().map(async |named| {
+        let Named { derivation, .. } = named?;
+        let asked = Asked {
+            team,
+            me,
+            asker: peer,
+            turn,
+            owners: shown.contains(&derivation),
+        };
+        let place = core.underway.place(&derivation, asked).await?;
+        // One that was asked in another team is nobody's business here.
+        (place == me || core.team.members().contains(place)).then_some(place)
+    });
+    PresenceAnswer::Underway {
+        at: futures::future::join_all(places).await,
+    }
+}
+
+fn may_know(
+    shelf: &dyn Shelf,
+    peer: NodeKey,
+    derivations: Vec<StorePath>,
+) -> Result<BTreeSet<StorePath>, ShelfError> {
+    let mut known = BTreeSet::new();
+    for derivation in derivations {
+        if shelf.path_info(peer, &derivation)?.is_some() {
+            known.insert(derivation);
+        }
+    }
+    Ok(known)
 }
 
 fn have(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> PresenceAnswer {

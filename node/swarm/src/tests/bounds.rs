@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tvix_node_protocol::envelope::Envelope;
-use tvix_node_protocol::limits::{PATHS_ANSWER, PRESENCE_QUESTION_KEYS, SHOWN_BYTES};
+use tvix_node_protocol::limits::{PATHS_ANSWER, PRESENCE_QUESTION_KEYS, SHOWN_BYTES, UNDERWAY_KEYS};
 use tvix_node_protocol::messages::{
     PathAnswer, PathsQuestion, PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal, PushRefusal,
     RefusalReason, Shown,
@@ -325,8 +325,13 @@ async fn one_message_about_presence_has_so_many_cells_and_keys() {
         keys: keys.clone(),
     };
     let have = PresenceQuestion::Have { epoch, keys };
+    let underway = PresenceQuestion::Underway {
+        epoch,
+        keys: vec![0; (UNDERWAY_KEYS + 1) * 16],
+        turn: 0,
+    };
     let mut wire = bob.handle.core().open(ann.key(), Door::Presence).await.unwrap();
-    for question in [put, query, have] {
+    for question in [put, query, have, underway] {
         let answer: PresenceAnswer = soon(wire.ask(&question)).await.unwrap();
         let reason = PresenceRefusal::TooMany;
         assert_eq!(answer, PresenceAnswer::Refused { reason });

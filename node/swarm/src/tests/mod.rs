@@ -18,6 +18,7 @@ mod strangers;
 mod streams;
 mod texts;
 mod transfer;
+mod underway;
 
 use std::sync::Arc;
 use std::time::Duration;

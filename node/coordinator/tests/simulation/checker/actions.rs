@@ -53,6 +53,26 @@ impl Checker {
                 assert!(nodes.iter().all(|node| self.peers.contains_key(node)));
                 self.weighing.insert(derivation.clone(), now);
             }
+            Action::Announce {
+                build,
+                derivation,
+                node,
+            } => {
+                let wanted = self
+                    .sessions
+                    .values()
+                    .any(|session| session.known.contains(derivation));
+                assert!(wanted, "{now}: {derivation} is announced, and nobody wants it");
+                let announced = (derivation.clone(), *node);
+                let before = self.announced.insert(*build, announced);
+                assert_eq!(before, None, "{now}: {build} is announced twice");
+            }
+            Action::Retract { build } => {
+                assert!(
+                    self.announced.remove(build).is_some(),
+                    "{now}: {build} was not announced"
+                );
+            }
             Action::Fetch {
                 fetch, path, from, ..
             } => {
@@ -295,6 +315,23 @@ impl Checker {
             .any(|build| build.derivation == *derivation && !build.dying);
         if let Some((id, _)) = needed {
             assert!(beside, "{now}: {derivation} is cancelled and {id} needs it");
+        }
+    }
+
+    /// What is announced is under way where it is said to be, or about to begin here.
+    pub(super) fn check_announced(&self) {
+        for (id, (derivation, node)) in &self.announced {
+            let running = self.builds.get(id);
+            let holds = match running {
+                Some(build) => !build.dying && build.derivation == *derivation && build.node == *node,
+                // Its inputs are brought.
+                None => node.is_none() && !self.numbers.contains(&id.0),
+            };
+            assert!(
+                holds,
+                "{}: {id} is announced for {derivation}, and is {running:?}",
+                self.now
+            );
         }
     }
 

@@ -110,6 +110,8 @@ pub struct Checker {
     fetches: BTreeMap<FetchId, (StorePath, Vec<Source>)>,
     pushes: BTreeMap<PushId, (StorePath, DesiredStore)>,
     weighing: BTreeMap<StorePath, u64>,
+    /// Builds that whoever asks is told of.
+    announced: BTreeMap<BuildId, (StorePath, Option<NodeKey>)>,
     peers: BTreeMap<NodeKey, tvix_node_coordinator::PeerOffer>,
     refused: BTreeSet<(StorePath, NodeKey)>,
     /// Builds whose builder could not get their inputs.
@@ -179,6 +181,7 @@ impl Checker {
             fetches: BTreeMap::new(),
             pushes: BTreeMap::new(),
             weighing: BTreeMap::new(),
+            announced: BTreeMap::new(),
             peers: BTreeMap::new(),
             refused: BTreeSet::new(),
             excused: BTreeSet::new(),
@@ -215,6 +218,7 @@ impl Checker {
         self.starting.clear();
         self.just_placed.clear();
         self.check_leases();
+        self.check_announced();
         self.note_needs();
         self.check_starvation();
         self.forget();
@@ -265,6 +269,11 @@ impl Checker {
         assert!(
             self.fetches.is_empty() && self.pushes.is_empty(),
             "transfers are left"
+        );
+        assert!(
+            self.announced.is_empty(),
+            "{:?} is announced for ever",
+            self.announced
         );
     }
 }

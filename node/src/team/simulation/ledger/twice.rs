@@ -38,6 +38,8 @@ pub enum Reason {
     OtherInputs,
     /// The earlier one failed, was cancelled, was given up, or ended with its machine.
     Failed,
+    /// Its builder is at it already, so that it is built once.
+    Joined,
     /// Neither could know of the other when it was placed.
     Simultaneous,
     /// A peer takes long with a short build, and a slot here is free.
@@ -107,8 +109,8 @@ pub(super) struct Build {
 /// What has gone wrong with a derivation at the builders that one machine has asked.
 #[derive(Default)]
 pub(super) struct Failures {
-    builders: BTreeSet<usize>,
-    lost: usize,
+    pub(super) builders: BTreeSet<usize>,
+    pub(super) lost: usize,
 }
 
 /// How a build that was asked of another came to nothing.
@@ -153,8 +155,8 @@ enum Sought {
 /// When a machine asked where a path is, and when it knew; never: it does not know yet.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
-    from: u64,
-    to: u64,
+    pub(super) from: u64,
+    pub(super) to: u64,
 }
 
 impl Ledger {
@@ -194,6 +196,7 @@ impl Ledger {
                 failures.lost
             );
         }
+        self.check_joined(machine, job, builder, now);
         let reason = self.why_again(machine, job, builder, now);
         if let Some(reason) = reason {
             *self.reasons.entry(reason).or_default() += 1;
@@ -384,6 +387,9 @@ impl Ledger {
             plan.jobs[job].drv,
             needless.join(", ")
         );
+        if builder.is_some_and(|builder| self.is_at_it(builder, job)) {
+            return Some(reason.unwrap_or(Reason::Joined));
+        }
         let mut others = self.builds.iter().filter(|build| build.job == job);
         reason.or_else(|| {
             others.next_back().map(|build| match build.end {
@@ -447,7 +453,7 @@ impl Ledger {
         sought
     }
 
-    fn did_not_hear(&self, machine: usize, holder: usize, asked: Asked) -> bool {
+    pub(super) fn did_not_hear(&self, machine: usize, holder: usize, asked: Asked) -> bool {
         let plan = &self.plan;
         let parted = plan.partitions.iter().any(|partition| {
             partition.from <= asked.to

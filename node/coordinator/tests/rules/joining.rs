@@ -1,0 +1,307 @@
+//! What others build, or have built, while this node is about to.
+
+use tvix_node_coordinator::{Delivery, Derivation, Event, FailureKind, PeerOffer, Quorum, Source, limits};
+use tvix_node_protocol::control::Outcome;
+
+use crate::desk::{Desk, derivation, drv, node, offer, options, path};
+
+/// A builder whose slots are all taken.
+fn full(name: &str, slots: u32) -> PeerOffer {
+    PeerOffer {
+        slots_free: 0,
+        ..offer(name, slots)
+    }
+}
+
+/// The answer of those who were asked before a derivation is placed.
+fn answer(desk: &mut Desk, word: &str, makers: &[u8], made: bool) {
+    desk.send(Event::InputsWeighed {
+        derivation: drv(word),
+        total: 0,
+        there: vec![],
+        makers: makers.iter().map(|maker| node(*maker)).collect(),
+        made,
+    });
+}
+
+/// This node, with so many slots, wants `a`, and has asked who builds it.
+fn about_to_place(slots: u32, peers: &[(u8, PeerOffer)]) -> Desk {
+    let mut desk = Desk::new(slots);
+    desk.hold_makers = true;
+    for (number, offer) in peers {
+        desk.peer(*number, offer.clone());
+    }
+    desk.command(1, options(), &[derivation("a", &[])]);
+    assert!(desk.running.is_empty(), "it waits to learn who builds it");
+    desk
+}
+
+#[test]
+fn what_another_node_builds_already_is_had_from_there() {
+    let mut desk = about_to_place(4, &[(1, full("b", 1)), (2, offer("c", 4))]);
+    assert_eq!(desk.weighed, [node(1), node(2)], "also who has no free slot");
+    answer(&mut desk, "a", &[1], false);
+    assert_eq!(desk.build("a").node, Some(node(1)));
+    assert_eq!(desk.reason(1, "a"), "b: builds it already");
+    desk.finish_as(desk.build("a").build, "a", Delivery::OwnStore);
+    assert_eq!(desk.outcome(1), Some(Outcome::Success));
+    assert_eq!(desk.started, ["a"]);
+}
+
+#[test]
+fn nobody_is_asked_where_there_is_no_choice() {
+    let mut desk = Desk::new(1);
+    desk.hold_makers = true;
+    desk.command(1, options(), &[derivation("a", &[])]);
+    assert_eq!(desk.build("a").node, None, "there is nobody else");
+    let mut desk = Desk::new(0);
+    desk.hold_makers = true;
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    assert_eq!(desk.build("a").node, Some(node(1)), "it goes there in any case");
+}
+
+#[test]
+fn a_build_that_is_joined_takes_no_slot_and_gives_none() {
+    let mut desk = about_to_place(1, &[(1, full("b", 1))]);
+    answer(&mut desk, "a", &[1], false);
+    desk.finish_as(desk.build("a").build, "a", Delivery::OwnStore);
+    // Were one free there, one of these would be placed on it.
+    desk.command(2, options(), &[derivation("long", &[])]);
+    answer(&mut desk, "long", &[], false);
+    assert_eq!(desk.build("long").node, None);
+    desk.command(3, options(), &[derivation("next", &[])]);
+    assert_eq!(desk.words(), ["long"]);
+
+    let mut desk = about_to_place(1, &[(1, offer("b", 1))]);
+    answer(&mut desk, "a", &[1], false);
+    desk.command(2, options(), &[derivation("long", &[])]);
+    answer(&mut desk, "long", &[], false);
+    desk.command(3, options(), &[derivation("next", &[])]);
+    let ways: Vec<_> = desk.running.iter().map(|started| started.node).collect();
+    assert_eq!(
+        ways.len(),
+        3,
+        "what is joined leaves the slot there for another build"
+    );
+}
+
+#[test]
+fn a_builder_is_not_believed_to_build_more_at_once_than_it_has_slots() {
+    let mut desk = about_to_place(4, &[(1, full("b", 1))]);
+    answer(&mut desk, "a", &[1], false);
+    desk.command(2, options(), &[derivation("second", &[])]);
+    answer(&mut desk, "second", &[1], false);
+    assert_eq!(desk.build("a").node, Some(node(1)));
+    assert_eq!(desk.build("second").node, None);
+}
+
+#[test]
+fn who_is_said_to_build_it_and_cannot_is_not_asked() {
+    let mut other = full("b", 1);
+    other.systems = vec!["riscv64-linux".into()];
+    let mut desk = about_to_place(1, &[(1, other), (2, full("c", 1))]);
+    assert_eq!(desk.weighed, [node(2)]);
+    answer(&mut desk, "a", &[1, 7], false);
+    assert_eq!(desk.build("a").node, None);
+}
+
+#[test]
+fn a_builder_that_refused_it_is_not_joined_again() {
+    let mut desk = about_to_place(1, &[(1, full("b", 1))]);
+    answer(&mut desk, "a", &[1], false);
+    desk.fail("a", FailureKind::Refused);
+    assert_eq!(desk.build("a").node, None, "there is nobody else to ask");
+    assert!(desk.reason(1, "a").contains("tried before: b: no, thank you"));
+}
+
+#[test]
+fn a_build_that_ended_without_a_result_is_begun_here_unless_another_one_has_begun_it() {
+    let mut desk = about_to_place(1, &[(1, full("b", 1)), (2, full("c", 1))]);
+    answer(&mut desk, "a", &[1], false);
+    desk.fail("a", FailureKind::Busy);
+    answer(&mut desk, "a", &[2], false);
+    assert_eq!(desk.build("a").node, Some(node(2)));
+    desk.fail("a", FailureKind::Busy);
+    answer(&mut desk, "a", &[], false);
+    assert_eq!(desk.build("a").node, None);
+}
+
+#[test]
+fn what_was_made_meanwhile_is_looked_for_anew_and_not_built() {
+    let mut desk = about_to_place(1, &[(1, full("b", 1))]);
+    desk.peer_has(1, "a");
+    answer(&mut desk, "a", &[], true);
+    assert!(desk.running.is_empty());
+    desk.arrive("a");
+    assert_eq!(desk.outcome(1), Some(Outcome::Success));
+    assert!(desk.started.is_empty());
+}
+
+#[test]
+fn what_is_said_to_be_made_and_is_not_believed_is_built_and_looked_for_once() {
+    let mut desk = about_to_place(1, &[(1, full("b", 1))]);
+    desk.hold_answers = true;
+    answer(&mut desk, "a", &[], true);
+    assert_eq!(desk.questions.len(), 1);
+    assert!(desk.running.is_empty(), "it waits for the answer");
+    desk.wait(limits::WEIGHTS_KEPT.as_millis() as u64);
+    desk.answer_all();
+    // What was learned is out of date by now.
+    assert!(desk.running.is_empty());
+    answer(&mut desk, "a", &[], true);
+    assert!(desk.questions.is_empty());
+    assert_eq!(desk.build("a").node, None);
+}
+
+#[test]
+fn what_was_learned_is_learned_anew_after_a_while() {
+    let mut desk = about_to_place(1, &[(1, full("b", 1))]);
+    desk.send(Event::SlotsLent { count: 1 });
+    answer(&mut desk, "a", &[], false);
+    assert!(desk.running.is_empty(), "the slot has been taken meanwhile");
+    desk.weighed.clear();
+    desk.wait(limits::WEIGHTS_KEPT.as_millis() as u64);
+    desk.send(Event::SlotsLent { count: 0 });
+    assert_eq!(desk.weighed, [node(1)]);
+    answer(&mut desk, "a", &[1], false);
+    assert_eq!(desk.build("a").node, Some(node(1)));
+}
+
+#[test]
+fn builds_that_several_have_to_do_each_for_himself_are_not_joined() {
+    let quorum = Quorum {
+        needed: 1,
+        here: true,
+        of: vec![node(1)],
+    };
+    let agreed = Derivation {
+        quorum: Some(quorum),
+        ..derivation("a", &[])
+    };
+    let mut desk = Desk::new(1);
+    desk.hold_makers = true;
+    desk.peer(1, full("b", 1));
+    desk.command(1, options(), &[agreed]);
+    assert_eq!(desk.build("a").node, None);
+    assert!(desk.weighed.is_empty());
+}
+
+#[test]
+fn what_is_not_worth_the_way_is_not_asked_for() {
+    let local = Derivation {
+        prefer_local: true,
+        ..derivation("a", &[])
+    };
+    let mut desk = Desk::new(1);
+    desk.hold_makers = true;
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[local]);
+    assert_eq!(desk.build("a").node, None);
+    assert!(desk.weighed.is_empty());
+}
+
+#[test]
+fn whoever_asks_is_told_of_a_build_until_it_is_over() {
+    let mut desk = Desk::new(1);
+    desk.peer_has(1, "input");
+    desk.command(
+        1,
+        options(),
+        &[derivation("input", &[]), derivation("a", &["input"])],
+    );
+    let announced: Vec<_> = desk.announced.values().cloned().collect();
+    assert_eq!(
+        announced,
+        [("a".to_owned(), None)],
+        "from when its inputs are brought"
+    );
+    desk.arrive("input");
+    assert_eq!(desk.announced.len(), 1);
+    desk.finish("a");
+    assert!(desk.announced.is_empty());
+
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    let announced: Vec<_> = desk.announced.values().cloned().collect();
+    assert_eq!(
+        announced,
+        [("a".to_owned(), Some(node(1)))],
+        "who asks is told where"
+    );
+    desk.interrupt(1);
+    assert!(desk.announced.is_empty());
+}
+
+#[test]
+fn nobody_is_told_of_a_build_that_is_being_stopped() {
+    let mut desk = Desk::new(1);
+    desk.command(1, options(), &[derivation("a", &[])]);
+    assert_eq!(desk.announced.len(), 1);
+    desk.interrupt(1);
+    assert_eq!(desk.words(), ["a"], "it is not over yet");
+    assert!(desk.announced.is_empty());
+    desk.bury();
+}
+
+#[test]
+fn whoever_asks_is_told_of_a_guess() {
+    let mut desk = Desk::new(1);
+    desk.open(1, options());
+    desk.instantiate(1, &[derivation("a", &[])]);
+    assert_eq!(desk.words(), ["a"]);
+    assert_eq!(desk.announced.len(), 1);
+}
+
+#[test]
+fn what_another_node_builds_is_no_guess_until_it_is_demanded() {
+    let mut desk = Desk::new(1);
+    desk.hold_makers = true;
+    desk.peer(1, full("b", 1));
+    desk.open(1, options());
+    desk.instantiate(1, &[derivation("a", &[]), derivation("c", &[])]);
+    assert!(desk.running.is_empty(), "one slot, one question");
+    answer(&mut desk, "a", &[1], false);
+    answer(&mut desk, "c", &[], false);
+    assert_eq!(desk.words(), ["c"], "the slot is for something else");
+    assert_eq!(desk.build("c").node, None);
+    desk.target(1, 0, "a");
+    assert_eq!(desk.build("a").node, Some(node(1)), "now it is asked for");
+}
+
+#[test]
+fn nobody_is_told_of_a_fixed_output_that_is_made_here() {
+    let fixed = Derivation {
+        fixed_output: true,
+        ..derivation("a", &[])
+    };
+    let mut desk = Desk::new(1);
+    desk.command(1, options(), std::slice::from_ref(&fixed));
+    assert_eq!(desk.build("a").node, None);
+    assert!(desk.announced.is_empty());
+    desk.finish("a");
+
+    // Elsewhere it is shared by all who ask for it.
+    let mut desk = Desk::new(0);
+    let lends = PeerOffer {
+        fixed_outputs: true,
+        ..offer("b", 1)
+    };
+    desk.peer(1, lends);
+    desk.command(1, options(), &[fixed]);
+    assert_eq!(desk.announced.len(), 1);
+}
+
+#[test]
+fn what_can_be_had_by_then_is_not_looked_for() {
+    let mut desk = about_to_place(1, &[(1, full("b", 1))]);
+    desk.elsewhere.insert(path("a"), vec![Source::Peer(node(1))]);
+    answer(&mut desk, "a", &[1], true);
+    assert!(
+        desk.started.is_empty(),
+        "what is there goes before what is being made"
+    );
+    desk.arrive("a");
+    assert_eq!(desk.outcome(1), Some(Outcome::Success));
+}
