@@ -5,6 +5,7 @@ use tokio::sync::Semaphore;
 use tvix_node_protocol::build::{BuildKind, BuildOptions};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::derivation::{DerivationFields, OutputKind, read_derivation};
+use tvix_node_swarm::underway::{Asked, Seen, Turn};
 
 use super::*;
 use crate::team::together::Heard;
@@ -21,6 +22,8 @@ struct Shop {
     /// A build begins with one of these.
     slots: Semaphore,
     carried_out: AtomicUsize,
+    /// Whether members were told of the build while it ran.
+    told: Mutex<Vec<bool>>,
     steps: Mutex<Vec<String>>,
 }
 
@@ -33,8 +36,21 @@ impl Shop {
             found,
             slots: Semaphore::new(0),
             carried_out: AtomicUsize::new(0),
+            told: Mutex::default(),
             steps: Mutex::default(),
         })
+    }
+
+    /// Whether a member that asks is told that a derivation is built here.
+    fn tells(&self, derivation: &StorePath) -> bool {
+        let asked = Asked {
+            team: TEAM,
+            me: NodeKey([1; 32]),
+            asker: NodeKey([2; 32]),
+            turn: Turn::default(),
+            owners: false,
+        };
+        self.underway.seen(derivation, asked) == Seen::At(asked.me)
     }
 
     fn steps(&self) -> Vec<String> {
@@ -96,6 +112,8 @@ impl Workshop for Shop {
         accepted: bool,
     ) -> Ended {
         self.carried_out.fetch_add(1, Ordering::Relaxed);
+        let told = self.tells(&order.request.derivation);
+        self.told.lock().unwrap().push(told);
         Ended::Built {
             record: record(&order.request),
             accepted,
@@ -193,4 +211,27 @@ async fn two_who_want_the_same_have_one_build_unless_it_is_for_one_alone() {
         let turned_away = shop.steps().iter().any(|step| step == "TurnedAway");
         assert_eq!(turned_away, !accepted, "{:?}", shop.steps());
     }
+}
+
+#[tokio::test]
+async fn members_are_told_of_a_build_unless_it_is_for_one_alone() {
+    for accepted in [true, false] {
+        let shop = Shop::new(accepted, false);
+        shop.slots.add_permits(1);
+        let order = order();
+        let waiting = join(&shop, &order).await.unwrap();
+        end(&waiting).await;
+        assert_eq!(*shop.told.lock().unwrap(), [accepted]);
+        assert!(shop.underway.is_empty(), "it is over");
+    }
+    let shop = Shop::new(true, false);
+    shop.slots.add_permits(1);
+    let mut fresh = (*order()).request.clone();
+    fresh.fresh = true;
+    let fresh = Arc::new(Order {
+        request: fresh,
+        ..Arc::into_inner(order()).unwrap()
+    });
+    end(&join(&shop, &fresh).await.unwrap()).await;
+    assert_eq!(*shop.told.lock().unwrap(), [false]);
 }

@@ -18,5 +18,6 @@ mod repairing;
 mod sharing;
 mod sight;
 mod teams;
+mod together;
 mod traffic;
 mod trusting;

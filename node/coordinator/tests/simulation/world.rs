@@ -314,7 +314,7 @@ impl World {
                 ..
             } => {
                 if !self.lost(20) {
-                    let some = |node: &&tvix_node_protocol::envelope::NodeKey| node.0[0] % 3 == 0;
+                    let some = |node: &&tvix_node_protocol::envelope::NodeKey| node.0[0].is_multiple_of(3);
                     let makers = match self.rng.between(0, 3) {
                         0 => nodes.iter().filter(some).copied().collect(),
                         _ => vec![],
