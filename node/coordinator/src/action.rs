@@ -100,6 +100,9 @@ pub enum Action {
         cores: u32,
         /// Bounds.
         limits: BuildLimits,
+        /// Take part in what is built here for another. It has no slot, so it must not begin anything: where there is
+        /// nothing to take part in any more, it has failed as [`FailureKind::Busy`](crate::FailureKind::Busy).
+        joins: bool,
     },
     /// Build a derivation of which outputs are in the own store again, on this node and in a slot that no
     /// build wants, and compare. All inputs are in the own store with their closure. Answered by

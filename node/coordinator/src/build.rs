@@ -1,6 +1,5 @@
 //! Builds that are placed: from the placement to the cancellation. Results are another matter.
 
-use std::time::Duration;
 use tvix_node_protocol::StorePath;
 
 use tvix_node_protocol::build::{BuildLimits, DesiredStore};
@@ -62,6 +61,10 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
+    pub(crate) fn takes_slot_here(&self) -> bool {
+        self.node.is_none() && !self.joins
+    }
+
     /// Whether it is to take a slot of a node that has not said so yet.
     pub(crate) fn is_unanswered_by(&self, node: &NodeKey) -> bool {
         self.node.as_ref() == Some(node) && self.stage == Stage::Asked && !self.joins
@@ -105,6 +108,7 @@ impl Coordinator {
             joins,
         } = placement;
         match &node {
+            None if joins => {}
             None => {
                 session.placed_here += 1;
                 self.builders.used_here += 1;
@@ -126,13 +130,11 @@ impl Coordinator {
             // Others may have to build it, too.
             self.graph.touch_drv(id);
         }
-        let usual = self.history.usual(&derivation);
-        let late = usual
-            .filter(|usual| node.is_some() && *usual <= limits::RACED)
-            .map(|usual| {
-                self.now
-                    .after(Duration::from_millis(usual * 2).max(limits::RACE_PATIENCE))
-            });
+        // What has been begun for another may have to wait there for a slot; until it runs, it is not late.
+        let late = match node.is_some() && !joins {
+            true => self.history.late(&derivation, self.now),
+            false => None,
+        };
         let attempt = Attempt {
             drv: id,
             derivation,
@@ -210,6 +212,7 @@ impl Coordinator {
         };
         attempt.stage = Stage::Asked;
         let (derivation, cores, limits) = (attempt.derivation.clone(), attempt.cores, attempt.limits);
+        let joins = attempt.joins;
         let drv = attempt.drv;
         let urgency = self.urgency(drv, participants);
         let demanded = urgency > Urgency::Speculative;
@@ -221,6 +224,7 @@ impl Coordinator {
             demanded,
             cores,
             limits,
+            joins,
         });
     }
 
@@ -312,6 +316,9 @@ impl Coordinator {
             return;
         }
         attempt.stage = Stage::Running { since: now };
+        if attempt.joins && attempt.node.is_some() {
+            attempt.late = self.history.late(&attempt.derivation, now);
+        }
         let (told, derivation) = (attempt.told, attempt.derivation.clone());
         let node = attempt.node_name.clone();
         for slot in told.iter() {
@@ -351,14 +358,14 @@ impl Coordinator {
     pub(crate) fn take_attempt(&mut self, build: BuildId) -> Option<Attempt> {
         self.retract(build);
         let attempt = self.attempts.remove(&build)?;
-        let here = attempt.node.is_none();
+        let here = attempt.takes_slot_here();
         if let Some(session) = attempt.payer.and_then(|payer| self.sessions.get_mut(payer)) {
             session.placed = session.placed.saturating_sub(1);
             session.placed_here = session.placed_here.saturating_sub(u32::from(here));
         }
         match &attempt.node {
+            _ if attempt.joins => {}
             None => self.builders.used_here -= 1,
-            Some(_) if attempt.joins => {}
             Some(node) => self.builders.give_slot(node),
         }
         let drv = &mut self.graph.drvs[attempt.drv];
@@ -436,7 +443,7 @@ impl Coordinator {
                 let payer = attempt.payer.and_then(|payer| self.sessions.get_mut(payer));
                 if let Some(session) = payer {
                     session.placed += 1;
-                    session.placed_here += u32::from(attempt.node.is_none());
+                    session.placed_here += u32::from(attempt.takes_slot_here());
                 }
             }
         }

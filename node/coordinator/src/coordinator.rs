@@ -199,6 +199,7 @@ impl Coordinator {
                 total,
                 there,
                 makers,
+                promised,
                 made,
             } => self.weighed(
                 &derivation,
@@ -206,6 +207,7 @@ impl Coordinator {
                     total,
                     there,
                     makers,
+                    promised,
                     made,
                 },
             ),

@@ -147,8 +147,11 @@ pub enum Event {
         /// Bytes of it that a node's store has. The own node counts too, under its own key or under
         /// none.
         there: Vec<(Option<NodeKey>, u64)>,
-        /// Nodes that build it already, by their own word or by that of who has it built there.
-        makers: Vec<NodeKey>,
+        /// Nodes that build it already, by their own word or by that of who has it built there; none: this node does, for
+        /// another.
+        makers: Vec<Option<NodeKey>>,
+        /// Whether another node has asked this one to build it, and it has not begun.
+        promised: bool,
         /// Whether somebody says that he has all the outputs that were asked for.
         made: bool,
     },

@@ -59,6 +59,10 @@ impl Coordinator {
                     failure,
                 );
             }
+            FailureKind::Busy if attempt.joins && attempt.node.is_none() => {
+                self.graph.drvs[attempt.drv].not_joined_here = true;
+                self.try_later(&attempt, participants, failure.error);
+            }
             FailureKind::Busy if attempt.node.is_some() && !attempt.inputs_missing => {
                 if self.counts_as_refusal(&attempt) {
                     failure.kind = FailureKind::Refused;

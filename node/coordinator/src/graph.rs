@@ -200,8 +200,10 @@ pub(crate) struct Requirement {
 pub(crate) struct Weights {
     pub(crate) total: u64,
     pub(crate) there: Vec<(Option<NodeKey>, u64)>,
-    /// Who is building it already.
-    pub(crate) makers: Vec<NodeKey>,
+    /// Who is building it already; none: this node, for another.
+    pub(crate) makers: Vec<Option<NodeKey>>,
+    /// This node is to build it for another, and has not begun.
+    pub(crate) promised: bool,
     /// When this was heard.
     pub(crate) heard: Time,
 }
@@ -284,6 +286,8 @@ pub(crate) struct Drv {
     pub(crate) asked_anew: bool,
     /// Somebody else is at it: it is no guess for this node any more.
     pub(crate) left_to_others: bool,
+    /// What this node builds for another could not be joined: it is something else.
+    pub(crate) not_joined_here: bool,
     pub(crate) stranded_since: Option<Time>,
     /// Builds of it so far that were not cancelled.
     pub(crate) tries: u8,
@@ -455,6 +459,7 @@ impl Graph {
             weighing: Weighing::No,
             asked_anew: false,
             left_to_others: false,
+            not_joined_here: false,
             stranded_since: None,
             tries: 0,
             built_by: None,

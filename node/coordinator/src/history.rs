@@ -1,11 +1,13 @@
 //! How long builds of a package took where: what was seen before is the best guess for the next time.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeKey;
 
+use crate::id::Time;
 use crate::limits;
 
 /// How long builds of a package took at a node, as it is written down to outlive a restart.
@@ -93,6 +95,12 @@ impl History {
         let seen = self.packages.get(&package(derivation))?;
         let sum = seen.values().fold(0, |sum: u64, took| sum.saturating_add(*took));
         sum.checked_div(seen.len() as u64)
+    }
+
+    /// When a build that a peer begins now, and that is known to be short, should be over; none: it is not known to be.
+    pub(crate) fn late(&self, derivation: &StorePath, now: Time) -> Option<Time> {
+        let usual = self.usual(derivation).filter(|usual| *usual <= limits::RACED)?;
+        Some(now.after(Duration::from_millis(usual * 2).max(limits::RACE_PATIENCE)))
     }
 }
 

@@ -40,12 +40,20 @@ pub const PRESENCE_TRIES: u8 = 3;
 /// round trip across an ocean, shorter than a person notices.
 pub const WEIGH_PATIENCE: Duration = Duration::from_millis(250);
 
-/// How long what was learned counts: others begin builds all the time.
-pub const WEIGHTS_KEPT: Duration = Duration::from_secs(2);
+/// How long what was learned counts, where it could not be placed at once: others begin builds all the time, and to ask
+/// again costs a round trip.
+pub const WEIGHTS_KEPT: Duration = Duration::from_millis(50);
+
+/// After how long it is looked again at what this node was asked to build for another, and has no slot for.
+pub const HELD: Duration = Duration::from_secs(1);
 
 /// Nodes that are asked before one derivation is placed. A team's builders are fewer, mostly; of more the candidates are
 /// asked first.
 pub const ASKED_BEFORE_PLACING: usize = 32;
+
+/// Builds of one other node that are joined at once: what it builds, and what waits for it to. Whoever claims more than
+/// that builds nothing of it.
+pub const JOINED: usize = 64;
 
 /// Derivations that wait at once to learn who has their inputs. Bounds the questions in flight.
 pub const WEIGHING: usize = 64;

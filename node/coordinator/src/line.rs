@@ -48,6 +48,8 @@ pub(crate) struct Queues {
     pub(crate) weighing: BTreeSet<DrvId>,
     /// Derivations that are no guess any more, because another node was found to be at them.
     pub(crate) left: BTreeSet<DrvId>,
+    /// When it is looked again at what waits for this node to begin it for another.
+    pub(crate) held: Option<Time>,
     /// Derivations that some builders do not get again.
     pub(crate) troubled: BTreeSet<DrvId>,
     /// Since when there is something demanded that no builder could build.

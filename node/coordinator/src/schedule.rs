@@ -17,6 +17,7 @@ use tvix_node_protocol::envelope::NodeKey;
 
 impl Coordinator {
     pub(crate) fn schedule(&mut self) {
+        self.queues.held = None;
         self.rank_if_due();
         self.give_up_stranded();
         self.join_left();
@@ -43,7 +44,9 @@ impl Coordinator {
         }
         let mut sessions: Vec<(u32, u64, Slot)> = Vec::new();
         for (_, slot) in self.queues.lines.keys().filter(|(line, _)| *line == urgency) {
-            if let Some(session) = self.sessions.get(*slot) {
+            // What was queued as a guess is none any more when the evaluation has ended.
+            let over = urgency == Urgency::Speculative && !self.sessions.speculating.contains(*slot);
+            if let Some(session) = self.sessions.get(*slot).filter(|_| !over) {
                 sessions.push((session.placed, session.order, *slot));
             }
         }
@@ -116,7 +119,7 @@ impl Coordinator {
     }
 
     fn place_drv(&mut self, id: DrvId, slot: Slot, urgency: Urgency) -> bool {
-        let candidates = self.candidates(id, slot, urgency, &[]);
+        let mut candidates = self.candidates(id, slot, urgency, &[]);
         if candidates.is_empty() {
             return false;
         }
@@ -135,6 +138,15 @@ impl Coordinator {
             }
             self.join(id, slot, node);
             return true;
+        }
+        if self.is_promised(id) {
+            candidates.retain(|candidate| candidate.node.is_none());
+            if candidates.is_empty() {
+                // It is begun here for another, or is looked at anew by then.
+                let until = self.now.after(limits::HELD);
+                self.queues.held.get_or_insert(until);
+                return false;
+            }
         }
         let circumstances = self.circumstances(id, urgency);
         let job = self.job(id, urgency);
@@ -430,7 +442,7 @@ impl Coordinator {
             .attempts
             .iter()
             .rev()
-            .filter(|(_, attempt)| attempt.node.is_none())
+            .filter(|(_, attempt)| attempt.node.is_none() && !attempt.joins)
         {
             if attempt.stage == Stage::Dying {
                 dying.push(attempt.payer);
@@ -516,6 +528,7 @@ impl Coordinator {
             .chain(stranded)
             .chain(starved)
             .chain(self.builders.pauses_due())
+            .chain(self.queues.held)
             .min()
     }
 }

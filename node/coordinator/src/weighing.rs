@@ -20,7 +20,8 @@ use crate::session_set::Slot;
 pub(crate) struct Weighed {
     pub(crate) total: u64,
     pub(crate) there: Vec<(Option<NodeKey>, u64)>,
-    pub(crate) makers: Vec<NodeKey>,
+    pub(crate) makers: Vec<Option<NodeKey>>,
+    pub(crate) promised: bool,
     pub(crate) made: bool,
 }
 
@@ -59,8 +60,9 @@ impl Coordinator {
         } else if self.graph.drvs[id].inputs.is_empty() {
             return Weigh::Done;
         }
-        let here = candidates.iter().any(|candidate| candidate.node.is_none());
-        if nodes.len() + usize::from(here) < 2 {
+        // Also where only another one has a free slot: it may be at it, or have asked this one to be.
+        let here = self.builders.slots_here() > 0;
+        if nodes.is_empty() || nodes.len() + usize::from(here) < 2 {
             return Weigh::Done;
         }
         if self.queues.weighing.len() >= limits::WEIGHING {
@@ -91,6 +93,7 @@ impl Coordinator {
             total,
             there,
             makers,
+            promised,
             made,
         } = weighed;
         let drv = &mut self.graph.drvs[id];
@@ -98,6 +101,7 @@ impl Coordinator {
             total,
             there,
             makers,
+            promised,
             heard: self.now,
         }));
         self.graph.touch_drv(id);
@@ -142,8 +146,15 @@ impl Coordinator {
         !requirement.prefer_local && !self.metered && self.quorum(id).is_none()
     }
 
-    /// A node that builds a derivation already, and may build it for this one.
-    pub(crate) fn maker(&mut self, id: DrvId) -> Option<NodeKey> {
+    /// Whether this node is about to build a derivation for another, so that it is placed nowhere else.
+    pub(crate) fn is_promised(&self, id: DrvId) -> bool {
+        let drv = &self.graph.drvs[id];
+        let promised = matches!(&drv.weighing, Weighing::Done(Some(weights)) if weights.promised);
+        promised && !drv.not_joined_here && self.may_join(id) && self.may_build_here(id)
+    }
+
+    /// A node that builds a derivation already, and may build it for this one; none: this one.
+    pub(crate) fn maker(&mut self, id: DrvId) -> Option<Option<NodeKey>> {
         if !self.may_join(id) {
             return None;
         }
@@ -151,25 +162,31 @@ impl Coordinator {
             Weighing::Done(Some(weights)) if !weights.makers.is_empty() => weights.makers.clone(),
             _ => return None,
         };
+        if makers.contains(&None) && !self.graph.drvs[id].not_joined_here && self.may_build_here(id) {
+            return Some(None);
+        }
         let capable = self.peers_for(id);
-        makers.into_iter().find(|node| {
+        makers.into_iter().flatten().map(Some).find(|maker| {
+            let Some(node) = maker else { return false };
             let joined = self
                 .attempts
                 .values()
-                .filter(|attempt| attempt.joins && attempt.node == Some(*node));
+                .filter(|attempt| attempt.joins && attempt.node == *maker);
             let peer = self.builders.peer(node);
-            // It builds no more at once than it has slots, whatever it says.
-            let open =
-                peer.is_some_and(|peer| !peer.is_paused() && joined.count() < peer.offer.slots as usize);
+            let open = peer.is_some_and(|peer| !peer.is_paused()) && joined.count() < limits::JOINED;
             open && capable.contains(node)
         })
     }
 
-    /// Takes part in what another node builds, which needs no slot.
-    pub(crate) fn join(&mut self, id: DrvId, payer: Slot, node: NodeKey) {
+    /// Takes part in what another node builds, or this one for another, which needs no slot.
+    pub(crate) fn join(&mut self, id: DrvId, payer: Slot, node: Option<NodeKey>) {
+        let reason = match &node {
+            Some(node) => format!("{}: builds it already", self.builders.name(node)),
+            None => "this node: builds it already, for another".to_owned(),
+        };
         let placement = Placement {
-            node: Some(node),
-            reason: format!("{}: builds it already", self.builders.name(&node)),
+            node,
+            reason,
             hedges: None,
             joins: true,
         };

@@ -35,8 +35,8 @@ pub struct Job {
     pub cores: u32,
     /// Bounds.
     pub limits: BuildLimits,
-    /// The slot it has until it ends.
-    pub slot: u32,
+    /// The slot it has until it ends; none: it only takes part in what is built for another.
+    pub slot: Option<u32>,
     /// Why it was placed here.
     pub reason: String,
     /// Keep its folder if it fails.
@@ -107,13 +107,14 @@ impl Jobs {
                 listener.started().await;
                 return Ok((here, Delivery::OwnStore));
             }
+            let slot = job.slot.ok_or(JobError::NothingToJoin)?;
             let audience = self.audience(&plan).await?;
-            let work = self.work(job, plan);
+            let work = self.work(job, plan, slot);
             let performed = self.perform(&work, &mut listener, cancel).await?;
             return self.keep_built(job, performed, audience).await.map(Kept::result);
         };
         let audience = self.audience(&plan).await?;
-        let shared = (key, job.limits, &audience);
+        let shared = (key, job.limits, job.slot.map(|_| &audience));
         let own = OwnJob {
             jobs: self,
             job,
@@ -145,13 +146,13 @@ impl Jobs {
         Ok(audience.await?)
     }
 
-    fn work(&self, job: &Job, plan: Plan) -> Work {
+    fn work(&self, job: &Job, plan: Plan, slot: u32) -> Work {
         Work {
             wanted: plan.outputs.keys().cloned().collect(),
             plan,
             cores: job.cores,
             limits: job.limits,
-            slot: job.slot,
+            slot,
             request: None,
             keep_failed: job.keep_failed,
             signer: Arc::clone(&self.secret),
@@ -272,7 +273,8 @@ impl OwnWork for OwnJob<'_> {
             engine: self.listener,
             build: Arc::clone(&owned.build),
         };
-        let work = self.jobs.work(self.job, self.plan);
+        let slot = self.job.slot.ok_or(JobError::NothingToJoin)?;
+        let work = self.jobs.work(self.job, self.plan, slot);
         let stop = owned.build.cancel.child_token();
         let performed = self.jobs.perform(&work, &mut listener, stop).await?;
         let kept = self.jobs.keep_built(self.job, performed, self.audience).await?;
@@ -280,6 +282,10 @@ impl OwnWork for OwnJob<'_> {
             Kept::Registered(built, record) => ((built, Delivery::OwnStore), record),
             Kept::Vote(built) => ((built, Delivery::Vote), None),
         })
+    }
+
+    fn nothing_to_join() -> JobError {
+        JobError::NothingToJoin
     }
 
     fn cancelled() -> JobError {
@@ -365,6 +371,7 @@ pub fn kind_of(error: &JobError) -> FailureKind {
         }
         JobError::Disagreed(_) => FailureKind::Disagreed,
         JobError::Cancelled => FailureKind::Cancelled,
+        JobError::NothingToJoin => FailureKind::Busy,
         // An output that cannot be what the derivation says is the derivation's fault.
         JobError::Check(_)
         | JobError::Circle(..)

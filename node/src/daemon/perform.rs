@@ -167,6 +167,9 @@ pub enum JobError {
     /// Nobody wants it any more.
     #[error("it was cancelled")]
     Cancelled,
+    /// There is no build any more that it could have taken part in.
+    #[error("what this node built of it for another is over")]
+    NothingToJoin,
 }
 
 /// Where the folder of a failed build is, where it was to be kept.

@@ -9,6 +9,8 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::envelope::NodeKey;
 
+use tvix_node_swarm::underway::{ForOthers, Underway};
+
 use super::TeamNode;
 use super::presence::{About, Found};
 use crate::daemon::depot::Depot;
@@ -78,27 +80,35 @@ async fn elsewhere(teams: &[Arc<TeamNode>], paths: &[StorePath]) -> BTreeMap<Sto
 
 /// How much of a derivation's inputs which of these nodes has, who builds it, and whether somebody has its outputs by
 /// now.
-pub async fn weigh(teams: &[Arc<TeamNode>], about: About, nodes: Vec<NodeKey>) -> Event {
+pub async fn weigh(teams: &[Arc<TeamNode>], underway: &Underway, about: About, nodes: Vec<NodeKey>) -> Event {
     let asked = teams.iter().map(|team| {
         let met = nodes.iter().copied().filter(|node| team.meets(*node));
         team.weigh(&about, met.collect())
     });
     let (mut total, mut there) = (0, Vec::new());
-    let (mut here, mut made) = (0, false);
+    let (mut here, mut made, mut promised) = (0, false, false);
     let mut makers = BTreeSet::new();
     for weighed in futures::future::join_all(asked).await {
         total = total.max(weighed.total);
         here = here.max(weighed.here);
         made |= weighed.made;
-        makers.extend(weighed.makers);
+        promised |= weighed.promised;
+        makers.extend(weighed.makers.into_iter().map(Some));
         there.extend(weighed.there.into_iter().map(|(node, bytes)| (Some(node), bytes)));
     }
     there.insert(0, (None, here));
+    // What others have this node build is known here, whoever they are.
+    match underway.for_others(&about.derivation) {
+        ForOthers::Runs if about.joins.is_some() => drop(makers.insert(None)),
+        ForOthers::Waits if about.joins.is_some() => promised = true,
+        ForOthers::Runs | ForOthers::Waits | ForOthers::Not => {}
+    }
     Event::InputsWeighed {
         derivation: about.derivation,
         total,
         there,
         makers: makers.into_iter().collect(),
+        promised,
         made,
     }
 }

@@ -41,6 +41,9 @@ pub(crate) trait OwnWork: Send + Sized {
         owned: &Owned,
     ) -> impl Future<Output = Result<Kept<Self::Built>, Self::Failure>> + Send;
 
+    /// There is no build any more to take part in.
+    fn nothing_to_join() -> Self::Failure;
+
     /// The command wants it no more.
     fn cancelled() -> Self::Failure;
 
@@ -49,17 +52,24 @@ pub(crate) trait OwnWork: Send + Sized {
 }
 
 /// Builds, or takes part in the build of the same work that is under way. `cancel`: the command wants it no more;
-/// `down`: the node ends, and nobody gets it. `audience`: whose members may wait for it.
+/// `down`: the node ends, and nobody gets it. `audience`: whose members may wait for it; none: it has no slot, so that
+/// it only takes part.
 pub(crate) async fn build<W: OwnWork>(
     mut work: W,
     building: &Arc<SharedBuilds>,
-    (key, limits, audience): (BuildKey, BuildLimits, &Audience),
+    (key, limits, audience): (BuildKey, BuildLimits, Option<&Audience>),
     cancel: CancellationToken,
     down: &CancellationToken,
 ) -> Result<W::Built, W::Failure> {
     let owned = loop {
         match building.begin_own(key, limits, audience) {
             OwnBegin::Begun(owned) => break owned,
+            OwnBegin::Nothing => {
+                return match work.here_meanwhile().await {
+                    Some(here) => Ok(here),
+                    None => Err(W::nothing_to_join()),
+                };
+            }
             OwnBegin::Joined(other) => {
                 let followed = cancel.run_until_cancelled(work.follow(&other.build)).await;
                 let Some(followed) = followed else {

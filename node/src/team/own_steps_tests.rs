@@ -66,6 +66,10 @@ impl OwnWork for Work {
         Ok((How::Built, self.told.then(record)))
     }
 
+    fn nothing_to_join() -> &'static str {
+        "nothing"
+    }
+
     fn cancelled() -> &'static str {
         "cancelled"
     }
@@ -85,7 +89,7 @@ async fn built(here: bool, told: bool) -> (How, Option<Arc<Ended>>) {
         building: Arc::clone(&building),
         other,
     };
-    let shared = (KEY, BuildLimits::NONE, &Audience::Everyone);
+    let shared = (KEY, BuildLimits::NONE, Some(&Audience::Everyone));
     let (cancel, down) = (CancellationToken::new(), CancellationToken::new());
     let how = build(work, &building, shared, cancel, &down).await.unwrap();
     let heard = waiting.await.ok().map(|waiting| match waiting.build.progress() {
@@ -127,7 +131,7 @@ async fn the_build_of_the_same_for_another_is_waited_for_and_not_begun_again() {
         building: Arc::clone(&building),
         other: tokio::sync::oneshot::channel().0,
     };
-    let shared = (KEY, BuildLimits::NONE, &Audience::Everyone);
+    let shared = (KEY, BuildLimits::NONE, Some(&Audience::Everyone));
     let (cancel, down) = (CancellationToken::new(), CancellationToken::new());
     let building = build(work, &building, shared, cancel, &down);
     let ending = async {
@@ -138,5 +142,40 @@ async fn the_build_of_the_same_for_another_is_waited_for_and_not_begun_again() {
         })));
     };
     let (how, ()) = tokio::join!(biased; building, ending);
+    assert_eq!(how, Ok(How::Followed));
+}
+
+#[tokio::test]
+async fn without_a_slot_nothing_is_begun() {
+    let building = Arc::new(SharedBuilds::default());
+    let work = |here| Work {
+        here,
+        told: true,
+        building: Arc::clone(&building),
+        other: tokio::sync::oneshot::channel().0,
+    };
+    let (cancel, down) = (CancellationToken::new(), CancellationToken::new());
+    let build = |work| {
+        build(
+            work,
+            &building,
+            (KEY, BuildLimits::NONE, None),
+            cancel.clone(),
+            &down,
+        )
+    };
+    assert_eq!(build(work(false)).await, Err("nothing"));
+    assert_eq!(build(work(true)).await, Ok(How::WasHere));
+    // One that still waits for its slot is joined as well.
+    let (theirs, _) = building.join(TEAM, Some(KEY), BuildLimits::NONE);
+    let ending = async {
+        theirs.build.set(Progress::Running { for_one: false });
+        theirs.build.set(Progress::Over(Arc::new(Ended::Built {
+            record: record(),
+            accepted: true,
+            aside: vec![],
+        })));
+    };
+    let (how, ()) = tokio::join!(biased; build(work(false)), ending);
     assert_eq!(how, Ok(How::Followed));
 }

@@ -110,9 +110,13 @@ impl TeamNode {
         let answers = futures::future::join_all(asked).await;
         let mut sizes: BTreeMap<StorePath, u64> = BTreeMap::new();
         let mut there = Vec::new();
-        let (mut makers, mut all_made) = (Vec::new(), false);
+        let (mut makers, mut all_made, mut promised) = (Vec::new(), false, false);
         for (node, mut bytes, shown, (maker, made)) in answers.into_iter().flatten() {
-            makers.extend(maker);
+            match maker {
+                // Its request may be on its way.
+                Some(maker) if maker == self.view.me() => promised = true,
+                maker => makers.extend(maker),
+            }
             all_made |= made;
             for shown in shown.into_iter().flatten() {
                 bytes = bytes.saturating_add(shown.info.nar_size);
@@ -125,6 +129,7 @@ impl TeamNode {
             here,
             there,
             makers,
+            promised,
             made: all_made,
         }
     }
@@ -140,8 +145,7 @@ impl TeamNode {
             return Some((self.swarm.have(node, paths).await.ok()?, None));
         };
         let answer = self.swarm.have_and_underway(node, paths, derivation, turn).await;
-        let (has, maker) = answer.ok()?;
-        Some((has, maker.filter(|maker| *maker != self.view.me())))
+        answer.ok()
     }
 }
 
@@ -167,6 +171,8 @@ pub(super) struct Weighed {
     pub(super) there: Vec<(NodeKey, u64)>,
     /// Who builds it.
     pub(super) makers: Vec<NodeKey>,
+    /// Whether a member says that it has asked this node to.
+    pub(super) promised: bool,
     /// Whether a member says that it has all that is to be made.
     pub(super) made: bool,
 }

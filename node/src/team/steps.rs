@@ -174,7 +174,7 @@ async fn build_and_keep<W: Workshop>(node: &Arc<W>, build: &Arc<SharedBuild>, or
     // What is for one alone nobody else can have.
     let under_way = order.key().map(|_| {
         let derivation = order.request.derivation.clone();
-        node.underway().note(derivation, For::Team(team), Stage::Here)
+        node.underway().note(derivation, For::Team(team), Stage::Waits)
     });
     // Of equal inputs, which count here: the owner's command has them built from.
     if let Some(own) = order
@@ -186,17 +186,27 @@ async fn build_and_keep<W: Workshop>(node: &Arc<W>, build: &Arc<SharedBuild>, or
             return ended;
         }
     }
-    let gathered = tokio::select! {
-        biased;
-        gathered = node.gather(order) => gathered,
-        () = build.cancel.cancelled() => Err(refusal(RefusalReason::Busy, "nobody waits for it any more")),
+    let gathered = loop {
+        let own = tokio::select! {
+            biased;
+            gathered = node.gather(order) => break gathered,
+            // The owner's command has begun it meanwhile, in a slot that this waits for.
+            own = node.building().own_begun(team, order.key(), limits) => own,
+            () = build.cancel.cancelled() => {
+                break Err(refusal(RefusalReason::Busy, "nobody waits for it any more"));
+            }
+        };
+        node.noted(order, build, Step::FollowsOwn);
+        if let Some(ended) = build.follow_own(&own.build).await {
+            return ended;
+        }
     };
     let (ready, accepted) = match gathered {
         Ok(gathered) => gathered,
         Err(refusal) => return Ended::Refused(refusal),
     };
     let key = if accepted { order.key() } else { None };
-    let _under_way = under_way.filter(|_| accepted);
+    let under_way = under_way.filter(|_| accepted);
     if let Some(own) = node
         .building()
         .join_own_or_run(team, key, limits, build, !accepted)
@@ -216,6 +226,9 @@ async fn build_and_keep<W: Workshop>(node: &Arc<W>, build: &Arc<SharedBuild>, or
             accepted: true,
             aside: Vec::new(),
         };
+    }
+    if let Some(under_way) = &under_way {
+        under_way.set(Stage::Here);
     }
     node.carry_out(build, order, ready, accepted).await
 }

@@ -226,7 +226,7 @@ async fn members_are_told_of_a_build_unless_it_is_for_one_alone() {
     }
     let shop = Shop::new(true, false);
     shop.slots.add_permits(1);
-    let mut fresh = (*order()).request.clone();
+    let mut fresh = order().request.clone();
     fresh.fresh = true;
     let fresh = Arc::new(Order {
         request: fresh,
@@ -234,4 +234,38 @@ async fn members_are_told_of_a_build_unless_it_is_for_one_alone() {
     });
     end(&join(&shop, &fresh).await.unwrap()).await;
     assert_eq!(*shop.told.lock().unwrap(), [false]);
+}
+
+/// Who waits for a slot sees at once that the owner's command has begun the same in one of its own.
+#[tokio::test]
+async fn a_request_that_waits_for_a_slot_follows_what_the_owner_begins_meanwhile() {
+    let shop = Shop::new(true, false);
+    let order = order();
+    let key = order.key().unwrap();
+    let waiting = tokio::spawn({
+        let (shop, order) = (Arc::clone(&shop), Arc::clone(&order));
+        async move { join(&shop, &order).await.unwrap() }
+    });
+    while shop.steps().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let own = shop
+        .building
+        .begin_own(key, BuildLimits::NONE, Some(&tvix_node_store::Audience::Everyone));
+    let crate::team::together::OwnBegin::Begun(own) = own else {
+        panic!("it waits for its slot: {own:?}");
+    };
+    let waiting = waiting.await.unwrap();
+    assert_eq!(shop.steps(), ["Begun", "FollowsOwn"]);
+    own.build.line(b"hello");
+    own.end(Ended::Built {
+        record: record(&order.request),
+        accepted: true,
+        aside: vec![],
+    });
+    assert!(matches!(
+        &*end(&waiting).await,
+        Ended::Built { accepted: true, .. }
+    ));
+    assert_eq!(shop.carried_out.load(Ordering::Relaxed), 0);
 }

@@ -275,8 +275,21 @@ impl SharedBuild {
 }
 
 /// The builds that are under way and may be joined.
-#[derive(Debug, Default)]
-pub struct SharedBuilds(Mutex<All>);
+#[derive(Debug)]
+pub struct SharedBuilds {
+    all: Mutex<All>,
+    /// Counts the own builds that were begun.
+    own_begun: watch::Sender<u64>,
+}
+
+impl Default for SharedBuilds {
+    fn default() -> Self {
+        Self {
+            all: Mutex::default(),
+            own_begun: watch::channel(0).0,
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct All {
@@ -312,6 +325,8 @@ pub enum OwnBegin {
     Joined(Waiting),
     /// It is done, for all who ask for it meanwhile.
     Begun(Owned),
+    /// There is nothing to join, and it is not to be begun.
+    Nothing,
 }
 
 /// A build of this node's own that others may wait for. It is over when this is dropped.
@@ -326,7 +341,7 @@ pub struct Owned {
 impl Owned {
     /// The owner's command wants it no more: it is stopped, as soon as nobody else waits for it.
     pub fn abandon(&self) {
-        let mut all = lock(&self.builds.0);
+        let mut all = lock(&self.builds.all);
         match all.own.get_mut(&self.key) {
             Some(entry) if entry.is(&self.build) => {
                 entry.wanted = false;
@@ -345,7 +360,7 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        let mut all = lock(&self.builds.0);
+        let mut all = lock(&self.builds.all);
         if all.own.get(&self.key).is_some_and(|entry| entry.is(&self.build)) {
             all.own.remove(&self.key);
         }
@@ -454,7 +469,7 @@ impl SharedBuilds {
             return (waiting, true);
         };
         let key = (team, key, fields(limits));
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.all);
         let begun = !all.others.contains_key(&key);
         let (build, count) = all
             .others
@@ -472,7 +487,25 @@ impl SharedBuilds {
     /// Joins the owner's own build of this work, where there is one that members of this team may learn of, and that is
     /// stopped by nothing that `asked` does not name.
     pub fn join_own(self: &Arc<Self>, team: SwarmId, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
-        lock(&self.0).join_own(self, Some(team), key, asked)
+        lock(&self.all).join_own(self, Some(team), key, asked)
+    }
+
+    /// As [`SharedBuilds::join_own`], once there is one to join.
+    pub async fn own_begun(
+        self: &Arc<Self>,
+        team: SwarmId,
+        key: Option<BuildKey>,
+        asked: BuildLimits,
+    ) -> Waiting {
+        let mut begun = self.own_begun.subscribe();
+        loop {
+            begun.mark_unchanged();
+            if let Some(waiting) = key.and_then(|key| self.join_own(team, key, asked)) {
+                return waiting;
+            }
+            // The sender is there as long as this is.
+            drop(begun.changed().await);
+        }
     }
 
     /// As [`SharedBuilds::join_own`]; where there is none to join, the build for others runs from now on. What begins
@@ -485,7 +518,7 @@ impl SharedBuilds {
         build: &SharedBuild,
         for_one: bool,
     ) -> Option<Waiting> {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.all);
         let own = key.and_then(|key| all.join_own(self, Some(team), key, asked));
         if own.is_none() {
             if for_one {
@@ -498,10 +531,20 @@ impl SharedBuilds {
 
     /// Begins a build of this node's own, or joins one of the same work that runs already, from inputs that count for
     /// everybody. A build for another that waits for a slot is not joined: it would wait for the one that the own
-    /// build has. `audience`: whose members may wait for it.
-    pub fn begin_own(self: &Arc<Self>, key: BuildKey, limits: BuildLimits, audience: &Audience) -> OwnBegin {
-        let mut all = lock(&self.0);
-        let running = |build: &SharedBuild| matches!(build.progress(), Progress::Running { for_one: false });
+    /// build has. `audience`: whose members may wait for it; none: it has no slot, so that it is not begun, and may wait
+    /// for one that waits for a slot.
+    pub fn begin_own(
+        self: &Arc<Self>,
+        key: BuildKey,
+        limits: BuildLimits,
+        audience: Option<&Audience>,
+    ) -> OwnBegin {
+        let mut all = lock(&self.all);
+        let running = |build: &SharedBuild| match build.progress() {
+            Progress::Running { for_one } => !for_one,
+            Progress::Preparing => audience.is_none(),
+            Progress::Over(_) => false,
+        };
         let found = all.others.iter_mut().find(|((_, other, _), (build, _))| {
             *other == key && running(build) && fits(limits, build.limits) && !build.cancel.is_cancelled()
         });
@@ -517,6 +560,9 @@ impl SharedBuilds {
         if let Some(waiting) = all.join_own(self, None, key, limits) {
             return OwnBegin::Joined(waiting);
         }
+        let Some(audience) = audience else {
+            return OwnBegin::Nothing;
+        };
         let build = Arc::new(SharedBuild::new(limits));
         build.set(Progress::Running { for_one: false });
         // Beside one with other limits it is for its command alone: who waits for that one still finds it.
@@ -526,6 +572,8 @@ impl SharedBuilds {
             waiting: 0,
             wanted: true,
         });
+        drop(all);
+        self.own_begun.send_modify(|begun| *begun += 1);
         OwnBegin::Begun(Owned {
             build,
             builds: Arc::clone(self),
@@ -543,7 +591,7 @@ impl SharedBuilds {
 
     /// It is over: who comes now begins anew.
     pub fn end(&self, build: &Arc<SharedBuild>) {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.all);
         all.others.retain(|_, (other, _)| !Arc::ptr_eq(other, build));
         all.apart.retain(|(other, _)| !Arc::ptr_eq(other, build));
     }
@@ -607,7 +655,7 @@ impl All {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut all = lock(&self.builds.0);
+        let mut all = lock(&self.builds.all);
         match self.kind {
             Kind::Alone => self.build.cancel.cancel(),
             Kind::Shared(key) => all.leave(key, &self.build),

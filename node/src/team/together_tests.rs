@@ -89,9 +89,10 @@ fn a_log_that_is_too_long_loses_its_beginning_and_says_so() {
 }
 
 fn begun(builds: &Arc<SharedBuilds>, limits: BuildLimits) -> Owned {
-    match builds.begin_own(KEY, limits, &Audience::Everyone) {
+    match builds.begin_own(KEY, limits, Some(&Audience::Everyone)) {
         OwnBegin::Begun(own) => own,
         OwnBegin::Joined(other) => panic!("joined {other:?}"),
+        OwnBegin::Nothing => panic!("it may begin"),
     }
 }
 
@@ -125,11 +126,11 @@ fn the_owner_with_a_limit_of_his_own_does_not_wait_for_a_build_with_another() {
         ..BuildLimits::NONE
     };
     assert!(matches!(
-        builds.begin_own(KEY, three, &Audience::Everyone),
+        builds.begin_own(KEY, three, Some(&Audience::Everyone)),
         OwnBegin::Begun(_)
     ));
     assert!(matches!(
-        builds.begin_own(KEY, BuildLimits::NONE, &Audience::Everyone),
+        builds.begin_own(KEY, BuildLimits::NONE, Some(&Audience::Everyone)),
         OwnBegin::Joined(_)
     ));
 }
@@ -153,7 +154,7 @@ fn a_build_that_goes_on_for_others_is_joined_by_the_owner_s_next_command() {
     let own = begun(&builds, BuildLimits::NONE);
     let other = builds.join_own(TEAM, KEY, BuildLimits::NONE).expect("it runs");
     own.abandon();
-    let OwnBegin::Joined(next) = builds.begin_own(KEY, BuildLimits::NONE, &Audience::Everyone) else {
+    let OwnBegin::Joined(next) = builds.begin_own(KEY, BuildLimits::NONE, Some(&Audience::Everyone)) else {
         panic!("built twice");
     };
     drop(other);
@@ -215,7 +216,7 @@ fn the_owner_joins_what_runs_for_others_and_nothing_that_waits() {
     drop(begun(&builds, BuildLimits::NONE));
     let none = builds.join_own_or_run(TEAM, Some(KEY), BuildLimits::NONE, &other.build, false);
     assert!(none.is_none());
-    let OwnBegin::Joined(joined) = builds.begin_own(KEY, BuildLimits::NONE, &Audience::Everyone) else {
+    let OwnBegin::Joined(joined) = builds.begin_own(KEY, BuildLimits::NONE, Some(&Audience::Everyone)) else {
         panic!("built twice");
     };
     assert!(Arc::ptr_eq(&joined.build, &other.build));
@@ -271,7 +272,8 @@ fn members_of_two_teams_do_not_wait_for_one_build() {
 #[test]
 fn the_owner_s_build_is_joined_by_those_alone_who_may_learn_of_what_it_reads() {
     let builds = Arc::new(SharedBuilds::default());
-    let OwnBegin::Begun(_owned) = builds.begin_own(KEY, BuildLimits::NONE, &Audience::team(TEAM)) else {
+    let OwnBegin::Begun(_owned) = builds.begin_own(KEY, BuildLimits::NONE, Some(&Audience::team(TEAM)))
+    else {
         panic!("there is nothing to join");
     };
     assert!(builds.join_own(OTHER_TEAM, KEY, BuildLimits::NONE).is_none());

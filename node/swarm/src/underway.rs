@@ -32,7 +32,9 @@ pub enum For {
 pub enum Stage {
     /// Others are asked before it is placed, since this turn.
     Deciding(Turn),
-    /// This node builds it, or prepares to.
+    /// This node has been asked to build it, and has not begun.
+    Waits,
+    /// This node builds it.
     Here,
     /// This node has asked another one to build it.
     At(NodeKey),
@@ -82,6 +84,16 @@ pub struct Noted {
     underway: Arc<Underway>,
 }
 
+impl Noted {
+    /// It has come so far.
+    pub fn set(&self, stage: Stage) {
+        if let Some(entry) = lock(&self.underway.state).entries.get_mut(&self.number) {
+            entry.stage = stage;
+        }
+        self.underway.changes.send_modify(|changes| *changes += 1);
+    }
+}
+
 impl Drop for Noted {
     fn drop(&mut self) {
         lock(&self.underway.state).entries.remove(&self.number);
@@ -98,6 +110,17 @@ pub enum Seen {
     Deciding,
     /// There.
     At(NodeKey),
+}
+
+/// What this node does for others with something that its owner wants, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ForOthers {
+    /// Nothing.
+    Not,
+    /// It was asked to build it.
+    Waits,
+    /// It builds it.
+    Runs,
 }
 
 /// Who asks, and whom.
@@ -186,6 +209,22 @@ impl Underway {
         keys.iter().map(|key| named.get(key).cloned()).collect()
     }
 
+    /// How far a derivation is that other members have asked this node to build.
+    #[must_use]
+    pub fn for_others(&self, derivation: &StorePath) -> ForOthers {
+        let state = lock(&self.state);
+        let theirs = |entry: &&Entry| entry.derivation == *derivation && matches!(entry.whose, For::Team(_));
+        let stages = state
+            .entries
+            .values()
+            .filter(theirs)
+            .map(|entry| match entry.stage {
+                Stage::Here => ForOthers::Runs,
+                _ => ForOthers::Waits,
+            });
+        stages.max().unwrap_or(ForOthers::Not)
+    }
+
     /// A member that is about to decide has asked: what this node decides on from now on comes after that.
     pub fn heard(&self, turn: Turn) {
         let mut state = lock(&self.state);
@@ -231,9 +270,9 @@ impl Underway {
         let mut seen = Seen::Nowhere;
         for entry in state.entries.values().filter(visible) {
             match (entry.stage, seen) {
-                (Stage::Here, _) => return Seen::At(me),
-                // What is built there, whoever asks knows himself.
-                (Stage::At(node), _) if node != asker => seen = Seen::At(node),
+                (Stage::Here | Stage::Waits, _) => return Seen::At(me),
+                // Also to that one, to whom the request may be on its way.
+                (Stage::At(node), _) => seen = Seen::At(node),
                 (Stage::Deciding(own), Seen::Nowhere) if (own, me) < (turn, asker) => seen = Seen::Deciding,
                 _ => {}
             }

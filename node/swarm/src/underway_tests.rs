@@ -45,17 +45,39 @@ fn what_is_built_here_is_told_until_it_is_over() {
 }
 
 #[test]
-fn what_another_node_was_asked_for_is_told_with_its_name_but_not_to_itself() {
+fn what_another_node_was_asked_for_is_told_with_its_name() {
     let underway = Arc::new(Underway::default());
     let _noted = underway.note(derivation("a"), For::Owner, Stage::At(OTHER));
     assert_eq!(said(&underway, LOW, HIGH), Seen::At(OTHER));
-    assert_eq!(said(&underway, LOW, OTHER), Seen::Nowhere);
+    assert_eq!(
+        said(&underway, LOW, OTHER),
+        Seen::At(OTHER),
+        "the request may be on its way"
+    );
     let _here = underway.note(derivation("a"), For::Team(team(1)), Stage::Here);
     assert_eq!(
         said(&underway, LOW, HIGH),
         Seen::At(LOW),
         "this node knows that better"
     );
+}
+
+#[test]
+fn what_others_have_asked_for_is_known_until_it_is_over() {
+    let underway = Arc::new(Underway::default());
+    let for_others = || underway.for_others(&derivation("a"));
+    let _own = underway.note(derivation("a"), For::Owner, Stage::Here);
+    let _other = underway.note(derivation("other"), For::Team(team(1)), Stage::Here);
+    assert_eq!(for_others(), ForOthers::Not);
+    let noted = underway.note(derivation("a"), For::Team(team(1)), Stage::Waits);
+    assert_eq!(for_others(), ForOthers::Waits);
+    let second = underway.note(derivation("a"), For::Team(team(2)), Stage::Waits);
+    noted.set(Stage::Here);
+    assert_eq!(for_others(), ForOthers::Runs);
+    drop(noted);
+    assert_eq!(for_others(), ForOthers::Waits);
+    drop(second);
+    assert_eq!(for_others(), ForOthers::Not);
 }
 
 #[test]

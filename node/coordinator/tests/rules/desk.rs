@@ -109,7 +109,7 @@ pub struct Desk {
     pub refusals: Vec<(SessionId, Refusal)>,
     /// Peers that were to be asked how much of the inputs they have.
     pub weighed: Vec<NodeKey>,
-    /// Whether somebody builds it already is not answered by itself where there are no inputs to weigh.
+    /// Whether somebody builds it already is not answered by itself where there is nothing to weigh.
     pub hold_makers: bool,
     /// What whoever asks is told that it is under way, and where.
     pub announced: BTreeMap<BuildId, (String, Option<NodeKey>)>,
@@ -228,8 +228,15 @@ impl Desk {
                     }
                 }
                 Action::WeighInputs {
-                    derivation, inputs, ..
-                } if inputs.is_empty() && !self.hold_makers => nobody.push(derivation),
+                    derivation,
+                    inputs,
+                    nodes,
+                    ..
+                } if !self.hold_makers
+                    && (inputs.is_empty() || (nodes.len() == 1 && self.coordinator.free_slots() == 0)) =>
+                {
+                    nobody.push(derivation);
+                }
                 Action::WeighInputs { nodes, .. } => self.weighed.extend(nodes),
                 Action::Announce {
                     build,
@@ -257,6 +264,7 @@ impl Desk {
                 total: 0,
                 there: vec![],
                 makers: vec![],
+                promised: false,
                 made: false,
             });
         }

@@ -1,7 +1,10 @@
 //! What others build, or have built, while this node is about to.
 
-use tvix_node_coordinator::{Delivery, Derivation, Event, FailureKind, PeerOffer, Quorum, Source, limits};
+use tvix_node_coordinator::{
+    Action, Delivery, Derivation, Event, FailureKind, PeerOffer, Quorum, Source, limits,
+};
 use tvix_node_protocol::control::Outcome;
+use tvix_node_protocol::envelope::NodeKey;
 
 use crate::desk::{Desk, derivation, drv, node, offer, options, path};
 
@@ -19,7 +22,8 @@ fn answer(desk: &mut Desk, word: &str, makers: &[u8], made: bool) {
         derivation: drv(word),
         total: 0,
         there: vec![],
-        makers: makers.iter().map(|maker| node(*maker)).collect(),
+        makers: makers.iter().map(|maker| Some(node(*maker))).collect(),
+        promised: false,
         made,
     });
 }
@@ -78,6 +82,7 @@ fn a_build_that_is_joined_takes_no_slot_and_gives_none() {
     desk.command(2, options(), &[derivation("long", &[])]);
     answer(&mut desk, "long", &[], false);
     desk.command(3, options(), &[derivation("next", &[])]);
+    answer(&mut desk, "next", &[], false);
     let ways: Vec<_> = desk.running.iter().map(|started| started.node).collect();
     assert_eq!(
         ways.len(),
@@ -87,13 +92,50 @@ fn a_build_that_is_joined_takes_no_slot_and_gives_none() {
 }
 
 #[test]
-fn a_builder_is_not_believed_to_build_more_at_once_than_it_has_slots() {
-    let mut desk = about_to_place(4, &[(1, full("b", 1))]);
-    answer(&mut desk, "a", &[1], false);
-    desk.command(2, options(), &[derivation("second", &[])]);
-    answer(&mut desk, "second", &[1], false);
-    assert_eq!(desk.build("a").node, Some(node(1)));
-    assert_eq!(desk.build("second").node, None);
+fn a_builder_is_not_believed_to_build_just_anything() {
+    let mut desk = Desk::new(0);
+    desk.hold_makers = true;
+    desk.peer(1, full("b", 1));
+    desk.peer(2, offer("c", 200));
+    let words: Vec<String> = (0..=limits::JOINED)
+        .map(|number| format!("claimed-{number}"))
+        .collect();
+    let mut wanted: Vec<Derivation> = words.iter().map(|word| derivation(word, &[])).collect();
+    let inputs: Vec<&str> = words.iter().map(String::as_str).collect();
+    wanted.push(derivation("all", &inputs));
+    desk.command(1, options(), &wanted);
+    for word in &words {
+        answer(&mut desk, word, &[1], false);
+    }
+    let joined = words.iter().filter(|word| desk.build(word).node == Some(node(1)));
+    assert_eq!(joined.count(), limits::JOINED);
+}
+
+/// A build that had to wait where it was joined, and is short.
+#[test]
+fn what_is_joined_is_late_when_it_has_run_too_long_and_not_when_it_has_waited() {
+    let mut desk = Desk::new(1);
+    desk.command(1, options(), &[derivation("a-1", &[])]);
+    let build = desk.build("a-1").build;
+    desk.send(Event::BuildStarted { build });
+    desk.now += 100;
+    desk.finish("a-1");
+    desk.hold_makers = true;
+    desk.peer(1, full("b", 1));
+    desk.command(2, options(), &[derivation("a-2", &[])]);
+    answer(&mut desk, "a-2", &[1], false);
+    let build = desk.build("a-2").build;
+    let pass = |desk: &mut Desk| {
+        for _ in 0..5 {
+            desk.wait(1_000);
+            desk.send(Event::Heartbeat { build });
+        }
+    };
+    pass(&mut desk);
+    assert_eq!(desk.words(), ["a-2"], "it waits for a slot there");
+    desk.send(Event::BuildStarted { build });
+    pass(&mut desk);
+    assert_eq!(desk.words(), ["a-2", "a-2"], "now it is raced");
 }
 
 #[test]
@@ -304,4 +346,80 @@ fn what_can_be_had_by_then_is_not_looked_for() {
     );
     desk.arrive("a");
     assert_eq!(desk.outcome(1), Some(Outcome::Success));
+}
+
+/// This node has one slot, builds `busy` in it, and wants `a`, which another has asked it to build.
+fn asked_by_another(promised: bool, makers: Vec<Option<NodeKey>>) -> Desk {
+    let mut desk = Desk::new(1);
+    desk.command(1, options(), &[derivation("busy", &[])]);
+    desk.hold_makers = true;
+    desk.peer(1, offer("b", 2));
+    desk.command(2, options(), &[derivation("a", &[])]);
+    assert_eq!(
+        desk.weighed,
+        [node(1)],
+        "the other one has room, and is asked first"
+    );
+    desk.send(Event::InputsWeighed {
+        derivation: drv("a"),
+        total: 0,
+        there: vec![],
+        makers,
+        promised,
+        made: false,
+    });
+    desk
+}
+
+fn joins(desk: &Desk) -> bool {
+    desk.actions
+        .iter()
+        .any(|action| matches!(action, Action::BuildHere { joins: true, .. }))
+}
+
+#[test]
+fn what_this_node_builds_for_another_is_joined_without_a_slot() {
+    let mut desk = asked_by_another(false, vec![None]);
+    assert!(joins(&desk));
+    assert_eq!(desk.words(), ["a", "busy"]);
+    assert_eq!(desk.reason(2, "a"), "this node: builds it already, for another");
+    desk.finish("a");
+    desk.finish("busy");
+    assert_eq!(desk.coordinator.free_slots(), 1);
+    for session in [1, 2] {
+        assert_eq!(desk.outcome(session), Some(Outcome::Success));
+    }
+}
+
+#[test]
+fn what_could_not_be_joined_here_is_built_as_anything_else() {
+    let mut desk = asked_by_another(false, vec![None]);
+    desk.fail("a", FailureKind::Busy);
+    assert_eq!(desk.words(), ["busy"]);
+    desk.send(Event::InputsWeighed {
+        derivation: drv("a"),
+        total: 0,
+        there: vec![],
+        makers: vec![None],
+        promised: true,
+        made: false,
+    });
+    assert_eq!(desk.build("a").node, Some(node(1)));
+}
+
+#[test]
+fn what_this_node_is_about_to_build_for_another_is_placed_nowhere_else() {
+    let mut desk = asked_by_another(true, vec![]);
+    assert_eq!(desk.words(), ["busy"], "it waits for a slot here");
+    // It is looked at anew: who had asked for it may have taken that back.
+    desk.weighed.clear();
+    desk.wait(limits::HELD.as_millis() as u64);
+    assert_eq!(desk.weighed, [node(1)]);
+    answer(&mut desk, "a", &[], false);
+    assert_eq!(desk.build("a").node, Some(node(1)));
+
+    let mut desk = asked_by_another(true, vec![]);
+    desk.finish("busy");
+    assert_eq!(desk.build("a").node, None);
+    assert!(!joins(&desk), "it has a slot, and the other one joins");
 }

@@ -18,6 +18,7 @@ fn weigh(desk: &mut Desk, word: &str, there: &[(Option<u8>, u64)]) {
         total: 330_000_000,
         there,
         makers: vec![],
+        promised: false,
         made: false,
     });
 }

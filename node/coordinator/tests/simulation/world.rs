@@ -315,10 +315,14 @@ impl World {
             } => {
                 if !self.lost(20) {
                     let some = |node: &&tvix_node_protocol::envelope::NodeKey| node.0[0].is_multiple_of(3);
-                    let makers = match self.rng.between(0, 3) {
-                        0 => nodes.iter().filter(some).copied().collect(),
+                    let mut makers: Vec<_> = match self.rng.between(0, 3) {
+                        0 => nodes.iter().filter(some).copied().map(Some).collect(),
                         _ => vec![],
                     };
+                    if self.rng.between(0, 9) == 0 {
+                        makers.push(None);
+                    }
+                    let promised = self.rng.between(0, 9) == 0;
                     let made = self.rng.between(0, 9) == 0;
                     let total = inputs.len() as u64 * 1_000_000;
                     let mut there = vec![(None, self.rng.between(0, total))];
@@ -333,6 +337,7 @@ impl World {
                             total,
                             there,
                             makers,
+                            promised,
                             made,
                         },
                     );
@@ -357,8 +362,21 @@ impl World {
                 build,
                 derivation,
                 limits,
+                joins,
                 ..
-            } => self.build_here(build, &derivation, limits.time),
+            } => {
+                // Now and then there is nothing to take part in.
+                if joins && self.rng.between(0, 3) == 0 {
+                    let failure = BuildFailure {
+                        kind: FailureKind::Busy,
+                        error: "it is over".into(),
+                        log_tail: vec![],
+                    };
+                    self.report_after(3, Event::BuildFailed { build, failure });
+                } else {
+                    self.build_here(build, &derivation, limits.time);
+                }
+            }
             Action::Request {
                 build,
                 node,

@@ -42,16 +42,18 @@ impl Engine {
                 demanded,
                 cores,
                 limits,
+                joins,
             } => {
-                let Some(slot) = self.free_slots.pop_first() else {
+                let slot = if joins { None } else { self.free_slots.pop_first() };
+                if slot.is_none() && !joins {
                     // The coordinator counts the slots too; if it ever disagrees, the build is placed anew.
                     self.later(Event::BuildFailed {
                         build,
                         failure: no_slot(),
                     });
                     return;
-                };
-                let (cancel, reason) = self.begin(build, &derivation, Some(slot));
+                }
+                let (cancel, reason) = self.begin(build, &derivation, true, slot);
                 let keep_failed = self.keeps_failed();
                 let job = Job {
                     build,
@@ -121,6 +123,7 @@ impl Engine {
                 nodes,
             } => {
                 let (teams, outbox) = (self.team.all(), self.outbox.clone());
+                let underway = Arc::clone(self.team.underway());
                 // The folder of a build that fails is for the one alone who wants it.
                 let joins = (!self.keeps_failed()).then(|| self.decide(&derivation));
                 let about = About {
@@ -130,7 +133,7 @@ impl Engine {
                     joins,
                 };
                 tokio::spawn(async move {
-                    let event = every::weigh(&teams, about, nodes).await;
+                    let event = every::weigh(&teams, &underway, about, nodes).await;
                     // Where the engine has ended, nobody needs to know.
                     drop(outbox.send(Message::Happened(event)).await);
                 });
@@ -171,7 +174,7 @@ impl Engine {
                     self.later(Event::BuildFailed { build, failure });
                     return;
                 };
-                let (cancel, reason) = self.begin(build, &derivation, None);
+                let (cancel, reason) = self.begin(build, &derivation, false, None);
                 let order = Order {
                     build,
                     node,
@@ -212,12 +215,13 @@ impl Engine {
         self.deciding.remove(&derivation);
     }
 
-    /// Takes note of a build that begins in a slot of this node, or on another node. Gives what cancels it, and why it
+    /// Takes note of a build that begins on this node, in a slot or in one that it has for another, or on another node. Gives what cancels it, and why it
     /// was placed there.
     fn begin(
         &mut self,
         build: BuildId,
         derivation: &StorePath,
+        here: bool,
         slot: Option<u32>,
     ) -> (CancellationToken, String) {
         let (node, reason) = self.placements.remove(derivation).unwrap_or_default();
@@ -225,10 +229,7 @@ impl Engine {
         let running = Running {
             derivation: derivation.clone(),
             started: Instant::now(),
-            node: match slot {
-                Some(_) => THIS_NODE.to_owned(),
-                None => node,
-            },
+            node: if here { THIS_NODE.to_owned() } else { node },
             slot,
             cancel: cancel.clone(),
             last_line: String::new(),

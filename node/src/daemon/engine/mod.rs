@@ -138,7 +138,7 @@ struct Running {
     started: Instant,
     /// The node it runs on, by name.
     node: String,
-    /// The slot it has on this node; none: it runs on another one.
+    /// The slot it has on this node; none: it runs on another one, or takes part in what this one builds for another.
     slot: Option<u32>,
     cancel: CancellationToken,
     last_line: String,

@@ -484,13 +484,16 @@ impl Node {
                 }
             }
             Action::BuildHere {
-                build, derivation, ..
+                build,
+                derivation,
+                joins,
+                ..
             } => {
                 self.world.ledger().begins_here(self.at, build.0);
                 let cancel = CancellationToken::new();
                 lock(&self.core).builds.insert(build, cancel.clone());
                 self.spawn(async move {
-                    let event = node.build_here(build, derivation, cancel).await;
+                    let event = node.build_here(build, (derivation, joins), cancel).await;
                     node.event(event);
                 });
             }

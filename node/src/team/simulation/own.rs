@@ -62,6 +62,10 @@ impl OwnWork for OwnJob<'_> {
         Ok(((self.built(), delivery), record))
     }
 
+    fn nothing_to_join() -> BuildFailure {
+        failed(FailureKind::Busy, "there is nothing to take part in any more")
+    }
+
     fn cancelled() -> BuildFailure {
         failed(FailureKind::Cancelled, "cancelled")
     }
@@ -92,10 +96,10 @@ impl Node {
     pub async fn build_here(
         self: &Arc<Self>,
         build: BuildId,
-        derivation: StorePath,
+        (derivation, joins): (StorePath, bool),
         cancel: CancellationToken,
     ) -> Event {
-        match self.build_own(build, &derivation, cancel).await {
+        match self.build_own(build, (&derivation, joins), cancel).await {
             Ok((outputs, delivery)) => Event::BuildFinished {
                 build,
                 outputs,
@@ -108,7 +112,7 @@ impl Node {
     async fn build_own(
         self: &Arc<Self>,
         build: BuildId,
-        derivation: &StorePath,
+        (derivation, joins): (&StorePath, bool),
         cancel: CancellationToken,
     ) -> Result<(BTreeMap<String, BuiltPath>, Delivery), BuildFailure> {
         let number = self.world.jobs[derivation];
@@ -120,7 +124,8 @@ impl Node {
             build,
             number,
         };
-        let shared = (key, BuildLimits::NONE, &Audience::Everyone);
+        let audience = (!joins).then_some(&Audience::Everyone);
+        let shared = (key, BuildLimits::NONE, audience);
         let private = lock(&self.world.disks[self.at]).private.is_private(derivation);
         // What is private is shared with nobody.
         let building = if private {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tvix_node_coordinator::Event;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_swarm::underway::{Asked, Seen, Turn};
+use tvix_node_swarm::underway::{Asked, ForOthers, Seen, Turn};
 
 use super::super::limits::WEIGH_TIME;
 use super::node::Node;
@@ -89,14 +89,20 @@ impl Node {
             .ledger()
             .looked(self.at, job, from, self.world.now(), heard.collect());
         let mut there = vec![(None, total)];
-        let (mut makers, mut made) = (BTreeSet::new(), false);
+        let (mut makers, mut made, mut promised) = (BTreeSet::new(), false, false);
+        match self.underway.for_others(&derivation) {
+            ForOthers::Runs => drop(makers.insert(None)),
+            ForOthers::Waits => promised = true,
+            ForOthers::Not => {}
+        }
         for (node, answer) in answers {
             there.push((Some(node), answer.bytes));
             made |= answer.made;
-            if let Seen::At(maker) = answer.maker
-                && maker != self.key
-            {
-                makers.insert(maker);
+            match answer.maker {
+                // Its request may be on its way.
+                Seen::At(maker) if maker == self.key => promised = true,
+                Seen::At(maker) => drop(makers.insert(Some(maker))),
+                Seen::Nowhere | Seen::Deciding => {}
             }
         }
         self.event(Event::InputsWeighed {
@@ -104,6 +110,7 @@ impl Node {
             total,
             there,
             makers: makers.into_iter().collect(),
+            promised,
             made,
         });
     }

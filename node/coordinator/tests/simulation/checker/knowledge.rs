@@ -123,6 +123,7 @@ impl Checker {
                     .get(question)
                     .and_then(|question| question.desired.clone());
                 for presence in paths {
+                    self.doubted.remove(&presence.path);
                     let known = self.path(&presence.path);
                     known.own |= presence.own;
                     known.answered = true;
@@ -147,7 +148,14 @@ impl Checker {
                     self.questions.remove(question);
                 }
             }
-            Event::InputsWeighed { derivation, .. } => drop(self.weighing.remove(derivation)),
+            Event::InputsWeighed { derivation, made, .. } => {
+                self.weighing.remove(derivation);
+                if *made {
+                    // It may be asked anew where its outputs are.
+                    self.doubted
+                        .extend(self.jobs[derivation].outputs.values().cloned());
+                }
+            }
             Event::FetchStarted { .. } => {}
             Event::FetchArrived { path, .. } => self.path(path).own = true,
             Event::FetchFinished { fetch } => {
@@ -174,9 +182,11 @@ impl Checker {
                 }
             }
             Event::InputsMissing { paths, build } => {
-                if self.builds.contains_key(build) {
-                    self.excused.insert(*build);
+                // Of a build that it does not wait for any more it need not take note.
+                if !self.builds.contains_key(build) {
+                    return;
                 }
+                self.excused.insert(*build);
                 for path in paths {
                     self.path(path).failed_fetches += 1;
                 }

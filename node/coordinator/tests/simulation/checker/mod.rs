@@ -110,6 +110,10 @@ pub struct Checker {
     fetches: BTreeMap<FetchId, (StorePath, Vec<Source>)>,
     pushes: BTreeMap<PushId, (StorePath, DesiredStore)>,
     weighing: BTreeMap<StorePath, u64>,
+    /// Outputs of which somebody has said that they are there by now.
+    doubted: Paths,
+    /// Builds here that take part in what is built for others, and take no slot.
+    joined: BTreeSet<BuildId>,
     /// Builds that whoever asks is told of.
     announced: BTreeMap<BuildId, (StorePath, Option<NodeKey>)>,
     peers: BTreeMap<NodeKey, tvix_node_coordinator::PeerOffer>,
@@ -181,6 +185,8 @@ impl Checker {
             fetches: BTreeMap::new(),
             pushes: BTreeMap::new(),
             weighing: BTreeMap::new(),
+            doubted: BTreeSet::new(),
+            joined: BTreeSet::new(),
             announced: BTreeMap::new(),
             peers: BTreeMap::new(),
             refused: BTreeSet::new(),

@@ -96,7 +96,10 @@ impl Checker {
                 let weighing = self.weighing.get(&derivation);
                 let weighed = weighing.is_none_or(|since| self.now >= since + 250);
                 let ready = job.inputs.iter().all(|input| self.is_available(input))
-                    && job.outputs.values().all(|output| self.is_answered(output))
+                    && job
+                        .outputs
+                        .values()
+                        .all(|output| self.is_answered(output) && !self.doubted.contains(output))
                     && !self.starting.contains(&derivation)
                     && !self.builds.values().any(|build| build.derivation == derivation);
                 let well = self.unwell_here.get(&derivation).copied().unwrap_or(0) == 0

@@ -1,6 +1,6 @@
 //! What a machine could have known of others' builds when it placed its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tvix_node_protocol::roster::Role;
 
@@ -12,7 +12,7 @@ use crate::team::simulation::plan::{Nature, Rule};
 const WAITS: u64 = 250;
 
 /// How long they count.
-const COUNTS: u64 = 2_000;
+const COUNTS: u64 = 50;
 
 /// What a machine was told before it placed something.
 pub(super) struct Looked {
@@ -85,8 +85,12 @@ impl Ledger {
         if makers.is_empty() {
             return;
         }
+        // What others have asked of it counts as well, before it is begun.
+        let at = builder.unwrap_or(machine);
+        let others = self.attempts.iter().flat_map(BTreeMap::values);
+        let is_asked = others.filter(begun).any(|attempt| attempt.builder == Some(at));
         assert!(
-            builder.is_some_and(|builder| makers.contains(&builder) || self.is_at_it(builder, job)),
+            makers.contains(&at) || self.is_at_it(at, job) || is_asked,
             "TWICE: machine {machine} has {} built at {now} by {builder:?}, and {makers:?} had begun it when it asked them from \
              {} to {}",
             plan.jobs[job].drv,
