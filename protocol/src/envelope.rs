@@ -16,6 +16,16 @@ digest! {
     NodeKey
 }
 
+impl NodeKey {
+    /// Whether a secret can belong to this key, and to no other: whether it is a point of the curve, written as such a key
+    /// is, and not one of the few of small order, for which anybody can sign.
+    #[must_use]
+    pub fn is_genuine(&self) -> bool {
+        let written = |key: &VerifyingKey| key.to_edwards().compress().to_bytes();
+        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| !key.is_weak() && written(&key) == self.0)
+    }
+}
+
 /// A node's secret key.
 pub struct NodeSecret(SigningKey);
 

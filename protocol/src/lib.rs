@@ -3,7 +3,7 @@
 //! Every part of `tvix-node` speaks in the types of this crate: store paths and derivations as Nix
 //! defines them ([`nix`]), file system objects named by their content ([`tree`]), what is known of a
 //! store path ([`path_info`]), build requests and records ([`build`]), signed envelopes
-//! ([`envelope`]), what nodes of a swarm say to each other ([`roster`], [`ticket`], [`presence`],
+//! ([`envelope`]), how a team begins ([`founding`]), what nodes of a swarm say to each other ([`roster`], [`ticket`], [`presence`],
 //! [`messages`]), and what crosses the control socket ([`control`]).
 //!
 //! It is *not* a place for behaviour: there are no sockets here, no clock, no disk and no async
@@ -26,6 +26,7 @@ pub mod cbor;
 pub mod control;
 mod digest;
 pub mod envelope;
+pub mod founding;
 pub mod limits;
 pub mod messages;
 pub mod nix;

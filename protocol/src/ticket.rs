@@ -1,6 +1,6 @@
 //! The string that lets someone join.
 //!
-//! `tvix-node-ticket-1-` followed by base 32 in lower case: a deterministic encoding and a checksum,
+//! `tvix-node-ticket-1-`, or 2 for one that is for a founder, followed by base 32 in lower case: a deterministic encoding and a checksum,
 //! so that a ticket that was cut or mistyped on its way is told from one that is not valid. It can be
 //! copied with one double click, and white space that a mail program put in does not matter.
 
@@ -14,9 +14,12 @@ use crate::roster::TicketId;
 
 const PREFIX: &str = "tvix-node-ticket-";
 const VERSION: &str = "1";
+/// Of a ticket for a founder.
+const FOUNDERS_VERSION: &str = "2";
 const CHECKSUM: usize = 6;
 
-/// An invitation. Whoever holds it can become a member, once.
+/// An invitation. Whoever holds it can become a member, once; with one for a founder, who has that founder's key takes its
+/// place, and it is worth nothing to anybody else.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ticket {
@@ -31,6 +34,9 @@ pub struct Ticket {
     /// Proves that one holds the ticket. Used once.
     #[serde(with = "crate::bytes")]
     pub secret: [u8; 16],
+    /// The founder that it is for, by the key that the team began with. None: for whoever holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub founder: Option<NodeKey>,
 }
 
 impl std::fmt::Debug for Ticket {
@@ -41,6 +47,7 @@ impl std::fmt::Debug for Ticket {
             .field("inviter", &self.inviter)
             .field("addresses", &self.addresses)
             .field("not_after", &self.not_after)
+            .field("founder", &self.founder)
             .finish_non_exhaustive()
     }
 }
@@ -53,7 +60,7 @@ pub enum TicketError {
     NotATicket,
     /// Of a version this program does not know.
     #[error(
-        "this ticket has version {got}; this node understands version {VERSION}: the older of the two needs an update"
+        "this ticket has version {got}; this node understands versions {VERSION} and {FOUNDERS_VERSION}: the older of the two needs an update"
     )]
     Version {
         /// The version it names.
@@ -86,7 +93,14 @@ impl Ticket {
         let mut bytes = cbor::to_vec(self)?;
         let checksum = checksum(&bytes);
         bytes.extend_from_slice(&checksum);
-        Ok(format!("{PREFIX}{VERSION}-{}", base32(&bytes)))
+        Ok(format!("{PREFIX}{}-{}", self.version(), base32(&bytes)))
+    }
+
+    const fn version(&self) -> &'static str {
+        match self.founder {
+            None => VERSION,
+            Some(_) => FOUNDERS_VERSION,
+        }
     }
 
     /// Reads the string.
@@ -104,7 +118,7 @@ impl Ticket {
             return Err(TicketError::Torn);
         }
         let (version, letters) = rest.split_once('-').ok_or(TicketError::NotATicket)?;
-        if version != VERSION {
+        if version != VERSION && version != FOUNDERS_VERSION {
             let got = version.to_owned();
             return Err(TicketError::Version { got });
         }
@@ -118,6 +132,9 @@ impl Ticket {
             return Err(TicketError::Torn);
         }
         let ticket: Self = cbor::from_slice(content, TICKET_BYTES)?;
+        if ticket.version() != version {
+            return Err(TicketError::Torn);
+        }
         ticket.check_addresses()?;
         Ok(ticket)
     }
@@ -197,6 +214,7 @@ mod tests {
             ],
             not_after: 1_700_000_000,
             secret: [3; 16],
+            founder: None,
         }
     }
 
@@ -211,6 +229,23 @@ mod tests {
         let (head, tail) = text.split_at(60);
         let wrapped = format!("  {head}\r\n  {tail}\n");
         assert_eq!(Ticket::from_text(&wrapped).unwrap(), ticket());
+    }
+
+    #[test]
+    fn a_ticket_for_a_founder_is_none_for_programs_that_know_of_no_such() {
+        let founders = Ticket {
+            founder: Some(NodeKey([4; 32])),
+            ..ticket()
+        };
+        let text = founders.to_text().unwrap();
+        assert!(text.starts_with("tvix-node-ticket-2-"), "{text}");
+        assert_eq!(Ticket::from_text(&text).unwrap(), founders);
+        // Neither passes as the other.
+        for (ticket, other) in [(founders, "-1-"), (ticket(), "-2-")] {
+            let text = ticket.to_text().unwrap();
+            let changed = text.replacen(&format!("-{}-", ticket.version()), other, 1);
+            assert!(matches!(Ticket::from_text(&changed), Err(TicketError::Torn)));
+        }
     }
 
     #[test]
@@ -238,10 +273,10 @@ mod tests {
 
     #[test]
     fn another_version_is_named() {
-        let text = ticket().to_text().unwrap().replacen("-1-", "-2-", 1);
+        let text = ticket().to_text().unwrap().replacen("-1-", "-3-", 1);
         let error = Ticket::from_text(&text).unwrap_err().to_string();
         assert!(
-            error.contains("version 2") && error.contains("version 1"),
+            error.contains("version 3") && error.contains("versions 1 and 2"),
             "{error}"
         );
     }

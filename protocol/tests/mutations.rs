@@ -180,6 +180,7 @@ fn a_changed_ticket_is_recognised() {
         addresses: vec!["/ip4/192.0.2.1/tcp/4001".to_owned()],
         not_after: 7,
         secret: [3; 16],
+        founder: None,
     };
     let text = ticket.to_text().unwrap();
     each_change("a ticket", text.as_bytes(), USUAL, |changed| {

@@ -292,6 +292,7 @@ fn ticket() -> String {
         addresses: vec!["/ip4/192.0.2.1/tcp/4001".to_owned()],
         not_after: 1,
         secret: [3; 16],
+        founder: None,
     }
     .to_text()
     .unwrap()
@@ -353,7 +354,7 @@ fn a_ticket_is_read_however_it_was_broken_and_refused_where_it_is_torn() {
     let refused = |text: &str| join(&[text]).unwrap_err().to_string();
     assert!(refused(&ticket[..ticket.len() - 1]).contains("torn"));
     assert!(refused("hello").contains("not a ticket"));
-    assert!(refused(&ticket.replace("ticket-1-", "ticket-2-")).contains("version 2"));
+    assert!(refused(&ticket.replace("ticket-1-", "ticket-3-")).contains("version 3"));
     assert!(parsed(&["join"]).unwrap_err().to_string().contains("TICKET"));
 }
 

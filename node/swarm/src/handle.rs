@@ -300,12 +300,25 @@ impl SwarmHandle {
     /// # Errors
     /// See [`StateError`].
     pub async fn invite(&self, roles: Roles, not_after: u64, lasts: u64) -> Result<Ticket, StateError> {
+        let (team, addresses) = (self.core.team.clone(), self.ticket_addresses());
+        blocking(move || team.invite(roles, not_after, lasts, addresses)).await?
+    }
+
+    /// Makes a ticket with which a founder takes its place; see [`TeamState::invite_founder`].
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn invite_founder(&self, key: NodeKey, not_after: u64) -> Result<Ticket, StateError> {
+        let addresses = self.ticket_addresses();
+        self.core.team.invite_founder(key, not_after, addresses)
+    }
+
+    fn ticket_addresses(&self) -> Vec<String> {
         // Members alone pass connections on, and only to members.
         let mut addresses = self.addresses();
         addresses.retain(|address| !address.contains("/p2p-circuit"));
         addresses.truncate(TICKET_ADDRESSES);
-        let team = self.core.team.clone();
-        blocking(move || team.invite(roles, not_after, lasts, addresses)).await?
+        addresses
     }
 
     /// Puts a key out of the team, or leaves it; see [`TeamState::revoke`].

@@ -203,6 +203,7 @@ mod tests {
             addresses: vec![],
             not_after: 200,
             secret,
+            founder: None,
         }
     }
 

@@ -28,6 +28,9 @@ pub const TICKETS: usize = 4096;
 /// never existed.
 pub const TICKET_MEMORY: u64 = 30 * 24 * 3600;
 
+/// Keys of this node that were made for teams to begin with, and have none yet: one is made each time that somebody asks.
+pub const FOUNDER_KEYS: usize = 64;
+
 /// Statements of one roster that put keys out. Apart from the others, so that no flood of invitations
 /// can keep a revocation out.
 pub const REVOCATIONS: usize = 4096;

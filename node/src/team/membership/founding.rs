@@ -69,7 +69,7 @@ impl Membership {
             return Ok((self.begin(team, secret).await?, true));
         }
         let secret = new_secret().map_err(TeamError::from)?;
-        let team = Team::found_apart(teams, &title, (name, &secret))?;
+        let team = Team::found_apart(teams, &title, (name, &secret), Vec::new(), 1)?;
         Ok((self.begin(team, Arc::new(secret)).await?, true))
     }
 

@@ -412,6 +412,14 @@ impl Roster {
         signers.len() >= usize::from(self.genesis.threshold)
     }
 
+    /// Who else has said that this key is to be out, whether it counts or not.
+    #[must_use]
+    pub fn put_out_by(&self, key: NodeKey) -> Vec<NodeKey> {
+        let range = (key, NodeKey([0; 32]))..=(key, NodeKey([0xff; 32]));
+        let signers = self.revocations.range(range).map(|((_, signer), _)| *signer);
+        signers.filter(|signer| *signer != key).collect()
+    }
+
     fn counting_revocations(&self) -> impl Iterator<Item = &Kept<Revoked>> {
         self.revocations
             .values()

@@ -232,12 +232,18 @@ fn a_founder_is_put_out_by_as_many_founders_as_the_genesis_says() {
     roster.merge(scribe.revoked(2, 1)).unwrap();
     roster.merge(scribe.revoked(9, 1)).unwrap();
     assert!(roster.members(NOW).contains(key(1)), "one founder is not enough");
+    assert_eq!(
+        roster.put_out_by(key(1)),
+        [key(2)],
+        "whoever has no say has said nothing"
+    );
     roster.merge(scribe.revoked(3, 1)).unwrap();
     assert!(!roster.members(NOW).contains(key(1)));
     assert!(!roster.members(NOW).contains(key(9)), "nor whom it brought in");
     assert!(roster.members(NOW).contains(key(2)), "the team goes on");
     roster.merge(scribe.revoked(2, 2)).unwrap();
     assert!(!roster.members(NOW).contains(key(2)), "a founder may leave alone");
+    assert_eq!(roster.put_out_by(key(2)), []);
 }
 
 #[test]

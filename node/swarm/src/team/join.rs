@@ -86,6 +86,17 @@ pub enum JoinError {
         /// This node's time.
         now: u64,
     },
+    /// The team did not begin with the key that the ticket is for.
+    #[error(
+        "the ticket is for a founder of the team, and the team that {inviter} leads to did not begin with this node's key {key}: \
+         ask whoever founded it, and do not join it by another ticket if it should have"
+    )]
+    NotAFounder {
+        /// Who made the ticket.
+        inviter: NodeKey,
+        /// Whom it is for.
+        key: NodeKey,
+    },
     /// The answer was another one than there is.
     #[error("the inviter {0} answered something else than was asked")]
     Confused(NodeKey),
@@ -109,6 +120,7 @@ impl JoinError {
             | Self::Refused { .. }
             | Self::Genesis(_)
             | Self::NotAMember { .. }
+            | Self::NotAFounder { .. }
             | Self::Confused(_)
             | Self::Team(_)
             | Self::Disk(_) => false,
@@ -143,6 +155,12 @@ pub async fn join(
     let members = roster.members(now);
     if !members.contains(secret.key()) {
         return Err(JoinError::NotAMember { now });
+    }
+    if let Some(key) = ticket.founder
+        && !roster.is_founder(key)
+    {
+        let inviter = ticket.inviter;
+        return Err(JoinError::NotAFounder { inviter, key });
     }
     let team = Team::create(teams, roster)?;
     let contacts = SharedContacts::open(team.folder())?;

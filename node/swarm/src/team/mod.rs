@@ -1,10 +1,12 @@
 //! A team on this node: a folder with the roster, the tickets handed out, the nonces seen and the
 //! members' addresses.
 
+mod founder_keys;
 mod join;
 mod secret;
 mod state;
 
+pub use founder_keys::{founder_key_is_kept, founder_keys, founder_secret, new_founder_key};
 pub use join::{JoinError, join};
 pub use secret::{asked_is_kept, asked_secret, keep_asked, keep_secret, kept_secret};
 pub use state::{StateError, TeamState};
@@ -16,6 +18,7 @@ use tvix_node_protocol::envelope::NodeSecret;
 use tvix_node_protocol::roster::{Founder, Genesis};
 
 use crate::disk::DiskError;
+use crate::limits::FOUNDER_KEYS;
 use crate::roster::{GenesisError, Roster, RosterFile, RosterFileError};
 
 /// Why a team cannot be founded, opened or listed.
@@ -48,6 +51,12 @@ pub enum TeamError {
         /// What it holds.
         bytes: usize,
     },
+    /// As many keys as are kept for teams that may never be founded.
+    #[error(
+        "{FOUNDER_KEYS} keys of this node wait for a team to begin with them, which is as many as are kept: remove those from '{}' \
+         that nobody will found a team with, or was never told", .0.display()
+    )]
+    FounderKeys(PathBuf),
     /// This node does not belong to the team.
     #[error("this node does not belong to the team {0}; 'join' with a ticket makes it a member")]
     NotOurs(SwarmId),
@@ -81,8 +90,7 @@ impl Team {
         Self::create(teams, new_roster(name, founders, threshold)?)
     }
 
-    /// Founds a team with this node as its only founder, by a key that it has nowhere else and that is kept with the
-    /// team ([`kept_secret`]).
+    /// As [`Team::found`], by a key that this node has nowhere else and that is kept with the team ([`kept_secret`]).
     ///
     /// # Errors
     /// See [`TeamError`].
@@ -90,12 +98,15 @@ impl Team {
         teams: &Path,
         name: &str,
         (my_name, secret): (&str, &NodeSecret),
+        others: Vec<Founder>,
+        threshold: u16,
     ) -> Result<Self, TeamError> {
-        let me = Founder {
+        let mut founders = others;
+        founders.push(Founder {
             key: secret.key(),
             name: my_name.to_owned(),
-        };
-        let roster = new_roster(name, vec![me], 1)?;
+        });
+        let roster = new_roster(name, founders, threshold)?;
         // First: a team whose key is lost could not be taken part in.
         keep_secret(teams, roster.swarm(), secret)?;
         Self::create(teams, roster)

@@ -20,7 +20,7 @@ fn file(teams: &Path, team: SwarmId, name: &str) -> PathBuf {
     teams.join(team.to_string()).join(name)
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TeamError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TeamError {
     let path = path.to_owned();
     move |source| TeamError::Folder { action, path, source }
 }
@@ -41,7 +41,7 @@ pub fn asked_secret(teams: &Path, team: SwarmId) -> Result<Option<NodeSecret>, T
     read(file(teams, team, ASKED))
 }
 
-fn read(file: PathBuf) -> Result<Option<NodeSecret>, TeamError> {
+pub(super) fn read(file: PathBuf) -> Result<Option<NodeSecret>, TeamError> {
     let bytes = match fs::read(&file) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -84,7 +84,7 @@ pub fn asked_is_kept(teams: &Path, team: SwarmId) -> Result<(), TeamError> {
     renamed.map_err(failed("rename", &asked))
 }
 
-fn write(file: &Path, secret: &NodeSecret) -> Result<(), TeamError> {
+pub(super) fn write(file: &Path, secret: &NodeSecret) -> Result<(), TeamError> {
     let folder = file.parent().unwrap_or(file);
     let mut builder = fs::DirBuilder::new();
     let made = builder.recursive(true).mode(0o700).create(folder);

@@ -8,7 +8,7 @@ use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, NodeSecret, seal};
 use tvix_node_protocol::messages::JoinRefusal;
 use tvix_node_protocol::presence::PresenceSecret;
-use tvix_node_protocol::roster::{Genesis, Member, Revoked, Role, Roles, RosterError, check_name};
+use tvix_node_protocol::roster::{Founder, Genesis, Member, Revoked, Role, Roles, RosterError, check_name};
 use tvix_node_protocol::ticket::Ticket;
 
 use super::Team;
@@ -36,6 +36,11 @@ pub enum StateError {
     /// Only founders put others out.
     #[error("only a founder of the team can put {0} out, and a node itself can leave")]
     NotAFounder(NodeKey),
+    /// Only founders take their place with a ticket of their own.
+    #[error(
+        "{0} is no founder of the team: it has those that it was founded with, as long as they are not out"
+    )]
+    NoFounder(String),
     /// Not somebody the roster knows.
     #[error("{0} is not in the roster")]
     Unknown(NodeKey),
@@ -300,17 +305,44 @@ impl TeamState {
         addresses: Vec<String>,
     ) -> Result<Ticket, StateError> {
         self.may_give(&roles)?;
+        let ticket = self.ticket(None, not_after, addresses)?;
+        lock(&self.invitations).add(&ticket, roles, lasts, self.now())?;
+        Ok(ticket)
+    }
+
+    /// Makes a ticket with which a founder takes its place. It gives nothing: the key that the team began with does, and this
+    /// node, or any other member that the founder reaches, tells it the rest.
+    ///
+    /// # Errors
+    /// [`StateError::NoFounder`], [`StateError::Random`]
+    pub fn invite_founder(
+        &self,
+        key: NodeKey,
+        not_after: u64,
+        addresses: Vec<String>,
+    ) -> Result<Ticket, StateError> {
+        match self.with_roster(|roster| roster.is_founder(key) && !roster.is_revoked(key)) {
+            true => self.ticket(Some(key), not_after, addresses),
+            false => Err(StateError::NoFounder(self.called(key))),
+        }
+    }
+
+    fn ticket(
+        &self,
+        founder: Option<NodeKey>,
+        not_after: u64,
+        addresses: Vec<String>,
+    ) -> Result<Ticket, StateError> {
         let mut secret = [0; 16];
         getrandom::fill(&mut secret)?;
-        let ticket = Ticket {
+        Ok(Ticket {
             swarm: self.swarm,
             inviter: self.me,
             addresses,
             not_after,
             secret,
-        };
-        lock(&self.invitations).add(&ticket, roles, lasts, self.now())?;
-        Ok(ticket)
+            founder,
+        })
     }
 
     fn may_give(&self, roles: &Roles) -> Result<(), StateError> {
@@ -346,6 +378,10 @@ impl TeamState {
             let message = "this node's key was put out of the team: 'tvix-node leave' there, and then the ticket makes it a \
                            member by another key";
             return Err((JoinRefusal::NotAMember, message.to_owned()));
+        }
+        // The team began with it, so nobody has to let it in, and its ticket is none that was written down.
+        if swarm == self.swarm && self.with_roster(|roster| roster.is_founder(key)) {
+            return Ok(());
         }
         if !self.members().may(self.me, Role::Invite) {
             let message = "the inviter does not have the role 'invite' any more";
@@ -455,12 +491,27 @@ impl TeamState {
         self.last_name(key).unwrap_or_else(|| key.to_string())
     }
 
-    /// Puts a key out of the team for ever; or leaves it, with its own key. Blocks.
+    /// Puts a key out of the team for ever; or leaves it, with its own key. A founder is out once as many founders as the
+    /// genesis says have said so. What this node has said before it does not say again. Blocks.
     ///
     /// # Errors
     /// See [`StateError`].
     pub fn revoke(&self, key: NodeKey) -> Result<(), StateError> {
-        self.say(&self.revocation_of(key)?)
+        match self.with_roster(|roster| roster.put_out_by(key).contains(&self.me)) {
+            true => Ok(()),
+            false => self.say(&self.revocation_of(key)?),
+        }
+    }
+
+    /// Founders who have said that this key is to be out, whether they are enough or not.
+    #[must_use]
+    pub fn put_out_by(&self, key: NodeKey) -> Vec<Founder> {
+        let by = self.with_roster(|roster| roster.put_out_by(key));
+        let founder = |key: NodeKey| Founder {
+            key,
+            name: self.called(key),
+        };
+        by.into_iter().map(founder).collect()
     }
 
     /// Writes down that this node's key is out, and goes on as if it were not until the team is looked at anew

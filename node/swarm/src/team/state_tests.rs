@@ -35,12 +35,18 @@ fn open(home: &Path, swarm: SwarmId, time: &Arc<AtomicU64>) -> TeamState {
 
 impl Inviter {
     fn new() -> Self {
+        Self::with(&[], 1)
+    }
+
+    /// One that founded the team together with others.
+    fn with(others: &[(u8, &str)], threshold: u16) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let me = Founder {
-            key: key(1),
-            name: "ann".to_owned(),
+        let founder = |(seed, name): &(u8, &str)| Founder {
+            key: key(*seed),
+            name: (*name).to_owned(),
         };
-        let team = Team::found(home.path(), "team", me, vec![], 1).unwrap();
+        let others = others.iter().map(founder).collect();
+        let team = Team::found(home.path(), "team", founder(&(1, "ann")), others, threshold).unwrap();
         let time = Arc::new(AtomicU64::new(1000));
         let state = open(home.path(), team.swarm(), &time);
         Self { home, time, state }
@@ -182,4 +188,69 @@ fn nobody_keeps_in_those_by_whom_it_came_in_nor_itself_nor_a_founder() {
     ann.state.revoke(key(3)).unwrap();
     let error = ann.state.renew(key(3), Roles::all(), 9000).unwrap_err();
     assert!(matches!(error, StateError::Out(name) if name == "carol"));
+}
+
+#[test]
+fn a_founder_takes_its_place_by_its_key_alone_and_by_its_ticket_nobody_else_comes_in() {
+    let ann = Inviter::with(&[(4, "dan"), (5, "eve")], 2);
+    let ticket = ann.state.invite_founder(key(4), 5000, vec![]).unwrap();
+    assert_eq!(ticket.founder, Some(key(4)));
+    let (reason, _) = ann.redeem(&ticket, 2).unwrap_err();
+    assert_eq!(reason, JoinRefusal::UnknownTicket);
+    assert_eq!(ann.end_of(2), None);
+    // As often as it has to, since it is a member as long as it is not out.
+    let before = ann.state.digest();
+    ann.redeem(&ticket, 4).unwrap();
+    ann.redeem(&ticket, 4).unwrap();
+    assert_eq!(
+        ann.state.digest(),
+        before,
+        "nothing is said of who was there from the beginning"
+    );
+    assert_eq!(ann.state.members().get(key(4)).unwrap().name, "dan");
+    let foreign = Ticket {
+        swarm: SwarmId([7; 32]),
+        ..ticket.clone()
+    };
+    assert_eq!(ann.redeem(&foreign, 4).unwrap_err().0, JoinRefusal::OtherSwarm);
+    // Who is not a founder, or no longer, has no place to take.
+    let error = ann.state.invite_founder(key(2), 5000, vec![]).unwrap_err();
+    assert!(matches!(error, StateError::NoFounder(_)), "{error}");
+    let home = tempfile::tempdir().unwrap();
+    let eve = of_member(&ann, 5, home.path());
+    eve.revoke(key(4)).unwrap();
+    ann.redeem(&ticket, 4).unwrap();
+    ann.state.revoke(key(4)).unwrap();
+    ann.state.merge(eve.welcome(key(1))).unwrap();
+    assert_eq!(ann.redeem(&ticket, 4).unwrap_err().0, JoinRefusal::NotAMember);
+    let error = ann.state.invite_founder(key(4), 5000, vec![]).unwrap_err();
+    assert!(error.to_string().starts_with("dan is no founder"), "{error}");
+}
+
+#[test]
+fn what_a_founder_has_said_of_another_is_kept_said_once_and_counts_with_the_next() {
+    let ann = Inviter::with(&[(4, "dan"), (5, "eve")], 2);
+    let home = tempfile::tempdir().unwrap();
+    let eve = of_member(&ann, 5, home.path());
+    let said = |state: &TeamState| -> Vec<String> {
+        let by = state.put_out_by(key(4)).into_iter();
+        by.map(|founder| founder.name).collect()
+    };
+    ann.state.revoke(key(4)).unwrap();
+    let before = ann.state.digest();
+    ann.state.revoke(key(4)).unwrap();
+    assert_eq!(ann.state.digest(), before, "it is said once");
+    let ann = ann.restart();
+    assert!(ann.state.members().contains(key(4)), "one is not enough");
+    assert_eq!(said(&ann.state), ["ann"]);
+    assert!(said(&eve).is_empty());
+    eve.merge(ann.state.welcome(key(5))).unwrap();
+    assert_eq!(said(&eve), ["ann"]);
+    assert!(eve.members().contains(key(4)));
+    eve.revoke(key(4)).unwrap();
+    assert!(!eve.members().contains(key(4)));
+    // Nor does it take more than one of them to put out anybody else.
+    joined(&eve, 6, "fay", 1000);
+    eve.revoke(key(6)).unwrap();
+    assert!(!eve.members().contains(key(6)));
 }

@@ -55,6 +55,20 @@ async fn a_ticket_of_another_node_or_team_is_refused() {
 }
 
 #[tokio::test]
+async fn a_founder_joins_by_its_key_and_nobody_else_with_its_ticket() {
+    let (mut ann, dan) = super::leaving::two_founders(1).await;
+    let ticket = ann.handle.invite_founder(dan.key(), now() + DAY).unwrap();
+    assert_eq!(refusal(join_with(&ticket, 2).await), JoinRefusal::UnknownTicket);
+    // Nor is a ticket made for one that is none.
+    let mut made_up = ann.ticket().await;
+    made_up.founder = Some(key(9));
+    let error = join_with(&made_up, 9).await.unwrap_err();
+    assert!(matches!(error, JoinError::NotAFounder { .. }), "{error}");
+    ann.meets(dan.key()).await;
+    assert!(ann.handle.invite_founder(key(9), now() + DAY).is_err());
+}
+
+#[tokio::test]
 async fn an_expired_ticket_is_refused_on_both_sides() {
     let ann = TestNode::founder(1).await;
     let ticket = ann.handle.invite(Roles::all(), now() - 1, DAY).await.unwrap();

@@ -5,8 +5,8 @@ use super::shelf::noise;
 use super::*;
 use crate::FindScope;
 
-/// Ann founds a team together with Dan, who joins; as many of them as `threshold` put a founder out.
-async fn two_founders(threshold: u16) -> (TestNode, TestNode) {
+/// Ann founds a team together with Dan, who takes his place; as many of them as `threshold` put a founder out.
+pub(super) async fn two_founders(threshold: u16) -> (TestNode, TestNode) {
     let founder = |seed| Founder {
         key: key(seed),
         name: format!("node {seed}"),
@@ -14,7 +14,10 @@ async fn two_founders(threshold: u16) -> (TestNode, TestNode) {
     let home = tempfile::tempdir().unwrap();
     let team = Team::found(home.path(), "team", founder(1), vec![founder(4)], threshold).unwrap();
     let ann = TestNode::start(1, home, team).await;
-    let mut dan = ann.invite(4).await;
+    let home = tempfile::tempdir().unwrap();
+    let ticket = ann.handle.invite_founder(key(4), now() + DAY).unwrap();
+    let team = join(home.path(), &secret(4), &ticket, "whatever", &Clock::system()).await;
+    let mut dan = TestNode::start(4, home, team.unwrap()).await;
     dan.meets(ann.key()).await;
     (ann, dan)
 }
