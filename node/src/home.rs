@@ -13,6 +13,7 @@
 //!                        key that the node has there
 //! <home>/teams/first     the team in which it has the key of the home (identity); all others have one of their own
 //! <home>/teams/first-asked   the team that was asked to take it in by that key, written down before
+//! <home>/teams/founder-keys/  keys by which it can be a founder, until their teams are there
 //! <home>/spool/SWARM/    what is arriving from that team; deleting it loses nothing
 //! <home>/trust.json      whom its owner believes, what stays private (private.json), on which terms it builds for
 //!                        others (share.json), and how much of the link it uses (traffic.json)

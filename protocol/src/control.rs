@@ -25,7 +25,8 @@
 //! | `POST /team/join` | [`JoinRequest`] | [`Joined`] |
 //! | `GET /team` | | [`TeamView`] |
 //! | `GET /team/peers` | | list of [`PeerView`] |
-//! | `POST /team/revoke` | [`MemberName`] | 204 |
+//! | `POST /team/founder-key` | | [`FounderKey`] |
+//! | `POST /team/revoke` | [`MemberName`] | [`PutOut`] |
 //! | `POST /team/renew` | [`RenewRequest`] | 204 |
 //! | `POST /team/leave` | [`LeaveRequest`] | 204 |
 //! | `POST /owner` | [`OwnerQuestion`] | [`OwnerAnswer`] |
@@ -62,13 +63,14 @@ pub use store::{
     ChainLink, DamagedPath, PinView, ProgramUseView, Repair, StoreAnswer, StoreQuestion, TreeDifference,
 };
 pub use team::{
-    InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName, MemberView, PeerView, ReachedBy,
-    RecordView, RenewRequest, TeamStatus, TeamView, TrafficView, WaitingView,
+    FounderKey, FounderTicket, InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName,
+    MemberView, PeerView, PutOut, ReachedBy, RecordView, RenewRequest, TeamStatus, TeamView, TrafficView,
+    WaitingView,
 };
 pub use traffic::TrafficTerms;
 
 /// Version of the control protocol; a command and a node of different versions do not talk.
-pub const CONTROL_VERSION: u32 = 7;
+pub const CONTROL_VERSION: u32 = 8;
 
 /// Header that carries [`CONTROL_VERSION`] in requests and answers.
 pub const VERSION_HEADER: &str = "tvix-node-control";

@@ -40,7 +40,7 @@ pub use evaluation::EvaluationArguments;
 pub use parse::{Parsed, UsageError, parse};
 pub use share::ShareArguments;
 pub use store::{CollectArguments, StoreCommand};
-pub use team::{InTeam, InviteArguments, JoinArguments, RenewArguments, own_name};
+pub use team::{InTeam, InviteArguments, Invitees, JoinArguments, RenewArguments, own_name};
 pub use traffic::TrafficArguments;
 pub use trust::TrustCommand;
 use tvix_node_protocol::control::Destination;
@@ -170,6 +170,10 @@ pub enum Command {
     ///
     /// The ticket is printed on standard output. Whoever has it can join with 'tvix-node join TICKET', once, as
     /// long as it is good and this node is up. The first invitation of a node that is in no team founds one.
+    ///
+    /// A team is founded with others by '--founder NAME=KEY' for each, where KEY is what 'tvix-node founder-key' prints there. A
+    /// ticket is printed for each of them, in that order, with which nobody else comes in. The founders can then do without
+    /// one of themselves whose key is lost or stolen: as many as the threshold says put it out.
     Invite {
         #[command(flatten)]
         invite: InviteArguments,
@@ -181,6 +185,15 @@ pub enum Command {
     Join {
         #[command(flatten)]
         join: JoinArguments,
+    },
+    /// Print a key by which this node can be one of the founders of a team
+    ///
+    /// Give it to whoever founds the team ('tvix-node invite --new-team --founder NAME=KEY'), and redeem the ticket that
+    /// comes back here. Each time it is another key, which is good for one team and waits in the home until then.
+    FounderKey {
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// List the teams that this node is in
     Teams {
@@ -207,8 +220,8 @@ pub enum Command {
     /// Put a member out of the team for good
     ///
     /// Its key never comes back: who runs that node gives the team up ('leave') and joins anew by another key. Whom it invited is out
-    /// too until somebody else invites or renews them. Founders may revoke; one who is to put out another founder
-    /// may need more founders to say the same.
+    /// too until somebody else invites or renews them. Founders may revoke. To put out a founder it takes as many of the others as
+    /// the team's threshold says: each of them runs this, and what is said cannot be taken back. 'members' shows who has.
     Revoke {
         /// The member's name, or its key or the beginning of that
         #[arg(value_name = "MEMBER")]

@@ -3,11 +3,11 @@ use std::path::PathBuf;
 use tvix_node::command::{Argument, Building, Evaluation, Expression, Reading};
 use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::control::Destination;
-use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::roster::Role;
+use tvix_node_protocol::envelope::{NodeKey, NodeSecret};
+use tvix_node_protocol::roster::{Founder, Role};
 use tvix_node_protocol::ticket::Ticket;
 
-use super::super::{Command, nix_flags};
+use super::super::{Command, Invitees, nix_flags};
 use super::*;
 
 fn parsed(line: &[&str]) -> Result<Parsed, UsageError> {
@@ -448,5 +448,61 @@ fn what_builds_may_reach_is_read_or_refused_by_name() {
     ] {
         let error = parsed(&["up", flag, value]).unwrap_err().to_string();
         assert!(error.contains(flag) && error.contains(value), "{error}");
+    }
+}
+
+#[test]
+fn founders_are_named_with_their_keys_and_what_cannot_be_a_team_is_wrong_usage() {
+    let invite = |line: &[&str]| match command(&[&["invite"], line].concat()) {
+        Command::Invite { invite } => invite,
+        other => panic!("{other:?}"),
+    };
+    let invitees = |line: &[&str]| invite(line).invitees().map_err(|error| error.to_string());
+    let founder = |seed: u8, name: &str| Founder {
+        key: NodeSecret::from_bytes(&[seed; 32]).key(),
+        name: name.to_owned(),
+    };
+    let said = |founder: &Founder| format!("{}={}", founder.name, founder.key);
+    let [bob, carol] = [founder(1, "bob"), founder(2, "carol = c")];
+    let (of_bob, of_carol) = (said(&bob), said(&carol));
+    let three = ["--new-team", "--founder", &of_bob, "--founder", &of_carol];
+    assert_eq!(invitees(&[]), Ok(Invitees::Anybody));
+    assert_eq!(
+        invitees(&three),
+        Ok(Invitees::Founders(vec![bob.clone(), carol.clone()], 2))
+    );
+    let all = invitees(&[&three[..], &["--threshold", "3"]].concat());
+    assert_eq!(all, Ok(Invitees::Founders(vec![bob.clone(), carol], 3)));
+    assert_eq!(
+        invitees(&["--founder", "bob"]),
+        Ok(Invitees::Founder("bob".to_owned()))
+    );
+    // What the founders cannot agree on.
+    let refused = |line: &[&str]| invitees(line).expect_err(&line.join(" "));
+    assert!(refused(&[&three[..], &["--threshold", "4"]].concat()).contains("1 to 3"));
+    assert!(refused(&[&three[..], &["--threshold", "0"]].concat()).contains("1 to 3"));
+    assert!(refused(&["--founder", &of_bob]).contains("--threshold 1"));
+    assert!(refused(&["--name", "bob", "--founder", &of_bob, "--threshold", "1"]).contains("called 'bob'"));
+    let again = said(&Founder {
+        name: "rob".to_owned(),
+        ..bob
+    });
+    assert!(refused(&["--founder", &of_bob, "--founder", &again]).contains("same key"));
+    let nobodys = format!("dan={}", "ff".repeat(32));
+    assert!(refused(&["--founder", &of_bob, "--founder", &nobodys]).contains("'dan'"));
+    // What is to be founded, and what is there.
+    assert!(refused(&["--new-team", "--founder", "bob"]).contains("--founder bob=KEY"));
+    assert!(refused(&["--founder", "bob", "--threshold", "1"]).contains("--founder bob=KEY"));
+    assert!(refused(&["--founder", "bob", "--founder", &of_carol]).contains("one name alone"));
+    let error = |line: &[&str]| {
+        let line = [&["invite"], line].concat();
+        parsed(&line).expect_err(&line.join(" ")).to_string()
+    };
+    assert!(error(&["--founder", "bob=1234"]).contains("founder-key"));
+    assert!(error(&["--founder", &of_bob.replace("bob", "")]).contains("cannot be a name"));
+    assert!(error(&["--threshold", "2"]).contains("--founder"));
+    assert!(error(&["--threshold", "many", "--founder", &of_bob]).contains("many"));
+    for more in [["--role", "build"], ["--lasts", "1d"]] {
+        assert!(error(&[&three[..], &more].concat()).contains("cannot be used with"));
     }
 }

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use tvix_node_protocol::founding::founding_threshold;
 use tvix_node_protocol::limits::{MEMBER_NAME_BYTES, TICKET_BYTES};
-use tvix_node_protocol::roster::{Role, Roles, check_name};
+use tvix_node_protocol::roster::{Founder, Role, Roles, check_name};
 use tvix_node_protocol::ticket::Ticket;
 
 use super::numbers::duration;
@@ -24,13 +25,13 @@ pub struct InTeam {
 #[derive(Debug, Args)]
 pub struct InviteArguments {
     /// What the new member may do; may be given several times [default: request, build and store]
-    #[arg(long = "role", value_name = "ROLE", value_parser = role(), value_delimiter = ',')]
+    #[arg(long = "role", value_name = "ROLE", value_parser = role(), value_delimiter = ',', conflicts_with = "founders")]
     roles: Vec<Role>,
     /// How long the ticket is good for, such as 30m, 12h or 7d
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1d")]
     pub expires: u64,
     /// How long the membership lasts before somebody has to renew it
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1y")]
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1y", conflicts_with = "founders")]
     pub lasts: u64,
     /// What this node calls itself, where the invitation founds the team [default: USER@HOST]
     #[arg(long, value_name = "NAME", value_parser = name)]
@@ -40,6 +41,14 @@ pub struct InviteArguments {
     /// Found another team for it, beside those that this node is in. Neither sees the other
     #[arg(long, conflicts_with = "team")]
     pub new_team: bool,
+    /// Found the team together with this node, by the key that 'tvix-node founder-key' prints there; may be given several
+    /// times. NAME alone, in a team that is there: make a new ticket for that founder, who has not joined yet
+    #[arg(long = "founder", value_name = "NAME=KEY", value_parser = founder)]
+    founders: Vec<FounderArgument>,
+    /// How many founders together put out one of themselves [default: more than half of them, and asked for where there are
+    /// two]
+    #[arg(long, value_name = "NUMBER", requires = "founders")]
+    threshold: Option<u16>,
     /// Print the ticket and what it is good for as JSON
     #[arg(long)]
     pub json: bool,
@@ -53,6 +62,80 @@ impl InviteArguments {
         } else {
             self.roles.iter().copied().collect()
         }
+    }
+
+    /// What this node calls itself where a team is founded.
+    pub fn own_name(&self) -> String {
+        self.name.clone().unwrap_or_else(own_name)
+    }
+
+    /// Whom the tickets are for.
+    ///
+    /// # Errors
+    /// Founders with whom no team can be founded.
+    pub fn invitees(&self) -> Result<Invitees, UsageError> {
+        let new = self.founders.iter().filter_map(|founder| match founder {
+            FounderArgument::New(founder) => Some(founder.clone()),
+            FounderArgument::There(_) => None,
+        });
+        let new: Vec<Founder> = new.collect();
+        match self.founders.as_slice() {
+            [] => Ok(Invitees::Anybody),
+            [FounderArgument::There(name)] => match self.new_team || self.threshold.is_some() {
+                false => Ok(Invitees::Founder(name.clone())),
+                true => Err(UsageError::new(format!(
+                    "to found a team with '{name}' takes a key ('--founder {name}=KEY'): 'tvix-node founder-key' prints one on the \
+                     machine of '{name}'"
+                ))),
+            },
+            all if new.len() == all.len() => {
+                let threshold = founding_threshold(&self.own_name(), &new, self.threshold);
+                let threshold = threshold.map_err(|error| UsageError::new(error.to_string()))?;
+                Ok(Invitees::Founders(new, threshold))
+            }
+            _ => Err(UsageError::new(
+                "'--founder NAME=KEY' founds a team, and '--founder NAME' makes a ticket for one founder of a team that is there: \
+                 give keys for all or one name alone",
+            )),
+        }
+    }
+}
+
+/// Whom tickets are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invitees {
+    /// One new member.
+    Anybody,
+    /// One of the founders of a team that is there.
+    Founder(String),
+    /// Those with whom a team is founded, of whom so many put one out.
+    Founders(Vec<Founder>, u16),
+}
+
+/// Somebody who founds a team, or has founded it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum FounderArgument {
+    /// With whom a team is to be founded.
+    New(Founder),
+    /// Who was named when it was.
+    There(String),
+}
+
+/// Reads a founder's name, with its key where it is a new one.
+fn founder(text: &str) -> Result<FounderArgument, String> {
+    let Some((called, key)) = text.rsplit_once('=') else {
+        return Ok(FounderArgument::There(name(text)?));
+    };
+    match key.trim().parse() {
+        Ok(key) => Ok(FounderArgument::New(Founder {
+            name: name(called)?,
+            key,
+        })),
+        Err(_) => Err(format!(
+            "'{}' is not a key: 64 digits in base 16 are expected after the '=', as 'tvix-node founder-key' prints them on that \
+             machine",
+            key.escape_debug()
+        )),
     }
 }
 

@@ -9,7 +9,8 @@
 //! | `pins` | `store pin`, `unpin` and `pins` |
 //! | `relations` | the other commands of `store` |
 //! | `record` | `record` |
-//! | `team` | `invite`, `join`, `teams`, `members`, `peers`, `revoke`, `renew` and `leave` |
+//! | `team` | `invite`, `join`, `teams`, `members`, `peers`, `renew` and `leave` |
+//! | `founders` | `founder-key`, `revoke`, and what is said of founders |
 //! | `trust`, `private`, `doctor`, `share`, `traffic` | what their names say |
 //! | `node` | `up`, `down` and `status` |
 //! | `table` | rows in columns, sizes and dates |
@@ -21,6 +22,7 @@ mod doctor;
 mod evaluate;
 mod exchange;
 mod failure;
+mod founders;
 mod node;
 mod path;
 mod pins;
@@ -137,10 +139,11 @@ async fn dispatch(home: &Home, command: Command, matches: &ArgMatches) -> Result
         Command::Record { path, json } => record::record(home, &path, json).await,
         Command::Invite { invite } => team::invite(home, &invite).await,
         Command::Join { join } => team::join(home, &join).await,
+        Command::FounderKey { json } => founders::founder_key(home, json).await,
         Command::Teams { json } => team::teams(home, json).await,
         Command::Members { team, json } => team::members(home, &team, json).await,
         Command::Peers { team, json } => team::peers(home, &team, json).await,
-        Command::Revoke { member, team } => team::revoke(home, member, team).await,
+        Command::Revoke { member, team } => founders::revoke(home, member, team).await,
         Command::Renew { renew } => team::renew(home, &renew).await,
         Command::Trust { command, json } => {
             let command = command.unwrap_or(TrustCommand::Show { json });

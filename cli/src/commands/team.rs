@@ -1,38 +1,54 @@
-//! `invite`, `join`, `teams`, `members`, `peers`, `revoke`, `renew` and `leave`.
+//! `invite`, `join`, `teams`, `members`, `peers`, `renew` and `leave`.
 
 use std::collections::BTreeMap;
 
 use tvix_node::background::connect_or_start;
 use tvix_node::home::Home;
 use tvix_node_protocol::control::{
-    InviteRequest, Invited, JoinRequest, LeaveRequest, MemberName, MemberView, PeerView, RenewRequest,
+    InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberView, PeerView, RenewRequest,
     TeamStatus, TeamView, WaitingView,
 };
 use tvix_node_protocol::envelope::NodeKey;
 
+use super::founders;
 use super::node::connect;
 use super::table::{about, now, short, size, table};
 use super::{Failure, note, print, print_json};
-use crate::arguments::{InTeam, InviteArguments, JoinArguments, RenewArguments, own_name};
+use crate::arguments::{InTeam, InviteArguments, Invitees, JoinArguments, RenewArguments, own_name};
 use crate::progress::{clean, count};
 
-/// Prints a ticket, alone on standard output.
+/// Prints a ticket, alone on standard output; or one for each founder, a line each.
 pub async fn invite(home: &Home, arguments: &InviteArguments) -> Result<u8, Failure> {
+    let (founders, threshold, founder) = match arguments.invitees()? {
+        Invitees::Anybody => (Vec::new(), None, None),
+        Invitees::Founder(name) => (Vec::new(), None, Some(name)),
+        Invitees::Founders(founders, threshold) => (founders, Some(threshold), None),
+    };
     let client = connect_or_start(home).await?;
     let request = InviteRequest {
         roles: arguments.roles(),
         valid: arguments.expires,
         lasts: arguments.lasts,
-        name: Some(arguments.name.clone().unwrap_or_else(own_name)),
+        name: Some(arguments.own_name()),
         team: arguments.team.team.clone(),
         new_team: arguments.new_team,
+        founders,
+        threshold,
+        founder,
     };
     let invited = client.invite(&request).await?;
     if arguments.json {
         print_json(&invited)?;
         return Ok(0);
     }
-    print(format!("{}\n", invited.ticket).as_bytes())?;
+    let of_founders = invited.founders.iter().map(|founder| &founder.ticket);
+    let tickets: String = invited
+        .ticket
+        .iter()
+        .chain(of_founders)
+        .map(|ticket| format!("{ticket}\n"))
+        .collect();
+    print(tickets.as_bytes())?;
     let status = client.status().await?;
     for line in about_ticket(&invited, arguments, status.idle_exit) {
         note(&line);
@@ -43,16 +59,21 @@ pub async fn invite(home: &Home, arguments: &InviteArguments) -> Result<u8, Fail
 /// What is worth knowing of a ticket besides itself.
 fn about_ticket(invited: &Invited, arguments: &InviteArguments, idle_exit: bool) -> Vec<String> {
     let mut lines = Vec::new();
-    if invited.founded {
+    if invited.founded && !invited.founders.is_empty() {
+        lines.push(founders::about_founding(invited));
+    } else if invited.founded {
         lines.push(format!("This founded the team {}.", short(invited.swarm)));
     } else if arguments.name.is_some() {
         lines.push("--name was not needed: this node has a name in its team already.".to_owned());
     }
-    lines.push(format!(
-        "Whoever has the ticket can join within {} with 'tvix-node join TICKET', once, and gets the roles: {}.",
-        about(arguments.expires),
-        invited.roles,
-    ));
+    let time = about(arguments.expires);
+    lines.push(match invited.founders.as_slice() {
+        [] => format!(
+            "Whoever has the ticket can join within {time} with 'tvix-node join TICKET', once, and gets the roles: {}.",
+            invited.roles,
+        ),
+        of_founders => founders::about_tickets(of_founders, &time),
+    });
     if invited.addresses.is_empty() {
         lines.push(
             "warning: this node listens nowhere, so nobody can redeem the ticket: start it with 'tvix-node up --listen …'"
@@ -77,15 +98,19 @@ pub async fn join(home: &Home, arguments: &JoinArguments) -> Result<u8, Failure>
     if arguments.json {
         print_json(&joined)?;
     } else {
-        let text = format!(
-            "joined the team {} as {}: {}\n",
-            short(joined.swarm),
-            clean(&joined.name),
-            count(joined.members, "member"),
-        );
-        print(text.as_bytes())?;
+        print(joined_text(&joined).as_bytes())?;
     }
     Ok(0)
+}
+
+fn joined_text(joined: &Joined) -> String {
+    let founder = founders::as_joined(joined);
+    format!(
+        "joined the team {} as {}{founder}: {}\n",
+        short(joined.swarm),
+        clean(&joined.name),
+        count(joined.members, "member"),
+    )
 }
 
 /// Lists the teams of this node.
@@ -164,7 +189,7 @@ fn members_text(team: &TeamView, now: u64) -> String {
             ]
         }))
         .collect();
-    table(["NAME", "KEY", "ROLES", "ENDS", "INVITED BY", "STATE"], rows)
+    table(["NAME", "KEY", "ROLES", "ENDS", "INVITED BY", "STATE"], rows) + &founders::in_team(team)
 }
 
 fn waiting(waits: &WaitingView) -> String {
@@ -259,20 +284,6 @@ fn peers_text(peers: &[PeerView]) -> String {
     )
 }
 
-/// Puts a member out of the team.
-pub async fn revoke(home: &Home, member: String, team: InTeam) -> Result<u8, Failure> {
-    let text = format!("{} is out of the team\n", clean(&member));
-    connect_or_start(home)
-        .await?
-        .revoke(&MemberName {
-            member,
-            team: team.team,
-        })
-        .await?;
-    print(text.as_bytes())?;
-    Ok(0)
-}
-
 /// Vouches for a member anew.
 pub async fn renew(home: &Home, arguments: &RenewArguments) -> Result<u8, Failure> {
     let request = RenewRequest {
@@ -347,6 +358,7 @@ mod tests {
             me: false,
             connected: true,
             to_renew: false,
+            against: Vec::new(),
         };
         TeamView {
             swarm: SwarmId([1; 32]),
@@ -354,6 +366,8 @@ mod tests {
             me: NodeKey([0xaa; 32]),
             name: "ann".to_owned(),
             listening: Vec::new(),
+            founders: 1,
+            threshold: 1,
             members: vec![
                 MemberView {
                     roles: Roles::all(),
@@ -396,7 +410,9 @@ mod tests {
             }
         };
         let invited = |founded, addresses: &[&str]| Invited {
-            ticket: "ticket".to_owned(),
+            ticket: Some("ticket".to_owned()),
+            founders: Vec::new(),
+            threshold: 1,
             swarm: SwarmId([0xcd; 32]),
             expires: 1,
             roles: Roles::all(),

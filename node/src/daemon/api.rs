@@ -12,10 +12,10 @@ use tvix_node_gateway::control::{ApiError, ControlApi, LogReader, UploadBody};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
-    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event as SessionEvent, FailureKind, InviteRequest, Invited,
-    JoinRequest, Joined, LeaveRequest, MemberName, OpenSession, OwnerAnswer, OwnerQuestion, PeerView,
-    Provenance, RecordView, RenewRequest, SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer,
-    StoreQuestion, TeamView, WorkerMessage,
+    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event as SessionEvent, FailureKind, FounderKey,
+    InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName, OpenSession, OwnerAnswer,
+    OwnerQuestion, PeerView, Provenance, PutOut, RecordView, RenewRequest, SessionOpened, SourceAnswer,
+    SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, WorkerMessage,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::derivation::read_derivation;
@@ -461,7 +461,11 @@ impl ControlApi for Api {
         team_api::peers(self, team).await
     }
 
-    async fn revoke(&self, member: MemberName) -> Result<(), ApiError> {
+    async fn founder_key(&self) -> Result<FounderKey, ApiError> {
+        team_api::founder_key(self).await
+    }
+
+    async fn revoke(&self, member: MemberName) -> Result<PutOut, ApiError> {
         team_api::revoke(self, member).await
     }
 

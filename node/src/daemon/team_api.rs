@@ -4,11 +4,13 @@ use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
-    FailureKind, InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName, MemberView, PeerView,
-    ReachedBy, RecordView, RenewRequest, TeamStatus, TeamView, TrafficView, WaitingView,
+    FailureKind, FounderKey, FounderTicket, InviteRequest, Invited, JoinRequest, Joined, LeaveRequest,
+    MemberName, MemberView, PeerView, PutOut, ReachedBy, RecordView, RenewRequest, TeamStatus, TeamView,
+    TrafficView, WaitingView,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::roster::Roles;
 use tvix_node_protocol::ticket::Ticket;
 use tvix_node_swarm::Reached;
 use tvix_node_swarm::roster::Waiting;
@@ -29,9 +31,13 @@ pub(super) fn refused(error: TeamFailure) -> ApiError {
         | TeamFailure::Over(_)
         | TeamFailure::NotRunning { .. }
         | TeamFailure::LastFounder { .. }
+        | TeamFailure::Founded
         | TeamFailure::Join(JoinError::AlreadyIn(_)) => FailureKind::Conflict,
         TeamFailure::Which(_)
         | TeamFailure::Oneself(_)
+        | TeamFailure::Founding(_)
+        | TeamFailure::OwnFounder { .. }
+        | TeamFailure::NotTheFounder(_)
         | TeamFailure::Member(_)
         | TeamFailure::State(_)
         | TeamFailure::Join(_) => FailureKind::Invalid,
@@ -51,28 +57,66 @@ fn machine() -> String {
     if name.is_empty() { "node".to_owned() } else { name }
 }
 
-/// Makes a ticket for one new member.
+fn written(ticket: &Ticket) -> Result<String, ApiError> {
+    ticket
+        .to_text()
+        .map_err(|error| ApiError::caused(FailureKind::Internal, "the ticket cannot be written down", error))
+}
+
+/// Makes a ticket for one new member, or for those that a team is founded with, or for one of those.
 pub async fn invite(api: &Api, request: InviteRequest) -> Result<Invited, ApiError> {
-    let name = request.name.unwrap_or_else(machine);
-    let wanted = (request.team.as_deref(), request.new_team);
-    let (node, founded) = api.team.found(wanted, &name).await.map_err(refused)?;
+    let name = request.name.clone().unwrap_or_else(machine);
     let expires = now().saturating_add(request.valid);
-    let ticket = node
-        .swarm
-        .invite(request.roles.clone(), expires, request.lasts)
-        .await
-        .map_err(|error| refused(error.into()))?;
-    let text = ticket.to_text().map_err(|error| {
-        ApiError::caused(FailureKind::Internal, "the ticket cannot be written down", error)
-    })?;
+    if request.founder.is_some()
+        && (request.new_team || !request.founders.is_empty() || request.threshold.is_some())
+    {
+        let message =
+            "a ticket for a founder is for a team that is there: what founds one does not go with it";
+        return Err(ApiError::new(FailureKind::Invalid, message));
+    }
+    let (node, founded) = match &request.founder {
+        // There is none without the team.
+        Some(_) => (api.team.one(request.team.as_deref()).map_err(refused)?, false),
+        None => api.team.found(&request, &name).await.map_err(refused)?,
+    };
+    let mut invited: Vec<NodeKey> = request.founders.iter().map(|founder| founder.key).collect();
+    if let Some(founder) = &request.founder {
+        invited.push(node.founder(founder).map_err(refused)?);
+    }
+    let mut founders = Vec::with_capacity(invited.len());
+    for key in invited {
+        let ticket = node.swarm.invite_founder(key, expires);
+        let ticket = written(&ticket.map_err(|error| refused(error.into()))?)?;
+        let name = node.name_of(key);
+        founders.push(FounderTicket { name, key, ticket });
+    }
+    let ticket = match founders.is_empty() {
+        true => {
+            let roles = request.roles.clone();
+            let ticket = node.swarm.invite(roles, expires, request.lasts).await;
+            Some(written(&ticket.map_err(|error| refused(error.into()))?)?)
+        }
+        false => None,
+    };
     Ok(Invited {
-        ticket: text,
+        roles: match ticket {
+            Some(_) => request.roles,
+            None => Roles::all(),
+        },
+        ticket,
+        founders,
+        threshold: node.swarm.team().genesis().threshold,
         swarm: node.swarm.swarm(),
         expires,
-        roles: request.roles,
         founded,
         addresses: node.swarm.addresses(),
     })
+}
+
+/// Makes a key by which this node can be a founder.
+pub async fn founder_key(api: &Api) -> Result<FounderKey, ApiError> {
+    let key = api.team.founder_key().await.map_err(refused)?;
+    Ok(FounderKey { key })
 }
 
 /// Redeems a ticket.
@@ -81,10 +125,15 @@ pub async fn join(api: &Api, request: JoinRequest) -> Result<Joined, ApiError> {
         .map_err(|error| ApiError::new(FailureKind::Invalid, error.to_string()))?;
     let name = request.name.unwrap_or_else(machine);
     let node = api.team.join(&ticket, &name).await.map_err(refused)?;
+    let (me, genesis) = (node.swarm.key(), node.swarm.team().genesis());
     Ok(Joined {
         swarm: node.swarm.swarm(),
-        name,
+        // What whoever founded the team called it, where this node is a founder.
+        name: node.name_of(me),
         members: node.swarm.members().len() as u64,
+        founder: genesis.founders.iter().any(|founder| founder.key == me),
+        founders: genesis.founders.len() as u64,
+        threshold: genesis.threshold,
     })
 }
 
@@ -105,6 +154,10 @@ pub async fn team(api: &Api, team: Option<String>) -> Result<TeamView, ApiError>
         me: key == node.swarm.key(),
         connected: connected.contains(&key),
         to_renew: member.not_after.is_some_and(|end| ends_soon(end, now)),
+        against: match member.issued_by {
+            None => team.put_out_by(key),
+            Some(_) => Vec::new(),
+        },
     });
     let waiting = team.waiting().into_iter().map(|waits| waiting_view(&node, waits));
     Ok(TeamView {
@@ -113,6 +166,8 @@ pub async fn team(api: &Api, team: Option<String>) -> Result<TeamView, ApiError>
         team: node.team_name(),
         name: node.name_of(node.swarm.key()),
         listening: node.swarm.addresses(),
+        founders: team.genesis().founders.len() as u64,
+        threshold: team.genesis().threshold,
         members: views.collect(),
         waiting: waiting.collect(),
     })
@@ -221,14 +276,23 @@ fn somebody_in(api: &Api, team: Option<&str>, member: &str) -> Result<(Arc<TeamN
     }
 }
 
-/// Puts a member out of the team.
-pub async fn revoke(api: &Api, member: MemberName) -> Result<(), ApiError> {
+/// Puts a member out of the team, or says so of a founder, which is out when enough others have.
+pub async fn revoke(api: &Api, member: MemberName) -> Result<PutOut, ApiError> {
     let (node, key) = somebody_in(api, member.team.as_deref(), &member.member)?;
     if key == node.swarm.key() {
         return Err(refused(TeamFailure::Oneself(node.swarm.swarm())));
     }
     let revoked = node.swarm.revoke(key).await;
-    revoked.map_err(|error| refused(error.into()))
+    revoked.map_err(|error| refused(error.into()))?;
+    let team = node.swarm.team();
+    let (out, founder) = team.with_roster(|roster| (roster.is_revoked(key), roster.is_founder(key)));
+    Ok(PutOut {
+        key,
+        name: team.called(key),
+        out,
+        by: team.put_out_by(key),
+        needed: if founder { team.genesis().threshold } else { 1 },
+    })
 }
 
 /// Vouches for a member anew.

@@ -69,6 +69,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::roster::Role;
 use tvix_node_swarm::events::{Notice, PeerStatus, SwarmEvents};
+use tvix_node_swarm::team::StateError;
 use tvix_node_swarm::{PeerOverview, SwarmHandle};
 
 use crate::daemon::depot::Depot;
@@ -178,6 +179,24 @@ impl TeamNode {
             .map(|(key, name)| (*key, name.as_str()))
             .collect();
         Ok(find_member(&named, text)?)
+    }
+
+    /// The other founder that is called this, or whose key is or begins with it, and who is not out.
+    ///
+    /// # Errors
+    /// [`TeamFailure::Member`], or [`TeamFailure::State`] where that is no other founder.
+    pub fn founder(&self, text: &str) -> Result<NodeKey, TeamFailure> {
+        let members = self.swarm.members();
+        let named: Vec<(NodeKey, &str)> = members
+            .iter()
+            .map(|(key, member)| (key, member.name.as_str()))
+            .collect();
+        let key = find_member(&named, text)?;
+        let is_founder = self.swarm.team().with_roster(|roster| roster.is_founder(key));
+        match is_founder && key != self.swarm.key() {
+            true => Ok(key),
+            false => Err(StateError::NoFounder(self.name_of(key)).into()),
+        }
     }
 
     /// Members, and who can become one again by being renewed: all that there is something to say or do about.

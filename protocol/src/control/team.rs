@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::{BuildRecord, SwarmId};
 use crate::envelope::{Envelope, EnvelopeError, NodeKey};
-use crate::roster::{Lapse, Roles};
+use crate::roster::{Founder, Lapse, Roles};
 
 /// Asks for a ticket. Where the node takes part in no team yet, or is told to, it founds one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,14 +24,29 @@ pub struct InviteRequest {
     /// Found another team for it, beside those that the node is in.
     #[serde(default)]
     pub new_team: bool,
+    /// With whom it is founded; the tickets are for these then.
+    #[serde(default)]
+    pub founders: Vec<Founder>,
+    /// How many of its founders put out one of themselves; none: what is usual.
+    #[serde(default)]
+    pub threshold: Option<u16>,
+    /// Make a ticket for this founder of the team, by its name, or its key or the beginning of that, which has not joined
+    /// yet.
+    #[serde(default)]
+    pub founder: Option<String>,
 }
 
 /// A ticket has been made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Invited {
-    /// The string to hand over. Whoever has it can join, once.
-    pub ticket: String,
+    /// The string to hand over. Whoever has it can join, once. None where there are such for founders.
+    pub ticket: Option<String>,
+    /// A ticket for each founder that was named.
+    #[serde(default)]
+    pub founders: Vec<FounderTicket>,
+    /// How many founders of the team together put out one of themselves.
+    pub threshold: u16,
     /// The team.
     pub swarm: SwarmId,
     /// Seconds since 1970 after which the ticket is void.
@@ -42,6 +57,26 @@ pub struct Invited {
     pub founded: bool,
     /// Where this node can be reached to redeem it, as multiaddresses; none: nowhere.
     pub addresses: Vec<String>,
+}
+
+/// A ticket with which one founder takes its place, and nobody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FounderTicket {
+    /// What it is called.
+    pub name: String,
+    /// Its key.
+    pub key: NodeKey,
+    /// The string to hand over.
+    pub ticket: String,
+}
+
+/// A key by which this node can be a founder of one team.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FounderKey {
+    /// What whoever founds the team is to be told.
+    pub key: NodeKey,
 }
 
 /// Redeems a ticket.
@@ -64,6 +99,12 @@ pub struct Joined {
     pub name: String,
     /// How many members it has, this node included.
     pub members: u64,
+    /// Whether this node is one of its founders.
+    pub founder: bool,
+    /// How many founders it began with.
+    pub founders: u64,
+    /// How many of those together put out one of themselves.
+    pub threshold: u16,
 }
 
 /// The team as this node knows it.
@@ -80,6 +121,10 @@ pub struct TeamView {
     pub name: String,
     /// Where this node listens, as multiaddresses.
     pub listening: Vec<String>,
+    /// How many founders it began with.
+    pub founders: u64,
+    /// How many of those together put out one of themselves.
+    pub threshold: u16,
     /// Who is in it, this node included.
     pub members: Vec<MemberView>,
     /// Who was in it, and can be again if somebody renews the membership.
@@ -146,6 +191,9 @@ pub struct MemberView {
     pub connected: bool,
     /// Whether somebody should renew its membership, which ends soon.
     pub to_renew: bool,
+    /// Where it is a founder: those who have said that it is to be out, who are too few.
+    #[serde(default)]
+    pub against: Vec<Founder>,
 }
 
 /// A member there is a connection to.
@@ -209,6 +257,22 @@ pub struct MemberName {
     /// In which team, by name or id; none: whichever has it.
     #[serde(default)]
     pub team: Option<String>,
+}
+
+/// What came of putting somebody out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PutOut {
+    /// Its key.
+    pub key: NodeKey,
+    /// What it is called.
+    pub name: String,
+    /// Whether it is out. A founder is where enough others have said so.
+    pub out: bool,
+    /// Founders who have said so.
+    pub by: Vec<Founder>,
+    /// How many of them it takes.
+    pub needed: u16,
 }
 
 /// Leaves a team for good.

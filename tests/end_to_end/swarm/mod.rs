@@ -6,6 +6,7 @@ mod desired_store;
 mod doctor;
 mod finding;
 mod fixed_outputs;
+mod founders;
 mod importing;
 mod joining;
 mod nats;

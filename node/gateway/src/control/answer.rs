@@ -163,11 +163,12 @@ async fn respond<A: ControlApi>(
             let request = read_json(body, JSON_BYTES).await?;
             json(&api.join(request).await?)
         }
+        Route::FounderKey => json(&api.founder_key().await?),
         Route::Team(team) => json(&api.team(team).await?),
         Route::Peers(team) => json(&api.peers(team).await?),
         Route::Revoke => {
             let member = read_json(body, JSON_BYTES).await?;
-            empty(api.revoke(member)).await
+            json(&api.revoke(member).await?)
         }
         Route::Renew => {
             let request = read_json(body, JSON_BYTES).await?;

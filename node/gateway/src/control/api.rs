@@ -7,10 +7,10 @@ use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::{
-    AddRoot, AddSource, Event, Failure, FailureKind, InviteRequest, Invited, JoinRequest, Joined,
-    LeaveRequest, MemberName, OpenSession, OwnerAnswer, OwnerQuestion, PeerView, Provenance, RecordView,
-    RenewRequest, SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView,
-    WorkerMessage,
+    AddRoot, AddSource, Event, Failure, FailureKind, FounderKey, InviteRequest, Invited, JoinRequest, Joined,
+    LeaveRequest, MemberName, OpenSession, OwnerAnswer, OwnerQuestion, PeerView, Provenance, PutOut,
+    RecordView, RenewRequest, SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion,
+    TeamView, WorkerMessage,
 };
 use tvix_node_protocol::path_info::PathInfo;
 
@@ -164,11 +164,14 @@ pub trait ControlApi: Send + Sync + 'static {
     /// Adds what is in such an export, on the owner's word.
     fn import(&self, export: UploadBody) -> impl Future<Output = Result<Vec<PathInfo>, ApiError>> + Send;
 
-    /// Makes a ticket for one new member. A node that takes part in no team founds one.
+    /// Makes a ticket for one new member, or for founders. A node that takes part in no team founds one.
     fn invite(&self, request: InviteRequest) -> impl Future<Output = Result<Invited, ApiError>> + Send;
 
     /// Redeems a ticket. A node that takes part in this team already refuses ([`FailureKind::Conflict`]).
     fn join(&self, request: JoinRequest) -> impl Future<Output = Result<Joined, ApiError>> + Send;
+
+    /// A new key by which this node can be a founder of one team.
+    fn founder_key(&self) -> impl Future<Output = Result<FounderKey, ApiError>> + Send;
 
     /// Who is in a team, by its name or id; none: in the only one. A node without one answers with
     /// [`FailureKind::NotFound`], one with several that is not told which with [`FailureKind::Invalid`].
@@ -177,8 +180,8 @@ pub trait ControlApi: Send + Sync + 'static {
     /// Members there is a connection to, in a team or in all. A node without a team answers as [`team`](Self::team) does.
     fn peers(&self, team: Option<String>) -> impl Future<Output = Result<Vec<PeerView>, ApiError>> + Send;
 
-    /// Puts a member out of the team for good.
-    fn revoke(&self, member: MemberName) -> impl Future<Output = Result<(), ApiError>> + Send;
+    /// Puts a member out of the team for good, or says so of a founder, for which it takes several.
+    fn revoke(&self, member: MemberName) -> impl Future<Output = Result<PutOut, ApiError>> + Send;
 
     /// Vouches for a member anew.
     fn renew(&self, request: RenewRequest) -> impl Future<Output = Result<(), ApiError>> + Send;

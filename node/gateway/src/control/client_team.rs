@@ -1,8 +1,8 @@
 //! What commands ask about the team.
 
 use tvix_node_protocol::control::{
-    InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName, OwnerAnswer, OwnerQuestion,
-    PeerView, RenewRequest, TeamView,
+    FounderKey, InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName, OwnerAnswer,
+    OwnerQuestion, PeerView, PutOut, RenewRequest, TeamView,
 };
 
 use super::client::ControlClient;
@@ -11,7 +11,7 @@ use super::route::Route;
 use super::stream::RequestBody;
 
 impl ControlClient {
-    /// Makes a ticket for one new member; founds the team where there is none.
+    /// Makes a ticket for one new member, or for founders; founds the team where there is none.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -25,6 +25,14 @@ impl ControlClient {
     /// See [`ClientError`].
     pub async fn join(&self, request: &JoinRequest) -> Result<Joined, ClientError> {
         self.ask_with(&Route::Join, request).await
+    }
+
+    /// Has the node make a key by which it can be a founder of one team.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn founder_key(&self) -> Result<FounderKey, ClientError> {
+        self.ask(&Route::FounderKey, RequestBody::empty()).await
     }
 
     /// Who is in a team, by its name or id; none: in the only one.
@@ -45,12 +53,12 @@ impl ControlClient {
         self.ask(&route, RequestBody::empty()).await
     }
 
-    /// Puts a member out of the team for good.
+    /// Puts a member out of the team for good; or says so of a founder, for which it takes several.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn revoke(&self, member: &MemberName) -> Result<(), ClientError> {
-        self.done_with(&Route::Revoke, member).await
+    pub async fn revoke(&self, member: &MemberName) -> Result<PutOut, ClientError> {
+        self.ask_with(&Route::Revoke, member).await
     }
 
     /// Vouches for a member anew.

@@ -29,6 +29,7 @@ pub(super) enum Route {
     Import,
     Invite,
     Join,
+    FounderKey,
     Team(Option<String>),
     Peers(Option<String>),
     Revoke,
@@ -41,7 +42,7 @@ pub(super) enum Route {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum RouteError {
     #[error(
-        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why, /v1/record, /v1/roots, /v1/store, /v1/nar, /v1/export, /v1/import, /v1/owner, /v1/team and /v1/team/invite, join, peers, revoke, renew and leave"
+        "there is nothing at '{0}'; the addresses are /v1/status, /v1/down, /v1/sessions, /v1/sessions/ID/events, /v1/sessions/ID/batch, /v1/sessions/ID/store, /v1/sessions/ID/sources, /v1/paths, /v1/log, /v1/why, /v1/record, /v1/roots, /v1/store, /v1/nar, /v1/export, /v1/import, /v1/owner, /v1/team and /v1/team/invite, join, founder-key, peers, revoke, renew and leave"
     )]
     NoSuchAddress(String),
     #[error("'{address}' is asked with {wanted}, not with {method}")]
@@ -100,6 +101,7 @@ impl Route {
                 "peers" => ("GET", Self::Peers(query.take("team"))),
                 "invite" => ("POST", Self::Invite),
                 "join" => ("POST", Self::Join),
+                "founder-key" => ("POST", Self::FounderKey),
                 "revoke" => ("POST", Self::Revoke),
                 "renew" => ("POST", Self::Renew),
                 "leave" => ("POST", Self::Leave),
@@ -169,6 +171,7 @@ impl Route {
             Self::Peers(team) => (Method::GET, with_team("/v1/team/peers", team.as_deref())),
             Self::Invite => post("/v1/team/invite".to_owned()),
             Self::Join => post("/v1/team/join".to_owned()),
+            Self::FounderKey => post("/v1/team/founder-key".to_owned()),
             Self::Revoke => post("/v1/team/revoke".to_owned()),
             Self::Renew => post("/v1/team/renew".to_owned()),
             Self::Leave => post("/v1/team/leave".to_owned()),
@@ -318,6 +321,7 @@ mod tests {
             Route::Store,
             Route::Invite,
             Route::Join,
+            Route::FounderKey,
             Route::Team(None),
             Route::Team(Some("ann's team".to_owned())),
             Route::Peers(None),

@@ -4,10 +4,11 @@ use tvix_node_protocol::control::{
     FailureKind, InviteRequest, JoinRequest, LeaveRequest, MemberName, OwnerAnswer, OwnerQuestion,
     RenewRequest,
 };
+use tvix_node_protocol::envelope::NodeSecret;
 use tvix_node_protocol::roster::{Role, Roles};
 
 use super::client_error::ClientError;
-use super::testing::{SWARM, Up, path, peer, record, team};
+use super::testing::{SWARM, Up, path, peer, put_out, record, team};
 
 #[tokio::test]
 async fn everything_about_the_team_has_its_answer() {
@@ -22,6 +23,9 @@ async fn everything_about_the_team_has_its_answer() {
             name: Some("ann".to_owned()),
             team: None,
             new_team: true,
+            founders: Vec::new(),
+            threshold: None,
+            founder: None,
         })
         .await
         .unwrap();
@@ -34,13 +38,16 @@ async fn everything_about_the_team_has_its_answer() {
     assert_eq!(invited.roles, roles);
     let joined = client
         .join(&JoinRequest {
-            ticket: invited.ticket,
+            ticket: invited.ticket.unwrap(),
             name: Some("bob".to_owned()),
         })
         .await
         .unwrap();
     up.called("join ticket as Some(\"bob\")").await;
     assert_eq!((joined.name.as_str(), joined.members), ("bob", 2));
+    let key = NodeSecret::from_bytes(&[5; 32]).key();
+    assert_eq!(client.founder_key().await.unwrap().key, key);
+    up.called("founder key").await;
     assert_eq!(client.team(None).await.unwrap(), team());
     up.called("team None").await;
     assert_eq!(client.team(Some("ann's team")).await.unwrap(), team());
@@ -57,7 +64,7 @@ async fn everything_about_the_team_has_its_answer() {
         member: revoked,
         team: named(),
     };
-    client.revoke(&revoked).await.unwrap();
+    assert_eq!(client.revoke(&revoked).await.unwrap(), put_out("bob"));
     up.called("revoke bob of Some(\"3f2a91c0\")").await;
     for (roles, told) in [(None, "None"), (Some(roles), "Some(\"build, store\")")] {
         let (member, lasts) = (member(), 5);

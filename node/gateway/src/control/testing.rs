@@ -11,14 +11,14 @@ use tokio::task::JoinHandle;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildRecord, SwarmId};
 use tvix_node_protocol::control::{
-    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event, EventKind, FailureKind, InviteRequest, Invited,
-    JoinRequest, Joined, LeaveRequest, MemberName, MemberView, OpenSession, Outcome, OwnerAnswer,
-    OwnerQuestion, PeerView, Provenance, RecordView, RenewRequest, SessionMode, SessionOpened, SourceAnswer,
-    SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, TrafficView, WorkerMessage,
+    AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event, EventKind, FailureKind, FounderKey, InviteRequest,
+    Invited, JoinRequest, Joined, LeaveRequest, MemberName, MemberView, OpenSession, Outcome, OwnerAnswer,
+    OwnerQuestion, PeerView, Provenance, PutOut, RecordView, RenewRequest, SessionMode, SessionOpened,
+    SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, TrafficView, WorkerMessage,
 };
 use tvix_node_protocol::envelope::{NodeSecret, seal};
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
-use tvix_node_protocol::roster::Roles;
+use tvix_node_protocol::roster::{Founder, Roles};
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::api::{ApiError, ControlApi, LogReader};
@@ -245,7 +245,9 @@ impl ControlApi for Notes {
             request.roles, request.valid, request.lasts, request.name, request.team, request.new_team
         ));
         Ok(Invited {
-            ticket: "ticket".to_owned(),
+            ticket: Some("ticket".to_owned()),
+            founders: Vec::new(),
+            threshold: 1,
             swarm: SWARM,
             expires: request.valid,
             roles: request.roles,
@@ -263,7 +265,16 @@ impl ControlApi for Notes {
             swarm: SWARM,
             name: request.name.unwrap(),
             members: 2,
+            founder: false,
+            founders: 1,
+            threshold: 1,
         })
+    }
+
+    async fn founder_key(&self) -> Result<FounderKey, ApiError> {
+        self.note("founder key".to_owned());
+        let key = NodeSecret::from_bytes(&[5; 32]).key();
+        Ok(FounderKey { key })
     }
 
     async fn team(&self, named: Option<String>) -> Result<TeamView, ApiError> {
@@ -276,9 +287,9 @@ impl ControlApi for Notes {
         Ok(vec![peer()])
     }
 
-    async fn revoke(&self, member: MemberName) -> Result<(), ApiError> {
+    async fn revoke(&self, member: MemberName) -> Result<PutOut, ApiError> {
         self.note(format!("revoke {} of {:?}", member.member, member.team));
-        Ok(())
+        Ok(put_out(&member.member))
     }
 
     async fn renew(&self, request: RenewRequest) -> Result<(), ApiError> {
@@ -316,6 +327,8 @@ pub(super) fn team() -> TeamView {
         me: key,
         name: "ann".to_owned(),
         listening: Vec::new(),
+        founders: 1,
+        threshold: 1,
         members: vec![MemberView {
             key,
             name: "ann".to_owned(),
@@ -326,8 +339,24 @@ pub(super) fn team() -> TeamView {
             me: true,
             connected: false,
             to_renew: false,
+            against: Vec::new(),
         }],
         waiting: Vec::new(),
+    }
+}
+
+/// One of two founders that it takes has said so.
+pub(super) fn put_out(name: &str) -> PutOut {
+    let founder = |seed: u8, name: &str| Founder {
+        key: NodeSecret::from_bytes(&[seed; 32]).key(),
+        name: name.to_owned(),
+    };
+    PutOut {
+        key: founder(6, name).key,
+        name: name.to_owned(),
+        out: false,
+        by: vec![founder(3, "ann")],
+        needed: 2,
     }
 }
 

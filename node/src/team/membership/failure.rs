@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::control::MemberError;
+use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::founding::FoundingError;
 use tvix_node_swarm::gate::NonceError;
 use tvix_node_swarm::roster::RosterFileError;
 use tvix_node_swarm::team::{JoinError, StateError, TeamError};
@@ -30,6 +32,33 @@ pub enum TeamFailure {
     /// Several, and none was named.
     #[error("this node takes part in several teams: say which one with '--team', {}", listed(.0))]
     Which(Vec<(SwarmId, String)>),
+    /// Founders are those that the team was founded with.
+    #[error(
+        "this node is in a team already, whose founders are those that it was founded with: '--new-team' founds another one, beside \
+         it, with founders and a threshold of its own"
+    )]
+    Founded,
+    /// It cannot be founded like this.
+    #[error(transparent)]
+    Founding(#[from] FoundingError),
+    /// This node would be two of the founders.
+    #[error(
+        "the key {key} of '{name}' is this node's own: whoever founds the team is one of its founders anyway. The key is what \
+         'tvix-node founder-key' prints on the machine of '{name}'"
+    )]
+    OwnFounder {
+        /// The key.
+        key: NodeKey,
+        /// Who should be a founder by it.
+        name: String,
+    },
+    /// A ticket for a founder, which this node is not.
+    #[error(
+        "the ticket is for the founder with the key {0}, which this node does not have: whose 'tvix-node founder-key' printed it \
+         can redeem it. Was that here, and the key used for another team, ask for a team to be founded with a new one; to be a member \
+         like others, ask for a ticket without '--founder'"
+    )]
+    NotTheFounder(NodeKey),
     /// None is called so.
     #[error(
         "this node takes part in no team that is called '{}' or whose id begins so; its teams are {}",

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use tvix_node_protocol::build::SwarmId;
-use tvix_node_protocol::envelope::NodeSecret;
+use tvix_node_protocol::control::InviteRequest;
+use tvix_node_protocol::envelope::{NodeKey, NodeSecret};
+use tvix_node_protocol::founding::founding_threshold;
 use tvix_node_protocol::roster::Founder;
 use tvix_node_protocol::ticket::Ticket;
 use tvix_node_swarm::Clock;
 use tvix_node_swarm::team::{
-    JoinError, Team, TeamError, asked_is_kept, asked_secret, join, keep_asked, kept_secret, new_secret,
+    JoinError, Team, TeamError, asked_is_kept, asked_secret, founder_key_is_kept, founder_keys,
+    founder_secret, join, keep_asked, kept_secret, new_founder_key, new_secret,
 };
 
 use super::super::TeamNode;
@@ -33,27 +36,35 @@ impl Membership {
             .members(Clock::system().now())
             .contains(asked.key());
         if taken {
+            founder_key_is_kept(teams, asked.key())?;
             asked_is_kept(teams, team)?;
         }
         Ok(taken.then_some(asked))
     }
 
-    /// The team that is meant; where there is none, or `new`, one is founded. `name`: what this node calls itself in it.
+    /// The team that is meant; where there is none, or a new one is asked for, one is founded. `name`: what this node calls
+    /// itself in it.
     ///
     /// # Errors
     /// See [`TeamFailure`].
     pub async fn found(
         &self,
-        (named, new): (Option<&str>, bool),
+        request: &InviteRequest,
         name: &str,
     ) -> Result<(Arc<TeamNode>, bool), TeamFailure> {
         let _turn = self.changing.lock().await;
-        if !new {
-            match self.one(named) {
+        if !request.new_team {
+            match self.one(request.team.as_deref()) {
                 Err(TeamFailure::None) => {}
+                Ok(_) if !request.founders.is_empty() || request.threshold.is_some() => {
+                    return Err(TeamFailure::Founded);
+                }
                 found => return Ok((found?, false)),
             }
         }
+        let others = request.founders.clone();
+        let threshold = founding_threshold(name, &others, request.threshold)?;
+        self.check_others(&others)?;
         self.check_room()?;
         let (teams, title) = (&self.parts.teams, format!("{name}'s team"));
         let known = Team::list(teams)?;
@@ -64,13 +75,50 @@ impl Membership {
                 key: secret.key(),
                 name: name.to_owned(),
             };
-            let team = Team::found(teams, &title, me, Vec::new(), 1)?;
+            let team = Team::found(teams, &title, me, others, threshold)?;
             first.note(team.swarm())?;
             return Ok((self.begin(team, secret).await?, true));
         }
         let secret = new_secret().map_err(TeamError::from)?;
-        let team = Team::found_apart(teams, &title, (name, &secret), Vec::new(), 1)?;
+        let team = Team::found_apart(teams, &title, (name, &secret), others, threshold)?;
         Ok((self.begin(team, Arc::new(secret)).await?, true))
+    }
+
+    /// Other founders are other nodes.
+    fn check_others(&self, others: &[Founder]) -> Result<(), TeamFailure> {
+        let mut own = self.own_keys();
+        own.extend(founder_keys(&self.parts.teams)?);
+        match others.iter().find(|other| own.contains(&other.key)) {
+            Some(Founder { key, name }) => Err(TeamFailure::OwnFounder {
+                key: *key,
+                name: name.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a key by which this node can be a founder of one team.
+    ///
+    /// # Errors
+    /// [`TeamFailure::Team`]
+    pub async fn founder_key(&self) -> Result<NodeKey, TeamFailure> {
+        let _turn = self.changing.lock().await;
+        Ok(new_founder_key(&self.parts.teams)?)
+    }
+
+    /// The key that a founder's ticket is for, and whether it waited for its team until now.
+    fn founders_secret(&self, team: SwarmId, key: NodeKey) -> Result<(NodeSecret, bool), TeamFailure> {
+        let teams = &self.parts.teams;
+        let is_it = |secret: &NodeSecret| secret.key() == key;
+        if let Some(secret) = kept_secret(teams, team)?.filter(is_it) {
+            return Ok((secret, false));
+        }
+        if let Some(secret) = asked_secret(teams, team)?.filter(is_it) {
+            return Ok((secret, true));
+        }
+        let secret = founder_secret(teams, key)?.ok_or(TeamFailure::NotTheFounder(key))?;
+        keep_asked(teams, team, &secret)?;
+        Ok((secret, true))
     }
 
     fn check_room(&self) -> Result<(), TeamFailure> {
@@ -96,13 +144,27 @@ impl Membership {
         let first = FirstTeam::new(teams, &known);
         let unseen = first.is_unseen()?;
         let (mut by_home, mut anew) = (false, false);
-        let secret = match kept_secret(teams, ticket.swarm)? {
-            Some(secret) => Arc::new(secret),
-            None if first.ask(ticket.swarm)? => {
+        let kept = match ticket.founder {
+            Some(_) => None,
+            None => kept_secret(teams, ticket.swarm)?,
+        };
+        let secret = match (ticket.founder, kept) {
+            // Who was told the key that 'status' shows has not seen it in another team, either.
+            (Some(key), _) if key == self.parts.jobs.secret.key() && first.ask(ticket.swarm)? => {
                 by_home = true;
                 Arc::clone(&self.parts.jobs.secret)
             }
-            None => {
+            (Some(key), _) => {
+                let (secret, waited) = self.founders_secret(ticket.swarm, key)?;
+                anew = waited;
+                Arc::new(secret)
+            }
+            (None, Some(secret)) => Arc::new(secret),
+            (None, None) if first.ask(ticket.swarm)? => {
+                by_home = true;
+                Arc::clone(&self.parts.jobs.secret)
+            }
+            (None, None) => {
                 anew = true;
                 Arc::new(match asked_secret(teams, ticket.swarm)? {
                     // The ticket was perhaps redeemed with it already, and the answer did not come.
@@ -126,6 +188,9 @@ impl Membership {
         };
         if by_home {
             first.note(ticket.swarm)?;
+        }
+        if let Some(key) = ticket.founder {
+            founder_key_is_kept(teams, key)?;
         }
         if anew {
             asked_is_kept(teams, ticket.swarm)?;
