@@ -11,6 +11,7 @@ use tvix_node_swarm::limits::CLOCK_SKEW;
 
 use super::api::Api;
 use super::clock::now;
+use super::founders::of_founders;
 use super::team_api::waiting_view;
 use crate::team::TeamNode;
 use crate::team::roll::short;
@@ -112,6 +113,7 @@ fn of_team(api: &Api, team: &TeamNode) -> Vec<Finding> {
     let refused = team.refused_by();
     let refused: Vec<(String, String)> = refused.into_iter().map(|(key, why)| (name(key), why)).collect();
     findings.push(roster(&standing, &others, &refused, now()));
+    findings.extend(of_founders(team));
     for (name, known) in &connected {
         findings.push(peer(name, known));
     }

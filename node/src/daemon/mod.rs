@@ -11,6 +11,7 @@ pub(crate) mod engine;
 mod exchange_api;
 mod fetching;
 pub(crate) mod folder;
+mod founders;
 mod holding;
 pub(crate) mod job;
 mod limits;

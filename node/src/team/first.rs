@@ -1,7 +1,7 @@
 //! In which team a node has the key of its home.
 //!
-//! It is the first that the node ever was in, or asked to be taken into, other than as a founder by a key made for that. In each other one it has a key of its own, so that
-//! nobody knows it again. Which one it is stands in two files of the folder of all teams: [`NOTED`], once the node is in it,
+//! It is the first that the node ever was in, or asked to be taken into, other than as a founder by a key made for that. In
+//! each other one it has a key of its own, so that nobody knows it again. Which one it is stands in two files of the folder of all teams: [`NOTED`], once the node is in it,
 //! and [`ASKED`], written before the key is shown to anybody there. A join that is cut short, or refused, leaves the second
 //! one alone: whoever was asked has seen the key, so no other team gets to see it.
 

@@ -141,6 +141,15 @@ fn a_team_goes_on_without_a_founder_whose_home_is_lost() {
     ] {
         assert!(shown.ok().contains(line), "{}", shown.stdout);
     }
+    let doctor: Value = serde_json::from_str(&carol.machine.run(&["doctor", "--json"]).stdout).expect("JSON");
+    let mut found = doctor.as_array().expect("a list").iter();
+    let found = found
+        .find(|finding| finding["about"] == "founders")
+        .expect("it is said");
+    assert!(
+        text(&found["advice"]).contains("'tvix-node revoke ann'"),
+        "{found}"
+    );
     let said = carol.machine.run(&["revoke", "ann"]);
     assert_eq!(said.ok(), "ann is out of the team");
     let shown = carol.machine.run(&["members"]);
@@ -168,7 +177,7 @@ fn a_team_goes_on_without_a_founder_whose_home_is_lost() {
 #[test]
 fn only_who_has_a_founders_key_takes_its_place_and_none_does_alone_what_takes_two() {
     let ann = Node::up("ann", 0);
-    let [mut bob, carol, dave, eve] = ["bob", "carol", "dave", "eve"].map(|name| Node::up(name, 0));
+    let [mut bob, carol, mut dave, eve] = ["bob", "carol", "dave", "eve"].map(|name| Node::up(name, 0));
     let [of_bob, of_carol] = found(&ann, [&bob, &carol]);
     let genesis = |name: &str| text(&member(&ann, name).expect("a founder")["key"]);
     // Before they have come, they are founders already; and nobody becomes one in their stead.
@@ -194,6 +203,9 @@ fn only_who_has_a_founders_key_takes_its_place_and_none_does_alone_what_takes_tw
     dave.join(&bob.ticket(&[])).ok();
     let again = dave.ticket(&["--founder", "carol"]);
     eve.join(&again).failed(1, &["does not have"]);
+    dave.down();
+    carol.join(&again).failed(1, &["cannot redeem the ticket"]);
+    dave.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
     let joined = carol.join(&again);
     assert!(
         joined.ok().contains("as carol, one of 3 founders"),
@@ -235,7 +247,7 @@ fn only_who_has_a_founders_key_takes_its_place_and_none_does_alone_what_takes_tw
 
 #[test]
 fn what_cannot_be_a_team_is_not_founded() {
-    let [ann, bob] = ["ann", "bob"].map(|name| Node::up(name, 0));
+    let [mut ann, bob] = ["ann", "bob"].map(|name| Node::up(name, 0));
     let of = |name: &str, key: &str| format!("{name}={key}");
     let (bobs, own) = (of("bob", &founder_key(&bob)), of("bob", &founder_key(&ann)));
     let invite = |more: &[&str]| {
@@ -264,6 +276,7 @@ fn what_cannot_be_a_team_is_not_founded() {
         .failed(1, &["in a team already", "--new-team"]);
     let teams = ann.json(&["teams"]);
     assert_eq!(teams.as_array().map(Vec::len), Some(1), "{teams}");
+    let alone = text(&teams[0]["swarm"]);
     // Beside that team, by a key that is in none.
     let founded = invite(&["--founder", &bobs, "--threshold", "2"]);
     assert!(
@@ -271,7 +284,22 @@ fn what_cannot_be_a_team_is_not_founded() {
         "{}",
         founded.stderr
     );
-    bob.join(founded.ok()).ok();
+    // It did not come to it with the ticket, and is a founder with any other, too.
+    ann.down();
+    bob.join(founded.ok()).failed(1, &["cannot redeem the ticket"]);
+    ann.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    let teams = ann.json(&["teams"]);
+    let all = teams.as_array().expect("a list").iter();
+    let id = all
+        .map(|team| text(&team["swarm"]))
+        .find(|team| *team != alone)
+        .expect("two teams");
+    let joined = bob.join(&ann.ticket(&["--team", &id]));
+    assert!(
+        joined.ok().contains("as bob, one of 2 founders (2 of"),
+        "{}",
+        joined.stdout
+    );
     let known = bob.json(&["members"]);
     assert_eq!(
         (&known["founders"], &known["threshold"]),

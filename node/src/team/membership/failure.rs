@@ -54,9 +54,9 @@ pub enum TeamFailure {
     },
     /// A ticket for a founder, which this node is not.
     #[error(
-        "the ticket is for the founder with the key {0}, which this node does not have: whose 'tvix-node founder-key' printed it \
-         can redeem it. Was that here, and the key used for another team, ask for a team to be founded with a new one; to be a member \
-         like others, ask for a ticket without '--founder'"
+        "the ticket is for the founder with the key {0}, which this node does not have: it is redeemed where 'tvix-node founder-key' \
+         printed that key. Where the key is lost, or by now that of another team, a team has to be founded with a new one; to be a \
+         member like others, ask for a ticket that is not a founder's"
     )]
     NotTheFounder(NodeKey),
     /// None is called so.

@@ -160,22 +160,24 @@ impl Membership {
                 Arc::new(secret)
             }
             (None, Some(secret)) => Arc::new(secret),
-            (None, None) if first.ask(ticket.swarm)? => {
-                by_home = true;
-                Arc::clone(&self.parts.jobs.secret)
-            }
-            (None, None) => {
-                anew = true;
-                Arc::new(match asked_secret(teams, ticket.swarm)? {
-                    // The ticket was perhaps redeemed with it already, and the answer did not come.
-                    Some(secret) => secret,
-                    None => {
-                        let secret = new_secret().map_err(TeamError::from)?;
-                        keep_asked(teams, ticket.swarm, &secret)?;
-                        secret
-                    }
-                })
-            }
+            (None, None) => match asked_secret(teams, ticket.swarm)? {
+                // The ticket was perhaps redeemed with it already, and the answer did not come; or it is a founder's key, by
+                // which the node is in that team whatever the ticket.
+                Some(secret) => {
+                    anew = true;
+                    Arc::new(secret)
+                }
+                None if first.ask(ticket.swarm)? => {
+                    by_home = true;
+                    Arc::clone(&self.parts.jobs.secret)
+                }
+                None => {
+                    anew = true;
+                    let secret = new_secret().map_err(TeamError::from)?;
+                    keep_asked(teams, ticket.swarm, &secret)?;
+                    Arc::new(secret)
+                }
+            },
         };
         let team = match join(teams, &secret, ticket, name, &Clock::system()).await {
             Ok(team) => team,
@@ -189,10 +191,8 @@ impl Membership {
         if by_home {
             first.note(ticket.swarm)?;
         }
-        if let Some(key) = ticket.founder {
-            founder_key_is_kept(teams, key)?;
-        }
         if anew {
+            founder_key_is_kept(teams, secret.key())?;
             asked_is_kept(teams, ticket.swarm)?;
         }
         self.begin(team, secret).await
