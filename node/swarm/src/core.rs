@@ -74,6 +74,8 @@ pub(crate) struct Core {
     pub(crate) pushes: mpsc::Sender<IncomingPush>,
     /// One at a time shows a peer that this node is a member.
     pub(crate) introductions: Mutex<BTreeMap<NodeKey, Arc<tokio::sync::Mutex<()>>>>,
+    /// Members that are being told what has changed here, and whether it has changed again since.
+    pub(crate) greeting: Mutex<BTreeMap<NodeKey, bool>>,
     /// Something has to be told to the members closest to a region.
     pub(crate) publish: tokio::sync::Notify,
     /// True once the node is shutting down.

@@ -157,6 +157,7 @@ pub(crate) async fn start_serving(
         fetching: Fetching::new(config.spool, config.machine.fetches, config.machine.coming),
         peers: Mutex::default(),
         introductions: Mutex::default(),
+        greeting: Mutex::default(),
         facts: watch::channel(config.facts).0,
         publish: tokio::sync::Notify::new(),
         stopping: watch::channel(false).0,

@@ -124,7 +124,7 @@ pub(crate) async fn follow_roster(core: Arc<Core>) {
         }
         core.notify(Notice::RosterChanged);
         core.publish.notify_one();
-        hello::greet_all(&core).await;
+        hello::greet_all(&core);
     }
 }
 
@@ -132,7 +132,7 @@ pub(crate) async fn follow_roster(core: Arc<Core>) {
 pub(crate) async fn follow_facts(core: Arc<Core>) {
     let mut facts = core.facts.subscribe();
     while facts.changed().await.is_ok() {
-        hello::greet_all(&core).await;
+        hello::greet_all(&core);
     }
 }
 

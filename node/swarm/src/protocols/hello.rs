@@ -1,5 +1,6 @@
 //! What members tell each other first, and when something has changed.
 
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use tvix_node_protocol::envelope::NodeKey;
@@ -85,16 +86,44 @@ pub(crate) fn is_not_offered(error: &CallError) -> bool {
     )
 }
 
-/// Says hello to all who are connected: something has changed here.
-pub(crate) async fn greet_all(core: &Arc<Core>) {
-    let mut greetings = tokio::task::JoinSet::new();
+/// Says hello to all who are connected: something has changed here. Nobody is waited for: who does not answer keeps neither
+/// the others nor this node from what changes next.
+pub(crate) fn greet_all(core: &Arc<Core>) {
     for peer in core.connected() {
-        let core = core.clone();
-        greetings.spawn(async move {
+        greet_soon(core, peer);
+    }
+}
+
+/// Says hello to a member; once more where that is under way, since it may have said what was before.
+fn greet_soon(core: &Arc<Core>, peer: NodeKey) {
+    match lock(&core.greeting).entry(peer) {
+        Entry::Occupied(mut again) => {
+            again.insert(true);
+            return;
+        }
+        Entry::Vacant(first) => first.insert(false),
+    };
+    let core = core.clone();
+    tokio::spawn(async move {
+        loop {
             if let Err(error) = greet(&core, peer).await {
                 tracing::debug!(%peer, %error, "a member could not be greeted");
             }
-        });
+            if !is_greeted_again(&core, peer) {
+                return;
+            }
+        }
+    });
+}
+
+/// Whether something has changed while a member was greeted that is connected still.
+fn is_greeted_again(core: &Core, peer: NodeKey) -> bool {
+    let connected = core.connected().contains(&peer);
+    let mut greeting = lock(&core.greeting);
+    let changed = greeting.get_mut(&peer).is_some_and(std::mem::take);
+    let again = connected && changed;
+    if !again {
+        greeting.remove(&peer);
     }
-    greetings.join_all().await;
+    again
 }

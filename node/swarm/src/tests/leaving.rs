@@ -4,6 +4,11 @@ use super::building::{event, running};
 use super::shelf::noise;
 use super::*;
 use crate::FindScope;
+use crate::core::Core;
+use crate::net::Door;
+use crate::net::doors::Inbound;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 
 /// Ann founds a team together with Dan, who takes his place; as many of them as `threshold` put a founder out.
 pub(super) async fn two_founders(threshold: u16) -> (TestNode, TestNode) {
@@ -48,6 +53,36 @@ async fn builds_of_and_for_a_revoked_member_break_off() {
     }
     still.log(b"going on").await.unwrap();
     event(&mut between).await.unwrap();
+}
+
+/// Keeps who says hello waiting for an answer.
+fn says_no_hello(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    match inbound.door {
+        Door::Hello => async move {
+            let _open = inbound;
+            std::future::pending().await
+        }
+        .boxed(),
+        _ => honestly(core, inbound),
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_answer_keeps_nobody_from_being_cut_off() {
+    let mut ann = TestNode::founder(1).await;
+    let mute = ann.invite_as(2, Roles::all(), says_no_hello, |_| ()).await;
+    ann.meets(mute.key()).await;
+    // Each would be waited for as long as an answer may take, all of them longer than anything here.
+    let all = async {
+        for seed in 3..6 {
+            let other = ann.invite(seed).await;
+            ann.meets(other.key()).await;
+            ann.handle.revoke(other.key()).await.unwrap();
+            let gone = Notice::PeerDown { peer: other.key() };
+            ann.notice(|_, notice| notice == Some(&gone)).await;
+        }
+    };
+    soon(all).await;
 }
 
 #[tokio::test]
