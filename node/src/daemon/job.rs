@@ -412,11 +412,11 @@ pub fn no_slot() -> BuildFailure {
     }
 }
 
-/// The answer to a request to a peer while there are none.
+/// The answer to a request to a peer that has just been put out, or has left, or whose team this node has left.
 pub fn no_peer() -> BuildFailure {
     BuildFailure {
         kind: FailureKind::Refused,
-        error: "this node takes part in no team, so it has no peers".to_owned(),
+        error: "it is in no team of this node any more".to_owned(),
         log_tail: Vec::new(),
     }
 }
