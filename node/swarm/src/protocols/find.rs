@@ -93,10 +93,7 @@ pub(crate) async fn have(
     let secret = core.team.presence_secret();
     let keys: Vec<PresenceKey> = paths.iter().map(|path| secret.key(path)).collect();
     let asking = ask(core, peer, secret.epoch(), &keys, HAVE_TIME);
-    match tokio::time::timeout(HAVE_TIME, asking).await {
-        Ok(answer) => answer,
-        Err(_) => Err(call::at(peer, Door::Presence)(WireError::Silent(HAVE_TIME))),
-    }
+    in_time(peer, asking).await
 }
 
 /// Which of these paths the peer has, and where this derivation is built, as far as it knows; one that does not say counts
@@ -109,15 +106,26 @@ pub(crate) async fn have_and_underway(
 ) -> Result<(Vec<bool>, Option<NodeKey>), CallError> {
     let secret = core.team.presence_secret();
     let keys: Vec<PresenceKey> = paths.iter().map(|path| secret.key(path)).collect();
+    let (first, rest) = keys.split_at(keys.len().min(PRESENCE_QUESTION_KEYS));
+    let epoch = secret.epoch();
+    let have = PresenceQuestion::Have {
+        epoch,
+        keys: pack(first),
+    };
+    let underway = PresenceQuestion::Underway {
+        epoch,
+        keys: pack(&[secret.key(derivation)]),
+        turn: turn.0,
+    };
+    let at = call::at(peer, Door::Presence);
     let asking = async {
         let mut wire = open(core, peer, HAVE_TIME).await?;
-        let held = ask_on(&mut wire, core, peer, secret.epoch(), &keys, HAVE_TIME).await?;
-        let question = PresenceQuestion::Underway {
-            epoch: secret.epoch(),
-            keys: pack(&[secret.key(derivation)]),
-            turn: turn.0,
-        };
-        let place = match answered(&mut wire, &question, HAVE_TIME).await {
+        // In one round trip.
+        wire.writer.send(&have).await.map_err(at)?;
+        wire.writer.send(&underway).await.map_err(at)?;
+        wire.writer.flush().await.map_err(at)?;
+        let has = wire.reader.receive().await.map_err(at)?;
+        let place = match wire.reader.receive().await {
             Ok(PresenceAnswer::Underway { at }) if at.len() == 1 => at[0],
             Ok(answer) => {
                 tracing::debug!(%peer, ?answer, "a member does not say what it builds");
@@ -125,11 +133,28 @@ pub(crate) async fn have_and_underway(
             }
             Err(error) => {
                 tracing::debug!(%peer, %error, "a member does not say what it builds");
+                wire = open(core, peer, HAVE_TIME).await?;
                 None
             }
         };
+        let (mut held, left) = match has {
+            PresenceAnswer::Held { bits } if bits.len() == first.len().div_ceil(8) => {
+                (flags(&bits, first.len()).collect(), rest)
+            }
+            // It is asked again, or it is said why not.
+            _ => (Vec::new(), keys.as_slice()),
+        };
+        held.extend(ask_on(&mut wire, core, peer, epoch, left, HAVE_TIME).await?);
         Ok((held, place))
     };
+    in_time(peer, asking).await
+}
+
+/// What a member answers that is asked for something it alone can say: one that does not is an error.
+async fn in_time<T>(
+    peer: NodeKey,
+    asking: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
     match tokio::time::timeout(HAVE_TIME, asking).await {
         Ok(answer) => answer,
         Err(_) => Err(call::at(peer, Door::Presence)(WireError::Silent(HAVE_TIME))),
@@ -241,9 +266,14 @@ async fn ask_on(
                 }
             }
         };
-        held.extend((0..part.len()).map(|index| bits[index / 8] >> (index % 8) & 1 == 1));
+        held.extend(flags(&bits, part.len()));
     }
     Ok(held)
+}
+
+/// The first so many bits, the lowest of each byte first.
+fn flags(bits: &[u8], count: usize) -> impl Iterator<Item = bool> {
+    (0..count).map(|index| bits[index / 8] >> (index % 8) & 1 == 1)
 }
 
 /// One of the two has not heard of a revocation: they tell each other. The answer is better next time.

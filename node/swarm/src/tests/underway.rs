@@ -88,3 +88,26 @@ async fn of_two_who_are_about_to_build_the_same_the_later_one_waits_for_the_othe
     let (place, _built) = tokio::join!(asks(then, first), decides);
     assert_eq!(place, Some(first.key()));
 }
+
+#[tokio::test]
+async fn more_paths_than_one_question_may_have_are_asked_for_with_it() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    let many = 65_536;
+    let mut paths: Vec<_> = (0..many).map(|number| path(&format!("p{number}"))).collect();
+    paths.push(path("last"));
+    ann.handle.announce(&[paths[7].clone(), path("last")]);
+    let team = ann.handle.swarm();
+    let derivation = path("wanted.drv");
+    let _built = ann
+        .handle
+        .underway()
+        .note(derivation.clone(), For::Team(team), Stage::Waits);
+    let asking = bob
+        .handle
+        .have_and_underway(ann.key(), &paths, &derivation, Turn(0));
+    let (has, place) = soon(asking).await.unwrap();
+    let held: Vec<usize> = (0..paths.len()).filter(|index| has[*index]).collect();
+    assert_eq!((held, place), (vec![7, many], Some(ann.key())));
+}
