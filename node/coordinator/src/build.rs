@@ -316,7 +316,8 @@ impl Coordinator {
             return;
         }
         attempt.stage = Stage::Running { since: now };
-        if attempt.joins && attempt.node.is_some() {
+        // It may have waited for a slot. What is raced already is not raced again.
+        if attempt.node.is_some() && (attempt.joins || attempt.late.is_some()) {
             attempt.late = self.history.late(&attempt.derivation, now);
         }
         let (told, derivation) = (attempt.told, attempt.derivation.clone());

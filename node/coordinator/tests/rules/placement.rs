@@ -473,6 +473,20 @@ fn a_short_build_that_a_peer_is_late_with_is_raced_in_a_slot_that_nothing_wants(
 }
 
 #[test]
+fn what_had_to_wait_for_a_slot_there_is_not_late_when_it_begins() {
+    let mut desk = at_a_peer(800);
+    desk.finish_as(desk.build("a-2").build, "a-2", Delivery::OwnStore);
+    desk.command(4, options(), &[derivation("a-3", &[])]);
+    let build = desk.build("a-3").build;
+    beat(&mut desk, "a-3", 10_000);
+    desk.send(Event::BuildStarted { build });
+    desk.finish("busy");
+    assert_eq!(desk.words(), ["a-3"]);
+    beat(&mut desk, "a-3", 1_700);
+    assert_eq!(desk.words(), ["a-3", "a-3"]);
+}
+
+#[test]
 fn what_is_late_waits_for_a_slot_and_is_raced_once() {
     let mut desk = at_a_peer(100);
     beat(&mut desk, "a-2", 5000);
