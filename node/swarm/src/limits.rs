@@ -322,6 +322,13 @@ pub const ROSTER_ROUNDS: usize = ROSTER_STATEMENTS.div_ceil(ROSTER_ROUND) + 1;
 /// takes some 50 µs, in which nobody else may look at the roster.
 pub const ROSTER_STATEMENTS_PER_MINUTE: u32 = ROSTER_STATEMENTS as u32;
 
+/// Bytes of directories and small files of one tree that stay in memory while it arrives: most small packages, and their
+/// folders are never made.
+pub const PACK_IN_MEMORY: usize = 128 << 10;
+
+/// The same of all trees of a team together. What comes beyond that goes through the spool.
+pub const PACKS_IN_MEMORY: usize = 16 << 20;
+
 /// Notices, builds and pushes waiting for the node, each. There are fewer pushes: [`PUSHES_TAKEN`].
 pub const EVENTS: usize = 1024;
 

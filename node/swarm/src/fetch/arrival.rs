@@ -5,18 +5,24 @@
 //! with the hashes that prove what has arrived of it. Nothing here is ever synced: what a crash leaves is
 //! checked against its own digest when the folder is opened again, and what does not check out is fetched
 //! anew.
+//!
+//! The pack of a small tree stays in memory, and its folder is not made: a thousand small paths of a closure would make
+//! and remove a thousand folders, which costs the file system more than the trees themselves. Where it breaks off,
+//! such a tree is fetched anew.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use tvix_node_protocol::limits::TREE_NODE_BYTES;
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest, TreeError};
 
 use crate::core::lock;
+use crate::limits::{PACK_IN_MEMORY, PACKS_IN_MEMORY};
 
 /// Why what has arrived could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +95,35 @@ struct Place {
     length: u32,
 }
 
+/// Where a pack lies.
+#[derive(Debug)]
+enum Storage {
+    Memory(Vec<u8>),
+    File(Arc<File>),
+}
+
+/// How many bytes all packs together may have in memory: see [`PACKS_IN_MEMORY`].
 #[derive(Debug, Default)]
+pub(crate) struct PackRoom(AtomicUsize);
+
+impl PackRoom {
+    fn take(&self, bytes: usize) -> bool {
+        let taken = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+                Some(taken + bytes).filter(|taken| *taken <= PACKS_IN_MEMORY)
+            });
+        taken.is_ok()
+    }
+
+    fn give(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
 struct Pack {
+    storage: Storage,
     index: HashMap<(Kind, [u8; 32]), Place>,
     end: u64,
     /// Files, large ones too, that are being fetched.
@@ -99,12 +132,24 @@ struct Pack {
     missed: HashSet<BlobDigest>,
 }
 
+impl Pack {
+    fn new(storage: Storage) -> Self {
+        Self {
+            storage,
+            index: HashMap::new(),
+            end: 0,
+            coming: HashSet::new(),
+            missed: HashSet::new(),
+        }
+    }
+}
+
 /// A tree as it arrives, and when it has arrived.
 #[derive(Debug)]
 pub struct Arrival {
     folder: PathBuf,
     root: TreeDigest,
-    file: File,
+    room: Arc<PackRoom>,
     pack: Mutex<Pack>,
     /// Something has come, or nothing more will.
     came: Condvar,
@@ -123,28 +168,30 @@ pub enum ArrivedBlob {
 }
 
 impl Arrival {
-    /// Opens the folder of a tree, with what is in it already. Blocks.
+    /// Opens the folder of a tree, with what is in it already, where there is one. Blocks.
     pub(crate) fn open(
         spool: &Path,
         root: TreeDigest,
+        room: &Arc<PackRoom>,
         alone: tokio::sync::OwnedMutexGuard<()>,
     ) -> Result<Self, SpoolError> {
         let folder = spool.join(root.to_string());
-        fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let path = folder.join("pack");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(io_error("open", &path))?;
-        let pack = scan(&file).map_err(io_error("read", &path))?;
-        file.set_len(pack.end).map_err(io_error("cut", &path))?;
+        let pack = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => {
+                let pack = scan(file).map_err(io_error("read", &path))?;
+                if let Storage::File(file) = &pack.storage {
+                    file.set_len(pack.end).map_err(io_error("cut", &path))?;
+                }
+                pack
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Pack::new(Storage::Memory(Vec::new())),
+            Err(error) => return Err(io_error("open", &path)(error)),
+        };
         Ok(Self {
             folder,
             root,
-            file,
+            room: Arc::clone(room),
             pack: Mutex::new(pack),
             came: Condvar::new(),
             large: Mutex::default(),
@@ -191,7 +238,16 @@ impl Arrival {
     /// # Errors
     /// [`SpoolError::Io`]; the spool then holds what nobody needs.
     pub fn remove(&self) -> Result<(), SpoolError> {
-        fs::remove_dir_all(&self.folder).map_err(io_error("remove", &self.folder))
+        match fs::remove_dir_all(&self.folder) {
+            // All of it was in memory.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(io_error("remove", &self.folder)),
+        }
+    }
+
+    /// Makes the folder, for what does not stay in memory. Blocks.
+    pub(crate) fn make_folder(&self) -> Result<(), SpoolError> {
+        fs::create_dir_all(&self.folder).map_err(io_error("create", &self.folder))
     }
 
     fn wait_for(&self, blob: BlobDigest) -> Result<(), SpoolError> {
@@ -214,12 +270,22 @@ impl Arrival {
     }
 
     fn read(&self, kind: Kind, digest: [u8; 32]) -> Result<Option<Vec<u8>>, SpoolError> {
-        let Some(place) = lock(&self.pack).index.get(&(kind, digest)).copied() else {
-            return Ok(None);
+        let (place, file) = {
+            let pack = lock(&self.pack);
+            let Some(place) = pack.index.get(&(kind, digest)).copied() else {
+                return Ok(None);
+            };
+            match &pack.storage {
+                // What has a place is there, and memory is not larger than a place can say.
+                Storage::Memory(bytes) => {
+                    let from = usize::try_from(place.offset).unwrap_or(usize::MAX);
+                    return Ok(bytes.get(from..from + place.length as usize).map(<[u8]>::to_vec));
+                }
+                Storage::File(file) => (place, Arc::clone(file)),
+            }
         };
         let mut bytes = vec![0; place.length as usize];
-        self.file
-            .read_exact_at(&mut bytes, place.offset)
+        file.read_exact_at(&mut bytes, place.offset)
             .map_err(io_error("read", &self.folder.join("pack")))?;
         Ok(Some(bytes))
     }
@@ -246,9 +312,7 @@ impl Arrival {
             bytes.extend_from_slice(&item.bytes);
             places.push(((item.kind, item.digest), Place { offset, length }));
         }
-        self.file
-            .write_all_at(&bytes, pack.end)
-            .map_err(io_error("write", &self.folder.join("pack")))?;
+        self.append(&mut pack, &bytes)?;
         pack.end += bytes.len() as u64;
         for (key, place) in places {
             pack.index.insert(key, place);
@@ -261,7 +325,31 @@ impl Arrival {
         Ok(())
     }
 
-    /// Where a large file is while it arrives, and its hashes.
+    /// Writes to the end of the pack, which stays in memory as long as it is small and there is room.
+    fn append(&self, pack: &mut Pack, bytes: &[u8]) -> Result<(), SpoolError> {
+        let path = self.folder.join("pack");
+        let file = match &mut pack.storage {
+            Storage::File(file) => file,
+            Storage::Memory(kept) => {
+                if kept.len() + bytes.len() <= PACK_IN_MEMORY && self.room.take(bytes.len()) {
+                    kept.extend_from_slice(bytes);
+                    return Ok(());
+                }
+                self.make_folder()?;
+                let mut new = OpenOptions::new();
+                let file = new.read(true).write(true).create(true).truncate(true).open(&path);
+                let file = file.map_err(io_error("open", &path))?;
+                file.write_all_at(kept, 0).map_err(io_error("write", &path))?;
+                self.room.give(kept.len());
+                pack.storage = Storage::File(Arc::new(file));
+                return self.append(pack, bytes);
+            }
+        };
+        file.write_all_at(bytes, pack.end)
+            .map_err(io_error("write", &path))
+    }
+
+    /// Where a large file is while it arrives, and its hashes. The folder may have to be made.
     pub(crate) fn part(&self, blob: BlobDigest) -> (PathBuf, PathBuf) {
         (
             self.folder.join(format!("{blob}.part")),
@@ -302,6 +390,15 @@ impl Arrival {
     }
 }
 
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        let pack = self.pack.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Storage::Memory(kept) = &pack.storage {
+            self.room.give(kept.len());
+        }
+    }
+}
+
 /// Files are on their way; who waits for one is told when none will come any more.
 pub(crate) struct Coming(Arc<Arrival>);
 
@@ -315,9 +412,10 @@ impl Drop for Coming {
 }
 
 /// Reads a pack from its beginning, up to the first thing that is not what it says.
-fn scan(file: &File) -> io::Result<Pack> {
-    let mut reader = io::BufReader::with_capacity(1 << 20, file);
-    let mut pack = Pack::default();
+fn scan(file: File) -> io::Result<Pack> {
+    let file = Arc::new(file);
+    let mut reader = io::BufReader::with_capacity(1 << 20, &*file);
+    let mut pack = Pack::new(Storage::File(Arc::clone(&file)));
     loop {
         let mut header = [0; HEADER];
         if !fill(&mut reader, &mut header)? {
@@ -372,6 +470,15 @@ mod tests {
         Arc::new(tokio::sync::Mutex::new(())).try_lock_owned().unwrap()
     }
 
+    fn room() -> Arc<PackRoom> {
+        Arc::default()
+    }
+
+    /// More than stays in memory.
+    fn much() -> Vec<u8> {
+        (0..PACK_IN_MEMORY).map(|index| index as u8).collect()
+    }
+
     fn file(bytes: &[u8]) -> Item {
         Item {
             kind: Kind::File,
@@ -392,23 +499,61 @@ mod tests {
     #[test]
     fn what_arrived_is_there_after_a_break() {
         let spool = tempfile::tempdir().unwrap();
-        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+        let arrival = Arrival::open(spool.path(), ROOT, &room(), alone()).unwrap();
         arrival.add(&[file(b"one"), file(b"two")]).unwrap();
-        arrival.add(&[file(b"two"), file(b"three"), file(b"")]).unwrap();
+        arrival
+            .add(&[file(b"two"), file(b"three"), file(b""), file(&much())])
+            .unwrap();
         drop(arrival);
-        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+        let arrival = Arrival::open(spool.path(), ROOT, &room(), alone()).unwrap();
         for bytes in [&b"one"[..], b"two", b"three", b""] {
             assert_eq!(read(&arrival, bytes).as_deref(), Some(bytes));
         }
+        assert_eq!(read(&arrival, &much()), Some(much()));
         assert_eq!(read(&arrival, b"four"), None);
         arrival.remove().unwrap();
         assert_eq!(fs::read_dir(spool.path()).unwrap().count(), 0);
     }
 
     #[test]
+    fn a_small_tree_stays_in_memory_where_there_is_room() {
+        let (spool, room) = (tempfile::tempdir().unwrap(), room());
+        let opened = |root| Arrival::open(spool.path(), TreeDigest([root; 32]), &room, alone()).unwrap();
+        let folders = || fs::read_dir(spool.path()).unwrap().count();
+        let part = file(&much()[..PACK_IN_MEMORY - HEADER]);
+        let most = PACKS_IN_MEMORY / PACK_IN_MEMORY;
+        let mut small: Vec<Arrival> = (0..most).map(|root| opened(root as u8)).collect();
+        for arrival in &small {
+            arrival.add(std::slice::from_ref(&part)).unwrap();
+        }
+        assert_eq!(folders(), 0);
+        // One more than all together may have.
+        let last = opened(255);
+        last.add(&[file(b"one")]).unwrap();
+        assert_eq!(folders(), 1);
+        assert_eq!(read(&last, b"one").as_deref(), Some(&b"one"[..]));
+        // One that grows takes what it has along, and leaves room for another.
+        let grown = small.pop().unwrap();
+        grown.add(&[file(b"two")]).unwrap();
+        assert_eq!(folders(), 2);
+        assert_eq!(read(&grown, &part.bytes).as_ref(), Some(&part.bytes));
+        assert_eq!(read(&grown, b"two").as_deref(), Some(&b"two"[..]));
+        let next = opened(254);
+        next.add(&[file(b"three")]).unwrap();
+        assert_eq!(folders(), 2);
+        assert_eq!(read(&next, b"three").as_deref(), Some(&b"three"[..]));
+        for arrival in small.iter().chain([&last, &grown, &next]) {
+            arrival.remove().unwrap();
+        }
+        assert_eq!(folders(), 0);
+        drop((small, last, grown, next));
+        assert_eq!(room.0.load(Ordering::Relaxed), 0, "all room is given back");
+    }
+
+    #[test]
     fn who_reads_a_file_waits_until_it_is_here_or_will_not_come() {
         let spool = tempfile::tempdir().unwrap();
-        let arrival = Arc::new(Arrival::open(spool.path(), ROOT, alone()).unwrap());
+        let arrival = Arc::new(Arrival::open(spool.path(), ROOT, &room(), alone()).unwrap());
         let [one, two] = [&b"one"[..], b"two"].map(BlobDigest::of);
         let large = vec![7; 100_000];
         let coming = arrival.expect([one, two, BlobDigest::of(&large)]);
@@ -420,6 +565,7 @@ mod tests {
         assert!(arrival.blob(BlobDigest::of(b"here")).unwrap().is_none());
         arrival.add(&[file(b"one")]).unwrap();
         let (part, hashes) = arrival.part(BlobDigest::of(&large));
+        arrival.make_folder().unwrap();
         fs::write(part, &large).unwrap();
         fs::write(hashes, b"").unwrap();
         arrival.complete(BlobDigest::of(&large)).unwrap();
@@ -433,11 +579,12 @@ mod tests {
     #[test]
     fn a_pack_cut_or_damaged_anywhere_loses_only_what_comes_after() {
         let spool = tempfile::tempdir().unwrap();
-        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
-        arrival.add(&[file(b"one"), file(b"two")]).unwrap();
+        let arrival = Arrival::open(spool.path(), ROOT, &room(), alone()).unwrap();
+        arrival.add(&[file(b"one"), file(b"two"), file(&much())]).unwrap();
         let path = arrival.folder.join("pack");
         drop(arrival);
-        let whole = fs::read(&path).unwrap();
+        let mut whole = fs::read(&path).unwrap();
+        whole.truncate(2 * (HEADER + 3));
         let first = HEADER + 3;
         for position in 0..whole.len() {
             for cut in [true, false] {
@@ -448,7 +595,7 @@ mod tests {
                     bytes[position] ^= 0x40;
                 }
                 fs::write(&path, &bytes).unwrap();
-                let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+                let arrival = Arrival::open(spool.path(), ROOT, &room(), alone()).unwrap();
                 assert_eq!(
                     read(&arrival, b"one").is_some(),
                     position >= first,
@@ -466,14 +613,15 @@ mod tests {
         let spool = tempfile::tempdir().unwrap();
         let bytes = vec![7; 100_000];
         let blob = BlobDigest::of(&bytes);
-        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+        let arrival = Arrival::open(spool.path(), ROOT, &room(), alone()).unwrap();
         let (part, hashes) = arrival.part(blob);
+        arrival.make_folder().unwrap();
         fs::write(&part, &bytes).unwrap();
         fs::write(&hashes, b"").unwrap();
         arrival.complete(blob).unwrap();
         assert!(read(&arrival, &bytes).is_some());
         drop(arrival);
-        let arrival = Arrival::open(spool.path(), ROOT, alone()).unwrap();
+        let arrival = Arrival::open(spool.path(), ROOT, &room(), alone()).unwrap();
         assert!(arrival.blob(blob).unwrap().is_none());
         assert!(arrival.completed_before(blob).unwrap());
         let Some(ArrivedBlob::File(path)) = arrival.blob(blob).unwrap() else {

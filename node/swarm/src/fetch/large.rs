@@ -52,6 +52,7 @@ impl LargeFile {
         blob: BlobDigest,
         size: u64,
     ) -> Result<(Self, Vec<Range<u64>>), SpoolError> {
+        arrival.make_folder()?;
         let (part, hashes_path) = arrival.part(blob);
         let open = |path: &std::path::Path, length| {
             let file = OpenOptions::new()

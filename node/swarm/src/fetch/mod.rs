@@ -41,7 +41,7 @@ use crate::machine::{FetchPlace, FetchPlaces};
 use crate::places::Places;
 use crate::room::Room;
 use crate::shelf::ShelfError;
-use arrival::{Coming, Kind};
+use arrival::{Coming, Kind, PackRoom};
 use large::LargeFile;
 use plan::{Job, Plan, Signs, Turn, is_small};
 use progress::{Brought, Report};
@@ -101,6 +101,8 @@ fn list(failures: &[(NodeKey, ProviderError)]) -> String {
 #[derive(Debug)]
 pub(crate) struct Fetching {
     spool: PathBuf,
+    /// Room for what need not go through it.
+    packs: Arc<PackRoom>,
     running: Mutex<HashMap<TreeDigest, Weak<tokio::sync::Mutex<()>>>>,
     places: FetchPlaces,
     /// Room for directories that come.
@@ -114,6 +116,7 @@ impl Fetching {
     pub(crate) fn new(spool: PathBuf, places: FetchPlaces, coming: Arc<Room>) -> Self {
         Self {
             spool,
+            packs: Arc::default(),
             running: Mutex::default(),
             places,
             coming,
@@ -189,8 +192,8 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
         .enter(first)
         .await
         .ok_or(FetchError::NoProvider(root))?;
-    let spool = core.fetching.spool.clone();
-    let arrival = Arc::new(blocking(move || Arrival::open(&spool, root, alone)).await??);
+    let (spool, room) = (core.fetching.spool.clone(), Arc::clone(&core.fetching.packs));
+    let arrival = Arc::new(blocking(move || Arrival::open(&spool, root, &room, alone)).await??);
     let mut failures = vec![];
     let mut providers = VecDeque::from(providers);
     let walk = walk::first(
