@@ -2,7 +2,7 @@
 
 mod standing;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use tvix_node_builder::Network;
@@ -33,6 +33,7 @@ pub(super) async fn findings(api: &Api) -> Vec<Finding> {
         findings.push(network(
             builder.config().network.as_ref(),
             builder.tunnel_missing(),
+            has_route(),
         ));
     }
     if api.slots == 0 {
@@ -128,14 +129,30 @@ async fn sandbox(api: &Api) -> Finding {
     }
 }
 
+/// Whether this machine knows a way to anywhere. Nothing is sent for the question's sake.
+fn has_route() -> bool {
+    // Addresses of networks that are for documentation: nobody has them, so that only a route to everywhere leads there.
+    let ways = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
+    ways.into_iter()
+        .any(|(here, there)| UdpSocket::bind(here).is_ok_and(|socket| socket.connect(there).is_ok()))
+}
+
 /// What fixed-output builds reach.
-fn network(configured: Option<&Network>, missing: Option<std::io::Error>) -> Finding {
+fn network(configured: Option<&Network>, missing: Option<std::io::Error>, has_route: bool) -> Finding {
     let Some(network) = configured else {
         return good(
             "network",
             "fixed-output builds reach no network, as is configured",
         );
     };
+    if !has_route {
+        return finding(
+            "network",
+            Health::Warning,
+            "this machine has no route to public addresses, so fixed-output builds cannot download anything",
+            Some("connect it to a network, if builds here are to download what they need".to_owned()),
+        );
+    }
     let mut allowed = String::new();
     for range in &network.allowed {
         allowed.push_str(&format!(", and {range}"));
@@ -423,20 +440,23 @@ mod tests {
     fn what_fixed_output_builds_reach_is_said() {
         let mut with = Network::default();
         let missing = || Some(std::io::Error::from(std::io::ErrorKind::PermissionDenied));
-        let found = network(Some(&with), None);
+        let found = network(Some(&with), None, true);
         assert_eq!(found.state, Health::Good);
-        let found = network(Some(&with), missing());
+        let found = network(Some(&with), missing(), true);
         assert_eq!(found.state, Health::Warning);
         assert!(found.found.contains("HTTP and HTTPS alone"), "{found:?}");
         assert!(found.advice.unwrap().contains("let this user open it"));
         with.allowed = vec!["10.1.2.3:80".parse().unwrap()];
         with.allowed_for_others = true;
-        let found = network(Some(&with), None).found;
+        let found = network(Some(&with), None, true).found;
         assert!(
             found.contains("10.1.2.3/32:80, those of other members too"),
             "{found}"
         );
-        assert!(network(None, None).found.contains("no network"));
+        assert!(network(None, None, false).found.contains("no network"));
+        let found = network(Some(&with), missing(), false);
+        assert_eq!(found.state, Health::Warning);
+        assert!(found.found.contains("no route"), "{found:?}");
     }
 
     #[test]
