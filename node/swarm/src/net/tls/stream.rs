@@ -97,11 +97,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         })
     }
 
+    /// Whether nothing has ended it before its time.
+    fn is_whole(&self) -> io::Result<()> {
+        self.failed.clone().map_or(Ok(()), |error| Err(broken(error)))
+    }
+
     /// Goes through what came until the task is done, or there is something to read where that is the task.
     fn run(&mut self, task: Task<'_>) -> io::Result<Progress> {
-        if let Some(error) = &self.failed {
-            return Err(broken(error.clone()));
-        }
+        self.is_whole()?;
         loop {
             match self.step(task) {
                 Ok(Progress::Again) => {}
@@ -232,6 +235,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         if this.closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        this.is_whole()?;
         if this.saying.len() >= RECORD {
             ready!(this.poll_seal(cx))?;
         }
@@ -244,6 +248,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         let this = &mut *self;
         ready!(this.poll_seal(cx))?;
         ready!(this.poll_send(cx))?;
+        // What was said before is sent, but nobody says that it was heard.
+        this.is_whole()?;
         Pin::new(&mut this.socket).poll_flush(cx)
     }
 
