@@ -46,7 +46,7 @@ const NUMBERS: [u64; 8] = [
 ];
 
 /// One change, or a few, of these bytes.
-fn changed(bytes: &[u8], random: &mut Random) -> Vec<u8> {
+pub fn changed(bytes: &[u8], random: &mut Random) -> Vec<u8> {
     let mut changed = bytes.to_vec();
     for _ in 0..=random.below(3) {
         let length = changed.len();
@@ -95,18 +95,37 @@ fn changed(bytes: &[u8], random: &mut Random) -> Vec<u8> {
     changed
 }
 
+/// What is being looked at: told where that ends in a panic.
+struct Told<'a>(&'a [u8]);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.0.escape_ascii());
+        }
+    }
+}
+
 /// Has `check` look at changes of `sample`, `usual` many where nothing else is said, and tells which one it
 /// was where it fails. `check` says whether the change was refused; most must be.
 pub fn each_change(name: &str, sample: &[u8], usual: u64, mut check: impl FnMut(&[u8]) -> bool) {
+    each_round(name, usual, |random| {
+        let changed = changed(sample, random);
+        let told = Told(&changed);
+        check(told.0)
+    });
+}
+
+/// Has `check` make changes itself, and tells in which round where it fails. The rest is as for [`each_change`].
+pub fn each_round(name: &str, usual: u64, mut check: impl FnMut(&mut Random) -> bool) {
     let rounds = rounds(usual);
     let mut refused = 0;
     for round in 0..rounds {
-        let changed = changed(sample, &mut Random(round));
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&changed)));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&mut Random(round))));
         match outcome {
             Ok(is_refused) => refused += u64::from(is_refused),
             Err(panic) => {
-                eprintln!("{name}, change {round}: {}", changed.escape_ascii());
+                eprintln!("{name}, change {round}");
                 std::panic::resume_unwind(panic);
             }
         }

@@ -7,7 +7,7 @@
 //! libp2p has this upgrade, too, and its certificates are made and read by libp2p's code here. What is different: AES
 //! comes first where the processor has instructions for it (it costs a fraction of ChaCha20 there, which libp2p's puts
 //! first always), no secrets are written where an environment variable says, nothing that a stranger sends ends in a
-//! panic, and data are not copied from buffer to buffer (see [`stream`]).
+//! panic, and a busy connection sends and takes several records a call (see [`stream`]).
 //!
 //! Source: <https://github.com/libp2p/specs/blob/master/tls/tls.md>.
 
@@ -15,6 +15,7 @@ mod certificates;
 mod session;
 mod stream;
 
+use std::future::poll_fn;
 use std::io;
 use std::iter;
 use std::net::Ipv4Addr;
@@ -36,7 +37,7 @@ use rustls::pki_types::{IpAddr, ServerName};
 use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, CommonState, ServerConfig};
 
 use certificates::Certificates;
 use session::Session;
@@ -97,10 +98,15 @@ impl Tls {
 
     /// The same, where it is known whether the processor has instructions for AES.
     fn with_aes(identity: &Keypair, aes: bool) -> Result<Self, EncryptionError> {
+        Self::with_ciphers(identity, ciphers(aes), aes)
+    }
+
+    /// The same with these ciphers.
+    fn with_ciphers(identity: &Keypair, ciphers: CryptoProvider, aes: bool) -> Result<Self, EncryptionError> {
         let (certificate, key) = certificate::generate(identity)?;
         let key = aws_lc_rs::sign::any_ecdsa_type(&key)?;
         let shown = Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![certificate], key)));
-        let provider = Arc::new(ciphers(aes));
+        let provider = Arc::new(ciphers);
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
@@ -124,6 +130,18 @@ impl Tls {
             client: Arc::new(client),
             server: Arc::new(server),
         })
+    }
+
+    /// The end of a connection that was dialled.
+    fn dialler(self) -> Result<Box<dyn Session>, rustls::Error> {
+        // TLS wants a name, ours have none: this one is neither sent nor looked at.
+        let nobody = ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+        Ok(Box::new(UnbufferedClientConnection::new(self.client, nobody)?))
+    }
+
+    /// The other end of it.
+    fn listener(self) -> Result<Box<dyn Session>, rustls::Error> {
+        Ok(Box::new(UnbufferedServerConnection::new(self.server)?))
     }
 }
 
@@ -157,22 +175,28 @@ fn has_aes() -> bool {
     return false;
 }
 
-/// Goes through the handshake; who is at the other end is what the certificate says that the handshake proved.
-async fn shake_hands<S, T>(socket: S, session: T) -> Result<(PeerId, TlsStream<S>), HandshakeError>
+/// Goes through the handshake.
+async fn shake_hands<S>(
+    socket: S,
+    session: Box<dyn Session>,
+) -> Result<(PeerId, TlsStream<S>), HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    T: Session + 'static,
 {
-    let stream = TlsStream::after_handshake(socket, Box::new(session)).await?;
-    let state = stream.state();
+    let mut stream = TlsStream::before_handshake(socket, session);
+    poll_fn(|cx| stream.poll_handshake(cx)).await?;
+    Ok((other_end(stream.state())?, stream))
+}
+
+/// Who is at the other end: what the certificate says that the handshake proved.
+fn other_end(state: &CommonState) -> Result<PeerId, HandshakeError> {
     if state.alpn_protocol() != Some(APPLICATION) {
         return Err(HandshakeError::OtherApplication);
     }
-    let peer = match state.peer_certificates().unwrap_or_default() {
-        [certificate] => certificate::parse(certificate)?.peer_id(),
-        others => return Err(HandshakeError::Certificates(others.len())),
-    };
-    Ok((peer, stream))
+    match state.peer_certificates().unwrap_or_default() {
+        [certificate] => Ok(certificate::parse(certificate)?.peer_id()),
+        others => Err(HandshakeError::Certificates(others.len())),
+    }
 }
 
 impl UpgradeInfo for Tls {
@@ -193,11 +217,7 @@ where
     type Future = BoxFuture<'static, Result<Self::Output, Self::Error>>;
 
     fn upgrade_inbound(self, socket: S, _: Self::Info) -> Self::Future {
-        async move {
-            let session = UnbufferedServerConnection::new(self.server)?;
-            shake_hands(socket, session).await
-        }
-        .boxed()
+        async move { shake_hands(socket, self.listener()?).await }.boxed()
     }
 }
 
@@ -210,16 +230,12 @@ where
     type Future = BoxFuture<'static, Result<Self::Output, Self::Error>>;
 
     fn upgrade_outbound(self, socket: S, _: Self::Info) -> Self::Future {
-        async move {
-            // TLS wants a name, ours have none: this one is neither sent nor looked at.
-            let nobody = ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
-            let session = UnbufferedClientConnection::new(self.client, nobody)?;
-            shake_hands(socket, session).await
-        }
-        .boxed()
+        async move { shake_hands(socket, self.dialler()?).await }.boxed()
     }
 }
 
+#[cfg(test)]
+mod mutations;
 #[cfg(test)]
 mod pipe;
 #[cfg(test)]

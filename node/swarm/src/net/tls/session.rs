@@ -52,6 +52,12 @@ impl Buffer {
     pub(super) fn fill(&mut self, count: usize) {
         self.end = self.bytes.len().min(self.end.saturating_add(count));
     }
+
+    /// Bytes of memory that it has.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.bytes.capacity()
+    }
 }
 
 /// What is wanted of a session.

@@ -10,7 +10,6 @@
 //! So who does not read, or does not send, costs these bounds and no more. Small writes become one record: it is made
 //! when it is full or somebody flushes.
 
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -48,9 +47,9 @@ fn broken(error: rustls::Error) -> io::Error {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
-    /// The connection when both ends have proved who they are.
-    pub(super) async fn after_handshake(socket: S, session: Box<dyn Session>) -> io::Result<Self> {
-        let mut stream = Self {
+    /// The connection when nothing was said yet. It is to be used when [`TlsStream::poll_handshake`] is done.
+    pub(super) fn before_handshake(socket: S, session: Box<dyn Session>) -> Self {
+        Self {
             socket,
             session,
             incoming: Buffer::default(),
@@ -62,9 +61,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             ended: false,
             closed: false,
             failed: None,
-        };
-        poll_fn(|cx| stream.poll_handshake(cx)).await?;
-        Ok(stream)
+        }
     }
 
     /// What is known of the connection.
@@ -72,7 +69,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         self.session.state()
     }
 
-    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Is ready when both ends have proved who they are, and all that is to be sent for that is sent.
+    pub(super) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let progress = self.look(cx)?;
             // Both ends may have something to say at once, so neither waits with reading until the other has read.
@@ -274,6 +272,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// Bytes that came and were not read, encrypted or not.
     pub(super) fn unread(&self) -> usize {
         self.incoming.len() + self.received.len() - self.read
+    }
+
+    /// Bytes of memory that it has for what is said and heard.
+    pub(super) fn held(&self) -> usize {
+        self.incoming.held() + self.received.capacity() + self.saying.capacity() + self.outgoing.held()
     }
 
     /// Changes the key this end writes with.
