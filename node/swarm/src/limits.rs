@@ -269,7 +269,11 @@ pub const TLS_RECORD: usize = 16 << 10;
 /// Bytes first read at once from the socket of an encrypted connection: more than a handshake has.
 pub const TLS_READ: usize = 4 << 10;
 
-/// Bytes read at once later on, where so much is there: four records a call. No handshake is longer either.
+/// Bytes of a handshake that may wait for the rest of a message: one record, and many times what honest ones have. It
+/// is what a stranger can have us keep and take apart.
+pub const TLS_HANDSHAKE: usize = 16 << 10;
+
+/// Bytes read at once after the handshake, where so much is there: four records a call.
 pub const TLS_INCOMING: usize = 64 << 10;
 
 /// Bytes of records that wait to be sent on an encrypted connection: four.

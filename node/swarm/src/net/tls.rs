@@ -7,7 +7,8 @@
 //! libp2p has this upgrade, too, and its certificates are made and read by libp2p's code here. What is different: AES
 //! comes first where the processor has instructions for it (it costs a fraction of ChaCha20 there, which libp2p's puts
 //! first always), no secrets are written where an environment variable says, nothing that a stranger sends ends in a
-//! panic, and a busy connection sends and takes several records a call (see [`stream`]).
+//! panic, a stranger's handshake costs little memory, and a busy connection sends and takes several records a call (see
+//! [`stream`]).
 //!
 //! Source: <https://github.com/libp2p/specs/blob/master/tls/tls.md>.
 

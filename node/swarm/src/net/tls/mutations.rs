@@ -20,11 +20,13 @@ use rustls::pki_types::CertificateDer;
 
 use super::tests::{certificate, identity, node, peer};
 use super::*;
-use crate::limits::{TLS_INCOMING, TLS_OUTGOING, TLS_RECORD};
+use crate::limits::{TLS_HANDSHAKE, TLS_INCOMING, TLS_OUTGOING, TLS_READ, TLS_RECORD};
 
-/// Bytes of memory that a connection has, at most: what is said, records to be sent, what came, and what that says, each
-/// in a vector that may have doubled.
-const HELD: usize = 2 * TLS_RECORD + 2 * TLS_OUTGOING + 4 * TLS_INCOMING + 4 * TLS_INCOMING;
+/// Bytes of memory that a connection has before its handshake is done, at most: what came, and what is to be sent.
+const HELD_BEFORE: usize = 2 * TLS_HANDSHAKE;
+
+/// Bytes that it has later: what is said, records to be sent, what came, and what that says in a vector that doubles.
+const HELD: usize = 2 * TLS_RECORD + 2 * TLS_OUTGOING + 3 * TLS_INCOMING + 4 * TLS_INCOMING;
 
 /// Two nodes whose records everybody can read and change.
 fn plain_nodes() -> [Tls; 2] {
@@ -72,6 +74,29 @@ fn a_handshake_that_says_something_else_is_refused_whatever_can_be_read() {
     each_round("a plain handshake", 250, |random| {
         change_handshake(&nodes, Sealed::No, random)
     });
+}
+
+#[test]
+fn a_handshake_without_an_end_is_refused_and_costs_little() {
+    // The longest message that TLS allows begins, in records as long as they may be, or as short.
+    let mut hello = message(1, &[0; 60_000]);
+    hello[1..4].copy_from_slice(&[0, 0xff, 0xff]);
+    for (long, at_once) in [(16_000, 70_000), (16_000, 1), (1, 70_000), (1, 1)] {
+        let records = hello.chunks(long).map(|piece| record(records::HANDSHAKE, piece));
+        let bytes: Vec<u8> = records.flatten().collect();
+        let [_, mut listener] = End::pair(&node(1), &node(2));
+        let (taken, more) = bytes.split_at(TLS_HANDSHAKE - 1);
+        taken
+            .chunks(at_once)
+            .for_each(|piece| listener.hears_in_handshake(piece));
+        assert!(listener.met.is_none(), "that much is taken");
+        more.chunks(at_once)
+            .for_each(|piece| listener.hears_in_handshake(piece));
+        let held = listener.stream.held();
+        assert!(held <= TLS_HANDSHAKE + 2 * TLS_READ, "{held} bytes are held");
+        let refusal = listener.met.unwrap().unwrap_err().to_string();
+        assert!(refusal.contains("too long"), "{refusal}");
+    }
 }
 
 /// Has one end say something, in some records, and close where that is said.

@@ -11,6 +11,9 @@ use rustls::unbuffered::{
 /// What a record costs beyond what it says, at most: header, type and tag, rounded up.
 const RECORD_MARGIN: usize = 64;
 
+/// A buffer grows by so many bytes, or more.
+const STEP: usize = 4 << 10;
+
 /// Bytes of which some are used up and some are to be filled.
 #[derive(Default)]
 pub(super) struct Buffer {
@@ -42,7 +45,10 @@ impl Buffer {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.len());
             if self.bytes.len() - self.end < least {
-                self.bytes.resize(self.end + least, 0);
+                // Little more than is asked for: a vector that grows by itself doubles.
+                let length = (self.end + least).next_multiple_of(STEP);
+                self.bytes.reserve_exact(length - self.bytes.len());
+                self.bytes.resize(length, 0);
             }
         }
         &mut self.bytes[self.end..]

@@ -2,7 +2,8 @@
 //!
 //! | what | where it waits | bound |
 //! |---|---|---|
-//! | records that came | `incoming`, where they are decrypted in place | twice [`INCOMING`] |
+//! | what came before the handshake was done | `incoming` | [`HANDSHAKE`] and twice [`READ`] |
+//! | records that came later | `incoming`, where they are decrypted in place | twice [`INCOMING`] |
 //! | what they said and nobody has read yet | `received` | what was in `incoming`: the socket is read when it is empty |
 //! | what is said and is less than a record | `saying` | [`RECORD`] |
 //! | records to be sent | `outgoing` | [`OUTGOING`] and a record |
@@ -19,7 +20,8 @@ use rustls::CommonState;
 
 use super::session::{Buffer, Progress, Session, Task};
 use crate::limits::{
-    TLS_INCOMING as INCOMING, TLS_OUTGOING as OUTGOING, TLS_READ as READ, TLS_RECORD as RECORD,
+    TLS_HANDSHAKE as HANDSHAKE, TLS_INCOMING as INCOMING, TLS_OUTGOING as OUTGOING, TLS_READ as READ,
+    TLS_RECORD as RECORD,
 };
 
 /// What is said and heard over an encrypted connection.
@@ -140,19 +142,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
 
     /// Reads from the socket.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.incoming.len() >= INCOMING {
+        // Who has not proved who it is gets little memory, however fast it speaks.
+        let shaking_hands = self.state().is_handshaking();
+        let most = if shaking_hands { HANDSHAKE } else { INCOMING };
+        if self.incoming.len() >= most {
             let error = rustls::Error::General("a message of the other end is too long".to_owned());
             self.failed = Some(error.clone());
             return Poll::Ready(Err(broken(error)));
         }
         let room = self.incoming.room(self.wanted);
-        let most = room.len();
+        let asked_for = room.len();
         let count = ready!(Pin::new(&mut self.socket).poll_read(cx, room))?;
         if count == 0 {
             return Poll::Ready(Err(unexpected_end()));
         }
         self.incoming.fill(count);
-        if count == most {
+        if count == asked_for && !shaking_hands {
             // There is more where that came from: a busy connection has few calls, a quiet one little memory.
             self.wanted = INCOMING.min(self.wanted * 2);
         }
