@@ -10,6 +10,9 @@
 //! panic, a stranger's handshake costs little memory, and a busy connection sends and takes several records a call (see
 //! [`stream`]).
 //!
+//! Where rustls is built with debug assertions, one thing does panic: a record that cannot be decrypted, after this end has
+//! closed its direction. rustls asserts that it sends no alert after the closing one; without assertions it is an error.
+//!
 //! Source: <https://github.com/libp2p/specs/blob/master/tls/tls.md>.
 
 mod certificates;
