@@ -83,11 +83,10 @@ impl Node {
             .into_iter()
             .flatten()
             .collect();
-        let heard = answers.iter().filter_map(|(node, _)| self.world.number(*node));
-        let job = self.world.jobs[&derivation];
-        self.world
-            .ledger()
-            .looked(self.at, job, from, self.world.now(), heard.collect());
+        let heard = answers
+            .iter()
+            .filter_map(|(node, _)| self.world.number(*node))
+            .collect();
         let mut there = vec![(None, total)];
         let (mut makers, mut made, mut promised) = (BTreeSet::new(), false, false);
         match self.underway.for_others(&derivation) {
@@ -105,6 +104,15 @@ impl Node {
                 Seen::Nowhere | Seen::Deciding => {}
             }
         }
+        let here = promised.then_some(None);
+        let said = makers
+            .iter()
+            .map(|maker| maker.and_then(|maker| self.world.number(maker)));
+        let said = said.chain(here).collect();
+        let times = (from, self.world.now());
+        self.world
+            .ledger()
+            .looked(self.at, self.world.jobs[&derivation], times, heard, said);
         self.event(Event::InputsWeighed {
             derivation,
             total,

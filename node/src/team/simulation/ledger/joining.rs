@@ -1,6 +1,6 @@
 //! What a machine could have known of others' builds when it placed its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use tvix_node_protocol::roster::Role;
 
@@ -20,6 +20,8 @@ pub(super) struct Looked {
     to: u64,
     /// Who has answered.
     heard: BTreeSet<usize>,
+    /// Who was said to build it, by whomever; none: the machine itself, for another.
+    said: BTreeSet<Option<usize>>,
 }
 
 impl Ledger {
@@ -29,8 +31,21 @@ impl Ledger {
     }
 
     /// It has heard what these say.
-    pub fn looked(&mut self, machine: usize, job: usize, from: u64, to: u64, heard: BTreeSet<usize>) {
-        self.looked[machine].insert(job, Looked { from, to, heard });
+    pub fn looked(
+        &mut self,
+        machine: usize,
+        job: usize,
+        (from, to): (u64, u64),
+        heard: BTreeSet<usize>,
+        said: BTreeSet<Option<usize>>,
+    ) {
+        let looked = Looked {
+            from,
+            to,
+            heard,
+            said,
+        };
+        self.looked[machine].insert(job, looked);
     }
 
     /// A machine has something built; not by itself, nor by just anybody, if one who builds it already has said so.
@@ -57,8 +72,9 @@ impl Ledger {
         };
         let builds = |other: usize| {
             let own = self.attempts[other].values();
+            // One that was placed and waits for its inputs may have been taken back.
             own.filter(begun)
-                .any(|attempt| attempt.builder.is_none() && attempt.placed < looked.from)
+                .any(|attempt| attempt.begun && attempt.builder.is_none() && attempt.placed < looked.from)
         };
         let could_be_joined = |other: &usize| {
             let other = *other;
@@ -85,12 +101,8 @@ impl Ledger {
         if makers.is_empty() {
             return;
         }
-        // What others have asked of it counts as well, before it is begun.
-        let at = builder.unwrap_or(machine);
-        let others = self.attempts.iter().flat_map(BTreeMap::values);
-        let is_asked = others.filter(begun).any(|attempt| attempt.builder == Some(at));
         assert!(
-            makers.contains(&at) || self.is_at_it(at, job) || is_asked,
+            looked.said.contains(&builder),
             "TWICE: machine {machine} has {} built at {now} by {builder:?}, and {makers:?} had begun it when it asked them from \
              {} to {}",
             plan.jobs[job].drv,

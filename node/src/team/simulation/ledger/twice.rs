@@ -135,7 +135,7 @@ pub(super) struct Attempt {
     /// It is not waited for any more.
     pub(super) given_up: bool,
     /// One on the own machine begins when its inputs are here, and may come to nothing before.
-    begun: bool,
+    pub(super) begun: bool,
     pub(super) over: bool,
     pub(super) heard: u64,
     pub(super) placed: u64,
