@@ -128,6 +128,9 @@ pub const CONNECTIONS_PER_PEER: u32 = 4;
 /// Connections that are being made, in each direction.
 pub const CONNECTIONS_PENDING: u32 = 64;
 
+/// Of those, that come from one address: a whole team behind one router, and a quarter of all.
+pub const CONNECTIONS_PENDING_EACH: usize = 16;
+
 /// Members that let this one be reached through them, where nobody reaches it directly. Two: one may go away.
 pub const RELAYS: usize = 2;
 

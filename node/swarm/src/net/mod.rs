@@ -1,6 +1,7 @@
 //! The network: libp2p, and the doors our own protocols go through.
 
 mod absent;
+mod arriving;
 pub(crate) mod caps;
 pub(crate) mod contacts;
 mod counters;

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::envelope::NodeSecret;
 
+use super::arriving::Arriving;
 use super::contacts::SharedContacts;
 use super::door::{Names, kad_name};
 use super::doors::{Doors, Inbound};
@@ -54,6 +55,7 @@ pub enum TransportError {
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     pub(crate) limits: connection_limits::Behaviour,
+    arriving: Arriving,
     memory: memory_connection_limits::Behaviour,
     pub(crate) doors: Doors,
     pub(crate) identify: MembersOnly<identify::Behaviour>,
@@ -104,6 +106,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
     let gatekeeper = setup.gatekeeper;
     let behaviour = |relayed| Behaviour {
         limits: connection_limits::Behaviour::new(connections(1)),
+        arriving: Arriving::default(),
         memory: memory_connection_limits::Behaviour::with_max_percentage(MEMORY_SHARE),
         doors,
         identify: MembersOnly::new(identify::Behaviour::new(identify), gatekeeper.clone()),

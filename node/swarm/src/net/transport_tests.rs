@@ -4,6 +4,7 @@ use libp2p::swarm::behaviour::{ConnectionEstablished, FromSwarm};
 use libp2p::swarm::{ConnectionId, NetworkBehaviour};
 
 use super::*;
+use crate::limits::CONNECTIONS_PENDING_EACH;
 use crate::machine::Machine;
 use crate::net::contacts::Contacts;
 
@@ -177,4 +178,20 @@ async fn who_uses_its_share_of_the_memory_takes_no_more_connections_and_makes_no
         Endpoint::Dialer,
     );
     assert!(dialled.is_err());
+}
+
+#[tokio::test]
+async fn one_address_does_not_take_all_places_for_connections_that_are_being_made() {
+    let mut swarm = network();
+    let behaviour = swarm.behaviour_mut();
+    let (here, mut last) = ("/ip4/192.0.2.1/tcp/1".parse().unwrap(), 0);
+    let mut begins = |from: &str| {
+        last += 1;
+        let (connection, from) = (ConnectionId::new_unchecked(last), from.parse().unwrap());
+        let allowed = behaviour.handle_pending_inbound_connection(connection, &here, &from);
+        allowed.is_ok()
+    };
+    let of_one = until_full(CONNECTIONS, || begins("/ip4/198.51.100.1/tcp/7"));
+    assert_eq!(of_one as usize, CONNECTIONS_PENDING_EACH);
+    assert!(begins("/ip4/198.51.100.2/tcp/7"));
 }
