@@ -99,6 +99,16 @@ impl BuildLimits {
     };
 }
 
+/// What two who want the same derivation must have in common besides its inputs to share one build of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuildTerms {
+    /// What changes what is built.
+    pub options: BuildOptions,
+    /// Where it is stopped.
+    pub limits: BuildLimits,
+}
+
 /// A request for a build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

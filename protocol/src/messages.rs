@@ -22,7 +22,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::build::SwarmId;
+use crate::build::{BuildTerms, SwarmId};
 use crate::envelope::{Envelope, NodeKey};
 use crate::limits;
 use crate::nix::store_path::{StorePath, basename};
@@ -308,6 +308,8 @@ pub enum PresenceQuestion {
         /// Since which turn of its logical clock the asker has been about to: of two who are, the earlier one decides
         /// first.
         turn: u64,
+        /// On which terms: a build on others is none of these.
+        terms: BuildTerms,
     },
 }
 message!(PresenceQuestion, limits::PRESENCE_BYTES);

@@ -305,6 +305,12 @@ pub async fn renew(home: &Home, arguments: &RenewArguments) -> Result<u8, Failur
 /// Leaves the team.
 pub async fn leave(home: &Home, team: InTeam, force: bool) -> Result<u8, Failure> {
     let client = connect_or_start(home).await?;
+    // Where the team is not known, leaving it says why.
+    let untold = client
+        .team(team.team.as_deref())
+        .await
+        .ok()
+        .and_then(|team| untold(&team));
     let request = LeaveRequest {
         team: team.team,
         force,
@@ -321,7 +327,23 @@ pub async fn leave(home: &Home, team: InTeam, force: bool) -> Result<u8, Failure
         }
     };
     print(text.as_bytes())?;
+    if let Some(untold) = untold {
+        note(&untold);
+    }
     Ok(0)
+}
+
+/// What whoever leaves should know where nobody hears of it now.
+fn untold(team: &TeamView) -> Option<String> {
+    let mut others = team.members.iter().filter(|member| !member.me).peekable();
+    others.peek()?;
+    let me = team.members.iter().find(|member| member.me)?;
+    others.all(|member| !member.connected).then(|| {
+        format!(
+            "no other member was connected: they go on counting this node until a founder of theirs runs 'tvix-node revoke {}'",
+            me.name
+        )
+    })
 }
 
 #[cfg(test)]
@@ -391,6 +413,19 @@ mod tests {
                 waiting_for(0xef, "gus", Lapse::IssuerOut, 1_000_000),
             ],
         }
+    }
+
+    #[test]
+    fn whoever_leaves_untold_is_told_what_that_means() {
+        let mut team = team();
+        assert_eq!(untold(&team), None, "bob hears of it");
+        for member in &mut team.members {
+            member.connected = false;
+        }
+        let text = untold(&team).expect("nobody hears of it");
+        assert!(text.contains("'tvix-node revoke ann'"), "{text}");
+        team.members.retain(|member| member.me);
+        assert_eq!(untold(&team), None, "there is nobody to tell");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildKind, BuildLimits, DesiredStore};
+use tvix_node_protocol::build::{BuildKind, BuildLimits, BuildTerms, DesiredStore};
 use tvix_node_protocol::control::EventKind;
 use tvix_node_protocol::envelope::NodeKey;
 
@@ -37,6 +37,8 @@ pub enum Action {
         inputs: Vec<StorePath>,
         /// Outputs of it that are nowhere, as far as this node knows.
         outputs: Vec<StorePath>,
+        /// On which terms it is to be built.
+        terms: BuildTerms,
         /// Whom to ask: candidates, and others that could build it, were they free. At most
         /// [`limits::ASKED_BEFORE_PLACING`].
         nodes: Vec<NodeKey>,
@@ -47,6 +49,8 @@ pub enum Action {
         build: BuildId,
         /// What is built.
         derivation: StorePath,
+        /// On which terms.
+        terms: BuildTerms,
         /// Where; none: here.
         node: Option<NodeKey>,
     },

@@ -2,7 +2,7 @@
 
 use tvix_node_protocol::StorePath;
 
-use tvix_node_protocol::build::{BuildLimits, DesiredStore};
+use tvix_node_protocol::build::{BuildLimits, BuildOptions, BuildTerms, DesiredStore};
 use tvix_node_protocol::control::EventKind;
 use tvix_node_protocol::envelope::NodeKey;
 
@@ -99,7 +99,7 @@ impl Coordinator {
         let Some(session) = self.sessions.get_mut(payer) else {
             return;
         };
-        let (cores, mut limits) = (session.options.cores, session.options.limits);
+        let cores = session.options.cores;
         session.placed += 1;
         let Placement {
             node,
@@ -116,6 +116,7 @@ impl Coordinator {
             Some(_) if joins => {}
             Some(node) => self.builders.take_slot(node),
         }
+        let limits = self.terms_for(id, payer).limits;
         let build = BuildId(self.next_number());
         let drv = &mut self.graph.drvs[id];
         drv.attempts.push(build);
@@ -158,18 +159,26 @@ impl Coordinator {
         };
         self.attempts.insert(build, attempt);
         let participants = self.participants(build);
-        for session in participants.iter().filter_map(|slot| self.sessions.get(slot)) {
-            limits = wider(limits, session.options.limits);
-        }
-        if let Some(attempt) = self.attempts.get_mut(&build) {
-            attempt.limits = limits;
-        }
         self.tell_placed(build, participants);
         self.announce(build);
         match node {
             None => self.prepare(build, id),
             Some(node) => self.request(build, id, node, participants),
         }
+    }
+
+    /// On which terms a derivation is built on the account of a session: with the widest limits of all who want it built with
+    /// the same options.
+    pub(crate) fn terms_for(&self, id: DrvId, payer: Slot) -> BuildTerms {
+        let options = self.sessions.get(payer).map(|session| session.options.clone());
+        let (cores, mut limits) =
+            options.map_or((0, BuildLimits::NONE), |options| (options.cores, options.limits));
+        let wanting = self.wanted_by(id, cores);
+        for session in wanting.iter().filter_map(|slot| self.sessions.get(slot)) {
+            limits = wider(limits, session.options.limits);
+        }
+        let options = BuildOptions { cores };
+        BuildTerms { options, limits }
     }
 
     /// Has the inputs brought here, then starts.

@@ -47,7 +47,10 @@ impl Coordinator {
         let Some(attempt) = self.take_attempt(build).or_else(|| self.given_up.remove(&build)) else {
             return;
         };
-        if let Stage::Running { since } = attempt.stage {
+        // One that was joined had run before.
+        if let Stage::Running { since } = attempt.stage
+            && !attempt.joins
+        {
             let took = u64::try_from(self.now.since(since).as_millis()).unwrap_or(u64::MAX);
             self.history.note(&attempt.derivation, attempt.node, took);
         }

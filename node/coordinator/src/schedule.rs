@@ -123,12 +123,12 @@ impl Coordinator {
         if candidates.is_empty() {
             return false;
         }
-        match self.weigh(id, &candidates) {
+        match self.weigh(id, slot, &candidates) {
             Weigh::Done => {}
             Weigh::Asked => return true,
             Weigh::Later => return false,
         }
-        if let Some(node) = self.maker(id) {
+        if let Some(node) = self.maker(id, &[]) {
             if urgency == Urgency::Speculative {
                 self.graph.drvs[id].left_to_others = true;
                 self.queues.left.insert(id);
@@ -136,7 +136,7 @@ impl Coordinator {
                 self.settle();
                 return true;
             }
-            self.join(id, slot, node);
+            self.join(id, slot, node, None);
             return true;
         }
         if self.is_promised(id) {
@@ -282,6 +282,17 @@ impl Coordinator {
         };
         let urgency = self.urgency(id, participants);
         let candidates = self.candidates(id, payer, urgency, &running);
+        // Others may have begun it, since their builder is silent, too.
+        if self.weigh(id, payer, &candidates) != Weigh::Done {
+            return;
+        }
+        if let Some(node) = self.maker(id, &running) {
+            if let Some(attempt) = self.attempts.get_mut(&build) {
+                attempt.lease.hedged();
+            }
+            self.join(id, payer, node, Some(build));
+            return;
+        }
         let circumstances = Circumstances {
             silent: Some(silent),
             ..self.circumstances(id, urgency)

@@ -5,6 +5,7 @@
 //! the same time can only be seen at the last moment.
 
 use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::{BuildOptions, BuildTerms};
 use tvix_node_protocol::envelope::NodeKey;
 
 use crate::action::Action;
@@ -38,7 +39,7 @@ pub(crate) enum Weigh {
 
 impl Coordinator {
     /// Has it found out what may decide where a derivation is built.
-    pub(crate) fn weigh(&mut self, id: DrvId, candidates: &[Candidate]) -> Weigh {
+    pub(crate) fn weigh(&mut self, id: DrvId, payer: Slot, candidates: &[Candidate]) -> Weigh {
         let drv = &self.graph.drvs[id];
         let stale = match &drv.weighing {
             Weighing::No => true,
@@ -76,6 +77,7 @@ impl Coordinator {
             derivation: drv.name.clone(),
             inputs: drv.inputs.iter().map(name).collect(),
             outputs: missing.map(name).collect(),
+            terms: self.terms_for(id, payer),
             nodes,
         });
         self.graph.drvs[id].weighing = Weighing::Asked(self.now);
@@ -153,15 +155,16 @@ impl Coordinator {
         promised && !drv.not_joined_here && self.may_join(id) && self.may_build_here(id)
     }
 
-    /// A node that builds a derivation already, and may build it for this one; none: this one.
-    pub(crate) fn maker(&mut self, id: DrvId) -> Option<Option<NodeKey>> {
+    /// A node that builds a derivation already, and may build it for this one, but for these; none: this one.
+    pub(crate) fn maker(&mut self, id: DrvId, not: &[Option<NodeKey>]) -> Option<Option<NodeKey>> {
         if !self.may_join(id) {
             return None;
         }
-        let makers = match &self.graph.drvs[id].weighing {
-            Weighing::Done(Some(weights)) if !weights.makers.is_empty() => weights.makers.clone(),
-            _ => return None,
+        let mut makers = match &self.graph.drvs[id].weighing {
+            Weighing::Done(Some(weights)) => weights.makers.clone(),
+            Weighing::Done(None) | Weighing::No | Weighing::Asked(_) => return None,
         };
+        makers.retain(|maker| !not.contains(maker));
         if makers.contains(&None) && !self.graph.drvs[id].not_joined_here && self.may_build_here(id) {
             return Some(None);
         }
@@ -179,7 +182,7 @@ impl Coordinator {
     }
 
     /// Takes part in what another node builds, or this one for another, which needs no slot.
-    pub(crate) fn join(&mut self, id: DrvId, payer: Slot, node: Option<NodeKey>) {
+    pub(crate) fn join(&mut self, id: DrvId, payer: Slot, node: Option<NodeKey>, hedges: Option<BuildId>) {
         let reason = match &node {
             Some(node) => format!("{}: builds it already", self.builders.name(node)),
             None => "this node: builds it already, for another".to_owned(),
@@ -187,7 +190,7 @@ impl Coordinator {
         let placement = Placement {
             node,
             reason,
-            hedges: None,
+            hedges,
             joins: true,
         };
         self.place(id, payer, placement);
@@ -202,8 +205,8 @@ impl Coordinator {
         });
         for (id, payer) in wanted.collect::<Vec<_>>() {
             self.queues.left.remove(&id);
-            if let Some(node) = self.maker(id) {
-                self.join(id, payer, node);
+            if let Some(node) = self.maker(id, &[]) {
+                self.join(id, payer, node, None);
             }
         }
     }
@@ -225,9 +228,14 @@ impl Coordinator {
         }
         attempt.announced = true;
         let (derivation, node) = (attempt.derivation.clone(), attempt.node);
+        let terms = BuildTerms {
+            options: BuildOptions { cores: attempt.cores },
+            limits: attempt.limits,
+        };
         self.actions.push(Action::Announce {
             build,
             derivation,
+            terms,
             node,
         });
     }

@@ -59,21 +59,25 @@ impl Open {
         self.events.abort();
         // Aborting drops the stream, which closes the connection, which tells the node.
         drop(self.events.await);
-        for _ in 0..CLOSING_TRIES {
-            match self.client.status().await {
-                Ok(status) if status.sessions.iter().any(|open| open.session == self.session) => {
-                    tokio::time::sleep(CLOSING_PAUSE).await;
+        let ended = async {
+            loop {
+                match self.client.status().await {
+                    Ok(status) if status.sessions.iter().any(|open| open.session == self.session) => {
+                        tokio::time::sleep(CLOSING_PAUSE).await;
+                    }
+                    // A node that is gone has ended everything, too.
+                    _ => return,
                 }
-                // A node that is gone has ended everything, too.
-                _ => return,
             }
-        }
+        };
+        // One that does not answer goes on cleaning up when it does.
+        tokio::time::timeout(CLOSING_TIME, ended).await.ok();
     }
 }
 
 /// Waiting for an interrupted session to end: builds are killed within a second; more is not waited
 /// for, the node goes on cleaning up without us.
-const CLOSING_TRIES: u32 = 150;
+const CLOSING_TIME: std::time::Duration = std::time::Duration::from_secs(3);
 const CLOSING_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 enum Step {
@@ -160,7 +164,11 @@ pub async fn run(
             step = inbox.recv() => step,
             _ = &mut interrupt => {
                 if let Some(open) = take_open(&opened) {
-                    open.close().await;
+                    tokio::select! {
+                        () = open.close() => {}
+                        // Whoever says it twice does not want to wait.
+                        _ = tokio::signal::ctrl_c() => {}
+                    }
                 }
                 return Err(CommandError::Interrupted);
             }

@@ -98,7 +98,7 @@ pub async fn weigh(teams: &[Arc<TeamNode>], underway: &Underway, about: About, n
     }
     there.insert(0, (None, here));
     // What others have this node build is known here, whoever they are.
-    match underway.for_others(&about.derivation) {
+    match underway.for_others(&about.derivation, about.terms) {
         ForOthers::Runs if about.joins.is_some() => drop(makers.insert(None)),
         ForOthers::Waits if about.joins.is_some() => promised = true,
         ForOthers::Runs | ForOthers::Waits | ForOthers::Not => {}

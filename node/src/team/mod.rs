@@ -192,8 +192,10 @@ impl TeamNode {
             .map(|(key, member)| (key, member.name.as_str()))
             .collect();
         let key = find_member(&named, text)?;
-        let is_founder = self.swarm.team().with_roster(|roster| roster.is_founder(key));
-        match is_founder && key != self.swarm.key() {
+        if key == self.swarm.key() {
+            return Err(StateError::HereAlready(self.name_of(key)).into());
+        }
+        match self.swarm.team().with_roster(|roster| roster.is_founder(key)) {
             true => Ok(key),
             false => Err(StateError::NoFounder(self.name_of(key)).into()),
         }

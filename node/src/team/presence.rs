@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tvix_node_coordinator::{Source, limits::SOURCES};
 use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::BuildTerms;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_swarm::underway::Turn;
 
@@ -40,6 +41,7 @@ impl TeamNode {
             derivation,
             inputs,
             outputs,
+            terms,
             joins,
         } = about;
         // Who may not know of the derivation is not asked to build it, nor for what it reads.
@@ -84,7 +86,7 @@ impl TeamNode {
             (0, Vec::new(), Vec::new(), true)
         });
         // Nobody hears of what is private, nor what others cannot take part in.
-        let joined = joins.filter(|_| !secret).map(|turn| (derivation, turn));
+        let joined = joins.filter(|_| !secret).map(|turn| (derivation, (turn, *terms)));
         let outputs: &[StorePath] = if joined.is_some() { outputs } else { &[] };
         let paths = closure.iter().map(|info| &info.path);
         let paths: Vec<StorePath> = paths.chain(outputs).cloned().collect();
@@ -139,12 +141,15 @@ impl TeamNode {
         &self,
         node: NodeKey,
         paths: &[StorePath],
-        joined: Option<(&StorePath, Turn)>,
+        joined: Option<(&StorePath, (Turn, BuildTerms))>,
     ) -> Option<(Vec<bool>, Option<NodeKey>)> {
-        let Some((derivation, turn)) = joined else {
+        let Some((derivation, wanted)) = joined else {
             return Some((self.swarm.have(node, paths).await.ok()?, None));
         };
-        let answer = self.swarm.have_and_underway(node, paths, derivation, turn).await;
+        let answer = self
+            .swarm
+            .have_and_underway(node, paths, derivation, wanted)
+            .await;
         answer.ok()
     }
 }
@@ -157,6 +162,8 @@ pub struct About {
     pub inputs: Vec<StorePath>,
     /// What it makes that is nowhere, as far as is known.
     pub outputs: Vec<StorePath>,
+    /// On which terms it is to be built.
+    pub terms: BuildTerms,
     /// Since when it is being decided on, where it may be had from somebody else's build.
     pub joins: Option<Turn>,
 }

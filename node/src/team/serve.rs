@@ -422,7 +422,7 @@ impl Workshop for TeamNode {
             // Who asks for others of its outputs finds the record by these.
             wanted: order.outputs.keys().cloned().collect(),
             cores: request.options.cores,
-            limits: build.limits,
+            limits: order.limits,
             slot: slot.slot,
             request: Some(order.hash),
             keep_failed: request.keep_failed,

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildRecord, BuildRequest, RequestHash, SwarmId};
+use tvix_node_protocol::build::{
+    BuildKey, BuildLimits, BuildRecord, BuildRequest, BuildTerms, RequestHash, SwarmId,
+};
 use tvix_node_protocol::messages::{Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_swarm::underway::{For, Stage, Underway};
@@ -118,7 +120,7 @@ pub(super) trait Workshop: Send + Sync + 'static {
 /// # Errors
 /// Why it is not built.
 pub(super) async fn join<W: Workshop>(node: &Arc<W>, order: &Arc<Order>) -> Result<Waiting, Refusal> {
-    let (team, limits) = (node.team(), order.limits);
+    let (team, limits) = (node.team(), order.request.limits);
     let key = order.key();
     let (mut waiting, mut begun) = node.building().join(team, key, limits);
     let mut turned_away = 0;
@@ -174,7 +176,12 @@ async fn build_and_keep<W: Workshop>(node: &Arc<W>, build: &Arc<SharedBuild>, or
     // What is for one alone nobody else can have.
     let under_way = order.key().map(|_| {
         let derivation = order.request.derivation.clone();
-        node.underway().note(derivation, For::Team(team), Stage::Waits)
+        let terms = BuildTerms {
+            options: order.request.options,
+            limits,
+        };
+        node.underway()
+            .note(derivation, terms, For::Team(team), Stage::Waits)
     });
     // Of equal inputs, which count here: the owner's command has them built from.
     if let Some(own) = order

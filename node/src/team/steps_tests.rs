@@ -41,16 +41,20 @@ impl Shop {
         })
     }
 
-    /// Whether a member that asks is told that a derivation is built here.
-    fn tells(&self, derivation: &StorePath) -> bool {
+    /// Whether a member that wants the same is told that it is built here.
+    fn tells(&self, request: &BuildRequest) -> bool {
         let asked = Asked {
             team: TEAM,
             me: NodeKey([1; 32]),
             asker: NodeKey([2; 32]),
             turn: Turn::default(),
+            terms: BuildTerms {
+                options: request.options,
+                limits: request.limits,
+            },
             owners: false,
         };
-        self.underway.seen(derivation, asked) == Seen::At(asked.me)
+        self.underway.seen(&request.derivation, asked) == Seen::At(asked.me)
     }
 
     fn steps(&self) -> Vec<String> {
@@ -112,7 +116,7 @@ impl Workshop for Shop {
         accepted: bool,
     ) -> Ended {
         self.carried_out.fetch_add(1, Ordering::Relaxed);
-        let told = self.tells(&order.request.derivation);
+        let told = self.tells(&order.request);
         self.told.lock().unwrap().push(told);
         Ended::Built {
             record: record(&order.request),

@@ -101,7 +101,7 @@ struct Log {
 /// A build that several may wait for.
 #[derive(Debug)]
 pub struct SharedBuild {
-    /// What it is stopped at.
+    /// What it was asked to be stopped at, besides what this node stops builds for others at.
     pub limits: BuildLimits,
     /// Stops it.
     pub cancel: CancellationToken,
@@ -406,12 +406,10 @@ impl All {
     }
 }
 
-/// Whether who asks for these limits may wait for a build with those: none that it set itself is another one there.
+/// Whether who asks for these limits may wait for a build with those: a narrower one would end what it wants to go on, and
+/// a wider one would go on where it wants it ended.
 fn fits(asked: BuildLimits, own: BuildLimits) -> bool {
-    let pairs = fields(asked).into_iter().zip(fields(own));
-    pairs
-        .into_iter()
-        .all(|(asked, own)| asked.is_none() || asked == own)
+    fields(asked) == fields(own)
 }
 
 fn fields(limits: BuildLimits) -> [Option<u64>; 5] {
@@ -484,8 +482,8 @@ impl SharedBuilds {
         (waiting, begun)
     }
 
-    /// Joins the owner's own build of this work, where there is one that members of this team may learn of, and that is
-    /// stopped by nothing that `asked` does not name.
+    /// Joins the owner's own build of this work, where there is one that members of this team may learn of, with the limits
+    /// that are asked for.
     pub fn join_own(self: &Arc<Self>, team: SwarmId, key: BuildKey, asked: BuildLimits) -> Option<Waiting> {
         lock(&self.all).join_own(self, Some(team), key, asked)
     }

@@ -11,6 +11,7 @@ use crate::call::{self, CallError};
 use crate::events::{IncomingBuild, IncomingPush, Notice};
 use crate::fetch::Fetching;
 use crate::gate::RequestGate;
+use crate::limits::PROVIDER_BACK;
 use crate::net::caps::Throttles;
 use crate::net::contacts::SharedContacts;
 use crate::net::network::Network;
@@ -96,6 +97,25 @@ impl Core {
                 self.try_open(peer, door).await
             }
             opened => opened,
+        }
+    }
+
+    /// As [`Core::open`], at a member that is said to have something. One that was connected and is gone is back at once, or
+    /// somebody else has to do: who wants what it has could have it built by then.
+    pub(crate) async fn open_at_provider(&self, peer: NodeKey, door: Door) -> Result<Wire, CallError> {
+        if self.connected().contains(&peer) || !self.network.is_lost(peer) {
+            return self.open(peer, door).await;
+        }
+        let unreachable = |reason: &str| ConnectError::Unreachable {
+            peer,
+            reason: reason.to_owned(),
+        };
+        if self.network.dial_patience(peer).is_none() {
+            return Err(unreachable("it has gone, and is not back yet").into());
+        }
+        match tokio::time::timeout(PROVIDER_BACK, self.open(peer, door)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(unreachable("it has gone, and is not back within a second").into()),
         }
     }
 

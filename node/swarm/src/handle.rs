@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tvix_node_protocol::build::{BuildRequest, SwarmId};
+use tvix_node_protocol::build::{BuildRequest, BuildTerms, SwarmId};
 use tvix_node_protocol::envelope::{NodeKey, NodeSecret};
 use tvix_node_protocol::limits::TICKET_ADDRESSES;
 use tvix_node_protocol::messages::{Facts, Shown};
@@ -461,8 +461,8 @@ impl SwarmHandle {
         &self.core.underway
     }
 
-    /// Which of these paths a peer has, in their order, and where this derivation is built, as far as it knows. `turn`: see
-    /// [`Underway::decide`].
+    /// Which of these paths a peer has, in their order, and where this derivation is built, as far as it knows. `wanted`: since
+    /// when (see [`Underway::decide`]), and on which terms.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -471,9 +471,9 @@ impl SwarmHandle {
         peer: NodeKey,
         paths: &[StorePath],
         derivation: &StorePath,
-        turn: Turn,
+        wanted: (Turn, BuildTerms),
     ) -> Result<(Vec<bool>, Option<NodeKey>), CallError> {
-        find::have_and_underway(&self.core, peer, paths, (derivation, turn)).await
+        find::have_and_underway(&self.core, peer, paths, derivation, wanted).await
     }
 
     /// What a peer knows of these paths, in their order. Whether it is believed is for the policy.

@@ -353,6 +353,9 @@ pub const ANSWER_ROUND_TRIPS: u32 = 4;
 /// How much longer an answer may take for each key asked about: its 16 bytes need so long at 2.5 Mbit/s.
 pub const ANSWER_TIME_PER_KEY: Duration = Duration::from_micros(50);
 
+/// How long a member that was connected and is gone may take to be back when content is wanted of it.
+pub const PROVIDER_BACK: Duration = Duration::from_secs(1);
+
 /// In how many steps an answer is waited for. A machine that has too much to do looks at what has come before each of them.
 pub const PATIENCE_STEPS: u32 = 10;
 

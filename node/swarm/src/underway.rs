@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
-use tvix_node_protocol::build::SwarmId;
+use tvix_node_protocol::build::{BuildTerms, SwarmId};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::presence::{PresenceKey, PresenceSecret};
@@ -48,6 +48,7 @@ pub struct Turn(pub u64);
 #[derive(Debug)]
 struct Entry {
     derivation: StorePath,
+    terms: BuildTerms,
     whose: For,
     stage: Stage,
 }
@@ -134,6 +135,8 @@ pub struct Asked {
     pub asker: NodeKey,
     /// Since when it has been about to decide.
     pub turn: Turn,
+    /// On which terms it wants it built.
+    pub terms: BuildTerms,
     /// Whether it may know of what is built for the owner.
     pub owners: bool,
 }
@@ -150,13 +153,20 @@ pub struct Named {
 impl Underway {
     /// Something is under way until the answer is dropped.
     #[must_use]
-    pub fn note(self: &Arc<Self>, derivation: StorePath, whose: For, stage: Stage) -> Noted {
+    pub fn note(
+        self: &Arc<Self>,
+        derivation: StorePath,
+        terms: BuildTerms,
+        whose: For,
+        stage: Stage,
+    ) -> Noted {
         let number = {
             let mut state = lock(&self.state);
             let number = state.next;
             state.next += 1;
             let entry = Entry {
                 derivation,
+                terms,
                 whose,
                 stage,
             };
@@ -173,13 +183,14 @@ impl Underway {
     /// A derivation is being decided on until the answer is dropped, and since which turn, which those who are asked are
     /// to be told.
     #[must_use]
-    pub fn decide(self: &Arc<Self>, derivation: StorePath, whose: For) -> (Noted, Turn) {
+    pub fn decide(self: &Arc<Self>, derivation: StorePath, terms: BuildTerms, whose: For) -> (Noted, Turn) {
         let turn = {
             let mut state = lock(&self.state);
             state.turn = Turn(state.turn.0.saturating_add(1));
             state.turn
         };
-        (self.note(derivation, whose, Stage::Deciding(turn)), turn)
+        let noted = self.note(derivation, terms, whose, Stage::Deciding(turn));
+        (noted, turn)
     }
 
     /// Whether nothing is under way.
@@ -209,11 +220,12 @@ impl Underway {
         keys.iter().map(|key| named.get(key).cloned()).collect()
     }
 
-    /// How far a derivation is that other members have asked this node to build.
+    /// How far a derivation is that other members have asked this node to build on these terms.
     #[must_use]
-    pub fn for_others(&self, derivation: &StorePath) -> ForOthers {
+    pub fn for_others(&self, derivation: &StorePath, terms: BuildTerms) -> ForOthers {
         let state = lock(&self.state);
-        let theirs = |entry: &&Entry| entry.derivation == *derivation && matches!(entry.whose, For::Team(_));
+        let same = |entry: &Entry| entry.derivation == *derivation && entry.terms == terms;
+        let theirs = |entry: &&Entry| same(entry) && matches!(entry.whose, For::Team(_));
         let stages = state
             .entries
             .values()
@@ -257,11 +269,13 @@ impl Underway {
             me,
             asker,
             turn,
+            terms,
             owners,
         } = asked;
         let state = lock(&self.state);
         let visible = |entry: &&Entry| {
             entry.derivation == *derivation
+                && entry.terms == terms
                 && match entry.whose {
                     For::Owner => owners,
                     For::Team(other) => other == team,

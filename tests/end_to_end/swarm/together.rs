@@ -98,3 +98,48 @@ fn nobody_hears_of_a_build_that_is_private() {
         assert_eq!(finished(run.finish()).count("built"), 1);
     }
 }
+
+/// Not a matter of members, but of a node that does not answer.
+#[test]
+fn a_command_ends_when_it_is_interrupted_though_its_node_does_not_answer() {
+    if !sandbox_works("a_command_ends_when_it_is_interrupted_though_its_node_does_not_answer") {
+        return;
+    }
+    let node = Node::up("alone", 1);
+    expression(&node, "mark-of-frozen");
+    let mut running = node.start_build("one", &[]);
+    running.until(r#""line":"waiting""#);
+    node.signal(Signal::STOP);
+    running.signal(Signal::INT);
+    assert_eq!(running.finish().status, 130);
+    node.signal(Signal::CONT);
+    until("the build is over", || {
+        processes_with("mark-of-frozen").is_empty().then_some(())
+    });
+}
+
+#[test]
+fn what_is_built_on_other_terms_is_not_joined() {
+    if !sandbox_works("what_is_built_on_other_terms_is_not_joined") {
+        return;
+    }
+    let [alice, bob] = team([("alice", 1), ("bob", 1)]);
+    for node in [&alice, &bob] {
+        expression(node, "mark-of-terms");
+    }
+    let mut first = alice.start_build("one", &["--cores", "1"]);
+    first.until(r#""line":"waiting""#);
+    let mut other = bob.start_build("one", &["--cores", "2"]);
+    other.until(r#""line":"waiting""#);
+    assert_eq!(processes_with("mark-of-terms").len(), 2);
+    release("mark-of-terms");
+    for run in [first, other] {
+        let built = finished(run.finish());
+        assert_eq!(built.count("built"), 1);
+        assert!(
+            !built.messages().contains("builds it already"),
+            "{}",
+            built.messages()
+        );
+    }
+}

@@ -242,6 +242,7 @@ impl Desk {
                     build,
                     derivation,
                     node,
+                    ..
                 } => {
                     let before = self.announced.insert(build, (word_of(&derivation), node));
                     assert_eq!(before, None, "{build} is announced twice");

@@ -423,3 +423,35 @@ fn what_this_node_is_about_to_build_for_another_is_placed_nowhere_else() {
     assert_eq!(desk.build("a").node, None);
     assert!(!joins(&desk), "it has a slot, and the other one joins");
 }
+
+#[test]
+fn beside_a_silent_builder_another_one_s_build_is_joined() {
+    let mut desk = about_to_place(0, &[(1, offer("b", 1)), (2, offer("c", 1))]);
+    answer(&mut desk, "a", &[1], false);
+    desk.weighed.clear();
+    desk.wait(limits::HEDGE_AFTER.as_millis() as u64);
+    assert_eq!(
+        desk.weighed,
+        [node(2), node(1)],
+        "who may have begun it meanwhile"
+    );
+    assert_eq!(desk.started.len(), 1);
+    // By the word of others the silent one is still at it.
+    answer(&mut desk, "a", &[1, 2], false);
+    assert_eq!(desk.reason(1, "a"), "c: builds it already");
+    let builders: Vec<_> = desk.running.iter().map(|started| started.node).collect();
+    assert_eq!(builders, [Some(node(1)), Some(node(2))]);
+    desk.wait(limits::HEDGE_AFTER.as_millis() as u64 * 3);
+    assert_eq!(desk.started.len(), 2, "two are enough");
+}
+
+#[test]
+fn how_long_a_joined_build_ran_says_nothing_of_how_long_such_builds_take() {
+    let mut desk = about_to_place(0, &[(1, offer("b", 1)), (2, offer("c", 1))]);
+    answer(&mut desk, "a", &[1], false);
+    let build = desk.build("a").build;
+    desk.send(Event::BuildStarted { build });
+    desk.now += 10;
+    desk.finish("a");
+    assert_eq!(desk.coordinator.durations().1.count(), 0);
+}

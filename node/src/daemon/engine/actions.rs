@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tvix_node_coordinator::{Action, BuildId, Event, FetchId, PushId, QuestionId};
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::DesiredStore;
+use tvix_node_protocol::build::{BuildTerms, DesiredStore};
 use tvix_node_protocol::control::EventKind;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_swarm::underway::{For, Stage, Turn};
@@ -120,16 +120,18 @@ impl Engine {
                 derivation,
                 inputs,
                 outputs,
+                terms,
                 nodes,
             } => {
                 let (teams, outbox) = (self.team.all(), self.outbox.clone());
                 let underway = Arc::clone(self.team.underway());
                 // The folder of a build that fails is for the one alone who wants it.
-                let joins = (!self.keeps_failed()).then(|| self.decide(&derivation));
+                let joins = (!self.keeps_failed()).then(|| self.decide(&derivation, terms));
                 let about = About {
                     derivation,
                     inputs,
                     outputs,
+                    terms,
                     joins,
                 };
                 tokio::spawn(async move {
@@ -141,8 +143,9 @@ impl Engine {
             Action::Announce {
                 build,
                 derivation,
+                terms,
                 node,
-            } => self.announce(build, derivation, node),
+            } => self.announce(build, (derivation, terms), node),
             Action::Retract { build } => drop(self.announced.remove(&build)),
             Action::Fetch {
                 fetch, path, from, ..
@@ -198,17 +201,24 @@ impl Engine {
     }
 
     /// Has members wait who are about to place the same, where this node goes first.
-    fn decide(&mut self, derivation: &StorePath) -> Turn {
-        let (noted, turn) = self.team.underway().decide(derivation.clone(), For::Owner);
+    fn decide(&mut self, derivation: &StorePath, terms: BuildTerms) -> Turn {
+        let underway = self.team.underway();
+        let (noted, turn) = underway.decide(derivation.clone(), terms, For::Owner);
         self.deciding.insert(derivation.clone(), noted);
         turn
     }
 
     /// Has members told of a build, but for one that they could not take part in.
-    fn announce(&mut self, build: BuildId, derivation: StorePath, node: Option<NodeKey>) {
+    fn announce(
+        &mut self,
+        build: BuildId,
+        (derivation, terms): (StorePath, BuildTerms),
+        node: Option<NodeKey>,
+    ) {
         if !self.keeps_failed() {
             let stage = node.map_or(Stage::Here, Stage::At);
-            let noted = self.team.underway().note(derivation.clone(), For::Owner, stage);
+            let underway = self.team.underway();
+            let noted = underway.note(derivation.clone(), terms, For::Owner, stage);
             self.announced.insert(build, noted);
         }
         // Only now, so that whoever waits sees what was decided.

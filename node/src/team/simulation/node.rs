@@ -445,20 +445,25 @@ impl Node {
                 derivation,
                 inputs,
                 outputs,
+                terms,
                 nodes,
             } => {
                 self.world.ledger().looks(self.at, self.world.jobs[&derivation]);
-                let (noted, turn) = self.underway.decide(derivation.clone(), For::Owner);
+                let (noted, turn) = self.underway.decide(derivation.clone(), terms, For::Owner);
                 lock(&self.core).deciding.insert(derivation.clone(), noted);
-                self.spawn(async move { node.weigh((derivation, turn), inputs, outputs, nodes).await });
+                self.spawn(async move {
+                    node.weigh(derivation, (turn, terms), inputs, outputs, nodes)
+                        .await
+                });
             }
             Action::Announce {
                 build,
                 derivation,
+                terms,
                 node,
             } => {
                 let stage = node.map_or(Stage::Here, Stage::At);
-                let noted = self.underway.note(derivation.clone(), For::Owner, stage);
+                let noted = self.underway.note(derivation.clone(), terms, For::Owner, stage);
                 let mut core = lock(&self.core);
                 core.announced.insert(build, noted);
                 core.deciding.remove(&derivation);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tvix_node_coordinator::Event;
 use tvix_node_protocol::StorePath;
+use tvix_node_protocol::build::BuildTerms;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_swarm::underway::{Asked, ForOthers, Seen, Turn};
 
@@ -27,6 +28,7 @@ struct Answer {
 struct Question {
     derivation: StorePath,
     turn: Turn,
+    terms: BuildTerms,
     closure: Vec<(StorePath, u64)>,
     outputs: Vec<StorePath>,
     /// Whether it is to be told who builds it.
@@ -36,7 +38,8 @@ struct Question {
 impl Node {
     pub async fn weigh(
         self: &Arc<Self>,
-        (derivation, turn): (StorePath, Turn),
+        derivation: StorePath,
+        (turn, terms): (Turn, BuildTerms),
         inputs: Vec<StorePath>,
         outputs: Vec<StorePath>,
         nodes: Vec<NodeKey>,
@@ -60,6 +63,7 @@ impl Node {
             Arc::new(Question {
                 derivation: derivation.clone(),
                 turn,
+                terms,
                 closure: seen.collect(),
                 outputs: if secret { vec![] } else { outputs },
                 joins: !secret,
@@ -89,7 +93,7 @@ impl Node {
             .collect();
         let mut there = vec![(None, total)];
         let (mut makers, mut made, mut promised) = (BTreeSet::new(), false, false);
-        match self.underway.for_others(&derivation) {
+        match self.underway.for_others(&derivation, terms) {
             ForOthers::Runs => drop(makers.insert(None)),
             ForOthers::Waits => promised = true,
             ForOthers::Not => {}
@@ -161,6 +165,7 @@ impl Node {
                 me,
                 asker: asker.key,
                 turn: question.turn,
+                terms: question.terms,
                 owners: known,
             };
             answer.maker = self.underway.seen(&question.derivation, asked);

@@ -174,7 +174,7 @@ pub(crate) async fn fetch(
 ) -> Result<(), ProviderError> {
     let (root, blob) = (work.arrival.root(), file.blob);
     let ended = |what: String| ProviderError::Ended(what);
-    let mut wire = work.core.open(provider, Door::Blob).await?;
+    let mut wire = work.core.open_at_provider(provider, Door::Blob).await?;
     let at = call::at(provider, Door::Blob);
     // The request goes with the question, one round trip earlier than after the answer.
     wire.writer.send(&BlobQuestion { root, blob }).await.map_err(at)?;

@@ -34,7 +34,7 @@ pub(crate) async fn fetch(
         root: work.arrival.root(),
         blobs: files.iter().flat_map(|(blob, _)| blob.0).collect(),
     };
-    let mut wire = work.core.open(provider, Door::Blobs).await?;
+    let mut wire = work.core.open_at_provider(provider, Door::Blobs).await?;
     coming(wire.ask::<_, ServeAnswer>(&question).await.map_err(at)?)?;
     let mut reader = BlobReader::Open(wire.reader);
     let (mut items, mut size) = (vec![], 0);

@@ -95,7 +95,7 @@ async fn fetch(
 ) -> Result<Files, ProviderError> {
     let root = arrival.root();
     let at = call::at(provider, Door::Tree);
-    let mut wire = core.open(provider, Door::Tree).await?;
+    let mut wire = core.open_at_provider(provider, Door::Tree).await?;
     coming(
         wire.ask::<_, ServeAnswer>(&TreeQuestion { root })
             .await

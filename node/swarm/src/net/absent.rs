@@ -74,6 +74,11 @@ impl Absent {
         self.change(member, |absence| absence.due = Some(at));
     }
 
+    /// Whether it was connected, and is gone.
+    pub(crate) fn is_lost(&self, member: NodeKey) -> bool {
+        self.with(|absent| absent.get(&member).is_some_and(|absence| absence.lost.is_some()))
+    }
+
     pub(crate) fn retain(&self, is_member: impl Fn(NodeKey) -> bool) {
         self.with(|absent| absent.retain(|member, _| is_member(*member)));
     }
@@ -132,7 +137,9 @@ mod tests {
     #[test]
     fn who_was_connected_is_waited_for_a_moment_or_as_long_as_it_is_away() {
         let (absent, now) = (Absent::default(), Instant::now());
+        assert!(!absent.is_lost(ANN));
         absent.gone(ANN, None);
+        assert!(absent.is_lost(ANN));
         absent.gone(BOB, Some(Duration::from_millis(100)));
         assert_eq!(absent.patience(ANN, now), Some(DIAL_PATIENCE));
         let far = DIAL_PATIENCE + Duration::from_millis(100) * DIAL_ROUND_TRIPS;

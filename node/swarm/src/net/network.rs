@@ -196,6 +196,11 @@ impl Network {
         self.absent.patience(peer, Instant::now())
     }
 
+    /// Whether a member was connected, and is gone.
+    pub(crate) fn is_lost(&self, peer: NodeKey) -> bool {
+        self.absent.is_lost(peer)
+    }
+
     /// A connected member did not answer a question in time.
     pub(crate) fn fell_silent(&self, peer: NodeKey) {
         self.links.fell_silent(peer, Instant::now());

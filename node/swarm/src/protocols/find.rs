@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tvix_node_protocol::build::BuildTerms;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::PRESENCE_QUESTION_KEYS;
 use tvix_node_protocol::messages::{Claim, Message as _, PresenceAnswer, PresenceQuestion, PresenceRefusal};
@@ -102,7 +103,8 @@ pub(crate) async fn have_and_underway(
     core: &Arc<Core>,
     peer: NodeKey,
     paths: &[StorePath],
-    (derivation, turn): (&StorePath, Turn),
+    derivation: &StorePath,
+    (turn, terms): (Turn, BuildTerms),
 ) -> Result<(Vec<bool>, Option<NodeKey>), CallError> {
     let secret = core.team.presence_secret();
     let keys: Vec<PresenceKey> = paths.iter().map(|path| secret.key(path)).collect();
@@ -116,6 +118,7 @@ pub(crate) async fn have_and_underway(
         epoch,
         keys: pack(&[secret.key(derivation)]),
         turn: turn.0,
+        terms,
     };
     let at = call::at(peer, Door::Presence);
     let asking = async {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tvix_node_protocol::build::BuildTerms;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::limits::{PRESENCE_QUESTION_KEYS, UNDERWAY_KEYS};
 use tvix_node_protocol::messages::{PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal};
@@ -24,9 +25,12 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
             PresenceQuestion::Withdraw { statement } => withdraw(core, peer, &statement),
             PresenceQuestion::Query { epoch, keys } => query(core, peer, epoch, &keys),
             PresenceQuestion::Have { epoch, keys } => have(core, peer, epoch, &keys),
-            PresenceQuestion::Underway { epoch, keys, turn } => {
-                underway(core, peer, epoch, &keys, Turn(turn)).await
-            }
+            PresenceQuestion::Underway {
+                epoch,
+                keys,
+                turn,
+                terms,
+            } => underway(core, peer, (epoch, &keys), (Turn(turn), terms)).await,
         };
         wire.writer.send(&answer).await?;
         wire.writer.flush().await?;
@@ -139,7 +143,12 @@ fn query(core: &Core, peer: NodeKey, epoch: Epoch, keys: &[u8]) -> PresenceAnswe
 }
 
 /// Where these derivations are built. What is built for the owner is told to who may have the derivation.
-async fn underway(core: &Arc<Core>, peer: NodeKey, epoch: Epoch, keys: &[u8], turn: Turn) -> PresenceAnswer {
+async fn underway(
+    core: &Arc<Core>,
+    peer: NodeKey,
+    (epoch, keys): (Epoch, &[u8]),
+    (turn, terms): (Turn, BuildTerms),
+) -> PresenceAnswer {
     let keys = match asked(core, peer, epoch, keys, 1) {
         Ok(keys) if keys.len() > UNDERWAY_KEYS => {
             let reason = PresenceRefusal::TooMany;
@@ -168,6 +177,7 @@ async fn underway(core: &Arc<Core>, peer: NodeKey, epoch: Epoch, keys: &[u8], tu
             me,
             asker: peer,
             turn,
+            terms,
             owners: shown.contains(&derivation),
         };
         let place = core.underway.place(&derivation, asked).await?;

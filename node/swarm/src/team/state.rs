@@ -41,6 +41,9 @@ pub enum StateError {
         "{0} is no founder of the team: it has those that it was founded with, as long as they are not out"
     )]
     NoFounder(String),
+    /// A ticket for oneself.
+    #[error("{0} is this node, which is in the team already: a ticket is for another founder")]
+    HereAlready(String),
     /// Not somebody the roster knows.
     #[error("{0} is not in the roster")]
     Unknown(NodeKey),

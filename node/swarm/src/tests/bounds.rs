@@ -329,6 +329,7 @@ async fn one_message_about_presence_has_so_many_cells_and_keys() {
         epoch,
         keys: vec![0; (UNDERWAY_KEYS + 1) * 16],
         turn: 0,
+        terms: super::underway::TERMS,
     };
     let mut wire = bob.handle.core().open(ann.key(), Door::Presence).await.unwrap();
     for question in [put, query, have, underway] {

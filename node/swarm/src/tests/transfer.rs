@@ -531,3 +531,18 @@ async fn a_file_that_is_damaged_after_it_was_served_is_not_served_and_is_no_lie(
     let now = now();
     assert!(!crate::core::lock(&cat.handle.core().standing).is_liar(ann.key(), now));
 }
+
+/// Who wants what it has could have it built by then.
+#[tokio::test]
+async fn a_provider_that_is_gone_is_not_waited_for() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    let path = ann.shelf.add_small("hello");
+    let tree = ann.shelf.tree_of(&path);
+    ann.handle.shutdown().await;
+    eventually(async || !bob.handle.connected().contains(&ann.key())).await;
+    let fetched = soon(bob.handle.fetch_tree(tree, vec![ann.key()], None)).await;
+    let error = fetched.expect_err("nobody has it").to_string();
+    assert!(error.contains("it has gone"), "{error}");
+}

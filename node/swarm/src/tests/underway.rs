@@ -3,6 +3,12 @@
 use super::shelf::path;
 use super::*;
 use crate::underway::{For, Stage, Turn};
+use tvix_node_protocol::build::{BuildLimits, BuildOptions, BuildTerms};
+
+pub(super) const TERMS: BuildTerms = BuildTerms {
+    options: BuildOptions { cores: 0 },
+    limits: BuildLimits::NONE,
+};
 
 #[tokio::test]
 async fn members_are_told_where_something_is_built_and_what_is_there() {
@@ -18,15 +24,15 @@ async fn members_are_told_where_something_is_built_and_what_is_there() {
         let paths = [here.clone(), path("absent")];
         let asking = bob
             .handle
-            .have_and_underway(ann.key(), &paths, derivation, Turn(0));
+            .have_and_underway(ann.key(), &paths, derivation, (Turn(0), TERMS));
         let (has, place) = soon(asking).await.unwrap();
         assert_eq!(has, [true, false]);
         place
     };
     assert_eq!(asked(&here).await, None);
-    let _here = underway.note(here.clone(), For::Owner, Stage::Here);
-    let _elsewhere = underway.note(elsewhere.clone(), For::Owner, Stage::At(cat.key()));
-    let _in_another_team = underway.note(far.clone(), For::Owner, Stage::At(key(7)));
+    let _here = underway.note(here.clone(), TERMS, For::Owner, Stage::Here);
+    let _elsewhere = underway.note(elsewhere.clone(), TERMS, For::Owner, Stage::At(cat.key()));
+    let _in_another_team = underway.note(far.clone(), TERMS, For::Owner, Stage::At(key(7)));
     assert_eq!(asked(&here).await, Some(ann.key()));
     assert_eq!(asked(&elsewhere).await, Some(cat.key()));
     assert_eq!(asked(&far).await, None, "who is no member here is not named");
@@ -41,19 +47,21 @@ async fn what_members_may_not_know_of_is_not_told_to_be_built() {
     ann.shelf.make_private(&private);
     let underway = ann.handle.core().underway.clone();
     let noted = [
-        underway.note(private.clone(), For::Owner, Stage::Here),
+        underway.note(private.clone(), TERMS, For::Owner, Stage::Here),
         // Not in the store any more, or of another team.
-        underway.note(path("gone.drv"), For::Owner, Stage::Here),
+        underway.note(path("gone.drv"), TERMS, For::Owner, Stage::Here),
     ];
     let asked = async |derivation: &_| {
-        let asking = bob.handle.have_and_underway(ann.key(), &[], derivation, Turn(0));
+        let asking = bob
+            .handle
+            .have_and_underway(ann.key(), &[], derivation, (Turn(0), TERMS));
         soon(asking).await.unwrap().1
     };
     assert_eq!(asked(&private).await, None);
     assert_eq!(asked(&path("gone.drv")).await, None);
     // What a member asked for is no secret to members.
     let team = ann.handle.swarm();
-    let _for_team = underway.note(path("gone.drv"), For::Team(team), Stage::Here);
+    let _for_team = underway.note(path("gone.drv"), TERMS, For::Team(team), Stage::Here);
     assert_eq!(asked(&path("gone.drv")).await, Some(ann.key()));
     drop(noted);
 }
@@ -68,20 +76,22 @@ async fn of_two_who_are_about_to_build_the_same_the_later_one_waits_for_the_othe
     let of = |node: &TestNode| node.handle.core().underway.clone();
     let (anns, bobs) = (of(&ann), of(&bob));
     // Both at once: with equal turns.
-    let (deciding, of_ann) = anns.decide(derivation.clone(), For::Owner);
-    let (_deciding, of_bob) = bobs.decide(derivation.clone(), For::Owner);
+    let (deciding, of_ann) = anns.decide(derivation.clone(), TERMS, For::Owner);
+    let (_deciding, of_bob) = bobs.decide(derivation.clone(), TERMS, For::Owner);
     assert_eq!(of_ann, of_bob);
     let (first, then, underway, noted) = match ann.key() < bob.key() {
         true => (&ann, &bob, &anns, deciding),
         false => (&bob, &ann, &bobs, _deciding),
     };
     let asks = async |from: &TestNode, to: &TestNode| {
-        let asking = from.handle.have_and_underway(to.key(), &[], &derivation, of_ann);
+        let asking = from
+            .handle
+            .have_and_underway(to.key(), &[], &derivation, (of_ann, TERMS));
         soon(asking).await.unwrap().1
     };
     assert_eq!(asks(first, then).await, None, "the first one is not kept waiting");
     let decides = async {
-        let built = underway.note(derivation.clone(), For::Owner, Stage::Here);
+        let built = underway.note(derivation.clone(), TERMS, For::Owner, Stage::Here);
         drop(noted);
         built
     };
@@ -103,10 +113,10 @@ async fn more_paths_than_one_question_may_have_are_asked_for_with_it() {
     let _built = ann
         .handle
         .underway()
-        .note(derivation.clone(), For::Team(team), Stage::Waits);
+        .note(derivation.clone(), TERMS, For::Team(team), Stage::Waits);
     let asking = bob
         .handle
-        .have_and_underway(ann.key(), &paths, &derivation, Turn(0));
+        .have_and_underway(ann.key(), &paths, &derivation, (Turn(0), TERMS));
     let (has, place) = soon(asking).await.unwrap();
     let held: Vec<usize> = (0..paths.len()).filter(|index| has[*index]).collect();
     assert_eq!((held, place), (vec![7, many], Some(ann.key())));

@@ -57,6 +57,7 @@ impl Checker {
                 build,
                 derivation,
                 node,
+                ..
             } => {
                 let wanted = self
                     .sessions
