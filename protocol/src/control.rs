@@ -64,8 +64,8 @@ pub use store::{
 };
 pub use team::{
     FounderKey, FounderTicket, InviteRequest, Invited, JoinRequest, Joined, LeaveRequest, MemberName,
-    MemberView, PeerView, PutOut, ReachedBy, RecordView, RenewRequest, TeamStatus, TeamView, TrafficView,
-    WaitingView,
+    MemberView, PeerView, PutOut, ReachedBy, RecordView, RefusedView, RenewRequest, TeamStatus, TeamView,
+    TrafficView, WaitingView,
 };
 pub use traffic::TrafficTerms;
 

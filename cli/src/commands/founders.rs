@@ -183,6 +183,7 @@ mod tests {
             threshold: 2,
             members: vec![member(1, &[]), member(2, &[]), member(3, &["ann"])],
             waiting: Vec::new(),
+            refused: Vec::new(),
         };
         assert_eq!(
             in_team(&team),

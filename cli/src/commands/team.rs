@@ -189,7 +189,24 @@ fn members_text(team: &TeamView, now: u64) -> String {
             ]
         }))
         .collect();
-    table(["NAME", "KEY", "ROLES", "ENDS", "INVITED BY", "STATE"], rows) + &founders::in_team(team)
+    table(["NAME", "KEY", "ROLES", "ENDS", "INVITED BY", "STATE"], rows)
+        + &founders::in_team(team)
+        + &refused(team)
+}
+
+/// Who does not let this node in, so that all of the above may be out of date.
+fn refused(team: &TeamView) -> String {
+    if team.refused.is_empty() {
+        return String::new();
+    }
+    let each = team
+        .refused
+        .iter()
+        .map(|refused| format!("{}: {}", clean(&refused.by), clean(&refused.why)));
+    format!(
+        "Members do not let this node in ({}), so that it may be out without having heard: 'tvix-node doctor' says what to do.\n",
+        each.collect::<Vec<_>>().join("; ")
+    )
 }
 
 fn waiting(waits: &WaitingView) -> String {
@@ -349,7 +366,7 @@ fn untold(team: &TeamView) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use tvix_node_protocol::build::SwarmId;
-    use tvix_node_protocol::control::ReachedBy;
+    use tvix_node_protocol::control::{ReachedBy, RefusedView};
     use tvix_node_protocol::roster::{Lapse, Role, Roles};
 
     use super::super::table::testing::peer;
@@ -412,7 +429,21 @@ mod tests {
                 waiting_for(0xee, "fay", Lapse::Ended, 99),
                 waiting_for(0xef, "gus", Lapse::IssuerOut, 1_000_000),
             ],
+            refused: Vec::new(),
         }
+    }
+
+    #[test]
+    fn whom_others_do_not_let_in_is_told_so_beside_what_it_knows() {
+        let mut team = team();
+        assert!(!members_text(&team, 100).contains("do not let this node in"));
+        team.refused = vec![RefusedView {
+            by: "bob@tower".to_owned(),
+            why: "this key was put out".to_owned(),
+        }];
+        let text = members_text(&team, 100);
+        assert!(text.contains("(bob@tower: this key was put out)"), "{text}");
+        assert!(text.contains("'tvix-node doctor'"), "{text}");
     }
 
     #[test]

@@ -5,8 +5,8 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::control::{
     FailureKind, FounderKey, FounderTicket, InviteRequest, Invited, JoinRequest, Joined, LeaveRequest,
-    MemberName, MemberView, PeerView, PutOut, ReachedBy, RecordView, RenewRequest, TeamStatus, TeamView,
-    TrafficView, WaitingView,
+    MemberName, MemberView, PeerView, PutOut, ReachedBy, RecordView, RefusedView, RenewRequest, TeamStatus,
+    TeamView, TrafficView, WaitingView,
 };
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
@@ -160,6 +160,10 @@ pub async fn team(api: &Api, team: Option<String>) -> Result<TeamView, ApiError>
         },
     });
     let waiting = team.waiting().into_iter().map(|waits| waiting_view(&node, waits));
+    let refused = node.refused_by().into_iter().map(|(key, why)| RefusedView {
+        by: node.name_of(key),
+        why,
+    });
     Ok(TeamView {
         swarm: node.swarm.swarm(),
         me: node.swarm.key(),
@@ -170,6 +174,7 @@ pub async fn team(api: &Api, team: Option<String>) -> Result<TeamView, ApiError>
         threshold: team.genesis().threshold,
         members: views.collect(),
         waiting: waiting.collect(),
+        refused: refused.collect(),
     })
 }
 

@@ -29,10 +29,12 @@ pub enum FetchFailure {
     #[error("{0}")]
     NotToBeHad(String),
     /// It did not come.
-    #[error("{path} could not be fetched: {source}")]
+    #[error("{path} could not be fetched: {why}")]
     Transfer {
         /// Which.
         path: StorePath,
+        /// Why, with members by their names.
+        why: String,
         /// Why.
         source: tvix_node_swarm::FetchError,
     },
@@ -218,7 +220,11 @@ impl TeamNode {
         };
         match self.swarm.fetch_while(order, prepare).await {
             Ok(prepared) => prepared.map_err(|source| FetchFailure::Store { path, source }),
-            Err(source) => Err(FetchFailure::Transfer { path, source }),
+            Err(source) => Err(FetchFailure::Transfer {
+                path,
+                why: self.with_names(&source.to_string()),
+                source,
+            }),
         }
     }
 

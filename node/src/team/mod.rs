@@ -168,6 +168,13 @@ impl TeamNode {
         }
     }
 
+    /// What the swarm says, which knows members by their keys, with their names.
+    fn with_names(&self, said: &str) -> String {
+        let members = self.swarm.members();
+        let names = members.iter().map(|(key, member)| (key, member.name.as_str()));
+        named(said, names)
+    }
+
     /// Who is called this, or whose key is or begins with it, of [`TeamNode::everybody`].
     ///
     /// # Errors
@@ -399,9 +406,33 @@ fn link(known: &PeerOverview) -> Link {
     }
 }
 
+/// A text in which these are named by their keys, with their names.
+fn named<'a>(said: &str, names: impl Iterator<Item = (NodeKey, &'a str)>) -> String {
+    let mut text = said.to_owned();
+    for (key, name) in names {
+        // Whose error it is, is said by who lists it and by who made it.
+        let (key, twice) = (key.to_string(), format!("{key}: {key}: "));
+        text = text.replace(&twice, &format!("{name}: ")).replace(&key, name);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_swarm_says_of_keys_is_said_of_names() {
+        let [ann, bob] = [1, 2].map(|seed| NodeKey([seed; 32]));
+        let names = || [(ann, "ann"), (bob, "bob@tower")].into_iter();
+        let said = format!("from anyone: {ann}: {ann}: the connection failed; {bob}: not there");
+        assert_eq!(
+            named(&said, names()),
+            "from anyone: ann: the connection failed; bob@tower: not there"
+        );
+        let stranger = NodeKey([3; 32]).to_string();
+        assert_eq!(named(&stranger, names()), stranger);
+    }
 
     #[test]
     fn so_many_derivations_are_remembered_whose_inputs_were_not_to_be_had() {

@@ -130,6 +130,19 @@ pub struct TeamView {
     /// Who was in it, and can be again if somebody renews the membership.
     #[serde(default)]
     pub waiting: Vec<WaitingView>,
+    /// Members that do not let this node in, and what each says why: this node may not have heard yet that it is out.
+    #[serde(default)]
+    pub refused: Vec<RefusedView>,
+}
+
+/// A member that does not let this node in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedView {
+    /// What it is called.
+    pub by: String,
+    /// What it says.
+    pub why: String,
 }
 
 /// Somebody whose membership does not count any more, and can be renewed: whose key is not out for ever.

@@ -342,6 +342,7 @@ pub(super) fn team() -> TeamView {
             against: Vec::new(),
         }],
         waiting: Vec::new(),
+        refused: Vec::new(),
     }
 }
 
