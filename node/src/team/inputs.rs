@@ -31,11 +31,18 @@ pub struct Inputs {
     pub physical: Vec<PathBuf>,
     /// Whether this node accepts every one. If not, what is built is for the requester alone.
     pub accepted: bool,
+    /// Those that were here before they were asked for.
+    held: Vec<StorePath>,
 }
 
 pub(super) fn refusal(reason: RefusalReason, message: impl Into<String>) -> Refusal {
     let message = message.into();
     Refusal { reason, message }
+}
+
+/// To others what is private is as if it were not here, and it cannot be brought either.
+fn not_to_be_had(path: &StorePath) -> Refusal {
+    refusal(RefusalReason::InputMissing, format!("{path} cannot be had here"))
 }
 
 /// The store here failed, which is no fault of the request.
@@ -163,8 +170,7 @@ impl TeamNode {
             // Whoever names a private tree would get it copied out of here. To others it is as if it were not here,
             // and it cannot be brought either.
             if !matches!(own, InStore::Not) && self.depot.private.is_private(&input.path) {
-                let message = format!("{} cannot be had here", input.path);
-                return Err(refusal(RefusalReason::InputMissing, message));
+                return Err(not_to_be_had(&input.path));
             }
             match own {
                 InStore::Seen(info) if info.tree == input.tree => {
@@ -185,6 +191,18 @@ impl TeamNode {
         self.lay_out(request, known).await
     }
 
+    /// Whether something that was here has become private while others were brought, and a slot was waited for.
+    ///
+    /// # Errors
+    /// The refusal to send.
+    pub(super) fn still_open(&self, inputs: &Inputs) -> Result<(), Refusal> {
+        let private = inputs
+            .held
+            .iter()
+            .find(|path| self.depot.private.is_private(path));
+        private.map_or(Ok(()), |path| Err(not_to_be_had(path)))
+    }
+
     async fn bring_inputs(self: &Arc<Self>, known: &BTreeMap<StorePath, Known>) -> Result<(), Refusal> {
         let items = known.iter().filter_map(|(path, known)| match known {
             Known::Coming(item) => Some((path.clone(), item.clone())),
@@ -203,10 +221,14 @@ impl TeamNode {
             closure: Vec::with_capacity(request.inputs.len()),
             physical: Vec::with_capacity(request.inputs.len()),
             accepted: true,
+            held: Vec::new(),
         };
         for input in &request.inputs {
             let (info, mut aside) = match known.remove(&input.path) {
-                Some(Known::Here(info)) => (info, false),
+                Some(Known::Here(info)) => {
+                    inputs.held.push(info.path.clone());
+                    (info, false)
+                }
                 Some(Known::Coming(item)) => (item.info, matches!(item.keep, Keep::Aside)),
                 None => continue,
             };

@@ -392,7 +392,10 @@ impl Workshop for TeamNode {
         let accepted = inputs.accepted;
         let busy = |message: &str| refusal(RefusalReason::Busy, message);
         match tokio::time::timeout(SLOT_PATIENCE, self.slot(request)).await {
-            Ok(Some(Ok(slot))) => Ok(((inputs, slot), accepted)),
+            Ok(Some(Ok(slot))) => {
+                self.still_open(&inputs)?;
+                Ok(((inputs, slot), accepted))
+            }
             Ok(Some(Err(reason))) => Err(busy(&withheld(&reason))),
             Ok(None) => Err(busy("this node is going down")),
             Err(_) => Err(busy("all slots of this builder are in use")),

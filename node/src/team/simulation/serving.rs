@@ -314,6 +314,8 @@ impl Workshop for Node {
                 }
             }
         }
+        // What has come for this is the requester's to name.
+        let held: Vec<StorePath> = known.keys().cloned().collect();
         if !missing.is_empty() {
             judge_missing(
                 self.as_ref(),
@@ -350,6 +352,13 @@ impl Workshop for Node {
         let until = self.world.now() + u64::try_from(SLOT_PATIENCE.as_millis()).unwrap();
         loop {
             if let Some(slot) = self.lend() {
+                let disk = lock(&self.world.disks[self.at]);
+                if let Some(path) = held.iter().find(|path| disk.private.is_private(path)) {
+                    self.world.ledger().count("inputs that became private");
+                    let message = format!("{path} cannot be had here");
+                    return Err(refusal(RefusalReason::InputMissing, message));
+                }
+                drop(disk);
                 return Ok((slot, accepted));
             }
             if self.world.now() >= until {

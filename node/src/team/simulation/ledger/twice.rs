@@ -104,6 +104,8 @@ pub(super) struct Build {
     answered: BTreeSet<usize>,
     pub(super) made: Vec<Content>,
     pub(super) end: End,
+    /// A name of it had another tree when it was done, which may have been collected since.
+    name_taken: bool,
 }
 
 /// What has gone wrong with a derivation at the builders that one machine has asked.
@@ -598,9 +600,7 @@ impl Ledger {
                 End::Aside if plan.jobs[job].restless => Reason::Restless,
                 // What it builds itself does not count by its own rule.
                 End::Aside if plan.machines[machine].rule != Rule::Roster => Reason::Rule,
-                End::Aside if other.made.iter().any(|made| self.holds_another(machine, made)) => {
-                    Reason::NameTaken
-                }
+                End::Aside if other.name_taken => Reason::NameTaken,
                 End::Aside => panic!(
                     "TWICE: machine {machine} builds {drv} again, which it has kept for one alone: {:?} and {whose:?}",
                     other.whose
@@ -629,6 +629,7 @@ impl Ledger {
             answered: BTreeSet::new(),
             made: vec![],
             end: End::Running,
+            name_taken: false,
         });
         self.builds.len() - 1
     }
@@ -680,6 +681,9 @@ impl Ledger {
     }
 
     pub fn build_ends(&mut self, build: usize, end: End) {
-        self.builds[build].end = end;
+        let Build { machine, made, .. } = &self.builds[build];
+        let name_taken = made.iter().any(|made| self.holds_another(*machine, made));
+        let build = &mut self.builds[build];
+        (build.end, build.name_taken) = (end, name_taken);
     }
 }
