@@ -61,6 +61,14 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
+    /// On which terms it is built.
+    pub(crate) fn terms(&self) -> BuildTerms {
+        BuildTerms {
+            options: BuildOptions { cores: self.cores },
+            limits: self.limits,
+        }
+    }
+
     pub(crate) fn takes_slot_here(&self) -> bool {
         self.node.is_none() && !self.joins
     }
@@ -108,12 +116,11 @@ impl Coordinator {
             joins,
         } = placement;
         match &node {
-            None if joins => {}
+            _ if joins => {}
             None => {
                 session.placed_here += 1;
                 self.builders.used_here += 1;
             }
-            Some(_) if joins => {}
             Some(node) => self.builders.take_slot(node),
         }
         let limits = self.terms_for(id, payer).limits;
@@ -170,7 +177,7 @@ impl Coordinator {
     /// On which terms a derivation is built on the account of a session: with the widest limits of all who want it built with
     /// the same options.
     pub(crate) fn terms_for(&self, id: DrvId, payer: Slot) -> BuildTerms {
-        let options = self.sessions.get(payer).map(|session| session.options.clone());
+        let options = self.sessions.get(payer).map(|session| &session.options);
         let (cores, mut limits) =
             options.map_or((0, BuildLimits::NONE), |options| (options.cores, options.limits));
         let wanting = self.wanted_by(id, cores);

@@ -5,7 +5,6 @@
 //! the same time can only be seen at the last moment.
 
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::{BuildOptions, BuildTerms};
 use tvix_node_protocol::envelope::NodeKey;
 
 use crate::action::Action;
@@ -43,7 +42,8 @@ impl Coordinator {
         let drv = &self.graph.drvs[id];
         let stale = match &drv.weighing {
             Weighing::No => true,
-            Weighing::Asked(_) | Weighing::Done(None) => false,
+            Weighing::Asked(_) => return Weigh::Asked,
+            Weighing::Done(None) => false,
             Weighing::Done(Some(weights)) => weights.heard.after(limits::WEIGHTS_KEPT) <= self.now,
         };
         if !stale {
@@ -57,10 +57,10 @@ impl Coordinator {
                 let candidate = candidates.iter().any(|other| other.node == Some(*node));
                 !candidate
             }));
-            nodes.truncate(limits::ASKED_BEFORE_PLACING);
         } else if self.graph.drvs[id].inputs.is_empty() {
             return Weigh::Done;
         }
+        nodes.truncate(limits::ASKED_BEFORE_PLACING);
         // Also where only another one has a free slot: it may be at it, or have asked this one to be.
         let here = self.builders.slots_here() > 0;
         if nodes.is_empty() || nodes.len() + usize::from(here) < 2 {
@@ -227,11 +227,7 @@ impl Coordinator {
             return;
         }
         attempt.announced = true;
-        let (derivation, node) = (attempt.derivation.clone(), attempt.node);
-        let terms = BuildTerms {
-            options: BuildOptions { cores: attempt.cores },
-            limits: attempt.limits,
-        };
+        let (derivation, node, terms) = (attempt.derivation.clone(), attempt.node, attempt.terms());
         self.actions.push(Action::Announce {
             build,
             derivation,

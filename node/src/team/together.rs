@@ -406,12 +406,6 @@ impl All {
     }
 }
 
-/// Whether who asks for these limits may wait for a build with those: a narrower one would end what it wants to go on, and
-/// a wider one would go on where it wants it ended.
-fn fits(asked: BuildLimits, own: BuildLimits) -> bool {
-    fields(asked) == fields(own)
-}
-
 fn fields(limits: BuildLimits) -> [Option<u64>; 5] {
     let BuildLimits {
         time,
@@ -544,7 +538,7 @@ impl SharedBuilds {
             Progress::Over(_) => false,
         };
         let found = all.others.iter_mut().find(|((_, other, _), (build, _))| {
-            *other == key && running(build) && fits(limits, build.limits) && !build.cancel.is_cancelled()
+            *other == key && running(build) && limits == build.limits && !build.cancel.is_cancelled()
         });
         if let Some((key, (build, count))) = found {
             *count += 1;
@@ -639,7 +633,8 @@ impl All {
     ) -> Option<Waiting> {
         let entry = self.own.get_mut(&key)?;
         let seen = team.is_none_or(|team| entry.audience.includes(team));
-        if !seen || !fits(asked, entry.build.limits) {
+        // A narrower limit would end what is wanted to go on, and a wider one would let go on what is to be ended.
+        if !seen || asked != entry.build.limits {
             return None;
         }
         entry.waiting += 1;

@@ -435,6 +435,9 @@ fn beside_a_silent_builder_another_one_s_build_is_joined() {
         [node(2), node(1)],
         "who may have begun it meanwhile"
     );
+    // Whatever else happens meanwhile, it is waited for.
+    desk.send(Event::Tick);
+    desk.peer(2, offer("c", 1));
     assert_eq!(desk.started.len(), 1);
     // By the word of others the silent one is still at it.
     answer(&mut desk, "a", &[1, 2], false);

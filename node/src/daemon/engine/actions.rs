@@ -225,8 +225,8 @@ impl Engine {
         self.deciding.remove(&derivation);
     }
 
-    /// Takes note of a build that begins on this node, in a slot or in one that it has for another, or on another node. Gives what cancels it, and why it
-    /// was placed there.
+    /// Takes note of a build that begins on this node, in a slot or in one that it has for another, or on another node.
+    /// Gives what cancels it, and why it was placed there.
     fn begin(
         &mut self,
         build: BuildId,
