@@ -358,7 +358,7 @@ fn untold(team: &TeamView) -> Option<String> {
     others.all(|member| !member.connected).then(|| {
         format!(
             "no other member was connected: they go on counting this node until a founder of theirs runs 'tvix-node revoke {}'",
-            me.name
+            clean(&me.name)
         )
     })
 }

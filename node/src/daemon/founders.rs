@@ -50,7 +50,7 @@ fn findings(genesis: &Genesis, left: usize, pending: &[ToBeOut]) -> Vec<Finding>
     if left > 0 && left < began && left <= usize::from(needed) {
         findings.push(warning(
             format!(
-                "{left} of {began} founders are left, and it takes {needed} to put one of them out: the team cannot do without one more"
+                "{left} of {began} founders are left, and it takes {needed} to put a founder out: the team cannot do without one more"
             ),
             "keep backups of the founders' homes, and found a new team in time ('tvix-node invite --new-team --founder NAME=KEY')"
                 .to_owned(),

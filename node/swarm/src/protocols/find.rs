@@ -128,15 +128,12 @@ pub(crate) async fn have_and_underway(
         wire.writer.send(&underway).await.map_err(at)?;
         wire.writer.flush().await.map_err(at)?;
         let has = wire.reader.receive().await.map_err(at)?;
+        let mut closed = false;
         let place = match wire.reader.receive().await {
             Ok(PresenceAnswer::Underway { at }) if at.len() == 1 => at[0],
-            Ok(answer) => {
+            answer => {
                 tracing::debug!(%peer, ?answer, "a member does not say what it builds");
-                None
-            }
-            Err(error) => {
-                tracing::debug!(%peer, %error, "a member does not say what it builds");
-                wire = open(core, peer, HAVE_TIME).await?;
+                closed = answer.is_err();
                 None
             }
         };
@@ -147,6 +144,9 @@ pub(crate) async fn have_and_underway(
             // It is asked again, or it is said why not.
             _ => (Vec::new(), keys.as_slice()),
         };
+        if closed && !left.is_empty() {
+            wire = open(core, peer, HAVE_TIME).await?;
+        }
         held.extend(ask_on(&mut wire, core, peer, epoch, left, HAVE_TIME).await?);
         Ok((held, place))
     };
