@@ -21,6 +21,7 @@ use crate::net::{ConnectError, Door, Traffic};
 use crate::places::Places;
 use crate::presence::{Advertisement, Allowance, Keepers, PresenceTable};
 use crate::protocols::hello;
+use crate::protocols::publish::Telling;
 use crate::protocols::serving::Serving;
 use crate::shelf::{Shelf, ShelfError};
 use crate::standing::Standing;
@@ -79,6 +80,7 @@ pub(crate) struct Core {
     pub(crate) greeting: Mutex<BTreeMap<NodeKey, bool>>,
     /// Something has to be told to the members closest to a region.
     pub(crate) publish: tokio::sync::Notify,
+    pub(crate) telling: Telling,
     /// True once the node is shutting down.
     pub(crate) stopping: watch::Sender<bool>,
 }

@@ -160,6 +160,7 @@ pub(crate) async fn start_serving(
         greeting: Mutex::default(),
         facts: watch::channel(config.facts).0,
         publish: tokio::sync::Notify::new(),
+        telling: publish::Telling::new(),
         stopping: watch::channel(false).0,
         traffic: Traffic::default(),
         pushes_taken: config.machine.pushes,
@@ -341,7 +342,11 @@ impl SwarmHandle {
         publish::withdraw(&self.core, &self.serial).await;
         let team = self.core.team.clone();
         // Who has left speaks to nobody: it is written down now, and heeded here once the others know.
-        blocking(move || team.bid_farewell()).await??;
+        let said = blocking(move || team.bid_farewell()).await;
+        if let Err(error) = said.map_err(StateError::from).flatten() {
+            publish::resume(&self.core);
+            return Err(error);
+        }
         if tokio::time::timeout(LEAVE_TIME, self.tell_everyone())
             .await
             .is_err()
@@ -594,5 +599,10 @@ impl SwarmHandle {
     #[cfg(test)]
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    #[cfg(test)]
+    pub(crate) fn serial(&self) -> &Serial {
+        &self.serial
     }
 }

@@ -207,6 +207,11 @@ impl Advertisement {
         self.told.insert((region, member), Told { change, renew_at });
     }
 
+    /// Everything is taken back: who is to know of it has to be told again.
+    pub fn taken_back(&mut self) {
+        self.told.clear();
+    }
+
     /// A member cannot be reached: it is left alone until then, or until it is seen again.
     pub fn is_away(&mut self, member: NodeKey, now: u64, until: u64) {
         self.away.retain(|_, until| now < *until);

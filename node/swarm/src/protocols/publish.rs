@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, seal};
 use tvix_node_protocol::messages::{PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal};
@@ -54,11 +55,48 @@ enum PublishError {
     Confused,
 }
 
+/// Whether this node tells others what it has. What was on its way when all was taken back would come after that, and
+/// be believed: it says so later.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    allowed: watch::Sender<bool>,
+    /// Held by who tells, or takes back.
+    turn: Mutex<()>,
+}
+
+impl Telling {
+    pub(crate) fn new() -> Self {
+        Self {
+            allowed: watch::Sender::new(true),
+            turn: Mutex::new(()),
+        }
+    }
+}
+
+/// After [`withdraw`]: this node stays, and says all of it again.
+pub(crate) fn resume(core: &Core) {
+    core.telling.allowed.send_replace(true);
+    core.publish.notify_one();
+}
+
 /// Publishes until the node stops.
 pub(crate) async fn publish(core: Arc<Core>, serial: Arc<Serial>) {
     let mut stopping = core.stopping.subscribe();
+    let mut allowed = core.telling.allowed.subscribe();
     loop {
-        pass(&core, &serial).await;
+        // The sender is in the core, which is here.
+        let _ = allowed.wait_for(|allowed| *allowed).await;
+        {
+            let _turn = core.telling.turn.lock().await;
+            let mut tasks = JoinSet::new();
+            tokio::select! {
+                biased;
+                _ = allowed.wait_for(|allowed| !*allowed) => {}
+                () = pass(&core, &serial, &mut tasks) => {}
+            }
+            // What is broken off says nothing more from here on.
+            tasks.shutdown().await;
+        }
         tokio::select! {
             () = core.publish.notified() => {}
             () = tokio::time::sleep(PRESENCE_CHECK) => {}
@@ -70,9 +108,8 @@ pub(crate) async fn publish(core: Arc<Core>, serial: Arc<Serial>) {
 }
 
 /// Tells everyone what they have to be told now. Each region is signed once, for all who keep it.
-async fn pass(core: &Arc<Core>, serial: &Arc<Serial>) {
+async fn pass(core: &Arc<Core>, serial: &Arc<Serial>, tasks: &mut JoinSet<()>) {
     let regions = lock(&core.own).regions();
-    let mut tasks = JoinSet::new();
     for region in regions {
         let closest = keepers(core, region).await;
         let due = || {
@@ -110,7 +147,7 @@ async fn pass(core: &Arc<Core>, serial: &Arc<Serial>) {
         }
         rest(busy).await;
     }
-    tasks.join_all().await;
+    while tasks.join_next().await.is_some() {}
 }
 
 /// Cells of a region that travel together, and what is signed of each.
@@ -288,8 +325,12 @@ async fn put(
     Ok(refused.first().map(|(_, reason)| *reason))
 }
 
-/// Takes back everything, from everyone who was told; for as long as a shutdown may wait.
+/// Takes back everything, from everyone who was told; for as long as a shutdown may wait. Nothing is told afterwards, until
+/// [`resume`].
 pub(crate) async fn withdraw(core: &Arc<Core>, serial: &Serial) {
+    core.telling.allowed.send_replace(false);
+    let _turn = core.telling.turn.lock().await;
+    lock(&core.own).taken_back();
     let statement = PresenceWithdrawal {
         swarm: core.team.swarm(),
         holder: core.team.me(),

@@ -6,10 +6,11 @@ use futures::future::BoxFuture;
 use super::shelf::path;
 use super::*;
 use crate::core::Core;
-use crate::limits::PRESENCE_LIFETIME;
+use crate::limits::{PRESENCE_LIFETIME, PRESENCE_PAUSE};
 use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::protocols::find::{FindScope, Through, groups};
+use crate::protocols::publish;
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::presence::{PresenceHeader, Region, pack, root_of};
 
@@ -67,6 +68,26 @@ async fn what_was_advertised_is_withdrawn_on_shutdown() {
     assert_eq!(ann.handle.kept_presence(), (0, 0));
     let holders = soon(ann.handle.find(&[path], FindScope::Records)).await;
     assert!(holders.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_being_told_when_all_is_taken_back_does_not_come_after_it() {
+    let (ann, bob, _) = keeper_and_holder().await;
+    let (core, serial) = (bob.handle.core(), bob.handle.serial());
+    for round in 0..5 {
+        let paths: Vec<StorePath> = (0..2000)
+            .map(|number| path(&format!("p{round}-{number}")))
+            .collect();
+        bob.handle.announce(&paths);
+        tokio::time::sleep(PRESENCE_PAUSE + std::time::Duration::from_millis(round)).await;
+        publish::withdraw(core, serial).await;
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        assert_eq!(ann.handle.kept_presence(), (0, 0), "round {round}");
+        publish::resume(core);
+        bob.publishes().await;
+        assert_eq!(ann.handle.kept_presence().1, 2001);
+        bob.handle.withdraw(&paths);
+    }
 }
 
 #[tokio::test]
