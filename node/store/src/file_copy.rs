@@ -73,6 +73,7 @@ fn copy_rest(
     tap: &mut NarTap<'_>,
     writer: &mut TreeWriter<'_>,
 ) -> Result<BlobDigest, CopyError> {
+    tap.begin_file(size).map_err(CopyError::Read)?;
     let mut left = size;
     while left > 0 {
         let bytes = tap.take(from, left).map_err(read_error)?;

@@ -228,13 +228,16 @@ impl<R: Read> Reader<'_, '_, '_, R> {
             }
             _ => {
                 self.writer.open_file(name, executable)?;
+                let begun = self.tap.begin_file(size);
+                begun.map_err(|error| read_fault(self.tap.position(), error))?;
                 let mut left = size;
                 while left > 0 {
-                    let offset = self.tap.position();
-                    let bytes = self.tap.take(self.input, left);
-                    let bytes = bytes.map_err(|error| read_fault(offset, error))?;
+                    let bytes = match self.tap.take(self.input, left) {
+                        Ok(bytes) => bytes,
+                        Err(error) => return Err(read_fault(self.tap.position(), error)),
+                    };
                     if bytes.is_empty() {
-                        return Err(fault(offset, Fault::Ended));
+                        return Err(fault(self.tap.position(), Fault::Ended));
                     }
                     left -= bytes.len() as u64;
                     self.writer.write(bytes)?;

@@ -129,24 +129,33 @@ impl<'s> NarTap<'s> {
         self.flushed + self.used as u64
     }
 
-    /// Reads once, at most `most` bytes, and returns what was read; nothing at the end of `from`.
+    /// The bytes of a file of this size come next. Those of a large one begin with a buffer, so that they lie in buffers as
+    /// they do in the file: whole pages are copied, and whole trees of blocks hashed.
+    pub(crate) fn begin_file(&mut self, size: u64) -> io::Result<()> {
+        match self.used > 0 && size >= self.buffer.len() as u64 {
+            true => self.flush_buffer(false),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads at most `most` bytes, as many as there is room for, and returns what was read; less at the end of `from`
+    /// alone, and nothing there.
     pub(crate) fn take(&mut self, from: &mut impl Read, most: u64) -> io::Result<&[u8]> {
         if self.used == self.buffer.len() {
             self.flush_buffer(false)?;
         }
         let room = self.buffer.len() - self.used;
         let most = usize::try_from(most).map_or(room, |most| most.min(room));
-        let start = self.used;
-        loop {
-            match from.read(&mut self.buffer[start..start + most]) {
-                Ok(read) => {
-                    self.used += read;
-                    return Ok(&self.buffer[start..self.used]);
-                }
+        let (start, end) = (self.used, self.used + most);
+        while self.used < end {
+            match from.read(&mut self.buffer[self.used..end]) {
+                Ok(0) => break,
+                Ok(read) => self.used += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(&self.buffer[start..self.used])
     }
 
     /// Reads exactly `length` bytes, at most [`SMALL_FILE`], in one piece.

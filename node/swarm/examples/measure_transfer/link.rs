@@ -36,11 +36,12 @@ const DATAGRAM: usize = 64 << 10;
 pub fn measure(transport: &str, round_trip: u64, rate: u64) -> Outcome<()> {
     let link = Link::new(rate)?;
     let half = (round_trip / 2).to_string();
-    let plain = link.plain(&half)?;
-    let seconds = plain.as_secs_f64();
+    let seconds = link.plain(&half)?.as_secs_f64();
+    let bytes = sent(Some(&link.name("provider")))?;
     println!(
-        "{rate} Mbit/s, {round_trip} ms: plain TCP, 1 GiB in {seconds:.2} s, {:.1} % of the link",
-        share(seconds, rate)
+        "{rate} Mbit/s, {round_trip} ms: plain TCP, 1 GiB in {seconds:.2} s: {:.1} % of the link is content, {:.1} % of it is used",
+        share(seconds, rate),
+        share_of(bytes, seconds, rate)
     );
     let relay_for = [&format!("{RELAY}:{PORT}"), &format!("{PROVIDER}:{PORT}"), &half];
     let _relay = Running(link.start(
@@ -57,7 +58,25 @@ pub fn measure(transport: &str, round_trip: u64, rate: u64) -> Outcome<()> {
 
 /// What of the link 1 GiB in so many seconds is, in hundredths.
 pub fn share(seconds: f64, rate: u64) -> f64 {
-    LARGE as f64 * 8.0 / seconds / (rate as f64 * 1e6) * 100.0
+    share_of(LARGE as u64, seconds, rate)
+}
+
+/// What of the link so many bytes in so many seconds are, in hundredths.
+pub fn share_of(bytes: u64, seconds: f64, rate: u64) -> f64 {
+    bytes as f64 * 8.0 / seconds / (rate as f64 * 1e6) * 100.0
+}
+
+/// Bytes that the provider has put on the wire: frames with all their headers, as the kernel counts them against the
+/// rate. Its namespace is this process's own where none is named.
+pub fn sent(namespace: Option<&str>) -> Outcome<u64> {
+    let mut command = Command::new("tc");
+    command.args(namespace.map(|name| ["-n", name]).into_iter().flatten());
+    let output = command.args(["-s", "qdisc", "show", "dev", "wire"]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (_, count) = text
+        .split_once("Sent ")
+        .ok_or("tc does not count what was sent")?;
+    Ok(count.split_whitespace().next().unwrap_or_default().parse()?)
 }
 
 struct Link {

@@ -191,7 +191,11 @@ async fn provide(transport: &str, place: Place) -> Outcome<()> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut lines = BufReader::new(child.stdout.take().ok_or("no output")?).lines();
     let mut stdin = child.stdin.take().ok_or("no input")?;
-    let mut before = cpu_and_memory()?.0;
+    let sent = || match place {
+        Place::Loopback => Ok(0),
+        Place::Link { .. } => link::sent(None),
+    };
+    let (mut before, mut sent_before) = (cpu_and_memory()?.0, sent()?);
     println!("{transport}: seconds, then CPU seconds and peak memory of each side");
     loop {
         let line = tokio::task::spawn_blocking(move || (lines.next(), lines));
@@ -204,10 +208,15 @@ async fn provide(transport: &str, place: Place) -> Outcome<()> {
             (cpu - before).as_secs_f64(),
             peak >> 10
         );
+        let sent_after = sent()?;
         if let (Place::Link { rate, .. }, Some(seconds)) = (&place, seconds_of_large(&line)) {
-            println!("  {:.1} % of the link", link::share(seconds, *rate));
+            println!(
+                "  {:.1} % of the link is content, {:.1} % of it is used",
+                link::share(seconds, *rate),
+                link::share_of(sent_after - sent_before, seconds, *rate)
+            );
         }
-        before = cpu;
+        (before, sent_before) = (cpu, sent_after);
         stdin.write_all(b"\n")?;
     }
     let ended = child.wait()?;
