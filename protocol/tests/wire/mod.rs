@@ -7,7 +7,7 @@ use tvix_node_protocol::build::{self, BuildRecord, BuildRequest};
 use tvix_node_protocol::cbor;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::{self, Message};
-use tvix_node_protocol::nix::derivation::Derivation;
+use tvix_node_protocol::nix::derivation::{Derivation, ModuloHash, check_output_paths};
 use tvix_node_protocol::nix::hash::CAHash;
 use tvix_node_protocol::nix::narinfo::{NarInfo, StoreDir};
 use tvix_node_protocol::nix::signature::NixSecretKey;
@@ -143,8 +143,18 @@ pub const KINDS: &[fn(&[u8])] = &[
     |bytes| {
         if let Ok(derivation) = Derivation::from_aterm_bytes(bytes, "x") {
             let written = derivation.to_aterm_bytes();
-            // As in Nix, the system is written without escapes: what needs them does not read back.
-            let plain = !derivation.system().contains(['"', '\\', '\n', '\r', '\t']);
+            // As in Nix, system and outputs' names are written without escapes: what needs them does not read back.
+            let special = |text: &str| text.contains(['"', '\\', '\n', '\r', '\t']);
+            let outputs = derivation.outputs().keys().any(|output| special(output));
+            if outputs {
+                let computed = check_output_paths(&derivation, |_| Some(ModuloHash([0; 32])));
+                computed.expect_err("no store path has such a name");
+            }
+            let inputs = derivation.input_derivations().values();
+            let inputs = inputs
+                .flat_map(|input| input.outputs())
+                .any(|output| special(output));
+            let plain = !outputs && !inputs && !special(derivation.system());
             if plain && let Ok(again) = Derivation::from_aterm_bytes(&written, "x") {
                 assert_eq!(again.to_aterm_bytes(), written);
             }
