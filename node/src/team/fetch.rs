@@ -13,6 +13,7 @@ use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 use tvix_node_store::{AddError, Arrived, ArrivedError, ArrivedFile, Naming, Prepared};
+use tvix_node_swarm::limits::{SHARES, SMALL_TREE};
 use tvix_node_swarm::{Arrival, ArrivedBlob, FetchOrder};
 
 use super::TeamNode;
@@ -188,7 +189,7 @@ impl TeamNode {
         providers: Vec<NodeKey>,
         whom: Whom,
     ) -> Result<Prepared, FetchFailure> {
-        let (path, tree) = (info.path.clone(), info.tree);
+        let (path, tree, size) = (info.path.clone(), info.tree, info.nar_size);
         // The store takes large files over as they lie in the spool; small ones are there twice for a while.
         let room = self.depot.room.promise(whom, info.nar_size).await;
         let _room = room.map_err(|source| FetchFailure::Room {
@@ -218,7 +219,15 @@ impl TeamNode {
             });
             prepared.await
         };
-        match self.swarm.fetch_while(order, prepare).await {
+        let fetched = match size <= SMALL_TREE {
+            // It comes in one piece: nobody needs to wait for the rest of it on a thread.
+            true => match self.swarm.fetch(order).await {
+                Ok(arrival) => Ok(prepare(arrival).await),
+                Err(error) => Err(error),
+            },
+            false => self.swarm.fetch_while(order, prepare).await,
+        };
+        match fetched {
             Ok(prepared) => prepared.map_err(|source| FetchFailure::Store { path, source }),
             Err(source) => Err(FetchFailure::Transfer {
                 path,
@@ -316,7 +325,7 @@ impl TeamNode {
                 ((path.clone(), sender), (path.clone(), receiver))
             })
             .unzip();
-        let places = Arc::new(Semaphore::new(ARRIVING));
+        let places = Arc::new(Semaphore::new(ARRIVING * SHARES as usize));
         let mut coming = JoinSet::new();
         for ((path, item), (_, sender)) in items.into_iter().zip(senders) {
             let references: Vec<watch::Receiver<Progress>> = match item.keep {
@@ -387,7 +396,9 @@ impl TeamNode {
         let from = providers.first().copied().unwrap_or(self.swarm.key());
         let (bytes, tree) = (info.nar_size, info.tree);
         let prepared = {
-            let _place = places.acquire().await.map_err(|error| lost(&error))?;
+            let shares = if bytes <= SMALL_TREE { 1 } else { SHARES };
+            let place = places.acquire_many(shares).await;
+            let _place = place.map_err(|error| lost(&error))?;
             let path = path.clone();
             tell(observer.as_ref(), Step::Started { path, from }).await;
             self.bring(info, providers, whom).await?

@@ -18,7 +18,8 @@ pub const SHOWN_BYTES: usize = 64 << 20;
 pub const PROVIDERS: usize = 4;
 
 /// Paths of one closure that are on their way at once: enough to hide round trips, few enough that what
-/// is needed first does not wait for what is needed last.
+/// is needed first does not wait for what is needed last. Of small ones
+/// [`SHARES`](tvix_node_swarm::limits::SHARES) times as many.
 pub const ARRIVING: usize = 24;
 
 /// How long a path that has come keeps its turn while it waits for what it refers to. Two closures that come at once and say of

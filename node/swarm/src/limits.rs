@@ -505,7 +505,18 @@ pub const UNPROVEN: Duration = Duration::from_secs(600);
 /// Files of which that is remembered, some 200 bytes each. A disk that has more of them has other troubles.
 pub const UNPROVEN_FILES: usize = 4096;
 
-/// Trees fetched at once; others wait.
+/// Shares of a place that an ordinary tree takes, and a stream with its files; a small one takes one. What is small costs
+/// round trips and little else, so many have to be under way at once.
+pub const SHARES: u32 = 8;
+
+/// Bytes of all files of a small tree: a [`SHARES`]th of what is on its way to a peer on a stream. All of it is read before
+/// anything is sent, so no thread waits for who reads slowly.
+pub const SMALL_TREE: u64 = (CONTENT_PIECE * CONTENT_QUEUE) as u64 / SHARES as u64;
+
+/// Files of a small tree.
+pub const SMALL_TREE_FILES: usize = 64;
+
+/// Trees fetched at once; others wait. Each has [`SHARES`].
 pub const FETCHES: usize = 32;
 
 /// Of those, what other members want here: inputs of their builds and what they push. They can let this node wait.

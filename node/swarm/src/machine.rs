@@ -13,7 +13,7 @@ use tvix_node_protocol::envelope::NodeKey;
 
 use crate::limits::{
     COMING_BYTES, COMING_BYTES_PER_PEER, FETCH_PACE, FETCHES, FETCHES_FOR_EACH, FETCHES_FOR_OTHERS,
-    PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, STREAMS,
+    PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, SHARES, STREAMS,
 };
 use crate::net::caps::Throttle;
 use crate::places::Places;
@@ -119,28 +119,29 @@ impl FetchPlaces {
     /// So many, of which so many are for other members.
     pub(crate) fn new(all: usize, others: usize, pace: Pace) -> Self {
         Self {
-            all: Arc::new(Semaphore::new(all)),
-            others: Arc::new(Semaphore::new(others)),
-            each: Arc::new(Places::new(FETCHES_FOR_EACH)),
+            all: Arc::new(Semaphore::new(all * SHARES as usize)),
+            others: Arc::new(Semaphore::new(others * SHARES as usize)),
+            each: Arc::new(Places::new(FETCHES_FOR_EACH * SHARES as usize)),
             pace,
             waiting: Arc::default(),
         }
     }
 
-    /// Waits for a place; `other`: the member that has what another one wants here.
-    pub(crate) async fn enter(&self, other: Option<NodeKey>) -> Option<FetchPlace> {
+    /// Waits for a place, or for so many [`SHARES`] of one; `other`: the member that has what another one wants here.
+    pub(crate) async fn enter(&self, other: Option<NodeKey>, shares: u32) -> Option<FetchPlace> {
         let (mut of_each, mut of_others, mut kept_by) = (None, None, None);
         if let Some(other) = other {
-            of_each = Some(self.each.of(other).acquire_owned().await.ok()?);
+            of_each = Some(self.each.of(other).acquire_many_owned(shares).await.ok()?);
             let _waiting = Waiting::new(&self.waiting);
-            of_others = Some(Arc::clone(&self.others).acquire_owned().await.ok()?);
+            let others = Arc::clone(&self.others);
+            of_others = Some(others.acquire_many_owned(shares).await.ok()?);
             kept_by = Some((self.pace, Arc::clone(&self.waiting)));
         }
         Some(FetchPlace {
             kept_by,
             _of_each: of_each,
             _of_others: of_others,
-            _of_all: Arc::clone(&self.all).acquire_owned().await.ok()?,
+            _of_all: Arc::clone(&self.all).acquire_many_owned(shares).await.ok()?,
         })
     }
 }
@@ -178,17 +179,24 @@ mod tests {
         let (ann, bob) = (Some(NodeKey([1; 32])), Some(NodeKey([2; 32])));
         let mut taken = vec![];
         for _ in 0..FETCHES_FOR_EACH {
-            taken.push(places.enter(ann).await.unwrap());
+            taken.push(places.enter(ann, SHARES).await.unwrap());
         }
-        assert!(places.enter(ann).now_or_never().is_none());
+        assert!(places.enter(ann, SHARES).now_or_never().is_none());
         for _ in 0..FETCHES_FOR_OTHERS - FETCHES_FOR_EACH {
-            taken.push(places.enter(bob).now_or_never().flatten().unwrap());
+            taken.push(places.enter(bob, SHARES).now_or_never().flatten().unwrap());
         }
-        assert!(places.enter(bob).now_or_never().is_none());
+        assert!(places.enter(bob, SHARES).now_or_never().is_none());
         for _ in 0..FETCHES - FETCHES_FOR_OTHERS {
-            taken.push(places.enter(None).now_or_never().flatten().unwrap());
+            taken.push(places.enter(None, SHARES).now_or_never().flatten().unwrap());
         }
-        assert!(places.enter(None).now_or_never().is_none());
+        assert!(places.enter(None, SHARES).now_or_never().is_none());
+        assert!(places.enter(None, 1).now_or_never().is_none());
+        // One that was not small makes room for several that are.
+        taken.pop();
+        for _ in 0..SHARES {
+            taken.push(places.enter(None, 1).now_or_never().flatten().unwrap());
+        }
+        assert!(places.enter(None, 1).now_or_never().is_none());
     }
 
     #[tokio::test]
@@ -199,8 +207,8 @@ mod tests {
         };
         let places = FetchPlaces::new(3, 1, pace);
         let [ann, bob] = [1, 2].map(|byte| NodeKey([byte; 32]));
-        let own = places.enter(None).await.unwrap();
-        let slow = places.enter(Some(ann)).await.unwrap();
+        let own = places.enter(None, SHARES).await.unwrap();
+        let slow = places.enter(Some(ann), SHARES).await.unwrap();
         let soon = async |outstayed| {
             tokio::time::timeout(Duration::from_millis(100), outstayed)
                 .await
@@ -215,7 +223,7 @@ mod tests {
             !soon(slow.outstayed(&free, by(0)).boxed_local()).await,
             "nobody waits"
         );
-        let mut waits = Box::pin(places.enter(Some(bob)));
+        let mut waits = Box::pin(places.enter(Some(bob), SHARES));
         assert!(waits.as_mut().now_or_never().is_none());
         assert!(
             !soon(own.outstayed(&free, by(0)).boxed_local()).await,

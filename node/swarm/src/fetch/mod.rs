@@ -35,7 +35,7 @@ use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 use crate::core::{Core, Lost, blocking, lock};
 use crate::limits::{
     BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER, SHARE_LOOK,
-    WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
+    SHARES, SMALL_TREE, SMALL_TREE_FILES, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
 use crate::machine::{FetchPlace, FetchPlaces};
 use crate::places::Places;
@@ -120,7 +120,7 @@ impl Fetching {
             running: Mutex::default(),
             places,
             coming,
-            streams: Places::new(CONTENT_STREAMS_PER_PEER),
+            streams: Places::new(CONTENT_STREAMS_PER_PEER * SHARES as usize),
         }
     }
 
@@ -189,7 +189,7 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
     let place = core
         .fetching
         .places
-        .enter(first)
+        .enter(first, shares(max_bytes.is_some_and(|most| most <= SMALL_TREE)))
         .await
         .ok_or(FetchError::NoProvider(root))?;
     let (spool, room) = (core.fetching.spool.clone(), Arc::clone(&core.fetching.packs));
@@ -304,8 +304,15 @@ async fn missing(
     Ok(missing.await?)
 }
 
+/// Shares of a place that a tree takes, or a stream with its files.
+fn shares(is_small: bool) -> u32 {
+    if is_small { 1 } else { SHARES }
+}
+
 /// What the workers of one fetch share.
 struct Work {
+    /// Of a provider's place, that a stream takes.
+    shares: u32,
     core: Arc<Core>,
     arrival: Arc<Arrival>,
     plan: Mutex<Plan>,
@@ -328,6 +335,7 @@ async fn fetch_files(
     let (small, large): (Vec<_>, Vec<_>) = missing.into_iter().partition(|(_, size)| is_small(*size));
     let mut plan = Plan::default();
     let mut expected: u64 = small.iter().map(|(_, size)| size).sum();
+    let is_small = large.is_empty() && expected <= SMALL_TREE && small.len() <= SMALL_TREE_FILES;
     plan.add_small(small);
     let opening = arrival.clone();
     let opened = blocking(move || {
@@ -352,6 +360,7 @@ async fn fetch_files(
     }
     report.expect(expected);
     let work = Arc::new(Work {
+        shares: shares(is_small),
         core: core.clone(),
         arrival: arrival.clone(),
         plan: Mutex::new(plan),
@@ -435,7 +444,7 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
         }
         // Before there is work: what waits here can be done by another. None: no streams are given out any more.
         let stream = tokio::select! {
-            stream = Arc::clone(&streams).acquire_owned() => stream.ok(),
+            stream = Arc::clone(&streams).acquire_many_owned(work.shares) => stream.ok(),
             () = &mut changed => continue,
         };
         let job = {

@@ -5,6 +5,7 @@
 //! 16 KiB in between, in the order of the iroh-blobs protocol (a "combined" BLAKE3 encoding without the
 //! size, which the asker knows from the tree), so that a wrong byte is found within its group.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tvix_node_protocol::tree::BlobDigest;
 
 use super::serving::{BLOCK, files_for};
 use crate::core::Core;
-use crate::limits::{CONTENT_PIECE, CONTENT_QUEUE, PACKED_BLOB};
+use crate::limits::{CONTENT_PIECE, CONTENT_QUEUE, PACKED_BLOB, SMALL_TREE, SMALL_TREE_FILES};
 use crate::net::wire::{Wire, WireError};
 use crate::shelf::{Shelf, ShelfError};
 
@@ -46,6 +47,23 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         Ok(files) => files,
         Err(answer) => return wire.answer(&answer).await,
     };
+    if wanted.len() <= SMALL_TREE_FILES {
+        let Some(_place) = core.serving.small_place(peer).await else {
+            return wire.answer(&ServeAnswer::Busy).await;
+        };
+        match small_answer(core, &wanted, &files).await {
+            Ok(Some(answer)) => {
+                wire.writer.send(&ServeAnswer::Coming).await?;
+                wire.writer.send_content(&answer, &core.throttles.upload).await?;
+                return wire.writer.close().await;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%root, %error, "files could not be read for a peer");
+                return wire.answer(&ServeAnswer::Broken).await;
+            }
+        }
+    }
     let Some(_place) = core.serving.place(peer).await else {
         return wire.answer(&ServeAnswer::Busy).await;
     };
@@ -87,6 +105,31 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         return Ok(());
     }
     wire?.writer.close().await
+}
+
+/// The whole answer, where it is small.
+async fn small_answer(
+    core: &Core,
+    wanted: &[BlobDigest],
+    files: &Arc<HashSet<BlobDigest>>,
+) -> Result<Option<Vec<u8>>, ShelfError> {
+    /// With the hashes of what it has, and a byte for each file.
+    const MOST: usize = SMALL_TREE as usize + SMALL_TREE as usize / 128;
+    let (wanted, files) = (wanted.to_vec(), Arc::clone(files));
+    let answer = core.ask_shelf(move |shelf| {
+        let mut answer = Vec::new();
+        for blob in wanted {
+            let here = files.contains(&blob) && append(shelf, blob, &mut answer)?;
+            if !here {
+                answer.push(MISSING);
+            }
+            if answer.len() > MOST {
+                return Ok(None);
+            }
+        }
+        Ok(Some(answer))
+    });
+    answer.await
 }
 
 /// Appends one file as it travels; false where it cannot come this way.

@@ -23,8 +23,8 @@ use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 use crate::core::{Core, lock};
 use crate::limits::{
     CONTENT_STREAMS, CONTENT_STREAMS_PER_PEER, LISTINGS, LISTINGS_PER_PEER, OUTBOARD_BYTES,
-    OUTBOARD_BYTES_OF_A_FILE, OUTBOARD_BYTES_ON_DISK, PLACE_PATIENCE, SERVED_BLOBS, UNPROVEN, UNPROVEN_FILES,
-    WALK_BYTES, WALK_BYTES_PER_PEER, WALK_STREAMS, WALK_STREAMS_PER_PEER,
+    OUTBOARD_BYTES_OF_A_FILE, OUTBOARD_BYTES_ON_DISK, PLACE_PATIENCE, SERVED_BLOBS, SHARES, UNPROVEN,
+    UNPROVEN_FILES, WALK_BYTES, WALK_BYTES_PER_PEER, WALK_STREAMS, WALK_STREAMS_PER_PEER,
 };
 use crate::places::Places;
 use crate::recent::Recent;
@@ -150,11 +150,11 @@ pub(crate) struct Place {
 }
 
 /// Waits for a place of a peer's, and then for one of all, for a while.
-async fn place(own: Arc<Semaphore>, all: Arc<Semaphore>) -> Option<Place> {
+async fn place(own: Arc<Semaphore>, all: Arc<Semaphore>, shares: u32) -> Option<Place> {
     let waiting = async move {
         Some(Place {
-            _of_peer: own.acquire_owned().await.ok()?,
-            _of_all: all.acquire_owned().await.ok()?,
+            _of_peer: own.acquire_many_owned(shares).await.ok()?,
+            _of_all: all.acquire_many_owned(shares).await.ok()?,
         })
     };
     tokio::time::timeout(PLACE_PATIENCE, waiting).await.ok().flatten()
@@ -169,8 +169,8 @@ impl Serving {
             large: Mutex::new(Recent::new(OUTBOARD_BYTES_ON_DISK)),
             unproven: Mutex::new(Recent::new(UNPROVEN_FILES)),
             making: Mutex::default(),
-            streams: Arc::new(Semaphore::new(CONTENT_STREAMS)),
-            peers: Places::new(CONTENT_STREAMS_PER_PEER),
+            streams: Arc::new(Semaphore::new(CONTENT_STREAMS * SHARES as usize)),
+            peers: Places::new(CONTENT_STREAMS_PER_PEER * SHARES as usize),
             walks: Arc::new(Semaphore::new(WALK_STREAMS)),
             walking_peers: Places::new(WALK_STREAMS_PER_PEER),
             ahead: Arc::new(Room::new(WALK_BYTES, WALK_BYTES_PER_PEER)),
@@ -181,17 +181,22 @@ impl Serving {
 
     /// A place for a stream of files to this peer. None: there was none for a while.
     pub(crate) async fn place(&self, peer: NodeKey) -> Option<Place> {
-        place(self.peers.of(peer), Arc::clone(&self.streams)).await
+        place(self.peers.of(peer), Arc::clone(&self.streams), SHARES).await
+    }
+
+    /// A share of such a place, for an answer that is in memory.
+    pub(crate) async fn small_place(&self, peer: NodeKey) -> Option<Place> {
+        place(self.peers.of(peer), Arc::clone(&self.streams), 1).await
     }
 
     /// A place for a stream of directories or texts to this peer. None: there was none for a while.
     pub(crate) async fn walk_place(&self, peer: NodeKey) -> Option<Place> {
-        place(self.walking_peers.of(peer), Arc::clone(&self.walks)).await
+        place(self.walking_peers.of(peer), Arc::clone(&self.walks), 1).await
     }
 
     /// A place to list the files of a tree for this peer. None: there was none for a while.
     pub(crate) async fn listing_place(&self, peer: NodeKey) -> Option<Place> {
-        place(self.listings_of_each.of(peer), Arc::clone(&self.listings)).await
+        place(self.listings_of_each.of(peer), Arc::clone(&self.listings), 1).await
     }
 
     pub(crate) fn remember(&self, root: TreeDigest, blobs: HashSet<BlobDigest>) -> Arc<HashSet<BlobDigest>> {
@@ -398,9 +403,15 @@ mod tests {
             taken.push(serving.place(ann).await.unwrap());
         }
         assert!(serving.place(ann).now_or_never().is_none(), "it waits");
+        assert!(serving.small_place(ann).now_or_never().is_none(), "it waits");
         assert!(serving.place(bob).now_or_never().flatten().is_some());
         taken.pop();
         assert!(serving.place(ann).now_or_never().flatten().is_some());
+        let mut small = vec![];
+        for _ in 0..SHARES {
+            small.push(serving.small_place(ann).now_or_never().flatten().unwrap());
+        }
+        assert!(serving.small_place(ann).now_or_never().is_none());
         // Directories and texts do not wait for files, nor for who reads them slowly.
         let mut walks = vec![];
         for _ in 0..WALK_STREAMS_PER_PEER {

@@ -20,7 +20,7 @@ use super::*;
 use crate::core::Core;
 use crate::limits::{
     ANSWER_TIME, CONNECTIONS_PER_PEER, EVENTS, FETCHES, PRESENCE_CELLS_PER_PUT,
-    PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, STRANGERS, STREAMS,
+    PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, SHARES, STRANGERS, STREAMS,
 };
 use crate::net::Door;
 use crate::net::doors::Inbound;
@@ -436,7 +436,12 @@ async fn so_many_trees_are_fetched_at_once_by_all_teams_together() {
         .await;
     cat.meets(bob.key()).await;
     // What another team of the same node has.
-    let elsewhere = machine.fetches.all.clone().try_acquire_many_owned(2).unwrap();
+    let elsewhere = machine
+        .fetches
+        .all
+        .clone()
+        .try_acquire_many_owned(2 * SHARES)
+        .unwrap();
     let mut fetches = tokio::task::JoinSet::new();
     for number in 0..FETCHES {
         let (handle, from) = (cat.handle.clone(), bob.key());

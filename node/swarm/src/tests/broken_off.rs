@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::shelf::{TestShelf, component, noise};
 use super::*;
 use crate::core::Core;
-use crate::limits::CONTENT_STREAMS;
+use crate::limits::{CONTENT_STREAMS, SHARES};
 use crate::machine::{FetchPlaces, Pace};
 use crate::net::Door;
 use crate::net::doors::Inbound;
@@ -126,7 +126,7 @@ async fn who_goes_away_in_the_middle_of_an_answer_leaves_room_for_others() {
         drop(soon(connected.next()).await.unwrap());
     }
     let places = &ann.handle.core().serving.streams;
-    eventually(async || places.available_permits() == CONTENT_STREAMS).await;
+    eventually(async || places.available_permits() == CONTENT_STREAMS * SHARES as usize).await;
 }
 
 /// Has everything, and says nothing when it is asked for files.
@@ -211,10 +211,10 @@ async fn what_comes_for_others_gives_way_where_it_does_not_come() {
     let root = silent.root;
     let slow = soon(cat.handle.fetch(silent));
     let next = async {
-        eventually(async || places.available_permits() == 1).await;
+        eventually(async || places.available_permits() == SHARES as usize).await;
         // Longer than the pace: nobody waits.
         tokio::time::sleep(pace.time * 3).await;
-        assert_eq!(places.available_permits(), 1);
+        assert_eq!(places.available_permits(), SHARES as usize);
         soon(cat.handle.fetch(honest)).await
     };
     let (slow, next) = tokio::join!(slow, next);
