@@ -25,7 +25,6 @@ use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::trust::Requirement;
 use tvix_node_store::{AddError, ContentName, Method, Naming, Text};
 
-use super::clock::now;
 use super::depot::{Depot, DepotError, describe};
 use super::engine::{Activity, Message};
 use super::perform::Jobs;
@@ -288,14 +287,18 @@ impl ControlApi for Api {
         archive: UploadBody,
     ) -> Result<PathInfo, ApiError> {
         let naming = naming(&source)?;
-        let begun = now();
+        // What holds for the session now holds for all that it brings, whenever it ends.
         let (lease, audience) = (self.depot.lease_of(session), self.depot.audience_of(session));
-        let reader = archive.into_reader();
+        let private = self.depot.private.is_private_session(session);
+        let (depot, reader) = (Arc::clone(&self.depot), archive.into_reader());
         let added = self
             .depot
             .blocking(move |store| {
                 let reader = std::io::BufReader::with_capacity(ARCHIVE_BUFFER, reader);
-                let info = store.add_nar_within(reader, naming, &audience, &lease)?;
+                let info = match private {
+                    true => depot.add_privately(reader, naming, &audience, &lease)?,
+                    false => store.add_nar_within(reader, naming, &audience, &lease)?,
+                };
                 if let Some(fingerprint) = &source.fingerprint {
                     // Only a later command is the slower for it.
                     if let Err(error) = store.remember_source(fingerprint, &info.path) {
@@ -306,14 +309,6 @@ impl ControlApi for Api {
             })
             .await;
         let info = added.map_err(failed)?;
-        // What was there before is no secret of this command.
-        if self.depot.private.is_private_session(session) && info.registered >= begun {
-            let (private, path) = (Arc::clone(&self.depot.private), info.path.clone());
-            let marked = tokio::task::spawn_blocking(move || private.add([path], [])).await;
-            marked
-                .map_err(|error| failed(DepotError::Thread(error.to_string())))?
-                .map_err(|error| ApiError::new(FailureKind::Internal, error.to_string()))?;
-        }
         let added = vec![info.path.clone()];
         self.depot.tell_added(added).await.map_err(failed)?;
         Ok(info)

@@ -13,8 +13,8 @@ use tvix_node_protocol::envelope::Envelope;
 use tvix_node_protocol::nix::derivation::{Derivation, DrvError, read_derivation};
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_store::{
-    AddError, Audience, IndexError, Lease, LogError, LogWriter, ReadError, RecordError, RootError, Store,
-    Text,
+    AddError, Audience, IndexError, Lease, LogError, LogWriter, Naming, ReadError, RecordError, RootError,
+    Store, Text,
 };
 
 use super::derivations::{Checked, CheckedDerivations};
@@ -22,7 +22,7 @@ use super::holding::{self, Holding};
 use super::perform::Plan;
 use super::room::Room;
 use super::told::Told;
-use crate::team::private::PrivateBook;
+use crate::team::private::{PrivateBook, PrivateError};
 use crate::team::trust::TrustBook;
 use crate::upstream::Upstreams;
 
@@ -67,6 +67,9 @@ pub enum DepotError {
     /// A link cannot be made a root.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// What is private cannot be written down.
+    #[error(transparent)]
+    Private(#[from] PrivateError),
     /// Something that must be there while it is worked with is not: a bug.
     #[error("{0}")]
     Bug(String),
@@ -163,11 +166,31 @@ impl Depot {
                 audience.is_some_and(|audience| audience.includes(team))
             });
             let known: Vec<StorePath> = known.map(|(path, _)| path.clone()).collect();
-            if !known.is_empty() {
-                announce(&known);
-            }
+            self.private.tell_public(&known, |public| announce(public));
         }
         Ok(())
+    }
+
+    /// Adds a source that is private, unless it was there before, and is so before anybody can see it. Blocks.
+    ///
+    /// # Errors
+    /// See [`DepotError`].
+    pub fn add_privately(
+        &self,
+        archive: impl std::io::Read,
+        naming: Naming,
+        audience: &Audience,
+        lease: &Lease,
+    ) -> Result<PathInfo, DepotError> {
+        let prepared = self.store.prepare_whole_nar(archive, naming)?.within(audience);
+        let path = prepared.info().path.clone();
+        // What was there before is no secret of this command.
+        if lease.hold_one(&path)?.is_none() {
+            self.private.add([path.clone()], [])?;
+        }
+        let registered = self.store.register(vec![prepared], lease)?;
+        let lost = || DepotError::Bug(format!("{path} was added, and the store does not say so"));
+        registered.into_iter().next().ok_or_else(lost)
     }
 
     /// As [`Depot::added`], on a thread that may block.

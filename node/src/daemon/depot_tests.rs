@@ -3,7 +3,7 @@ use std::path::Path;
 
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::store_path::build_text_path;
-use tvix_node_store::{ContentName, Naming};
+use tvix_node_store::ContentName;
 
 use super::*;
 
@@ -39,6 +39,30 @@ fn text(name: &str) -> Text {
         references: BTreeSet::new(),
         content: name.as_bytes().to_vec(),
     }
+}
+
+#[tokio::test]
+async fn a_source_is_private_before_it_is_there_unless_it_was_there_before() {
+    let (folder, depot) = depot();
+    let known = brought(&depot, folder.path(), "known", &Audience::Everyone);
+    let mut archive = Vec::new();
+    depot.store().dump_nar(&known, &mut archive).unwrap();
+    let add = |name: &str, archive: &[u8]| {
+        let naming = Naming::Content(ContentName::source(name));
+        depot.add_privately(archive, naming, &Audience::Everyone, &depot.lease())
+    };
+    assert_eq!(add("known", &archive).unwrap().path, known);
+    assert!(!depot.private.is_private(&known));
+    let secret = add("secret", &archive).unwrap().path;
+    assert!(depot.private.is_private(&secret));
+    // Where it cannot be said that it is, it is not there.
+    let blocked = folder.path().join("private.json");
+    std::fs::remove_file(&blocked).unwrap();
+    std::fs::create_dir(&blocked).unwrap();
+    add("other", &archive).unwrap_err();
+    assert_eq!(depot.store().paths_after(None, 9).unwrap().len(), 2);
+    // An archive with something behind it is none.
+    add("torn", &[&archive[..], b"x"].concat()).unwrap_err();
 }
 
 fn audience(depot: &Depot, path: &StorePath) -> Option<Audience> {

@@ -162,7 +162,8 @@ async fn set_private(
         let (hidden, shown) = seen_by(api, team.view.team()).await?;
         team.swarm.withdraw(&hidden);
         if !hide {
-            team.swarm.announce(&shown);
+            let tell = |public: &[StorePath]| team.swarm.announce(public);
+            api.depot.private.tell_public(&shown, tell);
         }
     }
     Ok(())

@@ -167,6 +167,20 @@ impl PrivateBook {
         (kept.patterns.clone(), kept.paths.iter().cloned().collect())
     }
 
+    /// Has those of these paths told of that are not private. None of them becomes private before that is done, so that who
+    /// marks it and then takes back what was told comes last.
+    pub fn tell_public(&self, paths: &[StorePath], tell: impl FnOnce(&[StorePath])) {
+        let kept = lock(&self.kept);
+        let public: Vec<StorePath> = paths
+            .iter()
+            .filter(|path| !kept.is_private(path))
+            .cloned()
+            .collect();
+        if !public.is_empty() {
+            tell(&public);
+        }
+    }
+
     /// From now on these are private. Blocks.
     ///
     /// # Errors
@@ -290,6 +304,26 @@ mod tests {
         assert!(again.remove(&[path("secret")], &[pattern("*-key*")]).unwrap());
         assert!(!again.remove(&[path("secret")], &[]).unwrap());
         assert!(!again.is_private(&path("secret")) && !again.is_private(&path("my-key")));
+    }
+
+    #[test]
+    fn what_becomes_private_meanwhile_is_told_of_before_that_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let book = PrivateBook::open(folder.path().join("private.json")).unwrap();
+        book.add([path("secret")], []).unwrap();
+        let told = Mutex::new(Vec::new());
+        let both = [path("secret"), path("open")];
+        std::thread::scope(|scope| {
+            book.tell_public(&both, |public| {
+                scope.spawn(|| book.add([path("open")], []).unwrap());
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                lock(&told).extend_from_slice(public);
+                // It waits for this to end.
+                assert!(book.kept.try_lock().is_err());
+            });
+        });
+        assert_eq!(*lock(&told), [path("open")]);
+        book.tell_public(&both, |_| panic!("none is public"));
     }
 
     #[test]

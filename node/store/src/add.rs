@@ -192,6 +192,20 @@ impl Store {
         describe(naming, method, summary, written)
     }
 
+    /// As [`Store::prepare_nar`], of an archive that must be all of what `reader` has.
+    ///
+    /// # Errors
+    /// See [`AddError`].
+    pub fn prepare_whole_nar(&self, mut reader: impl Read, naming: Naming) -> Result<Prepared, AddError> {
+        let method = method_of(&naming)?;
+        let (summary, written) = self.write_tree(method, None, |tap, writer| {
+            read_nar(&mut reader, tap, writer)
+                .and_then(|()| expect_end(&mut reader, tap))
+                .map_err(from_nar)
+        })?;
+        describe(naming, method, summary, written)
+    }
+
     /// Copies a file, directory or link of this machine to the side. `source`'s last component is not
     /// followed.
     ///
@@ -336,14 +350,7 @@ impl Store {
             self.widen([&info.path], audience)?;
             return Ok(info);
         }
-        let mut reader = reader;
-        let method = method_of(&naming)?;
-        let (summary, written) = self.write_tree(method, None, |tap, writer| {
-            read_nar(&mut reader, tap, writer)
-                .and_then(|()| expect_end(&mut reader, tap))
-                .map_err(from_nar)
-        })?;
-        let prepared = describe(naming, method, summary, written)?;
+        let prepared = self.prepare_whole_nar(reader, naming)?;
         self.register_one(prepared.within(audience), lease)
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeSecret;
 use tvix_node_protocol::messages::Facts;
 use tvix_node_store::IndexError;
@@ -119,6 +120,8 @@ impl Membership {
         tasks.spawn(Arc::clone(&node).publish_facts(facts, parts.free.clone()));
         let (capped, roll, mut terms) = (node.swarm.clone(), Arc::clone(&parts.roll), parts.traffic.watch());
         let relay = parts.relay;
+        // They may have changed since they were read above.
+        terms.mark_changed();
         tasks.spawn(async move {
             while terms.changed().await.is_ok() {
                 let (teams, terms) = (roll.count() as u64, *terms.borrow_and_update());
@@ -168,7 +171,8 @@ fn announce_all(swarm: &SwarmHandle, depot: &Depot) -> Result<(), IndexError> {
             return Ok(());
         };
         after = Some(last.clone());
-        swarm.announce(&page);
+        let tell = |public: &[StorePath]| swarm.announce(public);
+        depot.private.tell_public(&page, tell);
     }
 }
 
