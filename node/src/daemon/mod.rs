@@ -215,6 +215,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let (sender, inbox) = mpsc::channel(limits::ENGINE_MESSAGES);
     let (free, free_slots) = watch::channel(slots);
     let (in_use, used) = watch::channel(false);
+    let (commands, connected) = watch::channel(0);
     let team = Arc::new(Membership::new(Parts {
         teams: home.teams_folder(),
         spool: home.spool_folder(),
@@ -234,6 +235,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         (Arc::clone(&depot), Arc::clone(&jobs), Arc::clone(&team)),
         own,
         (free, in_use),
+        connected,
         share.withheld().borrow().clone(),
         DurationsFile(home.durations_file()),
         options.idle_exit,
@@ -275,7 +277,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
             tracing::error!(%error, "the engine failed; this is a bug");
         }
     };
-    serve(socket, Arc::new(api), ended).await;
+    serve(socket, Arc::new(api), commands, ended).await;
     signals.abort();
     sharing.abort();
     metering.abort();

@@ -21,13 +21,30 @@ use crate::limits::{ACCEPT_PAUSE, CONNECTIONS, HEADER_BYTES, HEADERS, SHUTDOWN_G
 
 /// Answers the commands that come through a control socket, until `shutdown` is ready. Then the socket
 /// goes away, answers under way are finished within [`SHUTDOWN_GRACE`], and sessions that still are open
-/// are closed.
+/// are closed. `commands` is told how many connections there are: each is a command that has not ended.
 pub async fn serve<A: ControlApi>(
     socket: ControlSocket,
     api: Arc<A>,
+    commands: watch::Sender<usize>,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    serve_with(socket, api, shutdown, Settings::default()).await;
+    serve_with(socket, api, commands, shutdown, Settings::default()).await;
+}
+
+/// One connection more, as long as this is there.
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn new(commands: &watch::Sender<usize>) -> Self {
+        commands.send_modify(|count| *count += 1);
+        Self(commands.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// Whom a server answers, and how long it waits for them.
@@ -54,6 +71,7 @@ impl Default for Settings {
 pub(super) async fn serve_with<A: ControlApi>(
     socket: ControlSocket,
     api: Arc<A>,
+    commands: watch::Sender<usize>,
     shutdown: impl Future<Output = ()> + Send,
     settings: Settings,
 ) {
@@ -78,9 +96,10 @@ pub(super) async fn serve_with<A: ControlApi>(
             Ok((stream, _)) => match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => {
                     let (server, busy) = (Arc::clone(&server), busy.clone());
+                    let counted = Counted::new(&commands);
                     connections.spawn(async move {
                         serve_connection(server, stream, busy).await;
-                        drop(place);
+                        drop((place, counted));
                     });
                 }
                 Err(_) => turn_away(&stream, settings.connections),

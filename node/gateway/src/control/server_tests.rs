@@ -53,6 +53,20 @@ async fn every_request_has_its_answer() {
 }
 
 #[tokio::test]
+async fn a_command_counts_until_it_has_ended_whatever_it_asks() {
+    let mut up = Up::patient();
+    assert_eq!(*up.connected.borrow(), 0);
+    let client = up.client().await;
+    assert_eq!(*up.connected.borrow(), 1);
+    let archive = client.archive(path("a")).await.unwrap();
+    up.called("archive of a").await;
+    assert!(*up.connected.borrow() > 0);
+    drop((archive, client));
+    let mut connected = up.connected.clone();
+    connected.wait_for(|count| *count == 0).await.unwrap();
+}
+
+#[tokio::test]
 async fn archives_and_exports_go_both_ways_and_a_torn_one_is_no_whole_one() {
     let mut up = Up::patient();
     let client = up.client().await;

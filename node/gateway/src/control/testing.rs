@@ -408,6 +408,8 @@ pub(super) struct Up {
     pub(super) home: tempfile::TempDir,
     pub(super) notes: Arc<Notes>,
     pub(super) calls: mpsc::UnboundedReceiver<String>,
+    /// How many connections there are.
+    pub(super) connected: tokio::sync::watch::Receiver<usize>,
     pub(super) server: JoinHandle<()>,
 }
 
@@ -425,14 +427,17 @@ impl Up {
         });
         let socket = ControlSocket::bind(home.path()).unwrap();
         let api = Arc::clone(&notes);
+        let commands = tokio::sync::watch::Sender::new(0);
+        let connected = commands.subscribe();
         let server = tokio::spawn(async move {
             let shutdown = async move { stopped.await.unwrap() };
-            serve_with(socket, api, shutdown, settings).await;
+            serve_with(socket, api, commands, shutdown, settings).await;
         });
         Self {
             home,
             notes,
             calls: received,
+            connected,
             server,
         }
     }

@@ -180,6 +180,8 @@ pub struct Engine {
     free: watch::Sender<u32>,
     /// Whether a command uses this node.
     in_use: watch::Sender<bool>,
+    /// How many commands are connected: also what asks the store alone uses this node.
+    commands: watch::Receiver<usize>,
     /// Why nothing is lent to other members; none: something is.
     withheld: watch::Sender<Option<String>>,
     /// Who was to build a derivation, and why.
@@ -192,11 +194,12 @@ pub struct Engine {
 
 impl Engine {
     /// An engine for a node with so many slots. `free` is told how many of them are free, `in_use` whether a command
-    /// uses the node. `withheld`: why nothing is lent to other members at first.
+    /// uses the node; `commands` says how many are connected. `withheld`: why nothing is lent to other members at first.
     pub fn new(
         (depot, jobs, team): (Arc<Depot>, Arc<Jobs>, Arc<Membership>),
         own: OwnBuilder,
         (free, in_use): (watch::Sender<u32>, watch::Sender<bool>),
+        commands: watch::Receiver<usize>,
         withheld: Option<String>,
         durations: DurationsFile,
         idle_exit: bool,
@@ -221,6 +224,7 @@ impl Engine {
             borrowers: VecDeque::new(),
             free,
             in_use,
+            commands,
             withheld: watch::channel(withheld).0,
             placements: HashMap::new(),
             durations: Durations {
@@ -247,6 +251,7 @@ impl Engine {
                     Some(message) => self.take(message),
                     None => break,
                 },
+                Ok(()) = self.commands.changed() => self.last_used = Instant::now(),
                 () = wake => {
                     self.flush();
                     self.happened(Event::Tick);
@@ -299,6 +304,7 @@ impl Engine {
             return self.running.is_empty() || since.elapsed() > FAREWELL;
         }
         self.idle_exit
+            && *self.commands.borrow() == 0
             && self.sessions.is_empty()
             && self.running.is_empty()
             && self.lent.is_empty()
