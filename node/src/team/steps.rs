@@ -214,7 +214,8 @@ async fn build_and_keep<W: Workshop>(node: &Arc<W>, build: &Arc<SharedBuild>, or
     };
     let key = if accepted { order.key() } else { None };
     let under_way = under_way.filter(|_| accepted);
-    if let Some(own) = node
+    // The owner may begin it again after that.
+    while let Some(own) = node
         .building()
         .join_own_or_run(team, key, limits, build, !accepted)
     {
