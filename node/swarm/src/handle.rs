@@ -17,7 +17,7 @@ use tvix_node_protocol::tree::TreeDigest;
 
 use crate::call::CallError;
 use crate::config::Config;
-use crate::core::{Core, Lost, PeerStatus, blocking, lock};
+use crate::core::{Core, Lost, PeerStatus, blocking, first_serial_of_facts, lock};
 use crate::disk::DiskError;
 use crate::events::SwarmEvents;
 use crate::fetch::{Arrival, FetchError, FetchOrder, Fetching, fetch_tree, fetch_while};
@@ -158,7 +158,10 @@ pub(crate) async fn start_serving(
         peers: Mutex::default(),
         introductions: Mutex::default(),
         greeting: Mutex::default(),
-        facts: watch::channel(config.facts).0,
+        facts: watch::Sender::new(Facts {
+            serial: first_serial_of_facts(team.now()),
+            ..config.facts
+        }),
         publish: tokio::sync::Notify::new(),
         telling: publish::Telling::new(),
         stopping: watch::channel(false).0,
@@ -184,8 +187,8 @@ pub(crate) async fn start_serving(
     tasks.spawn(driver.run());
     tasks.spawn(serve_all(core.clone(), inbound, serve));
     tasks.spawn(housekeeping::attend(core.clone(), net_events));
-    tasks.spawn(housekeeping::follow_roster(core.clone()));
-    tasks.spawn(housekeeping::follow_facts(core.clone()));
+    tasks.spawn(housekeeping::follow_roster(core.clone(), core.team.changes()));
+    tasks.spawn(housekeeping::follow_facts(core.clone(), core.facts.subscribe()));
     tasks.spawn(housekeeping::tidy(core.clone()));
     tasks.spawn(housekeeping::save_contacts(core.clone()));
     tasks.spawn(reachability::watch(core.clone()));
@@ -355,7 +358,7 @@ impl SwarmHandle {
                 "not everyone could be told in time that this node leaves; they hear it from others"
             );
         }
-        self.core.team.refresh();
+        self.core.team.depart();
         self.shutdown().await;
         Ok(())
     }

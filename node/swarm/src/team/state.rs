@@ -1,6 +1,7 @@
 //! The team while the node runs: one place that knows who is a member now.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::watch;
@@ -131,6 +132,8 @@ pub struct TeamState {
     gatekeeper: Gatekeeper,
     /// Counts changes of the roster.
     changes: watch::Sender<u64>,
+    /// This node is telling the others that it leaves: until they know, nothing changes here.
+    leaving: AtomicBool,
 }
 
 /// A secret that is not printed.
@@ -175,6 +178,7 @@ impl TeamState {
             gatekeeper,
             clock,
             changes: watch::channel(0).0,
+            leaving: AtomicBool::new(false),
         })
     }
 
@@ -251,9 +255,12 @@ impl TeamState {
 
     /// Decides anew who is a member: time has passed. True where something has changed.
     pub fn refresh(&self) -> bool {
+        // Held to the end: of two that decide at once, the one who has seen more comes last everywhere.
         let roster = lock(&self.roster);
+        if self.leaving.load(Ordering::Acquire) {
+            return false;
+        }
         let view = view_of(&roster, &self.clock, &self.distrusted);
-        drop(roster);
         let changed = {
             let mut current = self.view.write().unwrap_or_else(PoisonError::into_inner);
             let changed = current.members != view.members || current.digest != view.digest;
@@ -264,6 +271,7 @@ impl TeamState {
             self.gatekeeper.set(&self.members());
             self.changes.send_modify(|count| *count += 1);
         }
+        drop(roster);
         changed
     }
 
@@ -517,16 +525,26 @@ impl TeamState {
         by.into_iter().map(founder).collect()
     }
 
-    /// Writes down that this node's key is out, and goes on as if it were not until the team is looked at anew
-    /// ([`TeamState::refresh`]): who is no member any more, and by whose word others are, speaks to nobody. Blocks.
+    /// Writes down that this node's key is out, and goes on as if it were not until [`TeamState::depart`]: who is no member
+    /// any more, and by whose word others are, speaks to nobody. Blocks.
     ///
     /// # Errors
-    /// See [`StateError`].
+    /// See [`StateError`]; this node is then the member that it was.
     pub(crate) fn bid_farewell(&self) -> Result<(), StateError> {
         let envelope = seal(&self.revocation_of(self.me)?, self.secret())?;
         let mut roster = lock(&self.roster);
-        roster.merge(envelope)?;
-        Ok(self.file.save(&roster)?)
+        let mut without = roster.clone();
+        without.merge(envelope)?;
+        self.file.save(&without)?;
+        self.leaving.store(true, Ordering::Release);
+        *roster = without;
+        Ok(())
+    }
+
+    /// The others have been told: from here on this node is out for itself, too.
+    pub(crate) fn depart(&self) {
+        self.leaving.store(false, Ordering::Release);
+        self.refresh();
     }
 
     fn revocation_of(&self, key: NodeKey) -> Result<Revoked, StateError> {

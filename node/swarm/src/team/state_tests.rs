@@ -110,6 +110,33 @@ fn a_ticket_that_was_marked_as_used_before_the_node_ended_gives_what_is_left_of_
 }
 
 #[test]
+fn who_leaves_is_a_member_for_itself_until_the_others_have_been_told() {
+    let ann = Inviter::new();
+    joined(&ann.state, 3, "carol", 1000);
+    let home = tempfile::tempdir().unwrap();
+    let carol = of_member(&ann, 3, home.path());
+    carol.bid_farewell().unwrap();
+    // As anybody does from time to time, and whoever brings statements.
+    carol.refresh();
+    assert!(carol.members().contains(key(3)));
+    carol.depart();
+    assert!(!carol.members().contains(key(3)));
+}
+
+#[test]
+fn who_cannot_write_down_that_it_leaves_stays() {
+    let ann = Inviter::new();
+    joined(&ann.state, 3, "carol", 1000);
+    let home = tempfile::tempdir().unwrap();
+    let carol = of_member(&ann, 3, home.path());
+    std::fs::remove_dir_all(home.path()).unwrap();
+    carol.bid_farewell().unwrap_err();
+    carol.refresh();
+    assert!(carol.members().contains(key(3)));
+    assert!(!carol.with_roster(|roster| roster.is_revoked(key(3))));
+}
+
+#[test]
 fn a_ticket_does_not_bring_back_what_a_later_statement_ended() {
     let ann = Inviter::new();
     let ticket = ann.state.invite(Roles::all(), 5000, 1000, vec![]).unwrap();
