@@ -85,6 +85,17 @@ pub(crate) struct Core {
     pub(crate) stopping: watch::Sender<bool>,
 }
 
+/// Facts are numbered from the time in milliseconds at which a node starts, upward: what a node offers changes less than a
+/// thousand times a second. So a node that was started again is believed over what it said before.
+pub(crate) const fn first_serial_of_facts(now: u64) -> u64 {
+    now.saturating_mul(1000)
+}
+
+/// Whether more lies between two facts than what is told in a second: the node was started again.
+fn facts_begun_anew(old: &Facts, new: &Facts) -> bool {
+    new.serial - old.serial >= first_serial_of_facts(1)
+}
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is inside is whole between two statements; a panic elsewhere does not change that.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -160,16 +171,18 @@ impl Core {
             facts,
             clock_ahead: ahead,
         };
-        let old = {
-            let mut peers = lock(&self.peers);
-            if let Some(old) = peers.get(&peer)
-                && old.facts.serial > status.facts.serial
-            {
-                return;
-            }
-            peers.insert(peer, status.clone())
-        };
-        if old.is_none() {
+        // Held until the node is told: what happens to a peer is told in its order.
+        let mut peers = lock(&self.peers);
+        if let Some(old) = peers.get(&peer)
+            && old.facts.serial > status.facts.serial
+        {
+            return;
+        }
+        let old = peers.insert(peer, status.clone());
+        if old
+            .as_ref()
+            .is_none_or(|old| facts_begun_anew(&old.facts, &status.facts))
+        {
             // It may have been restarted since it was told anything.
             lock(&self.own).forget_member(peer);
             self.publish.notify_one();
@@ -182,7 +195,8 @@ impl Core {
     }
 
     pub(crate) fn gone(&self, peer: NodeKey) {
-        if lock(&self.peers).remove(&peer).is_some() {
+        let mut peers = lock(&self.peers);
+        if peers.remove(&peer).is_some() {
             self.notify(Notice::PeerDown { peer });
         }
     }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::presence::Epoch;
 
@@ -27,20 +28,21 @@ pub(crate) async fn list_own(core: &Arc<Core>) -> Result<(), ShelfError> {
     *lock(&core.own) = own;
     core.listed.send_replace(false);
     if let Some(last) = list_page(core, epoch, None).await? {
-        tokio::spawn(list_rest(core.clone(), epoch, last));
+        tokio::spawn(list_rest(core.clone(), epoch, Some(last)));
     }
     core.publish.notify_one();
     Ok(())
 }
 
-async fn list_rest(core: Arc<Core>, epoch: Epoch, mut last: StorePath) {
+/// Lists what comes after this path, or everything; what fails is tried again.
+async fn list_rest(core: Arc<Core>, epoch: Epoch, mut last: Option<StorePath>) {
     let mut stopping = core.stopping.subscribe();
     let listing = async {
         loop {
             let begun = Instant::now();
-            match list_page(&core, epoch, Some(last.clone())).await {
+            match list_page(&core, epoch, last.clone()).await {
                 Ok(None) => break,
-                Ok(Some(next)) => {
+                Ok(next) => {
                     last = next;
                     rest(begun.elapsed()).await;
                 }
@@ -94,7 +96,13 @@ pub(crate) async fn attend(core: Arc<Core>, mut events: mpsc::Receiver<NetEvent>
             NetEvent::Dialled(peer) => {
                 tokio::spawn(greet(core.clone(), peer));
             }
-            NetEvent::Gone(peer) => core.gone(peer),
+            NetEvent::Gone(peer) => {
+                core.gone(peer);
+                // It is back already, and had said so before this was heard.
+                if core.connected().contains(&peer) {
+                    hello::greet_soon(&core, peer);
+                }
+            }
         }
     }
 }
@@ -106,8 +114,7 @@ async fn greet(core: Arc<Core>, peer: NodeKey) {
 }
 
 /// Does what a change of the roster asks for.
-pub(crate) async fn follow_roster(core: Arc<Core>) {
-    let mut changes = core.team.changes();
+pub(crate) async fn follow_roster(core: Arc<Core>, mut changes: watch::Receiver<u64>) {
     while changes.changed().await.is_ok() {
         let waiting = core.team.to_renew();
         core.network.send(Command::MembersChanged { waiting }).await;
@@ -120,7 +127,8 @@ pub(crate) async fn follow_roster(core: Arc<Core>) {
             own.epoch() == epoch
         };
         if !same_epoch && let Err(error) = list_own(&core).await {
-            tracing::error!(%error, "what this node has cannot be advertised anew");
+            tracing::error!(%error, "what this node has cannot be advertised anew; it is tried again");
+            tokio::spawn(list_rest(core.clone(), epoch, None));
         }
         core.notify(Notice::RosterChanged);
         core.publish.notify_one();
@@ -129,8 +137,7 @@ pub(crate) async fn follow_roster(core: Arc<Core>) {
 }
 
 /// Tells everyone when this node offers something else.
-pub(crate) async fn follow_facts(core: Arc<Core>) {
-    let mut facts = core.facts.subscribe();
+pub(crate) async fn follow_facts(core: Arc<Core>, mut facts: watch::Receiver<Facts>) {
     while facts.changed().await.is_ok() {
         hello::greet_all(&core);
     }
@@ -159,6 +166,7 @@ pub(crate) async fn tidy(core: Arc<Core>) {
         tick.tick().await;
         core.team.refresh();
         core.miss_nobody();
+        hello::greet_unknown(&core);
         let (members, now) = (core.team.members(), core.team.now());
         lock(&core.table).expire(&members, now);
         lock(&core.allowance).retain(|peer| members.contains(peer));

@@ -94,8 +94,17 @@ pub(crate) fn greet_all(core: &Arc<Core>) {
     }
 }
 
+/// Says hello to connected members that have not said what they offer, or were taken for gone since.
+pub(crate) fn greet_unknown(core: &Arc<Core>) {
+    let mut unknown = core.connected();
+    unknown.retain(|peer| !lock(&core.peers).contains_key(peer));
+    for peer in unknown {
+        greet_soon(core, peer);
+    }
+}
+
 /// Says hello to a member; once more where that is under way, since it may have said what was before.
-fn greet_soon(core: &Arc<Core>, peer: NodeKey) {
+pub(crate) fn greet_soon(core: &Arc<Core>, peer: NodeKey) {
     match lock(&core.greeting).entry(peer) {
         Entry::Occupied(mut again) => {
             again.insert(true);

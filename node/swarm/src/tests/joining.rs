@@ -17,6 +17,46 @@ fn refusal(result: Result<Team, JoinError>) -> JoinRefusal {
 }
 
 #[tokio::test]
+async fn who_is_taken_for_gone_though_it_is_connected_is_greeted_anew() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    // What is heard late of a connection that a newer one has replaced.
+    bob.handle.core().gone(ann.key());
+    assert!(!bob.handle.peers().contains_key(&ann.key()));
+    crate::protocols::hello::greet_unknown(bob.handle.core());
+    bob.meets(ann.key()).await;
+}
+
+#[tokio::test]
+async fn a_node_that_was_started_again_is_believed_over_what_it_said_before_and_told_everything_anew() {
+    let ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    bob.meets(ann.key()).await;
+    let path = bob.shelf.add_small("hello");
+    bob.handle.announce(std::slice::from_ref(&path));
+    bob.publishes().await;
+    let core = bob.handle.core();
+    let said = bob.handle.peers()[&ann.key()].facts.clone();
+    let says = |serial, slots| {
+        let facts = Facts {
+            serial,
+            slots,
+            ..said.clone()
+        };
+        core.met(ann.key(), facts, core.team.now());
+        bob.handle.peers()[&ann.key()].facts.slots
+    };
+    assert_eq!(says(said.serial + 1, 7), 7);
+    assert_eq!(says(said.serial, 8), 7, "it comes late");
+    assert!(bob.handle.is_published().await);
+    // Two seconds later.
+    let again = crate::core::first_serial_of_facts(said.serial / 1000 + 2);
+    assert_eq!(says(again, 9), 9);
+    assert!(!bob.handle.is_published().await, "its table is empty");
+}
+
+#[tokio::test]
 async fn who_has_a_ticket_becomes_a_member_and_both_meet() {
     let mut ann = TestNode::founder(1).await;
     let text = ann.ticket().await.to_text().unwrap();
