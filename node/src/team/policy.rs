@@ -118,6 +118,20 @@ impl Grounds {
         }
         Ok(())
     }
+
+    /// Whoever is said to have made what is shown, or to have said so first, and of whom nothing counts here: he does not come
+    /// in by the word of somebody who believes him.
+    fn distrusted_maker(&self, shown: &Shown) -> Option<NodeKey> {
+        let path = &shown.info.path;
+        let signed = shown.record.as_ref().and_then(|record| opened(record).ok());
+        let said = match shown.info.origin {
+            Origin::Record { builder } => Some(builder),
+            Origin::Peer { peer } => Some(peer),
+            _ => None,
+        };
+        let mut makers = signed.map(|record| record.builder).into_iter().chain(said);
+        makers.find(|maker| *maker != self.me && self.policy.distrusts(*maker, path))
+    }
 }
 
 /// The record that was shown with a path, where it is one for exactly this content by somebody whose
@@ -392,9 +406,17 @@ pub fn judge(
         Word::Counts if !requirement.takes_a_word() => {
             "nobody's word is enough for it, as a rule of this node says".to_owned()
         }
-        Word::Counts => match grounds.takes_the_word_of(peer, path) {
-            Ok(()) => return Verdict::Accepted(Origin::Peer { peer }),
-            Err(why) => why,
+        Word::Counts => match (
+            grounds.takes_the_word_of(peer, path),
+            grounds.distrusted_maker(shown),
+        ) {
+            (Ok(()), None) => return Verdict::Accepted(Origin::Peer { peer }),
+            (Ok(()), Some(maker)) => {
+                format!(
+                    "{peer} has it from {maker}, of whom nothing counts here: a rule of this node says so"
+                )
+            }
+            (Err(why), _) => why,
         },
         Word::DoesNotCount => "nobody's word is taken for the inputs of his own request".to_owned(),
     };

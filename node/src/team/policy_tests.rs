@@ -383,6 +383,38 @@ fn a_builder_that_a_rule_distrusts_counts_neither_by_its_record_nor_by_its_word(
 }
 
 #[test]
+fn a_builder_that_a_rule_distrusts_does_not_come_in_by_the_word_of_who_believes_it() {
+    // Member 1 shows it, whose word counts.
+    let rules = [(None, Some(2), Requirement::Own)];
+    let word = |origin, record| Shown {
+        info: PathInfo {
+            origin,
+            ..info("hello", 1)
+        },
+        record,
+    };
+    let [one, two, me] = [1, 2, 9].map(|number| secret(number).key());
+    let torn = built(2, &[("input", 7)]).record;
+    for shown in [
+        built(2, &[]),
+        word(Origin::Peer { peer: one }, torn),
+        word(Origin::Record { builder: two }, None),
+        word(Origin::Peer { peer: two }, None),
+    ] {
+        let why = refusal(by_rules(&rules, &shown, &[], &Accepted::default()));
+        assert!(why.contains("of whom nothing counts here"), "{why}");
+    }
+    for origin in [
+        Origin::Peer { peer: one },
+        Origin::Record { builder: me },
+        Origin::Built,
+    ] {
+        let verdict = by_rules(&rules, &word(origin, None), &[], &Accepted::default());
+        assert!(matches!(verdict, Verdict::Accepted(Origin::Peer { peer }) if peer == one));
+    }
+}
+
+#[test]
 fn a_quorum_agrees_is_too_small_or_disagrees() {
     let rules = [(Some("hel*"), None, both())];
     let inputs = accepted(&[("gcc", 5)]);
