@@ -45,6 +45,9 @@ pub const FOUNDERS: usize = 32;
 /// Bytes of a member's or a team's name: one column of a table.
 pub const MEMBER_NAME_BYTES: usize = 64;
 
+/// Digits of a key that may stand for the whole: fewer would name somebody else soon. No name consists of so many.
+pub const KEY_BEGINNING: usize = 8;
+
 /// Statements of one roster. A team of 2,000 where everyone is renewed for five years.
 pub const ROSTER_STATEMENTS: usize = 16_384;
 

@@ -12,7 +12,7 @@ use crate::build::SwarmId;
 use crate::cbor::{self, CborError};
 use crate::digest::digest;
 use crate::envelope::{NodeKey, Statement};
-use crate::limits::{FOUNDERS, MEMBER_NAME_BYTES};
+use crate::limits::{FOUNDERS, KEY_BEGINNING, MEMBER_NAME_BYTES};
 
 digest! {
     /// Names a roster statement: BLAKE3 of its envelope's encoding.
@@ -144,7 +144,7 @@ pub enum RosterError {
         founders: usize,
     },
     /// A name that cannot be shown in one line.
-    #[error("'{}' cannot be a name: 1 to {MEMBER_NAME_BYTES} bytes without control characters can", .0.escape_debug())]
+    #[error("'{}' cannot be a name: 1 to {MEMBER_NAME_BYTES} bytes without control or invisible characters can, and not the digits of a key alone", .0.escape_debug())]
     Name(String),
     /// Void before it is issued.
     #[error("not-after lies before issued-at")]
@@ -337,12 +337,26 @@ impl Revoked {
     }
 }
 
+/// Characters that are not seen, or have what follows read in another direction: with them two names look alike.
+const fn is_invisible(letter: char) -> bool {
+    matches!(
+        letter,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
+}
+
 /// Checks what people call a team or a node.
 ///
 /// # Errors
 /// [`RosterError::Name`]
 pub fn check_name(name: &str) -> Result<(), RosterError> {
-    if name.is_empty() || name.len() > MEMBER_NAME_BYTES || name.chars().any(char::is_control) {
+    // Who is called like another's key would be taken for the other.
+    let is_key = name.len() >= KEY_BEGINNING && name.chars().all(|letter| letter.is_ascii_hexdigit());
+    let is_sound = !is_key
+        && !name
+            .chars()
+            .any(|letter| letter.is_control() || is_invisible(letter));
+    if name.is_empty() || name.len() > MEMBER_NAME_BYTES || !is_sound {
         return Err(RosterError::Name(name.to_owned()));
     }
     Ok(())

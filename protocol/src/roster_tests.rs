@@ -130,3 +130,25 @@ fn roles_have_names_for_people() {
     assert!("root".parse::<Role>().unwrap_err().contains("request"));
     assert_eq!(Roles::all().to_string(), "request, build, store, invite");
 }
+
+#[test]
+fn nobody_is_called_like_a_key_or_in_a_way_that_is_not_seen() {
+    for name in ["ann", "ann's laptop", "deadbee", "0123456789x", "ägypten", "日本"] {
+        check_name(name).unwrap();
+    }
+    let long = "a".repeat(MEMBER_NAME_BYTES + 1);
+    for name in [
+        "",
+        "deadbeef",
+        "DEADBEEF",
+        &"a".repeat(64),
+        "a\tb",
+        "\u{202e}evil",
+        "an\u{200b}n",
+        "\u{feff}ann",
+        &long,
+    ] {
+        let error = check_name(name).unwrap_err().to_string();
+        assert!(error.contains("cannot be a name"), "{error}");
+    }
+}

@@ -1,9 +1,7 @@
 //! Which member a user means.
 
 use crate::envelope::NodeKey;
-
-/// Letters of a key that may stand for the whole: fewer would name somebody else soon.
-const KEY_BEGINNING: usize = 8;
+use crate::limits::KEY_BEGINNING;
 
 /// Letters of a key that are shown beside a name that several have.
 const SHOWN_BEGINNING: usize = 12;
@@ -11,8 +9,8 @@ const SHOWN_BEGINNING: usize = 12;
 /// Names in a message: more than these would bury it.
 const NAMES_LISTED: usize = 20;
 
-/// The member, of these keys and names, that is called `text`, or whose key is or begins with it. A name comes first, also where it
-/// looks like the beginning of somebody else's key.
+/// The member, of these keys and names, whose key is `text`, that is called so, or whose key begins with it: in this order, so that
+/// nobody is reached by what he calls himself where another's key is said.
 ///
 /// # Errors
 /// See [`MemberError`].
@@ -21,7 +19,11 @@ pub fn find_member(members: &[(NodeKey, &str)], text: &str) -> Result<NodeKey, M
         let found = members.iter().filter(|(key, name)| fits(key, name));
         found.map(|(key, _)| *key).collect()
     };
-    let mut found = keys_where(&|_, name| name == text);
+    let whole = text.to_ascii_lowercase().parse::<NodeKey>().ok();
+    let mut found = keys_where(&|key, _| Some(*key) == whole);
+    if found.is_empty() {
+        found = keys_where(&|_, name| name == text);
+    }
     if found.is_empty() && text.len() >= KEY_BEGINNING {
         let beginning = text.to_ascii_lowercase();
         found = keys_where(&|key, _| key.to_string().starts_with(&beginning));
@@ -106,6 +108,7 @@ mod tests {
             (key(0xaa), "ann"),
             (key(0xbb), "bob"),
             (key(0xcc), "bbbbbbbbbb"),
+            (key(0xee), &"a".repeat(64)),
             (key(0x11), "twin"),
             (key(0x12), "twin"),
         ];
@@ -113,6 +116,8 @@ mod tests {
         for (text, byte) in [
             ("ann", 0xaa),
             (&"b".repeat(64), 0xbb),
+            (&"a".repeat(64), 0xaa),
+            (&"A".repeat(64), 0xaa),
             ("BBBBBBBB", 0xbb),
             ("bbbbbbbbbb", 0xcc),
             ("11111111", 0x11),
