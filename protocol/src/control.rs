@@ -58,7 +58,7 @@ pub use owner::{
     Explanation, Finding, Health, NamedRequirement, OwnerAnswer, OwnerQuestion, QuietHours, SharingMode,
     SharingTerms, ShownVerdict, THIS_NODE,
 };
-pub use status::{BuildStatus, CacheStatus, SessionStatus, Status};
+pub use status::{BuildStatus, CacheStatus, RestingTeam, SessionStatus, Status};
 pub use store::{
     ChainLink, DamagedPath, PinView, ProgramUseView, Repair, StoreAnswer, StoreQuestion, TreeDifference,
 };

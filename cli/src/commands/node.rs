@@ -122,6 +122,13 @@ fn status_text(status: &Status) -> String {
             ReachedBy::All | ReachedBy::Unknown => "",
         };
     }
+    for team in &status.resting {
+        text += &format!(
+            "team     {} is not running: {}\n",
+            short(team.swarm),
+            clean(&team.reason)
+        );
+    }
     for peer in &status.peers {
         text += &format!(
             "peer     {}: {} of {} slots free, sent {}, received {}\n",
@@ -202,6 +209,7 @@ mod tests {
             builds: Vec::new(),
             paths: 3,
             teams: Vec::new(),
+            resting: Vec::new(),
             peers: Vec::new(),
             caches: Vec::new(),
         }

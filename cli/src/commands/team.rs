@@ -100,6 +100,9 @@ pub async fn join(home: &Home, arguments: &JoinArguments) -> Result<u8, Failure>
     } else {
         print(joined_text(&joined).as_bytes())?;
     }
+    if arguments.name.as_ref().is_some_and(|name| *name != joined.name) {
+        note("--name does not count here: the team began with a name for this founder.");
+    }
     Ok(0)
 }
 
@@ -115,9 +118,19 @@ fn joined_text(joined: &Joined) -> String {
 
 /// Lists the teams of this node.
 pub async fn teams(home: &Home, as_json: bool) -> Result<u8, Failure> {
-    let teams = connect_or_start(home).await?.status().await?.teams;
+    let status = connect_or_start(home).await?.status().await?;
+    let teams = status.teams;
+    for resting in &status.resting {
+        note(&format!(
+            "warning: the team {} is not running: {}",
+            short(resting.swarm),
+            clean(&resting.reason)
+        ));
+    }
     if as_json {
         print_json(&teams)?;
+    } else if teams.is_empty() && !status.resting.is_empty() {
+        return Ok(0);
     } else if teams.is_empty() {
         note(
             "this node is in no team: 'tvix-node join TICKET' makes it a member of one, 'tvix-node invite' founds one",

@@ -216,6 +216,7 @@ impl ControlApi for Api {
             builds,
             paths,
             teams: team_api::status(self),
+            resting: self.team.resting(),
             peers: team_api::peer_views(&self.team.all()),
             caches: store_api::caches(self),
         })

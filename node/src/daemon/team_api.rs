@@ -30,6 +30,7 @@ pub(super) fn refused(error: TeamFailure) -> ApiError {
         TeamFailure::TooMany
         | TeamFailure::Over(_)
         | TeamFailure::NotRunning { .. }
+        | TeamFailure::Resting(_)
         | TeamFailure::LastFounder { .. }
         | TeamFailure::Founded
         | TeamFailure::Join(JoinError::AlreadyIn(_)) => FailureKind::Conflict,
@@ -264,7 +265,7 @@ pub async fn peers(api: &Api, team: Option<String>) -> Result<Vec<PeerView>, Api
         None => api.team.all(),
     };
     if teams.is_empty() {
-        return Err(refused(TeamFailure::None));
+        return Err(refused(api.team.none()));
     }
     Ok(peer_views(&teams))
 }

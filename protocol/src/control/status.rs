@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{PeerView, SessionMode, TeamStatus};
+use crate::build::SwarmId;
 use crate::envelope::NodeKey;
 use crate::nix::store_path::{StorePath, basename};
 
@@ -34,11 +35,24 @@ pub struct Status {
     pub paths: u64,
     /// The teams it takes part in, in the order in which it came to them.
     pub teams: Vec<TeamStatus>,
+    /// Teams it belongs to and does not take part in, and why not.
+    #[serde(default)]
+    pub resting: Vec<RestingTeam>,
     /// Members it is connected with.
     pub peers: Vec<PeerView>,
     /// Binary caches it takes paths from.
     #[serde(default)]
     pub caches: Vec<CacheStatus>,
+}
+
+/// A team that a node belongs to and does not take part in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestingTeam {
+    /// The team.
+    pub swarm: SwarmId,
+    /// Why not, in words.
+    pub reason: String,
 }
 
 /// A binary cache that a node takes paths from.

@@ -181,6 +181,40 @@ fn a_team_whose_key_is_missing_is_not_met_by_another_key_and_can_be_given_up() {
 }
 
 #[test]
+fn a_damaged_team_is_named_and_its_last_founder_s_key_is_not_thrown_away_by_mistake() {
+    let [mut alice, carl] = ["alice", "carl"].map(|name| Node::up(name, 0));
+    carl.join(&alice.ticket(&[])).ok();
+    let team = folder(&alice, "alice's team");
+    let id = team.file_name().expect("a name").to_string_lossy().into_owned();
+    alice.down();
+    let nonces = team.join("nonces");
+    let whole = std::fs::read(&nonces).unwrap_or_default();
+    std::fs::write(&nonces, b"torn").expect("it can be written");
+    // In the background it is up, and says what is wrong whatever is asked of it.
+    let says = |arguments: &[&str], status, words: &[&str]| {
+        let all: Vec<&str> = words.iter().copied().chain(["nonces", &id[..12]]).collect();
+        alice.machine.run(arguments).failed(status, &all);
+    };
+    says(&["members"], 1, &["leave --team"]);
+    says(&["invite"], 1, &["--new-team"]);
+    says(&["leave"], 1, &["leave --team"]);
+    let status = alice.machine.run(&["status"]);
+    assert!(status.ok().contains("is not running"), "{}", status.stdout);
+    let health = alice.machine.run(&["doctor"]);
+    assert_eq!(health.status, 1);
+    assert!(health.stdout.contains("does not take part in the team"));
+    let last = alice.machine.run(&["leave", "--team", &id]);
+    last.failed(1, &["last founder", "--force"]);
+    alice.machine.run(&["down"]).ok();
+    match whole.as_slice() {
+        [] => std::fs::remove_file(&nonces).expect("it is there"),
+        whole => std::fs::write(&nonces, whole).expect("it can be written"),
+    }
+    alice.start(&["--listen", "127.0.0.1:0", "--slots", "0"]);
+    alice.meet("carl");
+}
+
+#[test]
 fn a_team_that_only_does_not_run_at_the_moment_is_not_forgotten() {
     let [alice, mut carl] = ["alice", "carl"].map(|name| Node::up(name, 0));
     carl.join(&alice.ticket(&[])).ok();

@@ -81,6 +81,7 @@ impl ControlApi for Notes {
             builds: Vec::new(),
             paths: 4,
             teams: Vec::new(),
+            resting: Vec::new(),
             peers: vec![peer()],
             caches: Vec::new(),
         })

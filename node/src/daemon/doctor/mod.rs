@@ -43,7 +43,17 @@ pub(super) async fn findings(api: &Api) -> Vec<Finding> {
         ));
     }
     let teams = api.team.all();
-    if teams.is_empty() {
+    let resting = api.team.resting();
+    findings.extend(resting.iter().map(|team| {
+        let id = short(team.swarm);
+        let found = format!("this node does not take part in the team {id}: {}", team.reason);
+        let advice = format!(
+            "mend that and start the node again ('tvix-node down', 'tvix-node up'); 'tvix-node leave --team {id}' gives the team up \
+             for good, with this node's key in it"
+        );
+        finding("team", Health::Bad, found, Some(advice))
+    }));
+    if teams.is_empty() && resting.is_empty() {
         findings.push(good(
             "team",
             "this node is in no team, and shares with nobody ('tvix-node invite' founds one, 'tvix-node join' enters one)",

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use tvix_node_protocol::build::SwarmId;
-use tvix_node_protocol::control::MemberError;
+use tvix_node_protocol::control::{MemberError, RestingTeam};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::founding::FoundingError;
 use tvix_node_swarm::gate::NonceError;
@@ -80,6 +80,13 @@ pub enum TeamFailure {
         "this node takes part in no team: 'tvix-node join TICKET' makes it a member of one, 'tvix-node invite' founds one"
     )]
     None,
+    /// There are some, and none can be taken part in.
+    #[error(
+        "this node takes part in no team at the moment: {}. Mend that and start the node again ('tvix-node down', 'tvix-node up'); 'tvix-node leave \
+         --team ID' gives a team up for good, with this node's key in it, 'tvix-node invite --new-team' founds another one",
+        .0.iter().map(|team| format!("its team {} is not running: {}", short(team.swarm), team.reason)).collect::<Vec<_>>().join("; ")
+    )]
+    Resting(Vec<RestingTeam>),
     /// All memberships hang on this node's.
     #[error(
         "this node is the last founder of the team {team}, and every membership hangs on it: when it leaves, all others \

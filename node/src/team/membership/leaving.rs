@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use tvix_node_protocol::build::SwarmId;
+use tvix_node_swarm::Clock;
 use tvix_node_swarm::team::Team;
 
 use super::{ID_BEGINNING, Idle, Membership, TeamFailure};
@@ -24,7 +25,15 @@ impl Membership {
         let node = match self.one(named) {
             Ok(node) => node,
             Err(error) => {
-                let lost = self.lost(named)?.ok_or(error)?;
+                let lost = match named {
+                    Some(named) => self.lost(named)?,
+                    // What cannot be taken back is done to what was named.
+                    None => None,
+                };
+                let lost = lost.ok_or(error)?;
+                if !forced && let Some(others) = self.orphans(lost) {
+                    return Err(TeamFailure::LastFounder { team: lost, others });
+                }
                 return self.forget(lost);
             }
         };
@@ -53,18 +62,12 @@ impl Membership {
     ///
     /// # Errors
     /// [`TeamFailure::NotRunning`]: it could; [`TeamFailure::Which`], [`TeamFailure::Team`]
-    fn lost(&self, named: Option<&str>) -> Result<Option<SwarmId>, TeamFailure> {
+    fn lost(&self, named: &str) -> Result<Option<SwarmId>, TeamFailure> {
         let active: Vec<SwarmId> = self.all().iter().map(|node| node.view.team()).collect();
         let mut resting = Team::list(&self.parts.teams)?;
+        let id = named.to_ascii_lowercase();
         resting.retain(|team| !active.contains(team));
-        match named {
-            Some(wanted) => {
-                let id = wanted.to_ascii_lowercase();
-                resting.retain(|team| id.len() >= ID_BEGINNING && team.to_string().starts_with(&id));
-            }
-            None if active.is_empty() => {}
-            None => return Ok(None),
-        }
+        resting.retain(|team| id.len() >= ID_BEGINNING && team.to_string().starts_with(&id));
         let team = match resting.as_slice() {
             [] => return Ok(None),
             [team] => *team,
@@ -84,6 +87,21 @@ impl Membership {
                 reason: "its folder was not there when the node started".to_owned(),
             }),
         }
+    }
+
+    /// How many are members by this node alone, as the last founder of a team whose key and roster are here though something
+    /// else of it is damaged.
+    fn orphans(&self, team: SwarmId) -> Option<usize> {
+        let teams = &self.parts.teams;
+        let kept = self.own_secret(team).ok()?;
+        let me = kept.map_or_else(|| self.parts.jobs.secret.key(), |secret| secret.key());
+        let members = Team::open(teams, team)
+            .ok()?
+            .roster()
+            .members(Clock::system().now());
+        let mut founders = members.iter().filter(|(_, member)| member.issued_by.is_none());
+        let alone = founders.next().is_some_and(|(key, _)| key == me) && founders.next().is_none();
+        (alone && members.len() > 1).then(|| members.len() - 1)
     }
 
     /// Removes what the node has of a team, its key among it.

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tvix_node_coordinator::{Event, OwnBuilder};
 use tvix_node_protocol::build::SwarmId;
-use tvix_node_protocol::control::find_member;
+use tvix_node_protocol::control::{RestingTeam, find_member};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_swarm::Machine;
 use tvix_node_swarm::team::Team;
@@ -130,6 +130,25 @@ impl Membership {
         self.idle().insert(team, Idle { reason, lost });
     }
 
+    /// The teams that this node belongs to and does not take part in.
+    pub fn resting(&self) -> Vec<RestingTeam> {
+        let idle = self.idle();
+        let resting = idle.iter().map(|(team, idle)| RestingTeam {
+            swarm: *team,
+            reason: idle.reason.clone(),
+        });
+        resting.collect()
+    }
+
+    /// Why there is no team to be meant.
+    pub fn none(&self) -> TeamFailure {
+        let resting = self.resting();
+        match resting.is_empty() {
+            true => TeamFailure::None,
+            false => TeamFailure::Resting(resting),
+        }
+    }
+
     /// The teams that are taken part in, in the order in which this node came to them.
     pub fn all(&self) -> Vec<Arc<TeamNode>> {
         self.active()
@@ -147,19 +166,21 @@ impl Membership {
     /// The team that is meant: the one with this name, or whose id is or begins with it; without that, the only one.
     ///
     /// # Errors
-    /// [`TeamFailure::None`], [`TeamFailure::Which`], [`TeamFailure::NoSuch`]
+    /// [`TeamFailure::None`], [`TeamFailure::Resting`], [`TeamFailure::Which`], [`TeamFailure::NoSuch`]
     pub fn one(&self, named: Option<&str>) -> Result<Arc<TeamNode>, TeamFailure> {
         let mut all = self.all();
         if all.is_empty() {
-            return Err(TeamFailure::None);
+            return Err(self.none());
         }
+        let resting = self.resting();
         let teams = || {
-            all.iter()
-                .map(|node| (node.view.team(), node.team_name()))
-                .collect()
+            let resting = resting.iter().map(|team| (team.swarm, "not running".to_owned()));
+            let running = all.iter().map(|node| (node.view.team(), node.team_name()));
+            running.chain(resting).collect()
         };
         let Some(wanted) = named else {
-            return match all.len() {
+            // One that is not running may be meant as well.
+            return match all.len() + resting.len() {
                 1 => Ok(all.remove(0)),
                 _ => Err(TeamFailure::Which(teams())),
             };
@@ -183,11 +204,11 @@ impl Membership {
     /// The member of any team that is called this, or whose key is or begins with it.
     ///
     /// # Errors
-    /// [`TeamFailure::None`], [`TeamFailure::Member`]
+    /// [`TeamFailure::None`], [`TeamFailure::Resting`], [`TeamFailure::Member`]
     pub fn member(&self, text: &str) -> Result<(Arc<TeamNode>, NodeKey), TeamFailure> {
         let all = self.all();
         if all.is_empty() {
-            return Err(TeamFailure::None);
+            return Err(self.none());
         }
         let rosters: Vec<_> = all.iter().map(|node| node.swarm.members()).collect();
         let members = rosters.iter().flat_map(|members| members.iter());
@@ -197,18 +218,18 @@ impl Membership {
             .iter()
             .zip(&rosters)
             .filter(|(_, members)| members.contains(key));
-        let (node, _) = with.next().ok_or(TeamFailure::None)?;
+        let (node, _) = with.next().ok_or_else(|| self.none())?;
         Ok((Arc::clone(node), key))
     }
 
     /// As [`Membership::member`], among all that can be renewed or put out: those who are no members any more, too.
     ///
     /// # Errors
-    /// [`TeamFailure::None`], [`TeamFailure::Member`]
+    /// [`TeamFailure::None`], [`TeamFailure::Resting`], [`TeamFailure::Member`]
     pub fn somebody(&self, text: &str) -> Result<(Arc<TeamNode>, NodeKey), TeamFailure> {
         let all = self.all();
         if all.is_empty() {
-            return Err(TeamFailure::None);
+            return Err(self.none());
         }
         let known: Vec<_> = all.iter().map(|node| node.everybody()).collect();
         let named: Vec<(NodeKey, &str)> = known
@@ -221,7 +242,7 @@ impl Membership {
             .iter()
             .zip(&known)
             .filter(|(_, known)| known.iter().any(|(other, _)| *other == key));
-        let (node, _) = with.next().ok_or(TeamFailure::None)?;
+        let (node, _) = with.next().ok_or_else(|| self.none())?;
         Ok((Arc::clone(node), key))
     }
 
