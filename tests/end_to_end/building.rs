@@ -192,6 +192,9 @@ fn a_name_that_is_taken_is_told_before_anything_is_built() {
             .run(&["build", "-A", "greeting", "-o", name])
             .failed(1, &[&format!("'{name}'"), "not a link into this store", "-o"]);
     }
+    machine
+        .run(&["build", "-A", "greeting", "-o", "nowhere/result"])
+        .failed(1, &["'nowhere/result'", "there is no folder 'nowhere'", "-o"]);
     assert!(
         !machine.home().join("nix/store").exists(),
         "nothing was even evaluated"

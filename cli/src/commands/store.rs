@@ -1,5 +1,7 @@
 //! `store info`, `log` and `why`.
 
+use std::io::IsTerminal as _;
+
 use serde_json::{Value, json};
 use tvix_node::background::connect_or_start;
 use tvix_node::home::Home;
@@ -10,6 +12,7 @@ use tvix_node_protocol::path_info::{Origin, PathInfo};
 use super::path::store_path;
 use super::pins::is_pinned;
 use super::{Failure, print, print_json};
+use crate::progress::clean;
 
 /// Prints what is known of a path.
 pub async fn info(home: &Home, path: &str, as_json: bool) -> Result<u8, Failure> {
@@ -43,15 +46,40 @@ pub async fn info(home: &Home, path: &str, as_json: bool) -> Result<u8, Failure>
     Ok(0)
 }
 
-/// Prints the log of the build that made a path, byte by byte.
+/// Prints the log of the build that made a path: byte by byte, but to a terminal nothing that could command it.
 pub async fn log(home: &Home, path: &str) -> Result<u8, Failure> {
     let path = store_path(home, path)?;
     let client = connect_or_start(home).await?;
     let mut log = client.log(path).await?;
+    let mut lines = std::io::stdout().is_terminal().then(Vec::new);
     while let Some(chunk) = log.chunk().await? {
-        print(&chunk)?;
+        match &mut lines {
+            None => print(&chunk)?,
+            Some(begun) => {
+                begun.extend_from_slice(&chunk);
+                let whole = begun
+                    .iter()
+                    .rposition(|byte| *byte == b'\n')
+                    .map_or(0, |end| end + 1);
+                print(harmless(&begun[..whole]).as_bytes())?;
+                begun.drain(..whole);
+            }
+        }
     }
+    print(harmless(&lines.unwrap_or_default()).as_bytes())?;
     Ok(0)
+}
+
+/// Lines as a terminal may show them.
+fn harmless(log: &[u8]) -> String {
+    let text = String::from_utf8_lossy(log);
+    let lines = text
+        .split_inclusive('\n')
+        .map(|line| match line.strip_suffix('\n') {
+            Some(line) => format!("{}\n", clean(line)),
+            None => clean(line),
+        });
+    lines.collect()
 }
 
 /// Prints where a path came from and why.

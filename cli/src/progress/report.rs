@@ -96,7 +96,8 @@ pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
             demanded: true,
         } => {
             let has_log = state.has_begun(derivation) || !log_tail.is_empty();
-            failure(derivation, node, error, has_log.then_some(log_tail))
+            let log_seen = state.has_said_something(derivation);
+            failure(derivation, node, error, (has_log.then_some(log_tail), log_seen))
         }
         EventKind::BuildFailed { derivation, .. } if detail.beginnings => {
             vec![Line::plain(format!(
@@ -189,8 +190,14 @@ fn on(node: &str) -> String {
     }
 }
 
-/// `log_tail`: none where the build was not begun.
-fn failure(derivation: &StorePath, node: &str, error: &str, log_tail: Option<&Vec<String>>) -> Vec<Line> {
+/// `log_tail`: none where the build was not begun. `log_seen`: lines of it were told already; whoever went away in the middle
+/// of a build has sent no end of it.
+fn failure(
+    derivation: &StorePath,
+    node: &str,
+    error: &str,
+    (log_tail, log_seen): (Option<&Vec<String>>, bool),
+) -> Vec<Line> {
     let mut said = error.lines();
     let first = said.next().unwrap_or_default();
     let mut lines = vec![
@@ -204,9 +211,9 @@ fn failure(derivation: &StorePath, node: &str, error: &str, log_tail: Option<&Ve
     let Some(log_tail) = log_tail else {
         return lines;
     };
-    if log_tail.is_empty() {
+    if log_tail.is_empty() && !log_seen {
         lines.push(Line::plain("       Its log is empty."));
-    } else {
+    } else if !log_tail.is_empty() {
         let last = count(log_tail.len() as u64, "line");
         lines.push(Line::plain(format!("       The last {last} of its log:")));
         lines.extend(

@@ -84,6 +84,19 @@ fn an_error_of_several_lines_keeps_them() {
         .collect();
     assert_eq!(lines[..3], expected);
     assert_eq!(lines[3], "       Its log is empty.");
+    let mut spoken = State::default();
+    spoken.step(&started("hello-2.10", "this node"), 0);
+    let line = EventKind::Log {
+        derivation: drv("hello-2.10"),
+        line: "tick".to_owned(),
+    };
+    spoken.step(&event(line), 0);
+    let told: Vec<String> = super::lines(&spoken, &failed, LIVE)
+        .iter()
+        .map(Line::text)
+        .collect();
+    assert_eq!(told[..3], expected);
+    assert!(told[3].starts_with("       All of it: tvix-node log"), "{told:?}");
     // It may turn out only later that it is needed.
     begun.step(&self::failed(false), 1);
     let late = super::lines(&begun, &failed, LIVE);

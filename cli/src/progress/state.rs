@@ -272,6 +272,12 @@ impl State {
         self.is_running(derivation) || self.failed_early.contains(derivation)
     }
 
+    /// Whether a line of its log has come.
+    pub(super) fn has_said_something(&self, derivation: &StorePath) -> bool {
+        let mut running = self.running.iter();
+        running.any(|running| running.is_build_of(derivation) && !running.last_line.is_empty())
+    }
+
     fn is_running(&self, derivation: &StorePath) -> bool {
         self.running.iter().any(|running| running.is_build_of(derivation))
     }

@@ -113,6 +113,19 @@ fn check_link(home: &Home, link: &Path) -> Result<(), CommandError> {
         // What is there is no link.
         Err(error) => error.kind() != std::io::ErrorKind::InvalidInput,
     };
+    let folder = link.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder
+        && !folder.is_dir()
+    {
+        let missing = format!(
+            "there is no folder '{}'; make it, or choose another name ('-o')",
+            folder.display()
+        );
+        return Err(CommandError::Link {
+            link: link.to_owned(),
+            source: std::io::Error::other(missing),
+        });
+    }
     let occupied = "it exists and is not a link into this store; remove it, or choose another name ('-o')";
     match is_free {
         true => Ok(()),

@@ -235,10 +235,9 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         (Arc::clone(&depot), Arc::clone(&jobs), Arc::clone(&team)),
         own,
         (free, in_use),
-        connected,
+        (connected, options.idle_exit),
         share.withheld().borrow().clone(),
         DurationsFile(home.durations_file()),
-        options.idle_exit,
         (sender.clone(), inbox),
     );
     let api = Api {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -26,7 +27,7 @@ use super::ending::Ending;
 use super::route::Route;
 use super::socket::{SocketAddress, SocketError, may_believe, own_user};
 use super::stream::{EventStream, LogStream, RequestBody, Upload};
-use crate::limits::{ANSWER_BYTES, IDLE_CONNECTIONS};
+use crate::limits::{ANSWER_BYTES, FIRST_ANSWER, IDLE_CONNECTIONS};
 
 /// A connection that is ready for a request, or carries one.
 pub(super) type Sender = SendRequest<RequestBody>;
@@ -52,8 +53,12 @@ impl ControlClient {
     /// # Errors
     /// [`ClientError::NoNode`] where none is up; see [`ClientError`].
     pub async fn connect(home: &Path) -> Result<Self, ClientError> {
+        Self::connect_within(home, FIRST_ANSWER).await
+    }
+
+    pub(super) async fn connect_within(home: &Path, patience: Duration) -> Result<Self, ClientError> {
         let client = Self::unconnected(home)?;
-        client.status().await?;
+        client.in_time(patience, client.status()).await?;
         Ok(client)
     }
 
@@ -66,11 +71,33 @@ impl ControlClient {
         let client = Self::unconnected(home)?;
         let (sender, process) = client.open_to().await?;
         let ending = Ending::of(process);
-        let answer = client
-            .send_over(sender, &Route::Down, RequestBody::empty())
-            .await?;
-        client.whole(&Route::Down, answer).await?;
+        let told = async {
+            let answer = client
+                .send_over(sender, &Route::Down, RequestBody::empty())
+                .await?;
+            client.whole(&Route::Down, answer).await
+        };
+        client.in_time(FIRST_ANSWER, told).await?;
         Ok(ending)
+    }
+
+    /// An answer that takes no work, so that a node which does not give it in time will not.
+    async fn in_time<T>(
+        &self,
+        patience: Duration,
+        answer: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        match tokio::time::timeout(patience, answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let stream = self.shared.address.connect().await.ok();
+                Err(ClientError::Silent {
+                    home: self.shared.home.clone(),
+                    patience,
+                    process: stream.and_then(|stream| stream.peer_cred().ok()?.pid()),
+                })
+            }
+        }
     }
 
     pub(super) fn unconnected(home: &Path) -> Result<Self, ClientError> {

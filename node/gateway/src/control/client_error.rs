@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tvix_node_protocol::control::{CONTROL_VERSION, Failure};
 
@@ -58,6 +59,20 @@ pub enum ClientError {
         /// How it broke.
         source: hyper::Error,
     },
+    /// The node is there and does not answer.
+    #[error(
+        "the node of '{}' does not answer, and has had {} seconds for it: it may be stopped (a signal, a debugger) or have no \
+         processor left. {}",
+        .home.display(), .patience.as_secs(), where_it_is(*.process)
+    )]
+    Silent {
+        /// The home.
+        home: PathBuf,
+        /// For how long it was waited for.
+        patience: Duration,
+        /// Its process.
+        process: Option<i32>,
+    },
     /// The answer is not one.
     #[error("the node's answer to '{request}' makes no sense: {reason}")]
     Answer {
@@ -79,6 +94,15 @@ pub enum ClientError {
         "the node went away in the middle of the session: its end of the connection was closed; the home's 'up.log' may say why"
     )]
     EventsCut(#[source] Option<hyper::Error>),
+}
+
+fn where_it_is(process: Option<i32>) -> String {
+    match process {
+        Some(process) => format!(
+            "It is process {process}: 'kill -CONT {process}' has it go on, 'kill -KILL {process}' ends it, and loses nothing that was reported"
+        ),
+        None => "Its process is not known".to_owned(),
+    }
 }
 
 /// The causes that a node told with a failure, as a chain of sources.

@@ -497,3 +497,14 @@ async fn another_user_is_turned_away() {
         error => panic!("{error}"),
     }
 }
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_named_with_its_process() {
+    let home = tempfile::tempdir().unwrap();
+    // It listens, and that is all.
+    let _socket = ControlSocket::bind(home.path()).unwrap();
+    let asked = ControlClient::connect_within(home.path(), Duration::from_millis(10)).await;
+    let (error, process) = (asked.unwrap_err().to_string(), std::process::id());
+    assert!(error.contains("does not answer"), "{error}");
+    assert!(error.contains(&format!("kill -KILL {process}")), "{error}");
+}

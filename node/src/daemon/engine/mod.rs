@@ -199,10 +199,9 @@ impl Engine {
         (depot, jobs, team): (Arc<Depot>, Arc<Jobs>, Arc<Membership>),
         own: OwnBuilder,
         (free, in_use): (watch::Sender<u32>, watch::Sender<bool>),
-        commands: watch::Receiver<usize>,
+        (commands, idle_exit): (watch::Receiver<usize>, bool),
         withheld: Option<String>,
         durations: DurationsFile,
-        idle_exit: bool,
         (outbox, inbox): (mpsc::Sender<Message>, mpsc::Receiver<Message>),
     ) -> Self {
         let mut engine = Self {
