@@ -305,8 +305,9 @@ async fn who_does_not_answer_is_not_asked_again_before_it_gives_a_sign_of_life()
     eventually(async || {
         let before = UNANSWERED.load(Ordering::Relaxed);
         let holders = ann.handle.find(&wanted, FindScope::All).await;
-        assert_eq!(holders[&hello], [(cat.key(), Through::Asked)].into());
-        UNANSWERED.load(Ordering::Relaxed) == before
+        // Cat may have had too much to do to answer in time.
+        let answered = holders.get(&hello) == Some(&[(cat.key(), Through::Asked)].into());
+        answered && UNANSWERED.load(Ordering::Relaxed) == before
     })
     .await;
     assert_ne!(UNANSWERED.load(Ordering::Relaxed), 0);

@@ -24,6 +24,11 @@ async fn asks(node: &TestNode, peer: NodeKey, ports: Vec<ListenPort>) -> Reachab
     soon(wire.ask(&question)).await.unwrap()
 }
 
+/// Waits until a node has had itself dialled: another question while it does would find the other one busy.
+async fn has_been_dialled(node: &TestNode) {
+    eventually(async || node.handle.reached() == Reached::ByAll).await;
+}
+
 #[tokio::test]
 async fn members_find_out_that_they_can_be_dialled() {
     let mut ann = TestNode::founder(1).await;
@@ -54,6 +59,7 @@ async fn a_port_where_nobody_answers_or_somebody_else_does_is_not_reached() {
     let mut ann = TestNode::founder(1).await;
     let bob = ann.invite(2).await;
     ann.meets(bob.key()).await;
+    has_been_dialled(&ann).await;
     let dialled = |reached: Vec<ListenPort>| ReachabilityAnswer::Dialled {
         seen: "127.0.0.1".to_owned(),
         reached,
@@ -85,6 +91,7 @@ async fn a_port_is_reached_although_there_are_as_many_connections_as_there_may_b
     let mut ann = TestNode::founder(1).await;
     let bob = ann.invite(2).await;
     ann.meets(bob.key()).await;
+    has_been_dialled(&ann).await;
     let ports = || {
         let ways = ann.handle.addresses().into_iter();
         let port = |way: String| -> Option<ListenPort> {

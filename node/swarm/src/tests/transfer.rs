@@ -163,7 +163,7 @@ async fn a_provider_that_is_through_takes_over_what_a_slow_one_has_left() {
         shelf.add_path("p", root);
     }
     ann.handle.set_caps(Caps {
-        upload: Some(2 << 20),
+        upload: Some(1 << 20),
         download: None,
     });
     let root = ann.shelf.tree_of(&super::shelf::path("p"));
