@@ -17,6 +17,7 @@ use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::control::{RestingTeam, find_member};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_swarm::Machine;
+use tvix_node_swarm::limits::{LEAVE_TIME, WITHDRAW_TIME};
 use tvix_node_swarm::team::Team;
 use tvix_node_swarm::underway::Underway;
 
@@ -309,6 +310,9 @@ impl Membership {
 
     /// Takes back what was announced, closes all connections, and forgets the peers.
     pub async fn stop(&self) {
+        // Who is leaving tells the others first: nobody else would.
+        let leaving = self.changing.lock();
+        let _turn = tokio::time::timeout(WITHDRAW_TIME + LEAVE_TIME, leaving).await;
         let all = std::mem::take(&mut *self.active());
         for active in all {
             let met = active.node.met();
