@@ -42,6 +42,8 @@ pub(crate) struct Attempt {
     pub(crate) stage: Stage,
     pub(crate) lease: Lease,
     pub(crate) placed: Time,
+    /// When a peer was done with it; bringing what it built is no part of how long it takes.
+    pub(crate) done: Option<Time>,
     /// The silent build beside which it was placed.
     pub(crate) hedges: Option<BuildId>,
     /// Its builder had begun it before it was asked: it takes no slot.
@@ -155,6 +157,7 @@ impl Coordinator {
             stage: Stage::Asked,
             lease: Lease::new(self.now),
             placed: self.now,
+            done: None,
             hedges,
             joins,
             announced: false,
@@ -315,6 +318,14 @@ impl Coordinator {
             if running {
                 self.tell(slot, EventKind::BuildStarted { derivation, node });
             }
+        }
+    }
+
+    pub(crate) fn build_done(&mut self, build: BuildId) {
+        let now = self.now;
+        if let Some(attempt) = self.attempts.get_mut(&build) {
+            attempt.lease.heard(now);
+            attempt.done.get_or_insert(now);
         }
     }
 

@@ -228,6 +228,7 @@ impl Coordinator {
                 transient,
             } => self.push_failed(push, error, transient),
             Event::BuildStarted { build } => self.build_started(build),
+            Event::BuildDone { build } => self.build_done(build),
             Event::Heartbeat { build } => self.heartbeat(build),
             Event::InputsMissing { build, paths } => self.inputs_missing(build, &paths),
             Event::BuildFinished {

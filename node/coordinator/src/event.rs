@@ -216,6 +216,11 @@ pub enum Event {
         /// The build.
         build: BuildId,
     },
+    /// A peer is done with a build; what it has built is still on its way here.
+    BuildDone {
+        /// The build.
+        build: BuildId,
+    },
     /// A builder is still at it. Only builds on peers need it: several a second, while accepted.
     Heartbeat {
         /// The build.

@@ -51,7 +51,8 @@ impl Coordinator {
         if let Stage::Running { since } = attempt.stage
             && !attempt.joins
         {
-            let took = u64::try_from(self.now.since(since).as_millis()).unwrap_or(u64::MAX);
+            let done = attempt.done.unwrap_or(self.now);
+            let took = u64::try_from(done.since(since).as_millis()).unwrap_or(u64::MAX);
             self.history.note(&attempt.derivation, attempt.node, took);
         }
         if delivery == Delivery::Vote {
@@ -164,7 +165,8 @@ impl Coordinator {
             Stage::Running { since } => since,
             _ => attempt.placed,
         };
-        let duration = u64::try_from(self.now.since(since).as_millis()).unwrap_or(u64::MAX);
+        let done = attempt.done.unwrap_or(self.now);
+        let duration = u64::try_from(done.since(since).as_millis()).unwrap_or(u64::MAX);
         let made = &self.graph.drvs[attempt.drv].outputs;
         let outputs: BTreeMap<String, StorePath> = made
             .iter()

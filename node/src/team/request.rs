@@ -315,6 +315,7 @@ impl TeamNode {
             }
             Err(error) => return Err(error),
         };
+        self.tell(Event::BuildDone { build: order.build }).await;
         let receiving = self.receive(order, name, &asked, &record, &envelope, pushed);
         tokio::select! {
             delivered = self.own_part(order.build, receiving) => delivered,

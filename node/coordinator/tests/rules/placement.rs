@@ -536,3 +536,18 @@ fn what_is_not_to_be_built_here_is_not_raced() {
     beat(&mut desk, "a-3", 5000);
     assert_eq!(desk.words(), ["a-3"]);
 }
+
+#[test]
+fn how_long_a_build_takes_does_not_count_the_way_of_its_outputs() {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[derivation("a-1", &[])]);
+    let build = desk.build("a-1").build;
+    desk.send(Event::BuildStarted { build });
+    beat(&mut desk, "a-1", 700);
+    desk.send(Event::BuildDone { build });
+    beat(&mut desk, "a-1", 20_000);
+    desk.finish_as(build, "a-1", Delivery::OwnStore);
+    let seen: Vec<u64> = desk.coordinator.durations().1.map(|seen| seen.took).collect();
+    assert_eq!(seen, [700]);
+}
