@@ -77,7 +77,8 @@ impl Coordinator {
     pub(crate) fn too_few(&self, id: DrvId) -> Option<String> {
         let quorum = self.quorum(id)?;
         if quorum.here && quorum.of.is_empty() {
-            let why = "only this node may build it, as its owner has decided, and it cannot now";
+            let why = "only this node may build it, as its owner has decided, and it cannot now: a rule ('tvix-node trust') says so, or it is \
+                       private, or made from something that is ('tvix-node private list')";
             return Some(why.to_owned());
         }
         let mut names: Vec<String> = quorum.of.iter().map(|node| self.builders.name(node)).collect();

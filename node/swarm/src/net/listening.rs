@@ -2,6 +2,7 @@
 //! again.
 
 use std::collections::{BTreeMap, HashMap};
+use std::error::Error as _;
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::Path;
@@ -49,7 +50,14 @@ pub(crate) async fn listen(
                 is_free(&parsed).map_err(|error| failed(error.to_string()))?;
                 swarm
                     .listen_on(parsed)
-                    .map_err(|error| failed(error.to_string()))?
+                    // The library's own words leave the cause to whoever asks for it.
+                    .map_err(|error| {
+                        failed(
+                            error
+                                .source()
+                                .map_or_else(|| error.to_string(), ToString::to_string),
+                        )
+                    })?
             }
         };
         pending.insert(listener, address);
