@@ -216,9 +216,9 @@ impl Genesis {
     /// # Errors
     /// See [`RosterError`].
     pub fn check_structure(&self) -> Result<(), RosterError> {
-        check_name(&self.name)?;
+        check_said_name(&self.name)?;
         for founder in &self.founders {
-            check_name(&founder.name)?;
+            check_said_name(&founder.name)?;
         }
         let founders = self.founders.len();
         let sorted = self.founders.windows(2).all(|pair| pair[0].key < pair[1].key);
@@ -268,7 +268,7 @@ impl Member {
     /// # Errors
     /// See [`RosterError`].
     pub fn check_structure(&self, signer: NodeKey) -> Result<(), RosterError> {
-        check_name(&self.name)?;
+        check_said_name(&self.name)?;
         if self.issued_by != signer {
             let claimed = self.issued_by;
             return Err(RosterError::Signer { claimed, signer });
@@ -341,22 +341,26 @@ impl Revoked {
 const fn is_invisible(letter: char) -> bool {
     matches!(
         letter,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
     )
 }
 
-/// Checks what people call a team or a node.
+/// Checks what people want to call a team or a node, before it is called so.
 ///
 /// # Errors
 /// [`RosterError::Name`]
 pub fn check_name(name: &str) -> Result<(), RosterError> {
     // Who is called like another's key would be taken for the other.
     let is_key = name.len() >= KEY_BEGINNING && name.chars().all(|letter| letter.is_ascii_hexdigit());
-    let is_sound = !is_key
-        && !name
-            .chars()
-            .any(|letter| letter.is_control() || is_invisible(letter));
-    if name.is_empty() || name.len() > MEMBER_NAME_BYTES || !is_sound {
+    if is_key || name.chars().any(is_invisible) {
+        return Err(RosterError::Name(name.to_owned()));
+    }
+    check_said_name(name)
+}
+
+/// Checks a name that was given: what a roster has is not refused for what was found out about names since.
+fn check_said_name(name: &str) -> Result<(), RosterError> {
+    if name.is_empty() || name.len() > MEMBER_NAME_BYTES || name.chars().any(char::is_control) {
         return Err(RosterError::Name(name.to_owned()));
     }
     Ok(())

@@ -279,10 +279,11 @@ fn name_of(user: &str, host: &str) -> String {
     let (user, host) = (user.trim(), host.trim());
     let host = if host.is_empty() { "node" } else { host };
     // Root is not who, and of a service nobody knows.
-    let wanted = if matches!(user, "" | "root") {
-        host.to_owned()
-    } else {
-        format!("{user}@{host}")
+    let wanted = match user {
+        // The host of a container is called like the beginning of a key.
+        "" | "root" if check_name(host).is_ok() => host.to_owned(),
+        "" => format!("node@{host}"),
+        user => format!("{user}@{host}"),
     };
     let mut name = String::new();
     for letter in wanted.chars().filter(|letter| !letter.is_control()) {
@@ -303,6 +304,9 @@ mod tests {
         assert_eq!(name_of("ann", "tower\n"), "ann@tower");
         assert_eq!(name_of("root", "tower"), "tower");
         assert_eq!(name_of("", ""), "node");
+        // As containers are called.
+        assert_eq!(name_of("root", "0123456789ab"), "root@0123456789ab");
+        assert_eq!(name_of("", "0123456789ab"), "node@0123456789ab");
         assert_eq!(name_of("a\u{7}nn", "tower"), "ann@tower");
         for host in ["x".repeat(300), "ü".repeat(300)] {
             let name = name_of("ann", &host);

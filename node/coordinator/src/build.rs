@@ -326,6 +326,8 @@ impl Coordinator {
         if let Some(attempt) = self.attempts.get_mut(&build) {
             attempt.lease.heard(now);
             attempt.done.get_or_insert(now);
+            // It is on its way here: to build it again would not be faster by what is known of builds.
+            attempt.late = None;
         }
     }
 

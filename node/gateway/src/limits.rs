@@ -54,8 +54,9 @@ pub const UPLOAD_CHUNK: usize = 256 << 10;
 /// at once; whoever uses curl has the time to paste a second command.
 pub const UNWATCHED_SESSION: Duration = Duration::from_secs(60);
 
-/// How long a command waits for the answer to whether a node is there: many times what the busiest one has taken.
-pub const FIRST_ANSWER: Duration = Duration::from_secs(30);
+/// How long a command waits for the answer to whether a node is there: longer than a node may take to start, which listens
+/// before it answers.
+pub const FIRST_ANSWER: Duration = Duration::from_secs(90);
 
 /// How long a stopping node lets its clients read the end of their answers.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);

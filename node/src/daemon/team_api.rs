@@ -23,7 +23,6 @@ use super::clock::now;
 use super::doctor::ends_soon;
 use crate::team::TeamNode;
 use crate::team::membership::TeamFailure;
-use crate::team::roll::short;
 
 pub(super) fn refused(error: TeamFailure) -> ApiError {
     let kind = match &error {
@@ -81,19 +80,6 @@ pub async fn invite(api: &Api, request: InviteRequest) -> Result<Invited, ApiErr
         Some(_) => (api.team.one(request.team.as_deref()).map_err(refused)?, false),
         None => api.team.found(&request, &name).await.map_err(refused)?,
     };
-    // By a member that the others take for none, nobody becomes one. A founder knows; of another member the roster may be old.
-    let (genesis, alone) = (node.swarm.team().genesis(), node.swarm.connected().is_empty());
-    let mut refusals = node.refused_by().into_iter();
-    let knows = |by: NodeKey| genesis.founders.iter().any(|founder| founder.key == by);
-    if let Some((by, why)) = refusals.find(|(by, _)| alone || knows(*by)) {
-        let message = format!(
-            "members of the team {} do not let this node in ({}: {why}): whoever joined by a ticket of it would be no member to them \
-             either. 'tvix-node doctor' says what to do; a member that is connected to the others can invite",
-            short(node.swarm.swarm()),
-            node.name_of(by)
-        );
-        return Err(ApiError::new(FailureKind::Conflict, message));
-    }
     let mut invited: Vec<NodeKey> = request.founders.iter().map(|founder| founder.key).collect();
     if let Some(founder) = &request.founder {
         invited.push(node.founder(founder).map_err(refused)?);

@@ -80,16 +80,18 @@ pub struct Pace {
 pub(crate) struct FetchPlace {
     /// Of one for another member: how fast it has to be where so many wait.
     kept_by: Option<(Pace, Arc<AtomicUsize>)>,
+    shares: u32,
     _of_each: Option<OwnedSemaphorePermit>,
     _of_others: Option<OwnedSemaphorePermit>,
     _of_all: OwnedSemaphorePermit,
 }
 
 impl Pace {
-    /// How many bytes have to come where all together may have so many a second.
-    fn least(&self, cap: Option<u64>) -> u64 {
+    /// How many bytes have to come for so many shares of a place, where all places together may have so many a second.
+    fn least(&self, cap: Option<u64>, shares: u32) -> u64 {
         let share = cap.map(|rate| rate.saturating_mul(self.time.as_secs()) / FETCHES as u64);
-        self.bytes.min(share.unwrap_or(u64::MAX))
+        let of_place = self.bytes.min(share.unwrap_or(u64::MAX));
+        of_place * u64::from(shares) / u64::from(SHARES)
     }
 }
 
@@ -139,6 +141,7 @@ impl FetchPlaces {
         }
         Some(FetchPlace {
             kept_by,
+            shares,
             _of_each: of_each,
             _of_others: of_others,
             _of_all: Arc::clone(&self.all).acquire_many_owned(shares).await.ok()?,
@@ -157,7 +160,7 @@ impl FetchPlace {
         loop {
             tokio::time::sleep(pace.time).await;
             let now = came();
-            if now - before < pace.least(cap.rate()) && waiting.load(Ordering::Relaxed) > 0 {
+            if now - before < pace.least(cap.rate(), self.shares) && waiting.load(Ordering::Relaxed) > 0 {
                 return;
             }
             before = now;
@@ -241,8 +244,11 @@ mod tests {
         );
         // Who may not be faster is not slow.
         assert_eq!(
-            [None, Some(1 << 30), Some(32_000)].map(|cap| FETCH_PACE.least(cap)),
+            [None, Some(1 << 30), Some(32_000)].map(|cap| FETCH_PACE.least(cap, SHARES)),
             [1 << 20, 1 << 20, 60_000]
         );
+        // A small tree is asked for its share of that, which it may be as a whole.
+        assert_eq!(FETCH_PACE.least(None, 1), 128 << 10);
+        assert_eq!(FETCH_PACE.least(Some(32_000), 1), 60_000 / 8);
     }
 }

@@ -9,8 +9,8 @@ const SHOWN_BEGINNING: usize = 12;
 /// Names in a message: more than these would bury it.
 const NAMES_LISTED: usize = 20;
 
-/// The member, of these keys and names, whose key is `text`, that is called so, or whose key begins with it: in this order, so that
-/// nobody is reached by what he calls himself where another's key is said.
+/// The member, of these keys and names, whose key is `text` or begins with it, or that is called so: in this order, so that nobody is
+/// reached by what he calls himself where another's key is said.
 ///
 /// # Errors
 /// See [`MemberError`].
@@ -19,14 +19,13 @@ pub fn find_member(members: &[(NodeKey, &str)], text: &str) -> Result<NodeKey, M
         let found = members.iter().filter(|(key, name)| fits(key, name));
         found.map(|(key, _)| *key).collect()
     };
-    let whole = text.to_ascii_lowercase().parse::<NodeKey>().ok();
-    let mut found = keys_where(&|key, _| Some(*key) == whole);
+    let beginning = text.to_ascii_lowercase();
+    let mut found = match text.len() >= KEY_BEGINNING {
+        true => keys_where(&|key, _| key.to_string().starts_with(&beginning)),
+        false => Vec::new(),
+    };
     if found.is_empty() {
         found = keys_where(&|_, name| name == text);
-    }
-    if found.is_empty() && text.len() >= KEY_BEGINNING {
-        let beginning = text.to_ascii_lowercase();
-        found = keys_where(&|key, _| key.to_string().starts_with(&beginning));
     }
     let wanted = text.to_owned();
     match found.as_slice() {
@@ -103,7 +102,7 @@ mod tests {
     #[test]
     fn a_member_is_found_by_its_name_or_key() {
         let key = |byte: u8| NodeKey([byte; 32]);
-        // Somebody who takes the beginning of another's key for a name is called so.
+        // Somebody who takes another's key, or the beginning of it, for a name is not reached by it.
         let members = [
             (key(0xaa), "ann"),
             (key(0xbb), "bob"),
@@ -119,7 +118,8 @@ mod tests {
             (&"a".repeat(64), 0xaa),
             (&"A".repeat(64), 0xaa),
             ("BBBBBBBB", 0xbb),
-            ("bbbbbbbbbb", 0xcc),
+            ("bbbbbbbbbb", 0xbb),
+            ("cccccccc", 0xcc),
             ("11111111", 0x11),
         ] {
             assert_eq!(find(text), Ok(key(byte)), "{text}");

@@ -551,3 +551,14 @@ fn how_long_a_build_takes_does_not_count_the_way_of_its_outputs() {
     let seen: Vec<u64> = desk.coordinator.durations().1.map(|seen| seen.took).collect();
     assert_eq!(seen, [700]);
 }
+
+#[test]
+fn what_a_peer_has_built_in_time_is_waited_for_and_not_raced() {
+    let mut desk = at_a_peer(800);
+    beat(&mut desk, "a-2", 700);
+    let build = desk.build("a-2").build;
+    desk.send(Event::BuildDone { build });
+    desk.finish("busy");
+    beat(&mut desk, "a-2", 10_000);
+    assert_eq!(desk.words(), ["a-2"]);
+}

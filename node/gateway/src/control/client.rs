@@ -81,7 +81,7 @@ impl ControlClient {
         Ok(ending)
     }
 
-    /// An answer that takes no work, so that a node which does not give it in time will not.
+    /// An answer that takes little work, so that a node which does not give it in time will not.
     async fn in_time<T>(
         &self,
         patience: Duration,

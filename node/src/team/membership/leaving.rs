@@ -31,8 +31,8 @@ impl Membership {
                     None => None,
                 };
                 let lost = lost.ok_or(error)?;
-                if !forced && let Some(others) = self.orphans(lost) {
-                    return Err(TeamFailure::LastFounder { team: lost, others });
+                if !forced {
+                    self.check_orphans(lost)?;
                 }
                 return self.forget(lost);
             }
@@ -89,19 +89,28 @@ impl Membership {
         }
     }
 
-    /// How many are members by this node alone, as the last founder of a team whose key and roster are here though something
-    /// else of it is damaged.
-    fn orphans(&self, team: SwarmId) -> Option<usize> {
+    /// Whether others are members by this node alone, as the last founder of a team whose key is here though something else of it
+    /// is damaged.
+    fn check_orphans(&self, team: SwarmId) -> Result<(), TeamFailure> {
         let teams = &self.parts.teams;
-        let kept = self.own_secret(team).ok()?;
+        // Without its key it is nobody in the team.
+        let Ok(kept) = self.own_secret(team) else {
+            return Ok(());
+        };
         let me = kept.map_or_else(|| self.parts.jobs.secret.key(), |secret| secret.key());
-        let members = Team::open(teams, team)
-            .ok()?
-            .roster()
-            .members(Clock::system().now());
+        let Ok(opened) = Team::open(teams, team) else {
+            return Ok(());
+        };
+        let members = opened.roster().members(Clock::system().now());
         let mut founders = members.iter().filter(|(_, member)| member.issued_by.is_none());
         let alone = founders.next().is_some_and(|(key, _)| key == me) && founders.next().is_none();
-        (alone && members.len() > 1).then(|| members.len() - 1)
+        match alone && members.len() > 1 {
+            true => Err(TeamFailure::LastFounder {
+                team,
+                others: members.len() - 1,
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Removes what the node has of a team, its key among it.

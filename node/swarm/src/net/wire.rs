@@ -11,7 +11,7 @@ use tvix_node_protocol::messages::Message;
 
 use super::caps::Throttle;
 use super::counters::Counted;
-use crate::limits::{ANSWER_TIME, READ_AHEAD, STREAM_BUFFER};
+use crate::limits::{ANSWER_TIME, READ_AHEAD, SHARES, STREAM_BUFFER};
 
 /// Why a message could not be sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -208,6 +208,24 @@ impl WireWriter {
         for part in bytes.chunks(STREAM_BUFFER) {
             throttle.pass(part.len()).await;
             self.send_bytes(part).await?;
+        }
+        Ok(())
+    }
+
+    /// The same of a small answer, of which many are under way at once: in parts so small that none of them waits long for its
+    /// first one, however little is allowed.
+    pub(crate) async fn send_small_content(
+        &mut self,
+        bytes: &[u8],
+        throttle: &Throttle,
+    ) -> Result<(), WireError> {
+        if throttle.rate().is_none() {
+            return self.send_content(bytes, throttle).await;
+        }
+        for part in bytes.chunks(STREAM_BUFFER / SHARES as usize) {
+            throttle.pass(part.len()).await;
+            self.send_bytes(part).await?;
+            self.flush().await?;
         }
         Ok(())
     }

@@ -54,7 +54,8 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         match small_answer(core, &wanted, &files).await {
             Ok(Some(answer)) => {
                 wire.writer.send(&ServeAnswer::Coming).await?;
-                wire.writer.send_content(&answer, &core.throttles.upload).await?;
+                let throttle = &core.throttles.upload;
+                wire.writer.send_small_content(&answer, throttle).await?;
                 return wire.writer.close().await;
             }
             Ok(None) => {}
@@ -127,6 +128,7 @@ async fn small_answer(
                 return Ok(None);
             }
         }
+        answer.shrink_to_fit();
         Ok(Some(answer))
     });
     answer.await

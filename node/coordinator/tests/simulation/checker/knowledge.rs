@@ -175,7 +175,7 @@ impl Checker {
                 }
             }
             Event::PushFailed { push, .. } => drop(self.pushes.remove(push)),
-            Event::BuildStarted { build } | Event::Heartbeat { build } => {
+            Event::BuildStarted { build } | Event::BuildDone { build } | Event::Heartbeat { build } => {
                 let now = self.now;
                 if let Some(build) = self.builds.get_mut(build) {
                     build.heard = now;
