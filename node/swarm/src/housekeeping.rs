@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::Facts;
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::presence::Epoch;
@@ -93,9 +92,7 @@ pub(crate) async fn rest(busy: Duration) {
 pub(crate) async fn attend(core: Arc<Core>, mut events: mpsc::Receiver<NetEvent>) {
     while let Some(event) = events.recv().await {
         match event {
-            NetEvent::Dialled(peer) => {
-                tokio::spawn(greet(core.clone(), peer));
-            }
+            NetEvent::Dialled(peer) => hello::greet_soon(&core, peer),
             NetEvent::Gone(peer) => {
                 core.gone(peer);
                 // It is back already, and had said so before this was heard.
@@ -104,12 +101,6 @@ pub(crate) async fn attend(core: Arc<Core>, mut events: mpsc::Receiver<NetEvent>
                 }
             }
         }
-    }
-}
-
-async fn greet(core: Arc<Core>, peer: NodeKey) {
-    if let Err(error) = hello::greet(&core, peer).await {
-        tracing::debug!(%peer, %error, "a member could not be greeted");
     }
 }
 

@@ -436,6 +436,13 @@ pub const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// See [`BUSY_PAUSE`].
 pub const BUSY_TRIES: u32 = 30;
 
+/// How often a connected member is greeted where that fails and it has not greeted this node either. Later it is tried again
+/// from time to time.
+pub const GREETINGS: u32 = 5;
+
+/// Pause between these.
+pub const GREETING_PAUSE: Duration = Duration::from_millis(500);
+
 /// How often a stream is asked for where the connection to its peer is closed each time before it is there.
 pub const OPEN_TRIES: u32 = 5;
 

@@ -51,6 +51,8 @@ pub(crate) struct Driver {
     /// Connections that such dials brought, and since when they are there.
     proofs: Vec<(ConnectionId, Instant)>,
     strangers: HashMap<ConnectionId, (PeerId, Instant)>,
+    /// All others. Who was a stranger may have one of each for a moment.
+    of_members: HashMap<ConnectionId, PeerId>,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), ConnectError>>>>,
     dialling: Dialling,
     walks: HashMap<QueryId, Walk>,
@@ -97,6 +99,7 @@ impl Driver {
             dial_backs: DialBacks::default(),
             proofs: Vec::new(),
             strangers: HashMap::new(),
+            of_members: HashMap::new(),
             connecting: HashMap::new(),
             dialling: Dialling::default(),
             walks: HashMap::new(),
@@ -441,6 +444,12 @@ impl Driver {
                 self.swarm.disconnect_peer_id(peer).ok();
             }
         }
+        // A stranger's connection keeps none that was made as a member.
+        for (connection, peer) in &self.of_members {
+            if !self.gatekeeper.is_member(peer) {
+                self.swarm.close_connection(*connection);
+            }
+        }
         let gatekeeper = self.gatekeeper.clone();
         let routed: Vec<PeerId> = self
             .swarm
@@ -500,6 +509,7 @@ impl Driver {
                 ..
             } => {
                 self.strangers.remove(&connection_id);
+                self.of_members.remove(&connection_id);
                 self.silence.over(connection_id);
                 let Ok(key) = key_of(&peer_id) else { return };
                 let round_trip = self.links.get(key).least_round_trip();
@@ -546,6 +556,7 @@ impl Driver {
             // There is another one, over which it was asked for; this one stays until the peer has seen it, too: who dials is
             // through with a handshake before who is dialled.
             self.proofs.push((connection, Instant::now()));
+            self.of_members.insert(connection, peer);
             if let ConnectedPoint::Dialer { address, .. } = endpoint {
                 self.contacts.with(|contacts| contacts.add(key, address.clone()));
             }
@@ -566,6 +577,7 @@ impl Driver {
             }
             return;
         }
+        self.of_members.insert(connection, peer);
         self.redial.connected(key);
         self.absent.connected(key);
         self.silence.begun(connection);

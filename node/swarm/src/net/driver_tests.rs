@@ -8,6 +8,7 @@ use crate::limits::{PING_INTERVAL, PING_TIME};
 use crate::machine::Machine;
 use crate::net::contacts::Contacts;
 use crate::net::transport::{Setup, build};
+use crate::roster::Members;
 
 /// A driver that is not running, and what belongs to it.
 fn driver() -> (Driver, Network, mpsc::Receiver<NetEvent>) {
@@ -152,4 +153,27 @@ async fn who_does_not_know_the_question_is_not_cut_off_for_not_answering_it() {
         result,
     }));
     assert_eq!(one.silence.watched().count(), 0);
+}
+
+#[tokio::test]
+async fn who_is_no_member_any_more_is_cut_off_also_where_it_comes_as_a_stranger_at_the_same_time() {
+    let (mut one, mut two, key) = connected_pair().await;
+    let (peer, strange) = (peer_of(key).unwrap(), ConnectionId::new_unchecked(usize::MAX));
+    // The one over which it joined, which stays for a moment.
+    one.strangers.insert(strange, (peer, Instant::now()));
+    one.gatekeeper.set(&Members::default());
+    one.members_changed(&BTreeSet::new());
+    let cut_off = async {
+        while !one.connected.borrow().is_empty() {
+            tokio::select! {
+                event = one.swarm.select_next_some() => one.on_event(event),
+                event = two.swarm.select_next_some() => two.on_event(event),
+            }
+        }
+    };
+    // Sooner than as one that nobody uses.
+    tokio::time::timeout(Duration::from_secs(20), cut_off)
+        .await
+        .unwrap();
+    assert!(one.of_members.is_empty() && one.strangers.contains_key(&strange));
 }

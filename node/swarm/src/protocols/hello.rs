@@ -10,6 +10,7 @@ use super::{join, roster};
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
 use crate::events::Notice;
+use crate::limits::{GREETING_PAUSE, GREETINGS};
 use crate::net::wire::{Wire, WireError};
 use crate::net::{Door, OpenError};
 
@@ -96,10 +97,10 @@ pub(crate) fn greet_all(core: &Arc<Core>) {
 
 /// Says hello to connected members that have not said what they offer, or were taken for gone since.
 pub(crate) fn greet_unknown(core: &Arc<Core>) {
-    let mut unknown = core.connected();
-    unknown.retain(|peer| !lock(&core.peers).contains_key(peer));
-    for peer in unknown {
-        greet_soon(core, peer);
+    for peer in core.connected() {
+        if is_unknown(core, peer) {
+            greet_soon(core, peer);
+        }
     }
 }
 
@@ -114,15 +115,26 @@ pub(crate) fn greet_soon(core: &Arc<Core>, peer: NodeKey) {
     };
     let core = core.clone();
     tokio::spawn(async move {
+        let mut tries = 0;
         loop {
             if let Err(error) = greet(&core, peer).await {
                 tracing::debug!(%peer, %error, "a member could not be greeted");
+                tries += 1;
+                if tries < GREETINGS && is_unknown(&core, peer) {
+                    tokio::time::sleep(GREETING_PAUSE).await;
+                    continue;
+                }
             }
             if !is_greeted_again(&core, peer) {
                 return;
             }
         }
     });
+}
+
+/// Whether a member is connected, and neither side has heard the other's greeting.
+fn is_unknown(core: &Core, peer: NodeKey) -> bool {
+    core.connected().contains(&peer) && !lock(&core.peers).contains_key(&peer)
 }
 
 /// Whether something has changed while a member was greeted that is connected still.
