@@ -38,6 +38,38 @@ async fn fetch(node: &TestNode, root: TreeDigest, from: &[&TestNode]) -> Result<
 }
 
 #[tokio::test]
+async fn a_few_files_come_whether_they_make_a_small_answer_or_not_and_however_little_may_be_sent() {
+    let (ann, bob) = pair().await;
+    // One that is small; one of as many files that is not; and small ones that together have to wait for the link.
+    let files = |seed: u64, count: u64, size: usize| {
+        let files = (0..count).map(|number| (format!("{number}"), noise(seed + number, size)));
+        let files: Vec<(String, Vec<u8>)> = files.collect();
+        let named: Vec<(&str, &[u8])> = files
+            .iter()
+            .map(|(name, bytes)| (&name[..], &bytes[..]))
+            .collect();
+        let root = ann.shelf.add_directory(&named);
+        ann.shelf.add_path(&format!("p{seed}"), root);
+        root
+    };
+    for root in [files(0, 3, 20_000), files(100, 5, 60_000)] {
+        bob.shelf.adopt(&fetch(&bob, root, &[&ann]).await.unwrap());
+        assert!(bob.shelf.is_complete(root));
+    }
+    ann.handle.set_caps(Caps {
+        upload: Some(512 << 10),
+        download: None,
+    });
+    let roots: Vec<TreeDigest> = (2..22).map(|number| files(number * 1000, 2, 60_000)).collect();
+    let from = [&ann];
+    let all = roots.iter().map(|root| fetch(&bob, *root, &from));
+    for arrival in futures::future::join_all(all).await {
+        bob.shelf.adopt(&arrival.unwrap());
+    }
+    assert!(roots.iter().all(|root| bob.shelf.is_complete(*root)));
+}
+
+#[tokio::test]
 async fn a_tree_of_every_kind_arrives() {
     let (ann, bob) = pair().await;
     let root = mixed(&ann.shelf);
