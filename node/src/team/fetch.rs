@@ -220,7 +220,7 @@ impl TeamNode {
             prepared.await
         };
         let fetched = match size <= SMALL_TREE {
-            // It comes in one piece: nobody needs to wait for the rest of it on a thread.
+            // It is soon here: nobody needs to wait for the rest of it on a thread.
             true => match self.swarm.fetch(order).await {
                 Ok(arrival) => Ok(prepare(arrival).await),
                 Err(error) => Err(error),

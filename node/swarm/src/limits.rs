@@ -533,7 +533,7 @@ pub const FETCHES_FOR_OTHERS: usize = FETCHES / 2;
 pub const FETCHES_FOR_EACH: usize = FETCHES_FOR_OTHERS / 2;
 
 /// How much of a tree has to come in how long where it is fetched for another member, and others wait for its place: 16 KiB
-/// a second. A slow link is waited for as long as nobody else is; what has come stays, and is not fetched again.
+/// a second. A slow link is waited for as long as nobody else is; what has come of large files stays, and is not fetched again.
 pub const FETCH_PACE: Pace = Pace {
     time: Duration::from_secs(60),
     bytes: 1 << 20,
