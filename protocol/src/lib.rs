@@ -1,7 +1,7 @@
 //! What goes over a wire or into a file.
 //!
 //! Every part of `tvix-node` speaks in the types of this crate: store paths and derivations as Nix
-//! defines them ([`nix`]), file system objects named by their content ([`tree`]), what is known of a
+//! defines them ([`nix`]), file system objects named by their content ([`tree`], [`subtrees`]), what is known of a
 //! store path ([`path_info`]), build requests and records ([`build`]), signed envelopes
 //! ([`envelope`]), how a team begins ([`founding`]), what nodes of a swarm say to each other ([`roster`], [`ticket`], [`presence`],
 //! [`messages`]), and what crosses the control socket ([`control`]).
@@ -33,6 +33,7 @@ pub mod nix;
 pub mod path_info;
 pub mod presence;
 pub mod roster;
+pub mod subtrees;
 pub mod ticket;
 pub mod tree;
 pub mod trust;

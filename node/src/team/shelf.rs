@@ -7,6 +7,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::SwarmId;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{PathHash, Shown};
+use tvix_node_protocol::subtrees::ChainingValue;
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 use tvix_node_store::{Audience, IndexError, ReadError, Store};
 use tvix_node_swarm::{Shelf, ShelfError};
@@ -97,6 +98,10 @@ impl Shelf for StoreShelf {
         self.store
             .open_blob(&digest)
             .map_err(|error: ReadError| ShelfError::new(error))
+    }
+
+    fn subtrees(&self, digest: BlobDigest) -> Result<Vec<ChainingValue>, ShelfError> {
+        self.store.blob_subtrees(&digest).map_err(ShelfError::new)
     }
 }
 

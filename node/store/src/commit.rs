@@ -318,14 +318,7 @@ impl Inner {
             let number = tree.written.temporary.number();
             let name = final_name(&tree.info, job.batch.accepted);
             let written = &mut tree.written;
-            insert_tree(
-                transaction,
-                number,
-                &name,
-                written.tree,
-                &written.nodes,
-                &mut written.files,
-            )?;
+            insert_tree(transaction, number, &name, written)?;
             let info = tree.info.clone();
             let record = PathRecord { number, info };
             if job.batch.accepted {

@@ -2,9 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::PermissionsExt as _;
+
+use tvix_node_protocol::subtrees::{SUBTREE_BYTES, digest_of};
+use tvix_node_protocol::tree::BlobDigest;
+
 use super::*;
-use crate::Text;
-use crate::index::insert_path;
+use crate::index::{SUBTREES, insert_path};
+use crate::{ContentName, Naming, Text};
 
 fn text(name: &str, content: &str, references: BTreeSet<StorePath>) -> Text {
     let path = tvix_node_protocol::nix::store_path::build_text_path(name, content.as_bytes(), &references);
@@ -124,4 +129,44 @@ fn what_was_leased_while_programs_are_looked_at_stays_leased_until_it_is_decided
     assert_eq!(in_use(), paths(&texts[2..]));
     drop(ever);
     assert_eq!(store.gc(&GcOptions::default()).unwrap().removed.len(), 3);
+}
+
+#[test]
+fn the_hashes_of_a_large_files_parts_stay_as_long_as_a_path_has_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let store = Store::open(&home).unwrap();
+    let bytes: Vec<u8> = (0..SUBTREE_BYTES * 2 + 77).map(|at| (at >> 5) as u8).collect();
+    let blob = BlobDigest::of(&bytes);
+    assert!(store.blob_subtrees(&blob).unwrap().is_empty());
+    let add = |name: &str, executable: bool| {
+        let source = folder.path().join(name);
+        std::fs::write(&source, &bytes).unwrap();
+        let mode = if executable { 0o755 } else { 0o644 };
+        std::fs::set_permissions(&source, std::fs::Permissions::from_mode(mode)).unwrap();
+        let naming = Naming::Content(ContentName::source(name));
+        store.add_source(&source, naming, &store.lease()).unwrap().path
+    };
+    let (plain, executable) = (add("plain", false), add("executable", true));
+    let parts = || store.blob_subtrees(&blob).unwrap();
+    assert_eq!(digest_of(&parts()), Some(blob));
+    store.inner.index.assert_consistent();
+    for (kept, left) in [(Some(&executable), 1), (None, 0)] {
+        let lease = store.lease();
+        kept.map(|path| lease.hold_one(path).unwrap());
+        store.gc(&GcOptions::default()).unwrap();
+        assert_eq!(store.query(&plain).unwrap(), None);
+        assert_eq!(parts().len(), 3 * left);
+        store.inner.index.assert_consistent();
+    }
+    // What is damaged or forged in the index is an error.
+    let damaged = store.inner.index.write(|transaction| {
+        transaction
+            .open_table(SUBTREES)?
+            .insert(&blob.0, [0; 33].as_slice())?;
+        Ok(())
+    });
+    damaged.unwrap();
+    let error = store.blob_subtrees(&blob).unwrap_err().to_string();
+    assert!(error.contains("hashes of a file's parts"), "{error}");
 }

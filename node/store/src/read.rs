@@ -11,6 +11,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
+use tvix_node_protocol::subtrees::ChainingValue;
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, PathComponent, Tree, TreeDigest};
 
 use crate::disk::{CANONICAL_TIME, FileError, list, open_directory};
@@ -177,6 +178,15 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// The hashes of the parts of a large file that is stored ([`subtrees`](tvix_node_protocol::subtrees)), in order. None of
+    /// smaller files, and of those that were stored before the hashes were kept.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn blob_subtrees(&self, digest: &BlobDigest) -> Result<Vec<ChainingValue>, IndexError> {
+        self.inner.index.subtrees(*digest)
     }
 
     /// Writes the archive (NAR) of a valid path and returns its size.

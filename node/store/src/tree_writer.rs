@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, StatVfs};
 use rustix::io::Errno;
 use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, NixHasher};
+use tvix_node_protocol::subtrees::{BlobHasher, ChainingValue};
 use tvix_node_protocol::tree::{
     BlobDigest, Directory, Leaf, Node, PathComponent, SymlinkTarget, Tree, TreeDigest, TreeError,
 };
@@ -65,6 +66,8 @@ pub(crate) struct Written {
     pub(crate) tree: TreeDigest,
     pub(crate) nodes: HashMap<TreeDigest, NodeRow>,
     pub(crate) files: Vec<FileRow>,
+    /// The hashes of the parts of large files.
+    pub(crate) subtrees: HashMap<BlobDigest, Vec<ChainingValue>>,
     /// All directories, below the tree's root.
     pub(crate) directories: Vec<Vec<u8>>,
     /// Bytes of the files that were made.
@@ -86,7 +89,7 @@ struct OpenFile {
     fd: OwnedFd,
     name: Option<PathComponent>,
     executable: bool,
-    hasher: Box<blake3::Hasher>,
+    hasher: Box<BlobHasher>,
     written: u64,
     /// It has its bytes already.
     taken: bool,
@@ -107,6 +110,7 @@ pub(crate) struct TreeWriter<'s> {
     occurrences: HashMap<(BlobDigest, bool), u32>,
     nodes: HashMap<TreeDigest, NodeRow>,
     files: Vec<FileRow>,
+    subtrees: HashMap<BlobDigest, Vec<ChainingValue>>,
     directories: Vec<Vec<u8>>,
     bytes_made: u64,
     root: Option<Tree>,
@@ -132,6 +136,7 @@ impl<'s> TreeWriter<'s> {
             occurrences: HashMap::new(),
             nodes: HashMap::new(),
             files: Vec::new(),
+            subtrees: HashMap::new(),
             directories: Vec::new(),
             bytes_made: 0,
             root: None,
@@ -336,7 +341,10 @@ impl<'s> TreeWriter<'s> {
             return Err(self.fail("finish the file", Errno::INVAL).into());
         };
         let parent_length = self.enter(open.name.as_ref());
-        let blob = BlobDigest(*open.hasher.finalize().as_bytes());
+        let (blob, parts) = open.hasher.finalize();
+        if !parts.is_empty() {
+            self.subtrees.insert(blob, parts);
+        }
         let file = self.occurrence(blob, open.written, open.executable);
         let shared = self.share_instead(open.name.as_ref(), &file)?;
         if shared == Shared::Not {
@@ -379,6 +387,7 @@ impl<'s> TreeWriter<'s> {
             tree: digest,
             nodes: self.nodes,
             files: self.files,
+            subtrees: self.subtrees,
             directories: self.directories,
             bytes_made: self.bytes_made,
             flat: self.flat.filter(|_| is_file).map(NixHasher::finalize),

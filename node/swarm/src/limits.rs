@@ -496,8 +496,8 @@ pub const OUTBOARD_BYTES: usize = 64 << 20;
 pub const OUTBOARD_BYTES_OF_A_FILE: u64 = 16 << 20;
 
 /// Bytes of hashes inside served files that lie in files: those of 256 GiB, four of the largest files that a store takes
-/// from others. A larger file is not served.
-pub const OUTBOARD_BYTES_ON_DISK: usize = 1 << 30;
+/// from others, and what is kept of each of their parts. A larger file is not served.
+pub const OUTBOARD_BYTES_ON_DISK: usize = (1 << 30) + (16 << 20);
 
 /// Bytes of directories on their way from one provider, as it announces them, or waiting to be written: the largest alone.
 pub const COMING_BYTES_PER_PEER: usize = TREE_NODE_BYTES;

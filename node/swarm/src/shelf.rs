@@ -5,6 +5,7 @@ use std::fs::File;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{PathHash, Shown};
 use tvix_node_protocol::nix::store_path::StorePath;
+use tvix_node_protocol::subtrees::ChainingValue;
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 
 /// The store failed. The peer is told no more than that.
@@ -82,4 +83,13 @@ pub trait Shelf: Send + Sync + 'static {
     /// # Errors
     /// [`ShelfError`]
     fn blob(&self, digest: BlobDigest) -> Result<Option<File>, ShelfError>;
+
+    /// The hashes of the parts of a large file that is here ([`subtrees`](tvix_node_protocol::subtrees)), in order; none where
+    /// they are not known. With them it is served without being read as a whole before.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn subtrees(&self, _: BlobDigest) -> Result<Vec<ChainingValue>, ShelfError> {
+        Ok(Vec::new())
+    }
 }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use redb::ReadableTable;
 use tvix_node_protocol::StorePath;
+use tvix_node_protocol::subtrees::{digest_of, subtrees_of};
 use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 
 use super::objects::decode_node;
 use super::*;
 
-type FileKey = ([u8; 32], bool, u32, u64);
+type OwnFileKey = ([u8; 32], bool, u32, u64);
 
 impl Index {
     /// Panics where the tables disagree. Returns the name of every tree and what is known of it.
@@ -89,7 +90,8 @@ fn assert_objects(
         decode_node(bytes.value(), digest)
     };
     let mut uses: HashMap<TreeDigest, u64> = HashMap::new();
-    let mut files: BTreeMap<FileKey, BTreeSet<Vec<u8>>> = BTreeMap::new();
+    let mut files: BTreeMap<OwnFileKey, BTreeSet<Vec<u8>>> = BTreeMap::new();
+    let mut large = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for (number, (_, root)) in numbers {
         *uses.entry(*root).or_insert(0) += 1;
@@ -110,14 +112,24 @@ fn assert_objects(
                                 }
                                 pending.push((*child, path));
                             }
-                            Node::File { blob, executable, .. } => {
+                            Node::File {
+                                blob,
+                                executable,
+                                size,
+                            } => {
+                                large.insert(*blob, *size);
                                 occurrences.entry((*blob, *executable)).or_default().push(path);
                             }
                             Node::Symlink(_) => {}
                         }
                     }
                 }
-                Tree::Leaf(Leaf::File { blob, executable, .. }) => {
+                Tree::Leaf(Leaf::File {
+                    blob,
+                    executable,
+                    size,
+                }) => {
+                    large.insert(blob, size);
                     occurrences
                         .entry((blob, executable))
                         .or_default()
@@ -159,6 +171,7 @@ fn assert_objects(
         listed.insert(key);
     }
     assert_eq!(listed.len(), files.len(), "files");
+    assert_subtrees(transaction, &large)?;
     let mut by_digest = BTreeSet::new();
     for entry in transaction.open_table(TREE_NUMBERS)?.iter()? {
         let (key, _) = entry?;
@@ -169,5 +182,31 @@ fn assert_objects(
         .map(|(number, (_, root))| (*number, *root))
         .collect();
     assert_eq!(by_digest, expected, "numbers of trees");
+    Ok(())
+}
+
+/// Every file that has parts has their hashes, and no other. So it is where the store began with the table.
+fn assert_subtrees(
+    transaction: &ReadTransaction,
+    sizes: &BTreeMap<BlobDigest, u64>,
+) -> Result<(), IndexFault> {
+    let mut listed = BTreeMap::new();
+    let table = match transaction.open_table(SUBTREES) {
+        Err(redb::TableError::TableDoesNotExist(_)) => None,
+        table => Some(table?),
+    };
+    if let Some(table) = table {
+        for entry in table.iter()? {
+            let (blob, parts) = entry?;
+            let (parts, rest) = parts.value().as_chunks();
+            assert_eq!(rest, [0; 0]);
+            let blob = BlobDigest(*blob.value());
+            assert_eq!(digest_of(parts), Some(blob), "parts of {blob}");
+            listed.insert(blob, parts.len() as u64);
+        }
+    }
+    let with_parts = sizes.iter().map(|(blob, size)| (*blob, subtrees_of(*size)));
+    let expected: BTreeMap<_, _> = with_parts.filter(|(_, parts)| *parts > 1).collect();
+    assert_eq!(listed, expected, "files with parts");
     Ok(())
 }

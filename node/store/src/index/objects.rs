@@ -4,16 +4,19 @@
 //! would have to be hashed again. An object costs some 70 bytes an entry, equal directories of
 //! different trees are kept once, and an object goes with the last tree it is in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
 
-use redb::{ReadTransaction, ReadableTable, WriteTransaction};
-use tvix_node_protocol::tree::{BlobDigest, Node, Tree, TreeDigest};
+use redb::{ReadTransaction, ReadableTable, TableError, WriteTransaction};
+use tvix_node_protocol::subtrees::{ChainingValue, SUBTREE_BYTES};
+use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 
 use super::{
-    AUDIENCES, DecodeError, FILES, Index, IndexError, IndexFault, NODE_USES, NODES, TREE_NUMBERS, TREES,
+    AUDIENCES, DecodeError, FILES, FileKey, Index, IndexError, IndexFault, NODE_USES, NODES, SUBTREES,
+    TREE_NUMBERS, TREES,
 };
 use crate::share::SharedFile;
-use crate::tree_writer::{FileRow, NodeRow};
+use crate::tree_writer::Written;
 
 impl Index {
     /// A stored file equal to this one, as path below the directory of trees: the one in the newest
@@ -34,12 +37,29 @@ impl Index {
     pub(crate) fn blob_file(&self, blob: BlobDigest) -> Result<Option<Vec<u8>>, IndexError> {
         self.read(|transaction| {
             let files = transaction.open_table(FILES)?;
-            let range = (&blob.0, false, 0, 0)..=(&blob.0, true, u32::MAX, u64::MAX);
-            let Some(found) = files.range(range)?.next() else {
+            let Some(found) = files.range(all_of(&blob))?.next() else {
                 return Ok(None);
             };
             let (key, relative) = found?;
             tree_path(transaction, key.value().3, relative.value())
+        })
+    }
+
+    /// The hashes of the parts of a large file, in order; none where they are not known.
+    pub(crate) fn subtrees(&self, blob: BlobDigest) -> Result<Vec<ChainingValue>, IndexError> {
+        self.read(|transaction| {
+            let table = match transaction.open_table(SUBTREES) {
+                // No large file has come since there can be this table.
+                Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                table => table?,
+            };
+            let Some(parts) = table.get(&blob.0)? else {
+                return Ok(Vec::new());
+            };
+            match parts.value().as_chunks() {
+                (parts, []) => Ok(parts.to_vec()),
+                _ => Err(DecodeError::Field("hashes of a file's parts").into()),
+            }
         })
     }
 
@@ -61,6 +81,11 @@ impl Index {
             Ok(nodes.get(&digest.0)?.map(|bytes| bytes.value().len()))
         })
     }
+}
+
+/// Keys of all files with these bytes.
+fn all_of(blob: &BlobDigest) -> RangeInclusive<FileKey<'_>> {
+    (&blob.0, false, 0, 0)..=(&blob.0, true, u32::MAX, u64::MAX)
 }
 
 pub(crate) fn decode_node(bytes: &[u8], digest: TreeDigest) -> Result<Tree, IndexFault> {
@@ -89,10 +114,9 @@ pub(crate) fn insert_tree(
     transaction: &WriteTransaction,
     number: u64,
     name: &str,
-    root: TreeDigest,
-    rows: &HashMap<TreeDigest, NodeRow>,
-    file_rows: &mut [FileRow],
+    written: &mut Written,
 ) -> Result<(), IndexFault> {
+    let root = written.tree;
     transaction.open_table(TREES)?.insert(number, name)?;
     transaction
         .open_table(TREE_NUMBERS)?
@@ -104,17 +128,28 @@ pub(crate) fn insert_tree(
         let used = uses.get(&digest.0)?.map_or(0, |count| count.value());
         uses.insert(&digest.0, used + 1)?;
         if used == 0 {
-            let row = rows.get(&digest).ok_or(DecodeError::Field("directory object"))?;
+            let row = written
+                .nodes
+                .get(&digest)
+                .ok_or(DecodeError::Field("directory object"))?;
             nodes.insert(&digest.0, row.bytes.as_slice())?;
             pending.extend_from_slice(&row.children);
         }
     }
     // Entered in the order of the table, which is several times faster than in any other.
-    file_rows.sort_unstable_by_key(|row| (row.blob, row.executable, row.occurrence));
+    written
+        .files
+        .sort_unstable_by_key(|row| (row.blob, row.executable, row.occurrence));
     let mut files = transaction.open_table(FILES)?;
-    for row in file_rows {
+    for row in &written.files {
         let key = (&row.blob.0, row.executable, row.occurrence, number);
         files.insert(key, row.relative.as_slice())?;
+    }
+    if !written.subtrees.is_empty() {
+        let mut subtrees = transaction.open_table(SUBTREES)?;
+        for (blob, parts) in &written.subtrees {
+            subtrees.insert(&blob.0, parts.as_flattened())?;
+        }
     }
     Ok(())
 }
@@ -134,6 +169,7 @@ pub(crate) fn remove_tree(
     let mut files = transaction.open_table(FILES)?;
     // First the files of all directories, while all objects are still there; then the counts.
     let mut occurrences: HashMap<(BlobDigest, bool), u32> = HashMap::new();
+    let mut large: HashSet<BlobDigest> = HashSet::new();
     let mut pending = vec![root];
     while let Some(digest) = pending.pop() {
         let object = nodes
@@ -144,16 +180,27 @@ pub(crate) fn remove_tree(
                 for (_, node) in directory.entries() {
                     match node {
                         Node::Directory(child) => pending.push(*child),
-                        Node::File { blob, executable, .. } => {
+                        Node::File {
+                            blob,
+                            executable,
+                            size,
+                        } => {
                             *occurrences.entry((*blob, *executable)).or_insert(0) += 1;
+                            large.extend((*size > SUBTREE_BYTES).then_some(*blob));
                         }
                         Node::Symlink(_) => {}
                     }
                 }
             }
             Tree::Leaf(leaf) => {
-                if let tvix_node_protocol::tree::Leaf::File { blob, executable, .. } = leaf {
+                if let Leaf::File {
+                    blob,
+                    executable,
+                    size,
+                } = leaf
+                {
                     *occurrences.entry((blob, executable)).or_insert(0) += 1;
+                    large.extend((size > SUBTREE_BYTES).then_some(blob));
                 }
             }
         }
@@ -161,6 +208,11 @@ pub(crate) fn remove_tree(
     for ((blob, executable), count) in occurrences {
         for occurrence in 0..count {
             files.remove((&blob.0, executable, occurrence, number))?;
+        }
+    }
+    for blob in large {
+        if files.range(all_of(&blob))?.next().is_none() {
+            transaction.open_table(SUBTREES)?.remove(&blob.0)?;
         }
     }
     let mut pending = vec![root];

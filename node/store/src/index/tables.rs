@@ -33,10 +33,17 @@ pub(crate) const NODES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition:
 /// How often a node is an entry of another one or the root of a tree. It goes when nothing is left.
 pub(crate) const NODE_USES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("node-uses");
 
+/// See [`FILES`].
+pub(crate) type FileKey<'a> = (&'a [u8; 32], bool, u32, u64);
+
 /// Where files lie: (blob, whether executable, occurrence in the tree, tree number) to the path below
 /// the tree's root. One table serves look-ups by blob and the sharing of equal files.
-pub(crate) const FILES: TableDefinition<'_, (&[u8; 32], bool, u32, u64), &[u8]> =
-    TableDefinition::new("files");
+pub(crate) const FILES: TableDefinition<'_, FileKey<'_>, &[u8]> = TableDefinition::new("files");
+
+/// Large files: blob to the hashes of its parts of [`SUBTREE_BYTES`](tvix_node_protocol::subtrees::SUBTREE_BYTES), one after
+/// the other. Those of files that came before there was this table are missing. Made when it is first opened for
+/// a change.
+pub(crate) const SUBTREES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("subtrees");
 
 /// When paths were last asked for by somebody who meant to use them, in seconds since 1970. Some may be
 /// missing: what is not written down yet when the node is killed is lost. Made when it is first written

@@ -20,6 +20,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::Shown;
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::roster::{Founder, Roles};
+use tvix_node_protocol::subtrees::{BlobHasher, ChainingValue};
 use tvix_node_protocol::ticket::Ticket;
 use tvix_node_protocol::tree::{BlobDigest, Directory, Node, PathComponent, Tree, TreeDigest};
 use tvix_node_swarm::team::{Team, join, new_secret};
@@ -36,6 +37,7 @@ const SMALL: usize = 4096;
 struct OpenShelf {
     trees: HashMap<TreeDigest, Tree>,
     blobs: HashMap<BlobDigest, PathBuf>,
+    subtrees: HashMap<BlobDigest, Vec<ChainingValue>>,
 }
 
 impl OpenShelf {
@@ -44,8 +46,21 @@ impl OpenShelf {
         for (name, bytes) in files {
             let path = folder.join(&name);
             std::fs::write(&path, &bytes)?;
-            self.blobs.insert(BlobDigest::of(&bytes), path);
-            directory.insert(PathComponent::new(name.as_bytes())?, Node::file(&bytes, false))?;
+            // As a store does it when a file is added.
+            let mut hasher = BlobHasher::default();
+            hasher.update(&bytes);
+            let (blob, parts) = hasher.finalize();
+            self.blobs.insert(blob, path);
+            self.subtrees.insert(blob, parts);
+            let (size, executable) = (bytes.len() as u64, false);
+            directory.insert(
+                PathComponent::new(name.as_bytes())?,
+                Node::File {
+                    blob,
+                    size,
+                    executable,
+                },
+            )?;
         }
         let tree = Tree::Directory(directory);
         let digest = tree.digest();
@@ -73,6 +88,9 @@ impl Shelf for OpenShelf {
     fn blob(&self, digest: BlobDigest) -> Result<Option<File>, ShelfError> {
         let file = self.blobs.get(&digest).map(File::open).transpose();
         file.map_err(ShelfError::new)
+    }
+    fn subtrees(&self, digest: BlobDigest) -> Result<Vec<ChainingValue>, ShelfError> {
+        Ok(self.subtrees.get(&digest).cloned().unwrap_or_default())
     }
 }
 

@@ -29,7 +29,7 @@ use crate::core::{blocking, lock};
 use crate::limits::WRITE_BATCH;
 use crate::net::Door;
 use crate::protocols::blob::{BlobReader, BlobWriter};
-use crate::protocols::serving::BLOCK;
+use crate::protocols::outboard::BLOCK;
 
 /// A large file that is arriving.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use crate::limits::{
     HEDGE_SILENCE, LARGE_PIECE_CHUNKS, LEAST_SHARE, PACK_BYTES, PACKED_BLOB, PIECE_CHUNKS, PIECES,
     WORKERS_PER_FAR_PROVIDER,
 };
-use crate::protocols::serving::BLOCK;
+use crate::protocols::outboard::BLOCK;
 
 /// Bytes of a chunk, the unit in which ranges are asked for.
 pub(crate) const CHUNK: u64 = 1024;

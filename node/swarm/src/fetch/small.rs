@@ -19,7 +19,7 @@ use crate::limits::WRITE_BATCH;
 use crate::net::Door;
 use crate::protocols::blob::BlobReader;
 use crate::protocols::blobs::{FOLLOWS, MISSING};
-use crate::protocols::serving::BLOCK;
+use crate::protocols::outboard::BLOCK;
 
 /// Fetches files from one provider, as long as they are not brought by another. What has come is kept, whatever happens
 /// then, and the plan knows what has not.

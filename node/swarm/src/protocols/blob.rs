@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use bao_tree::ChunkRanges;
-use bao_tree::io::sync::{encode_ranges, encode_ranges_validated};
+use bao_tree::io::sync::encode_ranges;
 use bytes::Bytes;
 use futures::AsyncReadExt;
 use iroh::endpoint::VarInt;
@@ -21,6 +21,7 @@ use tvix_node_protocol::limits::BLOB_REQUEST_BYTES;
 use tvix_node_protocol::messages::{BlobQuestion, ServeAnswer};
 use tvix_node_protocol::tree::BlobDigest;
 
+use super::outboard::FileState;
 use super::serving::files_for;
 use crate::core::{Core, blocking};
 use crate::limits::{ANSWER_TIME, CONTENT_PIECE, CONTENT_QUEUE};
@@ -196,29 +197,25 @@ fn encode(
     let Some(file) = core.shelf.blob(blob)? else {
         return Ok(());
     };
-    let metadata = file.metadata().map_err(ShelfError::new)?;
-    let proof = core.serving.proof(blob, &file, core.fetching.spool());
-    let proof = proof.map_err(ShelfError::new)?;
-    if proof.outboard.tree.size() != metadata.len() {
-        return Err(ShelfError::new(format!(
-            "the file of blob {blob} has other content"
-        )));
-    }
+    // As it was before it is read: a change meanwhile shows.
+    let state = FileState::of(&file.metadata().map_err(ShelfError::new)?);
+    let parts = || {
+        core.shelf.subtrees(blob).unwrap_or_else(|error| {
+            tracing::warn!(%blob, %error, "the hashes of a file's parts could not be read; all of it is");
+            Vec::new()
+        })
+    };
+    let spool = core.fetching.spool();
+    let outboard = core.serving.outboard(blob, (&file, state), spool, parts);
+    let outboard = outboard.map_err(ShelfError::new)?;
+    let outboard = outboard.with(&file, state).map_err(ShelfError::new)?;
     let mut pieces = Pieces {
         piece: Vec::with_capacity(CONTENT_PIECE),
         sender,
     };
     let sent = pieces
-        .write_all(&metadata.len().to_le_bytes())
-        .and_then(|()| {
-            let outboard = &proof.outboard;
-            let encoded = if proof.is_from(&metadata) {
-                encode_ranges(&file, outboard, ranges, &mut pieces)
-            } else {
-                encode_ranges_validated(&file, outboard, ranges, &mut pieces)
-            };
-            encoded.map_err(io::Error::other)
-        })
+        .write_all(&state.size.to_le_bytes())
+        .and_then(|()| encode_ranges(&file, outboard, ranges, &mut pieces).map_err(io::Error::other))
         .and_then(|()| pieces.flush());
     match sent {
         // Nobody reads any more.

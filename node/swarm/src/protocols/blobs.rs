@@ -19,7 +19,8 @@ use tvix_node_protocol::limits::BLOBS_BATCH;
 use tvix_node_protocol::messages::{BlobsQuestion, ServeAnswer};
 use tvix_node_protocol::tree::BlobDigest;
 
-use super::serving::{BLOCK, files_for};
+use super::outboard::BLOCK;
+use super::serving::files_for;
 use crate::core::Core;
 use crate::limits::{CONTENT_PIECE, CONTENT_QUEUE, PACKED_BLOB, SMALL_TREE, SMALL_TREE_FILES};
 use crate::net::wire::{Wire, WireError};

@@ -8,6 +8,7 @@ pub(crate) mod find;
 pub(crate) mod hello;
 pub(crate) mod join;
 pub(crate) mod keepers;
+pub(crate) mod outboard;
 pub(crate) mod paths;
 pub(crate) mod patience;
 pub(crate) mod presence;

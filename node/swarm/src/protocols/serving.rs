@@ -1,25 +1,23 @@
 //! What is served at the moment: the files of each tree, and the hashes inside large files.
 //!
 //! A file is served as a part of a tree the asker may have. Which files are in a tree is found by walking
-//! it once, and remembered for a while. A file is read as a whole once for its hashes, whether it proves to be what it
-//! should or not, and not for each piece of it.
+//! it once, and remembered for a while. A file is read once for its hashes, whether it proves to be what it should or
+//! not, and not for each piece of it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fs::{File, Metadata};
-use std::io::{self, BufReader};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
-use bao_tree::io::outboard::PreOrderOutboard;
-use bao_tree::io::sync::{CreateOutboard, ReadAt, WriteAt};
-use bao_tree::{BaoTree, BlockSize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::ServeAnswer;
+use tvix_node_protocol::subtrees::{ChainingValue, subtrees_of};
 use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
 
+use super::outboard::{BlobOutboard, FileState, Pairs, bytes_of};
 use crate::core::{Core, lock};
 use crate::limits::{
     CONTENT_STREAMS, CONTENT_STREAMS_PER_PEER, LISTINGS, LISTINGS_PER_PEER, OUTBOARD_BYTES,
@@ -30,81 +28,6 @@ use crate::places::Places;
 use crate::recent::Recent;
 use crate::room::Room;
 use crate::shelf::{Shelf, ShelfError};
-
-/// Groups of 16 chunks of 1 KiB, as iroh-blobs has them: what is verified at once.
-pub(crate) const BLOCK: BlockSize = iroh_blobs::store::IROH_BLOCK_SIZE;
-
-/// The hashes inside a file above its groups of 16 KiB: 64 bytes each, 1/256 of the file.
-pub(crate) type Outboard = PreOrderOutboard<Hashes>;
-
-/// Where hashes inside a file lie.
-#[derive(Debug)]
-pub(crate) enum Hashes {
-    Memory(Vec<u8>),
-    /// A file without a name, which goes when it is closed.
-    Disk(File),
-}
-
-impl ReadAt for Hashes {
-    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Memory(bytes) => bytes.read_at(at, buffer),
-            Self::Disk(file) => file.read_at(at, buffer),
-        }
-    }
-}
-
-impl WriteAt for Hashes {
-    fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Memory(memory) => memory.write_at(at, bytes),
-            Self::Disk(file) => file.write_at(at, bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Memory(memory) => memory.flush(),
-            // Nobody but this process reads it, and after it there is no need for it.
-            Self::Disk(_) => Ok(()),
-        }
-    }
-}
-
-/// What a file system changes when a file's content is changed, whatever is done to its other times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileState {
-    device: u64,
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
-}
-
-impl FileState {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
-
-/// The hashes inside a file, and the file they were made from.
-#[derive(Debug)]
-pub(crate) struct Proof {
-    pub(crate) outboard: Outboard,
-    made_from: FileState,
-}
-
-impl Proof {
-    /// Whether this is the file the hashes were made from, unchanged: then it need not be hashed again. What
-    /// a disk loses without being written to is found by who fetches.
-    pub(crate) fn is_from(&self, metadata: &Metadata) -> bool {
-        self.made_from == FileState::of(metadata)
-    }
-}
 
 /// A file that could not be proven, as it was then.
 #[derive(Debug)]
@@ -118,14 +41,14 @@ struct Unproven {
 #[derive(Debug)]
 pub(crate) struct Serving {
     trees: Mutex<Recent<TreeDigest, HashSet<BlobDigest>>>,
-    proofs: Mutex<Recent<BlobDigest, Proof>>,
+    outboards: Mutex<Recent<BlobDigest, BlobOutboard>>,
     /// Bytes of one that is in memory.
     in_memory: u64,
     /// Those of larger files, which lie in files.
-    large: Mutex<Recent<BlobDigest, Proof>>,
+    large: Mutex<Recent<BlobDigest, BlobOutboard>>,
     /// Files that could not be proven.
     unproven: Mutex<Recent<BlobDigest, Unproven>>,
-    /// Held by who makes the proof of a file.
+    /// Held by who makes the outboard of a file.
     making: Mutex<HashMap<BlobDigest, Weak<Mutex<()>>>>,
     /// Streams that carry files, at once.
     pub(crate) streams: Arc<Semaphore>,
@@ -164,7 +87,7 @@ impl Serving {
     pub(crate) fn new() -> Self {
         Self {
             trees: Mutex::new(Recent::new(SERVED_BLOBS)),
-            proofs: Mutex::new(Recent::new(OUTBOARD_BYTES)),
+            outboards: Mutex::new(Recent::new(OUTBOARD_BYTES)),
             in_memory: OUTBOARD_BYTES_OF_A_FILE,
             large: Mutex::new(Recent::new(OUTBOARD_BYTES_ON_DISK)),
             unproven: Mutex::new(Recent::new(UNPROVEN_FILES)),
@@ -207,41 +130,46 @@ impl Serving {
         blobs
     }
 
-    /// The hashes inside a file, which is read for them where they are not remembered, by one at a time. Where they are too
-    /// many for the memory they lie in `folder`, which need not be there yet. Blocks.
+    /// The outboard of a file in this state. Where it is not remembered, the file is read for it, by one at a time: as a whole
+    /// where `parts` does not know the hashes of its parts. Where it is too large for the memory it lies in `folder`, which
+    /// need not be there yet. Blocks.
     ///
     /// # Errors
     /// The file cannot be read, or does not have the digest it should; that, too, is found out once for a while.
-    pub(crate) fn proof(&self, blob: BlobDigest, file: &File, folder: &Path) -> io::Result<Arc<Proof>> {
-        if let Some(proof) = self.known(blob) {
-            return Ok(proof);
+    pub(crate) fn outboard(
+        &self,
+        blob: BlobDigest,
+        (file, state): (&File, FileState),
+        folder: &Path,
+        parts: impl FnOnce() -> Vec<ChainingValue>,
+    ) -> io::Result<Arc<BlobOutboard>> {
+        if let Some(outboard) = self.known(blob) {
+            return Ok(outboard);
         }
         let turn = self.turn(blob);
         let _making = lock(&turn);
-        if let Some(proof) = self.known(blob) {
-            return Ok(proof);
+        if let Some(outboard) = self.known(blob) {
+            return Ok(outboard);
         }
-        // As it was before it is read: a change meanwhile shows.
-        let made_from = FileState::of(&file.metadata()?);
         if let Some(known) = lock(&self.unproven).get(blob)
-            && known.file == made_from
+            && known.file == state
             && known.since.elapsed() < UNPROVEN
         {
             return Err(io::Error::other(known.reason.clone()));
         }
-        match self.make(blob, (file, made_from.size), folder) {
+        match self.make(blob, (file, state), folder, &parts()) {
             Ok(outboard) => {
-                let kept = match &outboard.data {
-                    Hashes::Memory(_) => &self.proofs,
-                    Hashes::Disk(_) => &self.large,
+                let kept = match &outboard.pairs {
+                    Pairs::Memory(_) => &self.outboards,
+                    Pairs::Disk(_) => &self.large,
                 };
-                let proof = Arc::new(Proof { outboard, made_from });
-                lock(kept).insert(blob, proof.clone(), weight_of(made_from.size));
-                Ok(proof)
+                let outboard = Arc::new(outboard);
+                lock(kept).insert(blob, outboard.clone(), weight_of(state.size));
+                Ok(outboard)
             }
             Err(error) => {
                 let failed = Unproven {
-                    file: made_from,
+                    file: state,
                     since: Instant::now(),
                     reason: error.to_string(),
                 };
@@ -251,35 +179,38 @@ impl Serving {
         }
     }
 
-    fn known(&self, blob: BlobDigest) -> Option<Arc<Proof>> {
-        let in_memory = lock(&self.proofs).get(blob);
+    fn known(&self, blob: BlobDigest) -> Option<Arc<BlobOutboard>> {
+        let in_memory = lock(&self.outboards).get(blob);
         in_memory.or_else(|| lock(&self.large).get(blob))
     }
 
-    fn make(&self, blob: BlobDigest, (file, size): (&File, u64), folder: &Path) -> io::Result<Outboard> {
-        let bytes = hashes_of(size);
-        let data = if bytes <= self.in_memory {
-            Hashes::Memory(Vec::new())
-        } else if lock(&self.large).fits(weight_of(size)) {
+    fn make(
+        &self,
+        blob: BlobDigest,
+        (file, state): (&File, FileState),
+        folder: &Path,
+        parts: &[ChainingValue],
+    ) -> io::Result<BlobOutboard> {
+        let size = state.size;
+        let pairs = || {
+            if bytes_of(size) <= self.in_memory {
+                return Ok(Pairs::in_memory(size));
+            }
+            if !lock(&self.large).fits(weight_of(size)) {
+                return Err(io::Error::other(format!(
+                    "the file of blob {blob} has {size} bytes, more than is served"
+                )));
+            }
             std::fs::create_dir_all(folder)?;
-            Hashes::Disk(tempfile::tempfile_in(folder)?)
-        } else {
-            return Err(io::Error::other(format!(
-                "the file of blob {blob} has {size} bytes, more than is served"
-            )));
+            Ok(Pairs::Disk(tempfile::tempfile_in(folder)?))
         };
-        let mut outboard = Outboard {
-            root: bao_tree::blake3::Hash::from_bytes([0; 32]),
-            tree: BaoTree::new(size, BLOCK),
-            data,
-        };
-        outboard.init_from(BufReader::with_capacity(1 << 20, file))?;
-        if *outboard.root.as_bytes() != blob.0 {
-            return Err(io::Error::other(format!(
-                "the file of blob {blob} has other content"
-            )));
+        if let Some(outboard) = BlobOutboard::of_parts(blob, pairs, parts, (file, state))? {
+            return Ok(outboard);
         }
-        Ok(outboard)
+        if !parts.is_empty() {
+            tracing::warn!(%blob, "what is known of the file's parts is not true; all of it is read");
+        }
+        BlobOutboard::read(blob, pairs()?, file, state)
     }
 
     fn turn(&self, blob: BlobDigest) -> Arc<Mutex<()>> {
@@ -294,14 +225,10 @@ impl Serving {
     }
 }
 
-/// Bytes of the hashes inside a file of so many bytes.
-fn hashes_of(size: u64) -> u64 {
-    BaoTree::new(size, BLOCK).outboard_size()
-}
-
-/// With what is kept beside them.
+/// Bytes of the outboard of a file of so many bytes, with what is kept beside it.
 fn weight_of(size: u64) -> usize {
-    usize::try_from(hashes_of(size).saturating_add(128)).unwrap_or(usize::MAX)
+    let beside = subtrees_of(size).saturating_mul(256);
+    usize::try_from(bytes_of(size).saturating_add(beside)).unwrap_or(usize::MAX)
 }
 
 /// A walk through a tree: its directories breadth first, each once.
@@ -392,6 +319,7 @@ mod tests {
     use std::io::{Seek as _, Write as _};
 
     use futures::FutureExt as _;
+    use tvix_node_protocol::subtrees::{BlobHasher, SUBTREE_BYTES};
 
     use super::*;
 
@@ -461,6 +389,11 @@ mod tests {
         assert_eq!(trees.len(), 3);
     }
 
+    fn ask(serving: &Serving, blob: BlobDigest, file: &File, folder: &Path) -> io::Result<Arc<BlobOutboard>> {
+        let state = FileState::of(&file.metadata().unwrap());
+        serving.outboard(blob, (file, state), folder, Vec::new)
+    }
+
     #[test]
     fn a_file_is_hashed_once_for_all_who_want_parts_of_it() {
         let bytes = vec![7; 4 << 20];
@@ -469,15 +402,19 @@ mod tests {
         // All share one place in the file, and one of them reads.
         file.rewind().unwrap();
         let (serving, blob) = (Serving::new(), BlobDigest::of(&bytes));
-        let proofs = std::thread::scope(|scope| {
+        let outboards = std::thread::scope(|scope| {
             let asked = [(); 8].map(|()| {
                 let own = file.try_clone().unwrap();
                 let serving = &serving;
-                scope.spawn(move || serving.proof(blob, &own, Path::new("")).unwrap())
+                scope.spawn(move || ask(serving, blob, &own, Path::new("")).unwrap())
             });
             asked.map(|thread| thread.join().unwrap())
         });
-        assert!(proofs.iter().all(|proof| Arc::ptr_eq(proof, &proofs[0])));
+        assert!(
+            outboards
+                .iter()
+                .all(|outboard| Arc::ptr_eq(outboard, &outboards[0]))
+        );
     }
 
     #[test]
@@ -490,22 +427,23 @@ mod tests {
         let mut serving = Serving::new();
         serving.in_memory = 1000;
         let spool = folder.path().join("spool");
-        let first = serving.proof(blob, &file, &spool).unwrap();
-        assert!(matches!(first.outboard.data, Hashes::Disk(_)));
-        assert_eq!(lock(&serving.proofs).len(), 0);
-        assert!(Arc::ptr_eq(&first, &serving.proof(blob, &file, &spool).unwrap()));
+        let first = ask(&serving, blob, &file, &spool).unwrap();
+        assert!(matches!(first.pairs, Pairs::Disk(_)));
+        assert_eq!(lock(&serving.outboards).len(), 0);
+        assert!(Arc::ptr_eq(&first, &ask(&serving, blob, &file, &spool).unwrap()));
         assert_eq!(std::fs::read_dir(folder.path().join("spool")).unwrap().count(), 0);
         // They are the hashes that would be in memory.
         let other = Serving::new();
         file.rewind().unwrap();
-        let other = other.proof(blob, &file, Path::new("")).unwrap();
-        assert!(matches!(other.outboard.data, Hashes::Memory(_)));
+        let other = ask(&other, blob, &file, Path::new("")).unwrap();
+        assert!(matches!(other.pairs, Pairs::Memory(_)));
         // A whole group.
         let ranges = bao_tree::ChunkRanges::from(bao_tree::ChunkNum(704)..bao_tree::ChunkNum(720));
-        let [on_disk, in_memory] = [first, other].map(|proof| {
+        let state = FileState::of(&file.metadata().unwrap());
+        let [on_disk, in_memory] = [first, other].map(|outboard| {
             let mut encoded = Vec::new();
-            bao_tree::io::sync::encode_ranges_validated(&file, &proof.outboard, &ranges, &mut encoded)
-                .unwrap();
+            let outboard = outboard.with(&file, state).unwrap();
+            bao_tree::io::sync::encode_ranges_validated(&file, outboard, &ranges, &mut encoded).unwrap();
             encoded
         });
         assert!(on_disk.len() > 16 << 10, "{}", on_disk.len());
@@ -513,7 +451,7 @@ mod tests {
         // What is larger still is refused before it is read.
         serving.large = Mutex::new(Recent::new(4000));
         file.rewind().unwrap();
-        let error = serving.proof(blob, &file, &spool).unwrap_err().to_string();
+        let error = ask(&serving, blob, &file, &spool).unwrap_err().to_string();
         assert!(error.contains("more than is served"), "{error}");
         assert_eq!(file.stream_position().unwrap(), 0);
     }
@@ -526,7 +464,7 @@ mod tests {
         let ask = || {
             let mut own = file.try_clone().unwrap();
             own.rewind().unwrap();
-            let asked = serving.proof(blob, &own, Path::new("")).map(|_| ());
+            let asked = ask(&serving, blob, &own, Path::new("")).map(|_| ());
             (asked, own.stream_position().unwrap())
         };
         let (first, read) = ask();
@@ -539,5 +477,24 @@ mod tests {
         (&file).rewind().unwrap();
         (&file).write_all(b"else").unwrap();
         assert!(ask().0.is_ok());
+    }
+
+    #[test]
+    fn a_file_whose_parts_are_not_known_truly_is_read_as_a_whole() {
+        let size = 2 * SUBTREE_BYTES;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size).unwrap();
+        let mut hasher = BlobHasher::default();
+        hasher.update(&vec![0; usize::try_from(size).unwrap()]);
+        let (blob, parts) = hasher.finalize();
+        let state = FileState::of(&file.metadata().unwrap());
+        let mut wrong = parts.clone();
+        wrong.swap(0, 1);
+        for (parts, read) in [(parts.clone(), 0), (wrong, size), (parts[1..].to_vec(), size)] {
+            (&file).rewind().unwrap();
+            let asked = Serving::new().outboard(blob, (&file, state), Path::new(""), || parts);
+            assert!(asked.is_ok());
+            assert_eq!((&file).stream_position().unwrap(), read);
+        }
     }
 }

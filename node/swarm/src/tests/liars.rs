@@ -5,7 +5,7 @@ use crate::limits::PIECE_CHUNKS;
 use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::net::wire::Wire;
-use crate::protocols::serving::BLOCK;
+use crate::protocols::outboard::BLOCK;
 use bao_tree::io::outboard::PreOrderMemOutboard;
 use bao_tree::io::sync::encode_ranges_validated;
 use futures::FutureExt;

@@ -9,6 +9,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::Shown;
 use tvix_node_protocol::nix::store_path::StorePath;
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
+use tvix_node_protocol::subtrees::{BlobHasher, ChainingValue};
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, PathComponent, Tree, TreeDigest};
 
 use crate::core::lock;
@@ -20,6 +21,7 @@ struct Held {
     private: BTreeSet<StorePath>,
     trees: HashMap<TreeDigest, Tree>,
     blobs: HashMap<BlobDigest, PathBuf>,
+    subtrees: HashMap<BlobDigest, Vec<ChainingValue>>,
     granted: BTreeSet<(NodeKey, TreeDigest)>,
 }
 
@@ -64,6 +66,14 @@ impl TestShelf {
         std::fs::write(&path, bytes).unwrap();
         lock(&self.held).blobs.insert(blob, path);
         Node::file(bytes, false)
+    }
+
+    /// As a store that keeps the hashes of a file's parts.
+    pub(super) fn keep_parts(&self, bytes: &[u8]) {
+        let mut hasher = BlobHasher::default();
+        hasher.update(bytes);
+        let (blob, parts) = hasher.finalize();
+        lock(&self.held).subtrees.insert(blob, parts);
     }
 
     pub(super) fn add_tree(&self, tree: Tree) -> TreeDigest {
@@ -213,5 +223,10 @@ impl Shelf for TestShelf {
         let held = lock(&self.held);
         let path = held.blobs.get(&digest);
         path.map(File::open).transpose().map_err(ShelfError::new)
+    }
+
+    fn subtrees(&self, digest: BlobDigest) -> Result<Vec<ChainingValue>, ShelfError> {
+        let held = lock(&self.held);
+        Ok(held.subtrees.get(&digest).cloned().unwrap_or_default())
     }
 }

@@ -564,6 +564,27 @@ async fn a_file_that_is_damaged_after_it_was_served_is_not_served_and_is_no_lie(
     assert!(!crate::core::lock(&cat.handle.core().standing).is_liar(ann.key(), now));
 }
 
+#[tokio::test]
+async fn a_large_file_is_served_before_all_of_it_has_been_read() {
+    for kept in [false, true] {
+        let (ann, bob) = pair().await;
+        let large = noise(1, 3 << 23);
+        let root = ann.shelf.add_directory(&[("large", &large)]);
+        ann.shelf.add_path("p", root);
+        if kept {
+            ann.shelf.keep_parts(&large);
+        }
+        // Whoever reads all of it finds that it is another one.
+        let mut damaged = large.clone();
+        damaged[(1 << 23) + 500_000] ^= 1;
+        ann.shelf.damage(BlobDigest::of(&large), &damaged);
+        fetch(&bob, root, &[&ann]).await.unwrap_err();
+        let came = bob.handle.traffic()[&ann.key()].content_received;
+        assert_eq!(came > 1 << 20, kept, "{came} bytes came");
+        assert!(!crate::core::lock(&bob.handle.core().standing).is_liar(ann.key(), now()));
+    }
+}
+
 /// Who wants what it has could have it built by then.
 #[tokio::test]
 async fn a_provider_that_is_gone_is_not_waited_for() {
