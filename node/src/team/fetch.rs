@@ -1,7 +1,9 @@
 //! Bringing paths of other members into the own store: a closure in parallel, references first.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -12,9 +14,9 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
-use tvix_node_store::{AddError, Arrived, ArrivedError, ArrivedFile, Naming, Prepared};
+use tvix_node_store::{AddError, Arrived, ArrivedError, ArrivedFile, ComingFile, Naming, Prepared};
 use tvix_node_swarm::limits::{SHARES, SMALL_TREE};
-use tvix_node_swarm::{Arrival, ArrivedBlob, FetchOrder};
+use tvix_node_swarm::{Arrival, ArrivedBlob, FetchOrder, GrowingBlob};
 
 use super::TeamNode;
 use super::evidence::{Evidence as _, Remote};
@@ -125,6 +127,23 @@ fn is_passing(error: &AddError) -> bool {
 /// What arrived, as the store wants to see it.
 pub(super) struct Content(pub(super) Arc<Arrival>);
 
+/// A large file on its way, as the store wants to see it.
+struct Coming(GrowingBlob);
+
+impl ComingFile for Coming {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn file(&self) -> &File {
+        self.0.file()
+    }
+
+    fn wait(&self, bytes: u64) -> io::Result<u64> {
+        self.0.wait(bytes).map_err(io::Error::other)
+    }
+}
+
 impl Arrived for Content {
     fn tree(&self, digest: TreeDigest) -> io::Result<Option<Tree>> {
         self.0.tree(digest).map_err(io::Error::other)
@@ -134,6 +153,7 @@ impl Arrived for Content {
         Ok(match self.0.blob(digest).map_err(io::Error::other)? {
             Some(ArrivedBlob::Bytes(bytes)) => Some(ArrivedFile::Bytes(bytes)),
             Some(ArrivedBlob::File(path)) => Some(ArrivedFile::Given(path)),
+            Some(ArrivedBlob::Growing(growing)) => Some(ArrivedFile::Coming(Box::new(Coming(growing)))),
             None => None,
         })
     }

@@ -7,12 +7,12 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tvix_node_protocol::limits::TREE_DEPTH;
 use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, PathComponent, SymlinkTarget, Tree, TreeDigest};
 
-use crate::file_copy::{CopyError, copy_file, take_file};
+use crate::file_copy::{CopyError, copy_file, take_coming, take_file};
 use crate::index::IndexError;
 use crate::limits::ARRIVED_BYTES;
 use crate::nar_framing as framing;
@@ -44,7 +44,6 @@ pub trait Arrived {
 }
 
 /// The bytes of a file that has arrived.
-#[derive(Debug)]
 pub enum ArrivedFile {
     /// In memory.
     Bytes(Vec<u8>),
@@ -53,6 +52,24 @@ pub enum ArrivedFile {
     /// On the disk, and nothing writes to it any more: it becomes a part of the tree by another name, where the file
     /// system allows that. This one may go then.
     Given(PathBuf),
+    /// On its way. It becomes a part of the tree as [`ArrivedFile::Given`] does.
+    Coming(Box<dyn ComingFile>),
+}
+
+/// A file that is written to, and is read as far as its beginning has come.
+pub trait ComingFile: Send {
+    /// Where it is; elsewhere, perhaps, when it is complete.
+    fn path(&self) -> &Path;
+
+    /// The file.
+    fn file(&self) -> &File;
+
+    /// Waits until more than so many bytes of its beginning have come, and says how many have; or all of them, where these are
+    /// all and nothing writes to the file any more.
+    ///
+    /// # Errors
+    /// No more of it will come.
+    fn wait(&self, bytes: u64) -> io::Result<u64>;
 }
 
 /// Why content that arrived is not the tree it should be. `place` is where in the tree the fault lies,
@@ -379,6 +396,7 @@ impl Build<'_, '_, '_> {
             Some(ArrivedFile::Bytes(bytes)) => copy_file(&mut &bytes[..], what, self.tap, self.writer),
             Some(ArrivedFile::File(mut opened)) => copy_file(&mut opened, what, self.tap, self.writer),
             Some(ArrivedFile::Given(given)) => take_file(&given, what, self.tap, self.writer),
+            Some(ArrivedFile::Coming(coming)) => take_coming(&*coming, what, self.tap, self.writer),
             None => {
                 let stored = match self.origins {
                     Origins::ArrivedAndStored => {

@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use tvix_node_protocol::tree::{BlobDigest, PathComponent};
 
+use crate::arrived::ComingFile;
 use crate::limits::SMALL_FILE;
 use crate::nar_tap::NarTap;
 use crate::tree_writer::{TreeWriteError, TreeWriter};
@@ -64,6 +66,52 @@ pub(crate) fn take_file(
     }
     let mut file = File::open(given).map_err(CopyError::Read)?;
     copy_file(&mut file, (name, executable, size), tap, writer)
+}
+
+/// As [`take_file`], from a file that is written to until all of it has been read.
+pub(crate) fn take_coming(
+    coming: &dyn ComingFile,
+    (name, executable, size): (Option<PathComponent>, bool, u64),
+    tap: &mut NarTap<'_>,
+    writer: &mut TreeWriter<'_>,
+) -> Result<BlobDigest, CopyError> {
+    let taken = match size > SMALL_FILE as u64 {
+        true => writer.take_over(name.as_ref(), executable, coming.path())?,
+        false => None,
+    };
+    let mut content = AsItComes {
+        file: taken.as_ref().unwrap_or_else(|| coming.file()),
+        coming,
+        at: 0,
+        come: 0,
+    };
+    match &taken {
+        Some(_) => copy_rest(&mut content, size, tap, writer),
+        None => copy_file(&mut content, (name, executable, size), tap, writer),
+    }
+}
+
+/// Reads a file as far as it has come, and waits for the rest.
+struct AsItComes<'a> {
+    file: &'a File,
+    coming: &'a dyn ComingFile,
+    /// Where it is read next.
+    at: u64,
+    /// So many bytes have come.
+    come: u64,
+}
+
+impl Read for AsItComes<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.come {
+            self.come = self.coming.wait(self.at)?;
+        }
+        let left = usize::try_from(self.come - self.at).unwrap_or(usize::MAX);
+        let length = buffer.len().min(left);
+        let read = self.file.read_at(&mut buffer[..length], self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
 }
 
 /// The bytes of the writer's open file.

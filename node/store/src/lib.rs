@@ -91,7 +91,7 @@ mod unaccepted;
 mod verify;
 
 pub use add::{AddError, Prepared, ScratchOutput};
-pub use arrived::{Arrived, ArrivedError, ArrivedFile};
+pub use arrived::{Arrived, ArrivedError, ArrivedFile, ComingFile};
 pub use audience::Audience;
 pub use disk::FileError;
 pub use exchange::ImportError;

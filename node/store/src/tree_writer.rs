@@ -268,8 +268,10 @@ impl<'s> TreeWriter<'s> {
         let given = (rustix::fs::CWD, given.as_os_str().as_bytes());
         match disk.hard_link(given, (parent, own_name)) {
             Ok(()) => {}
-            // Another file system, or one without such links.
-            Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
+            // It has been moved away, another file system, or one without such links.
+            Err(
+                Errno::NOENT | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK,
+            ) => {
                 return Ok(None);
             }
             Err(error) => {

@@ -4,9 +4,11 @@
 
 mod samples;
 
+use std::cell::Cell;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Mutex;
 
 use samples::sent::Sent;
 use samples::{home_entries, path, source, store, text, write_sample};
@@ -16,7 +18,7 @@ use tvix_node_protocol::tree::{
     BlobDigest, Directory, Leaf, Node, PathComponent, SymlinkTarget, Tree, TreeDigest,
 };
 use tvix_node_store::{
-    AddError, Arrived, ArrivedError, ArrivedFile, ContentName, Method, Naming, NamingError, Store,
+    AddError, Arrived, ArrivedError, ArrivedFile, ComingFile, ContentName, Method, Naming, NamingError, Store,
 };
 
 /// The sample in one store, as it is sent.
@@ -370,6 +372,45 @@ fn deep_trees_arrive_and_too_deep_ones_are_refused() {
 struct Given {
     sent: Sent,
     folder: std::path::PathBuf,
+    how: Cell<How>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Complete,
+    /// The rest of it is written while it is read.
+    Coming,
+    /// It is complete, and elsewhere, when it is looked for.
+    Moved,
+}
+
+/// Writes the second half of a file when the first half has been read.
+struct Half {
+    path: std::path::PathBuf,
+    file: fs::File,
+    size: u64,
+    rest: Mutex<Vec<u8>>,
+}
+
+impl ComingFile for Half {
+    fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    fn file(&self) -> &fs::File {
+        &self.file
+    }
+
+    fn wait(&self, bytes: u64) -> io::Result<u64> {
+        let rest = std::mem::take(&mut *self.rest.lock().unwrap());
+        let there = self.size - rest.len() as u64;
+        if bytes < there && !rest.is_empty() {
+            *self.rest.lock().unwrap() = rest;
+            return Ok(there);
+        }
+        (&self.file).write_all(&rest)?;
+        Ok(self.size)
+    }
 }
 
 impl Given {
@@ -393,8 +434,8 @@ impl Given {
         let digest = tree.digest();
         sent.trees.insert(digest, tree);
         fs::write(folder.join(blob.to_string()), bytes).unwrap();
-        let folder = folder.to_owned();
-        (Self { sent, folder }, digest)
+        let (folder, how) = (folder.to_owned(), Cell::new(How::Complete));
+        (Self { sent, folder, how }, digest)
     }
 }
 
@@ -404,17 +445,50 @@ impl Arrived for Given {
     }
 
     fn blob(&self, digest: BlobDigest) -> io::Result<Option<ArrivedFile>> {
-        Ok(Some(ArrivedFile::Given(self.folder.join(digest.to_string()))))
+        let path = self.folder.join(digest.to_string());
+        let how = self.how.get();
+        let rest = match how {
+            How::Complete => return Ok(Some(ArrivedFile::Given(path))),
+            How::Coming => {
+                let bytes = fs::read(&path)?;
+                let (first, rest) = bytes.split_at(bytes.len() / 2);
+                fs::write(&path, first)?;
+                // When all has been read nothing writes to it any more.
+                self.how.set(How::Complete);
+                rest.to_vec()
+            }
+            How::Moved => Vec::new(),
+        };
+        let file = fs::OpenOptions::new().read(true).append(true).open(&path)?;
+        let path = match how {
+            How::Moved => self.folder.join("elsewhere"),
+            _ => path,
+        };
+        let size = file.metadata()?.len() + rest.len() as u64;
+        let rest = Mutex::new(rest);
+        Ok(Some(ArrivedFile::Coming(Box::new(Half {
+            path,
+            file,
+            size,
+            rest,
+        }))))
     }
 }
 
 #[test]
 fn a_file_that_is_given_away_becomes_the_tree_s_own_and_no_other_s() {
+    for how in [How::Complete, How::Coming, How::Moved] {
+        given_away(how);
+    }
+}
+
+fn given_away(how: How) {
     let (folder, receiver) = store();
     let spool = folder.path().join("spool");
     fs::create_dir(&spool).unwrap();
     let bytes: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
     let (given, digest) = Given::twice(&bytes, &spool);
+    given.how.set(how);
     let blob = spool.join(BlobDigest::of(&bytes).to_string());
     let inode = fs::metadata(&blob).unwrap().ino();
     let prepared = receiver.prepare_arrived(digest, &given, source("given")).unwrap();
@@ -429,7 +503,7 @@ fn a_file_that_is_given_away_becomes_the_tree_s_own_and_no_other_s() {
     fs::remove_file(&blob).unwrap();
     let place = receiver.physical(&info.path);
     let look = |name: &str| fs::metadata(place.join(name)).unwrap();
-    assert_eq!(look("a").ino(), inode);
+    assert_eq!(look("a").ino() == inode, how != How::Moved, "{how:?}");
     for (name, mode) in [("a", 0o444), ("b", 0o444), ("c", 0o555)] {
         let metadata = look(name);
         assert_eq!(
@@ -450,15 +524,22 @@ fn a_file_that_is_given_away_is_checked_like_any_other() {
     let bytes = vec![7; 1 << 20];
     let (given, digest) = Given::twice(&bytes, &spool);
     let blob = spool.join(BlobDigest::of(&bytes).to_string());
-    fs::write(&blob, vec![8; 1 << 20]).unwrap();
-    let error = receiver
-        .prepare_arrived(digest, &given, source("it"))
-        .unwrap_err();
-    assert!(
-        matches!(error, AddError::Arrived(ArrivedError::WrongBlob { .. })),
-        "{error}"
-    );
+    for how in [How::Complete, How::Coming, How::Moved] {
+        given.how.set(how);
+        // What was taken over is read-only.
+        fs::remove_file(&blob).unwrap();
+        fs::write(&blob, vec![8; 1 << 20]).unwrap();
+        let error = receiver
+            .prepare_arrived(digest, &given, source("it"))
+            .unwrap_err();
+        assert!(
+            matches!(error, AddError::Arrived(ArrivedError::WrongBlob { .. })),
+            "{error}"
+        );
+    }
+    given.how.set(How::Complete);
     for length in [(1 << 20) - 1, (1 << 20) + 1] {
+        fs::remove_file(&blob).unwrap();
         fs::write(&blob, vec![7; length]).unwrap();
         let error = receiver
             .prepare_arrived(digest, &given, source("it"))

@@ -96,7 +96,8 @@ pub use config::Config;
 pub use core::{Lost, PeerStatus};
 pub use disk::DiskError;
 pub use fetch::{
-    Arrival, ArrivedBlob, FetchError, FetchOrder, FetchProgress, ProviderError, SpoolError, copy_blob,
+    Arrival, ArrivedBlob, FetchError, FetchOrder, FetchProgress, GrowingBlob, ProviderError, SpoolError,
+    copy_blob,
 };
 pub use handle::{StartError, SwarmHandle, start};
 pub use machine::Machine;

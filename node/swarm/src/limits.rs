@@ -568,6 +568,10 @@ pub const LARGE_PIECE_CHUNKS: u64 = 64 << 10;
 /// Chunks that one who has nothing to do takes over of another's piece, at least: 2 MiB are worth the asking.
 pub const LEAST_SHARE: u64 = 2 << 10;
 
+/// Bytes of a file from which on it is read while it comes: reading and hashing all of it afterwards would take longer than a
+/// round trip.
+pub const READ_WHILE_COMING: u64 = 8 << 20;
+
 /// Bytes that are verified before they are written together.
 pub const WRITE_BATCH: usize = 1 << 20;
 

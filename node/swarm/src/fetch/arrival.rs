@@ -21,6 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use tvix_node_protocol::limits::TREE_NODE_BYTES;
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest, TreeError};
 
+use super::growing::{Growing, GrowingBlob};
 use crate::core::lock;
 use crate::limits::{PACK_IN_MEMORY, PACKS_IN_MEMORY};
 
@@ -154,6 +155,8 @@ pub struct Arrival {
     /// Something has come, or nothing more will.
     came: Condvar,
     large: Mutex<HashMap<BlobDigest, PathBuf>>,
+    /// Large files that can be read while they come.
+    growing: Mutex<HashMap<BlobDigest, Arc<Growing>>>,
     /// Nobody else fetches this tree meanwhile.
     _alone: tokio::sync::OwnedMutexGuard<()>,
 }
@@ -165,6 +168,8 @@ pub enum ArrivedBlob {
     Bytes(Vec<u8>),
     /// A large one: a file that may be moved away.
     File(PathBuf),
+    /// A very large one that is still coming.
+    Growing(GrowingBlob),
 }
 
 impl Arrival {
@@ -195,6 +200,7 @@ impl Arrival {
             pack: Mutex::new(pack),
             came: Condvar::new(),
             large: Mutex::default(),
+            growing: Mutex::default(),
             _alone: alone,
         })
     }
@@ -220,13 +226,15 @@ impl Arrival {
         Tree::from_bytes(&bytes, digest).map(Some).map_err(damaged)
     }
 
-    /// A file of the tree; where it is on its way, as soon as it is here. None where it has not arrived, since the
-    /// store had it already. Blocks.
+    /// A file of the tree; where it is on its way, as soon as it is here, or can be read while it comes. None where it has not
+    /// arrived, since the store had it already. Blocks.
     ///
     /// # Errors
     /// See [`SpoolError`].
     pub fn blob(&self, digest: BlobDigest) -> Result<Option<ArrivedBlob>, SpoolError> {
-        self.wait_for(digest)?;
+        if let Some(growing) = self.wait_for(digest)? {
+            return Ok(Some(ArrivedBlob::Growing(GrowingBlob::new(growing))));
+        }
         if let Some(bytes) = self.read(Kind::File, digest.0)? {
             return Ok(Some(ArrivedBlob::Bytes(bytes)));
         }
@@ -250,15 +258,31 @@ impl Arrival {
         fs::create_dir_all(&self.folder).map_err(io_error("create", &self.folder))
     }
 
-    fn wait_for(&self, blob: BlobDigest) -> Result<(), SpoolError> {
+    /// Until it is here, or will not be; or the file that it becomes.
+    fn wait_for(&self, blob: BlobDigest) -> Result<Option<Arc<Growing>>, SpoolError> {
         let mut pack = lock(&self.pack);
         while pack.coming.contains(&blob) {
+            if let Some(growing) = lock(&self.growing).get(&blob) {
+                return Ok(Some(growing.clone()));
+            }
             pack = self.came.wait(pack).unwrap_or_else(PoisonError::into_inner);
         }
         match pack.missed.contains(&blob) {
             true => Err(SpoolError::BrokenOff(blob)),
-            false => Ok(()),
+            false => Ok(None),
         }
+    }
+
+    /// A file that is being fetched can be read from now on.
+    pub(crate) fn grows(&self, blob: BlobDigest, growing: Arc<Growing>) {
+        let pack = lock(&self.pack);
+        match pack.coming.contains(&blob) {
+            true => drop(lock(&self.growing).insert(blob, growing)),
+            // Nobody fetches it any more.
+            false => growing.ended(false),
+        }
+        drop(pack);
+        self.came.notify_all();
     }
 
     /// These files are being fetched, as long as what this gives is there.
@@ -359,14 +383,24 @@ impl Arrival {
 
     /// A large file is complete. Blocks.
     pub(crate) fn complete(&self, blob: BlobDigest) -> Result<(), SpoolError> {
+        // Who asks for it from now on waits for its name.
+        let growing = lock(&self.growing).remove(&blob);
+        let named = self.name_whole(blob);
+        if let Some(growing) = growing {
+            growing.ended(named.is_ok());
+        }
+        lock(&self.large).insert(blob, named?);
+        lock(&self.pack).coming.remove(&blob);
+        self.came.notify_all();
+        Ok(())
+    }
+
+    fn name_whole(&self, blob: BlobDigest) -> Result<PathBuf, SpoolError> {
         let (part, hashes) = self.part(blob);
         let whole = self.folder.join(blob.to_string());
         fs::rename(&part, &whole).map_err(io_error("rename", &part))?;
         fs::remove_file(&hashes).map_err(io_error("remove", &hashes))?;
-        lock(&self.large).insert(blob, whole);
-        lock(&self.pack).coming.remove(&blob);
-        self.came.notify_all();
-        Ok(())
+        Ok(whole)
     }
 
     /// A large file that was complete when the folder was left, if its content still is what it should
@@ -407,6 +441,9 @@ impl Drop for Coming {
         let mut pack = lock(&self.0.pack);
         pack.missed = std::mem::take(&mut pack.coming);
         drop(pack);
+        for (_, growing) in lock(&self.0.growing).drain() {
+            growing.ended(false);
+        }
         self.0.came.notify_all();
     }
 }
@@ -452,13 +489,14 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 ///
 /// # Errors
 /// [`io::Error`]
-pub fn copy_blob(blob: &ArrivedBlob, to: &mut impl Write) -> io::Result<u64> {
+pub fn copy_blob(blob: ArrivedBlob, to: &mut impl Write) -> io::Result<u64> {
     match blob {
         ArrivedBlob::Bytes(bytes) => {
-            to.write_all(bytes)?;
+            to.write_all(&bytes)?;
             Ok(bytes.len() as u64)
         }
         ArrivedBlob::File(path) => io::copy(&mut File::open(path)?, to),
+        ArrivedBlob::Growing(mut growing) => io::copy(&mut growing, to),
     }
 }
 

@@ -24,7 +24,7 @@ fn file(bytes: &[u8]) -> Item {
 fn read(arrival: &Arrival, bytes: &[u8]) -> Option<Vec<u8>> {
     let blob = arrival.blob(BlobDigest::of(bytes)).unwrap()?;
     let mut copy = vec![];
-    copy_blob(&blob, &mut copy).unwrap();
+    copy_blob(blob, &mut copy).unwrap();
     Some(copy)
 }
 

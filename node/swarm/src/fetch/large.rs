@@ -21,12 +21,13 @@ use tvix_node_protocol::messages::BlobQuestion;
 use tvix_node_protocol::tree::BlobDigest;
 
 use super::arrival::{Arrival, SpoolError, io_error};
+use super::growing::Growing;
 use super::plan::{CHUNK, Signs, Turn};
 use super::provider::{CUT_SHORT, ProviderError};
 use super::{Work, coming};
 use crate::call;
 use crate::core::{blocking, lock};
-use crate::limits::WRITE_BATCH;
+use crate::limits::{READ_WHILE_COMING, WRITE_BATCH};
 use crate::net::Door;
 use crate::protocols::blob::{BlobReader, BlobWriter};
 use crate::protocols::outboard::BLOCK;
@@ -36,11 +37,13 @@ use crate::protocols::outboard::BLOCK;
 pub(crate) struct LargeFile {
     blob: BlobDigest,
     size: u64,
-    data: File,
+    data: Arc<File>,
     hashes: File,
     arrival: Arc<Arrival>,
     /// Pieces that have not come yet.
     pieces: AtomicUsize,
+    /// For who reads it meanwhile.
+    growing: Option<Arc<Growing>>,
     /// From then on it is another's, and nothing is written that would only be the same again.
     complete: RwLock<bool>,
 }
@@ -69,13 +72,14 @@ impl LargeFile {
         let tree = BaoTree::new(size, BLOCK);
         let (data, before) = open(&part, size)?;
         let (hashes, _) = open(&hashes_path, tree.outboard_size())?;
-        let file = Self {
+        let mut file = Self {
             blob,
             size,
-            data,
+            data: Arc::new(data),
             hashes,
             arrival: arrival.clone(),
             pieces: AtomicUsize::new(0),
+            growing: None,
             complete: RwLock::new(false),
         };
         let there = if before == 0 {
@@ -83,6 +87,11 @@ impl LargeFile {
         } else {
             file.valid(&part)?
         };
+        if size > READ_WHILE_COMING {
+            let growing = Growing::new((blob, size), &part, file.data.clone(), there.clone());
+            arrival.grows(blob, growing.clone());
+            file.growing = Some(growing);
+        }
         let missing = ChunkRanges::from(ChunkNum(0)..tree.chunks()) - there;
         // A set that ends has an even number of boundaries.
         let (ranges, _) = missing.boundaries().as_chunks::<2>();
@@ -102,7 +111,7 @@ impl LargeFile {
     fn valid(&self, part: &std::path::Path) -> Result<ChunkRanges, SpoolError> {
         let mut valid = ChunkRanges::empty();
         let all = ChunkRanges::all();
-        for range in valid_ranges(self.outboard(), &self.data, &all) {
+        for range in valid_ranges(self.outboard(), &*self.data, &all) {
             valid |= ChunkRanges::from(range.map_err(io_error("read", part))?);
         }
         Ok(valid)
@@ -127,12 +136,16 @@ impl LargeFile {
         }
         let (part, hashes) = self.arrival.part(self.blob);
         let tree = BaoTree::new(self.size, BLOCK);
+        let mut written = ChunkRanges::empty();
         for item in items {
             match item {
-                BaoContentItem::Leaf(leaf) => self
-                    .data
-                    .write_all_at(&leaf.data, leaf.offset)
-                    .map_err(io_error("write", &part))?,
+                BaoContentItem::Leaf(leaf) => {
+                    self.data
+                        .write_all_at(&leaf.data, leaf.offset)
+                        .map_err(io_error("write", &part))?;
+                    let end = (leaf.offset + leaf.data.len() as u64).div_ceil(CHUNK);
+                    written |= ChunkRanges::from(ChunkNum(leaf.offset / CHUNK)..ChunkNum(end));
+                }
                 BaoContentItem::Parent(parent) => {
                     // Pairs inside a group of 16 KiB have no place, and need none.
                     let Some(place) = tree.pre_order_offset(parent.node) else {
@@ -146,6 +159,9 @@ impl LargeFile {
                         .map_err(io_error("write", &hashes))?;
                 }
             }
+        }
+        if let Some(growing) = &self.growing {
+            growing.came(written);
         }
         Ok(())
     }

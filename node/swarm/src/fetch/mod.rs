@@ -7,6 +7,7 @@
 //! breaks off goes on where it was.
 
 mod arrival;
+mod growing;
 mod large;
 mod plan;
 mod progress;
@@ -16,6 +17,7 @@ mod tidy;
 mod walk;
 
 pub use arrival::{Arrival, ArrivedBlob, SpoolError, copy_blob};
+pub use growing::GrowingBlob;
 pub use progress::{FetchOrder, FetchProgress};
 pub use provider::ProviderError;
 

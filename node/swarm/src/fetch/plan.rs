@@ -126,19 +126,31 @@ impl Plan {
         }
     }
 
-    /// Cuts what is missing of a large file; answers how many pieces that makes.
+    /// Cuts what is missing of a large file; answers how many pieces that makes. They are in order, so that its beginning comes
+    /// first. Of many the first ones are of different lengths: streams that begin together would else come to their ends
+    /// together, over and over, and leave a far link empty until the next pieces flow. The last ones are short, so that the
+    /// streams end together.
     pub(crate) fn add_large(&mut self, blob: BlobDigest, missing: &[Range<u64>]) -> usize {
-        let piece = piece_of(missing.iter().map(|range| range.end - range.start).sum());
+        let mut left = missing.iter().map(|range| range.end - range.start).sum();
+        let piece = piece_of(left);
+        let streams = WORKERS_PER_FAR_PROVIDER as u64;
+        let (share, are_many) = (piece / streams, left > piece * streams);
         let mut pieces = vec![];
         for range in missing {
             let mut start = range.start;
             while start < range.end {
-                let end = (start - start % piece + piece).min(range.end);
+                let shares = match are_many {
+                    true if left <= piece => 1,
+                    true => streams.min(pieces.len() as u64 + 1),
+                    false => streams,
+                };
+                // At fixed places, whatever came before a break.
+                let end = ((start + shares * share) / share * share).min(range.end);
                 pieces.push(start..end);
+                left -= end - start;
                 start = end;
             }
         }
-        stagger(&mut pieces);
         let count = pieces.len();
         self.jobs
             .extend(pieces.into_iter().map(|chunks| Job::Piece { blob, chunks }));
@@ -291,25 +303,6 @@ fn piece_of(missing: u64) -> u64 {
     piece.next_multiple_of(PIECE_CHUNKS)
 }
 
-/// Makes the first pieces of different lengths, what they lose follows last: streams that begin together would else
-/// come to their ends together, over and over, and leave a far link empty until the next pieces flow.
-fn stagger(pieces: &mut Vec<Range<u64>>) {
-    let streams = WORKERS_PER_FAR_PROVIDER;
-    if pieces.len() <= streams {
-        return;
-    }
-    let mut rest = vec![];
-    for (number, piece) in (1..).zip(&mut pieces[..streams - 1]) {
-        let length = (piece.end - piece.start) * number / streams as u64;
-        let cut = (piece.start + length).next_multiple_of(GROUP);
-        if cut < piece.end {
-            rest.push(cut..piece.end);
-            piece.end = cut;
-        }
-    }
-    pieces.extend(rest);
-}
-
 /// Whether a file travels together with others.
 pub(crate) fn is_small(size: u64) -> bool {
     size <= PACKED_BLOB
@@ -391,16 +384,49 @@ mod tests {
             assert_eq!(next, chunks);
             (count, largest)
         };
-        let more = WORKERS_PER_FAR_PROVIDER as u64 - 1;
-        assert_eq!(cut(PIECES * PIECE_CHUNKS), (PIECES + more, PIECE_CHUNKS));
-        assert_eq!(
-            cut(PIECES * PIECE_CHUNKS + PIECES),
-            (PIECES / 2 + 1 + more, 2 * PIECE_CHUNKS)
-        );
-        assert_eq!(
-            cut(3 * PIECES * LARGE_PIECE_CHUNKS),
-            (3 * PIECES + more, LARGE_PIECE_CHUNKS)
-        );
+        let cuts = |chunks: u64, of: u64, largest: u64| {
+            let (count, found) = cut(chunks);
+            assert_eq!(found, largest);
+            let streams = WORKERS_PER_FAR_PROVIDER as u64;
+            assert!((of..of + 2 * streams).contains(&count), "{count} of {of}");
+        };
+        cuts(PIECES * PIECE_CHUNKS, PIECES, PIECE_CHUNKS);
+        cuts(PIECES * PIECE_CHUNKS + PIECES, PIECES / 2 + 1, 2 * PIECE_CHUNKS);
+        cuts(3 * PIECES * LARGE_PIECE_CHUNKS, 3 * PIECES, LARGE_PIECE_CHUNKS);
+    }
+
+    /// Who reads a file while it comes has as much of it as can be.
+    #[test]
+    fn the_beginning_of_a_file_is_never_more_than_a_piece_for_each_stream_behind() {
+        for streams in [1, 2, WORKERS_PER_FAR_PROVIDER] {
+            for count in [3, PIECES, 3 * PIECES] {
+                let mut plan = Plan::default();
+                let (size, piece) = (count * LARGE_PIECE_CHUNKS, piece_of(count * LARGE_PIECE_CHUNKS));
+                plan.add_large(blob(1), &up_to(size));
+                let mut waiting: VecDeque<_> = pieces(&mut plan).into();
+                let mut running: Vec<Range<u64>> = vec![];
+                let mut came = 0;
+                loop {
+                    running.retain(|piece| !piece.is_empty());
+                    let free = streams - running.len();
+                    running.extend(waiting.drain(..free.min(waiting.len())));
+                    let next = running.iter().chain(&waiting).map(|piece| piece.start).min();
+                    let Some(beginning) = next else {
+                        break;
+                    };
+                    assert!(
+                        came - beginning <= (streams as u64 - 1) * piece,
+                        "{came} of {size}, {beginning}"
+                    );
+                    for piece in &mut running {
+                        let step = GROUP.min(piece.end - piece.start);
+                        piece.start += step;
+                        came += step;
+                    }
+                }
+                assert_eq!(came, size);
+            }
+        }
     }
 
     #[test]

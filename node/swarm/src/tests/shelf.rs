@@ -155,7 +155,7 @@ impl TestShelf {
                     return;
                 };
                 let mut bytes = vec![];
-                copy_blob(&arrived, &mut bytes).unwrap();
+                copy_blob(arrived, &mut bytes).unwrap();
                 assert_eq!(BlobDigest::of(&bytes), blob);
                 self.add_blob(&bytes);
             };

@@ -1,7 +1,8 @@
 use super::shelf::{component, noise};
 use super::*;
 use crate::limits::{CONTENT_PIECE, PIECE_CHUNKS, WRITE_BATCH};
-use crate::{Arrival, Caps, FetchError, FetchOrder, FetchProgress, SpoolError};
+use crate::{Arrival, ArrivedBlob, Caps, FetchError, FetchOrder, FetchProgress, copy_blob};
+use std::io::Read as _;
 use tokio::sync::watch;
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, SymlinkTarget, Tree, TreeDigest};
 
@@ -347,10 +348,13 @@ async fn a_fetch_that_broke_off_goes_on_where_it_was() {
     ann.handle.disconnect(bob.key()).await;
     eventually(async || !bob.handle.connected().contains(&ann.key())).await;
     let before = traffic();
-    let arrival = soon(bob.handle.fetch_tree(root, vec![ann.key()], None))
-        .await
-        .unwrap();
-    bob.shelf.adopt(&arrival);
+    // The rest is read as it comes, after what was there.
+    let shelf = bob.shelf.clone();
+    let take = |arrival: Arc<Arrival>| async move {
+        tokio::task::spawn_blocking(move || shelf.adopt(&arrival)).await
+    };
+    let order = FetchOrder::new(root, vec![ann.key()]);
+    soon(bob.handle.fetch_while(order, take)).await.unwrap().unwrap();
     assert!(bob.shelf.is_complete(root));
     let again = traffic() - before;
     // What was on its way when it broke off, and not more, comes twice.
@@ -375,9 +379,55 @@ async fn what_arrives_is_taken_while_the_rest_comes() {
     assert!(bob.shelf.is_complete(root));
 }
 
+#[tokio::test]
+async fn a_large_file_can_be_read_while_the_rest_of_it_comes() {
+    let (ann, bob) = pair().await;
+    let large = noise(1, 40 << 20);
+    let (root, blob) = (
+        ann.shelf.add_directory(&[("large", &large)]),
+        BlobDigest::of(&large),
+    );
+    ann.shelf.add_path("p", root);
+    bob.handle.set_caps(Caps {
+        upload: None,
+        download: Some(4 << 20),
+    });
+    let received = || bob.handle.traffic()[&ann.key()].content_received;
+    let take = async |arrival: Arc<Arrival>| {
+        let begin = tokio::task::spawn_blocking(move || {
+            let Some(ArrivedBlob::Growing(mut growing)) = arrival.blob(blob).unwrap() else {
+                panic!("it does not grow");
+            };
+            let mut bytes = vec![0; 1 << 20];
+            growing.read_exact(&mut bytes).unwrap();
+            (growing, bytes)
+        });
+        let (mut growing, mut bytes) = begin.await.unwrap();
+        assert!(received() < large.len() as u64);
+        bob.handle.set_caps(Caps::default());
+        let rest = tokio::task::spawn_blocking(move || {
+            growing.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        assert!(rest.await.unwrap() == large);
+        Ok::<_, ()>(())
+    };
+    soon(
+        bob.handle
+            .fetch_while(FetchOrder::new(root, vec![ann.key()]), take),
+    )
+    .await
+    .unwrap()
+    .unwrap();
+}
+
 /// Reads the large file of an arrival, which waits for it.
-async fn read_large(arrival: Arc<Arrival>, blob: BlobDigest) -> Result<bool, SpoolError> {
-    let read = tokio::task::spawn_blocking(move || arrival.blob(blob).map(|blob| blob.is_some()));
+async fn read_large(arrival: Arc<Arrival>, blob: BlobDigest) -> Result<u64, String> {
+    let read = tokio::task::spawn_blocking(move || {
+        let file = arrival.blob(blob).map_err(|error| error.to_string())?;
+        let file = file.ok_or("it is not there")?;
+        copy_blob(file, &mut std::io::sink()).map_err(|error| error.to_string())
+    });
     read.await.unwrap()
 }
 
@@ -420,7 +470,8 @@ async fn who_takes_what_arrives_is_told_when_no_more_comes() {
     drop(breaking);
     let read = soon(ended.recv()).await.unwrap();
     assert!(
-        matches!(read, Err(SpoolError::BrokenOff(missed)) if missed == blob),
+        read.as_ref()
+            .is_err_and(|error| error.contains("ended before the file")),
         "{read:?}"
     );
     // Who takes fails: nothing more is fetched.
