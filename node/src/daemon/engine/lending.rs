@@ -1,6 +1,6 @@
 //! Slots of the own builder, lent to builds for other members and to checks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -83,6 +83,20 @@ impl Drop for LentSlot {
     }
 }
 
+/// Who is lent a slot next: one of those who have fewest, and of these who has waited longest. Whoever asks for much leaves
+/// something to the others.
+fn next_borrower(waiting: &mut VecDeque<Borrower>, lent: &BTreeMap<u32, Lent>) -> Option<Borrower> {
+    // Their requesters have cancelled.
+    waiting.retain(|borrower| !borrower.reply.is_closed());
+    let has = |to: &LentTo| lent.values().filter(|lent| lent.to == *to).count();
+    let next = waiting
+        .iter()
+        .enumerate()
+        .min_by_key(|(_, borrower)| has(&borrower.to));
+    let (next, _) = next?;
+    waiting.remove(next)
+}
+
 impl Engine {
     /// Gives slots that this node's own builds have left to builds for others. A slot that is promised to a
     /// build whose inputs are still on their way is not among them.
@@ -105,12 +119,8 @@ impl Engine {
         });
         while self.coordinator.free_slots() > 0
             && !self.free_slots.is_empty()
-            && let Some(borrower) = self.borrowers.pop_front()
+            && let Some(borrower) = next_borrower(&mut self.borrowers, &self.lent)
         {
-            if borrower.reply.is_closed() {
-                // Its requester has cancelled.
-                continue;
-            }
             let Some(slot) = self.free_slots.pop_last() else {
                 break;
             };
@@ -145,5 +155,52 @@ impl Engine {
     pub(super) fn lent_changed(&mut self) {
         let count = u32::try_from(self.lent.len()).unwrap_or(u32::MAX);
         self.happened(Event::SlotsLent { count });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str) -> LentTo {
+        LentTo::Member(name.to_owned())
+    }
+
+    fn derivation(number: usize) -> StorePath {
+        StorePath::from_parts([0; 20], &format!("{number}.drv")).unwrap()
+    }
+
+    #[test]
+    fn who_has_fewest_slots_is_next_and_of_equals_who_waits_longest() {
+        let asked = ["ann", "ann", "ann", "bob", "ann", "gone", "cat", "bob"];
+        let (mut waiting, mut replies) = (VecDeque::new(), vec![]);
+        for (number, name) in asked.into_iter().enumerate() {
+            let (reply, answer) = oneshot::channel();
+            if name != "gone" {
+                replies.push(answer);
+            }
+            waiting.push_back(Borrower {
+                derivation: derivation(number),
+                to: member(name),
+                reply,
+            });
+        }
+        let mut lent = BTreeMap::new();
+        let mut order = vec![];
+        while let Some(next) = next_borrower(&mut waiting, &lent) {
+            order.push(next.derivation.name().to_owned());
+            let slot = u32::try_from(lent.len()).unwrap();
+            lent.insert(
+                slot,
+                Lent {
+                    derivation: next.derivation,
+                    to: next.to,
+                    since: Instant::now(),
+                    last_line: String::new(),
+                },
+            );
+        }
+        let expected = [0, 3, 6, 1, 7, 2, 4].map(|number| format!("{number}.drv"));
+        assert_eq!(order, expected);
     }
 }
