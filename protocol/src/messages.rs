@@ -533,7 +533,7 @@ message!(ServeAnswer, 64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum BuildControl {
-    /// Stop; nobody wants it any more. Closing the stream says the same.
+    /// Stop; nobody wants it any more. A stream that ends without it may have broken, and its builder may go on for a while.
     Cancel,
 }
 message!(BuildControl, 64);

@@ -60,6 +60,13 @@ pub const SERVED_DISK: u64 = 64 << 30;
 /// whatever others ask for.
 pub const TURNED_AWAY: usize = 2;
 
+/// How long a build for another goes on whose requester's connection broke: a lost link is dialled again within some seconds, and a
+/// build of hours would begin anew. Nobody may come back, so it is not long.
+pub const REQUESTER_BACK: Duration = Duration::from_secs(10);
+
+/// How often it is looked at whether that one is still a member.
+pub const REQUESTER_LOOK: Duration = Duration::from_millis(500);
+
 /// How long a build for another waits for a slot before its requester is told to look elsewhere.
 pub const SLOT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -101,6 +108,16 @@ pub const FACTS_PAUSE: Duration = Duration::from_millis(100);
 /// How long what has arrived of a tree waits to be gone on with. Who comes back after a week has other things
 /// to fetch.
 pub const SPOOL_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long a builder whose connection broke is asked to go on with what it was doing, before it counts as gone: a link that was
+/// lost for a moment is back by then, and another builder is asked within two seconds.
+pub const BUILDER_BACK: Duration = Duration::from_millis(1500);
+
+/// Pause between two tries to reach it.
+pub const BUILDER_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often in the course of one build: who takes a request again and again, and closes, does not build it.
+pub const BUILDER_BREAKS: u32 = 16;
 
 /// How long a builder is waited for that could not be spoken to at all.
 pub const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -24,6 +24,7 @@
 //! | [`shelf`], [`grants`] | what of this store others may see |
 
 mod answer;
+mod calls;
 pub mod every;
 pub mod evidence;
 pub mod fetch;
@@ -76,10 +77,11 @@ use crate::daemon::depot::Depot;
 use crate::daemon::derivations::CheckedDerivations;
 use crate::daemon::engine::Message;
 use crate::daemon::perform::Jobs;
+use calls::Calls;
 use evidence::ShownPaths;
 use fetch::Arriving;
 use grants::Grants;
-use limits::{FACTS_PAUSE, LINKS_PAUSE, STRAYED};
+use limits::{BUILDER_BACK, FACTS_PAUSE, LINKS_PAUSE, STRAYED};
 use membership::TeamFailure;
 use roll::Roll;
 use sample::Sampling;
@@ -123,6 +125,8 @@ pub struct TeamNode {
     shown: Arc<ShownPaths>,
     /// Derivations of which an input was not to be had here once, where there are other teams that may have it.
     strayed: Strayed,
+    /// Builds that others do for this node.
+    calls: Arc<Calls>,
     arriving: Arriving,
     served: Arc<Served>,
     /// The owner's rules.
@@ -288,7 +292,21 @@ impl TeamNode {
         }
     }
 
-    async fn notice(&self, notice: Notice) {
+    /// Who builds for this node is given a moment to be back.
+    async fn peer_is_down(self: &Arc<Self>, peer: NodeKey) {
+        if !self.calls.has(peer) || !self.swarm.members().contains(peer) {
+            return self.tell(Event::PeerGone { node: peer }).await;
+        }
+        let node = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(BUILDER_BACK).await;
+            if !node.swarm.peers().contains_key(&peer) {
+                node.tell(Event::PeerGone { node: peer }).await;
+            }
+        });
+    }
+
+    async fn notice(self: &Arc<Self>, notice: Notice) {
         match notice {
             Notice::PeerUp { peer, status } | Notice::PeerChanged { peer, status } => {
                 self.note_refusal(peer, None);
@@ -301,7 +319,7 @@ impl TeamNode {
             // Who is no member of any team any more is met nowhere, and gone.
             Notice::PeerDown { peer } => match self.roll.team_of(peer) {
                 Some(team) if team != self.view.team() => {}
-                _ => self.tell(Event::PeerGone { node: peer }).await,
+                _ => self.peer_is_down(peer).await,
             },
             Notice::PeerUnusable { peer, message } => {
                 let text = format!("{} cannot be used: {message}", self.name_of(peer));

@@ -18,9 +18,10 @@ use tvix_node_swarm::{BuildCall, BuildCallError, BuildEvent, CallError};
 
 use super::TeamNode;
 use super::answer::{Asked, described};
+use super::calls::Told;
 use super::evidence::Evidence as _;
 use super::fetch::FetchFailure;
-use super::limits::{LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
+use super::limits::{BUILDER_BACK, BUILDER_BREAKS, BUILDER_PAUSE, LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
 use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildFacts, BuildNote, DepotError};
@@ -250,8 +251,10 @@ impl TeamNode {
             call = calling => call?,
             () = cancel.cancelled() => return Err(RequestFailure::Cancelled),
         };
+        let _calling = self.calls.begin(order.node);
         let mut log = self.depot.begin_log(order.derivation.clone()).await?;
-        let mut lines = Lines::default();
+        let (mut lines, mut told) = (Lines::default(), Told::default());
+        let (mut accepted, mut breaks, mut broke) = (false, 0, None);
         let ended = loop {
             let event = tokio::select! {
                 event = call.next() => event,
@@ -262,18 +265,27 @@ impl TeamNode {
                 }
             };
             match event {
-                Ok(BuildEvent::Accepted) => self.tell(Event::BuildStarted { build: order.build }).await,
+                Ok(BuildEvent::Accepted) if accepted => {}
+                Ok(BuildEvent::Accepted) => {
+                    accepted = true;
+                    self.tell(Event::BuildStarted { build: order.build }).await;
+                }
                 Ok(BuildEvent::Heartbeat) => self.tell(Event::Heartbeat { build: order.build }).await,
                 Ok(BuildEvent::Log(bytes)) => {
                     for line in lines.take(&bytes) {
                         log.line(&line);
-                        self.line(order.build, &line).await;
+                        if told.is_new(&line) {
+                            self.line(order.build, &line).await;
+                        }
                     }
                     log.flush();
                 }
                 Ok(BuildEvent::Refused(refusal)) => {
                     let name = name.to_owned();
-                    break Err(RequestFailure::Refused { name, refusal });
+                    break Err(match broke {
+                        Some(error) => RequestFailure::WentAway(error),
+                        None => RequestFailure::Refused { name, refusal },
+                    });
                 }
                 Ok(BuildEvent::Failed(failure)) => break Err(RequestFailure::Failed(failure)),
                 Ok(BuildEvent::Finished {
@@ -281,13 +293,39 @@ impl TeamNode {
                     envelope,
                     pushed,
                 }) => break Ok((record, envelope, pushed)),
-                Err(error @ BuildCallError::Call(_)) => break Err(RequestFailure::WentAway(error)),
+                Err(error @ BuildCallError::Call(_)) => {
+                    breaks += 1;
+                    let again = async {
+                        match accepted && breaks <= BUILDER_BREAKS {
+                            true => self.ask_again(order, &asked).await,
+                            false => None,
+                        }
+                    };
+                    let again = tokio::select! {
+                        again = again => again,
+                        () = cancel.cancelled() => {
+                            self.depot.discard_log(log).await?;
+                            return Err(RequestFailure::Cancelled);
+                        }
+                    };
+                    let Some(again) = again else {
+                        break Err(RequestFailure::WentAway(error));
+                    };
+                    tracing::info!(derivation = %order.derivation, builder = name, %error, "a far build is gone on with");
+                    (call, broke) = (again, Some(error));
+                    self.depot.discard_log(log).await?;
+                    log = self.depot.begin_log(order.derivation.clone()).await?;
+                    lines = Lines::default();
+                    told.begin_again();
+                }
                 Err(error) => break Err(error.into()),
             }
         };
         if let Some(line) = lines.rest() {
             log.line(&line);
-            self.line(order.build, &line).await;
+            if told.is_new(&line) {
+                self.line(order.build, &line).await;
+            }
         }
         match ended {
             Err(RequestFailure::Refused { .. }) => self.depot.discard_log(log).await?,
@@ -321,6 +359,23 @@ impl TeamNode {
             delivered = self.own_part(order.build, receiving) => delivered,
             () = cancel.cancelled() => Err(RequestFailure::Cancelled),
         }
+    }
+
+    /// Asks a builder whose connection broke for the same once more: it has kept the build for a while, whose log comes from the
+    /// beginning. None: it cannot be reached within a moment.
+    async fn ask_again(&self, order: &Order, asked: &Asked) -> Option<BuildCall> {
+        let asking = async {
+            while self.swarm.members().contains(order.node) {
+                let request = self.signed_request(order, asked.inputs.clone()).ok()?;
+                match self.swarm.request_build(request).await {
+                    Ok(call) => return Some(call),
+                    Err(error) => tracing::debug!(%error, "a builder is not back yet"),
+                }
+                tokio::time::sleep(BUILDER_PAUSE).await;
+            }
+            None
+        };
+        tokio::time::timeout(BUILDER_BACK, asking).await.ok().flatten()
     }
 
     /// Brings the folder of a build that failed here where that was asked for, and says in the failure where

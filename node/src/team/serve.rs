@@ -12,23 +12,23 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{
     BuildLimits, BuildRecord, BuildRequest, BuiltOutput, DesiredStore, RequestHash, SwarmId,
 };
-use tvix_node_protocol::envelope::{Envelope, EnvelopeError, seal};
+use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, seal};
 use tvix_node_protocol::messages::{self, FailedFolder, Pushed, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
-use tvix_node_swarm::events::{IncomingBuild, RunningBuild};
+use tvix_node_swarm::events::{IncomingBuild, Interest, RunningBuild, until_unwanted};
 use tvix_node_swarm::underway::Underway;
 
 use super::TeamNode;
 use super::answer::made_out;
 use super::inputs::{Inputs, refusal};
 use super::limits::{
-    CONSIDERED_TIME, GRANT_TIME, SERVED_DISK, SERVED_LOG, SERVED_MEMORY, SERVED_SILENCE, SERVED_TIME,
-    SLOT_PATIENCE,
+    CONSIDERED_TIME, GRANT_TIME, REQUESTER_BACK, REQUESTER_LOOK, SERVED_DISK, SERVED_LOG, SERVED_MEMORY,
+    SERVED_SILENCE, SERVED_TIME, SLOT_PATIENCE,
 };
 use super::policy::opened;
 use super::served::ServedPlace;
 use super::steps::{self, Order, Step, Workshop};
-use super::together::{Ended, Heard, SharedBuild, SharedBuilds};
+use super::together::{Ended, Heard, Progress, SharedBuild, SharedBuilds, Waiting};
 use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildFacts, BuildNote, DepotError};
@@ -103,13 +103,12 @@ impl TeamNode {
             outputs,
             direct,
         };
-        self.take_part(order, incoming).boxed().await;
-        drop(place);
+        self.take_part(order, incoming, place).boxed().await;
         true
     }
 
     /// Sees a request through: joins the build of the same work that is under way, or begins one.
-    async fn take_part(self: &Arc<Self>, order: Order, mut incoming: IncomingBuild) {
+    async fn take_part(self: &Arc<Self>, order: Order, mut incoming: IncomingBuild, place: ServedPlace) {
         let order = Arc::new(order);
         let joined = tokio::select! {
             joined = steps::join(self, &order) => joined,
@@ -122,15 +121,35 @@ impl TeamNode {
         let Ok(mut running) = incoming.accept().await else {
             return;
         };
-        let mut gone = running.cancellation();
+        let mut interest = running.interest();
         let ended = tokio::select! {
             ended = pass_on(&waiting.build, &mut running) => ended,
-            // An error says that the stream is gone, which is the same.
-            _ = gone.wait_for(|gone| *gone) => return,
+            why = until_unwanted(&mut interest) => {
+                if why == Interest::Lost && waiting.is_shared() {
+                    self.keep_for_a_while(order.request.requester, (waiting, place));
+                }
+                return;
+            }
         };
         self.answer(&order, &ended, running).await;
         // Only now: a build that nobody waits for is stopped.
         drop(waiting);
+    }
+
+    /// Waits for a requester whose connection broke, which may ask for the same again: it then joins the build, and has its
+    /// log from the beginning. Not for one who is no member any more.
+    fn keep_for_a_while(self: &Arc<Self>, requester: NodeKey, kept: (Waiting, ServedPlace)) {
+        let node = Arc::clone(self);
+        self.begin(async move {
+            let since = tokio::time::Instant::now();
+            while since.elapsed() < REQUESTER_BACK
+                && node.swarm.members().contains(requester)
+                && !matches!(kept.0.build.progress(), Progress::Over(_))
+            {
+                tokio::time::sleep(REQUESTER_LOOK).await;
+            }
+            drop(kept);
+        });
     }
 
     /// Tells one who waited what came of a build.

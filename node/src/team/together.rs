@@ -442,6 +442,14 @@ enum Kind {
     Own(BuildKey),
 }
 
+impl Waiting {
+    /// Whether who asks for the same again joins it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        !matches!(self.kind, Kind::Alone)
+    }
+}
+
 impl SharedBuilds {
     /// Joins the build of this work that is under way, or begins one. The second answer: whether it is begun by
     /// this. Without a key it is for one alone.

@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 use tvix_node_protocol::envelope::NodeKey;
 
 pub use crate::core::PeerStatus;
-pub use crate::protocols::build::{IncomingBuild, RunningBuild};
+pub use crate::protocols::build::{IncomingBuild, Interest, RunningBuild, until_unwanted};
 pub use crate::protocols::push::{IncomingPush, TakenPush};
 
 /// Something has changed.

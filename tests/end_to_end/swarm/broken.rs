@@ -6,7 +6,7 @@ use std::time::Instant;
 use rustix::process::Signal;
 
 use super::nodes::{Node, all_meet, finished, team, text, until};
-use crate::harness::{processes_with, release, sandbox_works};
+use crate::harness::{processes_with, release, sandbox_works, skipped};
 
 fn slow(marker: &str) -> String {
     format!(r#"{{ slow = build "slow" {{ }} "echo {marker}\nwait\nwrite $out x"; }}"#)
@@ -135,6 +135,37 @@ fn a_requester_that_is_killed_stops_its_far_build() {
         .machine
         .expression(r#"{ quick = build "quick" { } "write $out x"; }"#);
     assert_eq!(alice.build("quick", &[]).count("built"), 1);
+}
+
+/// The link was gone for a moment: the build goes on where it is, and its log comes from the beginning.
+#[test]
+fn a_build_goes_on_when_the_connection_to_its_builder_breaks() {
+    let name = "a_build_goes_on_when_the_connection_to_its_builder_breaks";
+    if !sandbox_works(name) {
+        return;
+    }
+    let [alice, bob] = team([("alice", 0), ("bob", 1)]);
+    alice.machine.expression(&slow("mark-of-the-link"));
+    let mut running = alice.start_build("slow", &[]);
+    running.until(r#""line":"waiting""#);
+    let building = processes_with("mark-of-the-link");
+    if !bob.break_connections() {
+        skipped(name, "no process may be given another's sockets here");
+        return;
+    }
+    until("alice has asked bob again", || {
+        alice.log().contains("a far build is gone on with").then_some(())
+    });
+    assert_eq!(processes_with("mark-of-the-link"), building, "it was begun anew");
+    release("mark-of-the-link");
+    let build = finished(running.finish());
+    assert_eq!((build.count("built"), build.count("failed")), (1, 0));
+    assert_eq!(build.of_kind("placed").count(), 1, "{}", build.messages());
+    let said = build.of_kind("log").map(|event| text(&event["line"]));
+    assert_eq!(said.collect::<Vec<_>>(), ["mark-of-the-link", "waiting"]);
+    let log = alice.machine.run(&["log", &build.path()]);
+    assert_eq!(log.ok(), "mark-of-the-link\nwaiting");
+    nothing_is_left(&bob, "mark-of-the-link");
 }
 
 /// A builder that says nothing, though its connection stands: another one starts beside it, and what is done

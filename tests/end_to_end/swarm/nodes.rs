@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 use serde_json::Value;
 
 use crate::harness::{Finished, Machine, Running, examples, tool};
@@ -113,6 +114,29 @@ impl Node {
     pub fn signal(&self, signal: Signal) {
         let process = self.process.as_ref().expect("the node is up");
         kill_process(Pid::from_child(process), signal).expect("the node runs");
+    }
+
+    /// Breaks the connections that its process has with others, as a router that forgets them does. False where this machine
+    /// does not let one process do that to another.
+    pub fn break_connections(&self) -> bool {
+        let process = Pid::from_child(self.process.as_ref().expect("the node is up"));
+        let Ok(handle) = pidfd_open(process, PidfdFlags::empty()) else {
+            return false;
+        };
+        let open = fs::read_dir(format!("/proc/{}/fd", process.as_raw_pid())).expect("its descriptors");
+        let mut broken = 0;
+        for entry in open.flatten() {
+            let number = entry.file_name().into_string().expect("a number");
+            let number = number.parse().expect("a number");
+            let Ok(descriptor) = pidfd_getfd(&handle, number, PidfdGetfdFlags::empty()) else {
+                continue;
+            };
+            let stream = TcpStream::from(descriptor);
+            if stream.peer_addr().is_ok() && stream.shutdown(Shutdown::Both).is_ok() {
+                broken += 1;
+            }
+        }
+        broken > 0
     }
 
     /// Kills it as a power cut would.

@@ -102,6 +102,7 @@ impl Membership {
             grants,
             shown: Arc::clone(&shared.shown),
             strayed: Strayed::default(),
+            calls: Arc::default(),
             arriving: Arriving::default(),
             served: Arc::clone(&shared.served),
             trust: Arc::clone(&parts.trust),

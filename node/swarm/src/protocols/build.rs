@@ -32,14 +32,32 @@ pub struct IncomingBuild {
     /// The hash the record has to name.
     pub hash: RequestHash,
     frames: mpsc::Sender<BuildFrame>,
-    cancelled: watch::Receiver<bool>,
+    interest: watch::Receiver<Interest>,
 }
 
 /// A request that was taken. Dropping it fails the build.
 #[derive(Debug)]
 pub struct RunningBuild {
     frames: mpsc::Sender<BuildFrame>,
-    cancelled: watch::Receiver<bool>,
+    interest: watch::Receiver<Interest>,
+}
+
+/// Whether the requester waits for a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// It does.
+    Waits,
+    /// It has said that it does not want it any more.
+    Cancelled,
+    /// The stream has ended without that: it is gone, or the connection broke and it will be back.
+    Lost,
+}
+
+/// Returns when the requester does not wait for an answer on this stream any more, and says why.
+pub async fn until_unwanted(interest: &mut watch::Receiver<Interest>) -> Interest {
+    let ended = interest.wait_for(|interest| *interest != Interest::Waits).await;
+    // An error says that the stream is gone.
+    ended.map_or(Interest::Lost, |interest| *interest)
 }
 
 /// The requester is gone, or has cancelled.
@@ -59,7 +77,7 @@ impl IncomingBuild {
             .map_err(|_| Unwanted)?;
         Ok(RunningBuild {
             frames: self.frames,
-            cancelled: self.cancelled,
+            interest: self.interest,
         })
     }
 
@@ -75,7 +93,7 @@ impl IncomingBuild {
 
     /// Returns when nobody waits for an answer any more.
     pub async fn cancelled(&mut self) {
-        until_cancelled(&mut self.cancelled).await;
+        until_unwanted(&mut self.interest).await;
     }
 }
 
@@ -116,19 +134,14 @@ impl RunningBuild {
 
     /// Returns when nobody waits for the build any more: stop it.
     pub async fn cancelled(&mut self) {
-        until_cancelled(&mut self.cancelled).await;
+        until_unwanted(&mut self.interest).await;
     }
 
-    /// As [`RunningBuild::cancelled`], to be waited for elsewhere.
+    /// For [`until_unwanted`].
     #[must_use]
-    pub fn cancellation(&self) -> watch::Receiver<bool> {
-        self.cancelled.clone()
+    pub fn interest(&self) -> watch::Receiver<Interest> {
+        self.interest.clone()
     }
-}
-
-async fn until_cancelled(cancelled: &mut watch::Receiver<bool>) {
-    // An error says that the stream is gone, which is the same.
-    cancelled.wait_for(|cancelled| *cancelled).await.ok();
 }
 
 pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
@@ -140,12 +153,12 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         }
     };
     let (frames, receiver) = mpsc::channel(BUILD_FRAMES);
-    let (cancel, cancelled) = watch::channel(false);
+    let (sender, interest) = watch::channel(Interest::Waits);
     let incoming = IncomingBuild {
         request: admitted.request,
         hash: admitted.hash,
         frames,
-        cancelled,
+        interest,
     };
     if core.builds.try_send(incoming).is_err() {
         return wire
@@ -155,9 +168,13 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
             .await;
     }
     let result = pump(wire.reader, wire.writer, receiver).await;
-    // Whatever ended it: who builds need not go on. Nobody may be there to hear it.
-    cancel.send(true).ok();
-    result
+    let why = match result {
+        Ok(End::Cancelled) => Interest::Cancelled,
+        _ => Interest::Lost,
+    };
+    // Nobody may be there to hear it.
+    sender.send(why).ok();
+    result.map(|_| ())
 }
 
 fn busy(message: &str) -> Refusal {
@@ -202,13 +219,23 @@ async fn admit(
     Ok(admitted.await.unwrap_or_else(|lost| Err(busy(&lost.to_string()))))
 }
 
+/// Why no more frames are carried.
+enum End {
+    /// The last one was.
+    Last,
+    /// The requester has said that it does not want them.
+    Cancelled,
+    /// It has closed the stream.
+    Closed,
+}
+
 /// Carries frames to the requester, with heartbeats in between, until the last one, or until it does not
 /// want them any more.
 async fn pump(
     mut reader: WireReader,
     mut writer: WireWriter,
     mut frames: mpsc::Receiver<BuildFrame>,
-) -> Result<(), WireError> {
+) -> Result<End, WireError> {
     // Whatever comes from the requester now, an end included, means that it does not want the build.
     let control = reader.receive_within::<BuildControl>(FOR_EVER);
     tokio::pin!(control);
@@ -217,7 +244,10 @@ async fn pump(
     let mut accepted = false;
     loop {
         let frame = tokio::select! {
-            _ = &mut control => return Ok(()),
+            said = &mut control => return Ok(match said {
+                Ok(Some(BuildControl::Cancel)) => End::Cancelled,
+                Ok(None) | Err(_) => End::Closed,
+            }),
             frame = frames.recv() => frame,
             _ = heartbeat.tick() => Some(BuildFrame::Heartbeat),
         };
@@ -229,7 +259,8 @@ async fn pump(
         );
         writer.send(&frame).await?;
         if last {
-            return writer.close().await;
+            writer.close().await?;
+            return Ok(End::Last);
         }
         if frames.is_empty() {
             writer.flush().await?;
