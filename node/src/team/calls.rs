@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tvix_node_protocol::envelope::NodeKey;
 
+use super::together::NOT_KEPT;
+
 /// How many builds each node does for this one.
 #[derive(Debug, Default)]
 pub(super) struct Calls(Mutex<HashMap<NodeKey, usize>>);
@@ -47,7 +49,7 @@ impl Drop for Calling {
 }
 
 /// Lines of a log that are remembered: 8 bytes each.
-const REMEMBERED: usize = 1 << 17;
+const REMEMBERED: usize = 1 << 18;
 
 /// What has been told of a log that may come again from its beginning.
 #[derive(Debug, Default)]
@@ -59,6 +61,12 @@ pub(super) struct Told {
 impl Told {
     /// Whether the next line has to be told: it was not before, or it is another one now.
     pub(super) fn is_new(&mut self, line: &[u8]) -> bool {
+        if self.next == 0
+            && let Some(count) = not_kept(line)
+        {
+            self.next = count;
+            return self.lines.is_empty();
+        }
         let mut hasher = DefaultHasher::new();
         line.hash(&mut hasher);
         let (line, at) = (hasher.finish(), self.next);
@@ -79,9 +87,28 @@ impl Told {
     }
 }
 
+/// How many lines a builder does not have any more, where this line says so.
+fn not_kept(line: &[u8]) -> Option<usize> {
+    let text = std::str::from_utf8(line).ok()?;
+    let count = text.strip_prefix('(')?.strip_suffix(NOT_KEPT)?;
+    count.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_long_log_only_the_end_comes_again() {
+        let mut told = Told::default();
+        for line in ["a", "b", "c"] {
+            assert!(told.is_new(line.as_bytes()));
+        }
+        told.begin_again();
+        let marker = format!("(2{NOT_KEPT}");
+        let again = [&marker, "c", "d"].map(|line| told.is_new(line.as_bytes()));
+        assert_eq!(again, [false, false, true]);
+    }
 
     #[test]
     fn a_builder_has_calls_until_the_last_one_is_over() {

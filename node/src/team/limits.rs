@@ -113,6 +113,10 @@ pub const SPOOL_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// lost for a moment is back by then, and another builder is asked within two seconds.
 pub const BUILDER_BACK: Duration = Duration::from_millis(1500);
 
+/// After how long without a connection the coordinator hears that such a builder is gone: those who ask it again have given up by
+/// then.
+pub const BUILDER_GONE: Duration = Duration::from_millis(2500);
+
 /// Pause between two tries to reach it.
 pub const BUILDER_PAUSE: Duration = Duration::from_millis(100);
 

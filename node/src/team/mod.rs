@@ -63,6 +63,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tvix_node_coordinator::{Event, PeerOffer, placement::Link};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::find_member;
@@ -81,7 +82,7 @@ use calls::Calls;
 use evidence::ShownPaths;
 use fetch::Arriving;
 use grants::Grants;
-use limits::{BUILDER_BACK, FACTS_PAUSE, LINKS_PAUSE, STRAYED};
+use limits::{BUILDER_GONE, FACTS_PAUSE, LINKS_PAUSE, STRAYED};
 use membership::TeamFailure;
 use roll::Roll;
 use sample::Sampling;
@@ -273,10 +274,22 @@ impl TeamNode {
         self.tell_members().await;
         let mut measuring = tokio::time::interval(LINKS_PAUSE);
         let mut told = BTreeMap::new();
+        // Builders whose connection broke.
+        let mut down: JoinSet<NodeKey> = JoinSet::new();
         loop {
             tokio::select! {
+                Some(Ok(peer)) = down.join_next() => self.tell_gone(peer).await,
                 _ = measuring.tick() => self.tell_links(&mut told).await,
                 notice = events.notices.recv() => match notice {
+                    // Who builds for this node is given a moment to be back.
+                    Some(Notice::PeerDown { peer })
+                        if self.calls.has(peer) && self.swarm.members().contains(peer) =>
+                    {
+                        drop(down.spawn(async move {
+                            tokio::time::sleep(BUILDER_GONE).await;
+                            peer
+                        }));
+                    }
                     Some(notice) => self.notice(notice).await,
                     None => return,
                 },
@@ -292,21 +305,18 @@ impl TeamNode {
         }
     }
 
-    /// Who builds for this node is given a moment to be back.
-    async fn peer_is_down(self: &Arc<Self>, peer: NodeKey) {
-        if !self.calls.has(peer) || !self.swarm.members().contains(peer) {
-            return self.tell(Event::PeerGone { node: peer }).await;
+    /// Unless it is back. Who is no member of any team any more is met nowhere, and gone.
+    async fn tell_gone(&self, peer: NodeKey) {
+        let elsewhere = self
+            .roll
+            .team_of(peer)
+            .is_some_and(|team| team != self.view.team());
+        if !elsewhere && !self.swarm.peers().contains_key(&peer) {
+            self.tell(Event::PeerGone { node: peer }).await;
         }
-        let node = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(BUILDER_BACK).await;
-            if !node.swarm.peers().contains_key(&peer) {
-                node.tell(Event::PeerGone { node: peer }).await;
-            }
-        });
     }
 
-    async fn notice(self: &Arc<Self>, notice: Notice) {
+    async fn notice(&self, notice: Notice) {
         match notice {
             Notice::PeerUp { peer, status } | Notice::PeerChanged { peer, status } => {
                 self.note_refusal(peer, None);
@@ -316,11 +326,7 @@ impl TeamNode {
                 let offer = self.offer(peer, &status);
                 self.tell(Event::Peer { node: peer, offer }).await;
             }
-            // Who is no member of any team any more is met nowhere, and gone.
-            Notice::PeerDown { peer } => match self.roll.team_of(peer) {
-                Some(team) if team != self.view.team() => {}
-                _ => self.peer_is_down(peer).await,
-            },
+            Notice::PeerDown { peer } => self.tell_gone(peer).await,
             Notice::PeerUnusable { peer, message } => {
                 let text = format!("{} cannot be used: {message}", self.name_of(peer));
                 self.note_refusal(peer, Some(message));

@@ -254,7 +254,8 @@ impl TeamNode {
         let _calling = self.calls.begin(order.node);
         let mut log = self.depot.begin_log(order.derivation.clone()).await?;
         let (mut lines, mut told) = (Lines::default(), Told::default());
-        let (mut accepted, mut breaks, mut broke) = (false, 0, None);
+        let (mut accepted, mut breaks) = (false, 0);
+        let mut broke: Option<CallError> = None;
         let ended = loop {
             let event = tokio::select! {
                 event = call.next() => event,
@@ -273,8 +274,8 @@ impl TeamNode {
                 Ok(BuildEvent::Heartbeat) => self.tell(Event::Heartbeat { build: order.build }).await,
                 Ok(BuildEvent::Log(bytes)) => {
                     for line in lines.take(&bytes) {
-                        log.line(&line);
                         if told.is_new(&line) {
+                            log.line(&line);
                             self.line(order.build, &line).await;
                         }
                     }
@@ -282,9 +283,11 @@ impl TeamNode {
                 }
                 Ok(BuildEvent::Refused(refusal)) => {
                     let name = name.to_owned();
+                    // It has lost what it was building. That it has no room, or no inputs, passes as it does elsewhere.
+                    let passes = matches!(refusal.reason, RefusalReason::Busy | RefusalReason::InputMissing);
                     break Err(match broke {
-                        Some(error) => RequestFailure::WentAway(error),
-                        None => RequestFailure::Refused { name, refusal },
+                        Some(error) if !passes => RequestFailure::WentAway(error.into()),
+                        _ => RequestFailure::Refused { name, refusal },
                     });
                 }
                 Ok(BuildEvent::Failed(failure)) => break Err(RequestFailure::Failed(failure)),
@@ -293,11 +296,11 @@ impl TeamNode {
                     envelope,
                     pushed,
                 }) => break Ok((record, envelope, pushed)),
-                Err(error @ BuildCallError::Call(_)) => {
+                Err(BuildCallError::Call(error)) => {
                     breaks += 1;
                     let again = async {
-                        match accepted && breaks <= BUILDER_BREAKS {
-                            true => self.ask_again(order, &asked).await,
+                        match accepted && error.is_break() && breaks <= BUILDER_BREAKS {
+                            true => self.own_part(order.build, self.ask_again(order, &asked)).await,
                             false => None,
                         }
                     };
@@ -308,24 +311,23 @@ impl TeamNode {
                             return Err(RequestFailure::Cancelled);
                         }
                     };
-                    let Some(again) = again else {
-                        break Err(RequestFailure::WentAway(error));
+                    let Some(mut again) = again else {
+                        break Err(RequestFailure::WentAway(error.into()));
                     };
                     tracing::info!(derivation = %order.derivation, builder = name, %error, "a far build is gone on with");
+                    again.goes_on_with(&call);
                     (call, broke) = (again, Some(error));
-                    self.depot.discard_log(log).await?;
-                    log = self.depot.begin_log(order.derivation.clone()).await?;
                     lines = Lines::default();
                     told.begin_again();
                 }
                 Err(error) => break Err(error.into()),
             }
         };
-        if let Some(line) = lines.rest() {
+        if let Some(line) = lines.rest()
+            && told.is_new(&line)
+        {
             log.line(&line);
-            if told.is_new(&line) {
-                self.line(order.build, &line).await;
-            }
+            self.line(order.build, &line).await;
         }
         match ended {
             Err(RequestFailure::Refused { .. }) => self.depot.discard_log(log).await?,

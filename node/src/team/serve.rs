@@ -15,6 +15,7 @@ use tvix_node_protocol::build::{
 use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, seal};
 use tvix_node_protocol::messages::{self, FailedFolder, Pushed, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
+use tvix_node_protocol::roster::Role;
 use tvix_node_swarm::events::{IncomingBuild, Interest, RunningBuild, until_unwanted};
 use tvix_node_swarm::underway::Underway;
 
@@ -125,7 +126,7 @@ impl TeamNode {
         let ended = tokio::select! {
             ended = pass_on(&waiting.build, &mut running) => ended,
             why = until_unwanted(&mut interest) => {
-                if why == Interest::Lost && waiting.is_shared() {
+                if why == Interest::Lost && waiting.can_be_joined() {
                     self.keep_for_a_while(order.request.requester, (waiting, place));
                 }
                 return;
@@ -137,13 +138,13 @@ impl TeamNode {
     }
 
     /// Waits for a requester whose connection broke, which may ask for the same again: it then joins the build, and has its
-    /// log from the beginning. Not for one who is no member any more.
+    /// log from the beginning. Not for one who may not ask for builds any more.
     fn keep_for_a_while(self: &Arc<Self>, requester: NodeKey, kept: (Waiting, ServedPlace)) {
         let node = Arc::clone(self);
         self.begin(async move {
             let since = tokio::time::Instant::now();
             while since.elapsed() < REQUESTER_BACK
-                && node.swarm.members().contains(requester)
+                && node.swarm.members().may(requester, Role::Request)
                 && !matches!(kept.0.build.progress(), Progress::Over(_))
             {
                 tokio::time::sleep(REQUESTER_LOOK).await;

@@ -89,6 +89,9 @@ impl Progress {
     }
 }
 
+/// What is said, after how many they are, of lines that are not kept.
+pub const NOT_KEPT: &str = " lines of the log are not kept any more)";
+
 /// The last part of a log.
 #[derive(Debug, Default)]
 struct Log {
@@ -265,7 +268,7 @@ impl SharedBuild {
         let mut bytes = Vec::new();
         let lost = log.dropped.saturating_sub(line);
         if lost > 0 {
-            bytes.extend_from_slice(format!("({lost} lines of the log are not kept any more)\n").as_bytes());
+            bytes.extend_from_slice(format!("({lost}{NOT_KEPT}\n").as_bytes());
         }
         for kept in log.lines.iter().skip(line.saturating_sub(log.dropped)) {
             bytes.extend_from_slice(kept);
@@ -445,8 +448,9 @@ enum Kind {
 impl Waiting {
     /// Whether who asks for the same again joins it.
     #[must_use]
-    pub fn is_shared(&self) -> bool {
-        !matches!(self.kind, Kind::Alone)
+    pub fn can_be_joined(&self) -> bool {
+        let is_shared = !matches!(self.kind, Kind::Alone);
+        is_shared && matches!(self.build.progress(), Progress::Running { for_one: false })
     }
 }
 

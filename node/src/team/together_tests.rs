@@ -40,6 +40,20 @@ fn what_is_over_or_for_one_alone_is_not_joined() {
 }
 
 #[test]
+fn what_runs_and_is_for_everybody_can_be_joined_by_who_comes_back() {
+    let builds = Arc::new(SharedBuilds::default());
+    let (shared, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);
+    assert!(!shared.can_be_joined(), "it does not run");
+    shared.build.set(Progress::Running { for_one: false });
+    assert!(shared.can_be_joined());
+    shared.build.set(Progress::Running { for_one: true });
+    assert!(!shared.can_be_joined());
+    let (alone, _) = builds.join(TEAM, None, BuildLimits::NONE);
+    alone.build.set(Progress::Running { for_one: false });
+    assert!(!alone.can_be_joined());
+}
+
+#[test]
 fn those_who_had_joined_what_is_for_one_alone_share_another_build() {
     let builds = Arc::new(SharedBuilds::default());
     let (first, _) = builds.join(TEAM, Some(KEY), BuildLimits::NONE);

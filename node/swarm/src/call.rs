@@ -34,6 +34,18 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Whether the connection broke, or was closed, and nothing else is wrong.
+    #[must_use]
+    pub fn is_break(&self) -> bool {
+        matches!(
+            self,
+            Self::Wire {
+                source: WireError::Io(_) | WireError::Closed,
+                ..
+            }
+        )
+    }
+
     /// Whether the peer broke a rule, other than being away or slow.
     #[must_use]
     pub fn is_breach(&self) -> bool {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 use serde_json::Value;
 
@@ -128,15 +129,19 @@ impl Node {
         for entry in open.flatten() {
             let number = entry.file_name().into_string().expect("a number");
             let number = number.parse().expect("a number");
-            let Ok(descriptor) = pidfd_getfd(&handle, number, PidfdGetfdFlags::empty()) else {
-                continue;
+            let descriptor = match pidfd_getfd(&handle, number, PidfdGetfdFlags::empty()) {
+                Ok(descriptor) => descriptor,
+                Err(Errno::PERM | Errno::NOSYS) => return false,
+                // It is closed by now.
+                Err(_) => continue,
             };
             let stream = TcpStream::from(descriptor);
             if stream.peer_addr().is_ok() && stream.shutdown(Shutdown::Both).is_ok() {
                 broken += 1;
             }
         }
-        broken > 0
+        assert!(broken > 0, "{} has no connections", self.name);
+        true
     }
 
     /// Kills it as a power cut would.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tvix_node_protocol::build::{BuildRecord, BuildRequest, RequestHash};
 use tvix_node_protocol::cbor::CborError;
 use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, seal};
@@ -19,6 +19,9 @@ use crate::gate::Admitted;
 use crate::limits::{BUILD_FRAMES, BUILD_SILENCE, HEARTBEAT, LOG_OF_A_CALL, LOG_PIECE};
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError, WireReader, WireWriter};
+
+/// How long it is looked whether who reads no more has said why.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Longer than any build.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -257,13 +260,23 @@ async fn pump(
             frame,
             BuildFrame::Refused(_) | BuildFrame::Finished { .. } | BuildFrame::Failed(_)
         );
-        writer.send(&frame).await?;
-        if last {
-            writer.close().await?;
-            return Ok(End::Last);
+        let written = async {
+            writer.send(&frame).await?;
+            match last {
+                true => writer.close().await,
+                false if frames.is_empty() => writer.flush().await,
+                false => Ok(()),
+            }
+        };
+        if let Err(error) = written.await {
+            // Who has cancelled and left reads no more, and what it said may be here.
+            return match timeout(LAST_WORD, &mut control).await {
+                Ok(Ok(Some(BuildControl::Cancel))) => Ok(End::Cancelled),
+                _ => Err(error),
+            };
         }
-        if frames.is_empty() {
-            writer.flush().await?;
+        if last {
+            return Ok(End::Last);
         }
     }
 }
@@ -391,6 +404,11 @@ impl BuildCall {
     #[must_use]
     pub fn builder(&self) -> NodeKey {
         self.builder
+    }
+
+    /// This goes on with what another call began: the bound on the log is that of both together.
+    pub fn goes_on_with(&mut self, before: &Self) {
+        self.log_left = before.log_left;
     }
 
     /// The next event. Heartbeats come every second; nothing for [`BUILD_SILENCE`] is an error.

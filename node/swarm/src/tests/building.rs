@@ -1,7 +1,7 @@
 use super::shelf::path;
 use super::*;
 use crate::net::Door;
-use crate::protocols::build::{BuildEvent, IncomingBuild, RunningBuild};
+use crate::protocols::build::{BuildEvent, IncomingBuild, Interest, RunningBuild, until_unwanted};
 use crate::{BuildCall, BuildCallError};
 use std::collections::BTreeMap;
 use tvix_node_protocol::build::{
@@ -202,9 +202,10 @@ async fn a_failure_reaches_the_requester_with_the_end_of_the_log() {
 #[tokio::test]
 async fn cancelling_stops_the_far_build() {
     let (ann, mut bob) = pair().await;
-    let (call, mut build) = running(&ann, &mut bob).await;
+    let (call, build) = running(&ann, &mut bob).await;
     call.cancel().await.unwrap();
-    soon(build.cancelled()).await;
+    let why = soon(until_unwanted(&mut build.interest())).await;
+    assert_eq!(why, Interest::Cancelled);
     // And so does letting go of it.
     let mut call = soon(ann.handle.request_build(request(&ann, &bob, 2)))
         .await
@@ -218,9 +219,23 @@ async fn cancelling_stops_the_far_build() {
 #[tokio::test]
 async fn a_requester_that_dies_stops_the_far_build() {
     let (ann, mut bob) = pair().await;
-    let (_call, mut build) = running(&ann, &mut bob).await;
+    let (_call, build) = running(&ann, &mut bob).await;
     ann.handle.shutdown().await;
-    soon(build.cancelled()).await;
+    let why = soon(until_unwanted(&mut build.interest())).await;
+    assert_eq!(why, Interest::Lost);
+}
+
+/// Who reads nothing any more is not taken for one who was lost.
+#[tokio::test]
+async fn cancelling_is_heard_in_the_middle_of_a_long_log() {
+    let (ann, mut bob) = pair().await;
+    let (call, build) = running(&ann, &mut bob).await;
+    let mut interest = build.interest();
+    let writing = tokio::spawn(async move { while build.log(&[b'x'; 1 << 16]).await.is_ok() {} });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    call.cancel().await.unwrap();
+    assert_eq!(soon(until_unwanted(&mut interest)).await, Interest::Cancelled);
+    writing.await.unwrap();
 }
 
 #[tokio::test]
