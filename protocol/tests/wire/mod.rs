@@ -193,6 +193,9 @@ pub const KINDS: &[fn(&[u8])] = &[
     |bytes| {
         let _read = value::<TrustPolicy>(bytes, 1 << 20);
     },
+    message::<messages::ReachabilityQuestion>,
+    message::<messages::ReachabilityAnswer>,
+    message::<messages::PresenceCells>,
 ];
 
 fn text(bytes: &[u8]) -> Option<&str> {
