@@ -232,6 +232,16 @@ enum End {
     Closed,
 }
 
+impl End {
+    /// After what came from the requester.
+    fn after(said: &Result<Option<BuildControl>, WireError>) -> Self {
+        match said {
+            Ok(Some(BuildControl::Cancel)) => Self::Cancelled,
+            Ok(None) | Err(_) => Self::Closed,
+        }
+    }
+}
+
 /// Carries frames to the requester, with heartbeats in between, until the last one, or until it does not
 /// want them any more.
 async fn pump(
@@ -247,10 +257,7 @@ async fn pump(
     let mut accepted = false;
     loop {
         let frame = tokio::select! {
-            said = &mut control => return Ok(match said {
-                Ok(Some(BuildControl::Cancel)) => End::Cancelled,
-                Ok(None) | Err(_) => End::Closed,
-            }),
+            said = &mut control => return Ok(End::after(&said)),
             frame = frames.recv() => frame,
             _ = heartbeat.tick() => Some(BuildFrame::Heartbeat),
         };
@@ -268,7 +275,12 @@ async fn pump(
                 false => Ok(()),
             }
         };
-        if let Err(error) = written.await {
+        let written = tokio::select! {
+            // Who reads slowly, or not at all, may still say something.
+            said = &mut control => return Ok(End::after(&said)),
+            written = written => written,
+        };
+        if let Err(error) = written {
             // Who has cancelled and left reads no more, and what it said may be here.
             return match timeout(LAST_WORD, &mut control).await {
                 Ok(Ok(Some(BuildControl::Cancel))) => Ok(End::Cancelled),
