@@ -62,10 +62,11 @@ impl Told {
     /// Whether the next line has to be told: it was not before, or it is another one now.
     pub(super) fn is_new(&mut self, line: &[u8]) -> bool {
         if self.next == 0
+            && !self.lines.is_empty()
             && let Some(count) = not_kept(line)
         {
             self.next = count;
-            return self.lines.is_empty();
+            return false;
         }
         let mut hasher = DefaultHasher::new();
         line.hash(&mut hasher);

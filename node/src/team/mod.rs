@@ -128,6 +128,8 @@ pub struct TeamNode {
     strayed: Strayed,
     /// Builds that others do for this node.
     calls: Arc<Calls>,
+    /// Builders whose connection broke, of whom it is not told yet that they are gone.
+    down: Mutex<BTreeSet<NodeKey>>,
     arriving: Arriving,
     served: Arc<Served>,
     /// The owner's rules.
@@ -158,11 +160,11 @@ impl TeamNode {
         self.roll.team_of(node) == Some(self.view.team())
     }
 
-    /// The connected members that are met in this team.
+    /// The connected members that are met in this team, and those of whom it is not told yet that they are gone.
     pub(crate) fn met(&self) -> Vec<NodeKey> {
-        let mut peers: Vec<NodeKey> = self.swarm.peers().into_keys().collect();
-        peers.retain(|peer| self.meets(*peer));
-        peers
+        let mut peers: BTreeSet<NodeKey> = self.swarm.peers().into_keys().collect();
+        peers.extend(&*self.down.lock().unwrap_or_else(PoisonError::into_inner));
+        peers.into_iter().filter(|peer| self.meets(*peer)).collect()
     }
 
     /// What people call a member.
@@ -274,7 +276,6 @@ impl TeamNode {
         self.tell_members().await;
         let mut measuring = tokio::time::interval(LINKS_PAUSE);
         let mut told = BTreeMap::new();
-        // Builders whose connection broke.
         let mut down: JoinSet<NodeKey> = JoinSet::new();
         loop {
             tokio::select! {
@@ -285,6 +286,7 @@ impl TeamNode {
                     Some(Notice::PeerDown { peer })
                         if self.calls.has(peer) && self.swarm.members().contains(peer) =>
                     {
+                        self.down.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
                         drop(down.spawn(async move {
                             tokio::time::sleep(BUILDER_GONE).await;
                             peer
@@ -307,6 +309,10 @@ impl TeamNode {
 
     /// Unless it is back. Who is no member of any team any more is met nowhere, and gone.
     async fn tell_gone(&self, peer: NodeKey) {
+        self.down
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&peer);
         let elsewhere = self
             .roll
             .team_of(peer)

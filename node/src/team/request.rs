@@ -330,7 +330,8 @@ impl TeamNode {
             self.line(order.build, &line).await;
         }
         match ended {
-            Err(RequestFailure::Refused { .. }) => self.depot.discard_log(log).await?,
+            // What was begun, and broke, has a log.
+            Err(RequestFailure::Refused { .. }) if !accepted => self.depot.discard_log(log).await?,
             _ => self.depot.end_log(log).await?,
         }
         let (record, envelope, pushed) = match ended {

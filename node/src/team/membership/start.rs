@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::task::JoinSet;
 use tvix_node_protocol::StorePath;
@@ -103,6 +103,7 @@ impl Membership {
             shown: Arc::clone(&shared.shown),
             strayed: Strayed::default(),
             calls: Arc::default(),
+            down: Mutex::default(),
             arriving: Arriving::default(),
             served: Arc::clone(&shared.served),
             trust: Arc::clone(&parts.trust),

@@ -379,19 +379,23 @@ async fn what_arrives_is_taken_while_the_rest_comes() {
     assert!(bob.shelf.is_complete(root));
 }
 
-#[tokio::test]
-async fn a_large_file_can_be_read_while_the_rest_of_it_comes() {
-    let (ann, bob) = pair().await;
+/// A file that takes ten seconds to come: its bytes, the tree it is in, its name.
+fn slowly(from: &TestNode, to: &TestNode) -> (Vec<u8>, TreeDigest, BlobDigest) {
     let large = noise(1, 40 << 20);
-    let (root, blob) = (
-        ann.shelf.add_directory(&[("large", &large)]),
-        BlobDigest::of(&large),
-    );
-    ann.shelf.add_path("p", root);
-    bob.handle.set_caps(Caps {
+    let root = from.shelf.add_directory(&[("large", &large)]);
+    from.shelf.add_path("p", root);
+    to.handle.set_caps(Caps {
         upload: None,
         download: Some(4 << 20),
     });
+    let blob = BlobDigest::of(&large);
+    (large, root, blob)
+}
+
+#[tokio::test]
+async fn a_large_file_can_be_read_while_the_rest_of_it_comes() {
+    let (ann, bob) = pair().await;
+    let (large, root, blob) = slowly(&ann, &bob);
     let received = || bob.handle.traffic()[&ann.key()].content_received;
     let take = async |arrival: Arc<Arrival>| {
         let begin = tokio::task::spawn_blocking(move || {
@@ -434,16 +438,7 @@ async fn read_large(arrival: Arc<Arrival>, blob: BlobDigest) -> Result<u64, Stri
 #[tokio::test]
 async fn who_takes_what_arrives_is_told_when_no_more_comes() {
     let (ann, bob) = pair().await;
-    let large = noise(1, 40 << 20);
-    let (root, blob) = (
-        ann.shelf.add_directory(&[("large", &large)]),
-        BlobDigest::of(&large),
-    );
-    ann.shelf.add_path("p", root);
-    bob.handle.set_caps(Caps {
-        upload: None,
-        download: Some(4 << 20),
-    });
+    let (_, root, blob) = slowly(&ann, &bob);
     let come = || {
         let traffic = bob.handle.traffic();
         traffic
