@@ -452,8 +452,11 @@ pub enum FailureKind {
     Builder,
     /// It went past a limit of the request. It may succeed for a session with wider limits.
     Limit,
-    /// The connection broke, the builder died, the result does not verify. Tried elsewhere.
+    /// The builder died over it, or the result does not verify. Tried elsewhere.
     Transient,
+    /// The connection broke, and the builder could not be reached again within a moment. Tried elsewhere, and there again
+    /// once it is back, where nobody else has room.
+    Gone,
     /// Nothing is wrong with the builder or the derivation: it has too much to do, or something that is to
     /// be there is not there yet. Tried again, there too, a little later.
     Busy,

@@ -71,7 +71,11 @@ impl Coordinator {
                     self.try_later(&attempt, participants, failure.error);
                 }
             }
-            FailureKind::Busy | FailureKind::Transient | FailureKind::Refused | FailureKind::Cancelled => {
+            FailureKind::Busy
+            | FailureKind::Transient
+            | FailureKind::Gone
+            | FailureKind::Refused
+            | FailureKind::Cancelled => {
                 self.try_elsewhere(&attempt, participants, failure);
             }
         }
@@ -119,13 +123,19 @@ impl Coordinator {
             return;
         }
         let refused = failure.kind == FailureKind::Refused;
+        let gone = failure.kind == FailureKind::Gone;
         let drv = &mut self.graph.drvs[attempt.drv];
         let trouble = drv.trouble_mut();
         match attempt.node {
             None if refused => trouble.refused_here = true,
             None => trouble.tries_here = trouble.tries_here.saturating_add(1),
             Some(node) => {
-                trouble.excluded.push(node);
+                let out = if gone {
+                    &mut trouble.gone
+                } else {
+                    &mut trouble.excluded
+                };
+                out.push(node);
                 trouble.lost = trouble.lost.saturating_add(u8::from(!refused));
             }
         }
@@ -133,19 +143,26 @@ impl Coordinator {
             .story
             .push(format!("{}: {}", attempt.node_name, failure.error));
         self.queues.troubled.insert(attempt.drv);
+        let worn_out = trouble.lost >= limits::BUILDERS_LOST;
         if let Some(node) = attempt.node.filter(|_| refused) {
             self.builders.pause(&node, self.now.after(limits::REFUSAL_PAUSE));
         }
+        if let Some(node) = attempt.node.filter(|_| gone) {
+            self.builders.pause(&node, self.now.after(limits::GONE_PAUSE));
+        }
         let beside = !self.graph.drvs[attempt.drv].attempts.is_empty();
+        // It may be back as soon as it was gone: what cannot be built meanwhile waits for it as for any other builder.
+        let back = gone && !worn_out && self.builders.may_turn_up();
         let (again, stuck): (Vec<Slot>, Vec<Slot>) = participants
             .iter()
-            .partition(|slot| beside || self.can_be_built(attempt.drv, *slot));
+            .partition(|slot| beside || back || self.can_be_built(attempt.drv, *slot));
         for slot in again {
             let (level, derivation) = ("warning".to_owned(), &attempt.derivation);
-            let text = format!(
-                "{derivation} is placed again: {}: {}",
-                attempt.node_name, failure.error
-            );
+            let what = match beside || self.is_anybody_there(attempt.drv, slot) {
+                true => "is placed again",
+                false => "waits for a builder to turn up",
+            };
+            let text = format!("{derivation} {what}: {}: {}", attempt.node_name, failure.error);
             self.tell(slot, EventKind::Message { level, text });
         }
         if stuck.is_empty() {
@@ -182,6 +199,15 @@ impl Coordinator {
             return self.quorum_is_possible(id, here);
         }
         here || !self.peers_for(id).is_empty()
+    }
+
+    /// Whether somebody might build a derivation for a session who was not lost over it.
+    fn is_anybody_there(&mut self, id: DrvId, slot: Slot) -> bool {
+        let here = self.may_build_here(id) && self.session_builds_here(slot);
+        let peers = self.peers_for(id);
+        let trouble = self.graph.drvs[id].trouble.as_ref();
+        let gone = |node: &NodeKey| trouble.is_some_and(|trouble| trouble.gone.contains(node));
+        here || !peers.iter().all(gone)
     }
 
     /// Whether this node may build a derivation.

@@ -222,6 +222,8 @@ pub(crate) enum Weighing {
 pub(crate) struct Trouble {
     /// Peers that do not get it again.
     pub(crate) excluded: Vec<NodeKey>,
+    /// Peers that were lost over it and get it again only where nobody else has room.
+    pub(crate) gone: Vec<NodeKey>,
     /// Builders lost over it.
     pub(crate) lost: u8,
     /// Tries on this node that came to nothing.

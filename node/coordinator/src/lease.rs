@@ -98,19 +98,19 @@ impl Coordinator {
         }
         for build in silent {
             let seconds = limits::GIVE_UP_AFTER.as_secs();
-            self.lose_build(build, format!("silent for {seconds} s"));
+            self.lose_build(build, FailureKind::Transient, format!("silent for {seconds} s"));
         }
     }
 
     /// Does not wait for a build any more. It is not cancelled: its builder stops by itself when it
     /// is not told that the build is wanted, unless it is done before, which is welcome.
-    fn lose_build(&mut self, build: BuildId, error: String) {
+    fn lose_build(&mut self, build: BuildId, kind: FailureKind, error: String) {
         let participants = self.participants(build);
         let Some(attempt) = self.take_attempt(build) else {
             return;
         };
         let failure = BuildFailure {
-            kind: FailureKind::Transient,
+            kind,
             error,
             log_tail: Vec::new(),
         };
@@ -128,7 +128,8 @@ impl Coordinator {
             .map(|(build, _)| *build)
             .collect();
         for build in lost {
-            self.lose_build(build, format!("the connection to {name} is gone"));
+            let error = format!("the connection to {name} is gone");
+            self.lose_build(build, FailureKind::Gone, error);
         }
     }
 

@@ -85,6 +85,10 @@ pub const BUILDERS_LOST: u8 = 3;
 /// that refuses everything costs a message now and then, and not one for each derivation.
 pub const REFUSAL_PAUSE: Duration = Duration::from_secs(5);
 
+/// How long a peer that could not be reached is left alone, unless it offers anew: until the caller says that it is gone, or it
+/// is back.
+pub const GONE_PAUSE: Duration = Duration::from_secs(3);
+
 /// Tries of one derivation on this node that may end without being the derivation's fault.
 pub const TRIES_HERE: u8 = 2;
 

@@ -217,6 +217,14 @@ impl Coordinator {
                 });
             }
         }
+        // Whoever was lost over it once may be lost again.
+        let lost = |node: Option<NodeKey>| {
+            let trouble = self.graph.drvs[id].trouble.as_ref();
+            node.is_some_and(|node| trouble.is_some_and(|trouble| trouble.gone.contains(&node)))
+        };
+        if candidates.iter().any(|candidate| !lost(candidate.node)) {
+            candidates.retain(|candidate| !lost(candidate.node));
+        }
         candidates
     }
 

@@ -163,6 +163,11 @@ impl RequestFailure {
                 | messages::FailureKind::Input => FailureKind::Transient,
             },
             Self::Inputs { .. } => FailureKind::Busy,
+            Self::Call(BuildCallError::Call(error)) | Self::WentAway(BuildCallError::Call(error))
+                if error.is_away() =>
+            {
+                FailureKind::Gone
+            }
             Self::Depot(_)
             | Self::Random(_)
             | Self::Call(_)

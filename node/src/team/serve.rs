@@ -560,7 +560,9 @@ fn failure_of(error: &JobError, folder: Option<FailedFolder>) -> messages::Build
         FailureKind::Builder | FailureKind::Disagreed => messages::FailureKind::Build,
         FailureKind::Limit => messages::FailureKind::Limit,
         FailureKind::Cancelled => messages::FailureKind::Cancelled,
-        FailureKind::Transient | FailureKind::Refused | FailureKind::Busy => messages::FailureKind::Machine,
+        FailureKind::Transient | FailureKind::Gone | FailureKind::Refused | FailureKind::Busy => {
+            messages::FailureKind::Machine
+        }
     };
     let tail = match error {
         JobError::Build(error) => error.log_tail.join("\n").into_bytes(),

@@ -46,6 +46,20 @@ impl CallError {
         )
     }
 
+    /// Whether there was no way to the peer, or none any more, and nothing else is wrong: it may be back soon.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.is_break()
+            || matches!(
+                self,
+                Self::Connect(ConnectError::Unreachable { .. })
+                    | Self::Open {
+                        source: OpenError::NotConnected | OpenError::Failed(_),
+                        ..
+                    }
+            )
+    }
+
     /// Whether the peer broke a rule, other than being away or slow.
     #[must_use]
     pub fn is_breach(&self) -> bool {

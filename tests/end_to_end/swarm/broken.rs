@@ -88,6 +88,28 @@ fn a_build_whose_only_builder_is_killed_is_done_here() {
     assert_eq!((second.paths().len(), second.count("failed")), (1, 0));
 }
 
+/// A laptop that is closed and opened again, and nobody else there who builds.
+#[test]
+fn the_only_builder_is_waited_for_and_gets_the_build_again() {
+    if !sandbox_works("the_only_builder_is_waited_for_and_gets_the_build_again") {
+        return;
+    }
+    let [alice, mut bob] = team([("alice", 0), ("bob", 1)]);
+    alice.machine.expression(&slow("mark-of-patience"));
+    let mut running = alice.start_build("slow", &[]);
+    running.until(r#""line":"waiting""#);
+    alice.notes(&bob);
+    bob.kill();
+    running.until("waits for a builder to turn up: bob: ");
+    bob.start(&["--listen", "127.0.0.1:0", "--slots", "1"]);
+    let placed = running.until(r#""event":"placed""#);
+    assert!(placed.contains("tried before: bob: "), "{placed}");
+    running.until(r#""line":"waiting""#);
+    release("mark-of-patience");
+    let build = finished(running.finish());
+    assert_eq!((build.count("built"), build.count("failed")), (1, 0));
+}
+
 #[test]
 fn ctrl_c_stops_the_far_build_and_leaves_nothing_there() {
     if !sandbox_works("ctrl_c_stops_the_far_build_and_leaves_nothing_there") {

@@ -206,7 +206,7 @@ fn trouble_of_this_node_is_not_the_derivations_fault_but_has_an_end() {
         assert_eq!(desk.outcome(1), None);
         assert!(
             desk.reason(1, "a")
-                .contains("tried before: home: the line is dead")
+                .contains("tried before: home: the machine has trouble")
         );
     }
     desk.fail("a", FailureKind::Transient);

@@ -1,3 +1,5 @@
+use std::collections::{BTreeMap, BTreeSet};
+
 use tvix_node_coordinator::{Action, Delivery, Event, FailureKind, limits};
 use tvix_node_protocol::control::{EventKind, Outcome};
 
@@ -138,6 +140,91 @@ fn a_builder_whose_connection_is_gone_is_replaced_at_once() {
         desk.reason(1, "a")
             .contains("tried before: b: the connection to b is gone")
     );
+}
+
+#[test]
+fn the_only_builder_is_waited_for_when_its_connection_is_gone() {
+    for said in [false, true] {
+        let mut desk = Desk::new(0);
+        desk.peer(1, offer("b", 1));
+        desk.command(1, options(), &[derivation("a", &[])]);
+        if said {
+            let build = desk.build("a").build;
+            desk.fail_build(build, FailureKind::Gone);
+            desk.wait(1_000);
+            assert_eq!(desk.started.len(), 1, "it is not asked again at once");
+        }
+        desk.running.clear();
+        desk.send(Event::PeerGone { node: node(1) });
+        desk.wait(limits::NO_BUILDER_PATIENCE.as_millis() as u64 - 1);
+        assert_eq!(desk.outcome(1), None, "it may be back");
+        assert!(desk.running.is_empty());
+        desk.peer(1, offer("b", 1));
+        assert_eq!(desk.build("a").node, Some(node(1)));
+        assert!(
+            desk.reason(1, "a").contains("tried before: b: "),
+            "{}",
+            desk.reason(1, "a")
+        );
+        desk.finish("a");
+        assert_eq!(desk.outcome(1), Some(Outcome::Success));
+    }
+}
+
+#[test]
+fn the_only_builder_is_not_waited_for_longer_than_for_any_other() {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    desk.send(Event::PeerGone { node: node(1) });
+    desk.wait(limits::NO_BUILDER_PATIENCE.as_millis() as u64);
+    assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
+    assert!(
+        desk.was_told(1, |event| matches!(event, EventKind::BuildFailed { error, .. }
+        if error.contains("no builder builds for") && error.contains("the connection to b is gone")))
+    );
+}
+
+#[test]
+fn who_was_put_out_is_not_waited_for() {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    desk.send(Event::Team {
+        names: BTreeMap::new(),
+        builders: BTreeSet::new(),
+    });
+    desk.send(Event::PeerGone { node: node(1) });
+    assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
+}
+
+#[test]
+fn a_builder_that_was_lost_gets_it_again_only_where_nobody_else_has_room() {
+    let mut desk = two_peers();
+    desk.running.clear();
+    desk.send(Event::PeerGone { node: node(1) });
+    assert_eq!(desk.build("a").node, Some(node(2)));
+    desk.peer(1, offer("b", 1));
+    desk.peer(3, offer("d", 1));
+    desk.running.clear();
+    desk.send(Event::PeerGone { node: node(2) });
+    assert_eq!(desk.build("a").node, Some(node(3)), "b was lost over it before");
+}
+
+#[test]
+fn the_only_builder_gets_what_kills_it_a_few_times_only() {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    let mut lost = 0;
+    while desk.outcome(1).is_none() {
+        assert_eq!(desk.build("a").node, Some(node(1)));
+        desk.running.clear();
+        desk.send(Event::PeerGone { node: node(1) });
+        lost += 1;
+        desk.peer(1, offer("b", 1));
+    }
+    assert_eq!(lost, limits::BUILDERS_LOST);
 }
 
 #[test]

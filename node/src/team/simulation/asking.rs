@@ -13,7 +13,7 @@ use tvix_node_protocol::messages::RefusalReason;
 use tvix_node_protocol::nix::derivation::read_derivation;
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::roster::Role;
-use tvix_node_swarm::BuildCallError;
+use tvix_node_swarm::{BuildCallError, CallError, Door, WireError};
 
 use super::super::answer::{Asked, described};
 use super::super::evidence::Evidence as _;
@@ -183,7 +183,14 @@ impl Node {
                         }));
                     }
                 },
-                None => return Err(RequestFailure::WentAway(BuildCallError::Over)),
+                None => {
+                    let closed = CallError::Wire {
+                        peer: order.node,
+                        door: Door::Build,
+                        source: WireError::Closed,
+                    };
+                    return Err(RequestFailure::WentAway(closed.into()));
+                }
             }
         };
         let receiving = self.receive(order, hash, &asked, record, envelope);

@@ -193,7 +193,8 @@ impl Node {
                     node.offer_of(other);
                 } else if changed {
                     let key = node.world.plan.machines[other].key;
-                    node.world.ledger().builder_gone(node.at, other);
+                    let now = node.world.now();
+                    node.world.ledger().builder_gone(node.at, other, now);
                     node.event(Event::PeerGone { node: key });
                 }
             });
@@ -312,11 +313,12 @@ impl Node {
                     FailureKind::Busy => Failing::Blameless,
                     FailureKind::Refused => Failing::Refused,
                     FailureKind::Transient | FailureKind::Cancelled => Failing::Lost,
+                    FailureKind::Gone => Failing::Gone,
                     FailureKind::Builder | FailureKind::Limit | FailureKind::Disagreed => {
                         Failing::ItsOwnFault
                     }
                 };
-                self.world.ledger().attempt_failed(at, build.0, how);
+                self.world.ledger().attempt_failed(at, build.0, how, now);
             }
             Event::Peer { node, offer } => {
                 if let Some(builder) = self.world.number(*node) {

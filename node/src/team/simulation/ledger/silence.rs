@@ -11,6 +11,9 @@ impl Ledger {
     /// A machine is told by another how many slots are free there.
     pub fn offered(&mut self, machine: usize, builder: usize, free: u32) {
         self.offers[machine].insert(builder, free);
+        for (_, failures) in self.failures.iter_mut().filter(|((at, _), _)| *at == machine) {
+            failures.away.remove(&builder);
+        }
         if free == 0 {
             self.idle[machine].remove(&Some(builder));
         }

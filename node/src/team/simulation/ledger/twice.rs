@@ -1,6 +1,6 @@
 //! What is built, who was asked to, and why again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::roster::Role;
@@ -23,6 +23,9 @@ const GIVEN_UP: u64 = 30_000 + 1_000;
 
 /// Builders that are lost over one derivation before no further one is asked.
 pub(super) const LOST: usize = 3;
+
+/// For how long nothing is asked of one who went away and has not offered anything since, in milliseconds.
+const AWAY: u64 = 3_000;
 
 /// How often builders could not get an input before it counts as being nowhere.
 const LACKING: usize = 3;
@@ -112,6 +115,8 @@ pub(super) struct Build {
 #[derive(Default)]
 pub(super) struct Failures {
     pub(super) builders: BTreeSet<usize>,
+    /// When they were seen to be away, which have offered nothing since.
+    pub(super) away: BTreeMap<usize, u64>,
     pub(super) lost: usize,
 }
 
@@ -122,8 +127,10 @@ pub enum Failing {
     Blameless,
     /// It will not.
     Refused,
-    /// It broke down, went away, or its answer is not one.
+    /// It broke down, or its answer is not one.
     Lost,
+    /// It went away, and may come back.
+    Gone,
     /// The derivation fails.
     ItsOwnFault,
 }
@@ -192,6 +199,14 @@ impl Ledger {
                 self.plan.jobs[job].drv
             );
             assert!(
+                failures
+                    .away
+                    .get(&builder)
+                    .is_none_or(|since| now >= since + AWAY),
+                "ENDLESS: machine {machine} asks {builder} again for {}, and knows that it is away",
+                self.plan.jobs[job].drv
+            );
+            assert!(
                 failures.lost < LOST,
                 "ENDLESS: machine {machine} asks {builder} for {}, over which it has lost {} builders",
                 self.plan.jobs[job].drv,
@@ -244,7 +259,7 @@ impl Ledger {
     }
 
     /// A machine sees that another is gone.
-    pub fn builder_gone(&mut self, machine: usize, builder: usize) {
+    pub fn builder_gone(&mut self, machine: usize, builder: usize, now: u64) {
         self.offers_nothing(machine, builder);
         let attempts = self.attempts[machine].values_mut();
         let there = attempts.filter(|attempt| attempt.builder == Some(builder) && !attempt.over);
@@ -256,7 +271,7 @@ impl Ledger {
             }
         }
         for job in lost {
-            self.failed_there(machine, job, builder, Failing::Lost);
+            self.failed_there(machine, job, builder, Failing::Gone, now);
         }
     }
 
@@ -271,7 +286,7 @@ impl Ledger {
     }
 
     /// A build that a machine asked for has come to nothing.
-    pub fn attempt_failed(&mut self, machine: usize, build: u64, how: Failing) {
+    pub fn attempt_failed(&mut self, machine: usize, build: u64, how: Failing, now: u64) {
         let Some(attempt) = self.attempts[machine].get_mut(&build) else {
             return;
         };
@@ -287,18 +302,21 @@ impl Ledger {
             && expected
             && !lacks_inputs
         {
-            self.failed_there(machine, job, builder, how);
+            self.failed_there(machine, job, builder, how, now);
         }
     }
 
-    fn failed_there(&mut self, machine: usize, job: usize, builder: usize, how: Failing) {
+    fn failed_there(&mut self, machine: usize, job: usize, builder: usize, how: Failing, now: u64) {
         if matches!(how, Failing::Blameless | Failing::ItsOwnFault) {
             return;
         }
         self.count("builders that failed");
         let failures = self.failures.entry((machine, job)).or_default();
-        failures.builders.insert(builder);
-        failures.lost += usize::from(how == Failing::Lost);
+        match how {
+            Failing::Gone => drop(failures.away.insert(builder, now)),
+            _ => drop(failures.builders.insert(builder)),
+        }
+        failures.lost += usize::from(how != Failing::Refused);
     }
 
     /// Those who wanted a derivation are told that it has failed: who wants it next begins anew.
@@ -329,7 +347,7 @@ impl Ledger {
         }
         for (job, builder) in lost {
             self.count("builders given up");
-            self.failed_there(machine, job, builder, Failing::Lost);
+            self.failed_there(machine, job, builder, Failing::Lost, now);
         }
     }
 
