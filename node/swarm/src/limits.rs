@@ -449,8 +449,11 @@ pub const OPEN_TRIES: u32 = 5;
 /// First pause after such a try; each next one is twice as long: 0.3 s in all, for which somebody waits.
 pub const OPEN_PAUSE: Duration = Duration::from_millis(20);
 
-/// How often one who has nothing to do looks whether a provider has become slow.
+/// How often one who has nothing to do looks at least whether a provider has become slow.
 pub const SHARE_LOOK: Duration = Duration::from_secs(1);
+
+/// And how often at most.
+pub const LEAST_LOOK: Duration = Duration::from_millis(10);
 
 /// Least bytes of content a second that may be set as a cap, of all [`CONTENT_STREAMS`] together.
 pub const LEAST_CAP: u64 = tvix_node_protocol::control::TrafficTerms::LEAST_RATE;
@@ -461,8 +464,13 @@ pub const CONTENT_PIECE: usize = 256 << 10;
 /// Such pieces on their way. With [`CONTENT_STREAMS`]: 64 MiB.
 pub const CONTENT_QUEUE: usize = 4;
 
-/// Silence after which what a provider has to bring is asked of another one, too: several round trips around the world.
+/// Silence after which what a provider has to bring is asked of another one, too, where nothing has come from it yet: several
+/// round trips around the world.
 pub const HEDGE_SILENCE: Duration = Duration::from_secs(2);
+
+/// Where something has come from it in the course of the same fetch, twice as long as it was ever waited for counts as silence,
+/// but not less than this: a disk or a machine that is busy for a moment is no reason to send the same twice.
+pub const LEAST_SILENCE: Duration = Duration::from_millis(100);
 
 /// How often it is looked whether who brings the directories of a tree has fallen silent.
 pub const WALK_LOOK: Duration = Duration::from_millis(250);

@@ -3,8 +3,9 @@
 //!
 //! `cargo run --release -p tvix-node-swarm --example measure_transfer -- [tcp|quic]` over loopback;
 //! `… -- link [tcp|quic] MILLISECONDS [MBIT]`, as root with Debian's iproute2, over a link of this round trip and
-//! rate (1000), beside one connection of plain TCP.
+//! rate (1000), beside one connection of plain TCP; `… -- failing [tcp|quic]` with two providers, one of which goes away.
 
+mod failing;
 mod link;
 
 use std::collections::HashMap;
@@ -159,7 +160,9 @@ async fn main() -> Outcome<()> {
         ["link", transport @ ("tcp" | "quic"), round_trip, rate] => {
             link::measure(transport, round_trip.parse()?, rate.parse()?)
         }
+        ["failing", transport @ ("tcp" | "quic")] => failing::measure(transport).await,
         // What it starts of itself.
+        ["failing-provider", transport, ticket] => failing::provide(transport, ticket).await,
         ["provide", transport, fetcher, rate] => {
             let (fetcher, rate) = (fetcher.to_owned(), rate.parse()?);
             provide(transport, Place::Link { fetcher, rate }).await
@@ -171,7 +174,7 @@ async fn main() -> Outcome<()> {
         }
         ["plain-source", at] => link::plain_source(at),
         ["plain-sink", at] => link::plain_sink(at),
-        _ => Err("measure_transfer [link] [tcp|quic] …: its head says what it takes".into()),
+        _ => Err("measure_transfer [link|failing] [tcp|quic] …: its head says what it takes".into()),
     }
 }
 

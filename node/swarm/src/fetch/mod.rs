@@ -36,8 +36,8 @@ use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 
 use crate::core::{Core, Lost, blocking, lock};
 use crate::limits::{
-    BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER, SHARE_LOOK,
-    SHARES, SMALL_TREE, SMALL_TREE_FILES, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
+    BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, LEAST_LOOK, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER,
+    SHARE_LOOK, SHARES, SMALL_TREE, SMALL_TREE_FILES, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
 use crate::machine::{FetchPlace, FetchPlaces};
 use crate::places::Places;
@@ -392,7 +392,7 @@ async fn fetch_files(
                 *count += 1;
             }
         }
-        let ended = match tokio::time::timeout(SHARE_LOOK, workers.join_next()).await {
+        let ended = match tokio::time::timeout(work.next_look(), workers.join_next()).await {
             Ok(Some(ended)) => ended,
             Ok(None) => break,
             // Somebody may have fallen silent.
@@ -462,8 +462,8 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
         };
         let Some((turn, job, signs)) = job else {
             drop(stream);
-            // A provider may become so slow that its work is worth sharing.
-            tokio::time::timeout(SHARE_LOOK, changed).await.ok();
+            // A provider may become so slow that its work is worth sharing, or fall silent.
+            tokio::time::timeout(work.next_look(), changed).await.ok();
             continue;
         };
         let result = tokio::select! {
@@ -511,6 +511,12 @@ impl Work {
     fn wants_provider(&self, active: &HashMap<NodeKey, usize>, workers: usize) -> bool {
         let plan = lock(&self.plan);
         plan.wants_more(workers) || plan.wants_another(Instant::now(), active.keys().copied())
+    }
+
+    /// How long who has nothing to do waits until it looks around.
+    fn next_look(&self) -> Duration {
+        let silence = lock(&self.plan).next_silence(Instant::now());
+        silence.map_or(SHARE_LOOK, |silence| silence.clamp(LEAST_LOOK, SHARE_LOOK))
     }
 
     /// Returns when what is being done there is of no use any more.

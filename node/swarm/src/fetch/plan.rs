@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::limits::BLOBS_BATCH;
@@ -11,8 +11,8 @@ use tvix_node_protocol::tree::BlobDigest;
 
 use crate::core::lock;
 use crate::limits::{
-    HEDGE_SILENCE, LARGE_PIECE_CHUNKS, LEAST_SHARE, PACK_BYTES, PACKED_BLOB, PIECE_CHUNKS, PIECES,
-    WORKERS_PER_FAR_PROVIDER,
+    HEDGE_SILENCE, LARGE_PIECE_CHUNKS, LEAST_SHARE, LEAST_SILENCE, PACK_BYTES, PACKED_BLOB, PIECE_CHUNKS,
+    PIECES, WORKERS_PER_FAR_PROVIDER,
 };
 use crate::protocols::outboard::BLOCK;
 
@@ -40,9 +40,30 @@ pub(crate) enum Job {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Turn(u64);
 
+/// The longest that a provider was waited for until something came, in one fetch. None: nothing has come.
+#[derive(Debug, Clone, Default)]
+struct Rhythm(Arc<Mutex<Option<Duration>>>);
+
+impl Rhythm {
+    fn waited(&self, time: Duration) {
+        let mut longest = lock(&self.0);
+        *longest = (*longest).max(Some(time));
+    }
+
+    /// How long it may be waited for until it counts as silent.
+    fn patience(&self) -> Duration {
+        lock(&self.0).map_or(HEDGE_SILENCE, |longest| {
+            (2 * longest).clamp(LEAST_SILENCE, HEDGE_SILENCE)
+        })
+    }
+}
+
 /// Whether a provider gives signs of life.
 #[derive(Debug, Clone)]
-pub(crate) struct Signs(Arc<Mutex<Seen>>);
+pub(crate) struct Signs {
+    seen: Arc<Mutex<Seen>>,
+    rhythm: Rhythm,
+}
 
 #[derive(Debug)]
 struct Seen {
@@ -54,31 +75,47 @@ struct Seen {
 
 impl Signs {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Seen {
+        Self::of(Rhythm::default())
+    }
+
+    fn of(rhythm: Rhythm) -> Self {
+        let seen = Seen {
             waits_since: Some(Instant::now()),
             brought: false,
-        })))
+        };
+        Self {
+            seen: Arc::new(Mutex::new(seen)),
+            rhythm,
+        }
     }
 
     /// From now on the provider is waited for.
     pub(crate) fn waits(&self) {
-        lock(&self.0).waits_since = Some(Instant::now());
+        lock(&self.seen).waits_since = Some(Instant::now());
     }
 
     /// It has brought something, which this node is busy with now.
     pub(crate) fn came(&self) {
-        let mut seen = lock(&self.0);
-        (seen.waits_since, seen.brought) = (None, true);
+        let mut seen = lock(&self.seen);
+        if let Some(since) = seen.waits_since.take() {
+            self.rhythm.waited(since.elapsed());
+        }
+        seen.brought = true;
     }
 
     /// Whether it has brought anything: who does so now and then is slow, and not gone.
     pub(crate) fn has_brought(&self) -> bool {
-        lock(&self.0).brought
+        lock(&self.seen).brought
     }
 
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
-        let since = lock(&self.0).waits_since;
-        since.is_some_and(|since| now.duration_since(since) >= HEDGE_SILENCE)
+        let since = lock(&self.seen).waits_since;
+        since.is_some_and(|since| now.duration_since(since) >= self.rhythm.patience())
+    }
+
+    /// When it will be silent if nothing comes from now on.
+    fn silent_at(&self, now: Instant) -> Instant {
+        lock(&self.seen).waits_since.unwrap_or(now) + self.rhythm.patience()
     }
 }
 
@@ -107,6 +144,7 @@ pub(crate) struct Plan {
     jobs: VecDeque<Job>,
     turns: u64,
     running: HashMap<Turn, Running>,
+    rhythms: HashMap<NodeKey, Rhythm>,
 }
 
 impl Plan {
@@ -189,6 +227,13 @@ impl Plan {
         stuck.any(|running| providers.clone().all(|provider| running.was_with(provider)))
     }
 
+    /// How long until somebody falls silent at the earliest, of those who are not.
+    pub(crate) fn next_silence(&self, now: Instant) -> Option<Duration> {
+        let running = self.running.values().filter(|running| !running.is_stuck(now));
+        let silent = running.map(|running| running.signs.silent_at(now).saturating_duration_since(now));
+        silent.min()
+    }
+
     /// The signs of life of who does this piece of work.
     pub(crate) fn signs(&self, turn: Turn) -> Signs {
         let running = self.running.get(&turn);
@@ -238,7 +283,7 @@ impl Plan {
         let running = Running {
             provider,
             left,
-            signs: Signs::new(),
+            signs: Signs::of(self.rhythms.entry(provider).or_default().clone()),
             tried,
         };
         self.running.insert(turn, running);
@@ -554,6 +599,45 @@ mod tests {
         signs.waits();
         assert!(signs.has_brought(), "it is slow, and not gone");
         assert!(plan.hedge(BOB, later + HEDGE_SILENCE).is_some());
+    }
+
+    /// A laptop that is closed in the middle of a transfer.
+    #[test]
+    fn who_has_brought_something_at_once_is_silent_soon() {
+        let mut plan = Plan::default();
+        plan.add_large(blob(1), &up_to(3 * PIECE_CHUNKS));
+        let turns = [(); 3].map(|()| plan.take(ANN).unwrap().0);
+        let begun = Instant::now();
+        assert!(
+            plan.next_silence(begun).unwrap() > LEAST_SILENCE,
+            "nothing has come"
+        );
+        let signs = plan.signs(turns[0]);
+        signs.came();
+        let now = Instant::now();
+        assert!(plan.hedge(BOB, now + LEAST_SILENCE).is_some());
+        assert!(plan.hedge(BOB, now + LEAST_SILENCE).is_some());
+        assert!(
+            plan.hedge(BOB, now + LEAST_SILENCE).is_none(),
+            "what came is dealt with"
+        );
+        let soon = plan.next_silence(now).unwrap();
+        assert!(soon <= LEAST_SILENCE, "{soon:?}");
+        plan.finished(turns[0]);
+    }
+
+    #[test]
+    fn who_takes_its_time_is_waited_for_accordingly_within_bounds() {
+        let rhythm = Rhythm::default();
+        assert_eq!(rhythm.patience(), HEDGE_SILENCE);
+        let waited = |milliseconds| {
+            rhythm.waited(Duration::from_millis(milliseconds));
+            rhythm.patience()
+        };
+        assert_eq!(waited(1), LEAST_SILENCE);
+        assert_eq!(waited(300), Duration::from_millis(600));
+        assert_eq!(waited(20), Duration::from_millis(600), "it may be so slow again");
+        assert_eq!(waited(5000), HEDGE_SILENCE);
     }
 
     #[test]
