@@ -94,14 +94,19 @@ pub async fn connect(home: &Home) -> Result<ControlClient, Failure> {
 fn status_text(status: &Status) -> String {
     let seconds = |age: u64| running(age.saturating_mul(1000));
     let idle = if status.idle_exit { ", ends when idle" } else { "" };
+    let used = status.builds.iter().filter(|build| build.slot.is_some()).count();
+    let beside = match used.saturating_sub(status.slots as usize) {
+        0 => String::new(),
+        more => format!(", and {} for others that give way", count(more as u64, "build")),
+    };
+    let used = used.min(status.slots as usize);
     let mut text = format!(
-        "node     {}\nhome     {}\nprogram  tvix-node {}, process {}, up for {}{idle}\nslots    {} of {} in use\nstore    {}\n",
+        "node     {}\nhome     {}\nprogram  tvix-node {}, process {}, up for {}{idle}\nslots    {used} of {} in use{beside}\nstore    {}\n",
         status.node,
         status.home,
         status.program,
         status.pid,
         seconds(status.uptime),
-        status.builds.iter().filter(|build| build.slot.is_some()).count(),
         status.slots,
         count(status.paths, "path"),
     );
@@ -295,5 +300,17 @@ build    lent on this node, for 5s, for ann
 ";
         assert!(text.contains("slots    2 of 2 in use\n"), "{text}");
         assert!(text.ends_with(expected), "{text}");
+        let beside = status_text(&Status {
+            slots: 1,
+            builds: vec![
+                build("own.drv", "this node", Some(0), None),
+                build("lent.drv", "this node", Some(1), Some("ann")),
+            ],
+            ..alone()
+        });
+        assert!(
+            beside.contains("slots    1 of 1 in use, and 1 build for others that give way\n"),
+            "{beside}"
+        );
     }
 }

@@ -12,6 +12,7 @@ use crate::StorePath;
 use crate::compare::{self, Difference};
 use crate::config::Config;
 use crate::error::Cause;
+use crate::limits::NICENESS_FOR_OTHERS;
 use crate::scratch::{self, Scratch};
 
 /// One path of a build's input closure, and where it lies.
@@ -65,7 +66,8 @@ pub struct BuildSpec {
     pub impure_environment: BTreeMap<String, Vec<u8>>,
     /// Keep the build folder of a failed build, see [`crate::Config::kept`].
     pub keep_failed: bool,
-    /// Somebody else asked for it. A fixed-output build then gets no more of the network than
+    /// Somebody else asked for it. It gives way to what the owner of the machine does
+    /// ([`crate::limits::NICENESS_FOR_OTHERS`]), and a fixed-output build gets no more of the network than
     /// [`Network`](crate::Network) gives to others.
     pub for_another: bool,
 }
@@ -87,6 +89,11 @@ impl BuildSpec {
             keep_failed: false,
             for_another: false,
         }
+    }
+
+    /// What it is worth beside the owner's own work.
+    pub(crate) fn niceness(&self) -> i32 {
+        if self.for_another { NICENESS_FOR_OTHERS } else { 0 }
     }
 }
 

@@ -33,17 +33,19 @@ enum Version {
 }
 
 impl MemoryGroup {
-    /// Makes a group for a build that may use `bytes` of memory; none where this machine does not let us.
-    pub(crate) fn create(build: &str, bytes: u64) -> Option<Self> {
+    /// Makes a group for a build that may use `bytes` of memory; none where this machine does not let us. Where the group has
+    /// a share of the processors as well, it is what `niceness` gives a process: that of its processes counts among
+    /// themselves only.
+    pub(crate) fn create(build: &str, bytes: u64, niceness: i32) -> Option<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let name = format!("{PREFIX}{}-{build}", std::process::id());
         places(&mounts, &own, rustix::process::geteuid().is_root())
             .into_iter()
-            .find_map(|(version, parent)| Self::make(version, parent.join(&name), bytes).ok())
+            .find_map(|(version, parent)| Self::make(version, parent.join(&name), bytes, niceness).ok())
     }
 
-    fn make(version: Version, folder: PathBuf, bytes: u64) -> io::Result<Self> {
+    fn make(version: Version, folder: PathBuf, bytes: u64, niceness: i32) -> io::Result<Self> {
         fs::create_dir(&folder)?;
         // From here on removed again where anything fails.
         let group = Self { folder, version };
@@ -64,6 +66,7 @@ impl MemoryGroup {
                 set_if_there("memory.swap.max", "0")?;
                 // A build that lost one process to the limit is of no use.
                 set_if_there("memory.oom.group", "1")?;
+                set_if_there("cpu.weight.nice", &niceness.to_string())?;
             }
             Version::One => {
                 set("memory.limit_in_bytes", &limit)?;

@@ -35,6 +35,7 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         tunnel: false,
         ipv6: false,
         kvm: config.features.contains("kvm"),
+        niceness: 0,
         processes: PROCESSES,
         memory: None,
         memory_group: None,

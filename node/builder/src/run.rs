@@ -123,7 +123,7 @@ async fn attempt(
     let mut order = order(config, spec, given, &paths, scratch)?;
     let memory = memory_limit(config, spec);
     order.memory_group = memory.filter(|_| config.control_groups).and_then(|bytes| {
-        let group = scratch.bound_memory(bytes)?;
+        let group = scratch.bound_memory(bytes, spec.niceness())?;
         Some(JoinGroup {
             door: Bytes::path(&group.door()),
             events: Bytes::path(&group.events()),
@@ -417,6 +417,7 @@ fn order(
         tunnel: fixed_output && tunnel.is_some_and(|available| available.is_ok()),
         ipv6: nat::has_ipv6(&config.allowed(spec.for_another)),
         kvm: config.features.contains("kvm"),
+        niceness: spec.niceness(),
         processes: spec.processes,
         memory: memory_limit(config, spec),
         memory_group: None,

@@ -49,9 +49,9 @@ impl Scratch {
     }
 
     /// Bounds the memory of the build by a control group, where this machine lets us.
-    pub(crate) fn bound_memory(&mut self, bytes: u64) -> Option<&MemoryGroup> {
+    pub(crate) fn bound_memory(&mut self, bytes: u64, niceness: i32) -> Option<&MemoryGroup> {
         let name = self.path.file_name()?.to_string_lossy();
-        self.memory_group = MemoryGroup::create(&name, bytes);
+        self.memory_group = MemoryGroup::create(&name, bytes, niceness);
         self.memory_group.as_ref()
     }
 

@@ -60,6 +60,8 @@ pub(crate) struct Order {
     pub(crate) ipv6: bool,
     /// Shows `/dev/kvm`.
     pub(crate) kvm: bool,
+    /// What it is worth beside the owner's own work, from 0 to 19.
+    pub(crate) niceness: i32,
     /// `RLIMIT_NPROC`.
     pub(crate) processes: u32,
     /// Bytes of memory of the whole build.

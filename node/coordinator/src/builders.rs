@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tvix_node_protocol::envelope::NodeKey;
 
+use crate::action::Urgency;
 use crate::coordinator::Coordinator;
 use crate::event::{OwnBuilder, PeerOffer};
 use crate::graph::{Requirement, RequirementId};
@@ -17,8 +18,10 @@ pub(crate) struct Builders {
     own: Option<OwnBuilder>,
     /// Builds placed here and not over.
     pub(crate) used_here: u32,
-    /// Slots that build for others.
-    pub(crate) lent: u32,
+    /// Slots that build for others, or check.
+    lent: u32,
+    /// Of these, the ones that build for others.
+    lent_to_others: u32,
     peers: BTreeMap<NodeKey, Peer>,
     /// What people call members, connected or not. Bounded by the team.
     names: BTreeMap<NodeKey, String>,
@@ -86,10 +89,27 @@ impl Builders {
         self.own.is_none() || expected.is_none_or(|expected| !expected.iter().all(is_settled))
     }
 
+    /// Slots of this node that nothing uses and nobody has been lent.
     pub(crate) fn free_here(&self) -> u32 {
         self.slots_here()
             .saturating_sub(self.used_here)
             .saturating_sub(self.lent)
+    }
+
+    pub(crate) fn set_lent(&mut self, count: u32, for_others: u32) {
+        (self.lent, self.lent_to_others) = (count, for_others.min(count));
+    }
+
+    /// Slots of this node for something so urgent. What others build here gets what the owner's builds leave of the machine, so
+    /// nothing that is demanded waits for it.
+    pub(crate) fn room_here(&self, urgency: Urgency) -> u32 {
+        match urgency {
+            Urgency::Speculative => self.free_here(),
+            _ => self
+                .slots_here()
+                .saturating_sub(self.used_here)
+                .saturating_sub(self.lent - self.lent_to_others),
+        }
     }
 
     pub(crate) fn slots_here(&self) -> u32 {

@@ -188,7 +188,7 @@ impl Coordinator {
             Event::OwnBuilder(builder) => self.builders.set_own(builder),
             Event::Remembered { durations } => self.history.remember(durations),
             Event::Metered(metered) => self.metered = metered,
-            Event::SlotsLent { count } => self.builders.lent = count,
+            Event::SlotsLent { count, for_others } => self.builders.set_lent(count, for_others),
             Event::Peer { node, offer } => self.peer_offers(node, offer),
             Event::Linked { node, link } => self.builders.set_link(&node, link),
             Event::Team { names, builders } => self.builders.set_team(names, builders),

@@ -99,10 +99,12 @@ pub enum Event {
     },
     /// Whether every byte over this node's link costs: then builds are done here where they can be.
     Metered(bool),
-    /// So many of this node's slots build for others at the moment. They are not free, and come back.
+    /// So many of this node's slots build for others, or check something, at the moment. They are not free, and come back.
     SlotsLent {
         /// How many.
         count: u32,
+        /// Of these, for others: what they build gives way to what is demanded here.
+        for_others: u32,
     },
     /// What a peer offers as a builder from now on.
     Peer {

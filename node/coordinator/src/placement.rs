@@ -26,7 +26,7 @@ pub struct Candidate {
     pub node: Option<NodeKey>,
     /// What people call it.
     pub name: String,
-    /// Slots free, this build's included.
+    /// Slots free, this build's included; 0 on this node where builds for others give way to it.
     pub slots_free: u32,
     /// Slots in all.
     pub slots: u32,
@@ -125,6 +125,9 @@ pub fn waiting_time(job: &Job, candidate: &Candidate) -> u64 {
         .saturating_add(unwise)
 }
 
+/// What is said of this node where it builds beside what it builds for others.
+const LENT: &str = "what it builds for others gives way";
+
 /// What else the reason for a placement may have to say.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Circumstances {
@@ -166,6 +169,8 @@ pub(crate) fn choose(
         "the only builder that can build it".to_owned()
     } else if best.node.is_none() && job.prefer_local {
         "not worth moving".to_owned()
+    } else if candidates.len() == 1 && best.slots_free == 0 {
+        LENT.to_owned()
     } else if candidates.len() == 1 {
         "the only builder that has free slots".to_owned()
     } else {
@@ -180,6 +185,7 @@ pub(crate) fn choose(
 
 fn weighed(job: &Job, best: &Candidate) -> String {
     let slots = match best.slots_free {
+        0 => LENT.to_owned(),
         1 => "1 free slot".to_owned(),
         free => format!("{free} free slots"),
     };

@@ -34,7 +34,7 @@ impl Coordinator {
 
     /// Places one derivation, or starts to find out who has its inputs. Whether there was one.
     fn place_next(&mut self, urgency: Urgency) -> bool {
-        let mut free = self.builders.free_here();
+        let mut free = self.builders.room_here(urgency);
         if urgency > Urgency::Speculative {
             free = free.saturating_add(self.builders.free_at_peers());
         }
@@ -91,7 +91,7 @@ impl Coordinator {
     fn has_room(&mut self, slot: Slot, requirement: RequirementId, urgency: Urgency) -> bool {
         let required = self.graph.requirements.get(requirement);
         if self.session_may_build_here(slot)
-            && self.builders.free_here() > 0
+            && self.builders.room_here(urgency) > 0
             && self.builders.capable_here(required)
         {
             return true;
@@ -180,7 +180,7 @@ impl Coordinator {
         let not = &[not, self.in_quorum(id).as_slice()].concat();
         let here = self.may_build_here(id) && self.session_builds_here(slot) && !not.contains(&None);
         let mut candidates = Vec::new();
-        if here && self.session_may_build_here(slot) && self.builders.free_here() > 0 {
+        if here && self.session_may_build_here(slot) && self.builders.room_here(urgency) > 0 {
             candidates.push(Candidate {
                 node: None,
                 name: self.config.name.clone(),
@@ -494,7 +494,7 @@ impl Coordinator {
                 !take
             });
         }
-        if self.builders.free_here() == 0 {
+        if self.builders.room_here(Urgency::Demanded) == 0 {
             let more = waiting_for_slots.saturating_sub(dying.len() + chosen.len());
             chosen.extend(speculative.into_iter().map(|(build, _)| build).take(more));
         }

@@ -22,6 +22,18 @@ pub(super) fn prefer_as_victim() {
     let _not_essential = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_BADNESS.to_string());
 }
 
+/// Lets what is worth more have the processors first. Needs the machine's `/proc`, and a session of its own: the kernels of
+/// desktops weigh sessions against each other, and processes within them.
+pub(super) fn give_way(niceness: i32) -> Result<(), Fault> {
+    if niceness == 0 {
+        return Ok(());
+    }
+    rustix::process::setpriority_process(None, niceness).step(|| "giving way to the owner's work")?;
+    // Only there where sessions are weighed.
+    let _other_kernels = std::fs::write("/proc/self/autogroup", niceness.to_string());
+    Ok(())
+}
+
 /// Shows the control groups that the build is in as `/`, as Nix does where it uses them.
 pub(super) fn hide_control_groups() -> Result<(), Fault> {
     match sys::unshare(libc::CLONE_NEWCGROUP) {

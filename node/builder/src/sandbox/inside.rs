@@ -43,6 +43,7 @@ fn prepare(order: &Order, control: &UnixStream, alive: &OwnedFd) -> Result<(), F
         .read_exact(&mut started)
         .step(|| "waiting for ids to be mapped")?;
     rustix::process::setsid().step(|| "starting a session")?;
+    confinement::give_way(order.niceness)?;
     confinement::prefer_as_victim();
     confinement::hide_control_groups()?;
     sys::bring_up_loopback().step(|| "switching the loopback interface on")?;

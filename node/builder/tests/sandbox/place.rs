@@ -164,3 +164,22 @@ async fn a_sandbox_path_is_shown_read_only_unless_asked_otherwise() {
         }
     }
 }
+
+/// The niceness, the 19th field of a process's `stat` (proc_pid_stat(5)): the 17th after its name in brackets.
+fn niceness(log: &[String]) -> &str {
+    let after_name = log.iter().find_map(|line| Some(line.rsplit_once(')')?.1));
+    after_name
+        .and_then(|fields| fields.split_whitespace().nth(16))
+        .unwrap_or("none")
+}
+
+#[tokio::test]
+async fn a_build_for_another_gives_way_to_what_the_owner_does() {
+    let Some(stage) = Stage::new().await else { return };
+    for (for_another, expected) in [(false, "0"), (true, "10")] {
+        let mut asked = spec(fields(&["read", "/proc/self/stat"]));
+        asked.for_another = for_another;
+        let log = stage.play(asked).await.log;
+        assert_eq!(niceness(&log), expected, "{log:?}");
+    }
+}

@@ -199,12 +199,12 @@ fn what_is_said_to_be_made_and_is_not_believed_is_built_and_looked_for_once() {
 #[test]
 fn what_was_learned_is_learned_anew_after_a_while() {
     let mut desk = about_to_place(1, &[(1, full("b", 1))]);
-    desk.send(Event::SlotsLent { count: 1 });
+    desk.offer_own(0);
     answer(&mut desk, "a", &[], false);
-    assert!(desk.running.is_empty(), "the slot has been taken meanwhile");
+    assert!(desk.running.is_empty(), "the slot is gone meanwhile");
     desk.weighed.clear();
     desk.wait(limits::WEIGHTS_KEPT.as_millis() as u64);
-    desk.send(Event::SlotsLent { count: 0 });
+    desk.offer_own(1);
     assert_eq!(desk.weighed, [node(1)]);
     answer(&mut desk, "a", &[1], false);
     assert_eq!(desk.build("a").node, Some(node(1)));

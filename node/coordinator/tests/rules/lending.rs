@@ -7,19 +7,84 @@ use tvix_node_protocol::control::{EventKind, Outcome};
 
 use crate::desk::{Desk, derivation, node, offer, options};
 
+/// So many slots build for others.
+fn lent(count: u32) -> Event {
+    Event::SlotsLent {
+        count,
+        for_others: count,
+    }
+}
+
 #[test]
-fn a_lent_slot_is_not_free_and_is_waited_for() {
+fn what_is_demanded_does_not_wait_for_a_lent_slot() {
     let mut desk = Desk::new(1);
-    desk.send(Event::SlotsLent { count: 1 });
-    desk.command(1, options(), &[derivation("a", &[])]);
-    assert!(desk.running.is_empty(), "the one slot builds for somebody else");
-    // However long that takes: the node can build it, only not now.
-    desk.wait(u64::try_from(limits::NO_BUILDER_PATIENCE.as_millis()).unwrap() * 3);
-    assert_eq!(desk.outcome(1), None);
-    desk.send(Event::SlotsLent { count: 0 });
+    desk.send(lent(1));
+    desk.command(1, options(), &[derivation("a", &[]), derivation("b", &["a"])]);
     assert_eq!(desk.build("a").node, None);
+    assert_eq!(
+        desk.reason(1, "a"),
+        "this node: the only builder that can build it"
+    );
     desk.finish("a");
+    desk.finish("b");
     assert_eq!(desk.outcome(1), Some(Outcome::Success));
+}
+
+#[test]
+fn it_takes_no_more_than_the_slots_that_there_are() {
+    let mut desk = Desk::new(2);
+    desk.send(lent(2));
+    desk.command(
+        1,
+        options(),
+        &[
+            derivation("a", &[]),
+            derivation("b", &[]),
+            derivation("c", &[]),
+            derivation("all", &["a", "b", "c"]),
+        ],
+    );
+    assert_eq!(desk.running.len(), 2);
+}
+
+#[test]
+fn a_free_slot_of_another_node_is_taken_before_a_lent_one() {
+    let mut desk = Desk::new(1);
+    desk.send(lent(1));
+    desk.peer(1, offer("b", 1));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    assert_eq!(desk.build("a").node, Some(node(1)));
+    desk.command(2, options(), &[derivation("c", &[])]);
+    assert_eq!(desk.build("c").node, None);
+    assert_eq!(
+        desk.reason(2, "c"),
+        "this node: what it builds for others gives way"
+    );
+}
+
+#[test]
+fn what_is_demanded_waits_for_a_slot_that_checks() {
+    let mut desk = Desk::new(1);
+    let slots = |count| Event::SlotsLent { count, for_others: 0 };
+    desk.send(slots(1));
+    desk.command(1, options(), &[derivation("a", &[])]);
+    desk.wait(u64::try_from(limits::NO_BUILDER_PATIENCE.as_millis()).expect("it fits") * 3);
+    assert!(desk.running.is_empty());
+    // However long that takes: the node can build it, only not now.
+    assert_eq!(desk.outcome(1), None);
+    desk.send(slots(0));
+    assert_eq!(desk.build("a").node, None);
+}
+
+#[test]
+fn a_guess_waits_for_a_slot_that_is_lent() {
+    let mut desk = Desk::new(1);
+    desk.send(lent(1));
+    desk.open(1, options());
+    desk.instantiate(1, &[derivation("a", &[])]);
+    assert!(desk.running.is_empty(), "the one slot builds for somebody else");
+    desk.send(lent(0));
+    assert_eq!(desk.build("a").node, None);
 }
 
 #[test]

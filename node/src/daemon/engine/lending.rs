@@ -151,10 +151,12 @@ impl Engine {
             .send_if_modified(|known| std::mem::replace(known, free) != free);
     }
 
-    /// The coordinator does not count on the slots that are lent.
+    /// What the coordinator knows of the slots that are lent.
     pub(super) fn lent_changed(&mut self) {
-        let count = u32::try_from(self.lent.len()).unwrap_or(u32::MAX);
-        self.happened(Event::SlotsLent { count });
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let count = number(self.lent.len());
+        let for_others = number(self.lent.values().filter(|lent| !lent.to.is_own()).count());
+        self.happened(Event::SlotsLent { count, for_others });
     }
 }
 

@@ -218,7 +218,8 @@ impl Engine {
             transfers: HashMap::new(),
             announced: HashMap::new(),
             deciding: HashMap::new(),
-            free_slots: (0..own.slots).collect(),
+            // Own builds take as many, beside those that are lent.
+            free_slots: (0..own.slots.saturating_mul(2)).collect(),
             lent: BTreeMap::new(),
             borrowers: VecDeque::new(),
             free,

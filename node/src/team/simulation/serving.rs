@@ -247,7 +247,10 @@ impl Node {
             core.lent += 1;
             core.lent
         };
-        self.event(Event::SlotsLent { count });
+        self.event(Event::SlotsLent {
+            count,
+            for_others: count,
+        });
         Some(Lent(Arc::clone(self)))
     }
 }
@@ -514,7 +517,10 @@ impl Drop for Lent {
             .node(self.0.at)
             .is_some_and(|node| Arc::ptr_eq(&node, &self.0))
         {
-            self.0.event(Event::SlotsLent { count });
+            self.0.event(Event::SlotsLent {
+                count,
+                for_others: count,
+            });
         }
     }
 }
