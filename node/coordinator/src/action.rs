@@ -70,6 +70,8 @@ pub enum Action {
         from: Vec<Source>,
         /// How urgent it is.
         urgency: Urgency,
+        /// Whether a build on this node waits for it.
+        awaited: bool,
     },
     /// Nobody wants a fetch any more.
     CancelFetch {

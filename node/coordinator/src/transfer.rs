@@ -98,7 +98,10 @@ impl Coordinator {
     pub(crate) fn flush_transfers(&mut self) {
         let most_urgent = |id: &PathId| {
             let path = &self.graph.paths.get(*id);
-            std::cmp::Reverse(path.map(|path| (!path.import.is_empty(), !path.demanded.is_empty())))
+            std::cmp::Reverse(path.map(|path| {
+                let (import, demanded) = (!path.import.is_empty(), !path.demanded.is_empty());
+                (import, demanded, !path.waiting_builds.is_empty())
+            }))
         };
         if self.transfers.fetches.len() < limits::FETCHES {
             self.transfers
@@ -141,7 +144,7 @@ impl Coordinator {
         } else {
             Urgency::Speculative
         };
-        let name = path.name.clone();
+        let (name, awaited) = (path.name.clone(), !path.waiting_builds.is_empty());
         let fetch = FetchId(self.next_number());
         self.graph.paths[id].fetch = Fetching::Running(fetch);
         self.transfers.fetches.insert(
@@ -157,6 +160,7 @@ impl Coordinator {
             path: name,
             from,
             urgency,
+            awaited,
         });
     }
 

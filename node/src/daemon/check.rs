@@ -108,6 +108,7 @@ impl Jobs {
         let message = Message::LendSlot {
             derivation: check.derivation.clone(),
             to: LentTo::Session(check.session),
+            urgency: u8::MAX,
             reply,
         };
         // Where the engine has ended, no slot comes; the owner's terms keep none from a check.

@@ -16,11 +16,12 @@ use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 use tvix_node_store::{AddError, Arrived, ArrivedError, ArrivedFile, ComingFile, Naming, Prepared};
 use tvix_node_swarm::limits::{SHARES, SMALL_TREE};
-use tvix_node_swarm::{Arrival, ArrivedBlob, FetchOrder, GrowingBlob};
+use tvix_node_swarm::{Arrival, ArrivedBlob, FetchOrder, GrowingBlob, Priority};
 
 use super::TeamNode;
 use super::evidence::{Evidence as _, Remote};
 use super::limits::{ARRIVING, REFERENCES_PATIENCE, STEPS};
+use super::purpose::Purpose;
 use super::surroundings::InStore;
 use crate::daemon::depot::DepotError;
 use crate::daemon::room::{NoRoom, Whom};
@@ -207,7 +208,7 @@ impl TeamNode {
         &self,
         info: PathInfo,
         providers: Vec<NodeKey>,
-        whom: Whom,
+        Purpose { whom, priority }: Purpose,
     ) -> Result<Prepared, FetchFailure> {
         let (path, tree, size) = (info.path.clone(), info.tree, info.nar_size);
         // The store takes large files over as they lie in the spool; small ones are there twice for a while.
@@ -220,6 +221,7 @@ impl TeamNode {
             // An archive has every byte of every file.
             max_bytes: Some(info.nar_size),
             for_another: whom == Whom::Another,
+            priority,
             ..FetchOrder::new(tree, providers)
         };
         // The arrival goes once the store has it at its side: nobody may wait for something else while it
@@ -287,6 +289,7 @@ impl TeamNode {
         self: &Arc<Self>,
         roots: &[StorePath],
         providers: &[NodeKey],
+        priority: Priority,
         observer: Option<Observer>,
     ) -> Result<(), FetchFailure> {
         let survey = self
@@ -320,7 +323,8 @@ impl TeamNode {
             };
             (path, item)
         });
-        self.bring_all(items.collect(), Whom::Owner, observer).await
+        self.bring_all(items.collect(), Purpose::own(priority), observer)
+            .await
     }
 
     /// Brings these paths, each after those of them that it refers to.
@@ -330,7 +334,7 @@ impl TeamNode {
     pub async fn bring_all(
         self: &Arc<Self>,
         items: BTreeMap<StorePath, Item>,
-        whom: Whom,
+        purpose: Purpose,
         observer: Option<Observer>,
     ) -> Result<(), FetchFailure> {
         if let Some(path) = circle(&items) {
@@ -361,7 +365,7 @@ impl TeamNode {
             let (node, places, observer) = (Arc::clone(self), Arc::clone(&places), observer.clone());
             coming.spawn(async move {
                 let result = node
-                    .arrive(&path, (item, whom), references, &places, observer)
+                    .arrive(&path, (item, purpose), references, &places, observer)
                     .await;
                 if result.is_err() {
                     node.shown.forget(&path);
@@ -397,7 +401,7 @@ impl TeamNode {
     async fn arrive(
         self: &Arc<Self>,
         path: &StorePath,
-        (item, whom): (Item, Whom),
+        (item, purpose): (Item, Purpose),
         references: Vec<watch::Receiver<Progress>>,
         places: &Semaphore,
         observer: Option<Observer>,
@@ -421,7 +425,7 @@ impl TeamNode {
             let _place = place.map_err(|error| lost(&error))?;
             let path = path.clone();
             tell(observer.as_ref(), Step::Started { path, from }).await;
-            self.bring(info, providers, whom).await?
+            self.bring(info, providers, purpose).await?
         };
         match keep {
             Keep::Accepted { record } => {
@@ -484,6 +488,7 @@ impl TeamNode {
         fetch: FetchId,
         path: StorePath,
         providers: Vec<NodeKey>,
+        priority: Priority,
     ) -> Result<(), FetchFailure> {
         let (steps, mut told) = mpsc::channel(STEPS);
         let roots = [path];
@@ -510,7 +515,8 @@ impl TeamNode {
             }
             arrived
         };
-        let (result, arrived) = tokio::join!(self.ensure(&roots, &providers, Some(steps)), forwarding);
+        let (result, arrived) =
+            tokio::join!(self.ensure(&roots, &providers, priority, Some(steps)), forwarding);
         result?;
         if !arrived {
             let [path] = roots;

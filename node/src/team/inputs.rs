@@ -18,10 +18,10 @@ use super::evidence::{Evidence as _, Findings, Surroundings};
 use super::fetch::{FetchFailure, Item, Keep};
 use super::limits::{PROVIDERS, REQUEST_DERIVATION_BYTES, REQUEST_DERIVATIONS, REQUEST_INPUT_BYTES};
 use super::policy::{Word, names_itself, source_address};
+use super::purpose::Purpose;
 use super::surroundings::InStore;
 use crate::daemon::depot::{DepotError, read_sized_from};
 use crate::daemon::derivations::{Checked, CheckedDerivations, KnownAs};
-use crate::daemon::room::Whom;
 
 /// The complete closure of what a build reads.
 pub struct Inputs {
@@ -208,7 +208,7 @@ impl TeamNode {
             Known::Coming(item) => Some((path.clone(), item.clone())),
             Known::Here(_) => None,
         });
-        let brought = self.bring_all(items.collect(), Whom::Another, None).await;
+        let brought = self.bring_all(items.collect(), Purpose::ANOTHER, None).await;
         brought.map_err(not_brought)
     }
 

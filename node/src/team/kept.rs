@@ -16,12 +16,13 @@ use tvix_node_protocol::messages::FailedFolder;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::TreeDigest;
 use tvix_node_store::{ContentName, Naming};
+use tvix_node_swarm::Priority;
 
 use super::TeamNode;
 use super::limits::{FAILED_FOLDER_BYTES, FAILED_FOLDER_ENTRIES};
+use super::purpose::Purpose;
 use crate::daemon::clock::now;
 use crate::daemon::depot::DepotError;
-use crate::daemon::room::Whom;
 
 /// What such a tree is called beside the store's paths.
 const NAME: &str = "failed-build";
@@ -78,7 +79,7 @@ impl TeamNode {
         let info = described(builder, folder)?;
         let (path, tree) = (info.path.clone(), info.tree);
         let prepared = self
-            .bring(info, vec![builder], Whom::Owner)
+            .bring(info, vec![builder], Purpose::own(Priority::Demanded))
             .await
             .map_err(|error| error.to_string())?;
         let (jobs, name) = (Arc::clone(&self.jobs), derivation.name().to_owned());

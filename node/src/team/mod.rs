@@ -13,7 +13,7 @@
 //! | [`presence`] | where paths are |
 //! | [`private`] | what stays on this node |
 //! | [`owner_file`] | how rules of the owner are written down |
-//! | [`fetch`] | paths of others into this store |
+//! | [`fetch`], [`purpose`] | paths of others into this store, and which of them go first |
 //! | [`repair`] | content of damaged paths from others |
 //! | [`request`], `answer` | builds that others do for this node |
 //! | `own_steps` | the owner's builds among those of others |
@@ -40,6 +40,7 @@ pub mod owner_file;
 pub mod policy;
 pub mod presence;
 pub mod private;
+pub mod purpose;
 pub mod push;
 pub mod repair;
 pub mod request;

@@ -17,10 +17,10 @@ use super::evidence::{Evidence as _, Findings};
 use super::fetch::{FetchFailure, Item, Keep};
 use super::limits::{CLOSURE, OFFERED};
 use super::policy::Word;
+use super::purpose::Purpose;
 use super::surroundings::InStore;
 use crate::daemon::depot::DepotError;
 use crate::daemon::folder::FolderError;
-use crate::daemon::room::Whom;
 
 /// Why paths are not in the desired store.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +187,7 @@ impl TeamNode {
                 },
             );
         }
-        if let Err(error) = self.bring_all(items, Whom::Another, None).await {
+        if let Err(error) = self.bring_all(items, Purpose::ANOTHER, None).await {
             tracing::info!(%peer, %error, "what a member pushed is not kept");
             let message = match error {
                 // What it says of what is here is not for everybody.

@@ -22,12 +22,12 @@ use super::calls::Told;
 use super::evidence::Evidence as _;
 use super::fetch::FetchFailure;
 use super::limits::{BUILDER_BACK, BUILDER_BREAKS, BUILDER_PAUSE, LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
+use super::purpose::{Purpose, priority};
 use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildFacts, BuildNote, DepotError};
 use crate::daemon::engine::Message;
 use crate::daemon::perform::as_input;
-use crate::daemon::room::Whom;
 
 /// A request as the coordinator wants it.
 pub struct Order {
@@ -578,7 +578,7 @@ impl TeamNode {
             name: name.to_owned(),
             source,
         };
-        let prepared = self.bring_outputs(order.node, infos).await.map_err(failed)?;
+        let prepared = self.bring_outputs(order, infos).await.map_err(failed)?;
         self.depot.register(prepared, facts).await?;
         self.sample(envelope);
         let delivery = Delivery::OwnStore;
@@ -597,9 +597,10 @@ impl TeamNode {
     /// The outputs of a build from its builder, after what they refer to.
     async fn bring_outputs(
         self: &Arc<Self>,
-        builder: NodeKey,
+        order: &Order,
         infos: BTreeMap<String, PathInfo>,
     ) -> Result<Vec<Prepared>, FetchFailure> {
+        let (builder, purpose) = (order.node, Purpose::own(priority(order.urgency, false)));
         let own: BTreeSet<StorePath> = infos.values().map(|info| info.path.clone()).collect();
         let references: BTreeSet<StorePath> = infos
             .values()
@@ -609,11 +610,11 @@ impl TeamNode {
         let references: Vec<StorePath> = references.into_iter().collect();
         let bringing: Vec<_> = infos
             .into_values()
-            .map(|info| self.bring(info, vec![builder], Whom::Owner))
+            .map(|info| self.bring(info, vec![builder], purpose))
             .collect();
         let providers = [builder];
         let (ensured, brought) = tokio::join!(
-            self.ensure(&references, &providers, None),
+            self.ensure(&references, &providers, purpose.priority, None),
             futures::future::try_join_all(bringing)
         );
         ensured?;

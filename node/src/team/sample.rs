@@ -9,6 +9,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildLimits, BuildRecord};
 use tvix_node_protocol::envelope::Envelope;
 use tvix_node_protocol::trust::{Requirement, TrustRule};
+use tvix_node_swarm::Priority;
 
 use super::TeamNode;
 use super::fetch::FetchFailure;
@@ -134,7 +135,8 @@ impl TeamNode {
         let (me, derivation) = (self.swarm.key(), record.derivation.clone());
         let (_, _, wanted) = self.depot.checked(derivation.clone()).await?;
         let wanted: Vec<StorePath> = wanted.into_iter().collect();
-        self.ensure(&wanted, &[record.builder], None).await?;
+        self.ensure(&wanted, &[record.builder], Priority::Speculative, None)
+            .await?;
         let plan = self.depot.plan(derivation.clone()).await?;
         let used = record.inputs.iter().map(|input| (&input.path, input.tree));
         if !used.eq(plan.closure.iter().map(|info| (&info.path, info.tree))) {
@@ -145,6 +147,7 @@ impl TeamNode {
         let message = Message::LendSlot {
             derivation,
             to: LentTo::Sample(to),
+            urgency: 0,
             reply,
         };
         self.engine

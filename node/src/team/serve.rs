@@ -278,6 +278,7 @@ impl TeamNode {
         let message = Message::LendSlot {
             derivation: request.derivation.clone(),
             to: LentTo::Member(self.name_of(request.requester)),
+            urgency: request.urgency,
             reply,
         };
         self.engine.send(message).await.ok()?;

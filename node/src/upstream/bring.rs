@@ -14,6 +14,7 @@ use tvix_node_coordinator::Source;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_store::{CacheError, Prepared, archive_file_bytes};
+use tvix_node_swarm::Priority;
 
 use super::Upstreams;
 use super::cache::{Upstream, UpstreamError};
@@ -99,7 +100,10 @@ enum Progress {
 /// Brings a path from the first of these teams that has it. `reason`: why no cache has.
 async fn from_a_team(teams: &[Arc<TeamNode>], path: StorePath, mut reason: String) -> Result<(), BringError> {
     for team in teams {
-        match team.ensure(std::slice::from_ref(&path), &[], None).await {
+        match team
+            .ensure(std::slice::from_ref(&path), &[], Priority::default(), None)
+            .await
+        {
             Ok(()) => return Ok(()),
             Err(error) => reason.push_str(&format!("; {error}")),
         }

@@ -76,6 +76,7 @@ mod housekeeping;
 pub mod identity;
 pub mod invitations;
 pub mod limits;
+mod line;
 mod machine;
 mod net;
 mod overview;
@@ -100,6 +101,7 @@ pub use fetch::{
     copy_blob,
 };
 pub use handle::{StartError, SwarmHandle, start};
+pub use line::Priority;
 pub use machine::Machine;
 pub use net::{
     Caps, ConnectError, Door, EncryptionError, OpenError, PeerTraffic, Reached, Traffic, TransportError,

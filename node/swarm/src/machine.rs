@@ -15,6 +15,7 @@ use crate::limits::{
     COMING_BYTES, COMING_BYTES_PER_PEER, FETCH_PACE, FETCHES, FETCHES_FOR_EACH, FETCHES_FOR_OTHERS,
     PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, SHARES, STREAMS,
 };
+use crate::line::{Held, Line, Priority};
 use crate::net::caps::Throttle;
 use crate::places::Places;
 use crate::protocols::serving::Serving;
@@ -58,7 +59,7 @@ impl Default for Machine {
 /// owner, and to other members.
 #[derive(Debug, Clone)]
 pub(crate) struct FetchPlaces {
-    pub(crate) all: Arc<Semaphore>,
+    pub(crate) all: Line,
     others: Arc<Semaphore>,
     each: Arc<Places>,
     pub(crate) pace: Pace,
@@ -83,7 +84,7 @@ pub(crate) struct FetchPlace {
     shares: u32,
     _of_each: Option<OwnedSemaphorePermit>,
     _of_others: Option<OwnedSemaphorePermit>,
-    _of_all: OwnedSemaphorePermit,
+    _of_all: Held,
 }
 
 impl Pace {
@@ -121,7 +122,7 @@ impl FetchPlaces {
     /// So many, of which so many are for other members.
     pub(crate) fn new(all: usize, others: usize, pace: Pace) -> Self {
         Self {
-            all: Arc::new(Semaphore::new(all * SHARES as usize)),
+            all: Line::new(all * SHARES as usize),
             others: Arc::new(Semaphore::new(others * SHARES as usize)),
             each: Arc::new(Places::new(FETCHES_FOR_EACH * SHARES as usize)),
             pace,
@@ -129,8 +130,14 @@ impl FetchPlaces {
         }
     }
 
-    /// Waits for a place, or for so many [`SHARES`] of one; `other`: the member that has what another one wants here.
-    pub(crate) async fn enter(&self, other: Option<NodeKey>, shares: u32) -> Option<FetchPlace> {
+    /// Waits for a place, or for so many [`SHARES`] of one, behind what is more urgent; `other`: the member that has what another
+    /// one wants here.
+    pub(crate) async fn enter(
+        &self,
+        other: Option<NodeKey>,
+        priority: Priority,
+        shares: u32,
+    ) -> Option<FetchPlace> {
         let (mut of_each, mut of_others, mut kept_by) = (None, None, None);
         if let Some(other) = other {
             of_each = Some(self.each.of(other).acquire_many_owned(shares).await.ok()?);
@@ -144,7 +151,7 @@ impl FetchPlaces {
             shares,
             _of_each: of_each,
             _of_others: of_others,
-            _of_all: Arc::clone(&self.all).acquire_many_owned(shares).await.ok()?,
+            _of_all: self.all.enter(priority, shares).await,
         })
     }
 }
@@ -182,24 +189,57 @@ mod tests {
         let (ann, bob) = (Some(NodeKey([1; 32])), Some(NodeKey([2; 32])));
         let mut taken = vec![];
         for _ in 0..FETCHES_FOR_EACH {
-            taken.push(places.enter(ann, SHARES).await.unwrap());
+            taken.push(places.enter(ann, Priority::Demanded, SHARES).await.unwrap());
         }
-        assert!(places.enter(ann, SHARES).now_or_never().is_none());
+        assert!(
+            places
+                .enter(ann, Priority::Demanded, SHARES)
+                .now_or_never()
+                .is_none()
+        );
         for _ in 0..FETCHES_FOR_OTHERS - FETCHES_FOR_EACH {
-            taken.push(places.enter(bob, SHARES).now_or_never().flatten().unwrap());
+            taken.push(
+                places
+                    .enter(bob, Priority::Demanded, SHARES)
+                    .now_or_never()
+                    .flatten()
+                    .unwrap(),
+            );
         }
-        assert!(places.enter(bob, SHARES).now_or_never().is_none());
+        assert!(
+            places
+                .enter(bob, Priority::Demanded, SHARES)
+                .now_or_never()
+                .is_none()
+        );
         for _ in 0..FETCHES - FETCHES_FOR_OTHERS {
-            taken.push(places.enter(None, SHARES).now_or_never().flatten().unwrap());
+            taken.push(
+                places
+                    .enter(None, Priority::Demanded, SHARES)
+                    .now_or_never()
+                    .flatten()
+                    .unwrap(),
+            );
         }
-        assert!(places.enter(None, SHARES).now_or_never().is_none());
-        assert!(places.enter(None, 1).now_or_never().is_none());
+        assert!(
+            places
+                .enter(None, Priority::Demanded, SHARES)
+                .now_or_never()
+                .is_none()
+        );
+        assert!(places.enter(None, Priority::Demanded, 1).now_or_never().is_none());
         // One that was not small makes room for several that are.
         taken.pop();
         for _ in 0..SHARES {
-            taken.push(places.enter(None, 1).now_or_never().flatten().unwrap());
+            taken.push(
+                places
+                    .enter(None, Priority::Demanded, 1)
+                    .now_or_never()
+                    .flatten()
+                    .unwrap(),
+            );
         }
-        assert!(places.enter(None, 1).now_or_never().is_none());
+        assert!(places.enter(None, Priority::Demanded, 1).now_or_never().is_none());
     }
 
     #[tokio::test]
@@ -210,8 +250,8 @@ mod tests {
         };
         let places = FetchPlaces::new(3, 1, pace);
         let [ann, bob] = [1, 2].map(|byte| NodeKey([byte; 32]));
-        let own = places.enter(None, SHARES).await.unwrap();
-        let slow = places.enter(Some(ann), SHARES).await.unwrap();
+        let own = places.enter(None, Priority::Demanded, SHARES).await.unwrap();
+        let slow = places.enter(Some(ann), Priority::Demanded, SHARES).await.unwrap();
         let soon = async |outstayed| {
             tokio::time::timeout(Duration::from_millis(100), outstayed)
                 .await
@@ -226,7 +266,7 @@ mod tests {
             !soon(slow.outstayed(&free, by(0)).boxed_local()).await,
             "nobody waits"
         );
-        let mut waits = Box::pin(places.enter(Some(bob), SHARES));
+        let mut waits = Box::pin(places.enter(Some(bob), Priority::Demanded, SHARES));
         assert!(waits.as_mut().now_or_never().is_none());
         assert!(
             !soon(own.outstayed(&free, by(0)).boxed_local()).await,

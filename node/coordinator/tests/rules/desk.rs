@@ -105,6 +105,8 @@ pub struct Desk {
     pub started: Vec<String>,
     pub cancelled: Vec<BuildId>,
     pub fetches: Vec<(FetchId, StorePath)>,
+    /// Of everything that was ever fetched, whether a build waits for it.
+    pub awaited: Vec<(String, bool)>,
     pub pushes: Vec<(PushId, StorePath)>,
     pub refusals: Vec<(SessionId, Refusal)>,
     /// Peers that were to be asked how much of the inputs they have.
@@ -144,6 +146,7 @@ impl Desk {
             started: vec![],
             cancelled: vec![],
             fetches: vec![],
+            awaited: vec![],
             pushes: vec![],
             refusals: vec![],
             weighed: vec![],
@@ -177,7 +180,12 @@ impl Desk {
                         answers.push((question, paths));
                     }
                 }
-                Action::Fetch { fetch, path, .. } => self.fetches.push((fetch, path)),
+                Action::Fetch {
+                    fetch, path, awaited, ..
+                } => {
+                    self.awaited.push((path.name().to_owned(), awaited));
+                    self.fetches.push((fetch, path));
+                }
                 Action::CancelFetch { fetch } => self.fetches.retain(|(other, _)| *other != fetch),
                 Action::Push { push, path, .. } => self.pushes.push((push, path)),
                 Action::CancelPush { push } => self.pushes.retain(|(other, _)| *other != push),

@@ -71,6 +71,28 @@ fn what_an_evaluation_waits_for_is_fetched_as_an_import() {
 }
 
 #[test]
+fn what_a_build_waits_for_is_fetched_as_such() {
+    let mut desk = Desk::new(1);
+    desk.cache_has("input");
+    desk.cache_has("b");
+    desk.command(
+        1,
+        options(),
+        &[
+            derivation("input", &[]),
+            derivation("a", &["input"]),
+            derivation("b", &[]),
+        ],
+    );
+    desk.target(1, 1, "a");
+    desk.awaited.sort();
+    assert_eq!(
+        desk.awaited,
+        [("b".to_owned(), false), ("input".to_owned(), true)]
+    );
+}
+
+#[test]
 fn a_fetch_is_told_of_and_counted_path_by_path() {
     let mut desk = Desk::new(1);
     desk.cache_has("a");

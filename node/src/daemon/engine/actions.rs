@@ -18,6 +18,7 @@ use crate::daemon::limits::PRESENCE_PART;
 use crate::daemon::{fetching, folder};
 use crate::team::every;
 use crate::team::presence::About;
+use crate::team::purpose::priority;
 use crate::team::request::Order;
 
 /// Something that moves paths.
@@ -148,12 +149,17 @@ impl Engine {
             } => self.announce(build, (derivation, terms), node),
             Action::Retract { build } => drop(self.announced.remove(&build)),
             Action::Fetch {
-                fetch, path, from, ..
+                fetch,
+                path,
+                from,
+                urgency,
+                awaited,
             } => {
                 let cancel = self.transfer(Transfer::Fetch(fetch));
+                let priority = priority(urgency, awaited);
                 let node = (Arc::clone(&self.depot), self.team.all(), self.outbox.clone());
                 tokio::spawn(async move {
-                    let fetching = fetching::fetch(node, fetch, path, from);
+                    let fetching = fetching::fetch(node, fetch, path, (from, priority));
                     cancel.run_until_cancelled(fetching).await;
                 });
             }

@@ -1,5 +1,6 @@
 //! Slots of the own builder, lent to builds for other members and to checks.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
@@ -31,6 +32,7 @@ impl LentTo {
 pub(super) struct Borrower {
     pub(super) derivation: StorePath,
     pub(super) to: LentTo,
+    pub(super) urgency: u8,
     pub(super) reply: oneshot::Sender<Result<LentSlot, String>>,
 }
 
@@ -83,8 +85,8 @@ impl Drop for LentSlot {
     }
 }
 
-/// Who is lent a slot next: one of those who have fewest, and of these who has waited longest. Whoever asks for much leaves
-/// something to the others.
+/// Who is lent a slot next: one of those who have fewest, of these what is most urgent, and then who has waited longest. Whoever
+/// asks for much leaves something to the others, however urgent it says that it is.
 fn next_borrower(waiting: &mut VecDeque<Borrower>, lent: &BTreeMap<u32, Lent>) -> Option<Borrower> {
     // Their requesters have cancelled.
     waiting.retain(|borrower| !borrower.reply.is_closed());
@@ -92,7 +94,7 @@ fn next_borrower(waiting: &mut VecDeque<Borrower>, lent: &BTreeMap<u32, Lent>) -
     let next = waiting
         .iter()
         .enumerate()
-        .min_by_key(|(_, borrower)| has(&borrower.to));
+        .min_by_key(|(_, borrower)| (has(&borrower.to), Reverse(borrower.urgency)));
     let (next, _) = next?;
     waiting.remove(next)
 }
@@ -172,25 +174,26 @@ mod tests {
         StorePath::from_parts([0; 20], &format!("{number}.drv")).unwrap()
     }
 
-    #[test]
-    fn who_has_fewest_slots_is_next_and_of_equals_who_waits_longest() {
-        let asked = ["ann", "ann", "ann", "bob", "ann", "gone", "cat", "bob"];
+    /// The order in which slots are lent, none of which comes back, to these, so urgent.
+    fn order(asked: &[(&str, u8)]) -> Vec<usize> {
         let (mut waiting, mut replies) = (VecDeque::new(), vec![]);
-        for (number, name) in asked.into_iter().enumerate() {
+        for (number, (name, urgency)) in asked.iter().enumerate() {
             let (reply, answer) = oneshot::channel();
-            if name != "gone" {
+            if *name != "gone" {
                 replies.push(answer);
             }
             waiting.push_back(Borrower {
                 derivation: derivation(number),
                 to: member(name),
+                urgency: *urgency,
                 reply,
             });
         }
         let mut lent = BTreeMap::new();
         let mut order = vec![];
         while let Some(next) = next_borrower(&mut waiting, &lent) {
-            order.push(next.derivation.name().to_owned());
+            let number = next.derivation.name().strip_suffix(".drv");
+            order.push(number.and_then(|number| number.parse().ok()).unwrap());
             let slot = u32::try_from(lent.len()).unwrap();
             lent.insert(
                 slot,
@@ -202,7 +205,24 @@ mod tests {
                 },
             );
         }
-        let expected = [0, 3, 6, 1, 7, 2, 4].map(|number| format!("{number}.drv"));
-        assert_eq!(order, expected);
+        order
+    }
+
+    #[test]
+    fn who_has_fewest_slots_is_next_and_of_equals_who_waits_longest() {
+        let asked = ["ann", "ann", "ann", "bob", "ann", "gone", "cat", "bob"];
+        assert_eq!(order(&asked.map(|name| (name, 100))), [0, 3, 6, 1, 7, 2, 4]);
+    }
+
+    #[test]
+    fn what_an_evaluation_waits_for_goes_first_and_takes_nothing_from_others() {
+        let asked = [
+            ("ann", 100),
+            ("ann", 100),
+            ("bob", 100),
+            ("ann", 200),
+            ("ann", 200),
+        ];
+        assert_eq!(order(&asked), [3, 2, 4, 0, 1]);
     }
 }

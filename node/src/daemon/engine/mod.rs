@@ -94,6 +94,8 @@ pub enum Message {
         derivation: StorePath,
         /// For whom.
         to: LentTo,
+        /// How badly whoever it is for wants it, as requests say.
+        urgency: u8,
         /// Which it gets, once one is free that no build of this node wants; or why none is lent.
         reply: oneshot::Sender<Result<LentSlot, String>>,
     },
@@ -370,11 +372,13 @@ impl Engine {
             Message::LendSlot {
                 derivation,
                 to,
+                urgency,
                 reply,
             } => {
                 self.borrowers.push_back(Borrower {
                     derivation,
                     to,
+                    urgency,
                     reply,
                 });
             }

@@ -39,8 +39,8 @@ use crate::limits::{
     BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, LEAST_LOOK, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER,
     SHARE_LOOK, SHARES, SMALL_TREE, SMALL_TREE_FILES, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
+use crate::line::{Lines, Priority};
 use crate::machine::{FetchPlace, FetchPlaces};
-use crate::places::Places;
 use crate::room::Room;
 use crate::shelf::ShelfError;
 use arrival::{Coming, Kind, PackRoom};
@@ -110,7 +110,7 @@ pub(crate) struct Fetching {
     /// Room for directories that come.
     coming: Arc<Room>,
     /// Streams that bring content, of each provider.
-    streams: Places,
+    streams: Lines,
 }
 
 impl Fetching {
@@ -122,7 +122,7 @@ impl Fetching {
             running: Mutex::default(),
             places,
             coming,
-            streams: Places::new(CONTENT_STREAMS_PER_PEER * SHARES as usize),
+            streams: Lines::new(CONTENT_STREAMS_PER_PEER * SHARES as usize),
         }
     }
 
@@ -170,6 +170,7 @@ struct Begun {
     failures: Vec<(NodeKey, ProviderError)>,
     report: Report,
     place: FetchPlace,
+    priority: Priority,
 }
 
 async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError> {
@@ -180,6 +181,7 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
         whole,
         progress,
         for_another,
+        priority,
     } = order;
     let report = Report::new(progress);
     if providers.is_empty() {
@@ -191,7 +193,11 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
     let place = core
         .fetching
         .places
-        .enter(first, shares(max_bytes.is_some_and(|most| most <= SMALL_TREE)))
+        .enter(
+            first,
+            priority,
+            shares(max_bytes.is_some_and(|most| most <= SMALL_TREE)),
+        )
         .await
         .ok_or(FetchError::NoProvider(root))?;
     let (spool, room) = (core.fetching.spool.clone(), Arc::clone(&core.fetching.packs));
@@ -227,6 +233,7 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
         failures,
         report,
         place,
+        priority,
     })
 }
 
@@ -235,7 +242,7 @@ impl Begun {
         let (who, report) = ((self.providers, self.failures), Arc::new(self.report));
         let moved = || report.moved();
         let fetched = tokio::select! {
-            fetched = fetch_files(core, &self.arrival, self.missing, who, report.clone()) => fetched,
+            fetched = fetch_files(core, (&self.arrival, self.priority), self.missing, who, report.clone()) => fetched,
             () = self.place.outstayed(&core.throttles.download, moved) => Err(FetchError::TooSlow(self.arrival.root())),
         };
         drop((self.coming, self.place));
@@ -315,6 +322,8 @@ fn shares(is_small: bool) -> u32 {
 struct Work {
     /// Of a provider's place, that a stream takes.
     shares: u32,
+    /// Which streams go first.
+    priority: Priority,
     core: Arc<Core>,
     arrival: Arc<Arrival>,
     plan: Mutex<Plan>,
@@ -328,7 +337,7 @@ struct Work {
 
 async fn fetch_files(
     core: &Arc<Core>,
-    arrival: &Arc<Arrival>,
+    (arrival, priority): (&Arc<Arrival>, Priority),
     missing: Vec<(BlobDigest, u64)>,
     (mut providers, mut failures): (VecDeque<NodeKey>, Vec<(NodeKey, ProviderError)>),
     report: Arc<Report>,
@@ -363,6 +372,7 @@ async fn fetch_files(
     report.expect(expected);
     let work = Arc::new(Work {
         shares: shares(is_small),
+        priority,
         core: core.clone(),
         arrival: arrival.clone(),
         plan: Mutex::new(plan),
@@ -444,9 +454,9 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
         if lock(&work.plan).is_done() || lock(&work.cut).contains(&provider) {
             return (provider, Ok(()));
         }
-        // Before there is work: what waits here can be done by another. None: no streams are given out any more.
+        // Before there is work: what waits here can be done by another.
         let stream = tokio::select! {
-            stream = Arc::clone(&streams).acquire_many_owned(work.shares) => stream.ok(),
+            stream = streams.enter(work.priority, work.shares) => stream,
             () = &mut changed => continue,
         };
         let job = {

@@ -10,6 +10,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::tree::TreeDigest;
 
 use crate::core::lock;
+use crate::line::Priority;
 
 /// A tree to be fetched.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct FetchOrder {
     pub whole: bool,
     /// It is fetched because another member wants it here, who is the first of the providers or in league with it.
     pub for_another: bool,
+    /// Which of several trees goes first.
+    pub priority: Priority,
     /// Is told how far it is.
     pub progress: Option<watch::Sender<FetchProgress>>,
 }
@@ -38,6 +41,7 @@ impl FetchOrder {
             max_bytes: None,
             whole: false,
             for_another: false,
+            priority: Priority::default(),
             progress: None,
         }
     }

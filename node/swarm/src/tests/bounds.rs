@@ -17,11 +17,13 @@ use tvix_node_protocol::nix::store_path::StorePath;
 
 use super::strangers::stranger;
 use super::*;
+use crate::FetchOrder;
 use crate::core::Core;
 use crate::limits::{
     ANSWER_TIME, CONNECTIONS_PER_PEER, EVENTS, FETCHES, PRESENCE_CELLS_PER_PUT,
     PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, SHARES, STRANGERS, STREAMS,
 };
+use crate::line::Priority;
 use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::net::network::Network;
@@ -436,12 +438,7 @@ async fn so_many_trees_are_fetched_at_once_by_all_teams_together() {
         .await;
     cat.meets(bob.key()).await;
     // What another team of the same node has.
-    let elsewhere = machine
-        .fetches
-        .all
-        .clone()
-        .try_acquire_many_owned(2 * SHARES)
-        .unwrap();
+    let elsewhere = machine.fetches.all.enter(Priority::Demanded, 2 * SHARES).await;
     let mut fetches = tokio::task::JoinSet::new();
     for number in 0..FETCHES {
         let (handle, from) = (cat.handle.clone(), bob.key());
@@ -451,10 +448,57 @@ async fn so_many_trees_are_fetched_at_once_by_all_teams_together() {
         fetches.spawn(async move { handle.fetch_tree(tree, vec![from], None).await.map(drop) });
     }
     eventually(async || ASKED.load(Ordering::Relaxed) == FETCHES - 2).await;
-    assert_eq!(machine.fetches.all.available_permits(), 0);
+    assert_eq!(machine.fetches.all.free(), 0);
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(ASKED.load(Ordering::Relaxed), FETCHES - 2);
     drop(elsewhere);
     eventually(async || ASKED.load(Ordering::Relaxed) == FETCHES).await;
     fetches.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_is_most_urgent_is_fetched_first() {
+    let ann = TestNode::founder(1).await;
+    let machine = crate::Machine {
+        fetches: crate::machine::FetchPlaces::new(1, 1, crate::limits::FETCH_PACE),
+        ..crate::Machine::default()
+    };
+    let places = machine.fetches.all.clone();
+    let change = move |config: &mut Config| config.machine = machine;
+    let mut bob = ann.invite_as(2, Roles::all(), honestly, change).await;
+    bob.meets(ann.key()).await;
+    let held = places.enter(Priority::Import, SHARES).await;
+    let (done, mut order) = tokio::sync::mpsc::unbounded_channel();
+    let all = [
+        Priority::Speculative,
+        Priority::Demanded,
+        Priority::Import,
+        Priority::Awaited,
+    ];
+    for (number, priority) in all.into_iter().enumerate() {
+        let root = ann.shelf.add_directory(&[("file", &[number as u8; 100])]);
+        ann.shelf.add_path(&format!("p{number}"), root);
+        let order = FetchOrder {
+            priority,
+            ..FetchOrder::new(root, vec![ann.key()])
+        };
+        let (handle, done) = (bob.handle.clone(), done.clone());
+        tokio::spawn(async move {
+            handle.fetch(order).await.unwrap();
+            done.send(priority).unwrap();
+        });
+    }
+    eventually(async || places.waiting() == all.len()).await;
+    drop(held);
+    let mut came = vec![];
+    for _ in all {
+        came.push(soon(order.recv()).await.unwrap());
+    }
+    let expected = [
+        Priority::Import,
+        Priority::Awaited,
+        Priority::Demanded,
+        Priority::Speculative,
+    ];
+    assert_eq!(came, expected);
 }

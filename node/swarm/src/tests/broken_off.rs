@@ -211,10 +211,10 @@ async fn what_comes_for_others_gives_way_where_it_does_not_come() {
     let root = silent.root;
     let slow = soon(cat.handle.fetch(silent));
     let next = async {
-        eventually(async || places.available_permits() == SHARES as usize).await;
+        eventually(async || places.free() == SHARES as usize).await;
         // Longer than the pace: nobody waits.
         tokio::time::sleep(pace.time * 3).await;
-        assert_eq!(places.available_permits(), SHARES as usize);
+        assert_eq!(places.free(), SHARES as usize);
         soon(cat.handle.fetch(honest)).await
     };
     let (slow, next) = tokio::join!(slow, next);

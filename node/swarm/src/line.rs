@@ -1,0 +1,248 @@
+//! Places that go to what is most urgent first, and of equals to who has waited longest.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, Weak};
+
+use tokio::sync::oneshot;
+use tvix_node_protocol::envelope::NodeKey;
+
+use crate::core::lock;
+
+/// Which of several trees goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Priority {
+    /// Nobody is known to need it yet.
+    Speculative,
+    /// It is wanted here, or is for another member.
+    #[default]
+    Demanded,
+    /// A build waits for it.
+    Awaited,
+    /// An evaluation waits for it.
+    Import,
+}
+
+/// See the [module](self). Clones are the same line.
+#[derive(Debug, Clone)]
+pub(crate) struct Line(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    free: usize,
+    /// Who waits, by urgency and number: what they want, and how they are told.
+    waiting: BTreeMap<Turn, (usize, oneshot::Sender<Held>)>,
+    numbers: u64,
+}
+
+type Turn = (Reverse<Priority>, u64);
+
+/// Places that are held. They go back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    line: Arc<Mutex<State>>,
+    count: usize,
+}
+
+/// Leaves the line when it is dropped.
+struct Waiting<'l> {
+    line: &'l Line,
+    turn: Turn,
+}
+
+impl Line {
+    pub(crate) fn new(places: usize) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            free: places,
+            waiting: BTreeMap::new(),
+            numbers: 0,
+        })))
+    }
+
+    /// Waits for so many places at once, of which there are as many.
+    pub(crate) async fn enter(&self, priority: Priority, count: u32) -> Held {
+        let (reply, told) = oneshot::channel();
+        let turn = {
+            let mut state = lock(&self.0);
+            state.numbers += 1;
+            let turn = (Reverse(priority), state.numbers);
+            state.waiting.insert(turn, (count as usize, reply));
+            turn
+        };
+        let _waiting = Waiting { line: self, turn };
+        serve(&self.0);
+        match told.await {
+            Ok(held) => held,
+            // Who waits is told, or has left the line.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Line {
+    /// Places that nobody holds.
+    pub(crate) fn free(&self) -> usize {
+        lock(&self.0).free
+    }
+
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.0).waiting.len()
+    }
+}
+
+/// Gives free places to those whose turn it is. Who wants more than there are keeps what is free from those behind.
+fn serve(line: &Arc<Mutex<State>>) {
+    loop {
+        let (reply, held) = {
+            let mut state = lock(line);
+            let Some(first) = state.waiting.first_entry() else {
+                return;
+            };
+            let count = first.get().0;
+            if count > state.free {
+                return;
+            }
+            let Some((_, (_, reply))) = state.waiting.pop_first() else {
+                return;
+            };
+            state.free -= count;
+            let line = line.clone();
+            (reply, Held { line, count })
+        };
+        // Who has left meanwhile gives them back here.
+        drop(reply.send(held));
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        lock(&self.line).free += self.count;
+        serve(&self.line);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if lock(&self.line.0).waiting.remove(&self.turn).is_some() {
+            // What it was waiting for may be enough for those behind.
+            serve(&self.line.0);
+        }
+    }
+}
+
+/// A line for each peer, made when it is first asked for and gone with the last place in use. Bounded by the peers that are
+/// connected.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    each: usize,
+    peers: Mutex<HashMap<NodeKey, Weak<Mutex<State>>>>,
+}
+
+impl Lines {
+    /// So many places for each peer.
+    pub(crate) fn new(each: usize) -> Self {
+        Self {
+            each,
+            peers: Mutex::default(),
+        }
+    }
+
+    /// That of one peer.
+    pub(crate) fn of(&self, peer: NodeKey) -> Line {
+        let mut peers = lock(&self.peers);
+        peers.retain(|_, line| line.strong_count() > 0);
+        if let Some(line) = peers.get(&peer).and_then(Weak::upgrade) {
+            return Line(line);
+        }
+        let line = Line::new(self.each);
+        peers.insert(peer, Arc::downgrade(&line.0));
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_most_urgent_goes_first_and_of_equals_who_waits_longest() {
+        let line = Line::new(1);
+        let mut held = line.enter(Priority::Demanded, 1).await;
+        let enter = |priority| Box::pin(line.enter(priority, 1));
+        let mut waiting = vec![
+            ("guess", enter(Priority::Speculative)),
+            ("result", enter(Priority::Demanded)),
+            ("input", enter(Priority::Awaited)),
+            ("import", enter(Priority::Import)),
+            ("second input", enter(Priority::Awaited)),
+        ];
+        for (_, waiting) in &mut waiting {
+            assert!(waiting.now_or_never().is_none());
+        }
+        let mut order = vec![];
+        while !waiting.is_empty() {
+            drop(held);
+            let ready = waiting
+                .iter_mut()
+                .enumerate()
+                .find_map(|(at, (_, waiting))| Some((at, waiting.now_or_never()?)));
+            let (at, next) = ready.expect("somebody's turn");
+            held = next;
+            order.push(waiting.remove(at).0);
+        }
+        assert_eq!(order, ["import", "input", "second input", "result", "guess"]);
+        drop(held);
+        assert_eq!(line.free(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_wants_many_is_not_passed_by_those_behind_and_is_by_what_is_more_urgent() {
+        let line = Line::new(8);
+        let first = line.enter(Priority::Demanded, 6).await;
+        let mut many = Box::pin(line.enter(Priority::Demanded, 8));
+        let mut few = Box::pin(line.enter(Priority::Demanded, 1));
+        assert!(many.as_mut().now_or_never().is_none() && few.as_mut().now_or_never().is_none());
+        let urgent = line.enter(Priority::Import, 2).now_or_never().expect("free");
+        drop((first, urgent));
+        let many = many.await;
+        assert!(few.as_mut().now_or_never().is_none());
+        drop(many);
+        drop(few.await);
+        assert_eq!(line.free(), 8);
+    }
+
+    #[tokio::test]
+    async fn who_leaves_holds_up_nobody_and_takes_nothing_along() {
+        let line = Line::new(2);
+        let one = line.enter(Priority::Demanded, 1).await;
+        let mut many = Box::pin(line.enter(Priority::Demanded, 2));
+        let mut few = Box::pin(line.enter(Priority::Demanded, 1));
+        assert!(many.as_mut().now_or_never().is_none() && few.as_mut().now_or_never().is_none());
+        drop(many);
+        let few = few.now_or_never().expect("nobody is before it");
+        // One that has been given places and was not asked any more.
+        let mut third = Box::pin(line.enter(Priority::Demanded, 2));
+        assert!(third.as_mut().now_or_never().is_none());
+        drop((one, few));
+        drop(third);
+        assert_eq!(line.free(), 2);
+    }
+
+    #[tokio::test]
+    async fn each_peer_has_its_own_which_is_gone_with_the_last_in_use() {
+        let (lines, ann, bob) = (Lines::new(2), NodeKey([1; 32]), NodeKey([2; 32]));
+        let held = lines.of(ann).enter(Priority::Demanded, 2).await;
+        let later = lines.of(ann);
+        assert!(later.enter(Priority::Import, 1).now_or_never().is_none());
+        assert_eq!(lines.of(bob).free(), 2);
+        drop(held);
+        assert_eq!(lines.of(ann).free(), 2);
+        drop(later);
+        lines.of(bob);
+        assert!(lock(&lines.peers).len() <= 1);
+    }
+}
