@@ -64,7 +64,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tvix_node_coordinator::{Event, PeerOffer, placement::Link};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::find_member;
@@ -278,9 +278,13 @@ impl TeamNode {
         let mut measuring = tokio::time::interval(LINKS_PAUSE);
         let mut told = BTreeMap::new();
         let mut down: JoinSet<NodeKey> = JoinSet::new();
+        let mut timers: BTreeMap<NodeKey, AbortHandle> = BTreeMap::new();
         loop {
             tokio::select! {
-                Some(Ok(peer)) = down.join_next() => self.tell_gone(peer).await,
+                Some(Ok(peer)) = down.join_next() => {
+                    timers.remove(&peer);
+                    self.tell_gone(peer).await;
+                }
                 _ = measuring.tick() => self.tell_links(&mut told).await,
                 notice = events.notices.recv() => match notice {
                     // Who builds for this node is given a moment to be back.
@@ -288,10 +292,14 @@ impl TeamNode {
                         if self.calls.has(peer) && self.swarm.members().contains(peer) =>
                     {
                         self.down.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
-                        drop(down.spawn(async move {
+                        let timer = down.spawn(async move {
                             tokio::time::sleep(BUILDER_GONE).await;
                             peer
-                        }));
+                        });
+                        // It was back meanwhile, and has its time again.
+                        if let Some(before) = timers.insert(peer, timer) {
+                            before.abort();
+                        }
                     }
                     Some(notice) => self.notice(notice).await,
                     None => return,

@@ -325,7 +325,11 @@ impl TeamNode {
                     lines = Lines::default();
                     told.begin_again();
                 }
-                Err(error) => break Err(error.into()),
+                Err(error) => {
+                    // It is at it, and would go on for a while for who may come back.
+                    stop(call).await;
+                    break Err(error.into());
+                }
             }
         };
         if let Some(line) = lines.rest()
