@@ -1,10 +1,15 @@
 //! Every operation that changes the file system goes through here, so that a test can cut or fail
 //! each one of them, and so that every failure names what was done to which path.
+//!
+//! Trees are made by the descriptor of their directory and one name. What lies elsewhere has a path: [`at`] is what
+//! both have in common.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 #[cfg(test)]
@@ -81,8 +86,13 @@ fn canonical_mode(executable: bool) -> Mode {
 /// The modification time of everything in the store.
 pub(crate) const CANONICAL_TIME: i64 = 1;
 
-/// The file system below the store.
-#[derive(Debug, Default)]
+/// A path as directory and name: the directory counts only where the path is relative.
+pub(crate) fn at(path: &Path) -> (BorrowedFd<'static>, &[u8]) {
+    (CWD, path.as_os_str().as_bytes())
+}
+
+/// The file system below the store. All clones are the same one.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
     #[cfg(test)]
     pub(crate) faults: Faults,
@@ -98,9 +108,9 @@ macro_rules! step {
 }
 
 impl Disk {
-    pub(crate) fn make_directory(&self, parent: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<(), Errno> {
+    pub(crate) fn make_directory(&self, place: (BorrowedFd<'_>, &[u8]), mode: u32) -> Result<(), Errno> {
         step!(self, MakeDirectory);
-        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(mode))
+        rustix::fs::mkdirat(place.0, place.1, Mode::from_raw_mode(mode))
     }
 
     /// Makes a file that must not be there yet. It can be written to through the descriptor alone.
@@ -115,7 +125,50 @@ impl Disk {
         rustix::fs::openat(parent, name, flags, canonical_mode(executable))
     }
 
-    pub(crate) fn write(&self, file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+    /// Makes a file of this mode, less what the user's mask takes. It must not be there yet.
+    pub(crate) fn make(&self, path: &Path, mode: u32) -> Result<OwnedFd, Errno> {
+        step!(self, MakeFile);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::from_raw_mode(mode))
+    }
+
+    /// The same; what a killed process left there goes.
+    pub(crate) fn make_anew(&self, path: &Path, mode: u32) -> Result<OwnedFd, Errno> {
+        match self.unlink(at(path)) {
+            Ok(()) | Err(Errno::NOENT) => self.make(path, mode),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a file for reading and writing, and makes it where it is missing.
+    pub(crate) fn open_or_make(&self, path: &Path, mode: u32) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(Errno::NOENT) => {}
+            opened => return opened,
+        }
+        step!(self, MakeFile);
+        rustix::fs::open(path, flags | OFlags::CREATE, Mode::from_raw_mode(mode))
+    }
+
+    /// Makes a directory, and those that it lies in, as far as they are missing.
+    pub(crate) fn make_directories(&self, path: &Path, mode: u32) -> Result<(), FileError> {
+        let missing = path
+            .ancestors()
+            .take_while(|path| !path.as_os_str().is_empty() && !path.is_dir());
+        let missing: Vec<&Path> = missing.collect();
+        for path in missing.into_iter().rev() {
+            match self.make_directory(at(path), mode) {
+                // Somebody else was quicker.
+                Err(Errno::EXIST) if path.is_dir() => {}
+                made => made.on("make the directory", || path)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write(&self, file: impl AsFd, mut bytes: &[u8]) -> Result<(), Errno> {
+        let file = file.as_fd();
         while !bytes.is_empty() {
             step!(self, Write);
             match rustix::io::write(file, bytes) {
@@ -138,14 +191,9 @@ impl Disk {
         }
     }
 
-    pub(crate) fn make_symlink(
-        &self,
-        target: &[u8],
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-    ) -> Result<(), Errno> {
+    pub(crate) fn make_symlink(&self, target: &[u8], place: (BorrowedFd<'_>, &[u8])) -> Result<(), Errno> {
         step!(self, MakeSymlink);
-        rustix::fs::symlinkat(target, parent, name)
+        rustix::fs::symlinkat(target, place.0, place.1)
     }
 
     pub(crate) fn hard_link(
@@ -216,9 +264,9 @@ impl Disk {
         rustix::fs::renameat_with(parent, one, parent, other, RenameFlags::EXCHANGE)
     }
 
-    pub(crate) fn unlink(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    pub(crate) fn unlink(&self, place: (BorrowedFd<'_>, &[u8])) -> Result<(), Errno> {
         step!(self, Remove);
-        rustix::fs::unlinkat(parent, name, AtFlags::empty())
+        rustix::fs::unlinkat(place.0, place.1, AtFlags::empty())
     }
 
     pub(crate) fn remove_directory(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
@@ -242,6 +290,12 @@ impl Disk {
         }
     }
 
+    /// The names in this directory are on the disk afterwards.
+    pub(crate) fn sync_directory(&self, path: &Path) -> Result<(), FileError> {
+        let directory = open_directory_path(path)?;
+        self.sync_file(directory.as_fd()).on("sync", || path)
+    }
+
     /// What was written to this file or directory is on the disk afterwards.
     pub(crate) fn sync_file(&self, object: BorrowedFd<'_>) -> Result<(), Errno> {
         step!(self, SyncFile);
@@ -250,6 +304,23 @@ impl Disk {
         } else {
             rustix::fs::fsync(object)
         }
+    }
+}
+
+/// A file for what writes to a [`Write`](io::Write).
+pub(crate) struct Writing<'a> {
+    pub(crate) disk: &'a Disk,
+    pub(crate) file: BorrowedFd<'a>,
+}
+
+impl io::Write for Writing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.disk.write(self.file, bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

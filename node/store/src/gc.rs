@@ -118,7 +118,7 @@ impl Store {
         // is written down for it or named by a process, and with the watch it counts as leased until it has been looked at,
         // so whenever a program takes something up, and whenever it is seen, what it uses is in one of the three.
         let watch = inner.leases.watch();
-        let programs = used_by_programs(&inner.home, inner.trees.path())?;
+        let programs = used_by_programs(&inner.trees.disk, &inner.home, inner.trees.path())?;
         if options.dry_run {
             let held = inner.leases.lock();
             let in_use = InUse::new(&held, programs);

@@ -8,7 +8,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::disk::{Context, Disk, FileError};
@@ -37,9 +36,8 @@ pub(crate) struct Intent {
 }
 
 impl Intent {
-    pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).on("open", || path)?;
+    pub(crate) fn open(disk: &Disk, path: &Path) -> Result<Self, FileError> {
+        let file = disk.open_or_make(path, 0o600).on("open", || path)?;
         let path = path.to_owned();
         Ok(Self { file, path })
     }

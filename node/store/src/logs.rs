@@ -1,18 +1,21 @@
 //! Build logs: `<home>/log/<first two characters>/<rest of the derivation's name>`.
 //!
-//! A log that is being written lies beside, so it can be read while the build runs, and takes its place
-//! when the build has ended. Logs are not synced: after a power failure the last ones may be gone.
+//! A log that is being written is `<home>/log/running/<number>-<derivation's name>`, so it can be read while the build
+//! runs, and takes its place when the build has ended, however it ended: one of a node that was killed does at the next
+//! start. Logs are not synced: after a power failure the last ones may be gone.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::io::Errno;
 use tvix_node_protocol::StorePath;
 
-use crate::disk::FileError;
+use crate::disk::{Context, Disk, FileError, at};
 use crate::limits::{LOG_BYTES, LOG_FILE_BYTES};
 use crate::store::{Inner, Store};
 
@@ -33,8 +36,8 @@ pub enum LogError {
     File(#[from] FileError),
 }
 
-/// Ending of logs that are being written.
-const RUNNING: &str = ".running-";
+/// Where logs are that are being written. All other folders beside it have two characters.
+const RUNNING: &str = "running";
 
 /// Bytes of new logs after which the total is looked at: that means looking at every log.
 const PRUNE_EVERY: u64 = 16 << 20;
@@ -48,7 +51,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 /// log of a build that was interrupted.
 pub struct LogWriter {
     store: Arc<Inner>,
-    file: File,
+    file: OwnedFd,
     running: PathBuf,
     finished: PathBuf,
     written: u64,
@@ -64,9 +67,8 @@ impl LogWriter {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), LogError> {
         let room = usize::try_from(self.limit - self.written).unwrap_or(usize::MAX);
         let fits = &bytes[..bytes.len().min(room)];
-        self.file
-            .write_all(fits)
-            .map_err(|error| failed("write", &self.running, &error))?;
+        let disk = &self.store.trees.disk;
+        disk.write(&self.file, fits).on("write", || &self.running)?;
         self.written += fits.len() as u64;
         if fits.len() < bytes.len() {
             return Err(LogError::Full { limit: self.limit });
@@ -95,12 +97,17 @@ impl LogWriter {
     /// [`LogError::File`]
     pub fn discard(mut self) -> Result<(), LogError> {
         self.done = true;
-        Ok(std::fs::remove_file(&self.running).map_err(|error| failed("remove", &self.running, &error))?)
+        let removed = self.store.trees.disk.unlink(at(&self.running));
+        Ok(removed.on("remove", || &self.running)?)
     }
 
     fn end(&self) -> Result<(), LogError> {
-        std::fs::rename(&self.running, &self.finished)
-            .map_err(|error| failed("finish", &self.finished, &error))?;
+        let finished = self
+            .store
+            .trees
+            .disk
+            .replace(at(&self.running), at(&self.finished));
+        finished.on("finish", || &self.finished)?;
         let before = self.store.logged.fetch_add(self.written, Ordering::Relaxed);
         if (before + self.written) / PRUNE_EVERY > before / PRUNE_EVERY {
             self.store.prune_logs(LOG_BYTES)?;
@@ -136,22 +143,24 @@ impl Store {
     /// # Errors
     /// [`LogError::File`]
     pub fn create_log(&self, derivation: &StorePath, limit: Option<u64>) -> Result<LogWriter, LogError> {
-        let finished = self.inner.log_path(derivation);
-        let folder = finished.parent().unwrap_or(&self.inner.home);
-        std::fs::create_dir_all(folder).map_err(|error| failed("make the directory", folder, &error))?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Without the name, which may be as long as the name of a file may be.
-        let name = format!(
-            "{}{RUNNING}{}-{number}",
-            hash_part(derivation),
-            std::process::id()
-        );
-        let running = folder.join(name);
-        let mut options = File::options();
-        let file = options.write(true).create_new(true).mode(0o644).open(&running);
+        let finished = log_path(&self.inner.home, derivation);
+        let disk = &self.inner.trees.disk;
+        let beside = self.inner.home.join("log").join(RUNNING);
+        for folder in [&beside, finished.parent().unwrap_or(&self.inner.home)] {
+            disk.make_directories(folder, 0o777)?;
+        }
+        let (file, running) = loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let running = beside.join(format!("{number}-{}", derivation.to_basename()));
+            match disk.make(&running, 0o644) {
+                // What a killed process left and could not be put in its place.
+                Err(Errno::EXIST) => {}
+                made => break (made.on("make", || &running)?, running),
+            }
+        };
         Ok(LogWriter {
             store: Arc::clone(&self.inner),
-            file: file.map_err(|error| failed("make", &running, &error))?,
+            file,
             running,
             finished,
             written: 0,
@@ -165,13 +174,11 @@ impl Store {
     /// # Errors
     /// [`LogError::None`], [`LogError::File`]
     pub fn open_log(&self, derivation: &StorePath) -> Result<File, LogError> {
-        let finished = self.inner.log_path(derivation);
+        let finished = log_path(&self.inner.home, derivation);
         let none = || LogError::None(derivation.clone());
-        let folder = finished.parent().unwrap_or(&self.inner.home);
-        let prefix = format!("{}{RUNNING}", hash_part(derivation));
         let mut newest = None;
-        for (path, metadata) in files(folder)? {
-            if file_name(&path).starts_with(&prefix) {
+        for (path, metadata) in files(&self.inner.home.join("log").join(RUNNING))? {
+            if derivation_of(&path).as_ref() == Some(derivation) {
                 newest = newest.max(Some((metadata.mtime(), metadata.mtime_nsec(), path)));
             }
         }
@@ -194,7 +201,7 @@ impl Store {
     pub fn log_tail(&self, derivation: &StorePath, lines: usize) -> Result<Vec<String>, LogError> {
         const MOST: u64 = 64 << 10;
         let mut file = self.open_log(derivation)?;
-        let path = self.inner.log_path(derivation);
+        let path = log_path(&self.inner.home, derivation);
         let mut read = || {
             let length = file.seek(SeekFrom::End(0))?;
             file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
@@ -210,10 +217,37 @@ impl Store {
     }
 }
 
-fn file_name(path: &Path) -> String {
-    path.file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default()
+fn log_path(home: &Path, derivation: &StorePath) -> PathBuf {
+    let name = derivation.to_basename();
+    let (first, rest) = name.split_at(2);
+    home.join("log").join(first).join(rest)
+}
+
+/// Whose log this is that is being written.
+fn derivation_of(running: &Path) -> Option<StorePath> {
+    let (_, name) = running.file_name()?.to_str()?.split_once('-')?;
+    StorePath::from_basename(name.as_bytes()).ok()
+}
+
+/// Ends the logs of builds that ended with the process before this one: each becomes the log of its derivation. What cannot be
+/// put in its place now is tried again at the next start: no store stays closed for a log.
+pub(crate) fn end_logs(disk: &Disk, home: &Path) {
+    let end = || {
+        let mut left = files(&home.join("log").join(RUNNING))?;
+        // The one that was written to last is the one that counts.
+        left.sort_by_key(|(_, metadata)| (metadata.mtime(), metadata.mtime_nsec()));
+        for (running, _) in left {
+            let placed = match derivation_of(&running) {
+                Some(derivation) => disk.replace(at(&running), at(&log_path(home, &derivation))),
+                None => disk.unlink(at(&running)),
+            };
+            placed.on("finish", || &running)?;
+        }
+        Ok::<(), FileError>(())
+    };
+    if let Err(error) = end() {
+        tracing::warn!(%error, "the log of a build that was interrupted is not in its place yet");
+    }
 }
 
 /// The files in a folder; none where there is no folder.
@@ -236,31 +270,18 @@ fn files(folder: &Path) -> Result<Vec<(PathBuf, std::fs::Metadata)>, FileError> 
     Ok(found)
 }
 
-/// What follows the folder of a derivation's log and is not its name.
-fn hash_part(derivation: &StorePath) -> String {
-    derivation.to_basename().chars().skip(2).take(30).collect()
-}
-
 impl Inner {
-    fn log_path(&self, derivation: &StorePath) -> PathBuf {
-        let name = derivation.to_basename();
-        let (first, rest) = name.split_at(2);
-        self.home.join("log").join(first).join(rest)
-    }
-
     /// Removes the oldest finished logs until the rest has at most `most` bytes.
     pub(crate) fn prune_logs(&self, most: u64) -> Result<(), FileError> {
         let mut finished = Vec::new();
         let mut total = 0;
         for (folder, metadata) in files(&self.home.join("log"))? {
-            if !metadata.is_dir() {
+            if !metadata.is_dir() || folder.ends_with(RUNNING) {
                 continue;
             }
             for (path, metadata) in files(&folder)? {
-                if !file_name(&path).contains(RUNNING) {
-                    total += metadata.len();
-                    finished.push(((metadata.mtime(), metadata.mtime_nsec()), metadata.len(), path));
-                }
+                total += metadata.len();
+                finished.push(((metadata.mtime(), metadata.mtime_nsec()), metadata.len(), path));
             }
         }
         if total <= most {
@@ -271,10 +292,9 @@ impl Inner {
             if total <= most {
                 break;
             }
-            match std::fs::remove_file(&path) {
-                Ok(()) => total -= length,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => total -= length,
-                Err(error) => return Err(failed("remove", &path, &error)),
+            match self.trees.disk.unlink(at(&path)) {
+                Ok(()) | Err(Errno::NOENT) => total -= length,
+                Err(error) => return Err(FileError::new("remove", path, error)),
             }
         }
         Ok(())

@@ -1,13 +1,13 @@
 //! Opening a home: one process at a time, no newer version, and what a crash left behind goes.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use tvix_node_protocol::StorePath;
@@ -15,11 +15,11 @@ use tvix_node_protocol::build::SwarmId;
 
 use crate::audience::begin_audiences;
 use crate::commit::Committer;
-use crate::disk::{Context, Disk, FileError};
+use crate::disk::{Context, Disk, FileError, at};
 use crate::index::{Index, IndexError};
 use crate::intent::{Intended, Intent};
 use crate::leases::Leases;
-use crate::logs::LOGGED_AT_START;
+use crate::logs::{LOGGED_AT_START, end_logs};
 use crate::nar_tap::Buffers;
 use crate::registration::Gate;
 use crate::share::Sharing;
@@ -134,28 +134,29 @@ impl Store {
             home.join("nix/store"),
             home.join("store"),
         ] {
-            make_directory(&directory)?;
+            disk.make_directories(&directory, 0o777)?;
         }
-        let home = std::fs::canonicalize(home).map_err(|error| io_error("find", home, &error))?;
-        let lock = lock(&home)?;
+        let home = std::fs::canonicalize(home).map_err(|error| FileError::of_io("find", home, &error))?;
+        let lock = lock(&disk, &home)?;
         let schema = home.join("store").join("schema");
         let found = check_schema(&home, &schema)?;
         if found.is_none() {
-            write_schema(&schema)?;
+            write_schema(&disk, &schema)?;
         }
-        let trees = Trees::open(&home.join("nix/store"), disk)?;
+        let trees = Trees::open(&home.join("nix/store"), disk.clone())?;
         let index = home.join("store/index.redb");
         if !index.exists() {
             expect_no_trees(&home, &index, &trees)?;
         }
-        let index = open_index(&index, &trees)?;
+        let index = Index::open(&index, disk.clone())?;
         if found == Some(WITHOUT_AUDIENCES) {
             begin_audiences(&index, teams)?;
             // Last: a start that is cut short before this does it again.
-            write_schema(&schema)?;
+            write_schema(&disk, &schema)?;
         }
-        let intent = Intent::open(&home.join("store/intent"))?;
+        let intent = Intent::open(&disk, &home.join("store/intent"))?;
         clean_up(&index, &trees, &intent)?;
+        end_logs(&disk, &home);
         let inner = Inner {
             next_number: AtomicU64::new(index.next_tree_number()?),
             trees: Arc::new(trees),
@@ -173,16 +174,6 @@ impl Store {
             inner: Arc::new(inner),
         })
     }
-}
-
-#[cfg(not(test))]
-fn open_index(path: &Path, _trees: &Trees) -> Result<Index, IndexError> {
-    Index::open(path)
-}
-
-#[cfg(test)]
-fn open_index(path: &Path, trees: &Trees) -> Result<Index, IndexError> {
-    Index::open_with_faults(path, trees.disk.faults.clone())
 }
 
 /// A new index says that there is nothing: that must be so.
@@ -204,7 +195,7 @@ fn check_schema(home: &Path, path: &Path) -> Result<Option<u32>, OpenError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("read", path, &error).into()),
+        Err(error) => return Err(FileError::of_io("read", path, &error).into()),
     };
     match text.trim_end().parse::<u32>() {
         Ok(found @ (SCHEMA | WITHOUT_AUDIENCES)) => Ok(Some(found)),
@@ -220,31 +211,21 @@ fn check_schema(home: &Path, path: &Path) -> Result<Option<u32>, OpenError> {
 }
 
 /// Written beside and renamed: there is a whole version or none.
-fn write_schema(path: &Path) -> Result<(), FileError> {
+fn write_schema(disk: &Disk, path: &Path) -> Result<(), FileError> {
     let beside = path.with_extension("new");
     let write = || {
-        let mut file = std::fs::File::create(&beside)?;
-        writeln!(file, "{SCHEMA}")?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)?;
-        std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        let file = disk.make_anew(&beside, 0o644)?;
+        disk.write(&file, format!("{SCHEMA}\n").as_bytes())?;
+        disk.sync_file(file.as_fd())?;
+        disk.replace(at(&beside), at(path))
     };
-    write().map_err(|error| io_error("write", path, &error))
+    write().on("write", || path)?;
+    disk.sync_directory(path.parent().unwrap_or(Path::new("/")))
 }
 
-fn make_directory(path: &Path) -> Result<(), FileError> {
-    std::fs::create_dir_all(path).map_err(|error| io_error("make the directory", path, &error))
-}
-
-fn io_error(action: &'static str, path: &Path, error: &std::io::Error) -> FileError {
-    let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
-    FileError::new(action, path, errno)
-}
-
-fn lock(home: &Path) -> Result<HomeLock, OpenError> {
+fn lock(disk: &Disk, home: &Path) -> Result<HomeLock, OpenError> {
     let path = home.join("store/lock");
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).on("open", || &path)?;
+    let file = disk.open_or_make(&path, 0o600).on("open", || &path)?;
     let mut file = std::fs::File::from(file);
     match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
@@ -263,12 +244,10 @@ fn lock(home: &Path) -> Result<HomeLock, OpenError> {
         }
         Err(error) => return Err(FileError::new("lock", path, error).into()),
     }
-    let note = || {
-        file.set_len(0)?;
-        writeln!(file, "{}", std::process::id())
-    };
-    let mut note = note;
-    note().map_err(|error| io_error("write", &path, &error))?;
+    let noted = disk
+        .truncate(file.as_fd(), 0)
+        .and_then(|()| disk.write(&file, format!("{}\n", std::process::id()).as_bytes()));
+    noted.on("write", || &path)?;
     Ok(HomeLock { file })
 }
 

@@ -12,11 +12,15 @@ use rustix::io::Errno;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::store_path::STORE_DIR;
 
-use crate::disk::FileError;
+use crate::disk::{Context, FileError, at};
 use crate::index::{IndexError, IndexFault, PATHS, ROOTS, path_from_key, path_key};
 use crate::limits::ROOTS as MOST;
 use crate::registration::Registration;
 use crate::store::{Inner, Store};
+
+/// What a link's name is followed by until it takes the place of an older one. Always the same, so that what a killed
+/// process left goes with the next change of the link.
+const BESIDE: &str = ".new-root";
 
 /// Why a root was not made.
 #[derive(Debug, thiserror::Error)]
@@ -103,40 +107,34 @@ impl Store {
 
     fn point(&self, link: &Path, path: &StorePath, replaced: bool) -> Result<(), RootError> {
         let target = self.physical(path);
-        let failed = |action, error: &std::io::Error| {
-            let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
-            RootError::File(FileError::new(action, link, errno))
-        };
+        let disk = &self.inner.trees.disk;
         if !replaced {
-            return match std::os::unix::fs::symlink(&target, link) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    Err(RootError::Occupied(link.to_owned()))
-                }
-                result => result.map_err(|error| failed("make the link", &error)),
+            return match disk.make_symlink(target.as_os_str().as_bytes(), at(link)) {
+                Err(Errno::EXIST) => Err(RootError::Occupied(link.to_owned())),
+                made => Ok(made.on("make the link", || link)?),
             };
         }
         let mut beside = link.as_os_str().to_owned();
-        beside.push(format!(".tmp-{}", std::process::id()));
+        beside.push(BESIDE);
         let beside = PathBuf::from(beside);
         self.link_beside(&target, &beside)
-            .map_err(|error| failed("make the link", &error))?;
-        std::fs::rename(&beside, link).map_err(|error| {
-            let removed = std::fs::remove_file(&beside);
+            .on("make the link", || &beside)?;
+        let replaced = disk.replace(at(&beside), at(link));
+        if replaced.is_err() {
+            let removed = disk.unlink(at(&beside));
             tracing::debug!(?removed, "took back a link that could not be renamed");
-            failed("replace the link", &error)
-        })
+        }
+        Ok(replaced.on("replace the link", || link)?)
     }
 
-    /// Makes the link that is then renamed. Only this process uses the name, and for one link at a time; so
-    /// what has it already was left by one that was killed and had the same number.
-    fn link_beside(&self, target: &Path, beside: &Path) -> std::io::Result<()> {
-        let make = || std::os::unix::fs::symlink(target, beside);
+    /// Makes the link that is then renamed. Only the process that owns the home does, and for one link at a time; so what
+    /// points into this store there was left by one that was killed.
+    fn link_beside(&self, target: &Path, beside: &Path) -> Result<(), Errno> {
+        let disk = &self.inner.trees.disk;
+        let make = || disk.make_symlink(target.as_os_str().as_bytes(), at(beside));
         match make() {
-            Err(error)
-                if error.kind() == std::io::ErrorKind::AlreadyExists
-                    && matches!(self.inner.read_link(beside), Link::Points(_)) =>
-            {
-                std::fs::remove_file(beside)?;
+            Err(Errno::EXIST) if matches!(self.inner.read_link(beside), Link::Points(_)) => {
+                disk.unlink(at(beside))?;
                 make()
             }
             made => made,

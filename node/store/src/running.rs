@@ -10,16 +10,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use rustix::io::{Errno, FdFlags};
 use tvix_node_protocol::StorePath;
 
-use crate::disk::{Context, FileError};
+use crate::disk::{Context, Disk, FileError, at};
 use crate::limits::RUNNING_BYTES;
 use crate::processes::{Bounds, PROC, named_by_processes};
 
@@ -105,9 +105,10 @@ pub struct ProgramUse {
 /// process lives that was started with [`Running::inherit`].
 #[derive(Debug)]
 pub struct Running {
+    disk: Disk,
     path: PathBuf,
     /// Locked. None while it is dropped.
-    file: Option<File>,
+    file: Option<OwnedFd>,
 }
 
 impl Running {
@@ -117,12 +118,12 @@ impl Running {
     /// # Errors
     /// [`FileError`]
     pub fn begin(home: &Path, paths: &BTreeSet<StorePath>) -> Result<Self, FileError> {
+        Self::begin_on(&Disk::default(), home, paths)
+    }
+
+    pub(crate) fn begin_on(disk: &Disk, home: &Path, paths: &BTreeSet<StorePath>) -> Result<Self, FileError> {
         let folder = home.join(FOLDER);
-        let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder
-            .create(&folder)
-            .map_err(|error| FileError::of_io("make the directory", &folder, &error))?;
+        disk.make_directories(&folder, 0o700)?;
         let text: String = paths.iter().map(|path| path.to_basename() + "\n").collect();
         if text.len() > RUNNING_BYTES {
             return Err(FileError::new(
@@ -132,44 +133,46 @@ impl Running {
             ));
         }
         loop {
-            if let Some(running) = Self::try_begin(&folder, &text)? {
+            if let Some(running) = Self::try_begin(disk, &folder, &text)? {
                 return Ok(running);
             }
         }
     }
 
     /// None: a collection came between, see [`Running::lock`].
-    fn try_begin(folder: &Path, text: &str) -> Result<Option<Self>, FileError> {
+    fn try_begin(disk: &Disk, folder: &Path, text: &str) -> Result<Option<Self>, FileError> {
         // Names of processes are used again, so they alone would not do.
         let random = std::hash::RandomState::new().build_hasher().finish();
         let name = format!("{}-{random:016x}", std::process::id());
         let (begun, path) = (folder.join(format!("{BEGUN}{name}")), folder.join(name));
-        let mut options = File::options();
         // Whoever owns the home must be able to read what another user has started; nobody else can enter the folder.
-        options.write(true).create_new(true).mode(0o644);
-        let file = options
-            .open(&begun)
-            .map_err(|error| FileError::of_io("make", &begun, &error))?;
-        Self::lock(file, &begun, path, text)
+        let file = disk.make(&begun, 0o644).on("make", || &begun)?;
+        Self::lock(disk, file, &begun, (path, text))
     }
 
     /// Locks and fills a file that was made as `begun`, and gives it its name. None: a collection came between making
     /// and locking it, and took it for a leftover.
-    fn lock(mut file: File, begun: &Path, path: PathBuf, text: &str) -> Result<Option<Self>, FileError> {
+    fn lock(
+        disk: &Disk,
+        file: OwnedFd,
+        begun: &Path,
+        (path, text): (PathBuf, &str),
+    ) -> Result<Option<Self>, FileError> {
         rustix::fs::flock(file.as_fd(), FlockOperation::LockExclusive).on("lock", || begun)?;
-        let named = file
-            .write_all(text.as_bytes())
-            .and_then(|()| std::fs::rename(begun, &path));
+        let named = disk
+            .write(&file, text.as_bytes())
+            .and_then(|()| disk.replace(at(begun), at(&path)));
         match named {
             Ok(()) => Ok(Some(Self {
+                disk: disk.clone(),
                 path,
                 file: Some(file),
             })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(Errno::NOENT) => Ok(None),
             Err(error) => {
-                let removed = std::fs::remove_file(begun);
+                let removed = disk.unlink(at(begun));
                 tracing::debug!(?removed, "took back a file that could not be written");
-                Err(FileError::of_io("write", &path, &error))
+                Err(FileError::new("write", path, error))
             }
         }
     }
@@ -195,7 +198,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         drop(self.file.take());
         // Something that the program left in the background may hold it still.
-        if let Err(error) = read_if_held(&self.path) {
+        if let Err(error) = read_if_held(&self.disk, &self.path) {
             tracing::warn!(%error, "what a program used that has ended is looked at again by the next collection");
         }
     }
@@ -207,10 +210,11 @@ impl Drop for Running {
 /// Whoever holds the lock of a file may let go of it at any time, and is then seen by looking at processes alone: so
 /// these are looked at last.
 pub(crate) fn used_by_programs(
+    disk: &Disk,
     home: &Path,
     store: &Path,
 ) -> Result<BTreeMap<StorePath, Option<u32>>, RunningError> {
-    let mut used: BTreeMap<StorePath, Option<u32>> = named_in_files(home)?
+    let mut used: BTreeMap<StorePath, Option<u32>> = named_in_files(disk, home)?
         .into_iter()
         .map(|path| (path, None))
         .collect();
@@ -222,7 +226,7 @@ pub(crate) fn used_by_programs(
 }
 
 /// What the files of `home` name whose programs have not ended.
-fn named_in_files(home: &Path) -> Result<BTreeSet<StorePath>, RunningError> {
+pub(crate) fn named_in_files(disk: &Disk, home: &Path) -> Result<BTreeSet<StorePath>, RunningError> {
     let folder = home.join(FOLDER);
     let failed = |error: io::Error| FileError::of_io("list", &folder, &error);
     let entries = match std::fs::read_dir(&folder) {
@@ -234,7 +238,7 @@ fn named_in_files(home: &Path) -> Result<BTreeSet<StorePath>, RunningError> {
         let entry = entry.map_err(failed)?;
         // Nothing of the sort is made here, and none of it can be locked by a program.
         match entry.file_type() {
-            Ok(kind) if kind.is_file() => used.extend(read_if_held(&entry.path())?),
+            Ok(kind) if kind.is_file() => used.extend(read_if_held(disk, &entry.path())?),
             Ok(_) => {}
             // It has ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -271,7 +275,7 @@ fn open(path: &Path) -> Result<Option<File>, RunningError> {
 }
 
 /// What a file names whose lock is held; one that nobody holds goes, and names nothing.
-fn read_if_held(path: &Path) -> Result<Vec<StorePath>, RunningError> {
+fn read_if_held(disk: &Disk, path: &Path) -> Result<Vec<StorePath>, RunningError> {
     let mut file = match open(path)? {
         Some(file) => file,
         // It has ended, or got its name, meanwhile. What gets its name now is leased.
@@ -279,11 +283,9 @@ fn read_if_held(path: &Path) -> Result<Vec<StorePath>, RunningError> {
     };
     match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
-            return match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(FileError::of_io("remove", path, &error).into())
-                }
-                _ => Ok(Vec::new()),
+            return match disk.unlink(at(path)) {
+                Ok(()) | Err(Errno::NOENT) => Ok(Vec::new()),
+                Err(error) => Err(FileError::new("remove", path, error).into()),
             };
         }
         Err(Errno::WOULDBLOCK) => {}

@@ -24,6 +24,14 @@ fn texts(store: &Store, names: &[&str]) -> Vec<StorePath> {
     texts.into_iter().map(|text| text.path).collect()
 }
 
+fn named_in_files(home: &Path) -> Result<BTreeSet<StorePath>, RunningError> {
+    super::named_in_files(&Disk::default(), home)
+}
+
+fn read_if_held(path: &Path) -> Result<Vec<StorePath>, RunningError> {
+    super::read_if_held(&Disk::default(), path)
+}
+
 fn names(home: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(home.join(FOLDER)).unwrap();
     let name = |entry: io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
@@ -124,10 +132,12 @@ fn one_that_is_being_made_is_not_in_the_way_and_one_that_was_never_made_goes() {
 fn one_that_a_collection_took_before_it_was_locked_is_made_again() {
     let folder = tempfile::tempdir().unwrap();
     let (begun, path) = (folder.path().join(".new-1"), folder.path().join("1"));
-    let file = File::create(&begun).unwrap();
+    let disk = Disk::default();
+    let file = disk.make(&begun, 0o644).unwrap();
     assert_eq!(read_if_held(&begun).unwrap(), []);
     assert!(!begun.exists());
-    assert!(Running::lock(file, &begun, path.clone(), "").unwrap().is_none());
+    let locked = Running::lock(&disk, file, &begun, (path.clone(), ""));
+    assert!(locked.unwrap().is_none());
     assert!(!path.exists());
 }
 

@@ -145,7 +145,7 @@ impl Sharing {
             .clone_file(source.as_fd(), made.as_fd())
             .and_then(|()| finish(trees, &made, file.executable));
         if let Err(error) = cloned {
-            trees.disk.unlink(parent, name)?;
+            trees.disk.unlink((parent, name))?;
             return Err(error);
         }
         Ok(Shared::Clone)

@@ -154,7 +154,7 @@ impl<'s> TreeWriter<'s> {
         let parent_length = self.enter(name.as_ref());
         let disk = &self.temporary.trees().disk;
         let made = self.with_place(name.as_ref(), |parent, name| {
-            disk.make_directory(parent, name, 0o700)?;
+            disk.make_directory((parent, name), 0o700)?;
             open_directory(parent, name)
         });
         let fd = made.map_err(|error| self.fail("make the directory", error))?;
@@ -202,7 +202,7 @@ impl<'s> TreeWriter<'s> {
         let parent_length = self.enter(name.as_ref());
         let disk = &self.temporary.trees().disk;
         let made = self.with_place(name.as_ref(), |parent, name| {
-            disk.make_symlink(target, parent, name)?;
+            disk.make_symlink(target, (parent, name))?;
             disk.canonicalise_symlink(parent, name)
         });
         made.map_err(|error| self.fail("make the link", error))?;
@@ -281,7 +281,7 @@ impl<'s> TreeWriter<'s> {
         }
         let taken = alone_with_its_giver(parent, own_name);
         if !matches!(taken, Ok(Some(_))) {
-            disk.unlink(parent, own_name)
+            disk.unlink((parent, own_name))
                 .map_err(|error| self.fail("remove the second name", error))?;
         }
         let Some(fd) = taken.map_err(|error| self.fail("open what was taken over as", error))? else {

@@ -121,7 +121,7 @@ impl Trees {
             );
             FileError::new("remove", path, error)
         };
-        match self.disk.unlink(self.fd(), name.as_bytes()) {
+        match self.disk.unlink((self.fd(), name.as_bytes())) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(Errno::ISDIR | Errno::PERM) => {}
             Err(error) => return Err(fail(&[], error)),
@@ -147,7 +147,7 @@ impl Trees {
             let removed = if kind == FileType::Directory {
                 Err(Errno::ISDIR)
             } else {
-                self.disk.unlink(directory.as_fd(), &entry)
+                self.disk.unlink((directory.as_fd(), &entry))
             };
             match removed {
                 Ok(()) | Err(Errno::NOENT) => {}

@@ -12,7 +12,7 @@ use samples::{path, source, store, text, write_sample};
 use tvix_node_protocol::build::{BuildKey, BuildRecord, BuiltOutput};
 use tvix_node_protocol::envelope::{Envelope, NodeSecret, seal};
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
-use tvix_node_store::{Audience, GcOptions, LogError, RecordError, ScratchOutput};
+use tvix_node_store::{Audience, GcOptions, LogError, RecordError, ScratchOutput, Store};
 
 fn record(info: &PathInfo, secret: &NodeSecret, builder: &NodeSecret) -> Envelope {
     let output = BuiltOutput {
@@ -132,6 +132,37 @@ fn a_log_is_read_while_it_is_written_and_after() {
     log.write(b"of no use").unwrap();
     log.discard().unwrap();
     assert_eq!(store.log_tail(&derivation, 25).unwrap(), ["again\u{fffd}"]);
+}
+
+#[test]
+fn a_log_that_a_killed_node_was_writing_is_kept_until_the_next_one() {
+    let (folder, store) = store();
+    let derivation = path("it.drv");
+    let finish = |store: &Store, text: &str| {
+        let mut log = store.create_log(&derivation, None).unwrap();
+        log.write(text.as_bytes()).unwrap();
+        log.finish().unwrap();
+    };
+    finish(&store, "before");
+    let log = store.home().join("log");
+    drop(store);
+    let left = |number: u32, seconds: u64, text: &str| {
+        let file = log
+            .join("running")
+            .join(format!("{number}-{}", derivation.to_basename()));
+        fs::write(&file, text).unwrap();
+        let written = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let file = fs::File::options().write(true).open(file).unwrap();
+        file.set_modified(written).unwrap();
+    };
+    left(7, 1_000, "earlier");
+    left(0, 2_000, "cut short");
+    fs::write(log.join("running/what"), "is this").unwrap();
+    let store = Store::open(&folder.path().join("home")).unwrap();
+    assert_eq!(fs::read_dir(log.join("running")).unwrap().count(), 0);
+    assert_eq!(store.log_tail(&derivation, 9).unwrap(), ["cut short"]);
+    finish(&store, "after");
+    assert_eq!(store.log_tail(&derivation, 9).unwrap(), ["after"]);
 }
 
 #[test]

@@ -3,9 +3,9 @@
 //!
 //! `nix-cache-info` says of which store directory the cache is. `<hash>.narinfo` says what is known of
 //! one path and where its archive lies, usually in `nar/`. A path is there when both are; so the
-//! archive is written first, then the `.narinfo`, after those of the paths it refers to, each under a
-//! temporary name and then renamed. The folder may be shared with stock Nix and with other machines at
-//! the same time.
+//! archive is written first, then the `.narinfo`, after those of the paths it refers to, each in
+//! `.tmp/` and then renamed. The folder may be shared with stock Nix and with other machines at
+//! the same time; what a process that was killed left in `.tmp/` goes a day later.
 //!
 //! Source: Nix manual, "HTTP Binary Cache Store" and "Local Binary Cache Store"; Nix,
 //! `BinaryCacheStore` and `LocalBinaryCacheStore`.
@@ -26,6 +26,8 @@ use tvix_node_protocol::nix::nixbase32;
 use tvix_node_protocol::nix::signature::NixSecretKey;
 use tvix_node_protocol::nix::store_path::STORE_DIR;
 
+use crate::disk::Disk;
+
 pub use cached::{Cached, archive_file_bytes};
 pub use error::CacheError;
 pub use put::PutReport;
@@ -42,6 +44,7 @@ const GROUP: usize = 64;
 pub struct FolderCache {
     folder: PathBuf,
     key: Option<NixSecretKey>,
+    disk: Disk,
 }
 
 impl FolderCache {
@@ -50,6 +53,10 @@ impl FolderCache {
     /// # Errors
     /// [`CacheError::NoFolder`]; [`CacheError::StoreDir`] for a cache of another store directory.
     pub fn open(folder: &Path) -> Result<Self, CacheError> {
+        Self::open_on(folder, Disk::default())
+    }
+
+    pub(crate) fn open_on(folder: &Path, disk: Disk) -> Result<Self, CacheError> {
         let folder = std::path::absolute(folder).map_err(|error| CacheError::io("look at", folder, error))?;
         match fs::metadata(&folder) {
             Ok(metadata) if metadata.is_dir() => {}
@@ -59,7 +66,8 @@ impl FolderCache {
             }
             Err(error) => return Err(CacheError::io("look at", folder, error)),
         }
-        let cache = Self { folder, key: None };
+        let key = None;
+        let cache = Self { folder, key, disk };
         cache.check_store_dir()?;
         Ok(cache)
     }

@@ -1,12 +1,14 @@
 //! From a store into a cache.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::hash::NixHash;
@@ -18,10 +20,15 @@ use tvix_node_protocol::path_info::{NarHash, PathInfo};
 
 use super::{CacheError, FolderCache, GROUP};
 use crate::add::known_ca;
+use crate::disk::{Disk, Writing, at};
 use crate::graph::references_first;
 use crate::limits::NAR_BUFFER;
 use crate::read::ReadError;
 use crate::store::Store;
+
+/// How long nobody has written to a file that was begun until whoever did is gone for certain, also where the clocks of two
+/// machines differ. Should it come back after all, it is told that the file is missing.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// What [`FolderCache::put`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,6 +61,7 @@ impl FolderCache {
             .map(|info| (info.path.clone(), info))
             .collect();
         self.begin()?;
+        self.remove_abandoned();
         let mut report = PutReport::default();
         let mut ready = Vec::new();
         for next in references_first(&infos, |info| &info.references) {
@@ -81,17 +89,40 @@ impl FolderCache {
     }
 
     fn begin(&self) -> Result<(), CacheError> {
-        if !self.check_store_dir()? {
+        let is_cache = self.check_store_dir()?;
+        for folder in [self.begun(), self.archives()] {
+            match self.disk.make_directory(at(&folder), 0o777) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(CacheError::io("make the folder", folder, error.into())),
+            }
+        }
+        if !is_cache {
             let text = format!("StoreDir: {STORE_DIR}\n");
             self.write_file(&self.folder.join("nix-cache-info"), text.as_bytes())?;
         }
-        let archives = self.archives();
-        match fs::create_dir(&archives) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(CacheError::io("make the folder", archives, error))
+        Ok(())
+    }
+
+    /// Files of processes that were killed. What cannot be removed is in nobody's way.
+    fn remove_abandoned(&self) {
+        let remove = || {
+            for entry in fs::read_dir(self.begun())? {
+                let entry = entry?;
+                let written = entry.metadata()?.modified()?;
+                if written.elapsed().is_ok_and(|age| age > ABANDONED) {
+                    self.disk.unlink(at(&entry.path()))?;
+                }
             }
-            _ => Ok(()),
+            Ok::<(), io::Error>(())
+        };
+        if let Err(error) = remove() {
+            tracing::debug!(%error, "could not look through what was begun in '{}'", self.folder.display());
         }
+    }
+
+    /// Where files are that have not got their names yet.
+    fn begun(&self) -> PathBuf {
+        self.folder.join(".tmp")
     }
 
     fn archives(&self) -> PathBuf {
@@ -160,11 +191,11 @@ impl FolderCache {
     /// Writes the archive of a path, checks that it is the one that was registered, and says what is to
     /// be said of it.
     fn write_archive(&self, store: &Store, info: &PathInfo) -> Result<NarInfo, CacheError> {
-        let temporary = Temporary::create(&self.archives())?;
+        let temporary = Temporary::create(&self.disk, &self.begun())?;
         let failed = |error| CacheError::io("write", &temporary.path, error);
         let computed = {
             let mut to = Hashing {
-                to: BufWriter::with_capacity(NAR_BUFFER, &temporary.file),
+                to: BufWriter::with_capacity(NAR_BUFFER, temporary.writing()),
                 hasher: Sha256::new(),
             };
             store.dump_nar(&info.path, &mut to).map_err(|error| match error {
@@ -181,7 +212,7 @@ impl FolderCache {
                 computed: computed.to_nix(),
             });
         }
-        temporary.file.sync_all().map_err(failed)?;
+        temporary.sync()?;
         let name = format!("{}.nar", nixbase32::encode(&computed.0));
         temporary.rename(&self.archives().join(&name))?;
 
@@ -220,29 +251,26 @@ impl FolderCache {
         if ready.is_empty() {
             return Ok(());
         }
-        sync_folder(&self.archives())?;
+        self.sync_folder(&self.archives())?;
         for info in ready {
             self.write_file(&self.info_file(info.store_path()), &info.to_canonical_bytes())?;
         }
-        sync_folder(&self.folder)
+        self.sync_folder(&self.folder)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> Result<(), CacheError> {
+        let synced = self.disk.sync_directory(folder);
+        synced.map_err(|error| CacheError::io("sync", folder, error.source.into()))
     }
 
     /// Writes a small file whole or not at all.
     fn write_file(&self, file: &Path, bytes: &[u8]) -> Result<(), CacheError> {
-        let mut temporary = Temporary::create(&self.folder)?;
-        let written = temporary
-            .file
-            .write_all(bytes)
-            .and_then(|()| temporary.file.sync_all());
+        let temporary = Temporary::create(&self.disk, &self.begun())?;
+        let written = temporary.writing().write_all(bytes);
         written.map_err(|error| CacheError::io("write", &temporary.path, error))?;
+        temporary.sync()?;
         temporary.rename(file)
     }
-}
-
-fn sync_folder(folder: &Path) -> Result<(), CacheError> {
-    File::open(folder)
-        .and_then(|opened| opened.sync_all())
-        .map_err(|error| CacheError::io("sync", folder, error))
 }
 
 struct Hashing<W> {
@@ -263,15 +291,16 @@ impl<W: Write> Write for Hashing<W> {
 }
 
 /// A file that is removed unless it gets its name.
-struct Temporary {
+struct Temporary<'d> {
+    disk: &'d Disk,
     path: PathBuf,
-    file: File,
+    file: OwnedFd,
     named: bool,
 }
 
-impl Temporary {
+impl<'d> Temporary<'d> {
     /// In this folder, under a name that no other process and no other machine uses.
-    fn create(folder: &Path) -> Result<Self, CacheError> {
+    fn create(disk: &'d Disk, folder: &Path) -> Result<Self, CacheError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         /// Each try differs from the others in the time, too.
         const TRIES: usize = 8;
@@ -281,29 +310,46 @@ impl Temporary {
             let time = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |time| time.as_nanos());
-            let path = folder.join(format!(".tmp-{time:x}-{}-{number}", std::process::id()));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
+            let path = folder.join(format!("{time:x}-{}-{number}", std::process::id()));
+            match disk.make(&path, 0o666) {
                 Ok(file) => {
-                    let named = false;
-                    return Ok(Self { path, file, named });
+                    return Ok(Self {
+                        disk,
+                        path,
+                        file,
+                        named: false,
+                    });
                 }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < TRIES => tries += 1,
-                Err(error) => return Err(CacheError::io("make", path, error)),
+                Err(Errno::EXIST) if tries < TRIES => tries += 1,
+                Err(error) => return Err(CacheError::io("make", path, error.into())),
             }
         }
     }
 
+    fn writing(&self) -> Writing<'_> {
+        Writing {
+            disk: self.disk,
+            file: self.file.as_fd(),
+        }
+    }
+
+    fn sync(&self) -> Result<(), CacheError> {
+        let synced = self.disk.sync_file(self.file.as_fd());
+        synced.map_err(|error| CacheError::io("sync", &self.path, error.into()))
+    }
+
     fn rename(mut self, to: &Path) -> Result<(), CacheError> {
-        fs::rename(&self.path, to).map_err(|error| CacheError::io("rename to", to, error))?;
+        let renamed = self.disk.replace(at(&self.path), at(to));
+        renamed.map_err(|error| CacheError::io("rename to", to, error.into()))?;
         self.named = true;
         Ok(())
     }
 }
 
-impl Drop for Temporary {
+impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if !self.named
-            && let Err(error) = fs::remove_file(&self.path)
+            && let Err(error) = self.disk.unlink(at(&self.path))
         {
             tracing::warn!("cannot remove '{}': {error}", self.path.display());
         }

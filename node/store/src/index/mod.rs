@@ -25,7 +25,7 @@ pub(crate) use objects::{insert_tree, remove_tree};
 pub(crate) use paths::{insert_path, read_path, read_unaccepted, remove_path, write_uses};
 pub(crate) use tables::*;
 
-use crate::disk::FileError;
+use crate::disk::{Context, Disk, FileError, at};
 use crate::limits::INDEX_CACHE;
 
 /// The index could not be read or written.
@@ -88,29 +88,16 @@ pub(crate) struct Index {
     path: PathBuf,
     /// None after a failure that no reopening has mended.
     database: RwLock<Option<Database>>,
-    #[cfg(test)]
-    faults: crate::faults::Faults,
+    disk: Disk,
 }
 
 impl Index {
-    #[cfg(not(test))]
-    pub(crate) fn open(path: &Path) -> Result<Self, IndexError> {
-        Self::open_with(Self {
+    pub(crate) fn open(path: &Path, disk: Disk) -> Result<Self, IndexError> {
+        let index = Self {
             path: path.to_owned(),
             database: RwLock::new(None),
-        })
-    }
-
-    #[cfg(test)]
-    pub(crate) fn open_with_faults(path: &Path, faults: crate::faults::Faults) -> Result<Self, IndexError> {
-        Self::open_with(Self {
-            path: path.to_owned(),
-            database: RwLock::new(None),
-            faults,
-        })
-    }
-
-    fn open_with(index: Self) -> Result<Self, IndexError> {
+            disk,
+        };
         if !index.path.exists() {
             index.create().map_err(|fault| index.error("made", fault))?;
         }
@@ -122,20 +109,17 @@ impl Index {
     /// whose making was cut short from something else.
     fn create(&self) -> Result<(), IndexFault> {
         let beside = self.path.with_extension("new");
-        match std::fs::remove_file(&beside) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(redb::StorageError::from(error).into());
-            }
-            _ => {}
-        }
+        // The database begins in an empty file as in none.
+        drop(self.disk.make_anew(&beside, 0o644).on("make", || &beside)?);
         let database = self.open_database(&beside)?;
         let transaction = database.begin_write()?;
         create_tables(&transaction)?;
         transaction.commit()?;
         drop(database);
-        let named = std::fs::rename(&beside, &self.path)
-            .and_then(|()| std::fs::File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all());
-        Ok(named.map_err(redb::StorageError::from)?)
+        let named = self.disk.replace(at(&beside), at(&self.path));
+        named.on("rename to", || &self.path)?;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        Ok(self.disk.sync_directory(folder)?)
     }
 
     pub(crate) fn file(&self) -> &Path {
@@ -235,7 +219,7 @@ impl Index {
             .open(path);
         let file = file.map_err(redb::StorageError::from)?;
         let backend =
-            backend::FaultyBackend::new(redb::backends::FileBackend::new(file)?, self.faults.clone());
+            backend::FaultyBackend::new(redb::backends::FileBackend::new(file)?, self.disk.faults.clone());
         Ok(Database::builder()
             .set_cache_size(INDEX_CACHE)
             .create_with_backend(backend)?)
