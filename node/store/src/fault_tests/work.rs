@@ -31,6 +31,9 @@ pub(super) enum Told {
     Healed,
 }
 
+/// What one operation does.
+type Act<Work> = fn(&mut Work) -> Result<(), Failure>;
+
 /// One round of all the work.
 pub(super) struct Work<'a> {
     pub(super) place: &'a Place,
@@ -59,7 +62,7 @@ impl<'a> Work<'a> {
     }
 
     pub(super) fn all(&mut self) -> Result<(), Failure> {
-        let operations: [(&str, fn(&mut Self) -> Result<(), Failure>); 20] = [
+        let operations: [(&str, Act<Self>); 20] = [
             ("open a home, made where there is none", Self::open),
             ("add texts", Self::texts),
             ("add sources", Self::sources),
