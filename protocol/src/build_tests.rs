@@ -93,3 +93,28 @@ fn the_build_key_follows_the_work_and_nothing_else() {
     assert_ne!(same, key(|r| drop(r.outputs.pop())));
     assert_ne!(same, key(|r| r.options.cores = 4));
 }
+
+#[test]
+fn a_request_names_so_many_inputs_and_outputs_and_no_more() {
+    let with = |inputs: usize, outputs: usize| {
+        let mut request = request();
+        let one = input("input", &[]);
+        let number = |number: usize| StorePath::from_parts([1; 20], &format!("{number:06}")).unwrap();
+        request.inputs = (0..inputs)
+            .map(|at| Input {
+                path: number(at),
+                ..one.clone()
+            })
+            .collect();
+        request.outputs = (0..outputs).map(|output| format!("{output:06}")).collect();
+        request.check_structure()
+    };
+    assert_eq!(with(CLOSURE_PATHS, OUTPUTS), Ok(()));
+    for (refused, words) in [
+        (with(CLOSURE_PATHS + 1, OUTPUTS), ["inputs", "32769", "32768"]),
+        (with(CLOSURE_PATHS, OUTPUTS + 1), ["outputs", "257", "256"]),
+    ] {
+        let error = refused.unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+}

@@ -32,6 +32,11 @@ pub enum TreeError {
     /// More entries than allowed.
     #[error("a directory of {0} entries, more than the {DIRECTORY_ENTRIES} allowed")]
     TooManyEntries(usize),
+    /// More bytes than allowed.
+    #[error(
+        "a directory whose names and link targets take {0} bytes, more than the {TREE_NODE_BYTES} allowed"
+    )]
+    TooLarge(usize),
     /// Not the deterministic encoding of a tree.
     #[error("not a tree: {0}")]
     Encoding(#[from] CborError),
@@ -163,21 +168,32 @@ impl SymlinkTarget {
 
 /// A directory: names, in the order of their bytes, and what they name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Directory(BTreeMap<PathComponent, Node>);
+pub struct Directory {
+    entries: BTreeMap<PathComponent, Node>,
+    /// Bytes of the encodings of all entries.
+    bytes: usize,
+}
 
 impl Directory {
     /// Adds an entry.
     ///
     /// # Errors
-    /// [`TreeError::Duplicate`] where the name is taken, [`TreeError::TooManyEntries`].
+    /// [`TreeError::Duplicate`] where the name is taken; [`TreeError::TooManyEntries`] and [`TreeError::TooLarge`], so that
+    /// whatever is made here can be read by [`Tree::from_bytes`].
     pub fn insert(&mut self, name: PathComponent, node: Node) -> Result<(), TreeError> {
-        if self.0.len() >= DIRECTORY_ENTRIES {
-            return Err(TreeError::TooManyEntries(self.0.len() + 1));
+        let count = self.entries.len() + 1;
+        if count > DIRECTORY_ENTRIES {
+            return Err(TreeError::TooManyEntries(count));
         }
-        match self.0.entry(name) {
+        let bytes = self.bytes + entry_bytes(&name, &node);
+        if directory_bytes(count, bytes) > TREE_NODE_BYTES {
+            return Err(TreeError::TooLarge(directory_bytes(count, bytes)));
+        }
+        match self.entries.entry(name) {
             btree_map::Entry::Occupied(entry) => Err(TreeError::Duplicate(entry.key().clone())),
             btree_map::Entry::Vacant(entry) => {
                 entry.insert(node);
+                self.bytes = bytes;
                 Ok(())
             }
         }
@@ -185,13 +201,13 @@ impl Directory {
 
     /// The entries in order.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = (&PathComponent, &Node)> {
-        self.0.iter()
+        self.entries.iter()
     }
 
     /// The entry of this name.
     #[must_use]
     pub fn get(&self, name: &PathComponent) -> Option<&Node> {
-        self.0.get(name)
+        self.entries.get(name)
     }
 }
 
@@ -235,7 +251,7 @@ impl Tree {
                 Value::Text("dir".to_owned()),
                 Value::Array(
                     directory
-                        .0
+                        .entries
                         .iter()
                         .map(|(name, node)| {
                             Value::Array(vec![Value::Bytes(name.0.to_vec()), node_to_value(node)])
@@ -331,6 +347,38 @@ fn node_to_value(node: &Node) -> Value {
         } => file_to_value(*blob, *size, *executable),
         Node::Symlink(target) => symlink_to_value(target),
     }
+}
+
+/// Bytes of the head of an item in CBOR: its kind, and how long it is or its value.
+fn head_bytes(argument: u64) -> usize {
+    match argument {
+        0..24 => 1,
+        24..0x100 => 2,
+        0x100..0x1_0000 => 3,
+        0x1_0000..0x1_0000_0000 => 5,
+        _ => 9,
+    }
+}
+
+/// Bytes of a string in CBOR.
+fn string_bytes(length: usize) -> usize {
+    head_bytes(length as u64) + length
+}
+
+/// Bytes that an entry adds to the encoding of its directory.
+fn entry_bytes(name: &PathComponent, node: &Node) -> usize {
+    let (pair, array, digest, boolean) = (1, 1, string_bytes(32), 1);
+    let node = match node {
+        Node::Directory(_) => string_bytes("dir".len()) + digest,
+        Node::File { size, .. } => string_bytes("file".len()) + digest + head_bytes(*size) + boolean,
+        Node::Symlink(target) => string_bytes("link".len()) + string_bytes(target.0.len()),
+    };
+    pair + string_bytes(name.0.len()) + array + node
+}
+
+/// Bytes of the encoding of a directory with so many entries that take so many bytes.
+fn directory_bytes(entries: usize, bytes: usize) -> usize {
+    1 + string_bytes("dir".len()) + head_bytes(entries as u64) + bytes
 }
 
 fn structure(what: &str) -> TreeError {

@@ -101,3 +101,84 @@ fn digests_are_text_for_people_and_bytes_for_machines() {
     assert_eq!(cbor::from_slice::<TreeDigest>(&bytes, 100).unwrap(), digest);
     assert_eq!(digest.to_string().parse::<TreeDigest>().unwrap(), digest);
 }
+
+/// The bytes of a directory are known before it is encoded, whatever is in it.
+#[test]
+fn a_directory_knows_how_large_it_is() {
+    for count in [0, 1, 23, 24, 255, 256, 300] {
+        let mut directory = Directory::default();
+        for number in 0..count {
+            let length = [1, 23, 24, 255][number % 4];
+            let name = PathComponent::new(format!("{number:0length$}").as_bytes()).unwrap();
+            let node = match number % 3 {
+                0 => Node::Directory(TreeDigest([1; 32])),
+                1 => Node::Symlink(SymlinkTarget::new(&vec![b'x'; number * 13 + 1]).unwrap()),
+                _ => Node::File {
+                    blob: BlobDigest([2; 32]),
+                    size: [0, 24, 1 << 8, 1 << 16, u64::MAX][number % 5],
+                    executable: true,
+                },
+            };
+            directory.insert(name, node).unwrap();
+        }
+        let known = directory_bytes(count, directory.bytes);
+        assert_eq!(Tree::Directory(directory).to_bytes().len(), known, "{count}");
+    }
+}
+
+#[test]
+fn a_directory_has_so_many_entries_and_no_more() {
+    let link = Node::Symlink(SymlinkTarget::new(b"x").unwrap());
+    let mut directory = Directory::default();
+    for number in 0..DIRECTORY_ENTRIES {
+        directory
+            .insert(name(&format!("{number:06}")), link.clone())
+            .unwrap();
+    }
+    let error = directory.clone().insert(name("~"), link).unwrap_err().to_string();
+    let refused = "a directory of 400001 entries, more than the 400000 allowed";
+    assert_eq!(error, refused);
+    let tree = Tree::Directory(directory);
+    let mut bytes = tree.to_bytes();
+    assert_eq!(Tree::from_bytes(&bytes, tree.digest()).unwrap(), tree);
+    // What another node might send: the count is after the two items and the word.
+    let count = u32::try_from(DIRECTORY_ENTRIES).unwrap();
+    assert_eq!(bytes[6..10], count.to_be_bytes());
+    bytes[6..10].copy_from_slice(&(count + 1).to_be_bytes());
+    bytes.extend_from_slice(b"\x82\x41~\x82\x64link\x41x");
+    let digest = TreeDigest(*blake3::hash(&bytes).as_bytes());
+    assert_eq!(
+        Tree::from_bytes(&bytes, digest).unwrap_err().to_string(),
+        refused
+    );
+}
+
+#[test]
+fn a_directory_has_so_many_bytes_and_no_more() {
+    let link = |bytes| Node::Symlink(SymlinkTarget::new(&vec![b'x'; bytes]).unwrap());
+    let mut directory = Directory::default();
+    let mut number = 0;
+    while directory
+        .insert(name(&format!("{number:04}")), link(SYMLINK_BYTES))
+        .is_ok()
+    {
+        number += 1;
+    }
+    let size = Tree::Directory(directory.clone()).to_bytes().len();
+    // A pair, a name of four, an array, a word, and the head of the target.
+    let last = TREE_NODE_BYTES - size - (1 + 5 + 1 + 5 + 3);
+    let error = directory.clone().insert(name("last"), link(last + 1));
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "a directory whose names and link targets take 33554433 bytes, more than the 33554432 allowed"
+    );
+    directory.insert(name("last"), link(last)).unwrap();
+    let tree = Tree::Directory(directory);
+    let mut bytes = tree.to_bytes();
+    assert_eq!(bytes.len(), TREE_NODE_BYTES);
+    assert_eq!(Tree::from_bytes(&bytes, tree.digest()).unwrap(), tree);
+    bytes.push(0);
+    let digest = TreeDigest(*blake3::hash(&bytes).as_bytes());
+    let error = Tree::from_bytes(&bytes, digest).unwrap_err().to_string();
+    assert!(error.contains("33554433"), "{error}");
+}

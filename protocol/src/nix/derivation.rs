@@ -337,6 +337,15 @@ pub fn read_derivation(path: &StorePath, aterm: &[u8]) -> Result<Derivation, Drv
         name: path.to_string(),
         source,
     })?;
+    let outputs = derivation.outputs().len();
+    if outputs > OUTPUTS {
+        return Err(DrvError::TooLarge {
+            name: path.to_string(),
+            what: "outputs",
+            size: outputs,
+            limit: OUTPUTS,
+        });
+    }
     let references = derivation
         .input_derivations()
         .keys()

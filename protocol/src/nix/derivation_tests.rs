@@ -132,3 +132,48 @@ fn bytes_that_need_escapes_survive() {
         made.drv_path
     );
 }
+
+#[test]
+fn a_derivation_has_so_many_outputs_and_no_more() {
+    let with = |outputs: usize| {
+        let mut fields = fields("many");
+        let outputs = (0..outputs).map(|number| (format!("o{number}"), OutputKind::InputAddressed));
+        fields.outputs = outputs.collect();
+        fields
+    };
+    let most = with(OUTPUTS).instantiate(none).unwrap();
+    assert_eq!(most.outputs.len(), OUTPUTS);
+    read_derivation(&most.drv_path, &most.aterm).unwrap();
+    let error = with(OUTPUTS + 1).instantiate(none).unwrap_err().to_string();
+    let refused = "257 outputs, more than the 256 allowed";
+    assert!(error.contains(refused), "{error}");
+    // What somebody else made.
+    let text = String::from_utf8(most.aterm).unwrap();
+    let (before, after) = text.split_once("),(\"o10\"").unwrap();
+    let twice = before.rsplit_once('(').unwrap().1.replacen("o1", "o1x", 1);
+    let text = format!("{before}),({twice}),(\"o10\"{after}");
+    let error = read_derivation(&most.drv_path, text.as_bytes()).unwrap_err();
+    assert!(error.to_string().contains(refused), "{error}");
+}
+
+#[test]
+fn a_derivation_has_so_many_bytes_and_no_more() {
+    let with = |filling: usize| {
+        let mut fields = fields("large");
+        let argument = "x".repeat(filling);
+        fields.arguments = vec![argument.into_bytes()];
+        fields
+    };
+    let small = with(1).instantiate(none).unwrap();
+    let most = DERIVATION_BYTES - small.aterm.len() + 1;
+    let made = with(most).instantiate(none).unwrap();
+    assert_eq!(made.aterm.len(), DERIVATION_BYTES);
+    read_derivation(&made.drv_path, &made.aterm).unwrap();
+    let refused = "67108865 bytes, more than the 67108864 allowed";
+    let error = with(most + 1).instantiate(none).unwrap_err().to_string();
+    assert!(error.contains(refused), "{error}");
+    let mut text = made.aterm;
+    text.push(b' ');
+    let error = read_derivation(&made.drv_path, &text).unwrap_err().to_string();
+    assert!(error.contains(refused), "{error}");
+}
