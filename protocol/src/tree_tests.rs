@@ -147,10 +147,7 @@ fn a_directory_has_so_many_entries_and_no_more() {
     bytes[6..10].copy_from_slice(&(count + 1).to_be_bytes());
     bytes.extend_from_slice(b"\x82\x41~\x82\x64link\x41x");
     let digest = TreeDigest(*blake3::hash(&bytes).as_bytes());
-    assert_eq!(
-        Tree::from_bytes(&bytes, digest).unwrap_err().to_string(),
-        refused
-    );
+    assert_eq!(Tree::from_bytes(&bytes, digest).unwrap_err().to_string(), refused);
 }
 
 #[test]

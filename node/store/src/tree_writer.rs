@@ -553,3 +553,7 @@ fn alone_with_its_giver(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Ow
     let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     Ok((regular && stat.st_nlink == 2).then_some(file))
 }
+
+#[cfg(test)]
+#[path = "tree_writer_tests.rs"]
+mod tests;

@@ -14,6 +14,7 @@ use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, hash_bytes};
 use tvix_node_protocol::nix::nar::Encoder;
 use tvix_node_protocol::path_info::{NarHash, PathInfo};
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, PathComponent, SymlinkTarget, Tree};
+use tvix_node_store::limits::TEXT_BYTES;
 use tvix_node_store::{AddError, ContentName, GcOptions, Method, Naming, NamingError, Store, TreeWriteError};
 
 #[test]
@@ -499,4 +500,25 @@ fn a_text_is_not_taken_for_what_was_put_under_its_name_without_looking_at_that()
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+#[test]
+fn a_text_has_so_many_bytes_and_no_more() {
+    let (_folder, store) = store();
+    let lease = store.lease();
+    let mut content = vec![b'x'; TEXT_BYTES];
+    let most = text("most", &content, &[]);
+    let info = store.add_texts(&[most], &lease).unwrap().remove(0);
+    assert!(store.verify_path(&info.path).unwrap().is_none());
+    content.push(b'x');
+    let error = store
+        .add_texts(&[text("more", &content, &[])], &lease)
+        .unwrap_err();
+    assert!(matches!(error, AddError::TextSize { .. }), "{error}");
+    let error = error.to_string();
+    assert!(
+        error.contains("67108865 bytes, more than the 67108864 allowed"),
+        "{error}"
+    );
+    assert_eq!(home_entries(&store), [info.path.to_basename()]);
 }

@@ -162,6 +162,13 @@ fn nesting_ends_where_stock_nix_ends_it() {
     words.extend([&b"("[..], b"type", b"directory"]);
     let fault = refused(&store, &tokens(&words));
     assert!(matches!(fault.fault, Fault::Depth), "{fault}");
+    // Where the directory begins that is one too many.
+    let at = 24 + 64 * 136;
+    assert_eq!(fault.offset, at);
+    assert_eq!(
+        fault.to_string(),
+        format!("the archive (NAR) is refused at byte {at}: it nests deeper than 64 directories")
+    );
     // As deep as there are bytes: no stack is used up.
     let mut words: Vec<&[u8]> = vec![MAGIC];
     for _ in 0..100_000 {
@@ -176,7 +183,9 @@ fn nesting_ends_where_stock_nix_ends_it() {
             b"node",
         ]);
     }
-    assert!(matches!(refused(&store, &tokens(&words)).fault, Fault::Depth));
+    let fault = refused(&store, &tokens(&words));
+    assert!(matches!(fault.fault, Fault::Depth));
+    assert_eq!(fault.offset, at);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use samples::{home_entries, path, source, store, text, write_sample};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::hash::{HashAlgorithm, hash_bytes};
-use tvix_node_protocol::nix::narinfo::TrustedPublicKey;
+use tvix_node_protocol::nix::narinfo::{MAX_NARINFO_SIZE, TrustedPublicKey};
 use tvix_node_protocol::nix::nixbase32;
 use tvix_node_protocol::nix::signature::NixSecretKey;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
@@ -541,4 +541,27 @@ fn packed_archives_are_unpacked_and_checked() {
             refuse(&xz(&vec![0; 64 << 20]));
         }
     }
+}
+
+#[test]
+fn what_is_said_of_a_path_has_so_many_bytes_and_no_more() {
+    let place = Place::new();
+    let [sample, ..] = place.closure();
+    let cache = place.open();
+    cache.put(&place.store, &sample.path).unwrap();
+    let hash = nixbase32::encode(sample.path.digest());
+    let file = place.cache.join(format!("{hash}.narinfo"));
+    let said = fs::read_to_string(&file).unwrap();
+    let with = |bytes: usize| {
+        let filling = "x".repeat(bytes - said.len() - "Filling: \n".len());
+        fs::write(&file, format!("{said}Filling: {filling}\n")).unwrap();
+        cache.info(&sample.path)
+    };
+    let info = with(MAX_NARINFO_SIZE).unwrap().unwrap();
+    assert_eq!(info.store_path(), &sample.path);
+    let error = with(MAX_NARINFO_SIZE + 1).unwrap_err().to_string();
+    assert!(
+        error.contains(".narinfo' is refused") && error.contains(&MAX_NARINFO_SIZE.to_string()),
+        "{error}"
+    );
 }

@@ -34,7 +34,7 @@ impl FolderCache {
             return Ok(info);
         }
         // All of them before the first archive is read.
-        let accepted = self.accept_closure(path, trusted, lease)?;
+        let accepted = self.accept_closure(path, trusted, lease, CLOSURE_PATHS)?;
         let order = references_first(&accepted, |accepted| accepted.info().references());
         let mut group: Vec<Prepared> = Vec::new();
         for next in order {
@@ -55,6 +55,7 @@ impl FolderCache {
         root: &StorePath,
         trusted: &[TrustedPublicKey],
         lease: &Lease,
+        most: usize,
     ) -> Result<HashMap<StorePath, Cached>, CacheError> {
         let mut accepted: HashMap<StorePath, Cached> = HashMap::new();
         let mut wanted = vec![root.clone()];
@@ -62,11 +63,11 @@ impl FolderCache {
             if accepted.contains_key(&path) || lease.hold_one(&path)?.is_some() {
                 continue;
             }
-            if accepted.len() >= CLOSURE_PATHS {
+            if accepted.len() >= most {
                 return Err(CacheError::Closure {
                     path: root.clone(),
                     cache: self.url(),
-                    limit: CLOSURE_PATHS,
+                    limit: most,
                 });
             }
             let info = self.info(&path)?.ok_or_else(|| CacheError::NotThere {
@@ -78,5 +79,55 @@ impl FolderCache {
             accepted.insert(path, cached);
         }
         Ok(accepted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeSet;
+
+    use tvix_node_protocol::nix::store_path::build_text_path;
+
+    use super::*;
+    use crate::Text;
+
+    /// A chain, since a million paths would take an hour.
+    #[test]
+    fn a_closure_has_so_many_paths_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |name: &str| Store::open(&folder.path().join(name)).unwrap();
+        let (from, to) = (open("from"), open("to"));
+        let mut texts: Vec<Text> = Vec::new();
+        for number in 0..5 {
+            let references: BTreeSet<StorePath> =
+                texts.last().map(|text| text.path.clone()).into_iter().collect();
+            let name = format!("text-{number}");
+            texts.push(Text {
+                path: build_text_path(&name, b"x", &references).unwrap(),
+                references,
+                content: b"x".to_vec(),
+            });
+        }
+        from.add_texts(&texts, &from.lease()).unwrap();
+        let last = &texts[4].path;
+        let cache = folder.path().join("cache");
+        std::fs::create_dir(&cache).unwrap();
+        let cache = FolderCache::open(&cache).unwrap();
+        cache.put(&from, last).unwrap();
+        let lease = to.lease();
+        let accepted = cache.accept_closure(last, &[], &lease, 5).unwrap();
+        assert_eq!(accepted.len(), 5);
+        let error = cache
+            .accept_closure(last, &[], &lease, 4)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("text-4") && error.contains("refers to more than 4 paths"),
+            "{error}"
+        );
+        cache.fetch(&to, last, &[], &lease).unwrap();
+        assert_eq!(to.count().unwrap(), 5);
     }
 }
