@@ -4,13 +4,19 @@
 
 mod samples;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use samples::coming::InPieces;
+use samples::sent::Sent;
 use samples::{home_entries, source, store, text, write_sample};
 use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, hash_bytes};
-use tvix_node_store::GcOptions;
+use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::tree::BlobDigest;
+use tvix_node_store::{GcOptions, Naming, ReadError, ScratchOutput, Store};
 
 #[test]
 fn threads_that_add_the_same_get_the_same() {
@@ -85,4 +91,121 @@ fn what_is_leased_is_whole_while_others_add_and_collect() {
     });
     store.gc(&GcOptions::default()).unwrap();
     assert_eq!(home_entries(&store), Vec::<String>::new());
+}
+
+/// What a peer has: a tree, and an output that refers to it.
+fn peer_with(folder: &Path, number: usize) -> (Store, [PathInfo; 2]) {
+    let peer = Store::open(&folder.join(format!("peer-{number}"))).unwrap();
+    let lease = peer.lease();
+    let at = folder.join(format!("base-{number}"));
+    write_sample(&at);
+    fs::write(at.join("own"), format!("{number}")).unwrap();
+    let base = peer
+        .add_source(&at, source(&format!("base-{number}")), &lease)
+        .unwrap();
+    let scratch = folder.join(format!("scratch-{number}"));
+    fs::create_dir(&scratch).unwrap();
+    fs::write(scratch.join("refers"), base.path.to_string()).unwrap();
+    fs::write(scratch.join("large"), vec![b'0' + number as u8; 1 << 20]).unwrap();
+    let output = ScratchOutput {
+        path: samples::path(&format!("output-{number}")),
+        scratch: &scratch,
+        ca: None,
+        scanned: true,
+    };
+    let prepared = peer
+        .prepare_built(
+            &[output],
+            &[base.path.clone()].into(),
+            &samples::path("x.drv"),
+            &Origin::Built,
+        )
+        .unwrap();
+    let output = peer.register(prepared, &lease).unwrap().remove(0);
+    assert_eq!(output.references, BTreeSet::from([base.path.clone()]));
+    (peer, [base, output])
+}
+
+fn archive_hash(archive: &[u8]) -> NixHash {
+    hash_bytes(HashAlgorithm::Sha256, archive)
+}
+
+/// Everything of a path is there and is what it was: as an archive, and object by object, as peers ask for it.
+fn assert_there(store: &Store, info: &PathInfo) {
+    let mut archive = Vec::new();
+    store.dump_nar(&info.path, &mut archive).unwrap();
+    assert_eq!(archive_hash(&archive), NixHash::Sha256(info.nar_hash.0));
+    for (blob, bytes) in Sent::of(store, info.tree).blobs {
+        assert_eq!(BlobDigest::of(&bytes), blob);
+    }
+}
+
+/// Paths arrive from peers, in pieces and one after what it refers to, are read and are served, and all the while there are
+/// collections: whatever somebody has leased is whole, and whatever nobody has is there whole or not at all.
+#[test]
+fn nothing_that_arrives_or_is_read_is_collected() {
+    let (folder, store) = store();
+    let spool = folder.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    let peers: Vec<_> = (0..2).map(|number| peer_with(folder.path(), number)).collect();
+    let (done, removed, served) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let collector = scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                let report = store.gc(&GcOptions::default()).unwrap();
+                assert!(report.failures.is_empty());
+                removed.fetch_add(report.removed.len() as u64, Ordering::SeqCst);
+            }
+        });
+        // Somebody who asks for what may just be going.
+        let server = scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                for (_, infos) in &peers {
+                    for info in infos {
+                        let mut archive = Vec::new();
+                        match store.export_nar(&info.path, &mut archive) {
+                            Ok(()) => assert_eq!(archive_hash(&archive), NixHash::Sha256(info.nar_hash.0)),
+                            Err(ReadError::NotValid(_)) => continue,
+                            Err(error) => panic!("{error}"),
+                        }
+                        served.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            }
+        });
+        let workers: Vec<_> = peers
+            .iter()
+            .map(|(peer, infos)| {
+                let (store, spool) = (&store, &spool);
+                scope.spawn(move || {
+                    let sent = infos.each_ref().map(|info| Sent::of(peer, info.tree));
+                    for _ in 0..6 {
+                        let lease = store.lease();
+                        for (info, sent) in infos.iter().zip(&sent) {
+                            let pieces = InPieces { sent, spool };
+                            let naming = Naming::Known(info.clone());
+                            let prepared = store.prepare_arrived(info.tree, &pieces, naming).unwrap();
+                            store.register(vec![prepared], &lease).unwrap();
+                        }
+                        infos.iter().for_each(|info| assert_there(store, info));
+                        drop(lease);
+                        // A build that takes it up leases what it reads, or finds that it is gone.
+                        let lease = store.lease();
+                        if lease.hold_one(&infos[1].path).unwrap().is_some() {
+                            infos.iter().for_each(|info| assert_there(store, info));
+                        }
+                    }
+                })
+            })
+            .collect();
+        let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        done.store(true, Ordering::SeqCst);
+        collector.join().unwrap();
+        server.join().unwrap();
+        ended.into_iter().for_each(|ended| ended.unwrap());
+    });
+    println!("{removed:?} collected, {served:?} served meanwhile");
+    store.gc(&GcOptions::default()).unwrap();
+    assert_eq!(home_entries(&store), Vec::<String>::new());
+    assert_eq!(fs::read_dir(&spool).unwrap().count(), 0);
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // No test uses all of it.
 
+pub mod coming;
 pub mod sent;
 
 use std::collections::BTreeSet;
