@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use samples::coming::InPieces;
 use samples::sent::Sent;
@@ -193,6 +194,12 @@ fn nothing_that_arrives_or_is_read_is_collected() {
                         let lease = store.lease();
                         if lease.hold_one(&infos[1].path).unwrap().is_some() {
                             infos.iter().for_each(|info| assert_there(store, info));
+                        }
+                        drop(lease);
+                        // So that it goes now and then, also while it is served; or not, if it is served all the time.
+                        let mut looks = 0..1000;
+                        while looks.next().is_some() && store.query(&infos[1].path).unwrap().is_some() {
+                            std::thread::sleep(Duration::from_millis(1));
                         }
                     }
                 })
