@@ -141,6 +141,36 @@ fn assert_there(store: &Store, info: &PathInfo) {
     }
 }
 
+/// Where an archive goes to that is taken slowly: a whole collection has its turn after its first bytes.
+struct Slowly<'a> {
+    archive: Vec<u8>,
+    collections: &'a AtomicU64,
+}
+
+impl std::io::Write for Slowly<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.archive.is_empty() {
+            let begun = self.collections.load(Ordering::SeqCst);
+            // One that was at it already, and one that was not.
+            wait_until(|| self.collections.load(Ordering::SeqCst) >= begun + 2);
+        }
+        self.archive.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Or a second later, if that does not come.
+fn wait_until(so: impl Fn() -> bool) {
+    let mut looks = 0..1000;
+    while looks.next().is_some() && !so() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Paths arrive from peers, in pieces and one after what it refers to, are read and are served, and all the while there are
 /// collections: whatever somebody has leased is whole, and whatever nobody has is there whole or not at all.
 #[test]
@@ -149,13 +179,15 @@ fn nothing_that_arrives_or_is_read_is_collected() {
     let spool = folder.path().join("spool");
     fs::create_dir(&spool).unwrap();
     let peers: Vec<_> = (0..2).map(|number| peer_with(folder.path(), number)).collect();
-    let (done, removed, served) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (removed, served) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (done, collections) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let collector = scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
                 let report = store.gc(&GcOptions::default()).unwrap();
                 assert!(report.failures.is_empty());
                 removed.fetch_add(report.removed.len() as u64, Ordering::SeqCst);
+                collections.fetch_add(1, Ordering::SeqCst);
             }
         });
         // Somebody who asks for what may just be going.
@@ -163,9 +195,15 @@ fn nothing_that_arrives_or_is_read_is_collected() {
             while !done.load(Ordering::SeqCst) {
                 for (_, infos) in &peers {
                     for info in infos {
-                        let mut archive = Vec::new();
-                        match store.export_nar(&info.path, &mut archive) {
-                            Ok(()) => assert_eq!(archive_hash(&archive), NixHash::Sha256(info.nar_hash.0)),
+                        let mut to = Slowly {
+                            archive: Vec::new(),
+                            collections: &collections,
+                        };
+                        match store.export_nar(&info.path, &mut to) {
+                            Ok(()) => {
+                                let hash = archive_hash(&to.archive);
+                                assert_eq!(hash, NixHash::Sha256(info.nar_hash.0));
+                            }
                             Err(ReadError::NotValid(_)) => continue,
                             Err(error) => panic!("{error}"),
                         }
@@ -196,11 +234,8 @@ fn nothing_that_arrives_or_is_read_is_collected() {
                             infos.iter().for_each(|info| assert_there(store, info));
                         }
                         drop(lease);
-                        // So that it goes now and then, also while it is served; or not, if it is served all the time.
-                        let mut looks = 0..1000;
-                        while looks.next().is_some() && store.query(&infos[1].path).unwrap().is_some() {
-                            std::thread::sleep(Duration::from_millis(1));
-                        }
+                        // So that it goes now and then, or would, if it were not served.
+                        wait_until(|| store.query(&infos[1].path).unwrap().is_none());
                     }
                 })
             })
