@@ -81,7 +81,8 @@ pub enum GcError {
 }
 
 /// What somebody works with at the moment.
-struct InUse {
+#[derive(Default)]
+pub(crate) struct InUse {
     leased: HashSet<StorePath>,
     programs: BTreeMap<StorePath, Option<u32>>,
 }
@@ -95,7 +96,7 @@ impl InUse {
 
 /// What a collection takes.
 #[derive(Default)]
-struct Sweep {
+pub(crate) struct Sweep {
     report: GcReport,
     /// Names in the directory of trees.
     names: Vec<String>,
@@ -173,7 +174,7 @@ impl Inner {
         }
     }
 
-    fn sweep(
+    pub(crate) fn sweep(
         &self,
         transaction: &WriteTransaction,
         options: &GcOptions,
@@ -204,11 +205,12 @@ impl Inner {
             }
         }
         drop(paths);
-        let mut total: u64 = all.iter().map(|(record, _)| record.info.nar_size).sum();
+        let sizes = all.iter().map(|(record, _)| record.info.nar_size);
+        let mut total = sizes.fold(0, u64::saturating_add);
         for record in transaction.open_table(UNACCEPTED)?.iter()? {
             let (key, record) = record?;
             let path = path_from_key(key.value().0)?;
-            total += PathRecord::decode(path, record.value())?.info.nar_size;
+            total = total.saturating_add(PathRecord::decode(path, record.value())?.info.nar_size);
         }
         let before = all.len();
         all.retain(|(record, _)| !live.contains(&record.info.path));
@@ -229,7 +231,7 @@ impl Inner {
             }
             remove_path(transaction, &record)?;
             remove_tree(transaction, record.number, record.info.tree)?;
-            sweep.report.bytes += record.info.nar_size;
+            sweep.report.bytes = sweep.report.bytes.saturating_add(record.info.nar_size);
             sweep.names.push(record.info.path.to_basename());
             sweep.report.removed.push(record.info.path);
         }
@@ -272,7 +274,7 @@ impl Inner {
             let (path, tree) = (record.info.path, record.info.tree);
             unaccepted.remove((path_key(&path).as_slice(), &tree.0))?;
             remove_tree(transaction, record.number, tree)?;
-            sweep.report.bytes += record.info.nar_size;
+            sweep.report.bytes = sweep.report.bytes.saturating_add(record.info.nar_size);
             sweep.names.push(unaccepted_name(&path, tree));
             sweep.report.removed_unaccepted.push((path, tree));
         }

@@ -28,6 +28,39 @@ impl From<String> for Intended {
     }
 }
 
+/// The names in a note. A line that was cut short names nothing.
+pub(crate) fn names_of(note: &[u8]) -> Vec<Intended> {
+    let end = note
+        .iter()
+        .rposition(|&byte| byte == b'\n')
+        .map_or(0, |at| at + 1);
+    let text = String::from_utf8_lossy(&note[..end]);
+    let lines = text
+        .split_terminator('\n')
+        .map(|line| match line.split_once(SEPARATOR) {
+            Some((name, before)) => Intended {
+                name: name.to_owned(),
+                before: Some(before.to_owned()),
+            },
+            None => line.to_owned().into(),
+        });
+    lines.collect()
+}
+
+/// The note of these names.
+pub(crate) fn note_of(names: &[Intended]) -> String {
+    let mut note = String::new();
+    for Intended { name, before } in names {
+        note.push_str(name);
+        if let Some(before) = before {
+            note.push(SEPARATOR);
+            note.push_str(before);
+        }
+        note.push('\n');
+    }
+    note
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Intent {
@@ -53,32 +86,12 @@ impl Intent {
                 read => bytes.extend_from_slice(&buffer[..read]),
             }
         }
-        let end = bytes
-            .iter()
-            .rposition(|&byte| byte == b'\n')
-            .map_or(0, |at| at + 1);
-        let text = String::from_utf8_lossy(&bytes[..end]);
-        let lines = text.lines().map(|line| match line.split_once(SEPARATOR) {
-            Some((name, before)) => Intended {
-                name: name.to_owned(),
-                before: Some(before.to_owned()),
-            },
-            None => line.to_owned().into(),
-        });
-        Ok(lines.collect())
+        Ok(names_of(&bytes))
     }
 
     pub(crate) fn write(&self, disk: &Disk, names: &[Intended]) -> Result<(), FileError> {
-        let mut note = String::new();
-        for Intended { name, before } in names {
-            note.push_str(name);
-            if let Some(before) = before {
-                note.push(SEPARATOR);
-                note.push_str(before);
-            }
-            note.push('\n');
-        }
-        self.put(disk, note.as_bytes()).on("write", || &self.path)
+        self.put(disk, note_of(names).as_bytes())
+            .on("write", || &self.path)
     }
 
     pub(crate) fn clear(&self, disk: &Disk) -> Result<(), FileError> {

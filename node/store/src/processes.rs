@@ -411,6 +411,13 @@ fn names_in(text: &[u8], homes: &[Vec<u8>], found: &mut Vec<(StorePath, By)>) {
     }
 }
 
+/// The paths in a text that a process shows, by whatever they are named.
+pub(crate) fn named_in(text: &[u8], homes: &[Vec<u8>]) -> Vec<StorePath> {
+    let mut found = Vec::new();
+    names_in(text, homes, &mut found);
+    found.into_iter().map(|(path, _)| path).collect()
+}
+
 /// Whether a place begins after this: `-I/nix/store` has it whole, `/elsewhere/nix/store` has not.
 fn begins_here(before: &[u8]) -> bool {
     let folder = before.iter().rposition(|byte| !is_of_name(*byte));

@@ -310,9 +310,13 @@ fn read_if_held(disk: &Disk, path: &Path) -> Result<Vec<StorePath>, RunningError
     if text.len() > RUNNING_BYTES {
         return Err(damaged(format!("it has more than {RUNNING_BYTES} bytes")));
     }
-    let parse = |line: &str| {
-        StorePath::from_basename(line.as_bytes()).map_err(|error| damaged(format!("'{line}': {error}")))
-    };
+    paths_of(&text).map_err(damaged)
+}
+
+/// The paths in the text of a file, or what is in it instead.
+pub(crate) fn paths_of(text: &str) -> Result<Vec<StorePath>, String> {
+    let parse =
+        |line: &str| StorePath::from_basename(line.as_bytes()).map_err(|error| format!("'{line}': {error}"));
     text.lines().map(parse).collect()
 }
 

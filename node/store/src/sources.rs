@@ -8,7 +8,7 @@ use redb::{ReadableTable, ReadableTableMetadata};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
 
-use crate::index::{IndexError, SOURCE_AGES, SOURCES, path_from_key, path_key};
+use crate::index::{DecodeError, IndexError, SOURCE_AGES, SOURCES, path_from_key, path_key};
 use crate::leases::Lease;
 use crate::limits::{FINGERPRINT_BYTES, SOURCES as MOST};
 use crate::store::Store;
@@ -60,7 +60,9 @@ impl Store {
         self.inner.index.write_lazily(|transaction| {
             let mut sources = transaction.open_table(SOURCES)?;
             let mut ages = transaction.open_table(SOURCE_AGES)?;
-            let next = ages.last()?.map_or(0, |(age, _)| age.value() + 1);
+            let last = ages.last()?.map(|(age, _)| age.value());
+            let next = last.map_or(Some(0), |last| last.checked_add(1));
+            let next = next.ok_or(DecodeError::Field("age of a source"))?;
             let before = sources.insert(fingerprint, (next, path_key(path).as_slice()))?;
             let before = before.map(|entry| entry.value().0);
             if let Some(age) = before {

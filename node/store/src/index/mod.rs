@@ -21,7 +21,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 pub use encoding::DecodeError;
 pub(crate) use encoding::{PathRecord, path_from_key, path_key};
-pub(crate) use objects::{insert_tree, remove_tree};
+pub(crate) use objects::{insert_tree, parts_from, remove_tree};
 pub(crate) use paths::{insert_path, read_path, read_unaccepted, remove_path, write_uses};
 pub(crate) use tables::*;
 

@@ -56,10 +56,7 @@ impl Index {
             let Some(parts) = table.get(&blob.0)? else {
                 return Ok(Vec::new());
             };
-            match parts.value().as_chunks() {
-                (parts, []) => Ok(parts.to_vec()),
-                _ => Err(DecodeError::Field("hashes of a file's parts").into()),
-            }
+            Ok(parts_from(parts.value())?.to_vec())
         })
     }
 
@@ -80,6 +77,14 @@ impl Index {
             let nodes = transaction.open_table(NODES)?;
             Ok(nodes.get(&digest.0)?.map(|bytes| bytes.value().len()))
         })
+    }
+}
+
+/// The hashes of a file's parts.
+pub(crate) fn parts_from(bytes: &[u8]) -> Result<&[ChainingValue], DecodeError> {
+    match bytes.as_chunks() {
+        (parts, []) => Ok(parts),
+        _ => Err(DecodeError::Field("hashes of a file's parts")),
     }
 }
 

@@ -8,8 +8,8 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::{
-    Index, IndexError, IndexFault, PATHS, PathRecord, REFERRERS, TREES, UNACCEPTED, USED, path_from_key,
-    path_key,
+    DecodeError, Index, IndexError, IndexFault, PATHS, PathRecord, REFERRERS, TREES, UNACCEPTED, USED,
+    path_from_key, path_key,
 };
 
 impl Index {
@@ -150,7 +150,10 @@ fn next_number(transaction: &ReadTransaction) -> Result<u64, IndexFault> {
         .open_table(TREES)?
         .last()?
         .map(|(number, _)| number.value());
-    Ok(last.map_or(0, |number| number + 1))
+    match last {
+        Some(last) => Ok(last.checked_add(1).ok_or(DecodeError::Field("tree number"))?),
+        None => Ok(0),
+    }
 }
 
 pub(crate) fn read_path(

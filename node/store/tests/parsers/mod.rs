@@ -68,6 +68,42 @@ pub const KINDS: &[fn(&[u8])] = &[
             assert_eq!(written, bytes);
         }
     },
+    // Who may learn of a tree: what is written is in one order, each team once.
+    |bytes| {
+        if let Ok(written) = fuzzed::read_audience(bytes) {
+            assert!(written.len() <= bytes.len());
+            let again = fuzzed::read_audience(&written).expect("it reads what it writes");
+            assert_eq!(again, written);
+        }
+    },
+    // The hashes of a large file's parts.
+    |bytes| {
+        if let Ok(written) = fuzzed::read_parts(bytes) {
+            assert_eq!(written, bytes);
+        }
+    },
+    // A note of names: whatever a crash left of it.
+    |bytes| {
+        let written = fuzzed::read_note(bytes);
+        assert_eq!(fuzzed::read_note(written.as_bytes()), written);
+    },
+    // What a program uses, as it is written down for a collection.
+    |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        if let Some(written) = fuzzed::read_running(&text) {
+            assert_eq!(fuzzed::read_running(&written).as_ref(), Some(&written));
+        }
+    },
+    // What a process shows of itself: every path in it is named there.
+    |bytes| {
+        for path in fuzzed::read_shown(bytes) {
+            let name = path.to_absolute_path();
+            let mut places = bytes.windows(name.len());
+            assert!(places.any(|place| place == name.as_bytes()), "{name}");
+        }
+    },
+    // An entry of any table of the index, in an index that has no other.
+    |bytes| fuzzed::look_at_entry(store(), bytes).expect("an entry is put in and taken out"),
 ];
 
 /// Reads an input.
