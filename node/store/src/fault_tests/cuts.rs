@@ -119,17 +119,20 @@ fn run_killed(
 }
 
 /// True where the process came so far.
-fn cut_at(step: u64) -> bool {
+fn cut_at(step: u64, sample: &Sample) -> bool {
     let (place, mut heard) = (Place::new(), Heard::default());
     let killed = run_killed(&place, (Some(step), None), &mut heard, &mut |_| false);
-    work_again(&place, &format!("killed at {step}"));
+    // As long as everything else together.
+    if matches!(sample, Sample::All) {
+        work_again(&place, &format!("killed at {step}"));
+    }
     killed
 }
 
 fn cut_at_steps(sample: &Sample) {
     let (mut cuts, mut all) = (0, 0);
     at_steps(sample, &mut |step| {
-        cuts += u32::from(cut_at(step));
+        cuts += u32::from(cut_at(step, sample));
         all += 1;
     });
     println!("{cuts} processes were killed");

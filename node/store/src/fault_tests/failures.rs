@@ -11,7 +11,7 @@ use crate::faults::{Faults, Plan};
 #[test]
 fn a_failing_operation_is_an_error_and_leaves_nothing() {
     let (mut noticed, mut all) = (0, 0);
-    at_steps(&Sample::Some(3), &mut |step| {
+    at_steps(&Sample::Some(2), &mut |step| {
         let errno = [Errno::IO, Errno::NOSPC][all % 2];
         noticed += usize::from(fail_at(Plan::Fail(step, errno)).is_some());
         all += 1;
@@ -32,7 +32,7 @@ fn every_failing_operation_is_an_error_and_leaves_nothing() {
 
 #[test]
 fn a_full_disk_is_an_error_that_says_so_and_leaves_nothing() {
-    at_steps(&Sample::Some(2), &mut |step| {
+    at_steps(&Sample::Some(1), &mut |step| {
         if let Some(error) = fail_at(Plan::Full(step)) {
             assert!(error.contains("No space left"), "{error}");
         }

@@ -51,7 +51,8 @@ struct Operation {
 enum Sample {
     /// So many, the first and the last among them.
     Some(u64),
-    /// The last of each kind: before something has its name, before the last sync.
+    /// The last of each kind after which something else is to be seen: before the last bytes of something, before it has its
+    /// name, before it is synced, before what was there goes.
     LastOfEachKind,
     All,
 }
@@ -67,13 +68,27 @@ impl Operation {
                 (0..count).map(step).collect()
             }
             Sample::LastOfEachKind => {
-                let last: HashMap<Step, u64> = self.kinds.iter().copied().zip(self.steps.clone()).collect();
+                let kinds = self.kinds.iter().copied().zip(self.steps.clone());
+                let last: HashMap<Step, u64> = kinds.filter(|(kind, _)| is_seen(*kind)).collect();
                 let mut steps: Vec<u64> = last.into_values().collect();
                 steps.sort_unstable();
                 steps
             }
         }
     }
+}
+
+fn is_seen(kind: Step) -> bool {
+    matches!(
+        kind,
+        Step::Write
+            | Step::MakeSymlink
+            | Step::Rename
+            | Step::Remove
+            | Step::Sync
+            | Step::SyncFile
+            | Step::IndexSync
+    )
 }
 
 /// The operations of one round in a new home.
