@@ -101,7 +101,8 @@ pub enum EnvelopeError {
     },
     /// A version this program does not know.
     #[error(
-        "the message is a '{domain}' of version {got}; this node understands version {known}: the older of the two needs an update"
+        "the message is a '{domain}' of version {got}, and version {known} is understood: update {}",
+        older(*.got, *.known)
     )]
     Version {
         /// Kind of statement.
@@ -111,6 +112,15 @@ pub enum EnvelopeError {
         /// What is understood here.
         known: u16,
     },
+}
+
+/// Whose program is older, where `got` was signed by one and `known` is what the other one understands.
+const fn older(got: u16, known: u16) -> &'static str {
+    if got > known {
+        "the node that refuses it"
+    } else {
+        "the node that signed it"
+    }
 }
 
 /// Signs a statement.
@@ -273,13 +283,67 @@ mod tests {
         ));
     }
 
+    /// A statement of this kind, of another version: what it says may be anything.
+    fn of_version<T: Statement>(version: u16) -> Envelope {
+        let (secret, payload) = (NodeSecret::from_bytes(&[1; 32]), vec![0x01]);
+        Envelope {
+            domain: T::DOMAIN.to_owned(),
+            version,
+            signer: secret.key(),
+            signature: secret.sign_raw(&signed_bytes(T::DOMAIN, version, &payload)),
+            payload,
+        }
+    }
+
+    /// What is said to one of the version after this program's, and to one of the version before it.
+    fn refused<T: Statement>() -> (&'static str, u16, [Result<T, EnvelopeError>; 2]) {
+        let opened = [T::VERSION + 1, T::VERSION - 1].map(|version| of_version::<T>(version).open::<T>());
+        (T::DOMAIN, T::VERSION, opened)
+    }
+
     #[test]
-    fn an_unknown_version_is_refused_and_both_are_named() {
-        let error = sealed().open::<OldGreeting>().unwrap_err().to_string();
+    fn an_unknown_version_of_any_kind_is_refused_and_both_are_named_with_the_way_out() {
+        use crate::build::{BuildRecord, BuildRequest};
+        use crate::presence::{PresenceHeader, PresenceWithdrawal};
+        use crate::roster::{Member, Revoked};
+        fn words<T>(
+            (domain, known, [newer, older]): (&'static str, u16, [Result<T, EnvelopeError>; 2]),
+        ) -> (&'static str, u16, [String; 2]) {
+            let word = |refused: Result<T, EnvelopeError>| refused.err().unwrap().to_string();
+            (domain, known, [word(newer), word(older)])
+        }
+        let kinds = [
+            words(refused::<BuildRequest>()),
+            words(refused::<BuildRecord>()),
+            words(refused::<Member>()),
+            words(refused::<Revoked>()),
+            words(refused::<PresenceHeader>()),
+            words(refused::<PresenceWithdrawal>()),
+        ];
+        for (domain, known, [newer, older]) in kinds {
+            let (after, before) = (known + 1, known - 1);
+            assert_eq!(
+                newer,
+                format!(
+                    "the message is a '{domain}' of version {after}, and version {known} is understood: update the node that \
+                     refuses it"
+                )
+            );
+            assert_eq!(
+                older,
+                format!(
+                    "the message is a '{domain}' of version {before}, and version {known} is understood: update the node that \
+                     signed it"
+                )
+            );
+        }
         assert!(
-            error.contains("version 2") && error.contains("version 1"),
-            "{error}"
+            of_version::<Member>(9).verify().is_ok(),
+            "it can still be passed on"
         );
-        assert!(sealed().verify().is_ok(), "it can still be passed on");
+        assert!(matches!(
+            sealed().open::<OldGreeting>(),
+            Err(EnvelopeError::Version { got: 2, known: 1, .. })
+        ));
     }
 }

@@ -384,6 +384,17 @@ pub enum PresenceRefusal {
     /// The signature, or what is under it, does not hold.
     #[error("it does not verify")]
     Invalid,
+    /// A version that who refuses it does not know. Never said to a program that does not know this word: that has
+    /// signed nothing newer.
+    #[error(
+        "it is of version {got}, and version {known} is understood there: the older of the two nodes needs an update"
+    )]
+    Version {
+        /// What came.
+        got: u16,
+        /// What is understood.
+        known: u16,
+    },
     /// The holder is not a member, or speaks for another.
     #[error("the holder is not a member, or another speaks for it")]
     NotTheHolder,

@@ -70,6 +70,7 @@ fn messages_come_back_from_the_wire() {
         refused: vec![
             (0, PresenceRefusal::Stale { newest: 7 }),
             (3, PresenceRefusal::Quota),
+            (4, PresenceRefusal::Version { got: 2, known: 1 }),
         ],
     });
     comes_back(&BuildFrame::Finished {

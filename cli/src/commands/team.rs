@@ -217,7 +217,7 @@ fn refused(team: &TeamView) -> String {
         .iter()
         .map(|refused| format!("{}: {}", clean(&refused.by), clean(&refused.why)));
     format!(
-        "Members do not let this node in ({}), so that it may be out without having heard: 'tvix-node doctor' says what to do.\n",
+        "Members do not let this node in, or cannot speak with it ({}). It may be out without having heard: 'tvix-node doctor' says what to do.\n",
         each.collect::<Vec<_>>().join("; ")
     )
 }

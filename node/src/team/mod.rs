@@ -235,7 +235,7 @@ impl TeamNode {
         is_last && members.len() > 1
     }
 
-    /// Members that do not let this node in, and what they say why.
+    /// Members that do not let this node in, or that it cannot speak with, and why.
     pub fn refused_by(&self) -> Vec<(NodeKey, String)> {
         let (peers, members) = (self.swarm.peers(), self.swarm.members());
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -246,16 +246,18 @@ impl TeamNode {
             .collect()
     }
 
-    /// Remembers what a member says to this node, which it does not let in; none: it does.
-    fn note_refusal(&self, peer: NodeKey, why: Option<String>) {
+    /// Remembers what a member says to this node, which it does not let in, or why the two cannot speak; none: they can.
+    /// Whether that is new.
+    fn note_refusal(&self, peer: NodeKey, why: Option<String>) -> bool {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match why {
+        let before = match why.clone() {
             Some(why) => refused.insert(peer, why),
             None => refused.remove(&peer),
         };
         // Members alone are dialled, so there are no more than those.
         let members = self.swarm.members();
         refused.retain(|key, _| members.contains(*key));
+        before != why
     }
 
     /// Reports to the coordinator. Where the engine has ended, nobody needs to know.
@@ -344,8 +346,10 @@ impl TeamNode {
             Notice::PeerDown { peer } => self.tell_gone(peer).await,
             Notice::PeerUnusable { peer, message } => {
                 let text = format!("{} cannot be used: {message}", self.name_of(peer));
-                self.note_refusal(peer, Some(message));
-                drop(self.engine.send(Message::Warn { text }).await);
+                // A connected member is greeted again and again.
+                if self.note_refusal(peer, Some(message)) {
+                    drop(self.engine.send(Message::Warn { text }).await);
+                }
             }
             // Roles may have come or gone.
             Notice::RosterChanged => self.tell_offers().await,

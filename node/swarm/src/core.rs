@@ -11,7 +11,7 @@ use crate::call::{self, CallError};
 use crate::events::{IncomingBuild, IncomingPush, Notice};
 use crate::fetch::Fetching;
 use crate::gate::RequestGate;
-use crate::limits::PROVIDER_BACK;
+use crate::limits::{OFFERS_PAUSE, OFFERS_TRIES, PROVIDER_BACK};
 use crate::net::caps::Throttles;
 use crate::net::contacts::SharedContacts;
 use crate::net::network::Network;
@@ -107,9 +107,23 @@ impl Core {
         match self.try_open(peer, door).await {
             Err(error) if hello::is_not_offered(&error) => {
                 hello::make_known(self, peer).await?;
-                self.try_open(peer, door).await
+                self.open_as_known(peer, door).await
             }
             opened => opened,
+        }
+    }
+
+    /// Opens a door at a member that knows this node. Where it does not offer the door, it is about to say which it does.
+    async fn open_as_known(&self, peer: NodeKey, door: Door) -> Result<Wire, CallError> {
+        let mut left = OFFERS_TRIES;
+        loop {
+            left -= 1;
+            match self.try_open(peer, door).await {
+                Err(error) if left > 0 && hello::is_not_offered(&error) => {
+                    tokio::time::sleep(OFFERS_PAUSE).await;
+                }
+                opened => return opened,
+            }
         }
     }
 

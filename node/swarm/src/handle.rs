@@ -29,6 +29,7 @@ use crate::limits::{
 };
 use crate::net::caps::{Caps, Throttles};
 use crate::net::contacts::SharedContacts;
+use crate::net::door::Names;
 use crate::net::driver::Driver;
 use crate::net::listening::listen;
 use crate::net::network::Command;
@@ -124,7 +125,7 @@ pub(crate) async fn start_serving(
     let team = TeamState::new(team, secret, config.clock.clone(), config.distrusted.clone())?;
     let (mut swarm, inbound) = build_transport(Setup {
         secret: team.secret(),
-        swarm: Some(swarm_id),
+        names: Names::of(swarm_id),
         gatekeeper: team.gatekeeper(),
         contacts: contacts.clone(),
         mdns: config.mdns,

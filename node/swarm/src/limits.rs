@@ -446,6 +446,16 @@ pub const GREETING_PAUSE: Duration = Duration::from_millis(500);
 /// How often a stream is asked for where the connection to its peer is closed each time before it is there.
 pub const OPEN_TRIES: u32 = 5;
 
+/// How often and with which pause a door is asked for again at a member that knows this node by now and did not offer it: it says
+/// in which versions it does a round trip after the connection is made.
+pub const OFFERS_TRIES: u32 = 5;
+/// See [`OFFERS_TRIES`].
+pub const OFFERS_PAUSE: Duration = Duration::from_millis(100);
+
+/// Versions of `join` up to which is tried which one an inviter speaks that does not speak this program's: each costs a round
+/// trip, and it is done once, to tell who needs an update.
+pub const JOIN_VERSIONS_TRIED: u32 = 9;
+
 /// First pause after such a try; each next one is twice as long: 0.3 s in all, for which somebody waits.
 pub const OPEN_PAUSE: Duration = Duration::from_millis(20);
 

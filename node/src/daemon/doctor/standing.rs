@@ -108,8 +108,8 @@ fn roster(standing: &Standing, others: &[WaitingView], refused: &[(String, Strin
             .map(|(name, why)| format!("{name}: {why}"))
             .collect();
         return bad(
-            format!("members do not let this node in ({})", each.join("; ")),
-            "where its membership is over, somebody whom they let in and who may invite runs 'tvix-node renew' for this node; \
+            format!("members do not let this node in, or cannot speak with it ({})", each.join("; ")),
+            "where a program is older than another, update it; where this node's membership is over, somebody whom they let in and who may invite runs 'tvix-node renew' for this node; \
              where it was put out, only a new ticket helps, after 'tvix-node leave'"
                 .to_owned(),
         );

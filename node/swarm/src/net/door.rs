@@ -1,5 +1,7 @@
 //! The names of the doors on the wire.
 
+use std::collections::BTreeSet;
+
 use libp2p::{StreamProtocol, relay};
 use tvix_node_protocol::build::SwarmId;
 
@@ -78,7 +80,7 @@ impl Door {
 
     /// Version of what is said there. One for each door: a node that speaks another version of one is still
     /// understood at the others.
-    fn version(self) -> u32 {
+    pub(crate) const fn version(self) -> u32 {
         match self {
             // Since requests bound the memory of builds.
             Self::Build => 2,
@@ -98,30 +100,73 @@ impl Door {
 /// The names of one team's protocols. All but `join` and those of libp2p contain the team, so two teams do not even speak
 /// the same language.
 #[derive(Debug, Clone)]
-pub(crate) struct Names(Vec<(StreamProtocol, Door)>);
+pub(crate) struct Names {
+    /// None: of a node that is not a member of anything yet.
+    swarm: Option<SwarmId>,
+    doors: Vec<(StreamProtocol, Door)>,
+}
 
 impl Names {
     pub(crate) fn of(swarm: SwarmId) -> Self {
-        let names = Door::ALL.into_iter().filter_map(|door| {
-            let name = match door {
-                Door::Join => "/tvix-node/join/1".to_owned(),
-                Door::Hop => relay::HOP_PROTOCOL_NAME.to_string(),
-                Door::Stop => relay::STOP_PROTOCOL_NAME.to_string(),
-                _ => format!("/tvix-node/{swarm}/{}/{}", door.name(), door.version()),
-            };
-            // A name is refused only where it does not begin with a slash.
-            Some((StreamProtocol::try_from_owned(name).ok()?, door))
-        });
-        Self(names.collect())
+        Self::with_versions(swarm, Door::version)
+    }
+
+    /// As a program calls them that speaks these versions.
+    pub(crate) fn with_versions(swarm: SwarmId, version: impl Fn(Door) -> u32) -> Self {
+        let names = Door::ALL
+            .into_iter()
+            .filter_map(|door| Some((name(Some(swarm), door, version(door))?, door)));
+        Self {
+            swarm: Some(swarm),
+            doors: names.collect(),
+        }
     }
 
     /// The only name there is where one is not a member yet.
     pub(crate) fn join_only() -> Self {
-        Self(vec![(StreamProtocol::new("/tvix-node/join/1"), Door::Join)])
+        let join = name(None, Door::Join, Door::Join.version());
+        Self {
+            swarm: None,
+            doors: join.map(|name| (name, Door::Join)).into_iter().collect(),
+        }
+    }
+
+    /// As a program calls them that has not got this one.
+    #[cfg(test)]
+    pub(crate) fn without(mut self, door: Door) -> Self {
+        self.doors.retain(|(_, other)| *other != door);
+        self
+    }
+
+    /// The team that they are of.
+    pub(crate) const fn swarm(&self) -> Option<SwarmId> {
+        self.swarm
+    }
+
+    /// A door as a program of another version calls it.
+    pub(crate) fn other(&self, door: Door, version: u32) -> Option<StreamProtocol> {
+        name(self.swarm, door, version)
+    }
+
+    /// The versions of a door among the names that a peer says it knows; none where the door is libp2p's.
+    pub(crate) fn versions_among<'a>(
+        &self,
+        door: Door,
+        names: impl IntoIterator<Item = &'a StreamProtocol>,
+    ) -> BTreeSet<u32> {
+        let own = self.get(door).and_then(|name| name.as_ref().rsplit_once('/'));
+        let Some((kind, _)) = own else {
+            return BTreeSet::new();
+        };
+        let versions = names.into_iter().filter_map(|name| {
+            let (other, version) = name.as_ref().rsplit_once('/')?;
+            version.parse().ok().filter(|_| other == kind)
+        });
+        versions.collect()
     }
 
     pub(crate) fn get(&self, door: Door) -> Option<&StreamProtocol> {
-        self.0
+        self.doors
             .iter()
             .find(|(_, other)| *other == door)
             .map(|(name, _)| name)
@@ -134,8 +179,21 @@ impl Names {
             Door::Stop => false,
             _ => member,
         };
-        self.0.iter().filter(open).cloned().collect()
+        self.doors.iter().filter(open).cloned().collect()
     }
+}
+
+/// What a door is called in a version.
+fn name(swarm: Option<SwarmId>, door: Door, version: u32) -> Option<StreamProtocol> {
+    let name = match (door, swarm) {
+        (Door::Join, _) => format!("/tvix-node/join/{version}"),
+        (Door::Hop, _) => relay::HOP_PROTOCOL_NAME.to_string(),
+        (Door::Stop, _) => relay::STOP_PROTOCOL_NAME.to_string(),
+        (_, Some(swarm)) => format!("/tvix-node/{swarm}/{}/{version}", door.name()),
+        (_, None) => return None,
+    };
+    // It is refused only where it does not begin with a slash.
+    StreamProtocol::try_from_owned(name).ok()
 }
 
 /// The name of a team's routing protocol.
@@ -159,6 +217,26 @@ mod tests {
         assert_eq!(open.len(), 1);
         assert_eq!(open[0].1, Door::Join);
         assert_eq!(Names::join_only().open_to(true), open);
+    }
+
+    #[test]
+    fn the_versions_that_a_peer_speaks_are_found_among_its_names() {
+        let (one, other) = (Names::of(SwarmId([1; 32])), SwarmId([2; 32]));
+        let theirs = [
+            Names::with_versions(SwarmId([1; 32]), |_| 7),
+            Names::with_versions(SwarmId([1; 32]), |_| 9),
+            Names::with_versions(other, |_| 8),
+        ];
+        let offered: Vec<StreamProtocol> = theirs
+            .iter()
+            .flat_map(|names| names.open_to(true))
+            .map(|(name, _)| name)
+            .collect();
+        let versions = |door| -> Vec<u32> { one.versions_among(door, &offered).into_iter().collect() };
+        assert_eq!(versions(Door::Build), [7, 9], "another team's are none");
+        assert_eq!(versions(Door::Join), [7, 8, 9]);
+        assert!(versions(Door::Hop).is_empty());
+        assert_eq!(one.other(Door::Join, 3).unwrap().as_ref(), "/tvix-node/join/3");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! are handed on; one too many is closed unread. Streams that go out are opened many at a time, so two
 //! hundred requests to one peer cost one round trip and not two hundred.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -35,9 +35,20 @@ pub enum OpenError {
     /// There is no connection.
     #[error("not connected")]
     NotConnected,
-    /// The peer does not offer the door: it speaks another version, or does not take us for a member.
-    #[error("the peer does not offer '{}': it has another version, or does not know us as a member", .0.name())]
+    /// The peer does not offer the door, and does not say what it does: it does not take us for a member, as a rule.
+    #[error(
+        "the peer does not offer '{}' (version {}): it does not know this node as a member, or its program is none that knows it",
+        .0.name(), .0.version()
+    )]
     NotOffered(Door),
+    /// The peer offers the door in other versions.
+    #[error("{}", other_version(*.door, .theirs))]
+    OtherVersion {
+        /// Which, in the version that this program speaks.
+        door: Door,
+        /// The versions that the peer speaks; none: it offers others of the team's doors, and not this one.
+        theirs: BTreeSet<u32>,
+    },
     /// The connection broke, or took too long.
     #[error("the connection failed: {0}")]
     Failed(String),
@@ -47,6 +58,29 @@ pub enum OpenError {
     /// The node is shutting down.
     #[error("this node is shutting down")]
     ShuttingDown,
+}
+
+/// What there is to say where a peer speaks these versions of a door.
+fn other_version(door: Door, theirs: &BTreeSet<u32>) -> String {
+    let (name, ours) = (door.name(), door.version());
+    let (Some(least), Some(most)) = (theirs.first(), theirs.last()) else {
+        return format!(
+            "the peer does not offer '{name}', of which this node speaks version {ours}, in any version: update the node with the \
+             older program"
+        );
+    };
+    let spoken: Vec<String> = theirs.iter().map(ToString::to_string).collect();
+    let whom = if *least > ours {
+        "update this node"
+    } else if *most < ours {
+        "update the peer"
+    } else {
+        "update the node with the older program"
+    };
+    format!(
+        "the peer speaks '{name}' in version {}, and this node in version {ours}: {whom}",
+        spoken.join(" and ")
+    )
 }
 
 /// Why a dial is not made.

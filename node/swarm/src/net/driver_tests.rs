@@ -7,6 +7,7 @@ use super::*;
 use crate::limits::{PING_INTERVAL, PING_TIME};
 use crate::machine::Machine;
 use crate::net::contacts::Contacts;
+use crate::net::door::Names;
 use crate::net::transport::{Setup, build};
 use crate::roster::Members;
 
@@ -18,7 +19,7 @@ fn driver() -> (Driver, Network, mpsc::Receiver<NetEvent>) {
     );
     let (swarm, _inbound) = build(Setup {
         secret: &NodeSecret::from_bytes(&[1; 32]),
-        swarm: Some(SwarmId([1; 32])),
+        names: Names::of(SwarmId([1; 32])),
         gatekeeper: gatekeeper.clone(),
         contacts: contacts.clone(),
         mdns: false,
@@ -73,7 +74,7 @@ async fn connected_pair() -> (Driver, Driver, NodeKey) {
         }
         let (swarm, _inbound) = build(Setup {
             secret,
-            swarm: Some(team),
+            names: Names::of(team),
             gatekeeper: gatekeeper.clone(),
             contacts: contacts.clone(),
             mdns: false,

@@ -1,6 +1,6 @@
 //! One connection's doors.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use libp2p::core::{InboundUpgrade, OutboundUpgrade, UpgradeInfo};
 use libp2p::swarm::handler::{
-    ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+    ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound, ProtocolsChange,
 };
 use libp2p::swarm::{
     ConnectionHandler, ConnectionHandlerEvent, ConnectionId, Stream, StreamUpgradeError, SubstreamProtocol,
@@ -20,6 +20,7 @@ use tvix_node_protocol::envelope::NodeKey;
 
 use super::door::Door;
 use super::doors::{OpenError, OpenStream, Reception};
+use crate::limits::JOIN_VERSIONS_TRIED;
 
 /// A connection, as those know it who serve streams over it.
 #[derive(Debug, Clone)]
@@ -54,7 +55,10 @@ pub(crate) struct Handler {
     over: Over,
     /// Of the peer, over all its connections.
     pub(super) streams: Arc<Semaphore>,
-    waiting: VecDeque<OpenStream>,
+    waiting: VecDeque<(Named, Opening)>,
+    /// The names of all that the peer offers, as it says: what fits into one message of identify, and nothing before that
+    /// has come or where it takes this node for a stranger.
+    offered: HashSet<StreamProtocol>,
     waker: Option<Waker>,
 }
 
@@ -74,8 +78,52 @@ impl Handler {
             over,
             streams,
             waiting: VecDeque::new(),
+            offered: HashSet::new(),
             waker: None,
         }
+    }
+
+    fn wait(&mut self, names: Vec<StreamProtocol>, opening: Opening) {
+        self.waiting.push_back((Named(names), opening));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// The peer does not know the name of a door. Says in which versions it knows the door, where that can be found out.
+    fn not_offered(&mut self, Opening { door, probing, reply }: Opening) {
+        let names = &self.reception.names;
+        if door == Door::Join && !probing {
+            // A stranger is not told what there is, so it tries.
+            let others = (1..=JOIN_VERSIONS_TRIED).filter(|version| *version != door.version());
+            let others = others.filter_map(|version| names.other(door, version)).collect();
+            let probing = true;
+            self.wait(others, Opening { door, probing, reply });
+            return;
+        }
+        let theirs = names.versions_among(door, &self.offered);
+        let of_team =
+            |door: &Door| *door != Door::Join && !names.versions_among(*door, &self.offered).is_empty();
+        let error = if theirs.contains(&door.version()) || !Door::ALL.iter().any(of_team) {
+            OpenError::NotOffered(door)
+        } else {
+            OpenError::OtherVersion { door, theirs }
+        };
+        // Who asked may have gone away.
+        reply.send(Err(error)).ok();
+    }
+
+    fn opened(&self, (stream, name): (Stream, StreamProtocol), opening: Opening) {
+        let Opening { door, probing, reply } = opening;
+        let opened = match probing {
+            false => Ok(stream),
+            true => Err(OpenError::OtherVersion {
+                door,
+                theirs: self.reception.names.versions_among(door, [&name]),
+            }),
+        };
+        // Who asked may have gone away; the stream closes with it.
+        reply.send(opened).ok();
     }
 
     fn receive(&self, door: Door, stream: Stream) {
@@ -95,6 +143,8 @@ impl Handler {
 /// Waits for the outcome of opening a stream.
 pub(crate) struct Opening {
     door: Door,
+    /// Only to find out in which other version the peer knows the door.
+    probing: bool,
     reply: oneshot::Sender<Result<Stream, OpenError>>,
 }
 
@@ -119,20 +169,18 @@ impl ConnectionHandler for Handler {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<ConnectionHandlerEvent<Named, Opening, Infallible>> {
-        if let Some(OpenStream { name, door, reply }) = self.waiting.pop_front() {
+        if let Some((names, opening)) = self.waiting.pop_front() {
             return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
-                protocol: SubstreamProtocol::new(Named(name), Opening { door, reply }),
+                protocol: SubstreamProtocol::new(names, opening),
             });
         }
         self.waker = Some(context.waker().clone());
         Poll::Pending
     }
 
-    fn on_behaviour_event(&mut self, open: OpenStream) {
-        self.waiting.push_back(open);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
+    fn on_behaviour_event(&mut self, OpenStream { name, door, reply }: OpenStream) {
+        let probing = false;
+        self.wait(vec![name], Opening { door, probing, reply });
     }
 
     fn on_connection_event(&mut self, event: ConnectionEvent<Accepting, Named, (), Opening>) {
@@ -142,17 +190,24 @@ impl ConnectionHandler for Handler {
                 ..
             }) => self.receive(door, stream),
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {
-                // Who asked may have gone away; the stream closes with it.
-                info.reply.send(Ok(protocol)).ok();
+                self.opened(protocol, info);
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { error, info }) => {
                 let error = match error {
-                    StreamUpgradeError::NegotiationFailed => OpenError::NotOffered(info.door),
+                    StreamUpgradeError::NegotiationFailed => return self.not_offered(info),
                     StreamUpgradeError::Timeout => OpenError::Failed("no answer in time".to_owned()),
                     StreamUpgradeError::Io(error) => OpenError::Failed(error.to_string()),
                     StreamUpgradeError::Apply(never) => match never {},
                 };
                 info.reply.send(Err(error)).ok();
+            }
+            ConnectionEvent::RemoteProtocolsChange(ProtocolsChange::Added(added)) => {
+                self.offered.extend(added.cloned());
+            }
+            ConnectionEvent::RemoteProtocolsChange(ProtocolsChange::Removed(removed)) => {
+                for name in removed {
+                    self.offered.remove(name);
+                }
             }
             _ => {}
         }
@@ -184,24 +239,24 @@ impl InboundUpgrade<Stream> for Accepting {
     }
 }
 
-/// The one door that is being opened.
-pub(crate) struct Named(StreamProtocol);
+/// The one door that is being opened, by whichever of these names the peer knows.
+pub(crate) struct Named(Vec<StreamProtocol>);
 
 impl UpgradeInfo for Named {
     type Info = StreamProtocol;
-    type InfoIter = std::iter::Once<StreamProtocol>;
+    type InfoIter = std::vec::IntoIter<StreamProtocol>;
 
     fn protocol_info(&self) -> Self::InfoIter {
-        std::iter::once(self.0.clone())
+        self.0.clone().into_iter()
     }
 }
 
 impl OutboundUpgrade<Stream> for Named {
-    type Output = Stream;
+    type Output = (Stream, StreamProtocol);
     type Error = Infallible;
-    type Future = Ready<Result<Stream, Infallible>>;
+    type Future = Ready<Result<Self::Output, Infallible>>;
 
-    fn upgrade_outbound(self, stream: Stream, _: StreamProtocol) -> Self::Future {
-        ready(Ok(stream))
+    fn upgrade_outbound(self, stream: Stream, name: StreamProtocol) -> Self::Future {
+        ready(Ok((stream, name)))
     }
 }

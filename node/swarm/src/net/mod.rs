@@ -7,7 +7,7 @@ pub(crate) mod contacts;
 mod counters;
 mod dial_back;
 mod dialling;
-mod door;
+pub(crate) mod door;
 pub(crate) mod doors;
 pub(crate) mod driver;
 mod ending;

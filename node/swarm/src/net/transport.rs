@@ -71,8 +71,8 @@ pub(crate) struct Behaviour {
 /// How the network is set up.
 pub(crate) struct Setup<'a> {
     pub(crate) secret: &'a NodeSecret,
-    /// None: not a member of anything yet, so `join` is the only word.
-    pub(crate) swarm: Option<SwarmId>,
+    /// What its doors are called; of no team where it is not a member of anything yet.
+    pub(crate) names: Names,
     pub(crate) gatekeeper: Gatekeeper,
     pub(crate) contacts: SharedContacts,
     pub(crate) mdns: bool,
@@ -85,14 +85,14 @@ pub(crate) struct Setup<'a> {
 pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receiver<Inbound>), TransportError> {
     let keypair = keypair(setup.secret)?;
     let peer = keypair.public().to_peer_id();
-    let names = setup.swarm.map_or_else(Names::join_only, Names::of);
+    let swarm = setup.names.swarm();
     let (doors, inbound) = Doors::new(
-        names,
+        setup.names,
         setup.gatekeeper.clone(),
         setup.contacts,
         setup.streams,
         setup.kept,
-        setup.swarm.is_none(),
+        swarm.is_none(),
     );
     let mdns = if setup.mdns {
         Some(mdns::tokio::Behaviour::new(mdns::Config::default(), peer).map_err(TransportError::Mdns)?)
@@ -110,7 +110,7 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
         memory: memory_connection_limits::Behaviour::with_max_percentage(MEMORY_SHARE),
         doors,
         identify: MembersOnly::new(identify::Behaviour::new(identify), gatekeeper.clone()),
-        kad: MembersOnly::new(routing(peer, setup.swarm), gatekeeper.clone()),
+        kad: MembersOnly::new(routing(peer, swarm), gatekeeper.clone()),
         ping: MembersOnly::new(
             ping::Behaviour::new(
                 ping::Config::new()

@@ -11,7 +11,7 @@ use crate::net::contacts::Contacts;
 fn network() -> Swarm<Behaviour> {
     let (swarm, _inbound) = build(Setup {
         secret: &NodeSecret::from_bytes(&[1; 32]),
-        swarm: None,
+        names: Names::join_only(),
         gatekeeper: Gatekeeper::default(),
         contacts: SharedContacts::in_memory(Contacts::default()),
         mdns: false,

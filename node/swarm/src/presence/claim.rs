@@ -11,7 +11,11 @@ use crate::limits::CLOCK_SKEW;
 /// claim does not hold. It may have crossed two clocks on its way.
 #[must_use]
 pub fn claimed(claim: &Claim, swarm: SwarmId, epoch: Epoch, now: u64) -> Option<(NodeKey, Vec<PresenceKey>)> {
-    let header: PresenceHeader = claim.header.open().ok()?;
+    let header: PresenceHeader = claim
+        .header
+        .open()
+        .inspect_err(|error| tracing::debug!(holder = %claim.header.signer, %error, "a record that was handed on does not hold"))
+        .ok()?;
     let keys = unpack(&claim.keys)?;
     header.check_structure(claim.header.signer).ok()?;
     header.check_keys(&keys).ok()?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
 use tvix_node_protocol::build::SwarmId;
-use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, Statement};
 use tvix_node_protocol::limits::PRESENCE_BYTES;
 use tvix_node_protocol::messages::{Claim, PresenceRefusal};
 use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, PresenceWithdrawal, Region, pack};
@@ -150,7 +150,7 @@ impl PresenceTable {
         if envelope.signer != sender || !members.contains(sender) {
             return Err(PresenceRefusal::NotTheHolder);
         }
-        let header: PresenceHeader = envelope.open().map_err(|_| PresenceRefusal::Invalid)?;
+        let header: PresenceHeader = opened(envelope)?;
         header
             .check_structure(envelope.signer)
             .map_err(|_| PresenceRefusal::Invalid)?;
@@ -229,7 +229,7 @@ impl PresenceTable {
         members: &Members,
         now: u64,
     ) -> Result<(), PresenceRefusal> {
-        let withdrawal: PresenceWithdrawal = envelope.open().map_err(|_| PresenceRefusal::Invalid)?;
+        let withdrawal: PresenceWithdrawal = opened(envelope)?;
         let holder = withdrawal.holder;
         if withdrawal.swarm != self.swarm {
             return Err(PresenceRefusal::OtherSwarm);
@@ -404,6 +404,14 @@ impl Cells {
 }
 
 /// Whether two sorted lists have a key in common. Each key of the shorter one is looked up in the other.
+/// What was signed, where it is what it should be.
+fn opened<T: Statement>(envelope: &Envelope) -> Result<T, PresenceRefusal> {
+    envelope.open().map_err(|error| match error {
+        EnvelopeError::Version { got, known, .. } => PresenceRefusal::Version { got, known },
+        _ => PresenceRefusal::Invalid,
+    })
+}
+
 fn share_one(some: &[PresenceKey], others: &[PresenceKey]) -> bool {
     let (few, many) = if some.len() < others.len() {
         (some, others)

@@ -1,3 +1,5 @@
+use serde::{Deserialize, Serialize};
+
 use super::*;
 use crate::presence::Advertisement;
 use crate::roster::Roster;
@@ -285,6 +287,47 @@ fn each_bad_header_has_its_reason() {
         table.put(&sealed(1, 1, &keys), &keys[1..], NOW),
         Err(PresenceRefusal::Invalid)
     );
+}
+
+#[derive(Serialize, Deserialize)]
+struct Tomorrow(String);
+impl Statement for Tomorrow {
+    const DOMAIN: &'static str = PresenceHeader::DOMAIN;
+    const VERSION: u16 = PresenceHeader::VERSION + 1;
+}
+
+#[derive(Serialize, Deserialize)]
+struct WithdrawnTomorrow(String);
+impl Statement for WithdrawnTomorrow {
+    const DOMAIN: &'static str = PresenceWithdrawal::DOMAIN;
+    const VERSION: u16 = PresenceWithdrawal::VERSION + 1;
+}
+
+#[test]
+fn words_of_an_unknown_version_are_refused_as_that_and_both_versions_are_said() {
+    let mut table = Table::new();
+    let header = seal(&Tomorrow("x".into()), &secret(1)).unwrap();
+    let refused = table.offer(&header, 1, NOW).unwrap_err();
+    let (got, known) = (Tomorrow::VERSION, PresenceHeader::VERSION);
+    assert_eq!(refused, PresenceRefusal::Version { got, known });
+    assert!(
+        refused
+            .to_string()
+            .contains("of version 2, and version 1 is understood"),
+        "{refused}"
+    );
+    let withdrawal = seal(&WithdrawnTomorrow("x".into()), &secret(1)).unwrap();
+    let refused = table
+        .table
+        .withdraw(&withdrawal, key(1), &table.members, NOW)
+        .unwrap_err();
+    let (got, known) = (WithdrawnTomorrow::VERSION, PresenceWithdrawal::VERSION);
+    assert_eq!(refused, PresenceRefusal::Version { got, known });
+    // Who says it is looked at first, and whether it is signed.
+    assert_eq!(table.offer(&header, 2, NOW), Err(PresenceRefusal::NotTheHolder));
+    let mut forged = header;
+    forged.signature[0] ^= 1;
+    assert_eq!(table.offer(&forged, 1, NOW), Err(PresenceRefusal::Invalid));
 }
 
 #[test]

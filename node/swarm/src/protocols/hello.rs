@@ -33,7 +33,11 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
 
 /// Says hello, and makes the rosters equal where they are not.
 pub(crate) async fn greet(core: &Arc<Core>, peer: NodeKey) -> Result<(), CallError> {
-    let mut wire = core.open(peer, Door::Hello).await?;
+    let opened = core.open(peer, Door::Hello).await;
+    if let Some(message) = opened.as_ref().err().and_then(other_version) {
+        cannot_be_spoken_to(core, peer, message);
+    }
+    let mut wire = opened?;
     let theirs: Hello = wire
         .ask(&hello(core))
         .await
@@ -61,20 +65,44 @@ pub(crate) async fn make_known(core: &Core, peer: NodeKey) -> Result<(), CallErr
     if !is_not_offered(&stranger) {
         return Err(stranger);
     }
-    let message = match join::introduce(core, peer).await {
+    let (message, error) = match join::introduce(core, peer).await {
         Ok(Ok(())) => {
             core.network.disconnect(peer).await;
             return Ok(());
         }
-        Ok(Err(message)) => format!("it does not take this node for a member: {message}"),
-        Err(error) if is_not_offered(&error) => {
-            "it speaks another version: the older of the two nodes needs an update".to_owned()
-        }
-        Err(error) => return Err(error),
+        Ok(Err(message)) => (
+            format!("it does not take this node for a member: {message}"),
+            stranger,
+        ),
+        Err(error) if is_not_offered(&error) => (
+            "it answers, and speaks no version of any protocol of this program that this node knows: update the node with the \
+             older program"
+                .to_owned(),
+            error,
+        ),
+        Err(error) => match other_version(&error) {
+            Some(message) => (message, error),
+            None => return Err(error),
+        },
     };
+    cannot_be_spoken_to(core, peer, message);
+    Err(error)
+}
+
+fn cannot_be_spoken_to(core: &Core, peer: NodeKey, message: String) {
     tracing::warn!(%peer, message, "a member cannot be spoken to");
     core.notify(Notice::PeerUnusable { peer, message });
-    Err(stranger)
+}
+
+/// What is to be said where a peer speaks other versions of a door than this program.
+fn other_version(error: &CallError) -> Option<String> {
+    match error {
+        CallError::Open {
+            source: source @ OpenError::OtherVersion { .. },
+            ..
+        } => Some(source.to_string()),
+        _ => None,
+    }
 }
 
 pub(crate) fn is_not_offered(error: &CallError) -> bool {
@@ -120,7 +148,8 @@ pub(crate) fn greet_soon(core: &Arc<Core>, peer: NodeKey) {
             if let Err(error) = greet(&core, peer).await {
                 tracing::debug!(%peer, %error, "a member could not be greeted");
                 tries += 1;
-                if tries < GREETINGS && is_unknown(&core, peer) {
+                let in_vain = other_version(&error).is_some();
+                if !in_vain && tries < GREETINGS && is_unknown(&core, peer) {
                     tokio::time::sleep(GREETING_PAUSE).await;
                     continue;
                 }

@@ -15,6 +15,7 @@ use crate::disk::DiskError;
 use crate::limits::CLOCK_SKEW;
 use crate::machine::Machine;
 use crate::net::contacts::{Contacts, SharedContacts};
+use crate::net::door::Names;
 use crate::net::driver::Driver;
 use crate::net::gatekeeper::Gatekeeper;
 use crate::net::network::Command;
@@ -61,10 +62,13 @@ pub enum JoinError {
         source: CallError,
     },
     /// The inviter does not know this way of joining.
-    #[error(
-        "the inviter {0} does not speak this version's 'join': the older of the two nodes needs an update"
-    )]
-    Version(NodeKey),
+    #[error("the ticket cannot be redeemed at {inviter}: {source}")]
+    Version {
+        /// Who made the ticket.
+        inviter: NodeKey,
+        /// The versions, and what to do.
+        source: OpenError,
+    },
     /// The inviter says no.
     #[error("the inviter does not take the ticket: {message}")]
     Refused {
@@ -116,7 +120,7 @@ impl JoinError {
             Self::Expired { .. } | Self::AlreadyIn(_) | Self::Name(_) | Self::Transport(_) => true,
             // Where it was tried, somebody may have answered at last.
             Self::Unreachable { .. }
-            | Self::Version(_)
+            | Self::Version { .. }
             | Self::Refused { .. }
             | Self::Genesis(_)
             | Self::NotAMember { .. }
@@ -193,7 +197,7 @@ async fn redeem(secret: &NodeSecret, ticket: &Ticket, name: &str) -> Result<Welc
     let gatekeeper = Gatekeeper::default();
     let (swarm, inbound) = build(Setup {
         secret,
-        swarm: None,
+        names: Names::join_only(),
         gatekeeper: gatekeeper.clone(),
         contacts: contacts.clone(),
         mdns: false,
@@ -225,9 +229,9 @@ async fn redeem(secret: &NodeSecret, ticket: &Ticket, name: &str) -> Result<Welc
         Ok(JoinAnswer::Refused { reason, message }) => Err(JoinError::Refused { reason, message }),
         Ok(JoinAnswer::Known) => Err(JoinError::Confused(inviter)),
         Err(CallError::Open {
-            source: OpenError::NotOffered(_),
+            source: source @ (OpenError::NotOffered(_) | OpenError::OtherVersion { .. }),
             ..
-        }) => Err(JoinError::Version(inviter)),
+        }) => Err(JoinError::Version { inviter, source }),
         Err(source) => Err(JoinError::Unreachable {
             inviter,
             addresses: ticket.addresses.clone(),

@@ -19,6 +19,7 @@ mod streams;
 mod texts;
 mod transfer;
 mod underway;
+mod versions;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::call::CallError;
 use crate::net::contacts::{Contacts, SharedContacts};
+use crate::net::door::Names;
 use crate::net::driver::Driver;
 use crate::net::gatekeeper::Gatekeeper;
 use crate::net::network::Network;
@@ -11,6 +12,11 @@ use tvix_node_protocol::messages::{JoinAnswer, JoinRefusal, JoinRequest};
 /// The network of somebody who knows the team's name and a member's address, whether a member's key or not. It speaks
 /// every protocol itself.
 pub(super) fn stranger(seed: u8, ann: &TestNode) -> Network {
+    speaking(Names::of(ann.handle.swarm()), seed, ann)
+}
+
+/// The same, by these names.
+pub(super) fn speaking(names: Names, seed: u8, ann: &TestNode) -> Network {
     let mut contacts = Contacts::default();
     for address in ann.handle.addresses() {
         contacts.add(ann.key(), address.parse().unwrap());
@@ -20,7 +26,7 @@ pub(super) fn stranger(seed: u8, ann: &TestNode) -> Network {
     gatekeeper.set(&ann.handle.members());
     let (swarm, inbound) = build(Setup {
         secret: &secret(seed),
-        swarm: Some(ann.handle.swarm()),
+        names,
         gatekeeper: gatekeeper.clone(),
         contacts: contacts.clone(),
         mdns: false,
@@ -166,7 +172,7 @@ async fn who_has_another_key_than_the_one_that_is_dialled_is_hung_up_on() {
         let (mut swarm, _inbound) = build(Setup {
             secret: &secret(9),
             // Who is no member of anything may dial whom it likes.
-            swarm: None,
+            names: Names::join_only(),
             gatekeeper: Gatekeeper::default(),
             contacts: SharedContacts::in_memory(Contacts::default()),
             mdns: false,
