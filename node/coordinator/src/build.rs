@@ -11,7 +11,6 @@ use crate::coordinator::Coordinator;
 use crate::graph::{DrvId, Own, PathId, Weighing};
 use crate::id::{BuildId, Time};
 use crate::lease::Lease;
-use crate::limits;
 use crate::session_set::{SessionSet, Slot};
 
 /// How far a build is.
@@ -452,7 +451,7 @@ impl Coordinator {
     pub(crate) fn remember_given_up(&mut self, build: BuildId, mut attempt: Attempt) {
         attempt.told = SessionSet::EMPTY;
         self.given_up.insert(build, attempt);
-        if self.given_up.len() > limits::GIVEN_UP {
+        if self.given_up.len() > self.config.bounds.given_up {
             self.given_up.pop_first();
         }
     }

@@ -14,6 +14,7 @@ use crate::event::Event;
 use crate::graph::{DrvId, Graph, Own, Path};
 use crate::history::{BuildDuration, History};
 use crate::id::{BuildId, SessionId, Time};
+use crate::limits::Bounds;
 use crate::line::Queues;
 use crate::placement::{self, CostModel};
 use crate::presence::Asking;
@@ -29,6 +30,8 @@ pub struct Config {
     pub name: String,
     /// Chooses between builders.
     pub cost: CostModel,
+    /// How much it holds.
+    pub bounds: Bounds,
 }
 
 impl Config {
@@ -38,6 +41,7 @@ impl Config {
         Self {
             name: name.into(),
             cost: placement::waiting_time,
+            bounds: Bounds::default(),
         }
     }
 }

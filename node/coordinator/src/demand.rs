@@ -55,10 +55,10 @@ impl Coordinator {
         let Some(session) = self.sessions.get(slot) else {
             return Ok(false);
         };
-        if session.derivations.len() >= limits::DERIVATIONS {
+        if session.derivations.len() >= self.config.bounds.derivations {
             return Err(Refusal::TooMany {
                 what: "derivations",
-                limit: limits::DERIVATIONS,
+                limit: self.config.bounds.derivations,
             });
         }
         let (mode, to) = (session.options.mode, session.to);

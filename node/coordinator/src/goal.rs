@@ -8,7 +8,6 @@ use crate::check::{Check, CheckStage};
 use crate::coordinator::Coordinator;
 use crate::graph::{Asked, Desired, DesiredId, DrvId, GoalId, Own, PathId};
 use crate::id::SessionId;
-use crate::limits;
 use crate::session_set::{SessionSet, Slot};
 
 /// What a session wants of an output.
@@ -43,12 +42,12 @@ impl Coordinator {
         let Some(session) = self.sessions.get_mut(slot) else {
             return;
         };
-        if session.targets.len() >= limits::TARGETS {
+        if session.targets.len() >= self.config.bounds.targets {
             return self.refuse(
                 id,
                 Refusal::TooMany {
                     what: "targets",
-                    limit: limits::TARGETS,
+                    limit: self.config.bounds.targets,
                 },
             );
         }
@@ -127,10 +126,10 @@ impl Coordinator {
         let Some(session) = self.sessions.get_mut(slot) else {
             return false;
         };
-        let refusal = if session.imports.len() >= limits::IMPORTS {
+        let refusal = if session.imports.len() >= self.config.bounds.imports {
             Refusal::TooMany {
                 what: "imports",
-                limit: limits::IMPORTS,
+                limit: self.config.bounds.imports,
             }
         } else if !session.imports.insert(number) {
             Refusal::Twice {

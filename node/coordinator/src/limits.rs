@@ -16,6 +16,30 @@ pub const TARGETS: usize = 200_000;
 /// Imports that one session waits for or has waited for.
 pub const IMPORTS: usize = 200_000;
 
+/// Those bounds that no test would reach, as one coordinator has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// See [`DERIVATIONS`].
+    pub derivations: usize,
+    /// See [`TARGETS`].
+    pub targets: usize,
+    /// See [`IMPORTS`].
+    pub imports: usize,
+    /// See [`GIVEN_UP`].
+    pub given_up: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            derivations: DERIVATIONS,
+            targets: TARGETS,
+            imports: IMPORTS,
+            given_up: GIVEN_UP,
+        }
+    }
+}
+
 /// Outputs of one derivation; nixpkgs' largest have some twenty.
 pub const OUTPUTS: usize = 64;
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tvix_node_coordinator::{
     Action, BuildFailure, BuildId, BuiltPath, Config, Coordinator, Delivery, Derivation, Event, FailureKind,
     FetchId, InputDerivation, OwnBuilder, PathPresence, PeerOffer, PushId, QuestionId, Refusal, SessionId,
-    SessionOptions, Source, Time, placement::Link,
+    SessionOptions, Source, Time, limits::Bounds, placement::Link,
 };
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildLimits, DesiredStore};
@@ -132,10 +132,24 @@ impl Desk {
         desk
     }
 
+    /// The same, of a coordinator with bounds that a test can reach.
+    pub fn bounded(slots: u32, bounds: Bounds) -> Self {
+        let mut desk = Self::of(Config {
+            bounds,
+            ..Config::new("home")
+        });
+        desk.offer_own(slots);
+        desk
+    }
+
     /// This node's builder has not said yet what it can do.
     pub fn unready() -> Self {
+        Self::of(Config::new("home"))
+    }
+
+    fn of(config: Config) -> Self {
         Self {
-            coordinator: Coordinator::new(Config::new("home")),
+            coordinator: Coordinator::new(config),
             now: 0,
             own: BTreeSet::new(),
             desired: BTreeSet::new(),

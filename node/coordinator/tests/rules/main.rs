@@ -1,5 +1,6 @@
 //! The coordinator's rules, one by one, by example.
 
+mod bounds;
 mod checks;
 mod desired_store;
 mod desk;

@@ -368,8 +368,8 @@ fn another_cost_model_may_be_plugged_in() {
     let cost =
         |_: &_, candidate: &tvix_node_coordinator::placement::Candidate| u64::from(candidate.slots_free);
     desk.coordinator = tvix_node_coordinator::Coordinator::new(Config {
-        name: "home".into(),
         cost,
+        ..Config::new("home")
     });
     desk.peer(1, offer("b", 4));
     desk.peer(2, offer("c", 1));
