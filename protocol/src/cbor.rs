@@ -164,6 +164,13 @@ mod tests {
             from_slice::<u8>(b"\x01\x01", 1),
             Err(CborError::TooLarge { size: 2, limit: 1 })
         ));
+        // Arrays in arrays, the innermost empty.
+        let nested = |depth: usize| [vec![0x81; depth - 1], vec![0x80]].concat();
+        assert!(from_slice::<Value>(&nested(CBOR_DEPTH), 100).is_ok());
+        assert!(matches!(
+            from_slice::<Value>(&nested(CBOR_DEPTH + 1), 100),
+            Err(CborError::Malformed(_))
+        ));
         let deep = vec![0x81; 1000];
         assert!(matches!(
             from_slice::<Value>(&deep, 10_000),

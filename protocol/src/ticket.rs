@@ -286,6 +286,10 @@ mod tests {
         let mut large = ticket();
         large.addresses = vec!["/ip4/192.0.2.1/tcp/1".into(); TICKET_ADDRESSES + 1];
         assert!(matches!(large.to_text(), Err(TicketError::Addresses)));
+        large.addresses = vec!["x".repeat(ADDRESS_BYTES)];
+        assert!(large.to_text().is_ok());
+        large.addresses = vec!["x".repeat(ADDRESS_BYTES + 1)];
+        assert!(matches!(large.to_text(), Err(TicketError::Addresses)));
         let endless = format!("{PREFIX}{VERSION}-{}", "a".repeat(10 * TICKET_BYTES));
         assert!(matches!(Ticket::from_text(&endless), Err(TicketError::Torn)));
     }

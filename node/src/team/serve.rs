@@ -228,15 +228,7 @@ impl TeamNode {
             // Each may hold many derivations in memory while it is looked at.
             let _place = self.considering.enter(request.requester).await;
             let looking = self.derivation(request.requester, &request.derivation);
-            let looked = tokio::time::timeout(CONSIDERED_TIME, looking).await;
-            looked.map_err(|_| {
-                let message = format!(
-                    "what {} is made of did not come within {} s",
-                    request.derivation,
-                    CONSIDERED_TIME.as_secs()
-                );
-                refusal(RefusalReason::Busy, message)
-            })??
+            considered(&request.derivation, looking).await?
         };
         for output in &request.outputs {
             if !checked.outputs.contains_key(output) {
@@ -534,6 +526,19 @@ async fn pass_on(build: &SharedBuild, running: &mut RunningBuild) -> Arc<Ended> 
             Heard::Over(ended) => return ended,
         }
     }
+}
+
+/// Looks at what a derivation is made of for as long as that may take: some of it comes from the requester itself.
+async fn considered<T>(
+    derivation: &StorePath,
+    looking: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    let looked = tokio::time::timeout(CONSIDERED_TIME, looking).await;
+    looked.unwrap_or_else(|_| {
+        let seconds = CONSIDERED_TIME.as_secs();
+        let message = format!("what {derivation} is made of did not come within {seconds} s");
+        Err(refusal(RefusalReason::Busy, message))
+    })
 }
 
 /// The narrower of what a request and this node allow.

@@ -48,3 +48,25 @@ fn what_a_request_does_not_bound_is_bounded_here() {
     };
     assert_eq!(bounded(endless), own);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_lets_this_node_wait_for_derivations_is_refused_after_a_while() {
+    let derivation = StorePath::from_parts([1; 20], "slow.drv").unwrap();
+    let since = tokio::time::Instant::now();
+    let refused = considered::<()>(&derivation, std::future::pending())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, RefusalReason::Busy);
+    assert!(
+        refused
+            .message
+            .contains("slow.drv is made of did not come within 120 s"),
+        "{refused}"
+    );
+    assert!(since.elapsed() >= CONSIDERED_TIME);
+    let come = considered(&derivation, async {
+        tokio::time::sleep(CONSIDERED_TIME / 2).await;
+        Ok(7)
+    });
+    assert_eq!(come.await.unwrap(), 7);
+}

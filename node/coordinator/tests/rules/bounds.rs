@@ -133,6 +133,17 @@ fn so_many_pushes_are_under_way_at_once_and_the_next_one_begins_when_one_is_over
 }
 
 #[test]
+fn so_many_nodes_are_asked_before_one_derivation_is_placed() {
+    let mut desk = Desk::new(1);
+    desk.hold_makers = true;
+    for number in 1..=limits::ASKED_BEFORE_PLACING + 2 {
+        desk.peer(u8::try_from(number).unwrap(), offer("b", 2));
+    }
+    wide(&mut desk, options(), 1);
+    assert_eq!(desk.weighed.len(), limits::ASKED_BEFORE_PLACING);
+}
+
+#[test]
 fn so_many_derivations_wait_at_once_to_learn_who_has_their_inputs() {
     let mut desk = Desk::new(1);
     desk.hold_makers = true;

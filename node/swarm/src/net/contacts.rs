@@ -196,6 +196,17 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_is_too_long_is_none() {
+        let mut contacts = Contacts::default();
+        let named =
+            |length: usize| -> Multiaddr { format!("/dns4/{}/tcp/1", "x".repeat(length)).parse().unwrap() };
+        let around = named(0).to_string().len();
+        assert!(contacts.add(ANN, named(ADDRESS_BYTES - around)));
+        assert!(!contacts.add(ANN, named(ADDRESS_BYTES - around + 1)));
+        assert_eq!(contacts.get(ANN).len(), 1);
+    }
+
+    #[test]
     fn the_name_at_the_end_is_left_out_and_that_of_a_relay_is_not() {
         let (relay, ann) = (libp2p::PeerId::random(), libp2p::PeerId::random());
         let through = format!("/ip4/192.0.2.1/tcp/1/p2p/{relay}/p2p-circuit");

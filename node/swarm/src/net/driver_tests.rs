@@ -60,6 +60,11 @@ async fn reports_that_nobody_attends_to_do_not_pile_up_and_hold_nothing_up() {
 
 /// Two members that are connected, neither running, and the key of the second.
 async fn connected_pair() -> (Driver, Driver, NodeKey) {
+    pair(true).await
+}
+
+/// The same; or the second takes the first, which dials it, for a stranger.
+async fn pair(known: bool) -> (Driver, Driver, NodeKey) {
     let (secrets, team) = (
         [1, 2].map(|seed| NodeSecret::from_bytes(&[seed; 32])),
         SwarmId([1; 32]),
@@ -69,8 +74,11 @@ async fn connected_pair() -> (Driver, Driver, NodeKey) {
             Gatekeeper::default(),
             SharedContacts::in_memory(Contacts::default()),
         );
-        for secret in &secrets {
-            gatekeeper.let_in(peer_of(secret.key()).unwrap());
+        for other in secrets
+            .iter()
+            .filter(|other| known || (secret.key() == secrets[0].key() && other.key() != secret.key()))
+        {
+            gatekeeper.let_in(peer_of(other.key()).unwrap());
         }
         let (swarm, _inbound) = build(Setup {
             secret,
@@ -88,7 +96,8 @@ async fn connected_pair() -> (Driver, Driver, NodeKey) {
     two.swarm
         .listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap())
         .unwrap();
-    while one.connected.borrow().is_empty() || two.connected.borrow().is_empty() {
+    while one.connected.borrow().is_empty() || (two.connected.borrow().is_empty() && two.strangers.is_empty())
+    {
         tokio::select! {
             event = one.swarm.select_next_some() => one.on_event(event),
             event = two.swarm.select_next_some() => {
@@ -140,6 +149,40 @@ async fn a_connection_over_which_no_answer_comes_is_closed_and_one_that_answers_
     while !one.connected.borrow().is_empty() {
         let event = one.swarm.select_next_some().await;
         one.on_event(event);
+    }
+}
+
+/// Lets so much time pass for one of two, and says whether the other one stays connected with it.
+async fn stays_after(one: &mut Driver, two: &mut Driver, at: Instant) -> bool {
+    two.on_tick(at);
+    if !two.strangers.is_empty() {
+        return true;
+    }
+    let cut_off = async {
+        while !one.connected.borrow().is_empty() {
+            tokio::select! {
+                event = one.swarm.select_next_some() => one.on_event(event),
+                event = two.swarm.select_next_some() => two.on_event(event),
+            }
+        }
+    };
+    // Sooner than as one that nobody uses.
+    tokio::time::timeout(Duration::from_secs(20), cut_off)
+        .await
+        .is_err()
+}
+
+#[tokio::test]
+async fn a_stranger_has_so_long_to_become_a_member_and_less_once_it_is_one() {
+    let second = Duration::from_secs(1);
+    for (admitted, time) in [(false, STRANGER_TIME), (true, ADMITTED_TIME)] {
+        let (mut one, mut two, _) = pair(false).await;
+        let (peer, since) = *two.strangers.values().next().unwrap();
+        if admitted {
+            two.gatekeeper.let_in(peer);
+        }
+        assert!(stays_after(&mut one, &mut two, since + time - second).await);
+        assert!(!stays_after(&mut one, &mut two, since + time).await, "{time:?}");
     }
 }
 

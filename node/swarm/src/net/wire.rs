@@ -287,6 +287,44 @@ mod tests {
         assert!(matches!(error, WireError::TooLarge { .. }), "{error}");
     }
 
+    /// A message that is one byte larger than it may be is not read, and one that is just as large is.
+    async fn is_bounded<M: Message>(most: usize) {
+        let announced = |size: usize| reader(u32::try_from(size).unwrap().to_le_bytes().to_vec());
+        let error = announced(most + 1).receive::<M>().await.err().unwrap();
+        assert!(
+            matches!(error, WireError::TooLarge { size, limit } if size == most + 1 && limit == most),
+            "{most}: {error}"
+        );
+        let error = announced(most).receive::<M>().await.err().unwrap();
+        assert!(matches!(error, WireError::Io(_)), "nothing follows: {error}");
+    }
+
+    #[tokio::test]
+    async fn each_kind_of_message_has_its_bound() {
+        use tvix_node_protocol::envelope::Envelope;
+        use tvix_node_protocol::limits::*;
+        use tvix_node_protocol::messages::*;
+        is_bounded::<Envelope>(ENVELOPE_BYTES).await;
+        is_bounded::<JoinRequest>(INTRODUCTION_BYTES).await;
+        is_bounded::<JoinAnswer>(ROSTER_BYTES).await;
+        is_bounded::<Hello>(HELLO_BYTES).await;
+        is_bounded::<RosterAnswer>(ROSTER_BYTES).await;
+        is_bounded::<RosterStatements>(ROSTER_BYTES).await;
+        is_bounded::<PresenceQuestion>(PRESENCE_BYTES).await;
+        is_bounded::<PresenceCells>(PRESENCE_BYTES).await;
+        is_bounded::<PresenceAnswer>(PRESENCE_BYTES).await;
+        is_bounded::<PathsQuestion>(PATHS_BYTES).await;
+        is_bounded::<PathAnswer>(SHOWN_BYTES).await;
+        is_bounded::<TextsQuestion>(TEXTS_QUESTION_BYTES).await;
+        is_bounded::<PushOffer>(PUSH_BYTES).await;
+        // What is asked for with numbers and digests alone.
+        is_bounded::<ReachabilityQuestion>(128).await;
+        is_bounded::<TreeQuestion>(256).await;
+        is_bounded::<BlobQuestion>(256).await;
+        is_bounded::<BlobsQuestion>(BLOBS_BATCH * 32 + 256).await;
+        is_bounded::<BuildControl>(64).await;
+    }
+
     #[tokio::test]
     async fn a_message_cut_short_is_no_end() {
         let whole = framed(&cbor::to_vec(&RosterDone { roster: [7; 32] }).unwrap());

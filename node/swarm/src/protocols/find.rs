@@ -408,7 +408,7 @@ async fn ask_group(
 }
 
 /// Asks one keeper, again and again while its answers, which are bounded, bring something new.
-async fn query(
+pub(crate) async fn query(
     core: &Arc<Core>,
     keeper: NodeKey,
     epoch: Epoch,

@@ -114,10 +114,7 @@ async fn reach(
 async fn pass_on(core: &Core, one: Stream, other: Stream) -> io::Result<()> {
     let mut allowed = core.relaying.allowed();
     tokio::select! {
-        done = tokio::time::timeout(RELAY_CIRCUIT_TIME, between(&core.throttles, Passing::new(), one, other)) => match done {
-            Ok(done) => done,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        },
+        done = between(&core.throttles, Passing::new(), one, other) => done,
         // An error says that this node goes down.
         _ = allowed.wait_for(|allowed| !*allowed) => Ok(()),
     }
@@ -125,6 +122,8 @@ async fn pass_on(core: &Core, one: Stream, other: Stream) -> io::Result<()> {
 
 /// What both directions of a connection know of it.
 struct Passing {
+    /// How long it may last.
+    time: Duration,
     /// Bytes that may still go.
     left: u64,
     /// How long nothing may go.
@@ -132,23 +131,24 @@ struct Passing {
     /// The same once one side has ended.
     ending: Duration,
     /// When something last did.
-    last: Instant,
+    last: tokio::time::Instant,
     ended: bool,
 }
 
 impl Passing {
     fn new() -> Self {
         Self {
+            time: RELAY_CIRCUIT_TIME,
             left: RELAY_CIRCUIT_BYTES,
             idle: RELAY_CIRCUIT_IDLE,
             ending: RELAY_CIRCUIT_ENDING,
-            last: Instant::now(),
+            last: tokio::time::Instant::now(),
             ended: false,
         }
     }
 
     /// Until when it lasts if nothing goes.
-    fn until(&self) -> Instant {
+    fn until(&self) -> tokio::time::Instant {
         let patience = if self.ended { self.ending } else { self.idle };
         self.last + patience
     }
@@ -160,6 +160,7 @@ async fn between<S: AsyncRead + AsyncWrite>(
     one: S,
     other: S,
 ) -> io::Result<()> {
+    let over = tokio::time::sleep(passing.time);
     let passing = Mutex::new(passing);
     let (from_one, to_one) = one.split();
     let (from_other, to_other) = other.split();
@@ -172,16 +173,17 @@ async fn between<S: AsyncRead + AsyncWrite>(
     let idle = async {
         loop {
             let until = lock(&passing).until();
-            if until <= Instant::now() {
+            if until <= tokio::time::Instant::now() {
                 return;
             }
             // The end of one side brings it nearer.
-            let look = until.min(Instant::now() + lock(&passing).ending);
-            tokio::time::sleep_until(look.into()).await;
+            let look = until.min(tokio::time::Instant::now() + lock(&passing).ending);
+            tokio::time::sleep_until(look).await;
         }
     };
     tokio::select! {
         done = both => done.map(drop),
+        () = over => Err(io::Error::new(io::ErrorKind::TimedOut, "the connection was passed on for as long as one may be")),
         () = idle => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing went over the connection any more")),
     }
 }
@@ -198,7 +200,7 @@ async fn one_way(
         let count = from.read(&mut buffer).await?;
         {
             let mut passing = lock(passing);
-            passing.last = Instant::now();
+            passing.last = tokio::time::Instant::now();
             passing.ended |= count == 0;
             let left = passing.left.checked_sub(count as u64);
             passing.left =
@@ -287,7 +289,11 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_goes_than_is_passed_on_in_both_directions_together() {
-        let (mut one, mut other, passed) = circuit(|passing| passing.left = 10);
+        // As much has gone already as one connection may carry, but for ten bytes.
+        let (mut one, mut other, passed) = circuit(|passing| {
+            passing.left = passing.left.min(RELAY_CIRCUIT_BYTES);
+            passing.left -= RELAY_CIRCUIT_BYTES - 10;
+        });
         let mut said = [0; 5];
         one.write_all(b"12345").await.unwrap();
         other.read_exact(&mut said).await.unwrap();
@@ -296,6 +302,35 @@ mod tests {
         one.write_all(b"1").await.unwrap();
         let error = passed.await.unwrap().unwrap_err();
         assert!(error.to_string().contains("more went over"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_over_which_something_goes_all_the_time_ends_all_the_same() {
+        let (mut one, mut other, mut passed) = circuit(|_| ());
+        let since = tokio::time::Instant::now();
+        let talking = async {
+            let mut said = [0];
+            loop {
+                tokio::time::sleep(RELAY_CIRCUIT_IDLE / 2).await;
+                if one.write_all(b"x").await.is_err() || other.read_exact(&mut said).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let error = tokio::select! {
+            passed = &mut passed => passed.unwrap().unwrap_err(),
+            () = talking => unreachable!("it talks for ever"),
+        };
+        assert!(error.to_string().contains("as long as one may be"), "{error}");
+        assert!(since.elapsed() >= RELAY_CIRCUIT_TIME, "{:?}", since.elapsed());
+    }
+
+    #[test]
+    fn what_is_passed_on_may_rest_as_long_as_is_said_and_less_once_one_side_has_ended() {
+        let mut passing = Passing::new();
+        assert_eq!(passing.until() - passing.last, RELAY_CIRCUIT_IDLE);
+        passing.ended = true;
+        assert_eq!(passing.until() - passing.last, RELAY_CIRCUIT_ENDING);
     }
 
     #[tokio::test]

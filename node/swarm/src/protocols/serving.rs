@@ -191,19 +191,7 @@ impl Serving {
         folder: &Path,
         parts: &[ChainingValue],
     ) -> io::Result<BlobOutboard> {
-        let size = state.size;
-        let pairs = || {
-            if bytes_of(size) <= self.in_memory {
-                return Ok(Pairs::in_memory(size));
-            }
-            if !lock(&self.large).fits(weight_of(size)) {
-                return Err(io::Error::other(format!(
-                    "the file of blob {blob} has {size} bytes, more than is served"
-                )));
-            }
-            std::fs::create_dir_all(folder)?;
-            Ok(Pairs::Disk(tempfile::tempfile_in(folder)?))
-        };
+        let pairs = || self.place_for(blob, state.size, folder);
         if let Some(outboard) = BlobOutboard::of_parts(blob, pairs, parts, (file, state))? {
             return Ok(outboard);
         }
@@ -211,6 +199,20 @@ impl Serving {
             tracing::warn!(%blob, "what is known of the file's parts is not true; all of it is read");
         }
         BlobOutboard::read(blob, pairs()?, file, state)
+    }
+
+    /// Where the pairs of a file of so many bytes go.
+    fn place_for(&self, blob: BlobDigest, size: u64, folder: &Path) -> io::Result<Pairs> {
+        if bytes_of(size) <= self.in_memory {
+            return Ok(Pairs::in_memory(size));
+        }
+        if !lock(&self.large).fits(weight_of(size)) {
+            return Err(io::Error::other(format!(
+                "the file of blob {blob} has {size} bytes, more than is served"
+            )));
+        }
+        std::fs::create_dir_all(folder)?;
+        Ok(Pairs::Disk(tempfile::tempfile_in(folder)?))
     }
 
     fn turn(&self, blob: BlobDigest) -> Arc<Mutex<()>> {
@@ -387,6 +389,72 @@ mod tests {
         }
         let trees = lock(&serving.trees);
         assert_eq!(trees.len(), 3);
+    }
+
+    /// What is used last stays, where both have just more room together than there is.
+    fn holds_no_more_than<K: Copy + Eq + std::hash::Hash, V>(
+        kept: &Mutex<Recent<K, V>>,
+        most: usize,
+        [first, last]: [(K, Arc<V>); 2],
+    ) {
+        let mut kept = lock(kept);
+        kept.insert(first.0, Arc::clone(&first.1), most / 2);
+        kept.insert(last.0, Arc::clone(&last.1), most - most / 2);
+        assert_eq!(kept.len(), 2, "there is room for so much");
+        kept.insert(last.0, last.1, most - most / 2 + 1);
+        assert!(kept.get(first.0).is_none() && kept.get(last.0).is_some());
+    }
+
+    #[test]
+    fn no_more_is_remembered_of_what_was_served_than_there_is_room_for() {
+        let serving = Serving::new();
+        let file = tempfile::tempfile().unwrap();
+        let outboard = ask(&serving, BlobDigest::of(b""), &file, Path::new("")).unwrap();
+        let serving = Serving::new();
+        let blobs = [1, 2].map(|number| (BlobDigest([number; 32]), Arc::clone(&outboard)));
+        holds_no_more_than(&serving.outboards, OUTBOARD_BYTES, blobs.clone());
+        holds_no_more_than(&serving.large, OUTBOARD_BYTES_ON_DISK, blobs);
+        let trees = [1, 2].map(|number| (TreeDigest([number; 32]), Arc::default()));
+        holds_no_more_than(&serving.trees, SERVED_BLOBS, trees);
+        let unproven = [1, 2].map(|number| {
+            let unproven = Unproven {
+                file: FileState::of(&file.metadata().unwrap()),
+                since: Instant::now(),
+                reason: String::new(),
+            };
+            (BlobDigest([number; 32]), Arc::new(unproven))
+        });
+        holds_no_more_than(&serving.unproven, UNPROVEN_FILES, unproven);
+    }
+
+    #[test]
+    fn the_hashes_of_a_file_are_in_memory_or_on_the_disk_by_its_size_or_nowhere() {
+        let (serving, folder) = (Serving::new(), tempfile::tempdir().unwrap());
+        let place = |size| serving.place_for(BlobDigest([1; 32]), size, folder.path());
+        // They are 1/256 of the file.
+        let most_in_memory = OUTBOARD_BYTES_OF_A_FILE * 256;
+        assert!(matches!(place(most_in_memory), Ok(Pairs::Memory(_))));
+        assert!(matches!(place(most_in_memory + (1 << 20)), Ok(Pairs::Disk(_))));
+        let most_on_disk = 256 << 30;
+        assert!(matches!(place(most_on_disk), Ok(Pairs::Disk(_))));
+        assert!(bytes_of(most_on_disk) <= OUTBOARD_BYTES_ON_DISK as u64);
+        let error = place(OUTBOARD_BYTES_ON_DISK as u64 * 256)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("more than is served"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_for_content_waits_for_a_place_for_a_while_and_no_longer() {
+        let (serving, ann) = (Serving::new(), NodeKey([1; 32]));
+        let mut taken = vec![];
+        for _ in 0..CONTENT_STREAMS_PER_PEER {
+            taken.push(serving.place(ann).await.unwrap());
+        }
+        let since = tokio::time::Instant::now();
+        assert!(serving.place(ann).await.is_none());
+        // The time of the test goes on by itself where everybody waits.
+        assert!(since.elapsed() >= PLACE_PATIENCE && since.elapsed() < 2 * PLACE_PATIENCE);
     }
 
     fn ask(serving: &Serving, blob: BlobDigest, file: &File, folder: &Path) -> io::Result<Arc<BlobOutboard>> {

@@ -8,10 +8,12 @@ use std::time::Instant;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tvix_node_protocol::envelope::Envelope;
-use tvix_node_protocol::limits::{PATHS_ANSWER, PRESENCE_QUESTION_KEYS, SHOWN_BYTES, UNDERWAY_KEYS};
+use tvix_node_protocol::limits::{
+    INTRODUCTION_BYTES, PATHS_ANSWER, PRESENCE_QUESTION_KEYS, PUSH_BYTES, SHOWN_BYTES, UNDERWAY_KEYS,
+};
 use tvix_node_protocol::messages::{
-    PathAnswer, PathsQuestion, PresenceAnswer, PresenceCells, PresenceQuestion, PresenceRefusal, PushRefusal,
-    RefusalReason, Shown,
+    Claim, JoinAnswer, JoinRequest, Message, PathAnswer, PathsQuestion, PresenceAnswer, PresenceCells,
+    PresenceQuestion, PresenceRefusal, PushFrame, PushOffer, PushRefusal, RefusalReason, Shown,
 };
 use tvix_node_protocol::nix::store_path::StorePath;
 
@@ -20,8 +22,9 @@ use super::*;
 use crate::FetchOrder;
 use crate::core::Core;
 use crate::limits::{
-    ANSWER_TIME, CONNECTIONS_PER_PEER, EVENTS, FETCHES, PRESENCE_CELLS_PER_PUT,
-    PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, SHARES, STRANGERS, STREAMS,
+    ANSWER_TIME, CONNECTIONS_PER_PEER, EVENTS, FETCHES, PRESENCE_CELLS_PER_PUT, PRESENCE_QUERY_LEAST,
+    PRESENCE_QUESTIONS_PER_MINUTE, PRESENCE_ROUNDS, PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN,
+    PUSHES_TAKEN_PER_PEER, SHARES, STRANGERS, STREAMS,
 };
 use crate::line::Priority;
 use crate::net::Door;
@@ -105,6 +108,165 @@ async fn a_push_is_refused_before_its_offer_is_read() {
         .get(&ann.key())
         .map_or(0, |traffic| traffic.other_received);
     assert!(came < size / 4, "{came} of {size} bytes were read");
+}
+
+/// What is answered to a message that is sent as it is, however large; none: the stream is closed instead.
+async fn answered<Q: Message, A: Message>(mut wire: crate::net::wire::Wire, question: &Q) -> Option<A> {
+    let bytes = tvix_node_protocol::cbor::to_vec(question).unwrap();
+    // The other end may have closed before all of it was sent.
+    wire.writer.send_raw(&bytes).await.ok();
+    wire.writer.flush().await.ok();
+    soon(wire.reader.receive_or_end::<A>()).await.ok().flatten()
+}
+
+#[tokio::test]
+async fn a_stranger_is_not_listened_to_beyond_an_introduction() {
+    let ann = TestNode::founder(1).await;
+    let (network, traffic) = (stranger(9, &ann), crate::net::Traffic::default());
+    let asked = async |size: usize| {
+        let statement = Envelope {
+            domain: String::new(),
+            version: 1,
+            signer: key(9),
+            payload: vec![0; size],
+            signature: [0; 64],
+        };
+        let question = JoinRequest::Introduce {
+            swarm: ann.handle.swarm(),
+            statements: vec![statement],
+        };
+        let wire = crate::call::open(&network, &traffic, ann.key(), Door::Join);
+        answered::<_, JoinAnswer>(soon(wire).await.unwrap(), &question).await
+    };
+    let told = asked(INTRODUCTION_BYTES - 1024).await;
+    assert!(matches!(told, Some(JoinAnswer::Refused { .. })), "{told:?}");
+    assert_eq!(asked(INTRODUCTION_BYTES).await, None);
+    let told = asked(100).await;
+    assert!(matches!(told, Some(JoinAnswer::Refused { .. })), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_store_does_not_listen_to_an_offer_beyond_its_bound() {
+    let mut ann = TestNode::founder(1).await;
+    let mut bob = ann.invite(2).await;
+    ann.meets(bob.key()).await;
+    let (shown, to) = (ann.shelf.shown(&ann.shelf.add_small("pushed")), bob.key());
+    let record = |size| Envelope {
+        domain: String::new(),
+        version: 1,
+        signer: key(1),
+        payload: vec![0; size],
+        signature: [0; 64],
+    };
+    let offered = async |bytes: usize| {
+        let with_record = Shown {
+            record: Some(record(bytes)),
+            ..shown.clone()
+        };
+        let offer = PushOffer {
+            paths: vec![with_record],
+        };
+        let wire = ann.handle.core().open(to, Door::Push).await.unwrap();
+        answered::<_, PushFrame>(wire, &offer).await
+    };
+    assert_eq!(offered(PUSH_BYTES).await, None);
+    assert!(bob.events.pushes.try_recv().is_err(), "nobody hears of it");
+    let (frame, taken) = tokio::join!(offered(PUSH_BYTES - 4096), async {
+        soon(bob.events.pushes.recv()).await.unwrap().accept()
+    });
+    assert_eq!(frame, Some(PushFrame::Heartbeat));
+    drop(taken);
+}
+
+#[tokio::test]
+async fn a_question_about_records_costs_as_much_as_some_keys_do_however_few_it_has() {
+    let time = now();
+    let mut ann = TestNode::founder_as(1, |config| config.clock = Clock::new(move || time)).await;
+    let bob = ann.invite(2).await;
+    ann.meets(bob.key()).await;
+    let epoch = ann.handle.core().team.presence_secret().epoch();
+    let keys = vec![0; 16];
+    let (query, have) = (
+        PresenceQuestion::Query {
+            epoch,
+            keys: keys.clone(),
+        },
+        PresenceQuestion::Have { epoch, keys },
+    );
+    let least = u32::try_from(PRESENCE_QUERY_LEAST).unwrap();
+    // All but what two such questions cost, and one key.
+    let taken = crate::core::lock(&ann.handle.core().allowance).take(
+        bob.key(),
+        PRESENCE_QUESTIONS_PER_MINUTE - 2 * least - 1,
+        time,
+    );
+    assert!(taken);
+    let mut wire = bob.handle.core().open(ann.key(), Door::Presence).await.unwrap();
+    let mut asked = async |question: &PresenceQuestion| soon(wire.ask(question)).await.unwrap();
+    let busy = PresenceAnswer::Refused {
+        reason: PresenceRefusal::Busy,
+    };
+    for _ in 0..2 {
+        let answer: PresenceAnswer = asked(&query).await;
+        assert!(matches!(answer, PresenceAnswer::Claims { .. }), "{answer:?}");
+    }
+    let answer: PresenceAnswer = asked(&query).await;
+    assert_eq!(answer, busy);
+    let answer: PresenceAnswer = asked(&have).await;
+    assert!(matches!(answer, PresenceAnswer::Held { .. }), "{answer:?}");
+    let answer: PresenceAnswer = asked(&have).await;
+    assert_eq!(answer, busy);
+}
+
+static ROUNDS: AtomicUsize = AtomicUsize::new(0);
+
+/// Claims one more of the keys that it is asked about each time.
+fn drip(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    if inbound.door != Door::Presence {
+        return honestly(core, inbound);
+    }
+    async move {
+        let stream = core
+            .traffic
+            .counted_serving(inbound.stream, inbound.peer, inbound.door);
+        let mut wire = crate::net::wire::Wire::new(stream);
+        while let Ok(Some(PresenceQuestion::Query { keys, .. })) = wire.reader.receive_or_end().await {
+            ROUNDS.fetch_add(1, Ordering::Relaxed);
+            let header = Envelope {
+                domain: String::new(),
+                version: 1,
+                signer: inbound.peer,
+                payload: Vec::new(),
+                signature: [0; 64],
+            };
+            let keys = keys[..16].to_vec();
+            let claims = vec![Claim { header, keys }];
+            if wire
+                .writer
+                .send(&PresenceAnswer::Claims { claims })
+                .await
+                .is_err()
+                || wire.writer.flush().await.is_err()
+            {
+                return;
+            }
+        }
+    }
+    .boxed()
+}
+
+#[tokio::test]
+async fn a_keeper_that_always_has_a_little_more_to_say_is_not_listened_to_for_ever() {
+    let mut ann = TestNode::founder(1).await;
+    let bob = ann.invite_as(2, Roles::all(), drip, |_| ()).await;
+    ann.meets(bob.key()).await;
+    let core = ann.handle.core();
+    let secret = core.team.presence_secret();
+    let keys = (0..2 * PRESENCE_ROUNDS).map(|number| secret.key(&super::shelf::path(&format!("k{number}"))));
+    let asked = crate::protocols::find::query(core, bob.key(), secret.epoch(), keys.collect(), PATIENCE);
+    let claims = soon(asked).await.unwrap();
+    assert_eq!(claims.len(), PRESENCE_ROUNDS);
+    assert_eq!(ROUNDS.load(Ordering::Relaxed), PRESENCE_ROUNDS);
 }
 
 #[tokio::test]
