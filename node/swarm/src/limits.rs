@@ -246,6 +246,32 @@ pub const STREAMS_PER_PEER: usize = 512;
 /// Streams that may be open on one connection, in each direction: as many as are served.
 pub const STREAMS_PER_CONNECTION: usize = STREAMS_PER_PEER;
 
+/// Streams of a connection over TCP that have come and that nobody has taken, before the next one is closed unread: as many as
+/// who keeps to Yamux opens before it hears of one that it was taken.
+pub const UNTAKEN_STREAMS: usize = 256;
+
+/// Bytes that a stream over TCP may bring which are not read yet. Yamux begins with so many, and no program may give fewer.
+pub const STREAM_WINDOW: usize = 256 << 10;
+
+/// Bytes by which the windows of all streams of a connection over TCP may grow together. One grows while half of it comes within two
+/// round trips, so that all of them end at eight times what is on its way at most: a link of 1 Gbit/s with a round trip of 47 ms
+/// has 6 MB on its way, and one of twice the speed can be filled as well.
+pub const WINDOW_GROWTH: usize = 96 << 20;
+
+/// Bytes that a connection over TCP may bring which are not read yet: 352 MiB, of which 256 lie in streams that nobody reads, if
+/// there are as many as there may be. Of those of one member, 512 are served at once, over all its connections; others say what they
+/// are about within ten seconds, or are closed. So a member that does nothing else, over all four of its connections, can have
+/// 1.4 GiB held, and such members together as much as [`MEMORY_SHARE`] leaves, past which nobody is let in any more.
+pub const CONNECTION_WINDOW: usize = 2 * STREAMS_PER_CONNECTION * STREAM_WINDOW + WINDOW_GROWTH;
+
+/// The same of a stream over QUIC: somewhat more than what is on its way on a link of 1 Gbit/s with a round trip of 47 ms (6 MB), so
+/// that one stream can fill it.
+pub const QUIC_STREAM_WINDOW: u32 = 10_000_000;
+
+/// The same of all streams of a connection over QUIC: what one may bring, and half as much for others beside it. Four connections of
+/// one member hold 60 MB.
+pub const QUIC_CONNECTION_WINDOW: u32 = 15_000_000;
+
 /// Streams a stranger may have: it has one thing to say.
 pub const STREAMS_PER_STRANGER: usize = 1;
 

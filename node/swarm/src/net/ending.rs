@@ -1,4 +1,4 @@
-//! Yamux, whose connections come to an end.
+//! Connections that come to an end.
 //!
 //! Who closes a connection first sends what is still on its way, and libp2p waits for that for ever. To a machine that
 //! is gone, or a program that is stopped, it never gets away: the connection would stay, as if it were still there, and
@@ -7,18 +7,11 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use futures::future::{MapOk, TryFutureExt};
-use futures::{AsyncRead, AsyncWrite, FutureExt};
+use futures::FutureExt;
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
-use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
-use libp2p::yamux;
 use tokio::time::Sleep;
 
 use crate::limits::CLOSE_TIME;
-
-/// Makes connections as [`yamux::Config`] does, with a bound on how long they take to close.
-#[derive(Debug, Clone)]
-pub(crate) struct Yamux(pub(crate) yamux::Config);
 
 /// See the [module](self).
 pub(crate) struct Ending<M> {
@@ -28,7 +21,7 @@ pub(crate) struct Ending<M> {
 }
 
 impl<M> Ending<M> {
-    fn new(muxer: M) -> Self {
+    pub(crate) fn new(muxer: M) -> Self {
         Self { muxer, late: None }
     }
 }
@@ -70,50 +63,16 @@ impl<M: StreamMuxer + Unpin> StreamMuxer for Ending<M> {
     }
 }
 
-impl UpgradeInfo for Yamux {
-    type Info = <yamux::Config as UpgradeInfo>::Info;
-    type InfoIter = <yamux::Config as UpgradeInfo>::InfoIter;
-
-    fn protocol_info(&self) -> Self::InfoIter {
-        self.0.protocol_info()
-    }
-}
-
-type Made<F, M> = MapOk<F, fn(M) -> Ending<M>>;
-
-impl<C> InboundConnectionUpgrade<C> for Yamux
-where
-    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    type Output = Ending<yamux::Muxer<C>>;
-    type Error = <yamux::Config as InboundConnectionUpgrade<C>>::Error;
-    type Future = Made<<yamux::Config as InboundConnectionUpgrade<C>>::Future, yamux::Muxer<C>>;
-
-    fn upgrade_inbound(self, socket: C, info: Self::Info) -> Self::Future {
-        self.0.upgrade_inbound(socket, info).map_ok(Ending::new)
-    }
-}
-
-impl<C> OutboundConnectionUpgrade<C> for Yamux
-where
-    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    type Output = Ending<yamux::Muxer<C>>;
-    type Error = <yamux::Config as OutboundConnectionUpgrade<C>>::Error;
-    type Future = Made<<yamux::Config as OutboundConnectionUpgrade<C>>::Future, yamux::Muxer<C>>;
-
-    fn upgrade_outbound(self, socket: C, info: Self::Info) -> Self::Future {
-        self.0.upgrade_outbound(socket, info).map_ok(Ending::new)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
 
+    use futures::{AsyncRead, AsyncWrite};
     use libp2p::core::muxing::StreamMuxerExt as _;
+    use libp2p::core::upgrade::OutboundConnectionUpgrade as _;
 
     use super::*;
+    use crate::net::yamux::Yamux;
 
     /// Takes nothing and brings nothing, and says so never.
     struct Dead;
@@ -144,8 +103,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_cannot_say_farewell_is_closed_all_the_same() {
-        let yamux = Yamux(yamux::Config::default());
-        let mut made = yamux.upgrade_outbound(Dead, "/yamux/1.0.0").await.unwrap();
+        let mut made = Yamux::new().upgrade_outbound(Dead, "/yamux/1.0.0").await.unwrap();
         let closing = poll_fn(|context| made.poll_close_unpin(context));
         let closed = tokio::time::timeout(CLOSE_TIME * 2, closing).await;
         assert!(closed.is_ok_and(|closed| closed.is_ok()));

@@ -26,6 +26,7 @@ mod silence;
 mod tls;
 pub(crate) mod transport;
 pub(crate) mod wire;
+mod yamux;
 
 pub use caps::Caps;
 pub use counters::{PeerTraffic, Traffic};

@@ -241,6 +241,6 @@ where
 #[cfg(test)]
 mod mutations;
 #[cfg(test)]
-mod pipe;
+pub(super) mod pipe;
 #[cfg(test)]
 mod tests;

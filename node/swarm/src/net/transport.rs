@@ -8,7 +8,7 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     PeerId, Swarm, SwarmBuilder, connection_limits, dcutr, identify, kad, mdns, memory_connection_limits,
-    ping, relay, tcp, yamux,
+    ping, relay, tcp,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tvix_node_protocol::build::SwarmId;
@@ -18,15 +18,15 @@ use super::arriving::Arriving;
 use super::contacts::SharedContacts;
 use super::door::{Names, kad_name};
 use super::doors::{Doors, Inbound};
-use super::ending::Yamux;
 use super::gatekeeper::Gatekeeper;
 use super::members_only::MembersOnly;
 use super::tls::{EncryptionError, Tls};
+use super::yamux::Yamux;
 use crate::identity::{BadSecret, keypair};
 use crate::limits::{
     CONNECT_TIME, CONNECTIONS, CONNECTIONS_INCOMING, CONNECTIONS_PENDING, CONNECTIONS_PER_PEER,
     HANDSHAKE_TIME, IDLE_CONNECTION, MEMORY_SHARE, NEGOTIATING_STREAMS, PING_INTERVAL, PING_TIME,
-    ROUTING_REFRESH, STREAMS_PER_CONNECTION, WALK_TIME,
+    QUIC_CONNECTION_WINDOW, QUIC_STREAM_WINDOW, ROUTING_REFRESH, STREAMS_PER_CONNECTION, WALK_TIME,
 };
 
 /// Why the network could not be set up.
@@ -125,13 +125,15 @@ pub(crate) fn build(setup: Setup<'_>) -> Result<(Swarm<Behaviour>, mpsc::Receive
     };
     let swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), Tls::new, yamux_config)?
+        .with_tcp(tcp::Config::default().nodelay(true), Tls::new, Yamux::new)?
         .with_quic_config(|mut config| {
             config.handshake_timeout = HANDSHAKE_TIME;
             config.max_concurrent_stream_limit = u32::try_from(STREAMS_PER_CONNECTION).unwrap_or(u32::MAX);
+            config.max_stream_data = QUIC_STREAM_WINDOW;
+            config.max_connection_data = QUIC_CONNECTION_WINDOW;
             config
         })
-        .with_relay_client(Tls::new, yamux_config)?
+        .with_relay_client(Tls::new, Yamux::new)?
         // Nothing of it can fail.
         .with_behaviour(|_, relayed| behaviour(relayed))
         .unwrap_or_else(|never| match never {})
@@ -154,12 +156,6 @@ pub(crate) fn connections(teams: u32) -> connection_limits::ConnectionLimits {
         .with_max_established_incoming(Some(CONNECTIONS_INCOMING / teams))
         .with_max_established(Some(CONNECTIONS / teams))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER))
-}
-
-fn yamux_config() -> Yamux {
-    let mut config = yamux::Config::default();
-    config.set_max_num_streams(STREAMS_PER_CONNECTION * 2);
-    Yamux(config)
 }
 
 /// Kademlia, for finding nodes alone: it neither keeps nor passes on records.

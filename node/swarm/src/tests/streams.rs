@@ -11,7 +11,9 @@ use libp2p::quic;
 
 use super::*;
 use crate::identity::keypair;
-use crate::limits::{NEGOTIATING_STREAMS, STREAMS_PER_CONNECTION};
+use crate::limits::{
+    NEGOTIATING_STREAMS, QUIC_CONNECTION_WINDOW, QUIC_STREAM_WINDOW, STREAMS_PER_CONNECTION,
+};
 
 /// What both sides of a stream say first.
 const HEADER: &[u8] = b"\x13/multistream/1.0.0\n";
@@ -92,4 +94,35 @@ async fn so_many_streams_are_open_on_one_connection() {
         open.push(stream);
     }
     assert_eq!(open.len(), STREAMS_PER_CONNECTION);
+}
+
+/// What is taken of what is written to a stream, until no more is for a while.
+async fn write_all_that_is_taken(stream: &mut quic::Stream) -> usize {
+    let (mut written, bytes) = (0, vec![7; 64 << 10]);
+    while let Ok(count) = tokio::time::timeout(Duration::from_secs(2), stream.write(&bytes)).await {
+        written += count.unwrap();
+    }
+    written
+}
+
+#[tokio::test]
+async fn what_nobody_reads_of_a_stream_and_of_a_connection_has_a_bound() {
+    let ann = TestNode::founder(1).await;
+    let mut raw = Raw::dial(&ann).await;
+    let mut unsaid = Vec::new();
+    for _ in 0..NEGOTIATING_STREAMS {
+        unsaid.push(raw.say(&HEADER[..1]).await);
+    }
+    // Nobody looks at these.
+    let (mut taken, mut open) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let mut stream = raw.open().await.unwrap();
+        taken.push(write_all_that_is_taken(&mut stream).await);
+        open.push(stream);
+    }
+    let (stream, connection) = (QUIC_STREAM_WINDOW as usize, QUIC_CONNECTION_WINDOW as usize);
+    assert_eq!(taken[0], stream);
+    let all: usize = taken.iter().sum();
+    assert!(taken[1] < stream && taken[2] == 0, "{taken:?}");
+    assert!(all + NEGOTIATING_STREAMS == connection, "{all} of {connection}");
 }

@@ -28,7 +28,7 @@ impl Direction {
     }
 }
 
-pub(super) struct Pipe {
+pub(in crate::net) struct Pipe {
     to_here: Arc<Mutex<Direction>>,
     from_here: Arc<Mutex<Direction>>,
     holds: usize,
@@ -37,7 +37,7 @@ pub(super) struct Pipe {
 
 impl Pipe {
     /// Both ends of one that holds so many bytes in each direction and takes or gives so many in one call.
-    pub(super) fn pair(holds: usize, at_once: usize) -> (Self, Self) {
+    pub(in crate::net) fn pair(holds: usize, at_once: usize) -> (Self, Self) {
         let (one, other) = (Arc::default(), Arc::default());
         let end = |to_here: &Arc<_>, from_here: &Arc<_>| Self {
             to_here: Arc::clone(to_here),
@@ -49,12 +49,12 @@ impl Pipe {
     }
 
     /// Turns over one bit of that byte of all that is said here.
-    pub(super) fn spoil(&self, byte: usize) {
+    pub(in crate::net) fn spoil(&self, byte: usize) {
         self.from_here.lock().unwrap().spoilt = Some(byte);
     }
 
     /// Bytes that were said here.
-    pub(super) fn said(&self) -> usize {
+    pub(in crate::net) fn said(&self) -> usize {
         self.from_here.lock().unwrap().passed
     }
 }
