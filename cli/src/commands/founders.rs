@@ -93,6 +93,17 @@ pub fn about_founding(invited: &Invited) -> String {
     )
 }
 
+/// What it means that a team was founded with one founder, while others can still be founders of another one.
+pub fn about_founding_alone(invited: &Invited) -> String {
+    format!(
+        "This founded the team {}, whose only founder is this node: nobody else becomes one later. If its key is lost, nobody can \
+         invite for it or renew any more, and the team ends with its memberships; who steals the key can put out everybody.\n\
+         Keep a backup of 'identity' and 'teams' in its home. A team that outlives a founder's key begins with several, best before \
+         others join this one: they run 'tvix-node founder-key', and this node 'tvix-node invite --new-team --founder NAME=KEY'.",
+        short(invited.swarm)
+    )
+}
+
 /// Whose the tickets are.
 pub fn about_tickets(founders: &[FounderTicket], time: &str) -> String {
     let names: Vec<String> = founders.iter().map(|founder| clean(&founder.name)).collect();

@@ -62,7 +62,7 @@ fn about_ticket(invited: &Invited, arguments: &InviteArguments, idle_exit: bool)
     if invited.founded && !invited.founders.is_empty() {
         lines.push(founders::about_founding(invited));
     } else if invited.founded {
-        lines.push(format!("This founded the team {}.", short(invited.swarm)));
+        lines.push(founders::about_founding_alone(invited));
     } else if arguments.name.is_some() {
         lines.push("--name was not needed: this node has a name in its team already.".to_owned());
     }
@@ -508,12 +508,19 @@ mod tests {
             false,
         );
         assert!(
-            text.starts_with("This founded the team cdcdcdcdcdcd.\n"),
+            text.starts_with("This founded the team cdcdcdcdcdcd, whose only founder is this node: nobody else becomes one later."),
             "{text}"
         );
         assert!(text.contains("within 12 hours"), "{text}");
         assert!(text.contains("request, build, store, invite"), "{text}");
         assert!(!text.contains("warning"), "{text}");
+        for part in [
+            "backup",
+            "'tvix-node founder-key'",
+            "'tvix-node invite --new-team --founder NAME=KEY'",
+        ] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
         let text = told(&invited(false, address), &["--name", "x"], true);
         assert!(text.contains("--name was not needed"), "{text}");
         assert!(
@@ -521,7 +528,10 @@ mod tests {
             "{text}"
         );
         let text = told(&invited(false, &[]), &[], false);
-        assert!(text.contains("listens nowhere"), "{text}");
+        assert!(
+            text.contains("listens nowhere") && !text.contains("founder"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ struct ToBeOut {
     by: Vec<String>,
 }
 
-/// What founders should look at in a team; nothing in one that began with one.
+/// What founders should look at in a team.
 pub(super) fn of_founders(team: &TeamNode) -> Vec<Finding> {
     let (state, members) = (team.swarm.team(), team.swarm.members());
     let left: Vec<_> = members
@@ -23,7 +23,47 @@ pub(super) fn of_founders(team: &TeamNode) -> Vec<Finding> {
         let name = member.name.clone();
         (!by.is_empty()).then_some(ToBeOut { name, by })
     });
-    findings(state.genesis(), left.len(), &pending.collect::<Vec<_>>())
+    let alone = alone(
+        state.genesis(),
+        left.iter().any(|(key, _)| *key == team.swarm.key()),
+    );
+    let others = findings(state.genesis(), left.len(), &pending.collect::<Vec<_>>());
+    alone
+        .filter(|_| !left.is_empty())
+        .into_iter()
+        .chain(others)
+        .collect()
+}
+
+/// What hangs on one key in a team that began with one founder. `is_own`: this node's.
+fn alone(genesis: &Genesis, is_own: bool) -> Option<Finding> {
+    let [founder] = genesis.founders.as_slice() else {
+        return None;
+    };
+    let team = "a team that outlives that begins with several founders, each with a key from 'tvix-node founder-key': \
+                'tvix-node invite --new-team --founder NAME=KEY'";
+    let about = "founders".to_owned();
+    Some(match is_own {
+        true => Finding {
+            about,
+            state: Health::Warning,
+            found: "this node is the team's only founder, and nobody becomes one later: if its key is lost, nobody can renew those it \
+                    invited, and the team ends with their memberships; if it is stolen, nobody can put it out"
+                .to_owned(),
+            advice: Some(format!(
+                "keep a backup of 'identity' and 'teams' in its home; {team}"
+            )),
+        },
+        false => Finding {
+            about,
+            state: Health::Good,
+            found: format!(
+                "all memberships go back to {}, the team's only founder: without its key they cannot be renewed",
+                founder.name
+            ),
+            advice: None,
+        },
+    })
 }
 
 fn findings(genesis: &Genesis, left: usize, pending: &[ToBeOut]) -> Vec<Finding> {
@@ -77,6 +117,22 @@ mod tests {
             threshold,
             salt: [0; 32],
         }
+    }
+
+    #[test]
+    fn the_only_founder_hears_what_hangs_on_its_key_and_what_helps() {
+        let found = alone(&genesis(1, 1), true).unwrap();
+        assert_eq!(found.state, Health::Warning);
+        assert!(found.found.contains("only founder") && found.found.contains("nobody becomes one later"));
+        let advice = found.advice.unwrap();
+        assert!(
+            advice.contains("backup") && advice.contains("--new-team --founder"),
+            "{advice}"
+        );
+        let found = alone(&genesis(1, 1), false).unwrap();
+        assert_eq!((found.state, found.advice), (Health::Good, None));
+        assert!(found.found.contains("go back to founder 0"), "{}", found.found);
+        assert!(alone(&genesis(2, 1), true).is_none());
     }
 
     #[test]

@@ -416,12 +416,20 @@ fn peer(name: &str, known: &PeerOverview) -> Finding {
     let mut facts = Vec::new();
     match known.round_trip {
         Some(time) => facts.push(format!("{:.1} ms away", time.as_secs_f64() * 1000.0)),
-        None => facts.push("not measured yet how far away".to_owned()),
+        None => facts.push("distance not measured yet".to_owned()),
     }
-    match known.speed {
-        Some(speed) => facts.push(format!("{:.1} MB/s", speed as f64 / 1e6)),
-        None => facts.push("nothing large has come from it yet".to_owned()),
-    }
+    // The first connection is the one that is used.
+    facts.push(match known.connections.first() {
+        Some(address) if address.contains("/p2p-circuit") => "reached through another member".to_owned(),
+        _ => "reached directly".to_owned(),
+    });
+    facts.push(match known.speed {
+        Some(speed) => format!(
+            "{:.1} MB/s when something large last came from it",
+            speed as f64 / 1e6
+        ),
+        None => "speed not measured yet, for nothing large has come from it".to_owned(),
+    });
     if known.lied {
         return finding(
             &about,
@@ -578,6 +586,44 @@ mod tests {
         assert_eq!(space("/home", 10 << 30, None).state, Health::Warning);
         assert_eq!(space("/home", 100 << 30, Some(1 << 30)).state, Health::Good);
         assert_eq!(space("/home", 100 << 30, Some(5)).state, Health::Bad);
+    }
+
+    #[test]
+    fn how_far_how_fast_and_on_which_way_each_member_is_is_said() {
+        let at = |address: &str, round_trip, speed| PeerOverview {
+            connections: addresses(&[address, "/ip4/192.0.2.9/tcp/1"]),
+            addresses: Vec::new(),
+            round_trip,
+            status: None,
+            traffic: Default::default(),
+            speed,
+            lied: false,
+        };
+        let direct = "/ip4/192.0.2.7/tcp/4001";
+        let fast = peer(
+            "bob",
+            &at(direct, Some(Duration::from_micros(420)), Some(96_240_000)),
+        );
+        assert_eq!(
+            (fast.about.as_str(), fast.found.as_str()),
+            (
+                "peer bob",
+                "0.4 ms away, reached directly, 96.2 MB/s when something large last came from it"
+            )
+        );
+        let relayed =
+            "/ip4/192.0.2.7/tcp/4001/p2p/12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5/p2p-circuit";
+        let new = peer("bob", &at(relayed, None, None));
+        assert_eq!(new.state, Health::Good);
+        assert_eq!(
+            new.found,
+            "distance not measured yet, reached through another member, speed not measured yet, for nothing large has come from it"
+        );
+        let liar = PeerOverview {
+            lied: true,
+            ..at(direct, None, None)
+        };
+        assert_eq!(peer("bob", &liar).state, Health::Bad);
     }
 
     #[test]
