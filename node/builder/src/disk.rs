@@ -2,8 +2,8 @@
 //!
 //! There is no limit that an ordinary user could set on a folder, so it is looked at from time to time.
 //! Seldom enough to cost little: the next look comes after a multiple of the time that the last one took.
-//! What a build has deleted but still holds open is not seen; a single file is bounded by the kernel
-//! (`RLIMIT_FSIZE`).
+//! What has no name any more is found at the processes that have it ([`crate::unlinked`]). A single file is bounded by
+//! the kernel (`RLIMIT_FSIZE`).
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -14,20 +14,49 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmod, fchmod, openat, statat};
 use rustix::io::Errno;
 
+use crate::held::Held;
 use crate::limits::{DISK_DEPTH, DISK_ENTRY_BYTES, DISK_LOOK, DISK_LOOK_SHARE, FULL_BYTES, FULL_FILES};
+use crate::processes::below;
+use crate::scratch::Scratch;
+use crate::unlinked::Unlinked;
 
-/// Ends when the folders of a build have more than `limit` bytes.
-pub(crate) async fn exceeds(folders: Vec<PathBuf>, limit: u64) {
+/// Ends when a build has more than `limit` bytes: in its folders, and in files without a name that processes below its
+/// helper have.
+pub(crate) async fn exceeds(build: &Scratch, helper: Option<u32>, limit: u64) {
+    let mut nameless = Unlinked::beside(build.path()).ok().map(Held::new);
     loop {
         let began = Instant::now();
-        if is_exceeded(folders.clone(), limit).await {
+        let folders = build.written();
+        let look = tokio::task::spawn_blocking(move || {
+            let found = usage(&folders, limit);
+            let held = match (
+                &mut nameless,
+                helper.and_then(|helper| i32::try_from(helper).ok()),
+            ) {
+                (Some(nameless), Some(helper)) if found <= limit => nameless.look(&of_build(helper)),
+                _ => 0,
+            };
+            (found.saturating_add(held), nameless)
+        });
+        // Only the end of the runtime ends it otherwise.
+        let Ok((used, looked)) = look.await else {
+            return std::future::pending().await;
+        };
+        nameless = looked;
+        if used > limit {
             return;
         }
         tokio::time::sleep((began.elapsed() * DISK_LOOK_SHARE).max(DISK_LOOK)).await;
     }
 }
 
-/// Whether the folders of a build have more than `limit` bytes now.
+/// The processes of the build that a helper has.
+fn of_build(helper: i32) -> Vec<i32> {
+    let below = below(helper).into_iter().map(|process| process.id);
+    below.filter(|&process| process != helper).collect()
+}
+
+/// Whether the folders of a build whose processes are dead have more than `limit` bytes.
 pub(crate) async fn is_exceeded(folders: Vec<PathBuf>, limit: u64) -> bool {
     let used = tokio::task::spawn_blocking(move || usage(&folders, limit)).await;
     used.is_ok_and(|used| used > limit)
@@ -45,7 +74,7 @@ pub(crate) fn is_full(folder: &Path) -> bool {
 }
 
 /// Bytes on disk below some folders; stops counting beyond `enough`.
-fn usage(folders: &[PathBuf], enough: u64) -> u64 {
+pub(crate) fn usage(folders: &[PathBuf], enough: u64) -> u64 {
     let mut count = Count::default();
     for folder in folders {
         if count.bytes > enough {

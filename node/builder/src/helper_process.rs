@@ -97,6 +97,11 @@ impl WaitingHelper {
 }
 
 impl HelperProcess {
+    /// Its number; none where it has ended.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Kills the build and the helper, and waits until both are gone.
     pub(crate) async fn kill(mut self) {
         self.control.hang_up(&mut self.child).await;

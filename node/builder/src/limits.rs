@@ -155,6 +155,22 @@ pub const DISK_DEPTH: usize = 128;
 /// How often the memory of a build is looked at, where it has a limit and no control group.
 pub const MEMORY_LOOK: Duration = Duration::from_millis(250);
 
+/// Descriptors of a build that are looked at at once, see [`DISK_LOOK`] and [`MEMORY_LOOK`]: some 30 milliseconds. Builds
+/// have some hundreds; the next look goes on where there are more.
+pub const DESCRIPTORS_AT_ONCE: usize = 8192;
+
+/// Bytes of the list of a process's mappings, or of its mounts, that are read: 40,000 of them. A browser has a tenth of
+/// that.
+pub const MAPPINGS_BYTES: u64 = 4 << 20;
+
+/// What a file in memory counts beside its content: about what the kernel needs for it, so that floods of empty files are
+/// seen.
+pub const MEMORY_ENTRY_BYTES: u64 = 1 << 10;
+
+/// IPC namespaces of a build whose shared memory is kept in sight with an open descriptor each: a build has one. More
+/// are opened again for each look.
+pub const IPC_NAMESPACES: usize = 16;
+
 /// Differences told of one output: enough to see what kind of thing differs.
 pub const DIFFERENCES: usize = 100;
 

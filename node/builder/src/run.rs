@@ -135,6 +135,7 @@ async fn attempt(
     drop(order);
 
     let watch = Watch::new(began, spec.limits);
+    let id = helper.id();
     let mut proxy = Proxy::new(config.allowed(spec.for_another));
     // Pinned here and gone at the end of the block, so that the helper is free again.
     let outcome = {
@@ -148,7 +149,7 @@ async fn attempt(
             biased;
             () = cancel.cancelled() => Err(Cause::Cancelled),
             cause = watch.limits() => Err(cause),
-            cause = disk_limit(scratch, spec.limits.disk) => Err(cause),
+            cause = disk_limit(scratch, id, spec.limits.disk) => Err(cause),
             done = &mut work => done.map(|(outcome, ())| outcome),
         }
     };
@@ -313,11 +314,11 @@ pub(crate) fn setup_failure(report: Report) -> Cause {
 }
 
 /// Ends when a build uses more disk than it may.
-async fn disk_limit(scratch: &Scratch, limit: Option<u64>) -> Cause {
+async fn disk_limit(scratch: &Scratch, helper: Option<u32>, limit: Option<u64>) -> Cause {
     match limit {
         None => std::future::pending().await,
         Some(limit) => {
-            disk::exceeds(scratch.written(), limit).await;
+            disk::exceeds(scratch, helper, limit).await;
             Cause::DiskTooLarge(limit)
         }
     }

@@ -6,8 +6,8 @@
 //!   outlives it there).
 //! - [`clone_process`] copies the process like `fork`; it refuses to run where a second thread
 //!   exists, so the copy has no lock that another thread held.
-//! - Descriptors are passed as borrowed ones, except in [`child_signals`], which takes ownership of a
-//!   descriptor that the kernel has just made.
+//! - Descriptors are passed as borrowed ones, except in [`child_signals`] and [`owner_of_namespace`], which take
+//!   ownership of a descriptor that the kernel has just made.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_int, c_ulong};
@@ -66,6 +66,37 @@ pub(crate) fn clone_process(namespaces: c_int) -> io::Result<Side> {
 pub(crate) fn unshare(namespaces: c_int) -> io::Result<()> {
     // SAFETY: takes no pointers. Descriptors and memory stay shared with nobody: there is one thread.
     check(unsafe { libc::unshare(namespaces) }).map(drop)
+}
+
+/// What two processes or threads may have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shared {
+    /// Their memory.
+    Memory,
+    /// Their table of descriptors.
+    Files,
+}
+
+/// Whether two processes or threads have the same. Where the kernel does not tell, they are different.
+pub(crate) fn share(what: Shared, one: i32, other: i32) -> bool {
+    // KCMP_VM and KCMP_FILES (linux/kcmp.h).
+    let what: c_int = match what {
+        Shared::Memory => 1,
+        Shared::Files => 2,
+    };
+    // SAFETY: takes no pointers for these.
+    let order = check(unsafe { libc::syscall(libc::SYS_kcmp, one, other, what, 0usize, 0usize) });
+    order.is_ok_and(|order| order == 0)
+}
+
+/// The user namespace that another namespace belongs to.
+pub(crate) fn owner_of_namespace(namespace: &File) -> io::Result<OwnedFd> {
+    const NS_GET_USERNS: libc::Ioctl = 0xb701u32 as libc::Ioctl; // linux/nsfs.h
+    // SAFETY: takes no pointers; makes a new descriptor.
+    let descriptor = check(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) })?;
+    let descriptor = c_int::try_from(descriptor).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made it, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Leaves the session's keyring for a new, empty one.

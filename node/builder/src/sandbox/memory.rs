@@ -1,11 +1,15 @@
 //! The memory of a build: bounded by a control group, or watched where there is none.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write as _;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
+use super::unmapped::Unmapped;
 use crate::cgroup;
+use crate::held::{Found, Held, Thing};
+use crate::limits::MAPPINGS_BYTES;
+use crate::processes::{self, Process};
+use crate::sys::{self, Shared};
 use crate::wire::Order;
 
 /// How it is known that a build uses more memory than it may.
@@ -14,7 +18,7 @@ pub(super) enum MemoryWatch<'a> {
     /// well, we do: a build that lost a process that way is of no use.
     Kills(&'a Path),
     /// We add up.
-    Sum(u64),
+    Sum(Sum),
 }
 
 impl<'a> MemoryWatch<'a> {
@@ -29,77 +33,129 @@ impl<'a> MemoryWatch<'a> {
         });
         Some(match joined {
             Some(group) => Self::Kills(group.events.as_path()),
-            None => Self::Sum(limit),
+            None => Self::Sum(Sum::new(limit)),
         })
     }
 
     /// Whether it does now.
-    pub(super) fn is_exceeded(&self, first: i32) -> bool {
+    pub(super) fn is_exceeded(&mut self, first: i32) -> bool {
         match self {
             Self::Kills(events) => cgroup::was_exceeded(events),
-            Self::Sum(limit) => usage(first) > *limit,
+            Self::Sum(sum) => sum.usage(first) > sum.limit,
         }
     }
 }
 
-/// Bytes that a process and everything below it have for themselves, in memory or swapped out, and their
-/// parts of what they share with each other. Not files, and not shared memory that no process maps:
-/// `/dev/shm` is bounded by its own size.
-fn usage(first: i32) -> u64 {
-    let processes: BTreeMap<i32, i32> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            Some((
-                pid,
-                parent_of(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?,
-            ))
-        })
-        .collect();
-    processes
-        .keys()
-        .filter(|&&pid| descends(pid, first, &processes))
-        .filter_map(|pid| {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let shared = match kibibytes(&status, "RssShmem:") {
-                0 => 0,
-                // Walks through all of the process's memory, so only where there is any.
-                _ => fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-                    .map_or(0, |parts| kibibytes(&parts, "Pss_Shmem:")),
+/// Adds up what the processes of a build have.
+pub(super) struct Sum {
+    limit: u64,
+    /// What lies in files of a kind, mapped by a process or not.
+    held: Held<Unmapped>,
+}
+
+impl Sum {
+    fn new(limit: u64) -> Self {
+        Self {
+            limit,
+            held: Held::new(Unmapped::new(limit)),
+        }
+    }
+
+    /// Bytes that a process and everything below it have for themselves, in memory or swapped out, their parts of what
+    /// they share with each other, and what they hold in files that lie in memory.
+    fn usage(&mut self, first: i32) -> u64 {
+        let processes = processes::below(first);
+        let numbers: Vec<i32> = processes.iter().map(|process| process.id).collect();
+        let held = self.held.look(&numbers);
+        let mut own = 0u64;
+        let mut shared = Vec::new();
+        for Process { id, parent } in processes {
+            // A process that has been started and does not run its own program yet uses its parent's.
+            if id != first && sys::share(Shared::Memory, id, parent) {
+                continue;
+            }
+            let Some(status) = processes::status(id) else {
+                continue;
             };
-            Some(kibibytes(&status, "RssAnon:") + kibibytes(&status, "VmSwap:") + shared)
-        })
-        .sum::<u64>()
-        * 1024
+            own = own.saturating_add(kibibytes(&status, "RssAnon:") + kibibytes(&status, "VmSwap:"));
+            // Walks through all of the process's memory, so only where there is any.
+            if kibibytes(&status, "RssShmem:") > 0
+                && let Ok(parts) = fs::read_to_string(format!("/proc/{id}/smaps_rollup"))
+            {
+                shared.push((id, kibibytes(&parts, "Pss_Shmem:")));
+            }
+        }
+        let with = |shared: &[(i32, u64)]| {
+            let shared = shared.iter().map(|(_, bytes)| *bytes);
+            shared.fold(own.saturating_add(held), u64::saturating_add)
+        };
+        if held > 0 && with(&shared) > self.limit {
+            // What is mapped of what has been counted already must not count twice. Finding that out takes long.
+            for (process, bytes) in &mut shared {
+                *bytes = bytes.saturating_sub(counted(*process, self.held.found()));
+            }
+        }
+        with(&shared)
+    }
 }
 
-/// Orphans of a build belong to its first process, so all of it hangs together.
-fn descends(mut pid: i32, first: i32, parents: &BTreeMap<i32, i32>) -> bool {
-    for _ in 0..parents.len() {
-        match parents.get(&pid) {
-            _ if pid == first => return true,
-            Some(&parent) => pid = parent,
-            None => return false,
+/// Bytes of a process's part in shared memory that have been found otherwise.
+fn counted(process: i32, found: &Found) -> u64 {
+    let mut mappings = Vec::new();
+    let read = File::open(format!("/proc/{process}/smaps"))
+        .and_then(|file| file.take(2 * MAPPINGS_BYTES).read_to_end(&mut mappings));
+    if read.is_err() {
+        return 0;
+    }
+    let mut bytes = 0u64;
+    let mut counts = false;
+    for line in String::from_utf8_lossy(&mappings).lines() {
+        if let Some((device, number, name)) = mapping(line) {
+            counts = found.contains_key(&Thing::File(device, number))
+                || found.contains_key(&Thing::FileSystem(device))
+                || name.starts_with("/SYSV");
+        } else if counts {
+            bytes = bytes.saturating_add(kibibytes(line, "Pss:"));
+            // Changed in a copy, which is the process's own.
+            bytes = bytes.saturating_sub(kibibytes(line, "Anonymous:"));
         }
     }
-    false
+    bytes
 }
 
-/// The fourth field of `stat`. The second, a name in parentheses, may contain anything.
-fn parent_of(stat: &str) -> Option<i32> {
-    stat[stat.rfind(')')? + 1..]
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
+/// Device, number and name of the file of a mapping, from the line of `maps` or `smaps` that it begins with.
+fn mapping(line: &str) -> Option<(u64, u64, &str)> {
+    let mut fields = line.splitn(6, ' ');
+    let (range, _, _, device, number) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
+    range.split_once('-')?;
+    let (major, minor) = device.split_once(':')?;
+    let hexadecimal = |text: &str| u32::from_str_radix(text, 16).ok();
+    let device = rustix::fs::makedev(hexadecimal(major)?, hexadecimal(minor)?);
+    Some((
+        device,
+        number.parse().ok()?,
+        fields.next().unwrap_or("").trim_start(),
+    ))
 }
 
-/// A line of `status` or `smaps_rollup`; 0 where there is none, as for a process that is ending.
+/// Bytes that a line of `status` or `smaps` tells; 0 where there is none, as for a process that is ending.
 fn kibibytes(text: &str, field: &str) -> u64 {
     text.lines()
-        .find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB")?.parse().ok())
+        .find_map(|line| {
+            line.strip_prefix(field)?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        })
         .unwrap_or(0)
+        .saturating_mul(1024)
 }
 
 #[cfg(test)]
@@ -107,29 +163,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descendants_are_found_however_deep() {
-        let parents = BTreeMap::from([(1, 0), (10, 1), (11, 10), (12, 11), (20, 1), (30, 30)]);
-        let below: Vec<i32> = parents
-            .keys()
-            .copied()
-            .filter(|&pid| descends(pid, 10, &parents))
-            .collect();
-        assert_eq!(below, [10, 11, 12]);
+    fn fields_are_read() {
+        let status = "VmRSS:\t    12 kB\nRssAnon:\t   340 kB\nRssShmem:\t       0 kB\n";
+        assert_eq!(kibibytes(status, "RssAnon:"), 340 << 10);
+        assert_eq!(kibibytes(status, "VmSwap:"), 0);
     }
 
     #[test]
-    fn fields_are_read_past_odd_names() {
-        assert_eq!(parent_of("7 (a) b) c) S 5 7 7 0"), Some(5));
-        assert_eq!(parent_of("7 (a"), None);
-        let status = "VmRSS:\t    12 kB\nRssAnon:\t   340 kB\nRssShmem:\t       0 kB\n";
-        assert_eq!(kibibytes(status, "RssAnon:"), 340);
-        assert_eq!(kibibytes(status, "VmSwap:"), 0);
+    fn mappings_are_told_from_their_fields() {
+        let line = "7f10-7f30 rw-s 00000000 00:01 1027                       /memfd:a b (deleted)";
+        assert_eq!(mapping(line), Some((1, 1027, "/memfd:a b (deleted)")));
+        for field in [
+            "Pss:                 128 kB",
+            "VmFlags: rd wr sh mr mw me ms sd",
+            "",
+        ] {
+            assert_eq!(mapping(field), None);
+        }
     }
 
     #[test]
     fn this_process_has_some() {
         let own = std::process::id().cast_signed();
-        assert!(usage(own) > 0);
-        assert_eq!(usage(i32::MAX), 0);
+        assert!(Sum::new(u64::MAX).usage(own) > 0);
+        assert_eq!(Sum::new(u64::MAX).usage(i32::MAX), 0);
     }
 }

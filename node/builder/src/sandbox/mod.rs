@@ -17,6 +17,7 @@ mod memory;
 mod mounts;
 mod system_calls;
 mod tree;
+mod unmapped;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -141,7 +142,7 @@ fn watch(
     children: &OwnedFd,
     control: &UnixStream,
 ) -> Result<(wire::Exit, wire::Usage), Fault> {
-    let mut pause = MEMORY_LOOK;
+    let mut next_look = Instant::now() + MEMORY_LOOK;
     loop {
         if let Some(ended) = sys::wait(pid, false).step(|| "waiting for the build")? {
             return Ok(ended);
@@ -150,7 +151,8 @@ fn watch(
             PollFd::new(children, PollFlags::IN),
             PollFd::new(control, PollFlags::IN | PollFlags::RDHUP),
         ];
-        let timeout = memory.as_ref().map(|_| Timespec::try_from(pause)).transpose();
+        let until_look = || Timespec::try_from(next_look.saturating_duration_since(Instant::now()));
+        let timeout = memory.as_ref().map(|_| until_look()).transpose();
         let timeout = timeout
             .map_err(io::Error::other)
             .step(|| "waiting for the build")?;
@@ -170,13 +172,16 @@ fn watch(
             rustix::io::read(children, &mut signal).step(|| "reading a signal")?;
         }
         let began = Instant::now();
-        if memory.as_ref().is_some_and(|memory| memory.is_exceeded(pid)) {
+        if began < next_look {
+            continue;
+        }
+        if memory.as_mut().is_some_and(|memory| memory.is_exceeded(pid)) {
             memory = None;
             kill(pid);
             wire::write(control, &Report::TooMuchMemory).step(|| "reporting to the node")?;
         }
         // Looking takes a twentieth of a processor at most.
-        pause = (began.elapsed() * 20).max(MEMORY_LOOK);
+        next_look = Instant::now() + (began.elapsed() * 20).max(MEMORY_LOOK);
     }
 }
 

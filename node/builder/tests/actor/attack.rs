@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 
@@ -319,77 +319,6 @@ pub fn close_log(path: &str) -> Done {
     raw::close_output();
     fs::write(path, b"quiet")?;
     Ok(())
-}
-
-/// Fills something until it is stopped.
-pub fn fill(what: &str, path: &str) -> Done {
-    match what {
-        "log" => loop {
-            io::stdout().write_all(&[b'x'; 4096])?;
-        },
-        "lines" => loop {
-            println!("line");
-        },
-        "file" => {
-            let mut file = fs::File::create(path)?;
-            loop {
-                file.write_all(&[b'x'; 1 << 16])?;
-            }
-        }
-        "files" => {
-            // In a folder that nobody may read.
-            fs::DirBuilder::new().mode(0o700).create(path)?;
-            for number in 0.. {
-                fs::write(Path::new(path).join(format!("{number}")), [b'x'; 1 << 14])?;
-                if number == 1000 {
-                    fs::set_permissions(path, fs::Permissions::from_mode(0o000))?;
-                    loop {
-                        std::thread::park();
-                    }
-                }
-            }
-            Ok(())
-        }
-        "entries" => {
-            // Without any content.
-            fs::create_dir(path)?;
-            for number in 0.. {
-                fs::File::create(Path::new(path).join(number.to_string()))?;
-            }
-            Ok(())
-        }
-        "memory" => {
-            let mut all = Vec::new();
-            loop {
-                all.push(vec![1u8; 1 << 20]);
-            }
-        }
-        "shared" => {
-            // Between processes, so that it is nobody's own.
-            for _ in 0..200 {
-                raw::shared_memory(1 << 20)?.fill(1);
-            }
-            loop {
-                std::thread::park();
-            }
-        }
-        "children" => {
-            // Each of them with little.
-            for _ in 0..20 {
-                if raw::fork()? == 0 {
-                    let little = vec![1u8; 8 << 20];
-                    std::hint::black_box(&little);
-                    loop {
-                        std::thread::park();
-                    }
-                }
-            }
-            loop {
-                std::thread::park();
-            }
-        }
-        other => Err(format!("cannot fill {other}").into()),
-    }
 }
 
 /// Leaves names and modes that are hard to remove, everywhere it can write.

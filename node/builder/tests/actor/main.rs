@@ -4,6 +4,7 @@
 //! What an act finds out it prints, for the test to judge; its exit status says that it got so far.
 
 mod attack;
+mod flood;
 mod look;
 mod node;
 mod raw;
@@ -44,7 +45,8 @@ fn main() -> Done {
         ["linger", how, token] => attack::linger(how, token),
         ["kill-init", path] => attack::kill_init(path),
         ["close-log", path] => attack::close_log(path),
-        ["fill", what, path] => attack::fill(what, path),
+        ["fill", what, path] => flood::fill(what, path),
+        ["hold", what, path] => flood::hold(what, path),
         ["mess", path] => attack::mess(path),
         ["read-only", path] => look::write_read_only(path),
         ["trace"] => attack::trace(),

@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::Done;
 
@@ -142,15 +143,23 @@ pub fn fork() -> io::Result<i32> {
 
 /// New memory that children share.
 pub fn shared_memory(bytes: usize) -> io::Result<&'static mut [u8]> {
+    map(bytes, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)
+}
+
+/// A file as memory that children share. It has at least as many bytes.
+pub fn map_written(file: BorrowedFd<'_>, bytes: usize) -> io::Result<&'static mut [u8]> {
+    map(bytes, libc::MAP_SHARED, file.as_raw_fd())
+}
+
+fn map(bytes: usize, flags: i32, file: i32) -> io::Result<&'static mut [u8]> {
     // SAFETY: a new mapping of this length, never unmapped and given out once.
     unsafe {
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         let place = libc::mmap(
             std::ptr::null_mut(),
             bytes,
             libc::PROT_READ | libc::PROT_WRITE,
             flags,
-            -1,
+            file,
             0,
         );
         if place == libc::MAP_FAILED {
@@ -224,4 +233,52 @@ pub fn trace(pid: i32) -> io::Result<()> {
         result(libc::ptrace(libc::PTRACE_DETACH, pid, 0, 0))?;
     }
     Ok(())
+}
+
+/// Maps a file and never lets it go.
+pub fn map_shared(file: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    // SAFETY: a new mapping that nothing of this program reads or writes.
+    let place = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Denies others of the same user what a debugger may.
+pub fn hide_from_debuggers() -> io::Result<()> {
+    // SAFETY: no pointers.
+    result(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into()).map(drop)
+}
+
+/// System V's shared memory that nobody has attached any more.
+pub fn detached_segment(bytes: usize) -> io::Result<()> {
+    // SAFETY: the segment has as many bytes as are written, and is not used once it is detached.
+    unsafe {
+        let segment = result(libc::shmget(libc::IPC_PRIVATE, bytes, 0o600).into())?;
+        let segment = i32::try_from(segment).map_err(io::Error::other)?;
+        let place = libc::shmat(segment, std::ptr::null(), 0);
+        if place.addr() == usize::MAX {
+            return Err(io::Error::last_os_error());
+        }
+        std::ptr::write_bytes(place.cast::<u8>(), 1, bytes);
+        result(libc::shmdt(place).into())?;
+    }
+    Ok(())
+}
+
+/// Ends this thread alone.
+pub fn end_thread() -> ! {
+    // SAFETY: no pointers. What the thread has on its stack is not used by others.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    unreachable!("the thread has ended")
 }

@@ -3,6 +3,7 @@
 mod builds;
 mod channel;
 mod ends;
+mod floods;
 mod hostile;
 mod keys;
 mod network;

@@ -16,7 +16,7 @@ fn hostile_builders_of_an_ordinary_user_do_no_more_harm_than_root_s() {
     }
     let program = std::env::current_exe().expect("this program");
     let output = Command::new(program)
-        .args(["hostile::", "ends::"])
+        .args(["hostile::", "ends::", "floods::"])
         .env("TMPDIR", "/tmp")
         .current_dir("/")
         .gid(USER)

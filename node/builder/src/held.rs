@@ -1,0 +1,287 @@
+//! What the processes of a build hold and no look at its folders finds, such as files that have lost their names.
+//!
+//! A build may have millions of descriptors, so a look goes through a bounded number of them, and the next one goes on
+//! where it ended. Until all have been seen once more, what the last round came to counts.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, SeekFrom, Stat, fstat, openat, seek, statat, statfs};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use crate::limits::DESCRIPTORS_AT_ONCE;
+use crate::processes::tables;
+
+/// A thing that counts once, however many hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Thing {
+    /// A file that is open, by device and number.
+    File(u64, u64),
+    /// A file that is mapped and need not be open. Counts where it is not open, too.
+    Mapped(u64, u64),
+    /// A file system, by device.
+    FileSystem(u64),
+    /// The shared memory of an IPC namespace, by its number.
+    Segments(u64),
+}
+
+/// What has been found, in bytes.
+pub(crate) type Found = BTreeMap<Thing, u64>;
+
+/// What is looked for.
+pub(crate) trait Wanted {
+    /// Looks at what of a process is no descriptor. Gives what that cost, in looks at descriptors.
+    fn process(&mut self, process: i32, found: &mut Found) -> usize;
+
+    /// Bytes that an open file counts, if it does; `place` is its path in `/proc`.
+    fn file(&mut self, stat: &Stat, place: &str, found: &Found) -> Option<u64>;
+
+    /// All processes have been looked at.
+    fn round_is_over(&mut self) {}
+}
+
+/// Whether files lie in memory, by device.
+#[derive(Debug, Default)]
+pub(crate) struct InMemory(BTreeMap<u64, bool>);
+
+impl InMemory {
+    /// Kinds of file systems that do (linux/magic.h), by number and name.
+    pub(crate) const KINDS: [(u32, &str); 3] = [
+        (0x0102_1994, "tmpfs"),
+        (0x8584_58f6, "ramfs"),
+        (0x9584_58f6, "hugetlbfs"),
+    ];
+
+    /// Whether the files of a device do, one of which is at `place`.
+    pub(crate) fn is(&mut self, device: u64, place: &str) -> bool {
+        *self.0.entry(device).or_insert_with(|| {
+            // Some machines have it as a number with a sign.
+            let is =
+                |about: rustix::fs::StatFs| Self::KINDS.iter().any(|(kind, _)| about.f_type as u32 == *kind);
+            statfs(place).is_ok_and(is)
+        })
+    }
+
+    /// Numbers of devices are used again.
+    pub(crate) fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// What processes hold, see the module.
+#[derive(Debug)]
+pub(crate) struct Held<W> {
+    wanted: W,
+    /// In this round, as far as it has come.
+    found: Found,
+    /// In the last one.
+    before: u64,
+    /// Where the next look begins: process, thread, and how far its descriptors were read.
+    next: Option<(i32, i32, u64)>,
+    at_once: usize,
+}
+
+impl<W: Wanted> Held<W> {
+    pub(crate) fn new(wanted: W) -> Self {
+        Self {
+            wanted,
+            found: Found::new(),
+            before: 0,
+            next: None,
+            at_once: DESCRIPTORS_AT_ONCE,
+        }
+    }
+
+    /// What the look before found of the things that it counted.
+    pub(crate) fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// Looks once more. `processes` are in order. Gives bytes.
+    pub(crate) fn look(&mut self, processes: &[i32]) -> u64 {
+        let mut left = self.at_once;
+        let begin = match self.next.take() {
+            Some(begin) => begin,
+            None => {
+                self.found.clear();
+                (0, 0, 0)
+            }
+        };
+        for &process in processes.iter().filter(|&&process| process >= begin.0) {
+            let resumes = process == begin.0;
+            if !resumes {
+                let cost = self.wanted.process(process, &mut self.found);
+                left = left.saturating_sub(cost + 1);
+            }
+            for thread in tables(process) {
+                if resumes && thread < begin.1 {
+                    continue;
+                }
+                let offset = if resumes && thread == begin.1 { begin.2 } else { 0 };
+                if let Some(offset) = self.table(process, thread, offset, &mut left) {
+                    self.next = Some((process, thread, offset));
+                    return self.before.max(total(&self.found));
+                }
+            }
+        }
+        self.wanted.round_is_over();
+        self.before = total(&self.found);
+        self.before
+    }
+
+    /// The descriptors of one table. Gives how far they were read, if not to their end.
+    fn table(&mut self, process: i32, thread: i32, offset: u64, left: &mut usize) -> Option<u64> {
+        let folder = format!("/proc/{process}/task/{thread}/fd");
+        let mut entries = match entries(&folder, offset) {
+            Ok(entries) => entries,
+            Err(Errno::ACCESS) => return self.hidden_table(process, thread, offset, left),
+            Err(_) => return None,
+        };
+        while let Some(Ok(entry)) = entries.read() {
+            // `.`, `..` and what is no number.
+            let Some(number) = entry
+                .file_name()
+                .to_str()
+                .ok()
+                .and_then(|name| name.parse::<u64>().ok())
+            else {
+                continue;
+            };
+            if *left == 0 {
+                // As the kernel numbers them: after the two folders.
+                return Some(number + 2);
+            }
+            *left -= 1;
+            if let Ok(stat) = entries.fd().and_then(|folder| about(folder, entry.file_name())) {
+                self.file(&stat, &format!("{folder}/{number}"));
+            }
+        }
+        None
+    }
+
+    /// The same for a process that does not want to be looked at (`PR_SET_DUMPABLE`, or a program that nobody may read).
+    /// Its descriptors are not listed for an ordinary user, and can be copied one by one.
+    fn hidden_table(&mut self, process: i32, thread: i32, offset: u64, left: &mut usize) -> Option<u64> {
+        // PIDFD_THREAD, since Linux 6.9; before, other threads' own tables are not seen.
+        let flags = match thread == process {
+            true => PidfdFlags::empty(),
+            false => PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned()),
+        };
+        let handle = pidfd_open(Pid::from_raw(thread)?, flags).ok()?;
+        let status = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/status")).ok()?;
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"))?;
+        let size: u64 = size.trim().parse().ok()?;
+        for number in offset.saturating_sub(2)..size {
+            if *left == 0 {
+                return Some(number + 2);
+            }
+            *left -= 1;
+            let copy = pidfd_getfd(&handle, i32::try_from(number).ok()?, PidfdGetfdFlags::empty());
+            if let Ok(copy) = copy
+                && let Ok(stat) = fstat(&copy)
+            {
+                self.file(&stat, &format!("/proc/self/fd/{}", copy.as_raw_fd()));
+            }
+        }
+        None
+    }
+
+    fn file(&mut self, stat: &Stat, place: &str) {
+        if let Some(bytes) = self.wanted.file(stat, place, &self.found) {
+            self.found.insert(Thing::File(stat.st_dev, stat.st_ino), bytes);
+        }
+    }
+}
+
+/// Bytes of everything.
+fn total(found: &Found) -> u64 {
+    let counts = |thing: &Thing| match *thing {
+        Thing::Mapped(device, number) => !found.contains_key(&Thing::File(device, number)),
+        _ => true,
+    };
+    let bytes = found
+        .iter()
+        .filter(|(thing, _)| counts(thing))
+        .map(|(_, bytes)| *bytes);
+    bytes.fold(0, u64::saturating_add)
+}
+
+fn entries(folder: &str, offset: u64) -> Result<Dir, Errno> {
+    let folder: OwnedFd = openat(
+        CWD,
+        folder,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    seek(&folder, SeekFrom::Start(offset))?;
+    Dir::new(folder)
+}
+
+/// What a descriptor leads to. What is known of it is enough: the server of a network file system need not be asked.
+fn about(folder: impl AsFd, name: &std::ffi::CStr) -> Result<Stat, Errno> {
+    match statat(&folder, name, AtFlags::STATX_DONT_SYNC) {
+        // Older kernels do not know that this can be asked for here.
+        Err(Errno::INVAL) => statat(folder, name, AtFlags::empty()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// Counts the files of a device.
+    struct OfDevice(u64);
+
+    impl Wanted for OfDevice {
+        fn process(&mut self, _process: i32, _found: &mut Found) -> usize {
+            0
+        }
+
+        fn file(&mut self, stat: &Stat, _place: &str, _found: &Found) -> Option<u64> {
+            (stat.st_dev == self.0 && stat.st_nlink == 0).then_some(1)
+        }
+    }
+
+    #[test]
+    fn everything_is_seen_in_the_end_however_little_at_once() {
+        let own = std::process::id().cast_signed();
+        let files: Vec<File> = (0..100).map(|_| tempfile::tempfile().unwrap()).collect();
+        let device = files[0].metadata().unwrap().dev();
+        let again: Vec<File> = files.iter().map(|file| file.try_clone().unwrap()).collect();
+        let mut held = Held::new(OfDevice(device));
+        held.at_once = 7;
+        // Other tests have files as well.
+        let mut most = 0;
+        for _ in 0..1000 {
+            most = most.max(held.look(&[own]));
+            if most >= 100 {
+                break;
+            }
+        }
+        assert!(most >= 100, "{most}");
+        // The first looks saw no more than they may.
+        let mut held = Held::new(OfDevice(device));
+        held.at_once = 7;
+        assert!(held.look(&[own]) <= 7);
+        assert!(held.next.is_some());
+        drop((files, again));
+    }
+
+    #[test]
+    fn what_is_mapped_and_open_counts_once() {
+        let found = Found::from([
+            (Thing::File(1, 2), 5),
+            (Thing::Mapped(1, 2), 9),
+            (Thing::Mapped(1, 3), 10),
+            (Thing::FileSystem(4), u64::MAX),
+        ]);
+        assert_eq!(total(&found), u64::MAX);
+        let found: Found = found.into_iter().take(3).collect();
+        assert_eq!(total(&found), 15);
+    }
+}

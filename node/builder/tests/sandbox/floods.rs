@@ -1,0 +1,221 @@
+//! Builds that use more than they may.
+
+use tvix_node_builder::{Cause, Config};
+
+use crate::stage::{OUT, Stage, control_groups, fields, skipped, spec};
+
+#[tokio::test]
+async fn a_flood_of_log_is_ended() {
+    let Some(stage) = Stage::new().await else { return };
+    for what in ["log", "lines"] {
+        let mut asked = spec(fields(&["fill", what, "-"]));
+        asked.limits.log = Some(1_000_000);
+        let played = stage.play(asked).await;
+        let heard: usize = played.log.iter().map(String::len).sum();
+        assert!(heard < 1_200_000, "{heard}");
+        assert!(matches!(played.cause(), Cause::LogTooLarge(1_000_000)));
+    }
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_flood_of_the_disk_is_ended() {
+    let Some(stage) = Stage::new().await else { return };
+    for place in [OUT, "/build/files", "/tmp/files"] {
+        let mut asked = spec(fields(&["fill", "files", place]));
+        asked.limits.disk = Some(8 << 20);
+        let cause = stage.play(asked).await.cause();
+        assert!(matches!(cause, Cause::DiskTooLarge(_)), "{place}: {cause}");
+    }
+    // Files without content take disk as well.
+    let mut asked = spec(fields(&["fill", "entries", "/build/files"]));
+    asked.limits.disk = Some(1 << 20);
+    assert!(matches!(stage.play(asked).await.cause(), Cause::DiskTooLarge(_)));
+    // One file is bounded by the kernel.
+    let mut asked = spec(fields(&["fill", "file", "/build/file"]));
+    asked.limits.disk = Some(8 << 20);
+    let played = stage.play(asked).await;
+    assert!(
+        played.log.iter().any(|line| line.contains("FileTooLarge")),
+        "{:?}",
+        played.log
+    );
+    assert!(matches!(played.cause(), Cause::DiskTooLarge(limit) if limit == 8 << 20));
+    // And a build that fails with less fails as it says.
+    let mut asked = spec(fields(&["exit", "77"]));
+    asked.limits.disk = Some(8 << 20);
+    assert!(matches!(stage.play(asked).await.cause(), Cause::Exit(77)));
+    assert!(stage.leftovers().is_empty());
+}
+
+/// Files without a name count as long as a process has them.
+#[tokio::test]
+async fn a_flood_of_the_disk_that_is_in_no_folder_is_ended() {
+    let Some(stage) = Stage::new().await else { return };
+    for (what, place) in [
+        ("unlinked", "/build"),
+        ("unlinked", "/tmp"),
+        ("unlinked", "/nix/store"),
+        ("unlinked-mapped", "/build"),
+    ] {
+        let mut asked = spec(fields(&["hold", what, place]));
+        asked.limits.disk = Some(8 << 20);
+        asked.limits.time = Some(120);
+        let played = stage.play(asked).await;
+        let log = played.log.join("\n");
+        let cause = played.cause();
+        assert!(
+            matches!(cause, Cause::DiskTooLarge(_)),
+            "{what} {place}: {cause}, {log}"
+        );
+    }
+    assert!(stage.leftovers().is_empty());
+}
+
+#[tokio::test]
+async fn a_flood_of_memory_is_ended() {
+    let Some(stage) = Stage::new().await else {
+        return;
+    };
+    for what in ["memory", "children", "shared"] {
+        let mut asked = spec(fields(&["fill", what, "-"]));
+        asked.limits.memory = Some(64 << 20);
+        let drv_path = asked.drv_path.clone();
+        let cause = stage.play(asked).await.cause();
+        assert!(matches!(cause, Cause::MemoryTooLarge(_)), "{what}: {cause}");
+        assert!(control_groups(&drv_path).is_empty());
+    }
+    // Shared memory that belongs to no process.
+    let mut asked = spec(fields(&["fill", "file", "/dev/shm/file"]));
+    asked.limits.memory = Some(64 << 20);
+    let played = stage.play(asked).await;
+    let full = played.log.iter().any(|line| line.contains("StorageFull"));
+    assert!(full || matches!(played.cause(), Cause::MemoryTooLarge(_)));
+    assert!(stage.leftovers().is_empty());
+}
+
+/// Memory that no process has mapped, wherever it is kept. A flood that is not seen goes on until its time is over.
+#[tokio::test]
+async fn a_flood_of_memory_that_nobody_has_mapped_is_ended() {
+    for control_groups in [true, false] {
+        let Some(stage) = Stage::with(|config| config.control_groups = control_groups).await else {
+            return;
+        };
+        for act in [
+            ["hold", "memfd", "-"],
+            ["hold", "memfd-undumpable", "-"],
+            ["hold", "memfd-of-thread", "-"],
+            ["hold", "memfd-apart", "-"],
+            ["hold", "memfd-among-many", "-"],
+            ["hold", "memory-of-thread", "-"],
+            ["hold", "segments", "-"],
+            ["hold", "segments-apart", "-"],
+            ["hold", "file-system", "/tmp"],
+            ["hold", "file-system-without-bound", "/tmp"],
+        ] {
+            let mut asked = spec(fields(&act));
+            asked.limits.memory = Some(64 << 20);
+            asked.limits.time = Some(120);
+            let played = stage.play(asked).await;
+            let log = played.log.join("\n");
+            let cause = played.cause();
+            assert!(
+                matches!(cause, Cause::MemoryTooLarge(_)),
+                "{act:?}: {cause}, {log}"
+            );
+        }
+        assert!(stage.leftovers().is_empty());
+    }
+}
+
+/// In `/dev/shm`, which is as large as the limit: together with what processes have it counts once.
+#[tokio::test]
+async fn what_lies_in_shared_memory_counts_with_the_rest() {
+    let Some(stage) = Stage::with(|config| config.control_groups = false).await else {
+        return;
+    };
+    for act in [
+        ["fill", "entries", "/dev/shm/files"],
+        ["fill", "half-and-half", "/dev/shm/file"],
+    ] {
+        let mut asked = spec(fields(&act));
+        asked.limits.memory = Some(64 << 20);
+        asked.limits.time = Some(120);
+        let played = stage.play(asked).await;
+        let log = played.log.join("\n");
+        let cause = played.cause();
+        assert!(
+            matches!(cause, Cause::MemoryTooLarge(_)),
+            "{act:?}: {cause}, {log}"
+        );
+    }
+    // What is mapped as well as open is there once.
+    let mut asked = spec(fields(&["fill", "mapped-twice", OUT]));
+    asked.limits.memory = Some(64 << 20);
+    drop(stage.play(asked).await.built());
+}
+
+#[tokio::test]
+async fn the_smaller_bound_on_memory_counts() {
+    for (own, asked, of_builder) in [(32, None, true), (32, Some(64), true), (128, Some(64), false)] {
+        let small = |config: &mut Config| {
+            config.control_groups = false;
+            config.memory = Some(own << 20);
+        };
+        let Some(stage) = Stage::with(small).await else {
+            return;
+        };
+        let mut flood = spec(fields(&["fill", "memory", "-"]));
+        flood.limits.memory = asked.map(|asked: u64| asked << 20);
+        match stage.play(flood).await.cause() {
+            Cause::MemoryOfBuilder(limit) => assert!(of_builder && limit == own << 20),
+            Cause::MemoryTooLarge(limit) => assert!(!of_builder && Some(limit >> 20) == asked),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_control_groups_none_is_made() {
+    let Some(stage) = Stage::with(|config| config.control_groups = false).await else {
+        return;
+    };
+    let mut asked = spec(fields(&["wait"]));
+    asked.limits.memory = Some(64 << 20);
+    let drv_path = asked.drv_path.clone();
+    let none = std::cell::Cell::new(false);
+    let look = |line: &str| {
+        none.set(control_groups(&drv_path).is_empty());
+        line == "waiting"
+    };
+    assert!(matches!(
+        stage.play_until(asked, look).await.cause(),
+        Cause::Cancelled
+    ));
+    assert!(none.get());
+}
+
+/// The kernel's own bound, where this user may set one.
+#[tokio::test]
+async fn a_build_with_a_bound_on_memory_is_in_a_group_while_it_runs() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["wait"]));
+    asked.limits.memory = Some(64 << 20);
+    let drv_path = asked.drv_path.clone();
+    let groups = std::cell::RefCell::new(Vec::new());
+    let look = |line: &str| {
+        let found = control_groups(&drv_path).into_iter().map(|group| {
+            let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap();
+            members.lines().count()
+        });
+        *groups.borrow_mut() = found.collect::<Vec<_>>();
+        line == "waiting"
+    };
+    let played = stage.play_until(asked, look).await;
+    assert!(matches!(played.cause(), Cause::Cancelled));
+    assert!(control_groups(&drv_path).is_empty());
+    match groups.borrow().as_slice() {
+        [] => skipped("a control group for a build", &"this user may make none here"),
+        members => assert_eq!(members, [1]),
+    }
+}
