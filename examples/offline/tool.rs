@@ -1,9 +1,10 @@
 //! A builder that needs nothing: one static program, no libc, no shell, made by `rustc` alone.
 //!
 //! Its only argument is a script, one command a line; `$name` is replaced by the environment's
-//! value. `echo TEXT`, `mkdir PATH`, `write PATH TEXT`, `executable PATH`, `copy FROM TO`,
+//! value. `echo TEXT`, `mkdir PATH`, `write PATH TEXT`, `named PATH NAME TEXT` (writes a file of a folder; its name is
+//! given as hexadecimal numbers), `executable PATH`, `copy FROM TO`,
 //! `cat PATH`, `link TARGET PATH`, `env` (prints the environment), `wait` (until SIGUSR1 comes),
-//! `sleep SECONDS`, `forget` (closes the descriptors that it inherited), `fail CODE`. A command that fails ends the program with status 1 and says so.
+//! `sleep SECONDS`, `spawn COUNT` (processes that sleep, as far as it gets them), `forget` (closes the descriptors that it inherited), `fail CODE`. A command that fails ends the program with status 1 and says so.
 #![no_std]
 #![no_main]
 
@@ -25,6 +26,7 @@ mod number {
     pub const FCHMODAT: usize = 268;
     pub const NANOSLEEP: usize = 35;
     pub const SIGPROCMASK: usize = 14;
+    pub const CLONE: usize = 56;
     pub const SIGTIMEDWAIT: usize = 128;
     pub const EXIT_GROUP: usize = 231;
 }
@@ -39,6 +41,7 @@ mod number {
     pub const FCHMODAT: usize = 53;
     pub const NANOSLEEP: usize = 101;
     pub const SIGPROCMASK: usize = 135;
+    pub const CLONE: usize = 220;
     pub const SIGTIMEDWAIT: usize = 137;
     pub const EXIT_GROUP: usize = 94;
 }
@@ -211,6 +214,19 @@ fn run(environment: &Environment, line: &[u8]) {
             put(file, b"\n");
             call(number::CLOSE, file, 0, 0, 0);
         }
+        b"named" => {
+            let (path, rest) = split(rest);
+            let (name, text) = split(rest);
+            let mut path = environment.expand(path);
+            path.push(b"/");
+            let digit = |digit: u8| (digit as char).to_digit(16).unwrap_or(0) as u8;
+            for pair in name.chunks_exact(2) {
+                path.push(&[digit(pair[0]) << 4 | digit(pair[1])]);
+            }
+            let file = open(&path, CREATE);
+            put(file, environment.expand(text).text());
+            call(number::CLOSE, file, 0, 0, 0);
+        }
         b"executable" => {
             let path = environment.expand(rest);
             check(call(number::FCHMODAT, AT_FDCWD, path.address(), 0o755, 0), line);
@@ -243,6 +259,16 @@ fn run(environment: &Environment, line: &[u8]) {
         b"sleep" => {
             let time = [number_of(rest), 0];
             call(number::NANOSLEEP, time.as_ptr() as usize, 0, 0, 0);
+        }
+        b"spawn" => {
+            for _ in 0..number_of(rest) {
+                const SIGCHLD: usize = 17;
+                if call(number::CLONE, SIGCHLD, 0, 0, 0) == 0 {
+                    let long = [1usize << 30, 0];
+                    call(number::NANOSLEEP, long.as_ptr() as usize, 0, 0, 0);
+                    exit(0);
+                }
+            }
         }
         b"forget" => {
             for inherited in 3..1024 {

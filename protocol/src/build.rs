@@ -86,6 +86,10 @@ pub struct BuildLimits {
     pub disk: Option<u64>,
     /// Bytes of memory of all processes together; none: no limit.
     pub memory: Option<u64>,
+    /// Processes and threads at once; none: [`BuildLimits::PROCESSES`]. Not written where there is none, so that nodes
+    /// that do not know of it understand everything else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
 }
 
 impl BuildLimits {
@@ -96,7 +100,18 @@ impl BuildLimits {
         log: None,
         disk: None,
         memory: None,
+        processes: None,
     };
+
+    /// Processes and threads of a build for which nothing else is said: far above what parallel builds on large machines
+    /// use, far below what a machine can have (`pid_max`), so that a fork bomb ends in its own sandbox.
+    pub const PROCESSES: u64 = 8192;
+
+    /// Processes and threads that a build may have at once.
+    #[must_use]
+    pub fn processes(&self) -> u64 {
+        self.processes.unwrap_or(Self::PROCESSES)
+    }
 }
 
 /// What two who want the same derivation must have in common besides its inputs to share one build of it.

@@ -78,6 +78,20 @@ fn a_request_names_so_many_inputs_and_outputs_and_no_more() {
 }
 
 #[test]
+fn a_limit_on_processes_is_written_only_where_there_is_one() {
+    let written = |processes| {
+        let mut request = request();
+        request.limits.processes = processes;
+        let bytes = cbor::to_vec(&request).unwrap();
+        assert_eq!(cbor::from_slice::<BuildRequest>(&bytes, 10_000).unwrap(), request);
+        bytes.windows(9).any(|part| part == b"processes")
+    };
+    assert!(!written(None));
+    assert!(written(Some(50)));
+    assert_eq!(BuildLimits::NONE.processes(), 8192);
+}
+
+#[test]
 fn what_does_not_hold_together_is_refused() {
     let refused = |change: fn(&mut BuildRequest)| {
         let mut request = request();

@@ -227,6 +227,20 @@ fn a_build_that_uses_too_much_memory_is_stopped() {
 }
 
 #[test]
+fn a_build_that_has_too_many_processes_is_stopped() {
+    if !sandbox_works("a_build_that_has_too_many_processes_is_stopped") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(r#"{ crowd = build "crowd" { } "spawn 20\nwait never"; }"#);
+    let finished = machine.run(&["build", "-A", "crowd", "--max-build-processes", "10"]);
+    finished.failed(
+        1,
+        &["killed after having more than 10 processes and threads at once ('--max-build-processes' raises that"],
+    );
+}
+
+#[test]
 fn keep_going_builds_what_does_not_depend_on_the_failure() {
     if !sandbox_works("keep_going_builds_what_does_not_depend_on_the_failure") {
         return;

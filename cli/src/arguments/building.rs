@@ -34,6 +34,9 @@ pub struct BuildingArguments {
     /// Bytes of memory after which a build is stopped, all of its processes together; 0 for none
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     max_build_memory: Option<Limit>,
+    /// Processes and threads at once after which a build is stopped; 0 for as many as without this option, which is 8192
+    #[arg(long, value_name = "N", value_parser = limit)]
+    max_build_processes: Option<Limit>,
     /// Bytes of disk after which a build is stopped; 0 for none
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     max_build_disk_size: Option<Limit>,
@@ -70,6 +73,7 @@ impl BuildingArguments {
                 log: bound(self.max_build_log_size),
                 disk: bound(self.max_build_disk_size),
                 memory: bound(self.max_build_memory),
+                processes: bound(self.max_build_processes),
             },
             dry_run: false,
             check: false,

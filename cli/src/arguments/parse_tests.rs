@@ -113,6 +113,8 @@ fn every_option_of_a_build_is_understood() {
         "1M",
         "--max-build-disk-size",
         "2G",
+        "--max-build-processes",
+        "1K",
     ];
     let (_, building) = build(&line).unwrap();
     assert!(building.keep_going && building.keep_failed);
@@ -122,6 +124,7 @@ fn every_option_of_a_build_is_understood() {
         (limits.time, limits.silence, limits.log, limits.disk),
         (Some(60), None, Some(1 << 20), Some(2 << 30))
     );
+    assert_eq!(limits.processes, Some(1024));
 }
 
 #[test]

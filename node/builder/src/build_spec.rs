@@ -56,11 +56,9 @@ pub struct BuildSpec {
     pub slot: u32,
     /// `NIX_BUILD_CORES`; 0 means all.
     pub cores: u32,
-    /// Bounds on time, silence, log, disk and memory. What of memory is bound by a control group where this
+    /// Bounds on time, silence, log, disk, memory and processes. What of memory is bound by a control group where this
     /// user may make one ([`Config::control_groups`]), else watched.
     pub limits: BuildLimits,
-    /// Most processes and threads at once; see [`crate::limits::PROCESSES`].
-    pub processes: u32,
     /// Values for variables that a fixed-output derivation names in `impureEnvVars`. A name that is
     /// not here is set to the empty string, as Nix does.
     pub impure_environment: BTreeMap<String, Vec<u8>>,
@@ -84,7 +82,6 @@ impl BuildSpec {
             slot: 0,
             cores: 0,
             limits: BuildLimits::NONE,
-            processes: crate::limits::PROCESSES,
             impure_environment: BTreeMap::new(),
             keep_failed: false,
             for_another: false,

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use tvix_node_protocol::build::BuildLimits;
+
 use crate::StorePath;
 use crate::diagnosis::SandboxError;
 
@@ -200,6 +202,12 @@ pub enum Cause {
     /// It used too much memory.
     #[error("killed after using more than {0} bytes of memory")]
     MemoryTooLarge(u64),
+    /// It had too many processes.
+    #[error(
+        "killed after having more than {0} processes and threads at once ('--max-build-processes' raises that, on other \
+         members up to {most})", most = BuildLimits::PROCESSES
+    )]
+    TooManyProcesses(u64),
     /// It succeeded without producing an output.
     #[error("the builder succeeded, but did not produce the output '{output}' at {path}")]
     OutputMissing {
@@ -272,6 +280,7 @@ impl Cause {
             | Self::LogTooLarge(_)
             | Self::DiskTooLarge(_)
             | Self::MemoryTooLarge(_)
+            | Self::TooManyProcesses(_)
             | Self::OutputMissing { .. }
             | Self::OutputRejected { .. }
             | Self::DiskOfBuilder(_)

@@ -15,13 +15,6 @@ pub const LOG_TAIL_LINE_BYTES: usize = 4 << 10;
 /// Bytes read from the log at once: what a pseudoterminal hands over at most.
 pub const LOG_READ_BYTES: usize = 64 << 10;
 
-/// Processes and threads of one build, unless asked otherwise: far above what parallel builds on
-/// large machines use, far below `pid_max`, so that a fork bomb ends in its own sandbox.
-///
-/// Bound by `RLIMIT_NPROC`, which counts per user namespace since Linux 5.14. Older kernels count
-/// all processes of the user, so the limit is not set there for a node that is not root.
-pub const PROCESSES: u32 = 8192;
-
 /// Bytes of one message between node and sandbox helper. The largest is the build's specification:
 /// arguments, environment and files of a derivation, which itself is bounded to 64 MiB.
 pub const MESSAGE_BYTES: usize = 256 << 20;
@@ -152,10 +145,10 @@ pub const DISK_ENTRY_BYTES: u64 = 256;
 /// as deep.
 pub const DISK_DEPTH: usize = 128;
 
-/// How often the memory of a build is looked at, where it has a limit and no control group.
-pub const MEMORY_LOOK: Duration = Duration::from_millis(250);
+/// How often the processes of a build are counted, and its memory is looked at where it has a limit and no control group.
+pub const PROCESS_LOOK: Duration = Duration::from_millis(250);
 
-/// Descriptors of a build that are looked at at once, see [`DISK_LOOK`] and [`MEMORY_LOOK`]: some 30 milliseconds. Builds
+/// Descriptors of a build that are looked at at once, see [`DISK_LOOK`] and [`PROCESS_LOOK`]: some 30 milliseconds. Builds
 /// have some hundreds; the next look goes on where there are more.
 pub const DESCRIPTORS_AT_ONCE: usize = 8192;
 

@@ -1,11 +1,12 @@
 //! Whether sandboxes work on this machine.
 
+use tvix_node_protocol::build::BuildLimits;
+
 use crate::StorePath;
 use crate::config::Config;
 use crate::diagnosis::SandboxError;
 use crate::error::Cause;
 use crate::helper_process::WaitingHelper;
-use crate::limits::PROCESSES;
 use crate::run::setup_failure;
 use crate::scratch::Scratch;
 use crate::wire::{Bytes, Order, Report};
@@ -36,7 +37,7 @@ pub(crate) async fn probe(config: &Config) -> Result<(), SandboxError> {
         ipv6: false,
         kvm: config.features.contains("kvm"),
         niceness: 0,
-        processes: PROCESSES,
+        processes: BuildLimits::PROCESSES,
         memory: None,
         memory_group: None,
         file_bytes: None,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 
 use crate::sys::{self, Shared};
 
@@ -28,6 +29,29 @@ pub(crate) fn below(first: i32) -> Vec<Process> {
         .filter(|&(&id, _)| descends(id, first, &parents))
         .map(|(&id, &parent)| Process { id, parent })
         .collect()
+}
+
+/// Processes and threads in the process namespace that a process is the first of, as its own `/proc` lists them, which
+/// nothing in there can change. Stops counting beyond `enough`. None where it has ended, or has no `/proc` yet.
+pub(crate) fn inside(first: i32, enough: u64) -> u64 {
+    let folder = format!("/proc/{first}/root/proc");
+    let mut count = 0u64;
+    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if !name.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
+            continue;
+        }
+        let threads = || {
+            let tasks = format!("{folder}/{}/task", name.to_str()?);
+            // Beside itself and the folder above, one name for each.
+            fs::metadata(tasks).ok()?.nlink().checked_sub(2)
+        };
+        count = count.saturating_add(threads().unwrap_or(1));
+        if count > enough {
+            break;
+        }
+    }
+    count
 }
 
 /// Threads of a process that have a table of descriptors of their own, by number: nearly always the first one alone.

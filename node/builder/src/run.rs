@@ -281,6 +281,7 @@ fn finished(
             })
         }
         (Some(Report::TooMuchMemory), ..) => Err(too_much_memory(config, spec)),
+        (Some(Report::TooManyProcesses), ..) => Err(Cause::TooManyProcesses(spec.limits.processes())),
         (Some(failure), ..) => Err(setup_failure(failure)),
         (None, Some(started), Some((exit, usage))) => Ok((started, exit, usage)),
         (None, ..) => Err(Cause::HelperDied(status)),
@@ -419,7 +420,7 @@ fn order(
         ipv6: nat::has_ipv6(&config.allowed(spec.for_another)),
         kvm: config.features.contains("kvm"),
         niceness: spec.niceness(),
-        processes: spec.processes,
+        processes: spec.limits.processes(),
         memory: memory_limit(config, spec),
         memory_group: None,
         file_bytes: spec.limits.disk,

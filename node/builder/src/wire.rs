@@ -62,8 +62,8 @@ pub(crate) struct Order {
     pub(crate) kvm: bool,
     /// What it is worth beside the owner's own work, from 0 to 19.
     pub(crate) niceness: i32,
-    /// `RLIMIT_NPROC`.
-    pub(crate) processes: u32,
+    /// Processes and threads at once.
+    pub(crate) processes: u64,
     /// Bytes of memory of the whole build.
     pub(crate) memory: Option<u64>,
     /// The control group that bounds it; none: watch.
@@ -145,6 +145,8 @@ pub(crate) enum Report {
     },
     /// The build was killed, because it used more memory than allowed.
     TooMuchMemory,
+    /// The same, because it had more processes than allowed.
+    TooManyProcesses,
     /// The program could not be executed.
     NotExecuted { errno: i32 },
     /// All processes of the build are dead.

@@ -99,6 +99,10 @@ fn wider(one: BuildLimits, other: BuildLimits) -> BuildLimits {
         log: max(one.log, other.log),
         disk: max(one.disk, other.disk),
         memory: max(one.memory, other.memory),
+        processes: match (one.processes, other.processes) {
+            (None, None) => None,
+            _ => Some(one.processes().max(other.processes())),
+        },
     }
 }
 

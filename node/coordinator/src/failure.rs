@@ -28,6 +28,7 @@ fn is_wider(one: &BuildLimits, other: &BuildLimits) -> bool {
         || wider(one.log, other.log)
         || wider(one.disk, other.disk)
         || wider(one.memory, other.memory)
+        || one.processes() > other.processes()
 }
 
 impl Coordinator {

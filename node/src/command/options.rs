@@ -54,7 +54,8 @@ pub struct Building {
     pub jobs: Option<u32>,
     /// `--cores`; 0: all.
     pub cores: u32,
-    /// `--timeout`, `--max-silent-time`, `--max-build-log-size`, `--max-build-disk-size`.
+    /// `--timeout`, `--max-silent-time`, `--max-build-log-size`, `--max-build-disk-size`,
+    /// `--max-build-memory`, `--max-build-processes`.
     pub limits: BuildLimits,
     /// `--dry-run`.
     pub dry_run: bool,

@@ -397,7 +397,8 @@ fn kind_of_cause(cause: &Cause) -> FailureKind {
         | Cause::Silent(_)
         | Cause::LogTooLarge(_)
         | Cause::DiskTooLarge(_)
-        | Cause::MemoryTooLarge(_) => FailureKind::Limit,
+        | Cause::MemoryTooLarge(_)
+        | Cause::TooManyProcesses(_) => FailureKind::Limit,
         cause if cause.is_transient() => FailureKind::Transient,
         _ => FailureKind::Builder,
     }

@@ -165,7 +165,7 @@ impl TeamNode {
                 silence: Some(SERVED_SILENCE),
                 log: Some(SERVED_LOG),
                 disk: Some(SERVED_DISK),
-                memory: None,
+                ..BuildLimits::NONE
             },
             slot: slot.slot,
             request: None,

@@ -550,6 +550,7 @@ fn bounded(limits: BuildLimits) -> BuildLimits {
         log: narrower(limits.log, SERVED_LOG),
         disk: narrower(limits.disk, SERVED_DISK),
         memory: narrower(limits.memory, served_memory()),
+        processes: narrower(limits.processes, BuildLimits::PROCESSES),
     }
 }
 

@@ -45,8 +45,10 @@ fn what_a_request_does_not_bound_is_bounded_here() {
         log: Some(u64::MAX),
         disk: Some(u64::MAX),
         memory: Some(u64::MAX),
+        processes: Some(u64::MAX),
     };
     assert_eq!(bounded(endless), own);
+    assert_eq!(own.processes(), BuildLimits::PROCESSES);
 }
 
 #[tokio::test(start_paused = true)]

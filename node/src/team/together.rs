@@ -409,21 +409,22 @@ impl All {
     }
 }
 
-fn fields(limits: BuildLimits) -> [Option<u64>; 5] {
+fn fields(limits: BuildLimits) -> [Option<u64>; 6] {
     let BuildLimits {
         time,
         silence,
         log,
         disk,
         memory,
+        processes: _,
     } = limits;
-    [time, silence, log, disk, memory]
+    [time, silence, log, disk, memory, Some(limits.processes())]
 }
 
 /// What two requests must have in common: the team, which sees nothing of what another one wants, the work, and where it
 /// is stopped. One that is stopped by a narrower limit than its requester set would fail for something that it did not
 /// ask for.
-type Key = (SwarmId, BuildKey, [Option<u64>; 5]);
+type Key = (SwarmId, BuildKey, [Option<u64>; 6]);
 
 /// One who waits for a shared build.
 #[derive(Debug)]

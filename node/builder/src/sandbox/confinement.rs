@@ -91,7 +91,8 @@ pub(super) fn limit(order: &Order) -> Result<(), Fault> {
         setrlimit(Resource::Fsize, file).step(|| "limiting the size of files")?;
     }
     if order.host_id.is_some() || counts_processes_per_namespace() {
-        let most = u64::from(order.processes);
+        // One more, so that what comes to that has passed the limit and can be told so.
+        let most = order.processes.saturating_add(1);
         let allowed = getrlimit(Resource::Nproc)
             .maximum
             .map_or(most, |maximum| maximum.min(most));

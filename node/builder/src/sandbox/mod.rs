@@ -29,7 +29,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::config::SANDBOX_ARGUMENT;
-use crate::limits::MEMORY_LOOK;
+use crate::limits::PROCESS_LOOK;
+use crate::processes;
 use crate::sys::{self, Side};
 use crate::wire::{self, Order, Report};
 use fault::{Fault, Step};
@@ -128,21 +129,23 @@ fn supervise(order: &Order, control: &UnixStream) -> Result<(), Fault> {
             return Err(fault);
         }
     };
-    let (exit, usage) = watch(memory, pid, &children, control)?;
+    let (exit, usage) = watch(order, memory, pid, &children, control)?;
     drop(held);
     tree::take_back(order, &mount_points)?;
     wire::write(control, &Report::Ended { exit, usage }).step(|| "reporting to the node")
 }
 
-/// Waits for the end of the build, and kills it when the node's end of the socket closes, or when it uses
-/// more memory than allowed.
+/// Waits for the end of the build, and kills it when the node's end of the socket closes, or when it has more
+/// processes or uses more memory than allowed.
 fn watch(
+    order: &Order,
     mut memory: Option<MemoryWatch<'_>>,
     pid: i32,
     children: &OwnedFd,
     control: &UnixStream,
 ) -> Result<(wire::Exit, wire::Usage), Fault> {
-    let mut next_look = Instant::now() + MEMORY_LOOK;
+    let mut next_look = Instant::now() + PROCESS_LOOK;
+    let mut killed = false;
     loop {
         if let Some(ended) = sys::wait(pid, false).step(|| "waiting for the build")? {
             return Ok(ended);
@@ -151,12 +154,10 @@ fn watch(
             PollFd::new(children, PollFlags::IN),
             PollFd::new(control, PollFlags::IN | PollFlags::RDHUP),
         ];
-        let until_look = || Timespec::try_from(next_look.saturating_duration_since(Instant::now()));
-        let timeout = memory.as_ref().map(|_| until_look()).transpose();
-        let timeout = timeout
+        let timeout = Timespec::try_from(next_look.saturating_duration_since(Instant::now()))
             .map_err(io::Error::other)
             .step(|| "waiting for the build")?;
-        match poll(&mut sources, timeout.as_ref()) {
+        match poll(&mut sources, Some(&timeout).filter(|_| !killed)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).step(|| "waiting for the build"),
         }
@@ -172,16 +173,23 @@ fn watch(
             rustix::io::read(children, &mut signal).step(|| "reading a signal")?;
         }
         let began = Instant::now();
-        if began < next_look {
+        if killed || began < next_look {
             continue;
         }
-        if memory.as_mut().is_some_and(|memory| memory.is_exceeded(pid)) {
-            memory = None;
+        let excess = if processes::inside(pid, order.processes) > order.processes {
+            Some(Report::TooManyProcesses)
+        } else if memory.as_mut().is_some_and(|memory| memory.is_exceeded(pid)) {
+            Some(Report::TooMuchMemory)
+        } else {
+            None
+        };
+        if let Some(excess) = excess {
+            killed = true;
             kill(pid);
-            wire::write(control, &Report::TooMuchMemory).step(|| "reporting to the node")?;
+            wire::write(control, &excess).step(|| "reporting to the node")?;
         }
         // Looking takes a twentieth of a processor at most.
-        next_look = Instant::now() + (began.elapsed() * 20).max(MEMORY_LOOK);
+        next_look = Instant::now() + (began.elapsed() * 20).max(PROCESS_LOOK);
     }
 }
 

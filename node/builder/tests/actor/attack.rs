@@ -251,27 +251,6 @@ pub fn change_later(path: &str, token: &str) -> Done {
     Ok(())
 }
 
-/// As many processes as possible.
-pub fn fork_bomb() -> Done {
-    let mut count = 1;
-    loop {
-        match raw::fork() {
-            Ok(0) => loop {
-                std::thread::park();
-            },
-            Ok(_) => count += 1,
-            Err(error) => {
-                println!("processes {count}: {}", error.kind());
-                return Ok(());
-            }
-        }
-        if count > 2000 {
-            println!("processes {count}: DONE");
-            return Ok(());
-        }
-    }
-}
-
 /// Leaves processes behind. Their command line contains `token`.
 pub fn linger(how: &str, token: &str) -> Done {
     let (mut told, tell) = io::pipe()?;

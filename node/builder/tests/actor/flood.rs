@@ -231,3 +231,45 @@ fn orphaned_thread(act: impl Fn() -> Done + Send + 'static) -> Done {
     }
     forever()
 }
+
+/// As many processes as possible: `once`, until there are no more; else again and again.
+pub fn fork_bomb(kind: &str) -> Done {
+    let mut count = 1;
+    loop {
+        let more = match kind {
+            "threads" => std::thread::Builder::new()
+                .stack_size(1 << 16)
+                .spawn(|| forever())
+                .map(drop),
+            _ => raw::fork().map(|child| {
+                if child == 0 {
+                    forever();
+                }
+            }),
+        };
+        match more {
+            Ok(()) => count += 1,
+            Err(error) if kind == "once" => {
+                println!("processes {count}: {}", error.kind());
+                return Ok(());
+            }
+            Err(_) => std::thread::yield_now(),
+        }
+        if count > 2000 {
+            println!("processes {count}: DONE");
+            return Ok(());
+        }
+    }
+}
+
+/// Has as many processes as this for several looks at it.
+pub fn crowd(size: usize, path: &str) -> Done {
+    for _ in 1..size {
+        if raw::fork()? == 0 {
+            forever();
+        }
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    fs::write(path, "x")?;
+    Ok(())
+}

@@ -9,7 +9,7 @@ async fn it_is_process_1_of_user_1000_without_privileges() {
     let Some(stage) = Stage::new().await else { return };
     let mut asked = spec(fields(&["place"]));
     asked.slot = 5;
-    asked.processes = 4321;
+    asked.limits.processes = Some(4320);
     let log = stage.play(asked).await.log;
     let facts: BTreeMap<&str, &str> = log.iter().filter_map(|line| line.split_once(' ')).collect();
     let root = rustix::process::geteuid().is_root();

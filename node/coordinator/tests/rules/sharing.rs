@@ -18,6 +18,16 @@ fn with_time(seconds: u64) -> SessionOptions {
     }
 }
 
+fn with_processes(processes: Option<u64>) -> SessionOptions {
+    SessionOptions {
+        limits: BuildLimits {
+            processes,
+            ..BuildLimits::NONE
+        },
+        ..options()
+    }
+}
+
 fn told_placed(desk: &Desk, session: u64) -> bool {
     desk.was_told(session, |event| matches!(event, EventKind::Placed { .. }))
 }
@@ -174,6 +184,25 @@ fn going_past_a_limit_fails_only_those_who_would_not_have_allowed_it() {
     assert_eq!(desk.outcome(2), None);
     desk.finish("a");
     assert_eq!(desk.outcome(2), Some(Outcome::Success));
+}
+
+/// Where nothing is said of processes there is a limit all the same.
+#[test]
+fn a_limit_on_processes_is_compared_with_that_of_who_says_nothing() {
+    let mut desk = Desk::new(1);
+    desk.command(1, with_processes(Some(50)), &[derivation("a", &[])]);
+    desk.command(2, with_processes(None), &[derivation("a", &[])]);
+    desk.command(3, with_processes(Some(20_000)), &[derivation("a", &[])]);
+    desk.fail("a", FailureKind::Limit);
+    assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
+    assert_eq!((desk.outcome(2), desk.outcome(3)), (None, None));
+    let limits = desk.actions.iter().rev().find_map(|action| match action {
+        Action::BuildHere { limits, .. } => Some(*limits),
+        _ => None,
+    });
+    assert_eq!(limits.and_then(|limits| limits.processes), Some(20_000));
+    desk.finish("a");
+    assert_eq!(desk.outcome(3), Some(Outcome::Success));
 }
 
 #[test]
