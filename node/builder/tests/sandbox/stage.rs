@@ -1,5 +1,6 @@
 //! Where the tests' builds happen.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io::Write as _;
@@ -102,10 +103,26 @@ pub fn token() -> String {
     format!("token-{}-{number}-end", std::process::id())
 }
 
-/// A builder with a folder of its own.
+thread_local! {
+    /// What names the builds of this test: each runs on a thread of its own.
+    static BUILDS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A builder with a folder of its own. When it goes, nothing of its builds is left.
 pub struct Stage {
     pub builder: Builder,
     pub folder: TempDir,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let (left, processes, groups) = (self.leftovers(), self.processes(), control_groups());
+            assert!(left.is_empty(), "left behind: {left:?}");
+            assert!(processes.is_empty(), "still running: {processes:?}");
+            assert!(groups.is_empty(), "left behind: {groups:?}");
+        }
+    }
 }
 
 impl Stage {
@@ -179,6 +196,18 @@ impl Stage {
         Played { result, log, started }
     }
 
+    /// Processes that see anything of the folder for builds, in a namespace of their own: those of builds.
+    pub fn processes(&self) -> Vec<String> {
+        let folder = self.builder.config().scratch.to_string_lossy().into_owned();
+        let mounts = |process: &Path| std::fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+        std::fs::read_dir("/proc")
+            .expect("/proc")
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|process| mounts(process).contains(&folder))
+            .map(|process| process.display().to_string())
+            .collect()
+    }
+
     /// What is left in the folder for builds, except what the builds of a slot share, and of mounts on the
     /// machine.
     pub fn leftovers(&self) -> Vec<PathBuf> {
@@ -194,22 +223,22 @@ impl Stage {
     }
 }
 
-/// Control groups for the builds of a derivation.
-pub fn control_groups(drv_path: &StorePath) -> Vec<PathBuf> {
-    fn search(folder: &Path, part: &str, found: &mut Vec<PathBuf>) {
+/// Control groups for the builds of this test.
+pub fn control_groups() -> Vec<PathBuf> {
+    fn search(folder: &Path, builds: &[String], found: &mut Vec<PathBuf>) {
         // Groups come and go, and some may not be read.
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy().contains(part) {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if builds.iter().any(|build| name.contains(build)) {
                     found.push(entry.path());
                 }
-                search(&entry.path(), part, found);
+                search(&entry.path(), builds, found);
             }
         }
     }
-    let base = drv_path.to_basename();
     let mut found = Vec::new();
-    search(Path::new("/sys/fs/cgroup"), &base[..32], &mut found);
+    BUILDS.with_borrow(|builds| search(Path::new("/sys/fs/cgroup"), builds, &mut found));
     found
 }
 
@@ -281,5 +310,48 @@ pub fn spec(fields: DerivationFields) -> BuildSpec {
         path: actor_path(),
         physical: ACTOR.into(),
     };
-    BuildSpec::new(derivation, made.drv_path, vec![actor])
+    BuildSpec::new(derivation, unlike_any_other(), vec![actor])
+}
+
+/// Names a build alone, so that what is left of it can be told from what belongs to others.
+fn unlike_any_other() -> StorePath {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let mut digest = [0; 20];
+    digest[..4].copy_from_slice(&std::process::id().to_le_bytes());
+    digest[4..8].copy_from_slice(&NUMBER.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    let path = StorePath::from_parts(digest, "play.drv").expect("a valid name");
+    BUILDS.with_borrow_mut(|builds| builds.push(path.to_basename()[..32].to_owned()));
+    path
+}
+
+#[tokio::test]
+async fn what_is_there_of_a_build_is_seen_while_it_runs() {
+    let Some(stage) = Stage::new().await else { return };
+    let mut asked = spec(fields(&["wait"]));
+    asked.limits.memory = Some(64 << 20);
+    let seen = std::cell::Cell::new((0, 0, 0));
+    let look = |line: &str| {
+        seen.set((
+            stage.leftovers().len(),
+            stage.processes().len(),
+            control_groups().len(),
+        ));
+        line == "waiting"
+    };
+    let played = stage.play_until(asked, look).await;
+    assert!(matches!(played.cause(), Cause::Cancelled));
+    let (folders, processes, groups) = seen.get();
+    assert_eq!((folders, processes), (1, 1));
+    if groups == 0 {
+        skipped("a look for control groups", &"this user may make none here");
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_behind_is_told() {
+    let Some(stage) = Stage::new().await else { return };
+    std::fs::create_dir(stage.builder.config().scratch.join("left")).unwrap();
+    let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(stage)));
+    let told = told.unwrap_err().downcast::<String>().unwrap();
+    assert!(told.starts_with("left behind: ["), "{told}");
 }
