@@ -1,8 +1,15 @@
 //! What a derivation says of its outputs: their hashes, what they refer to, how large they are.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use crate::harness::{Machine, sandbox_works};
+use serde_json::Value;
+
+use crate::harness::{Machine, finish, sandbox_works, skipped};
 
 /// Hashes of a file with the line `hello`, and of a folder that has it as `text`, as stock Nix's
 /// `nix-hash` prints them.
@@ -182,4 +189,179 @@ fn references_are_not_looked_for_where_a_derivation_discards_them() {
     assert_eq!(references("other"), low);
     let refused = machine.run(&["build", "-A", "plain", "--no-out-link"]);
     refused.failed(1, &["unsafeDiscardReferences"]);
+}
+
+/// Names of files as bytes, with what the files contain.
+type Files = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Everything in a folder that has no folders.
+fn files(folder: &Path) -> Files {
+    let read = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry.expect("an entry");
+        (
+            entry.file_name().into_vec(),
+            fs::read(entry.path()).expect("a file"),
+        )
+    };
+    fs::read_dir(folder).expect("a folder").map(read).collect()
+}
+
+#[test]
+fn odd_names_in_an_output_are_kept_as_they_are() {
+    if !sandbox_works("odd_names_in_an_output_are_kept_as_they_are") {
+        return;
+    }
+    let long = "n".repeat(255);
+    let names: [&[u8]; 12] = [
+        b"new\nline",
+        b"\n",
+        b"quote'\"`$(x)",
+        b"\xff\xfe\x80",
+        b"...",
+        b"-rf",
+        b"--help",
+        b" ",
+        b"\\",
+        b"*?[a]~",
+        "\u{e9} and e\u{301}".as_bytes(),
+        long.as_bytes(),
+    ];
+    let mut script = "mkdir $out".to_owned();
+    let mut wanted = Files::new();
+    for (number, name) in names.iter().enumerate() {
+        write!(script, "\\nnamed $out ").expect("memory");
+        for byte in *name {
+            write!(script, "{byte:02x}").expect("memory");
+        }
+        write!(script, " {number}").expect("memory");
+        wanted.insert(name.to_vec(), number.to_string().into_bytes());
+    }
+    let machine = Machine::new();
+    machine.expression(&format!(r#"{{ odd = build "odd" {{ }} "{script}"; }}"#));
+    let path = machine
+        .run(&["build", "-A", "odd", "--no-out-link"])
+        .ok()
+        .to_owned();
+    assert_eq!(files(&machine.physical(&path)), wanted);
+    // And on another machine, in Nix's own form.
+    let export = machine.folder().join("export");
+    let mut exporting = machine.command(&["store", "export", &path]);
+    exporting
+        .stdout(File::create(&export).expect("a file"))
+        .stderr(Stdio::null());
+    assert!(exporting.status().expect("the program starts").success());
+    let other = Machine::new();
+    let mut importing = other.command(&["store", "import"]);
+    let imported = finish(importing.stdin(File::open(&export).expect("a file")));
+    assert_eq!(imported.ok(), path);
+    assert_eq!(files(&other.physical(&path)), wanted);
+    other.run(&["store", "verify"]).ok();
+}
+
+/// What builds are told of the closures of their inputs.
+const GRAPHS: &str = r#"rec {
+  low = build "low" { } "write $out low";
+  high = build "high" { inherit low; } "mkdir $out\nwrite $out/low $low\nwrite $out/self $out";
+  graph = build "graph" { exportReferencesGraph = [ "closure" high "lowest" low ]; }
+    "mkdir $out\ncopy closure $out/closure\ncopy /build/lowest $out/lowest";
+  structured = build "structured" { __structuredAttrs = true; exportReferencesGraph.closure = [ high ]; }
+    "copy .attrs.json ${builtins.placeholder "out"}";
+}"#;
+
+#[test]
+fn builds_are_told_the_closures_that_they_ask_for() {
+    let test = "builds_are_told_the_closures_that_they_ask_for";
+    if !sandbox_works(test) {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(GRAPHS);
+    let build = |attribute: &str| {
+        let built = machine.run(&["build", "-A", attribute, "--no-out-link"]);
+        built.ok().to_owned()
+    };
+    let (low, high) = (build("low"), build("high"));
+    let block = |path: &str, references: &[&str]| {
+        let mut references = references.to_vec();
+        references.sort_unstable();
+        let mut text = format!("{path}\n\n{}\n", references.len());
+        for reference in references {
+            writeln!(text, "{reference}").expect("memory");
+        }
+        text
+    };
+    let mut blocks = [block(&low, &[]), block(&high, &[&low, &high])];
+    blocks.sort();
+    let graph = machine.physical(&build("graph"));
+    let read = |name: &str| fs::read_to_string(graph.join(name)).expect("a file");
+    assert_eq!(read("closure"), blocks.concat());
+    assert_eq!(read("lowest"), block(&low, &[]));
+
+    let structured = fs::read(machine.physical(&build("structured"))).expect("a file");
+    let told: Value = serde_json::from_slice(&structured).expect("JSON");
+    let closure = told["closure"].as_array().expect("a list");
+    let paths: Vec<&str> = closure
+        .iter()
+        .filter_map(|member| member["path"].as_str())
+        .collect();
+    let mut wanted = [low.as_str(), high.as_str()];
+    wanted.sort_unstable();
+    assert_eq!(paths, wanted);
+    for member in closure {
+        let of_high = member["path"] == high.as_str();
+        assert_eq!(
+            member["references"].as_array().map(Vec::len),
+            Some(if of_high { 2 } else { 0 })
+        );
+        let (own, all) = (member["narSize"].as_u64(), member["closureSize"].as_u64());
+        assert_eq!(own < all, of_high, "{member}");
+    }
+
+    // The same as from stock Nix.
+    let root = machine.folder().join("root");
+    for (attribute, ours) in [
+        ("graph", &graph.join("closure")),
+        ("structured", &machine.physical(&build("structured"))),
+    ] {
+        let mut stock = Command::new("nix-build");
+        stock
+            .args(["default.nix", "--no-out-link", "-A", attribute])
+            .args([
+                "--option",
+                "substituters",
+                "",
+                "--option",
+                "build-users-group",
+                "",
+            ])
+            .current_dir(machine.folder())
+            .env("HOME", machine.folder())
+            .env("NIX_REMOTE", format!("local?root={}", root.display()))
+            .env("NIX_CONF_DIR", machine.folder().join("etc"))
+            .env_remove("NIX_CONFIG");
+        let built = match stock.output() {
+            Ok(built) if built.status.success() => built,
+            Ok(failed) => {
+                let why = String::from_utf8_lossy(&failed.stderr).into_owned();
+                return skipped(test, &format!("stock Nix cannot build here: {why}"));
+            }
+            Err(error) => return skipped(test, &format!("stock Nix is not installed: {error}")),
+        };
+        let path = String::from_utf8(built.stdout).expect("a path");
+        let theirs = root.join(path.trim().trim_start_matches('/'));
+        if attribute == "graph" {
+            let read = |file: &Path| fs::read_to_string(file).expect("a file");
+            assert_eq!(read(&theirs.join("closure")), read(ours));
+        } else {
+            let read = |file: &Path| {
+                let mut told: Value = serde_json::from_slice(&fs::read(file).expect("a file")).expect("JSON");
+                for member in told["closure"].as_array_mut().expect("a list") {
+                    // Not told by all versions, and always the same.
+                    member.as_object_mut().expect("an object").remove("valid");
+                }
+                told
+            };
+            assert_eq!(read(&theirs), read(ours));
+        }
+    }
 }
