@@ -9,9 +9,11 @@ use tokio_util::sync::CancellationToken;
 use tvix_node_protocol::nix::derivation::Derivation;
 
 use crate::build_spec::{BuildEvent, BuildSpec, Built};
+use crate::cgroup::ControlGroups;
 use crate::config::Config;
 use crate::diagnosis::SandboxError;
 use crate::error::{BuildError, Cause, Refused, StartError};
+use crate::sandbox::Landlock;
 use crate::spare::Spare;
 use crate::{cgroup, network, probe, refusal, remove, run, scratch};
 
@@ -86,6 +88,18 @@ impl Builder {
     #[must_use]
     pub fn tunnel_missing(&self) -> Option<std::io::Error> {
         network::tunnel_available(&self.config)?.err()
+    }
+
+    /// What control groups do here for limits on memory. Blocks for a moment: it tries to make one.
+    #[must_use]
+    pub fn control_groups(&self) -> ControlGroups {
+        ControlGroups::of_machine(self.config.control_groups)
+    }
+
+    /// Whether builds are confined by Landlock as well.
+    #[must_use]
+    pub fn landlock(&self) -> Landlock {
+        Landlock::of_machine()
     }
 
     /// Builds.

@@ -11,6 +11,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Attempts to remove a group whose last process is just being buried by the kernel.
@@ -18,6 +19,65 @@ const ATTEMPTS: u32 = 50;
 
 /// How the names of groups for builds begin. The node's process id and the build's name follow.
 const PREFIX: &str = "tvix-node-build-";
+
+/// What a machine has of control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupLayout {
+    /// None are mounted.
+    Absent,
+    /// Version 1.
+    One,
+    /// Version 1, and version 2 beside it.
+    Hybrid,
+    /// Version 2.
+    Two,
+}
+
+impl GroupLayout {
+    /// From `/proc/self/mountinfo`.
+    fn of(mounts: &str) -> Self {
+        let has = |wanted: &str| {
+            let kind = |line: &str| line.split_once(" - ")?.1.split(' ').next().map(str::to_owned);
+            mounts
+                .lines()
+                .any(|line| kind(line).is_some_and(|kind| kind == wanted))
+        };
+        match (has("cgroup"), has("cgroup2")) {
+            (false, false) => Self::Absent,
+            (true, false) => Self::One,
+            (true, true) => Self::Hybrid,
+            (false, true) => Self::Two,
+        }
+    }
+}
+
+/// What control groups do for a builder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ControlGroups {
+    /// What the machine has.
+    pub layout: GroupLayout,
+    /// The version with which this user can bound the memory of a build; none: it is watched.
+    pub bounds_memory: Option<u32>,
+}
+
+impl ControlGroups {
+    /// Tries it out, unless none are to be made.
+    pub(crate) fn of_machine(may_be_made: bool) -> Self {
+        /// Looks may be under way at once.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        // More than any machine has: nothing joins this group.
+        const BYTES: u64 = 1 << 40;
+        let look = || MemoryGroup::create(&format!("look-{}", NUMBER.fetch_add(1, Ordering::Relaxed)), BYTES);
+        Self {
+            layout: GroupLayout::of(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()),
+            bounds_memory: may_be_made.then(look).flatten().map(|group| match group.version {
+                Version::One => 1,
+                Version::Two => 2,
+            }),
+        }
+    }
+}
 
 /// A group that bounds memory, for one build. Removed when dropped.
 #[derive(Debug)]
@@ -243,6 +303,41 @@ mod tests {
                 (Version::One, "/sys/fs/cgroup/memory/a".to_owned()),
             ]
         );
+    }
+
+    #[test]
+    fn every_layout_is_told_apart() {
+        let layouts = [ONE, TWO, HYBRID, ""].map(GroupLayout::of);
+        let expected = [
+            GroupLayout::One,
+            GroupLayout::Two,
+            GroupLayout::Hybrid,
+            GroupLayout::Absent,
+        ];
+        assert_eq!(layouts, expected);
+    }
+
+    #[test]
+    fn a_look_leaves_no_group_and_none_is_made_where_none_is_to_be() {
+        let found = ControlGroups::of_machine(true);
+        assert_eq!(
+            ControlGroups::of_machine(false),
+            ControlGroups {
+                bounds_memory: None,
+                ..found
+            }
+        );
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let left = format!("{PREFIX}{}-look-", std::process::id());
+        for (_, place) in places(&mounts, &own, rustix::process::geteuid().is_root()) {
+            for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+                assert!(
+                    !entry.file_name().to_string_lossy().starts_with(&left),
+                    "{entry:?}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -74,6 +74,7 @@ mod wire;
 
 pub use build_spec::{BuildEvent, BuildInput, BuildSpec, Built, GraphPath, Timings};
 pub use builder::Builder;
+pub use cgroup::{ControlGroups, GroupLayout};
 pub use compare::{Difference, DifferenceKind};
 pub use config::{Config, FIRST_BUILD_USER, Helper, Network, SANDBOX_ARGUMENT, SandboxPath};
 pub use diagnosis::SandboxError;
@@ -82,5 +83,5 @@ pub use fetch::http::{Client, Downloaded};
 pub use options::DerivationOptions;
 pub use output_checks::{OutputCheckError, OutputChecks, PathFacts};
 pub use proxy::address::AddressRange;
-pub use sandbox::run_if_sandbox;
+pub use sandbox::{Landlock, run_if_sandbox};
 pub use tvix_node_protocol::StorePath;

@@ -6,8 +6,8 @@
 //!   outlives it there).
 //! - [`clone_process`] copies the process like `fork`; it refuses to run where a second thread
 //!   exists, so the copy has no lock that another thread held.
-//! - Descriptors are passed as borrowed ones, except in [`child_signals`] and [`owner_of_namespace`], which take
-//!   ownership of a descriptor that the kernel has just made.
+//! - Descriptors are passed as borrowed ones, except in [`child_signals`], [`owner_of_namespace`] and
+//!   [`landlock_scope`], which take ownership of a descriptor that the kernel has just made.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_int, c_ulong};
@@ -359,6 +359,51 @@ pub(crate) fn install_filter(program: &[Instruction]) -> io::Result<()> {
         )
     })
     .map(drop)
+}
+
+/// Which version of Landlock the kernel has.
+///
+/// # Errors
+/// `ENOSYS` and `EOPNOTSUPP` where there is none.
+pub(crate) fn landlock_version() -> io::Result<u32> {
+    const ASK_FOR_VERSION: u32 = 1; // LANDLOCK_CREATE_RULESET_VERSION (linux/landlock.h)
+    let nothing = std::ptr::null::<LandlockRules>();
+    // SAFETY: with this flag the kernel wants a null pointer and no size, and gives a number.
+    let version = check(unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            nothing,
+            0usize,
+            ASK_FOR_VERSION,
+        )
+    });
+    u32::try_from(version?).map_err(io::Error::other)
+}
+
+/// Confines this thread, and what it starts, to what is named with each other. No new privileges must be set.
+pub(crate) fn landlock_scope(scopes: u64) -> io::Result<()> {
+    let rules = LandlockRules {
+        files: 0,
+        network: 0,
+        scopes,
+    };
+    let size = size_of::<LandlockRules>();
+    // SAFETY: reads a landlock_ruleset_attr of the size given; makes a new descriptor.
+    let made =
+        check(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const rules, size, 0u32) })?;
+    let made = c_int::try_from(made).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made it, so nobody else owns it.
+    let rules = unsafe { OwnedFd::from_raw_fd(made) };
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0u32) }).map(drop)
+}
+
+/// `struct landlock_ruleset_attr` of linux/landlock.h, as of version 6.
+#[repr(C)]
+struct LandlockRules {
+    files: u64,
+    network: u64,
+    scopes: u64,
 }
 
 /// Every signal to its default, none blocked, as a program expects to start.

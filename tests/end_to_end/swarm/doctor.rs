@@ -30,6 +30,13 @@ fn a_node_that_is_well_says_so_and_one_that_lost_its_team_says_what_to_do() {
         assert_eq!(finding(&found, about).expect(about)["state"], "good", "{found}");
     }
     assert!(finding(&found, "disk").is_some(), "{found}");
+    let groups = finding(&found, "control groups").expect("it is said");
+    assert!(
+        text(&groups["found"]).contains("where a build has a limit on memory"),
+        "{groups}"
+    );
+    let landlock = finding(&found, "landlock").expect("it is said");
+    assert!(text(&landlock["found"]).contains("namespaces"), "{landlock}");
     bob.down();
     until("alice sees that bob is gone", || {
         alice.peer("bob").is_none().then_some(())

@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use super::fault::{Fault, Step};
-use super::{INSIDE_GID, INSIDE_UID, system_calls};
+use super::{INSIDE_GID, INSIDE_UID, landlock, system_calls};
 use crate::limits::OUT_OF_MEMORY_BADNESS;
 use crate::sys;
 use crate::wire::Order;
@@ -148,6 +148,7 @@ pub(super) fn drop_privileges(thirty_two_bit: bool) -> Result<(), Fault> {
     };
     rustix::thread::set_capabilities(None, none).step(|| "dropping capabilities")?;
     rustix::thread::set_no_new_privs(true).step(|| "giving up new privileges")?;
+    landlock::confine().step(|| "confining the build with Landlock")?;
     sys::install_filter(&system_calls::filter(thirty_two_bit)).step(|| "filtering system calls")
 }
 

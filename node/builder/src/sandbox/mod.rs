@@ -13,6 +13,7 @@
 mod confinement;
 mod fault;
 mod inside;
+mod landlock;
 mod memory;
 mod mounts;
 mod system_calls;
@@ -34,6 +35,7 @@ use crate::processes;
 use crate::sys::{self, Side};
 use crate::wire::{self, Order, Report};
 use fault::{Fault, Step};
+pub use landlock::Landlock;
 use memory::MemoryWatch;
 pub(crate) use tree::{BUILD_FOLDER, CERTIFICATES};
 

@@ -342,3 +342,14 @@ pub fn trace() -> Done {
     raw::kill(child, libc::SIGKILL)?;
     Ok(())
 }
+
+/// How often it can confine itself further.
+pub fn landlock_layers() -> Done {
+    rustix::thread::set_no_new_privs(true)?;
+    let mut layers = 0;
+    while layers < 64 && raw::landlock_signals().is_ok() {
+        layers += 1;
+    }
+    println!("layers {layers}");
+    Ok(())
+}

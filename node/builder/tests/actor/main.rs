@@ -50,6 +50,7 @@ fn main() -> Done {
         ["hold", what, path] => flood::hold(what, path),
         ["mess", path] => attack::mess(path),
         ["read-only", path] => look::write_read_only(path),
+        ["landlock-layers"] => attack::landlock_layers(),
         ["trace"] => attack::trace(),
         ["see", pid] => attack::see(pid.parse()?),
         ["keys", name, number] => attack::keys(name, number.parse()?),

@@ -366,3 +366,22 @@ async fn only_its_own_processes_can_be_traced() {
     let log = stage.look(&["trace"]).await;
     assert_eq!(log, ["child: DONE"]);
 }
+
+/// The kernel lets a process be confined so often and no more, so what a build has above it can be counted.
+#[tokio::test]
+async fn landlock_is_a_second_wall_where_there_is_one() {
+    let Some(stage) = Stage::new().await else { return };
+    let outside = std::process::Command::new(crate::stage::ACTOR)
+        .arg("landlock-layers")
+        .output()
+        .unwrap();
+    let outside = String::from_utf8(outside.stdout).unwrap();
+    let layers = |text: &str| text.trim().strip_prefix("layers ")?.parse::<u32>().ok();
+    let outside = layers(&outside).unwrap();
+    if outside == 0 {
+        return skipped("Landlock", &"this kernel does not offer what is used of it");
+    }
+    assert!(stage.builder.landlock().is_used);
+    let inside = stage.look(&["landlock-layers"]).await;
+    assert_eq!(layers(&inside[0]), Some(outside - 1));
+}

@@ -1,5 +1,6 @@
 //! Whether this node and its team are well: what is wrong, and what to do about it.
 
+mod confinement;
 mod standing;
 
 use std::net::{IpAddr, UdpSocket};
@@ -29,7 +30,17 @@ const PROBE_TIME: Duration = Duration::from_secs(20);
 pub(super) async fn findings(api: &Api) -> Vec<Finding> {
     let mut findings = vec![sandbox(api).await, disk(api)];
     if api.slots > 0 {
-        let builder = api.builder();
+        let builder = api.builder().clone();
+        let wanted = builder.config().control_groups;
+        let look = {
+            let builder = builder.clone();
+            tokio::task::spawn_blocking(move || builder.control_groups())
+        };
+        // Only the end of the node keeps it from an answer.
+        if let Ok(groups) = look.await {
+            findings.push(confinement::control_groups(groups, wanted));
+        }
+        findings.push(confinement::landlock(builder.landlock()));
         findings.push(network(
             builder.config().network.as_ref(),
             builder.tunnel_missing(),
