@@ -35,6 +35,11 @@ pub(crate) fn below(first: i32) -> Vec<Process> {
 /// nothing in there can change. Stops counting beyond `enough`. None where it has ended, or has no `/proc` yet.
 pub(crate) fn inside(first: i32, enough: u64) -> u64 {
     let folder = format!("/proc/{first}/root/proc");
+    let device = |path: &str| fs::metadata(path).map(|about| about.dev()).ok();
+    // Until it has entered its own `/` it sees the machine's.
+    if device(&folder) == device("/proc") {
+        return 0;
+    }
     let mut count = 0u64;
     for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -130,6 +135,12 @@ mod tests {
     fn parents_are_read_past_odd_names() {
         assert_eq!(parent_of("7 (a) b) c) S 5 7 7 0"), Some(5));
         assert_eq!(parent_of("7 (a"), None);
+    }
+
+    #[test]
+    fn who_sees_the_machine_s_processes_does_not_have_them() {
+        assert_eq!(inside(std::process::id().cast_signed(), u64::MAX), 0);
+        assert_eq!(inside(i32::MAX, u64::MAX), 0);
     }
 
     #[test]
