@@ -46,38 +46,6 @@ fn a_request_comes_back_from_the_wire() {
 }
 
 #[test]
-fn a_request_names_so_many_inputs_and_outputs_and_no_more() {
-    let numbered = |number: usize| {
-        let mut hash = [0; 20];
-        hash[..8].copy_from_slice(&(number as u64).to_be_bytes());
-        Input {
-            path: StorePath::from_parts(hash, "x").unwrap(),
-            ..input("a", &[])
-        }
-    };
-    let mut many = request();
-    many.inputs = (0..=CLOSURE_PATHS).map(numbered).collect();
-    many.inputs.sort_by(|one, other| one.path.cmp(&other.path));
-    let one_more = many.inputs.pop().unwrap();
-    assert_eq!(many.check_structure(), Ok(()));
-    many.inputs.push(one_more);
-    let error = many.check_structure().unwrap_err().to_string();
-    assert!(
-        error.contains("inputs") && error.contains(&CLOSURE_PATHS.to_string()),
-        "{error}"
-    );
-    let mut many = request();
-    many.outputs = (0..OUTPUTS).map(|number| format!("o{number:04}")).collect();
-    assert_eq!(many.check_structure(), Ok(()));
-    many.outputs.push("p".to_owned());
-    let error = many.check_structure().unwrap_err().to_string();
-    assert!(
-        error.contains("outputs") && error.contains(&OUTPUTS.to_string()),
-        "{error}"
-    );
-}
-
-#[test]
 fn a_limit_on_processes_is_written_only_where_there_is_one() {
     let written = |processes| {
         let mut request = request();

@@ -68,7 +68,13 @@ impl ControlGroups {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         // More than any machine has: nothing joins this group.
         const BYTES: u64 = 1 << 40;
-        let look = || MemoryGroup::create(&format!("look-{}", NUMBER.fetch_add(1, Ordering::Relaxed)), BYTES);
+        let look = || {
+            MemoryGroup::create(
+                &format!("look-{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
+                BYTES,
+                0,
+            )
+        };
         Self {
             layout: GroupLayout::of(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()),
             bounds_memory: may_be_made.then(look).flatten().map(|group| match group.version {
