@@ -294,7 +294,7 @@ impl Ledger {
         let (builder, job) = (attempt.builder, attempt.job);
         let lacks_inputs = attempt.lacks_inputs;
         if let Some(builder) = builder
-            && matches!(how, Failing::Refused | Failing::Blameless)
+            && matches!(how, Failing::Refused | Failing::Blameless | Failing::Gone)
         {
             self.offers_nothing(machine, builder);
         }
