@@ -271,6 +271,39 @@ mod tests {
                 .collect();
             question(&bytes);
             is_taken(&bytes);
+            receive(&mut Cursor::new(&bytes)).now_or_never().unwrap().ok();
+        }
+    }
+
+    /// What is nearly right reaches further than what is anything.
+    #[test]
+    fn no_change_of_a_message_makes_it_fall_over_or_one_that_is_longer_than_it_may_be() {
+        let peer = PeerId::random();
+        let inner = with_part(Vec::new(), 1, &peer.to_bytes());
+        let connect = with_part(with_number(Vec::new(), 1, 1), 2, &inner);
+        let taken = with_number(with_number(Vec::new(), 1, 1), 4, Status::Ok as u64);
+        for message in [connect, taken, incoming(&peer), connected(), answer(Status::Ok)] {
+            for at in 0..message.len() {
+                for byte in 0..=u8::MAX {
+                    let mut changed = message.clone();
+                    changed[at] = byte;
+                    for bytes in [
+                        &changed[..],
+                        &changed[..at],
+                        &[&changed[..], &changed[at..]].concat(),
+                    ] {
+                        if let Some(Question::Connect(to)) = question(bytes) {
+                            assert!(to.to_bytes().len() <= bytes.len());
+                        }
+                        is_taken(bytes);
+                    }
+                    let mut framed = Vec::new();
+                    send(&mut framed, &message).now_or_never().unwrap().unwrap();
+                    framed[at] = byte;
+                    let came = receive(&mut Cursor::new(framed)).now_or_never().unwrap();
+                    assert!(came.is_ok_and(|came| came.len() <= MOST) || at == 0);
+                }
+            }
         }
     }
 
