@@ -8,6 +8,7 @@
 //! allowed-addresses-for-others = false
 //! network-of-fixed-outputs = "own"
 //! sandbox-paths = ["/bin/sh=/usr/bin/busybox"]
+//! no-chroot-in-sandbox = ["odd-package-1.0"]
 //! system-features = ["big-parallel", "kvm"]
 //! extra-platforms = ["aarch64-linux"]
 //! ```
@@ -41,6 +42,8 @@ pub struct NodeConfig {
     pub network_of_fixed_outputs: NetworkWay,
     /// Paths of the machine that every build sees, and cannot change: `INSIDE=OUTSIDE`, or `PATH` where both are the same.
     pub sandbox_paths: Vec<SeenPath>,
+    /// Names of derivations that may say `__noChroot`; they are built in the sandbox all the same, and not for others.
+    pub no_chroot_in_sandbox: BTreeSet<String>,
     /// Features that derivations may require; none: those that this machine has.
     pub system_features: Option<BTreeSet<String>>,
     /// Platforms that it builds for beside its own, by an emulator of the machine's.
@@ -131,6 +134,7 @@ impl NodeConfig {
     /// What of it is for the sandbox.
     pub fn apply(&self, config: &mut Config) {
         config.network = self.network();
+        config.no_chroot_in_sandbox.clone_from(&self.no_chroot_in_sandbox);
         config.systems.extend(self.extra_platforms.iter().cloned());
         if let Some(features) = &self.system_features {
             config.features.clone_from(features);

@@ -227,6 +227,32 @@ fn a_build_that_uses_too_much_memory_is_stopped() {
 }
 
 #[test]
+fn what_wants_no_sandbox_is_built_in_one_where_the_owner_names_it() {
+    if !sandbox_works("what_wants_no_sandbox_is_built_in_one_where_the_owner_names_it") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.expression(r#"{ odd = build "odd" { __noChroot = true; } "write $out x"; }"#);
+    let build = || machine.run(&["build", "-A", "odd", "--no-out-link"]);
+    build().failed(
+        1,
+        &[
+            "__noChroot",
+            "name 'odd' in 'no-chroot-in-sandbox' in config.toml",
+        ],
+    );
+    machine.run(&["down"]).ok();
+    fs::write(
+        machine.home().join("config.toml"),
+        "no-chroot-in-sandbox = [\"odd\"]\n",
+    )
+    .expect("a file");
+    let built = build();
+    built.ok();
+    assert!(built.stderr.contains("is built in it"), "{}", built.stderr);
+}
+
+#[test]
 fn a_build_that_has_too_many_processes_is_stopped() {
     if !sandbox_works("a_build_that_has_too_many_processes_is_stopped") {
         return;

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tvix_node_protocol::nix::derivation::Derivation;
 
+use crate::StorePath;
 use crate::build_spec::{BuildEvent, BuildSpec, Built};
 use crate::cgroup::ControlGroups;
 use crate::config::Config;
@@ -75,12 +76,17 @@ impl Builder {
         &self.config
     }
 
-    /// Whether a derivation can be built here.
+    /// Whether a derivation can be built here, for the owner of this node or for another.
     ///
     /// # Errors
     /// The first reason against it, by name.
-    pub fn check(&self, derivation: &Derivation) -> Result<(), Refused> {
-        refusal::check(&self.config, derivation).map(|_| ())
+    pub fn check(
+        &self,
+        derivation: &Derivation,
+        drv_path: &StorePath,
+        for_another: bool,
+    ) -> Result<(), Refused> {
+        refusal::check(&self.config, derivation, drv_path, for_another).map(|_| ())
     }
 
     /// Why fixed-output builds have no way to the network but the proxy, although they are to have one; none where

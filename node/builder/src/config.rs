@@ -120,6 +120,9 @@ pub struct Config {
     /// process that the kernel ends for lack of memory in it, or below it, for a fault of the node:
     /// service managers and machines that test software may do that.
     pub control_groups: bool,
+    /// Names of derivations that may ask to be built outside of a sandbox (`__noChroot`), where they are not for
+    /// another: they are built, in the sandbox all the same. Others that ask for it are refused.
+    pub no_chroot_in_sandbox: BTreeSet<String>,
     /// Certificates shown to fixed-output builds as `/etc/ssl/certs/ca-certificates.crt`.
     pub ca_certificates: Option<PathBuf>,
 }
@@ -142,6 +145,7 @@ impl Config {
             network: Some(Network::default()),
             memory: None,
             control_groups: true,
+            no_chroot_in_sandbox: BTreeSet::new(),
             ca_certificates: default_certificates(),
         }
     }

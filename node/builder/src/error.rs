@@ -50,8 +50,11 @@ pub enum Refused {
     #[error("the input {0} is a dynamic derivation, which is not supported")]
     DynamicInput(StorePath),
     /// It wants to run without a sandbox.
-    #[error("the derivation sets __noChroot, but builds always run in a sandbox here; remove it")]
-    NoChroot,
+    #[error(
+        "the derivation sets __noChroot, but builds always run in a sandbox here: remove it, or name '{0}' in \
+         'no-chroot-in-sandbox' in config.toml, and your own node builds it in the sandbox all the same"
+    )]
+    NoChroot(String),
     /// It wants to see paths of the machine.
     #[error(
         "the derivation wants the machine's '{path}' (__impureHostDeps), which builds do not see here: name it in 'sandbox-paths' in config.toml, or remove it"

@@ -17,7 +17,7 @@
 //! # async fn example(derivation: tvix_node_protocol::nix::derivation::Derivation, drv_path: StorePath,
 //! #   inputs: Vec<BuildInput>) -> Result<(), Box<dyn std::error::Error>> {
 //! let builder = Builder::new(Config::new("/home/me/.tvix-node/builds", Helper::this_program()))?;
-//! builder.check(&derivation)?;
+//! builder.check(&derivation, &drv_path, false)?;
 //! let (events, mut lines) = tokio::sync::mpsc::channel(64);
 //! let cancel = tokio_util::sync::CancellationToken::new();
 //! let build = builder.build(BuildSpec::new(derivation, drv_path, inputs), events, cancel);

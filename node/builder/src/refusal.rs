@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tvix_node_protocol::nix::derivation::{Derivation, Output};
 use tvix_node_protocol::nix::hash::CAHash;
 
+use crate::StorePath;
 use crate::channel;
 use crate::config::Config;
 use crate::error::Refused;
@@ -15,7 +16,12 @@ use crate::options::DerivationOptions;
 ///
 /// # Errors
 /// The first reason found against it.
-pub(crate) fn check(config: &Config, derivation: &Derivation) -> Result<DerivationOptions, Refused> {
+pub(crate) fn check(
+    config: &Config,
+    derivation: &Derivation,
+    drv_path: &StorePath,
+    for_another: bool,
+) -> Result<DerivationOptions, Refused> {
     for (name, output) in derivation.outputs() {
         check_output(name, output)?;
     }
@@ -28,7 +34,10 @@ pub(crate) fn check(config: &Config, derivation: &Derivation) -> Result<Derivati
     }
     let options = DerivationOptions::read(derivation)?;
     if options.no_chroot {
-        return Err(Refused::NoChroot);
+        let name = name_of(drv_path);
+        if for_another || !config.no_chroot_in_sandbox.contains(name) {
+            return Err(Refused::NoChroot(name.to_owned()));
+        }
     }
     if let Some(path) = options
         .host_paths
@@ -51,6 +60,12 @@ pub(crate) fn check(config: &Config, derivation: &Derivation) -> Result<Derivati
     }
     check_strings(derivation)?;
     Ok(options)
+}
+
+/// What a derivation is called.
+fn name_of(drv_path: &StorePath) -> &str {
+    let name = drv_path.name();
+    name.strip_suffix(".drv").unwrap_or(name)
 }
 
 fn check_output(name: &str, output: &Output) -> Result<(), Refused> {

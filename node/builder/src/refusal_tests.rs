@@ -39,6 +39,15 @@ fn parsed(fields: DerivationFields) -> Derivation {
     Derivation::from_aterm_bytes(&made.aterm, "x").unwrap()
 }
 
+/// As the owner's own builds are.
+fn check(config: &Config, derivation: &Derivation) -> Result<DerivationOptions, Refused> {
+    super::check(config, derivation, &path(), false)
+}
+
+fn path() -> StorePath {
+    StorePath::from_parts([1; 20], "x.drv").unwrap()
+}
+
 fn refused(fields: DerivationFields) -> String {
     check(&config(), &parsed(fields)).unwrap_err().to_string()
 }
@@ -102,6 +111,23 @@ fn foreign_platforms_and_missing_features_are_named() {
 fn wishes_to_leave_the_sandbox_are_refused() {
     assert!(refused(with(&[("__noChroot", "1")])).contains("__noChroot"));
     accepted(with(&[("__noChroot", "")]));
+    let wish = parsed(with(&[("__noChroot", "1")]));
+    for (names, for_another, allowed) in [
+        (["x"], false, true),
+        (["x"], true, false),
+        (["y"], false, false),
+        (["x.drv"], false, false),
+    ] {
+        let mut config = config();
+        config.no_chroot_in_sandbox = names.map(str::to_owned).into();
+        let checked = super::check(&config, &wish, &path(), for_another);
+        match checked {
+            Ok(options) => assert!(allowed && options.no_chroot),
+            Err(error) => {
+                assert!(!allowed && error.to_string().contains("name 'x' in 'no-chroot-in-sandbox'"))
+            }
+        }
+    }
     assert!(refused(with(&[("__json", r#"{"__noChroot":true}"#)])).contains("__noChroot"));
     let wish = with(&[("__impureHostDeps", "/bin/sh /usr/lib/x")]);
     assert!(refused(wish.clone()).contains("'/bin/sh'"));

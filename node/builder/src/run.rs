@@ -27,7 +27,7 @@ use crate::outputs;
 use crate::refusal;
 use crate::scratch::{Scratch, slot_folder};
 use crate::spare::Spare;
-use crate::watch::{Outcome, Watch, tell};
+use crate::watch::{Outcome, Watch, say, tell};
 use crate::wire::{Bytes, Exit, HostPath, JoinGroup, Order, Program, Report, Task, Usage};
 
 /// A build that was not even tried.
@@ -113,7 +113,7 @@ async fn attempt(
     folder: &mut Option<Scratch>,
 ) -> Result<(Outputs, Timings), Cause> {
     let began = Instant::now();
-    let options = refusal::check(config, &spec.derivation)?;
+    let options = refusal::check(config, &spec.derivation, &spec.drv_path, spec.for_another)?;
     let paths = environment::output_paths(&spec.derivation)?;
     if spec.derivation.builder() == FETCH {
         return fetch((config, spec, events, cancel), log, folder, &paths).await;
@@ -129,6 +129,11 @@ async fn attempt(
             events: Bytes::path(&group.events()),
         })
     });
+    if options.no_chroot {
+        let text = "it asks to be built outside of the sandbox (__noChroot), and is built in it, as 'no-chroot-in-sandbox' in \
+                    config.toml says";
+        say(text, log, events).await;
+    }
     let failed = |(step, source)| SandboxError::new(step, source);
     let waiting = spare.take(config).map_err(failed)?;
     let mut helper = waiting.begin(&order).await.map_err(failed)?;

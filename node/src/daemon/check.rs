@@ -102,7 +102,7 @@ impl Jobs {
     ) -> Result<Option<CheckOutcome>, JobError> {
         let plan = self.depot.plan(check.derivation.clone()).await?;
         // Named before it waits for a slot.
-        self.builder.check(&plan.derivation)?;
+        self.builder.check(&plan.derivation, &check.derivation, false)?;
         let before = self.outputs_before(&plan).await?;
         let (reply, slot) = oneshot::channel();
         let message = Message::LendSlot {

@@ -245,7 +245,7 @@ impl TeamNode {
         DerivationOptions::read(&derivation).map_err(|error| unsupported(error.to_string()))?;
         self.jobs
             .builder
-            .check(&derivation)
+            .check(&derivation, &request.derivation, true)
             .map_err(|error| unsupported(error.to_string()))?;
         Ok((place, derivation, (*checked.outputs).clone(), direct))
     }

@@ -367,6 +367,37 @@ async fn only_its_own_processes_can_be_traced() {
     assert_eq!(log, ["child: DONE"]);
 }
 
+/// Who is allowed to ask for no sandbox has one.
+#[tokio::test]
+async fn a_build_that_wants_no_sandbox_has_one() {
+    let allow = |config: &mut tvix_node_builder::Config| {
+        config.no_chroot_in_sandbox.insert("play".to_owned());
+    };
+    let Some(stage) = Stage::with(allow).await else {
+        return;
+    };
+    let secret = stage.folder.path().join("secret");
+    std::fs::write(&secret, "s3cret").unwrap();
+    let mut asked = fields(&["read", &secret.display().to_string()]);
+    asked.environment.insert(b"__noChroot".to_vec(), b"1".to_vec());
+    let played = stage.play(spec(asked.clone())).await;
+    assert!(played.log[0].contains("__noChroot"), "{:?}", played.log);
+    assert!(
+        played.log.iter().any(|line| line.contains("NotFound")),
+        "{:?}",
+        played.log
+    );
+    assert!(
+        !played.log.iter().any(|line| line.contains("s3cret")),
+        "{:?}",
+        played.log
+    );
+    let mut asked = spec(asked);
+    asked.for_another = true;
+    let cause = stage.play(asked).await.cause();
+    assert!(matches!(cause, Cause::Refused(_)), "{cause}");
+}
+
 /// The kernel lets a process be confined so often and no more, so what a build has above it can be counted.
 #[tokio::test]
 async fn landlock_is_a_second_wall_where_there_is_one() {
