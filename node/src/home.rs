@@ -7,7 +7,8 @@
 //! <home>/control.sock    the control socket, while a node is up
 //! <home>/up.log          what a node in the background says; up.log.before what it said before that
 //! <home>/nix/store/      the store's trees
-//! <home>/store/          the store's index and logs
+//! <home>/store/          the store's index
+//! <home>/log/            what builds said; of those under way in log/running/
 //! <home>/scratch/        builds under way
 //! <home>/teams/SWARM/    a team this node belongs to: its roster, tickets, nonces, the ports it listens at, and the
 //!                        key that the node has there
