@@ -55,9 +55,9 @@ fn what_a_request_does_not_bound_is_bounded_here() {
 async fn who_lets_this_node_wait_for_derivations_is_refused_after_a_while() {
     let derivation = StorePath::from_parts([1; 20], "slow.drv").unwrap();
     let since = tokio::time::Instant::now();
-    let refused = considered::<()>(&derivation, std::future::pending())
-        .await
-        .unwrap_err();
+    let looked = considered::<()>(&derivation, std::future::pending());
+    let refused = tokio::time::timeout(2 * CONSIDERED_TIME, looked).await;
+    let refused = refused.expect("it is not waited for longer").unwrap_err();
     assert_eq!(refused.reason, RefusalReason::Busy);
     assert!(
         refused

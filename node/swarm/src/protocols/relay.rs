@@ -320,6 +320,7 @@ mod tests {
         let error = tokio::select! {
             passed = &mut passed => passed.unwrap().unwrap_err(),
             () = talking => unreachable!("it talks for ever"),
+            () = tokio::time::sleep(2 * RELAY_CIRCUIT_TIME) => panic!("it goes on for ever"),
         };
         assert!(error.to_string().contains("as long as one may be"), "{error}");
         assert!(since.elapsed() >= RELAY_CIRCUIT_TIME, "{:?}", since.elapsed());
