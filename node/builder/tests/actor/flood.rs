@@ -160,7 +160,7 @@ pub fn hold(what: &str, path: &str) -> Done {
             raw::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWIPC)?;
             segments()
         }
-        "file-system" | "file-system-without-bound" => {
+        "file-system" | "file-system-hidden" | "file-system-without-bound" => {
             raw::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)?;
             for (file, map) in [
                 ("uid_map", "0 1000 1"),
@@ -169,14 +169,21 @@ pub fn hold(what: &str, path: &str) -> Done {
             ] {
                 fs::write(format!("/proc/self/{file}"), map)?;
             }
-            let size = if what == "file-system" {
-                c"size=1g"
-            } else {
+            let size = if what == "file-system-without-bound" {
                 c"size=0"
+            } else {
+                c"size=1g"
             };
+            // In a folder that can be made one that nobody enters.
+            let folder = Path::new(path).join("folder");
+            let path = &folder.join("mounted");
+            fs::create_dir_all(path)?;
             mount("none", path, "tmpfs", MountFlags::empty(), size)?;
             for number in 0..PARTS {
-                fs::write(Path::new(path).join(number.to_string()), vec![b'x'; MIB])?;
+                fs::write(path.join(number.to_string()), vec![b'x'; MIB])?;
+            }
+            if what == "file-system-hidden" {
+                fs::set_permissions(&folder, fs::Permissions::from_mode(0o000))?;
             }
             println!("filled");
             forever()

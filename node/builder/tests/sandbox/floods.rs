@@ -105,6 +105,7 @@ async fn a_flood_of_memory_that_nobody_has_mapped_is_ended() {
             ["hold", "segments", "-"],
             ["hold", "segments-apart", "-"],
             ["hold", "file-system", "/tmp"],
+            ["hold", "file-system-hidden", "/tmp"],
             ["hold", "file-system-without-bound", "/tmp"],
         ] {
             let mut asked = spec(fields(&act));

@@ -288,7 +288,14 @@ async fn more_processes_than_allowed_are_refused() {
         return;
     }
     let played = stage.play(asked).await;
-    assert_eq!(played.log, ["processes 51: operation would block"]);
+    let refused = played.log == ["processes 51: operation would block"];
+    let said = format!("{:?}", played.log);
+    // A look may come just before it says so.
+    let cause = played.cause();
+    assert!(
+        refused || matches!(cause, Cause::TooManyProcesses(50)),
+        "{said}, {cause}"
+    );
 }
 
 #[tokio::test]
