@@ -97,7 +97,8 @@ fn status_text(status: &Status) -> String {
     let used = status.builds.iter().filter(|build| build.slot.is_some()).count();
     let beside = match used.saturating_sub(status.slots as usize) {
         0 => String::new(),
-        more => format!(", and {} for others that give way", count(more as u64, "build")),
+        1 => ", and 1 build beside them gives way".to_owned(),
+        more => format!(", and {more} builds beside them give way"),
     };
     let used = used.min(status.slots as usize);
     let mut text = format!(
@@ -309,7 +310,7 @@ build    lent on this node, for 5s, for ann
             ..alone()
         });
         assert!(
-            beside.contains("slots    1 of 1 in use, and 1 build for others that give way\n"),
+            beside.contains("slots    1 of 1 in use, and 1 build beside them gives way\n"),
             "{beside}"
         );
     }

@@ -12,7 +12,7 @@ use crate::StorePath;
 use crate::compare::{self, Difference};
 use crate::config::Config;
 use crate::error::Cause;
-use crate::limits::NICENESS_FOR_OTHERS;
+use crate::limits::NICENESS;
 use crate::scratch::{self, Scratch};
 
 /// One path of a build's input closure, and where it lies.
@@ -64,10 +64,11 @@ pub struct BuildSpec {
     pub impure_environment: BTreeMap<String, Vec<u8>>,
     /// Keep the build folder of a failed build, see [`crate::Config::kept`].
     pub keep_failed: bool,
-    /// Somebody else asked for it. It gives way to what the owner of the machine does
-    /// ([`crate::limits::NICENESS_FOR_OTHERS`]), and a fixed-output build gets no more of the network than
+    /// Somebody else asked for it. A fixed-output build then gets no more of the network than
     /// [`Network`](crate::Network) gives to others.
     pub for_another: bool,
+    /// It gives way to what the owner of the machine does ([`crate::limits::NICENESS`]).
+    pub gives_way: bool,
 }
 
 impl BuildSpec {
@@ -85,12 +86,13 @@ impl BuildSpec {
             impure_environment: BTreeMap::new(),
             keep_failed: false,
             for_another: false,
+            gives_way: false,
         }
     }
 
     /// What it is worth beside the owner's own work.
     pub(crate) fn niceness(&self) -> i32 {
-        if self.for_another { NICENESS_FOR_OTHERS } else { 0 }
+        if self.gives_way { NICENESS } else { 0 }
     }
 }
 

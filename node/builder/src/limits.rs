@@ -30,9 +30,9 @@ pub const SHARED_MEMORY: &str = "50%";
 /// build and not the node.
 pub const OUT_OF_MEMORY_BADNESS: i32 = 500;
 
-/// Niceness of a build for somebody else: beside the owner's own work it gets a tenth of a core, so that it does not stand
-/// still for hours either.
-pub const NICENESS_FOR_OTHERS: i32 = 10;
+/// Niceness of a build that gives way: beside the owner's own work it gets a tenth of a core, so that it does not stand still for
+/// hours either.
+pub const NICENESS: i32 = 10;
 
 /// Empty folders kept per build slot to mount inputs on. More inputs than this are rare, and then only
 /// take a little longer.

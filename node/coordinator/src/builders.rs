@@ -20,8 +20,8 @@ pub(crate) struct Builders {
     pub(crate) used_here: u32,
     /// Slots that build for others, or check.
     lent: u32,
-    /// Of these, the ones that build for others.
-    lent_to_others: u32,
+    /// Of these, the ones whose builds give way to what is demanded here.
+    giving_way: u32,
     peers: BTreeMap<NodeKey, Peer>,
     /// What people call members, connected or not. Bounded by the team.
     names: BTreeMap<NodeKey, String>,
@@ -96,8 +96,8 @@ impl Builders {
             .saturating_sub(self.lent)
     }
 
-    pub(crate) fn set_lent(&mut self, count: u32, for_others: u32) {
-        (self.lent, self.lent_to_others) = (count, for_others.min(count));
+    pub(crate) fn set_lent(&mut self, count: u32, giving_way: u32) {
+        (self.lent, self.giving_way) = (count, giving_way.min(count));
     }
 
     /// Slots of this node for something so urgent. What others build here gets what the owner's builds leave of the machine, so
@@ -108,7 +108,7 @@ impl Builders {
             _ => self
                 .slots_here()
                 .saturating_sub(self.used_here)
-                .saturating_sub(self.lent - self.lent_to_others),
+                .saturating_sub(self.lent - self.giving_way),
         }
     }
 
@@ -180,7 +180,7 @@ impl Builders {
     /// A peer has refused something; it may well refuse the next thing.
     pub(crate) fn pause(&mut self, node: &NodeKey, until: Time) {
         if let Some(peer) = self.peers.get_mut(node) {
-            peer.paused = Some(until);
+            peer.paused = peer.paused.max(Some(until));
         }
     }
 

@@ -192,7 +192,7 @@ impl Coordinator {
             Event::OwnBuilder(builder) => self.builders.set_own(builder),
             Event::Remembered { durations } => self.history.remember(durations),
             Event::Metered(metered) => self.metered = metered,
-            Event::SlotsLent { count, for_others } => self.builders.set_lent(count, for_others),
+            Event::SlotsLent { count, giving_way } => self.builders.set_lent(count, giving_way),
             Event::Peer { node, offer } => self.peer_offers(node, offer),
             Event::Linked { node, link } => self.builders.set_link(&node, link),
             Event::Team { names, builders } => self.builders.set_team(names, builders),

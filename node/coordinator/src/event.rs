@@ -103,8 +103,8 @@ pub enum Event {
     SlotsLent {
         /// How many.
         count: u32,
-        /// Of these, for others: what they build gives way to what is demanded here.
-        for_others: u32,
+        /// Of these, the ones whose builds give way to what is demanded here.
+        giving_way: u32,
     },
     /// What a peer offers as a builder from now on.
     Peer {

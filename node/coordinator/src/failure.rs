@@ -125,6 +125,7 @@ impl Coordinator {
         }
         let refused = failure.kind == FailureKind::Refused;
         let gone = failure.kind == FailureKind::Gone;
+        let now = self.now;
         let drv = &mut self.graph.drvs[attempt.drv];
         let trouble = drv.trouble_mut();
         match attempt.node {
@@ -137,7 +138,12 @@ impl Coordinator {
                     &mut trouble.excluded
                 };
                 out.push(node);
-                trouble.lost = trouble.lost.saturating_add(u8::from(!refused));
+                // What took several of them at once has taken them, and not the derivation.
+                let together = gone && trouble.last_gone.is_some_and(|last| attempt.placed < last);
+                trouble.lost = trouble.lost.saturating_add(u8::from(!refused && !together));
+                if gone {
+                    trouble.last_gone = Some(now);
+                }
             }
         }
         trouble

@@ -224,6 +224,8 @@ pub(crate) struct Trouble {
     pub(crate) excluded: Vec<NodeKey>,
     /// Peers that were lost over it and get it again only where nobody else has room.
     pub(crate) gone: Vec<NodeKey>,
+    /// When the last of them was lost.
+    pub(crate) last_gone: Option<Time>,
     /// Builders lost over it.
     pub(crate) lost: u8,
     /// Tries on this node that came to nothing.

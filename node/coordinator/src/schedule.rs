@@ -371,7 +371,7 @@ impl Coordinator {
     fn give_up_stranded(&mut self) {
         let patience = self.patience();
         let mut stranded = BTreeMap::new();
-        let mut failed: Vec<(DrvId, SessionSet)> = Vec::new();
+        let mut failed: BTreeMap<DrvId, SessionSet> = BTreeMap::new();
         let demanded = self.queues.lines.range((Urgency::Demanded, Slot::FIRST)..);
         let lines: Vec<(Slot, RequirementId)> = demanded
             .flat_map(|((_, slot), lines)| lines.keys().map(|requirement| (*slot, *requirement)))
@@ -395,11 +395,9 @@ impl Coordinator {
             for urgency in [Urgency::Import, Urgency::Demanded] {
                 let lines = self.queues.lines.get(&(urgency, slot));
                 let line = lines.and_then(|lines| lines.get(&requirement));
-                let all = line
-                    .into_iter()
-                    .flatten()
-                    .map(|(_, _, id)| (*id, SessionSet::of(slot)));
-                failed.extend(all);
+                for (_, _, id) in line.into_iter().flatten() {
+                    failed.entry(*id).or_default().insert(slot);
+                }
             }
         }
         self.queues.stranded = stranded;
@@ -420,7 +418,8 @@ impl Coordinator {
             }
             let since = *self.graph.drvs[id].stranded_since.get_or_insert(self.now);
             if since.after(patience) <= self.now {
-                failed.push((id, stuck));
+                let sessions = failed.entry(id).or_default();
+                *sessions = sessions.or(stuck);
             }
         }
         for (id, sessions) in failed {

@@ -125,6 +125,7 @@ impl Jobs {
             slot: slot.slot,
             request: None,
             keep_failed: check.keep_failed,
+            gives_way: false,
             signer: Arc::clone(&self.secret),
         };
         let mut listener = ToSession {

@@ -155,6 +155,7 @@ impl Jobs {
             slot,
             request: None,
             keep_failed: job.keep_failed,
+            gives_way: false,
             signer: Arc::clone(&self.secret),
         }
     }

@@ -60,6 +60,8 @@ pub struct Work {
     pub request: Option<RequestHash>,
     /// Keep its folder if it fails.
     pub keep_failed: bool,
+    /// It gives way to what the owner of the machine does.
+    pub gives_way: bool,
     /// What its record is signed with: the key of the home, or that in the team it is built for.
     pub signer: Arc<NodeSecret>,
 }
@@ -522,5 +524,6 @@ fn spec(work: &Work) -> Result<BuildSpec, JobError> {
     spec.limits = work.limits;
     spec.keep_failed = work.keep_failed;
     spec.for_another = work.request.is_some();
+    spec.gives_way = work.gives_way;
     Ok(spec)
 }

@@ -16,7 +16,7 @@ use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 use tvix_node_store::{AddError, Arrived, ArrivedError, ArrivedFile, ComingFile, Naming, Prepared};
 use tvix_node_swarm::limits::{SHARES, SMALL_TREE};
-use tvix_node_swarm::{Arrival, ArrivedBlob, FetchOrder, GrowingBlob, Priority};
+use tvix_node_swarm::{Arrival, ArrivedBlob, FetchError, FetchOrder, GrowingBlob, Priority, ProviderError};
 
 use super::TeamNode;
 use super::evidence::{Evidence as _, Remote};
@@ -40,7 +40,7 @@ pub enum FetchFailure {
         /// Why, with members by their names.
         why: String,
         /// Why.
-        source: tvix_node_swarm::FetchError,
+        source: FetchError,
     },
     /// What came is not what it should be, or the store does not take it.
     #[error("{path} could not be taken into the store: {source}")]
@@ -64,6 +64,25 @@ pub enum FetchFailure {
     /// A task of the node ended: a bug, or the node is going down.
     #[error("a transfer was lost: {0}")]
     Lost(String),
+}
+
+impl FetchFailure {
+    /// Whether nobody who has it could be reached any more, and nothing else is wrong: it may be had soon.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        let away = |error: &ProviderError| match error {
+            ProviderError::Call(error) => error.is_away(),
+            ProviderError::Ended(_) => true,
+            _ => false,
+        };
+        match self {
+            Self::Transfer {
+                source: FetchError::Failed { failures, .. },
+                ..
+            } => !failures.is_empty() && failures.iter().all(|(_, error)| away(error)),
+            _ => false,
+        }
+    }
 }
 
 /// What is told while a closure comes.

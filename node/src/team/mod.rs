@@ -64,7 +64,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 use tvix_node_coordinator::{Event, PeerOffer, placement::Link};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::control::find_member;
@@ -279,13 +279,17 @@ impl TeamNode {
         self.tell_members().await;
         let mut measuring = tokio::time::interval(LINKS_PAUSE);
         let mut told = BTreeMap::new();
-        let mut down: JoinSet<NodeKey> = JoinSet::new();
-        let mut timers: BTreeMap<NodeKey, AbortHandle> = BTreeMap::new();
+        // When those count as gone who are down.
+        let mut gone: BTreeMap<NodeKey, Instant> = BTreeMap::new();
         loop {
+            let next = gone.values().min().copied();
             tokio::select! {
-                Some(Ok(peer)) = down.join_next() => {
-                    timers.remove(&peer);
-                    self.tell_gone(peer).await;
+                () = until(next) => {
+                    let now = Instant::now();
+                    let due = gone.extract_if(.., |_, at| *at <= now);
+                    for (peer, _) in due.collect::<Vec<_>>() {
+                        self.tell_gone(peer).await;
+                    }
                 }
                 _ = measuring.tick() => self.tell_links(&mut told).await,
                 notice = events.notices.recv() => match notice {
@@ -294,14 +298,8 @@ impl TeamNode {
                         if self.calls.has(peer) && self.swarm.members().contains(peer) =>
                     {
                         self.down.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
-                        let timer = down.spawn(async move {
-                            tokio::time::sleep(BUILDER_GONE).await;
-                            peer
-                        });
-                        // It was back meanwhile, and has its time again.
-                        if let Some(before) = timers.insert(peer, timer) {
-                            before.abort();
-                        }
+                        // Who was back meanwhile has all of its time again.
+                        gone.insert(peer, Instant::now() + BUILDER_GONE);
                     }
                     Some(notice) => self.notice(notice).await,
                     None => return,
@@ -458,6 +456,14 @@ fn named<'a>(said: &str, names: impl Iterator<Item = (NodeKey, &'a str)>) -> Str
         text = text.replace(&twice, &format!("{name}: ")).replace(&key, name);
     }
     text
+}
+
+/// Returns at that time; never, where there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]

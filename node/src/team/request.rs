@@ -95,6 +95,9 @@ pub(super) enum RequestFailure {
     /// It was reached, and is gone.
     #[error("it went away during the build: {}", without_who(.0))]
     WentAway(BuildCallError),
+    /// It is there, and breaks off again and again.
+    #[error("it breaks off without a word: {}", without_who(.0))]
+    BreaksOff(BuildCallError),
     /// The builder says no.
     #[error("{name} does not build it: {refusal}")]
     Refused {
@@ -168,10 +171,12 @@ impl RequestFailure {
             {
                 FailureKind::Gone
             }
+            Self::Outputs { source, .. } if source.is_away() => FailureKind::Gone,
             Self::Depot(_)
             | Self::Random(_)
             | Self::Call(_)
             | Self::WentAway(_)
+            | Self::BreaksOff(_)
             | Self::Record { .. }
             | Self::Outputs { .. } => FailureKind::Transient,
         }
@@ -317,7 +322,14 @@ impl TeamNode {
                         }
                     };
                     let Some(mut again) = again else {
-                        break Err(RequestFailure::WentAway(error.into()));
+                        if !error.is_break() {
+                            stop(call).await;
+                        }
+                        let is_there = self.swarm.peers().contains_key(&order.node);
+                        break Err(match is_there && !accepted || breaks > BUILDER_BREAKS {
+                            true => RequestFailure::BreaksOff(error.into()),
+                            false => RequestFailure::WentAway(error.into()),
+                        });
                     };
                     tracing::info!(derivation = %order.derivation, builder = name, %error, "a far build is gone on with");
                     again.goes_on_with(&call);
@@ -632,7 +644,8 @@ impl TeamNode {
     }
 }
 
-/// Tells a builder that its build is not wanted. The stream's end says the same, should this be slow.
+/// Tells a builder that its build is not wanted. Should this be slow, the end of the stream says so in the end: who does not come
+/// back in time wants nothing.
 async fn stop(call: BuildCall) {
     match tokio::time::timeout(LAST_WORDS, call.cancel()).await {
         Ok(Ok(())) => {}

@@ -170,6 +170,7 @@ impl TeamNode {
             slot: slot.slot,
             request: None,
             keep_failed: false,
+            gives_way: true,
             signer: Arc::clone(self.view.secret()),
         };
         let performed = self

@@ -442,6 +442,7 @@ impl Workshop for TeamNode {
             slot: slot.slot,
             request: Some(order.hash),
             keep_failed: request.keep_failed,
+            gives_way: true,
             signer: Arc::clone(self.view.secret()),
         };
         let mut listener = ToAll { build, slot: &slot };

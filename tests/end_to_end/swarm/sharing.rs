@@ -77,7 +77,7 @@ fn an_own_build_does_not_wait_for_a_slot_that_is_lent() {
     assert!(
         status
             .ok()
-            .contains("slots    1 of 1 in use, and 1 build for others that give way"),
+            .contains("slots    1 of 1 in use, and 1 build beside them gives way"),
         "{}",
         status.stdout
     );

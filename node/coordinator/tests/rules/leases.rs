@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tvix_node_coordinator::{Action, Delivery, Event, FailureKind, limits};
 use tvix_node_protocol::control::{EventKind, Outcome};
 
-use crate::desk::{Desk, derivation, node, offer, options};
+use crate::desk::{Desk, derivation, keep_going, node, offer, options};
 
 /// A command whose only derivation is being built by the peer 1, and another peer.
 fn two_peers() -> Desk {
@@ -183,6 +183,39 @@ fn the_only_builder_is_not_waited_for_longer_than_for_any_other() {
         desk.was_told(1, |event| matches!(event, EventKind::BuildFailed { error, .. }
         if error.contains("no builder builds for") && error.contains("the connection to b is gone")))
     );
+}
+
+#[test]
+fn what_its_only_builder_did_not_come_back_for_has_failed_once() {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    desk.command(1, keep_going(), &[derivation("a", &[])]);
+    desk.send(Event::PeerGone { node: node(1) });
+    desk.wait(limits::NO_BUILDER_PATIENCE.as_millis() as u64);
+    let failed = |event: &EventKind| matches!(event, EventKind::BuildFailed { .. });
+    assert_eq!(desk.told.iter().filter(|(_, event)| failed(event)).count(), 1);
+    assert!(desk.was_told(1, |event| matches!(event, EventKind::Ended { failed: 1, .. })));
+}
+
+#[test]
+fn builders_that_are_gone_together_are_one_loss() {
+    let mut desk = two_peers();
+    desk.wait(2_100);
+    assert_eq!(builders(&desk), [Some(node(1)), Some(node(2))]);
+    desk.running.clear();
+    for peer in [1, 2] {
+        desk.send(Event::PeerGone { node: node(peer) });
+    }
+    for peer in [3, 4] {
+        assert_eq!(desk.outcome(1), None);
+        desk.wait(100);
+        desk.peer(peer, offer("d", 1));
+        assert_eq!(desk.build("a").node, Some(node(peer)));
+        desk.running.clear();
+        desk.wait(100);
+        desk.send(Event::PeerGone { node: node(peer) });
+    }
+    assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
 }
 
 #[test]

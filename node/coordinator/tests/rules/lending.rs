@@ -11,7 +11,7 @@ use crate::desk::{Desk, derivation, node, offer, options};
 fn lent(count: u32) -> Event {
     Event::SlotsLent {
         count,
-        for_others: count,
+        giving_way: count,
     }
 }
 
@@ -48,7 +48,7 @@ fn it_takes_no_more_than_the_slots_that_there_are() {
 }
 
 #[test]
-fn a_free_slot_of_another_node_is_taken_before_a_lent_one() {
+fn of_equal_places_a_free_slot_is_taken_before_a_lent_one() {
     let mut desk = Desk::new(1);
     desk.send(lent(1));
     desk.peer(1, offer("b", 1));
@@ -65,7 +65,7 @@ fn a_free_slot_of_another_node_is_taken_before_a_lent_one() {
 #[test]
 fn what_is_demanded_waits_for_a_slot_that_checks() {
     let mut desk = Desk::new(1);
-    let slots = |count| Event::SlotsLent { count, for_others: 0 };
+    let slots = |count| Event::SlotsLent { count, giving_way: 0 };
     desk.send(slots(1));
     desk.command(1, options(), &[derivation("a", &[])]);
     desk.wait(u64::try_from(limits::NO_BUILDER_PATIENCE.as_millis()).expect("it fits") * 3);

@@ -26,6 +26,11 @@ impl LentTo {
     const fn is_own(&self) -> bool {
         matches!(self, Self::Sample(_) | Self::Session(_))
     }
+
+    /// Whether nobody here waits for it, so that it gives way to what somebody does.
+    const fn gives_way(&self) -> bool {
+        matches!(self, Self::Member(_) | Self::Sample(_))
+    }
 }
 
 /// A build for another member, or a check, that waits for a slot.
@@ -157,8 +162,8 @@ impl Engine {
     pub(super) fn lent_changed(&mut self) {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let count = number(self.lent.len());
-        let for_others = number(self.lent.values().filter(|lent| !lent.to.is_own()).count());
-        self.happened(Event::SlotsLent { count, for_others });
+        let giving_way = number(self.lent.values().filter(|lent| lent.to.gives_way()).count());
+        self.happened(Event::SlotsLent { count, giving_way });
     }
 }
 

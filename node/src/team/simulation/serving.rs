@@ -249,7 +249,7 @@ impl Node {
         };
         self.event(Event::SlotsLent {
             count,
-            for_others: count,
+            giving_way: count,
         });
         Some(Lent(Arc::clone(self)))
     }
@@ -519,7 +519,7 @@ impl Drop for Lent {
         {
             self.0.event(Event::SlotsLent {
                 count,
-                for_others: count,
+                giving_way: count,
             });
         }
     }

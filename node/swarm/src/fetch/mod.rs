@@ -454,7 +454,12 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
         if lock(&work.plan).is_done() || lock(&work.cut).contains(&provider) {
             return (provider, Ok(()));
         }
-        // Before there is work: what waits here can be done by another.
+        if !work.has_work(provider) {
+            // A provider may become so slow that its work is worth sharing, or fall silent.
+            tokio::time::timeout(work.next_look(), changed).await.ok();
+            continue;
+        }
+        // Before it is taken: what waits here can be done by another.
         let stream = tokio::select! {
             stream = streams.enter(work.priority, work.shares) => stream,
             () = &mut changed => continue,
@@ -471,16 +476,14 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
             job.map(|(turn, job)| (turn, job, plan.signs(turn)))
         };
         let Some((turn, job, signs)) = job else {
-            drop(stream);
-            // A provider may become so slow that its work is worth sharing, or fall silent.
-            tokio::time::timeout(work.next_look(), changed).await.ok();
+            // Another was faster.
             continue;
         };
         let result = tokio::select! {
             result = run(&work, provider, (turn, signs.clone()), job) => result,
             // It was silent, and another one has brought what it should, or there is something else that it may bring.
             () = work.released(turn) => {
-                if !signs.has_brought() {
+                if !signs.has_brought() && signs.is_silent_for_long(Instant::now()) {
                     lock(&work.core.standing).failed(provider, work.core.team.now());
                 }
                 continue;
@@ -548,11 +551,21 @@ impl Work {
         !lock(&self.cut).contains(&provider) && lock(&self.plan).wants_more(workers)
     }
 
+    /// Whether there is something to do with this provider.
+    fn has_work(&self, provider: NodeKey) -> bool {
+        let speed = self.speeds();
+        lock(&self.plan).has_work(provider, speed, Instant::now())
+    }
+
+    /// How fast each provider has been in this fetch.
+    fn speeds(&self) -> impl Fn(NodeKey) -> f64 {
+        let brought = self.report.brought();
+        move |of| brought.get(&of).map_or(0.0, Brought::speed)
+    }
+
     /// Half of what a slower provider has left of a piece.
     fn share(&self, plan: &mut Plan, provider: NodeKey) -> Option<(Turn, Job)> {
-        let brought = self.report.brought();
-        let speed = |of: NodeKey| brought.get(&of).map_or(0.0, Brought::speed);
-        let (turn, blob, chunks) = plan.share(provider, speed)?;
+        let (turn, blob, chunks) = plan.share(provider, self.speeds())?;
         // While the plan is held: who has the first half cannot be through with it before.
         if let Some(file) = self.large.get(&blob) {
             file.one_more_piece();

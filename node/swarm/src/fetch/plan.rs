@@ -62,7 +62,8 @@ impl Rhythm {
 #[derive(Debug, Clone)]
 pub(crate) struct Signs {
     seen: Arc<Mutex<Seen>>,
-    rhythm: Rhythm,
+    /// None: it is waited for as long as anybody of whom nothing is known.
+    rhythm: Option<Rhythm>,
 }
 
 #[derive(Debug)]
@@ -75,10 +76,10 @@ struct Seen {
 
 impl Signs {
     pub(crate) fn new() -> Self {
-        Self::of(Rhythm::default())
+        Self::of(None)
     }
 
-    fn of(rhythm: Rhythm) -> Self {
+    fn of(rhythm: Option<Rhythm>) -> Self {
         let seen = Seen {
             waits_since: Some(Instant::now()),
             brought: false,
@@ -89,16 +90,16 @@ impl Signs {
         }
     }
 
-    /// From now on the provider is waited for.
+    /// From now on the provider is waited for, if it is not already: to be asked, and to find what it has, is part of it.
     pub(crate) fn waits(&self) {
-        lock(&self.seen).waits_since = Some(Instant::now());
+        lock(&self.seen).waits_since.get_or_insert_with(Instant::now);
     }
 
     /// It has brought something, which this node is busy with now.
     pub(crate) fn came(&self) {
         let mut seen = lock(&self.seen);
-        if let Some(since) = seen.waits_since.take() {
-            self.rhythm.waited(since.elapsed());
+        if let (Some(since), Some(rhythm)) = (seen.waits_since.take(), &self.rhythm) {
+            rhythm.waited(since.elapsed());
         }
         seen.brought = true;
     }
@@ -108,14 +109,27 @@ impl Signs {
         lock(&self.seen).brought
     }
 
-    pub(crate) fn is_silent(&self, now: Instant) -> bool {
+    fn patience(&self) -> Duration {
+        self.rhythm.as_ref().map_or(HEDGE_SILENCE, Rhythm::patience)
+    }
+
+    fn is_silent_for(&self, now: Instant, time: Duration) -> bool {
         let since = lock(&self.seen).waits_since;
-        since.is_some_and(|since| now.duration_since(since) >= self.rhythm.patience())
+        since.is_some_and(|since| now.duration_since(since) >= time)
+    }
+
+    pub(crate) fn is_silent(&self, now: Instant) -> bool {
+        self.is_silent_for(now, self.patience())
+    }
+
+    /// Whether it is silent for so long that it may be gone, whatever it did before.
+    pub(crate) fn is_silent_for_long(&self, now: Instant) -> bool {
+        self.is_silent_for(now, HEDGE_SILENCE)
     }
 
     /// When it will be silent if nothing comes from now on.
     fn silent_at(&self, now: Instant) -> Instant {
-        lock(&self.seen).waits_since.unwrap_or(now) + self.rhythm.patience()
+        lock(&self.seen).waits_since.unwrap_or(now) + self.patience()
     }
 }
 
@@ -204,9 +218,7 @@ impl Plan {
     /// Where there is no other work: what one who has fallen silent still has to bring. If that one brings it all the
     /// same, it has come in vain; whoever is first with it here has it, which a silent one is not.
     pub(crate) fn hedge(&mut self, provider: NodeKey, now: Instant) -> Option<(Turn, Job)> {
-        let wanted = |running: &Running| running.is_stuck(now) && !running.was_with(provider);
-        let turn = self.running.iter().find(|(_, running)| wanted(running));
-        let turn = *turn?.0;
+        let turn = self.stuck_for(provider, now)?;
         let Running {
             provider: silent,
             left,
@@ -215,6 +227,24 @@ impl Plan {
         } = self.running.remove(&turn)?;
         tried.push(silent);
         Some((self.begin(provider, left.clone(), tried), left))
+    }
+
+    /// What somebody has fallen silent over and this provider could bring. Who had it before, and was too slow, may have it again
+    /// where the next one may be gone.
+    fn stuck_for(&self, provider: NodeKey, now: Instant) -> Option<Turn> {
+        let may = |running: &Running| {
+            let again = running.provider != provider && running.signs.is_silent_for_long(now);
+            running.is_stuck(now) && (again || !running.was_with(provider))
+        };
+        let found = self.running.iter().find(|(_, running)| may(running));
+        found.map(|(turn, _)| *turn)
+    }
+
+    /// Whether a provider with nothing to do would get something now.
+    pub(crate) fn has_work(&self, provider: NodeKey, speed: impl Fn(NodeKey) -> f64, now: Instant) -> bool {
+        !self.jobs.is_empty()
+            || self.worth_sharing(provider, speed).is_some()
+            || self.stuck_for(provider, now).is_some()
     }
 
     /// Whether somebody has fallen silent, and none of these providers can bring what it should.
@@ -252,21 +282,11 @@ impl Plan {
         provider: NodeKey,
         speed: impl Fn(NodeKey) -> f64,
     ) -> Option<(Turn, BlobDigest, Range<u64>)> {
-        let own = speed(provider);
-        let mut found: Option<(BlobDigest, &mut Range<u64>)> = None;
-        for running in self.running.values_mut() {
-            let slower = running.provider != provider && own > 0.0 && speed(running.provider) <= own;
-            if let Job::Piece { blob, chunks } = &mut running.left
-                && slower
-                && chunks.end - chunks.start >= 2 * LEAST_SHARE
-                && found
-                    .as_ref()
-                    .is_none_or(|(_, most)| most.end - most.start <= chunks.end - chunks.start)
-            {
-                found = Some((*blob, chunks));
-            }
-        }
-        let (blob, left) = found?;
+        let turn = self.worth_sharing(provider, speed)?;
+        let Job::Piece { blob, chunks: left } = &mut self.running.get_mut(&turn)?.left else {
+            return None;
+        };
+        let blob = *blob;
         let middle = (left.start + (left.end - left.start) / 2).next_multiple_of(GROUP);
         let chunks = middle..left.end;
         left.end = middle;
@@ -277,13 +297,32 @@ impl Plan {
         Some((self.begin(provider, job, Vec::new()), blob, chunks))
     }
 
+    /// The piece of which most is left, of those that a provider that is not faster brings and that are worth sharing.
+    fn worth_sharing(&self, provider: NodeKey, speed: impl Fn(NodeKey) -> f64) -> Option<Turn> {
+        let own = speed(provider);
+        let left = |running: &Running| match &running.left {
+            Job::Piece { chunks, .. } => chunks.end.saturating_sub(chunks.start),
+            Job::Pack(_) => 0,
+        };
+        let slower = |running: &Running| {
+            running.provider != provider
+                && own > 0.0
+                && speed(running.provider) <= own
+                && left(running) >= 2 * LEAST_SHARE
+        };
+        let slower = self.running.iter().filter(|(_, running)| slower(running));
+        slower
+            .max_by_key(|(_, running)| left(running))
+            .map(|(turn, _)| *turn)
+    }
+
     fn begin(&mut self, provider: NodeKey, left: Job, tried: Vec<NodeKey>) -> Turn {
         let turn = Turn(self.turns);
         self.turns += 1;
         let running = Running {
             provider,
             left,
-            signs: Signs::of(self.rhythms.entry(provider).or_default().clone()),
+            signs: Signs::of(Some(self.rhythms.entry(provider).or_default().clone())),
             tried,
         };
         self.running.insert(turn, running);
@@ -566,14 +605,14 @@ mod tests {
                 .all(|job| taken.iter().any(|(_, taken)| taken == job)),
             "{taken:?}"
         );
-        // Ann wakes up in vain, and neither of the two takes it once more.
+        // Ann wakes up in vain.
         assert_eq!(plan.reached(piece, 200), None);
         assert!(!plan.brought(pack, 1));
         plan.finished(piece);
         plan.give_back(pack);
         assert!(!plan.is_done() && plan.jobs.is_empty() && !plan.is_released(piece));
         let again = later + 2 * HEDGE_SILENCE;
-        assert!(plan.hedge(ANN, again).is_none() && plan.hedge(BOB, again).is_none());
+        assert!(plan.hedge(BOB, again).is_none(), "bob is at it");
         assert!(plan.wants_another(again, both()));
         let cat = NodeKey([3; 32]);
         let (last, _) = plan.hedge(cat, again).unwrap();
@@ -615,15 +654,45 @@ mod tests {
         let signs = plan.signs(turns[0]);
         signs.came();
         let now = Instant::now();
-        assert!(plan.hedge(BOB, now + LEAST_SILENCE).is_some());
-        assert!(plan.hedge(BOB, now + LEAST_SILENCE).is_some());
-        assert!(
-            plan.hedge(BOB, now + LEAST_SILENCE).is_none(),
-            "what came is dealt with"
-        );
-        let soon = plan.next_silence(now).unwrap();
-        assert!(soon <= LEAST_SILENCE, "{soon:?}");
+        // As long as this machine took for these lines, twice.
+        let soon = now + plan.rhythms[&ANN].patience();
+        assert!(plan.hedge(BOB, soon).is_some());
+        assert!(plan.hedge(BOB, soon).is_some());
+        assert!(plan.hedge(BOB, soon).is_none(), "what came is dealt with");
         plan.finished(turns[0]);
+    }
+
+    #[test]
+    fn to_be_asked_is_part_of_the_waiting() {
+        let mut plan = Plan::default();
+        plan.add_small([(blob(1), 1)]);
+        let (turn, _) = plan.take(ANN).unwrap();
+        let signs = plan.signs(turn);
+        std::thread::sleep(Duration::from_millis(5));
+        signs.waits();
+        signs.came();
+        let longest = *lock(&plan.rhythms[&ANN].0);
+        assert!(longest >= Some(Duration::from_millis(5)), "{longest:?}");
+    }
+
+    #[test]
+    fn who_was_too_slow_may_have_it_again_where_the_next_one_may_be_gone() {
+        let mut plan = Plan::default();
+        plan.add_large(blob(1), &up_to(PIECE_CHUNKS));
+        let (first, _) = plan.take(ANN).unwrap();
+        plan.signs(first).came();
+        plan.signs(first).waits();
+        let soon = Instant::now() + plan.rhythms[&ANN].patience();
+        let (second, _) = plan.hedge(BOB, soon).unwrap();
+        let signs = plan.signs(second);
+        signs.came();
+        signs.waits();
+        let (now, patience) = (Instant::now(), plan.rhythms[&BOB].patience());
+        if patience < HEDGE_SILENCE {
+            assert!(plan.hedge(ANN, now + patience).is_none(), "ann had it");
+        }
+        assert!(plan.has_work(ANN, |_| 0.0, now + HEDGE_SILENCE));
+        assert!(plan.hedge(ANN, now + HEDGE_SILENCE).is_some());
     }
 
     #[test]

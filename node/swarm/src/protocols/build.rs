@@ -363,7 +363,7 @@ pub enum BuildCallError {
     Over,
 }
 
-/// A build at another node. Dropping it cancels it.
+/// A build at another node. Whoever drops it without [`cancel`](Self::cancel) may come back, for which the builder waits a while.
 pub struct BuildCall {
     core: Arc<Core>,
     builder: NodeKey,

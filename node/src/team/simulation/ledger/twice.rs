@@ -118,6 +118,8 @@ pub(super) struct Failures {
     /// When they were seen to be away, which have offered nothing since.
     pub(super) away: BTreeMap<usize, u64>,
     pub(super) lost: usize,
+    /// When the last one was seen to be away.
+    last_away: Option<u64>,
 }
 
 /// How a build that was asked of another came to nothing.
@@ -267,11 +269,11 @@ impl Ledger {
         for attempt in there {
             attempt.over = true;
             if !attempt.given_up && !attempt.lacks_inputs {
-                lost.push(attempt.job);
+                lost.push((attempt.job, attempt.placed));
             }
         }
-        for job in lost {
-            self.failed_there(machine, job, builder, Failing::Gone, now);
+        for (job, placed) in lost {
+            self.failed_there((machine, job, builder), Failing::Gone, (placed, now));
         }
     }
 
@@ -291,7 +293,7 @@ impl Ledger {
             return;
         };
         let expected = !std::mem::replace(&mut attempt.over, true) && !attempt.given_up;
-        let (builder, job) = (attempt.builder, attempt.job);
+        let (builder, job, placed) = (attempt.builder, attempt.job, attempt.placed);
         let lacks_inputs = attempt.lacks_inputs;
         if let Some(builder) = builder
             && matches!(how, Failing::Refused | Failing::Blameless | Failing::Gone)
@@ -302,11 +304,16 @@ impl Ledger {
             && expected
             && !lacks_inputs
         {
-            self.failed_there(machine, job, builder, how, now);
+            self.failed_there((machine, job, builder), how, (placed, now));
         }
     }
 
-    fn failed_there(&mut self, machine: usize, job: usize, builder: usize, how: Failing, now: u64) {
+    fn failed_there(
+        &mut self,
+        (machine, job, builder): (usize, usize, usize),
+        how: Failing,
+        (placed, now): (u64, u64),
+    ) {
         if matches!(how, Failing::Blameless | Failing::ItsOwnFault) {
             return;
         }
@@ -316,7 +323,12 @@ impl Ledger {
             Failing::Gone => drop(failures.away.insert(builder, now)),
             _ => drop(failures.builders.insert(builder)),
         }
-        failures.lost += usize::from(how != Failing::Refused);
+        // Several that were at it together and are gone together are one loss.
+        let together = how == Failing::Gone && failures.last_away.is_some_and(|last| placed < last);
+        failures.lost += usize::from(how != Failing::Refused && !together);
+        if how == Failing::Gone {
+            failures.last_away = Some(now);
+        }
     }
 
     /// Those who wanted a derivation are told that it has failed: who wants it next begins anew.
@@ -347,7 +359,7 @@ impl Ledger {
         }
         for (job, builder) in lost {
             self.count("builders given up");
-            self.failed_there(machine, job, builder, Failing::Lost, now);
+            self.failed_there((machine, job, builder), Failing::Lost, (now, now));
         }
     }
 
