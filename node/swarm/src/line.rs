@@ -1,11 +1,10 @@
 //! Places that go to what is most urgent first, and of equals to who has waited longest.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, Weak};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
-use tvix_node_protocol::envelope::NodeKey;
 
 use crate::core::lock;
 
@@ -23,9 +22,12 @@ pub enum Priority {
     Import,
 }
 
-/// See the [module](self). Clones are the same line.
-#[derive(Debug, Clone)]
-pub(crate) struct Line(Arc<Mutex<State>>);
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Line {
+    places: usize,
+    state: Mutex<State>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -40,37 +42,41 @@ type Turn = (Reverse<Priority>, u64);
 /// Places that are held. They go back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Held {
-    line: Arc<Mutex<State>>,
+    line: Arc<Line>,
     count: usize,
 }
 
 /// Leaves the line when it is dropped.
 struct Waiting<'l> {
-    line: &'l Line,
+    line: &'l Arc<Line>,
     turn: Turn,
 }
 
 impl Line {
     pub(crate) fn new(places: usize) -> Self {
-        Self(Arc::new(Mutex::new(State {
-            free: places,
-            waiting: BTreeMap::new(),
-            numbers: 0,
-        })))
+        Self {
+            places,
+            state: Mutex::new(State {
+                free: places,
+                waiting: BTreeMap::new(),
+                numbers: 0,
+            }),
+        }
     }
 
-    /// Waits for so many places at once, of which there are as many.
-    pub(crate) async fn enter(&self, priority: Priority, count: u32) -> Held {
+    /// Waits for so many places at once, or for all that there are.
+    pub(crate) async fn enter(self: &Arc<Self>, priority: Priority, count: u32) -> Held {
+        let count = self.places.min(count as usize);
         let (reply, told) = oneshot::channel();
         let turn = {
-            let mut state = lock(&self.0);
+            let mut state = lock(&self.state);
             state.numbers += 1;
             let turn = (Reverse(priority), state.numbers);
-            state.waiting.insert(turn, (count as usize, reply));
+            state.waiting.insert(turn, (count, reply));
             turn
         };
         let _waiting = Waiting { line: self, turn };
-        serve(&self.0);
+        serve(self);
         match told.await {
             Ok(held) => held,
             // Who waits is told, or has left the line.
@@ -83,20 +89,20 @@ impl Line {
 impl Line {
     /// Places that nobody holds.
     pub(crate) fn free(&self) -> usize {
-        lock(&self.0).free
+        lock(&self.state).free
     }
 
     /// How many wait.
     pub(crate) fn waiting(&self) -> usize {
-        lock(&self.0).waiting.len()
+        lock(&self.state).waiting.len()
     }
 }
 
 /// Gives free places to those whose turn it is. Who wants more than there are keeps what is free from those behind.
-fn serve(line: &Arc<Mutex<State>>) {
+fn serve(line: &Arc<Line>) {
     loop {
         let (reply, held) = {
-            let mut state = lock(line);
+            let mut state = lock(&line.state);
             let Some(first) = state.waiting.first_entry() else {
                 return;
             };
@@ -118,47 +124,17 @@ fn serve(line: &Arc<Mutex<State>>) {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        lock(&self.line).free += self.count;
+        lock(&self.line.state).free += self.count;
         serve(&self.line);
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if lock(&self.line.0).waiting.remove(&self.turn).is_some() {
+        if lock(&self.line.state).waiting.remove(&self.turn).is_some() {
             // What it was waiting for may be enough for those behind.
-            serve(&self.line.0);
+            serve(self.line);
         }
-    }
-}
-
-/// A line for each peer, made when it is first asked for and gone with the last place in use. Bounded by the peers that are
-/// connected.
-#[derive(Debug)]
-pub(crate) struct Lines {
-    each: usize,
-    peers: Mutex<HashMap<NodeKey, Weak<Mutex<State>>>>,
-}
-
-impl Lines {
-    /// So many places for each peer.
-    pub(crate) fn new(each: usize) -> Self {
-        Self {
-            each,
-            peers: Mutex::default(),
-        }
-    }
-
-    /// That of one peer.
-    pub(crate) fn of(&self, peer: NodeKey) -> Line {
-        let mut peers = lock(&self.peers);
-        peers.retain(|_, line| line.strong_count() > 0);
-        if let Some(line) = peers.get(&peer).and_then(Weak::upgrade) {
-            return Line(line);
-        }
-        let line = Line::new(self.each);
-        peers.insert(peer, Arc::downgrade(&line.0));
-        line
     }
 }
 
@@ -170,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_most_urgent_goes_first_and_of_equals_who_waits_longest() {
-        let line = Line::new(1);
+        let line = Arc::new(Line::new(1));
         let mut held = line.enter(Priority::Demanded, 1).await;
         let enter = |priority| Box::pin(line.enter(priority, 1));
         let mut waiting = vec![
@@ -201,7 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_wants_many_is_not_passed_by_those_behind_and_is_by_what_is_more_urgent() {
-        let line = Line::new(8);
+        let line = Arc::new(Line::new(8));
         let first = line.enter(Priority::Demanded, 6).await;
         let mut many = Box::pin(line.enter(Priority::Demanded, 8));
         let mut few = Box::pin(line.enter(Priority::Demanded, 1));
@@ -212,12 +188,15 @@ mod tests {
         assert!(few.as_mut().now_or_never().is_none());
         drop(many);
         drop(few.await);
+        let all = line.enter(Priority::Demanded, 9).now_or_never();
+        assert!(all.is_some() && line.free() == 0, "more than there are");
+        drop(all);
         assert_eq!(line.free(), 8);
     }
 
     #[tokio::test]
     async fn who_leaves_holds_up_nobody_and_takes_nothing_along() {
-        let line = Line::new(2);
+        let line = Arc::new(Line::new(2));
         let one = line.enter(Priority::Demanded, 1).await;
         let mut many = Box::pin(line.enter(Priority::Demanded, 2));
         let mut few = Box::pin(line.enter(Priority::Demanded, 1));
@@ -230,19 +209,5 @@ mod tests {
         drop((one, few));
         drop(third);
         assert_eq!(line.free(), 2);
-    }
-
-    #[tokio::test]
-    async fn each_peer_has_its_own_which_is_gone_with_the_last_in_use() {
-        let (lines, ann, bob) = (Lines::new(2), NodeKey([1; 32]), NodeKey([2; 32]));
-        let held = lines.of(ann).enter(Priority::Demanded, 2).await;
-        let later = lines.of(ann);
-        assert!(later.enter(Priority::Import, 1).now_or_never().is_none());
-        assert_eq!(lines.of(bob).free(), 2);
-        drop(held);
-        assert_eq!(lines.of(ann).free(), 2);
-        drop(later);
-        lines.of(bob);
-        assert!(lock(&lines.peers).len() <= 1);
     }
 }

@@ -59,7 +59,7 @@ impl Default for Machine {
 /// owner, and to other members.
 #[derive(Debug, Clone)]
 pub(crate) struct FetchPlaces {
-    pub(crate) all: Line,
+    pub(crate) all: Arc<Line>,
     others: Arc<Semaphore>,
     each: Arc<Places>,
     pub(crate) pace: Pace,
@@ -122,7 +122,7 @@ impl FetchPlaces {
     /// So many, of which so many are for other members.
     pub(crate) fn new(all: usize, others: usize, pace: Pace) -> Self {
         Self {
-            all: Line::new(all * SHARES as usize),
+            all: Arc::new(Line::new(all * SHARES as usize)),
             others: Arc::new(Semaphore::new(others * SHARES as usize)),
             each: Arc::new(Places::new(FETCHES_FOR_EACH * SHARES as usize)),
             pace,

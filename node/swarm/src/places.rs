@@ -7,32 +7,54 @@ use tokio::sync::Semaphore;
 use tvix_node_protocol::envelope::NodeKey;
 
 use crate::core::lock;
+use crate::line::Line;
 
 /// See the [module](self). Bounded by the peers that are connected.
 #[derive(Debug)]
-pub struct Places {
+pub struct OfEach<T> {
     each: usize,
-    peers: Mutex<HashMap<NodeKey, Weak<Semaphore>>>,
+    make: fn(usize) -> T,
+    peers: Mutex<HashMap<NodeKey, Weak<T>>>,
 }
+
+/// Places that go to who has waited longest.
+pub type Places = OfEach<Semaphore>;
+
+/// Places that go to what is most urgent.
+pub(crate) type Lines = OfEach<Line>;
 
 impl Places {
     /// So many for each peer.
     #[must_use]
     pub fn new(each: usize) -> Self {
+        Self::made_by(Semaphore::new, each)
+    }
+}
+
+impl Lines {
+    /// So many for each peer.
+    pub(crate) fn in_line(each: usize) -> Self {
+        Self::made_by(Line::new, each)
+    }
+}
+
+impl<T> OfEach<T> {
+    fn made_by(make: fn(usize) -> T, each: usize) -> Self {
         Self {
             each,
+            make,
             peers: Mutex::default(),
         }
     }
 
     /// Those of one peer.
     #[must_use]
-    pub fn of(&self, peer: NodeKey) -> Arc<Semaphore> {
+    pub fn of(&self, peer: NodeKey) -> Arc<T> {
         let mut peers = lock(&self.peers);
         peers.retain(|_, places| places.strong_count() > 0);
         let known = peers.get(&peer).and_then(Weak::upgrade);
         known.unwrap_or_else(|| {
-            let places = Arc::new(Semaphore::new(self.each));
+            let places = Arc::new((self.make)(self.each));
             peers.insert(peer, Arc::downgrade(&places));
             places
         })

@@ -39,8 +39,9 @@ use crate::limits::{
     BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, LEAST_LOOK, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER,
     SHARE_LOOK, SHARES, SMALL_TREE, SMALL_TREE_FILES, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
-use crate::line::{Lines, Priority};
+use crate::line::Priority;
 use crate::machine::{FetchPlace, FetchPlaces};
+use crate::places::Lines;
 use crate::room::Room;
 use crate::shelf::ShelfError;
 use arrival::{Coming, Kind, PackRoom};
@@ -122,7 +123,7 @@ impl Fetching {
             running: Mutex::default(),
             places,
             coming,
-            streams: Lines::new(CONTENT_STREAMS_PER_PEER * SHARES as usize),
+            streams: Lines::in_line(CONTENT_STREAMS_PER_PEER * SHARES as usize),
         }
     }
 
