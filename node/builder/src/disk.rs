@@ -85,9 +85,28 @@ pub(crate) fn usage(folders: &[PathBuf], enough: u64) -> u64 {
     count.bytes
 }
 
+/// The same below a folder of somebody hostile that is open, whose modes are left as they are: what cannot be looked into counts as
+/// more than there is.
+pub(crate) fn usage_below(folder: impl AsFd, enough: u64) -> u64 {
+    let mut count = Count {
+        leaves_modes: true,
+        ..Count::default()
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match openat(folder, c".", flags, Mode::empty()).and_then(Dir::new) {
+        Ok(entries) => count.below(entries, enough),
+        Err(Errno::ACCESS) => count.bytes = u64::MAX,
+        // It is no folder, or gone.
+        Err(_) => {}
+    }
+    count.bytes
+}
+
 #[derive(Default)]
 struct Count {
     bytes: u64,
+    /// Folders that their owner cannot look into stay so.
+    leaves_modes: bool,
     /// Files with several names, which count once.
     linked: BTreeSet<(u64, u64)>,
 }
@@ -96,11 +115,13 @@ impl Count {
     /// Everything below a folder. What disappears meanwhile is not there any more.
     fn folder(&mut self, top: &Path, enough: u64) {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = openat(CWD, top, flags, Mode::empty()).and_then(Dir::new);
-        let mut open: Vec<Open> = top
-            .map(|entries| Open { entries, lent: None })
-            .into_iter()
-            .collect();
+        if let Ok(entries) = openat(CWD, top, flags, Mode::empty()).and_then(Dir::new) {
+            self.below(entries, enough);
+        }
+    }
+
+    fn below(&mut self, entries: Dir, enough: u64) {
+        let mut open = vec![Open { entries, lent: None }];
         while let Some(folder) = open.last_mut() {
             let Some(Ok(entry)) = folder.entries.read() else {
                 open.pop();
@@ -121,13 +142,25 @@ impl Count {
             if self.bytes > enough {
                 return;
             }
-            if is_folder && let Ok(below) = Open::at(parent, entry.file_name(), stat.st_mode) {
-                if open.len() >= DISK_DEPTH {
+            if !is_folder {
+                continue;
+            }
+            let below = match self.leaves_modes {
+                true => Open::as_it_is(parent, entry.file_name()),
+                false => Open::at(parent, entry.file_name(), stat.st_mode),
+            };
+            match below {
+                Ok(below) if open.len() < DISK_DEPTH => open.push(below),
+                Err(Errno::ACCESS) if self.leaves_modes => {
+                    self.bytes = u64::MAX;
+                    return;
+                }
+                Ok(_) => {
                     // Hidden from sight, whatever is in there.
                     self.bytes = u64::MAX;
                     return;
                 }
-                open.push(below);
+                Err(_) => {}
             }
         }
     }
@@ -141,6 +174,12 @@ struct Open {
 }
 
 impl Open {
+    fn as_it_is(parent: impl AsFd, name: &CStr) -> Result<Self, Errno> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entries = Dir::new(openat(parent, name, flags, Mode::empty())?)?;
+        Ok(Self { entries, lent: None })
+    }
+
     fn at(parent: impl AsFd, name: &CStr, mode: u32) -> Result<Self, Errno> {
         let mode = Mode::from_raw_mode(mode & 0o7777);
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -76,6 +76,8 @@ pub(crate) struct Held<W> {
     /// In this round, as far as it has come.
     found: Found,
     /// In the last one.
+    last: Found,
+    /// Bytes of that.
     before: u64,
     /// Where the next look begins: process, thread, and how far its descriptors were read.
     next: Option<(i32, i32, u64)>,
@@ -87,15 +89,16 @@ impl<W: Wanted> Held<W> {
         Self {
             wanted,
             found: Found::new(),
+            last: Found::new(),
             before: 0,
             next: None,
             at_once: DESCRIPTORS_AT_ONCE,
         }
     }
 
-    /// What the look before found of the things that it counted.
-    pub(crate) fn found(&self) -> &Found {
-        &self.found
+    /// Whether something may be part of what the look before counted.
+    pub(crate) fn has_counted(&self, thing: &Thing) -> bool {
+        self.found.contains_key(thing) || self.last.contains_key(thing)
     }
 
     /// Looks once more. `processes` are in order. Gives bytes.
@@ -104,13 +107,17 @@ impl<W: Wanted> Held<W> {
         let begin = match self.next.take() {
             Some(begin) => begin,
             None => {
-                self.found.clear();
+                self.last = std::mem::take(&mut self.found);
                 (0, 0, 0)
             }
         };
         for &process in processes.iter().filter(|&&process| process >= begin.0) {
             let resumes = process == begin.0;
-            if !resumes {
+            if !resumes && left == 0 {
+                self.next = Some((process, 0, 0));
+                return self.before.max(total(&self.found));
+            }
+            if !resumes || begin.1 == 0 {
                 let cost = self.wanted.process(process, &mut self.found);
                 left = left.saturating_sub(cost + 1);
             }

@@ -31,27 +31,14 @@ pub(crate) fn below(first: i32) -> Vec<Process> {
         .collect()
 }
 
-/// Processes and threads in the process namespace that a process is the first of, as its own `/proc` lists them, which
-/// nothing in there can change. Stops counting beyond `enough`. None where it has ended, or has no `/proc` yet.
-pub(crate) fn inside(first: i32, enough: u64) -> u64 {
-    let folder = format!("/proc/{first}/root/proc");
-    let device = |path: &str| fs::metadata(path).map(|about| about.dev()).ok();
-    // Until it has entered its own `/` it sees the machine's.
-    if device(&folder) == device("/proc") {
-        return 0;
-    }
+/// Processes and threads of a process and everything below it. Stops counting beyond `enough`.
+pub(crate) fn threads_below(first: i32, enough: u64) -> u64 {
     let mut count = 0u64;
-    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if !name.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
-            continue;
-        }
-        let threads = || {
-            let tasks = format!("{folder}/{}/task", name.to_str()?);
-            // Beside itself and the folder above, one name for each.
-            fs::metadata(tasks).ok()?.nlink().checked_sub(2)
-        };
-        count = count.saturating_add(threads().unwrap_or(1));
+    for process in below(first) {
+        // Beside itself and the folder above, one name for each.
+        let tasks = fs::metadata(format!("/proc/{}/task", process.id));
+        let threads = tasks.ok().and_then(|tasks| tasks.nlink().checked_sub(2));
+        count = count.saturating_add(threads.unwrap_or(1));
         if count > enough {
             break;
         }
@@ -138,9 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn who_sees_the_machine_s_processes_does_not_have_them() {
-        assert_eq!(inside(std::process::id().cast_signed(), u64::MAX), 0);
-        assert_eq!(inside(i32::MAX, u64::MAX), 0);
+    fn threads_count_as_processes_do() {
+        let own = std::process::id().cast_signed();
+        let (end, waits) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || waits.recv());
+        assert!(threads_below(own, u64::MAX) >= 2);
+        drop(end);
+        drop(other.join());
+        assert_eq!(threads_below(i32::MAX, u64::MAX), 0);
     }
 
     #[test]

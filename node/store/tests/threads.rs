@@ -247,6 +247,8 @@ fn nothing_that_arrives_or_is_read_is_collected() {
         ended.into_iter().for_each(|ended| ended.unwrap());
     });
     println!("{removed:?} collected, {served:?} served meanwhile");
+    // Else nothing of this was tried.
+    assert!(removed.load(Ordering::SeqCst) > 0, "nothing was collected");
     store.gc(&GcOptions::default()).unwrap();
     assert_eq!(home_entries(&store), Vec::<String>::new());
     assert_eq!(fs::read_dir(&spool).unwrap().count(), 0);

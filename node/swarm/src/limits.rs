@@ -258,7 +258,8 @@ pub const STREAM_WINDOW: usize = 256 << 10;
 /// has 6 MB on its way, and one of twice the speed can be filled as well.
 pub const WINDOW_GROWTH: usize = 96 << 20;
 
-/// Bytes that a connection over TCP may bring which are not read yet: 352 MiB, of which 256 lie in streams that nobody reads, if
+/// Bytes of content that a connection over TCP may bring which are not read yet (the library keeps each frame by itself, so what
+/// comes in frames of a few bytes takes many times as much of memory, and as many times its bytes of the link): 352 MiB, of which 256 lie in streams that nobody reads, if
 /// there are as many as there may be. Of those of one member, 512 are served at once, over all its connections; others say what they
 /// are about within ten seconds, or are closed. So a member that does nothing else, over all four of its connections, can have
 /// 1.4 GiB held, and such members together as much as [`MEMORY_SHARE`] leaves, past which nobody is let in any more.
@@ -478,8 +479,8 @@ pub const OFFERS_TRIES: u32 = 5;
 /// See [`OFFERS_TRIES`].
 pub const OFFERS_PAUSE: Duration = Duration::from_millis(100);
 
-/// Versions of `join` up to which is tried which one an inviter speaks that does not speak this program's: each costs a round
-/// trip, and it is done once, to tell who needs an update.
+/// Versions of `join` up to which is tried which one an inviter speaks that does not speak this program's: all are
+/// asked in one negotiation, each time that somebody is met in vain, to tell who needs an update.
 pub const JOIN_VERSIONS_TRIED: u32 = 9;
 
 /// First pause after such a try; each next one is twice as long: 0.3 s in all, for which somebody waits.

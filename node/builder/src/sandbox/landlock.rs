@@ -26,19 +26,24 @@ pub struct Landlock {
 }
 
 impl Landlock {
-    /// Asks the kernel.
+    /// Asks the kernel, and tries it in a thread of its own.
     pub(crate) fn of_machine() -> Self {
-        let version = sys::landlock_version().ok();
+        let try_it = || rustix::thread::set_no_new_privs(true).is_ok() && sys::landlock_scope(SCOPES).is_ok();
         Self {
-            version,
-            is_used: version.is_some_and(|version| version >= VERSION),
+            version: sys::landlock_version().ok(),
+            is_used: is_enough() && std::thread::spawn(try_it).join().unwrap_or(false),
         }
     }
 }
 
+/// Whether the kernel has what is used.
+fn is_enough() -> bool {
+    sys::landlock_version().is_ok_and(|version| version >= VERSION)
+}
+
 /// Confines this thread and what it starts. Does nothing where the kernel cannot. No new privileges must be set.
 pub(super) fn confine() -> io::Result<()> {
-    if !Landlock::of_machine().is_used {
+    if !is_enough() {
         return Ok(());
     }
     match sys::landlock_scope(SCOPES) {

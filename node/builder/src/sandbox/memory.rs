@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::unmapped::Unmapped;
 use crate::cgroup;
-use crate::held::{Found, Held, Thing};
+use crate::held::{Held, Thing};
 use crate::limits::MAPPINGS_BYTES;
 use crate::processes::{self, Process};
 use crate::sys::{self, Shared};
@@ -92,7 +92,7 @@ impl Sum {
         if held > 0 && with(&shared) > self.limit {
             // What is mapped of what has been counted already must not count twice. Finding that out takes long.
             for (process, bytes) in &mut shared {
-                *bytes = bytes.saturating_sub(counted(*process, self.held.found()));
+                *bytes = bytes.saturating_sub(counted(*process, &self.held));
             }
         }
         with(&shared)
@@ -100,7 +100,7 @@ impl Sum {
 }
 
 /// Bytes of a process's part in shared memory that have been found otherwise.
-fn counted(process: i32, found: &Found) -> u64 {
+fn counted(process: i32, held: &Held<Unmapped>) -> u64 {
     let mut mappings = Vec::new();
     let read = File::open(format!("/proc/{process}/smaps"))
         .and_then(|file| file.take(2 * MAPPINGS_BYTES).read_to_end(&mut mappings));
@@ -111,8 +111,8 @@ fn counted(process: i32, found: &Found) -> u64 {
     let mut counts = false;
     for line in String::from_utf8_lossy(&mappings).lines() {
         if let Some((device, number, name)) = mapping(line) {
-            counts = found.contains_key(&Thing::File(device, number))
-                || found.contains_key(&Thing::FileSystem(device))
+            counts = held.has_counted(&Thing::File(device, number))
+                || held.has_counted(&Thing::FileSystem(device))
                 || name.starts_with("/SYSV");
         } else if counts {
             bytes = bytes.saturating_add(kibibytes(line, "Pss:"));

@@ -178,7 +178,7 @@ fn watch(
         if killed || began < next_look {
             continue;
         }
-        let excess = if processes::inside(pid, order.processes) > order.processes {
+        let excess = if processes::threads_below(pid, order.processes) > order.processes {
             Some(Report::TooManyProcesses)
         } else if memory.as_mut().is_some_and(|memory| memory.is_exceeded(pid)) {
             Some(Report::TooMuchMemory)

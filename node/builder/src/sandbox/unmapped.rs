@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::PathBuf;
 
-use rustix::fs::{FileType, Stat, makedev, statvfs};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatvfs, makedev, openat2};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::disk;
@@ -150,26 +149,36 @@ impl<'a> Mount<'a> {
         })
     }
 
-    /// Bytes in it; none where something else lies over it.
+    /// Bytes in it; none where something else lies over it, or this kernel is older than Linux 5.6.
     fn usage(&self, process: i32, enough: u64) -> Option<u64> {
-        let root = format!("/proc/{process}/root/");
-        let mut place = root.clone().into_bytes();
-        place.extend(plain(self.place));
-        let place = PathBuf::from(std::ffi::OsString::from_vec(place));
-        let denied = || {
-            let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-            fs::metadata(&place).as_ref().is_err_and(denied)
+        let root = File::open(format!("/proc/{process}/root")).ok()?;
+        let place = plain(self.place);
+        // Opened once, and never out of that root: links on the way are the build's, and lead where it likes.
+        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let open = || {
+            openat2(
+                &root,
+                &*place,
+                OFlags::PATH | OFlags::CLOEXEC,
+                Mode::empty(),
+                within,
+            )
         };
-        match fs::metadata(&place) {
-            Ok(about) if about.dev() == self.device => {}
+        let opened = match open() {
             // Hidden from sight, whatever is in there. Until a process runs its program it may hide altogether.
-            Err(_) if denied() && fs::metadata(&root).is_ok() && denied() => return Some(u64::MAX),
-            _ => return None,
+            Err(Errno::ACCESS) if root.metadata().is_ok() => match open() {
+                Err(Errno::ACCESS) => return Some(u64::MAX),
+                again => again.ok()?,
+            },
+            opened => opened.ok()?,
+        };
+        if fstat(&opened).ok()?.st_dev != self.device {
+            return None;
         }
-        let about = statvfs(&place).ok()?;
+        let about = fstatvfs(&opened).ok()?;
         if about.f_blocks == 0 {
             // Without a bound, and then it does not tell.
-            return Some(disk::usage(&[place], enough));
+            return Some(disk::usage_below(&opened, enough));
         }
         let bytes = about
             .f_blocks

@@ -90,7 +90,7 @@ impl FolderCache {
 
     fn begin(&self) -> Result<(), CacheError> {
         let is_cache = self.check_store_dir()?;
-        for folder in [self.begun(), self.archives()] {
+        for folder in [begun(&self.folder), self.archives(), begun(&self.archives())] {
             match self.disk.make_directory(at(&folder), 0o777) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(CacheError::io("make the folder", folder, error.into())),
@@ -105,24 +105,18 @@ impl FolderCache {
 
     /// Files of processes that were killed. What cannot be removed is in nobody's way.
     fn remove_abandoned(&self) {
-        let remove = || {
-            for entry in fs::read_dir(self.begun())? {
-                let entry = entry?;
-                let written = entry.metadata()?.modified()?;
-                if written.elapsed().is_ok_and(|age| age > ABANDONED) {
-                    self.disk.unlink(at(&entry.path()))?;
+        for folder in [begun(&self.folder), begun(&self.archives())] {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let written = entry.metadata().and_then(|about| about.modified());
+                let age = written.ok().and_then(|written| written.elapsed().ok());
+                if age.is_some_and(|age| age > ABANDONED)
+                    && let Err(error) = self.disk.unlink(at(&entry.path()))
+                {
+                    // It may be another user's.
+                    tracing::debug!(%error, file = %entry.path().display(), "what was begun could not be removed");
                 }
             }
-            Ok::<(), io::Error>(())
-        };
-        if let Err(error) = remove() {
-            tracing::debug!(%error, "could not look through what was begun in '{}'", self.folder.display());
         }
-    }
-
-    /// Where files are that have not got their names yet.
-    fn begun(&self) -> PathBuf {
-        self.folder.join(".tmp")
     }
 
     fn archives(&self) -> PathBuf {
@@ -191,7 +185,7 @@ impl FolderCache {
     /// Writes the archive of a path, checks that it is the one that was registered, and says what is to
     /// be said of it.
     fn write_archive(&self, store: &Store, info: &PathInfo) -> Result<NarInfo, CacheError> {
-        let temporary = Temporary::create(&self.disk, &self.begun())?;
+        let temporary = Temporary::create(&self.disk, &begun(&self.archives()))?;
         let failed = |error| CacheError::io("write", &temporary.path, error);
         let computed = {
             let mut to = Hashing {
@@ -265,12 +259,17 @@ impl FolderCache {
 
     /// Writes a small file whole or not at all.
     fn write_file(&self, file: &Path, bytes: &[u8]) -> Result<(), CacheError> {
-        let temporary = Temporary::create(&self.disk, &self.begun())?;
+        let temporary = Temporary::create(&self.disk, &begun(&self.folder))?;
         let written = temporary.writing().write_all(bytes);
         written.map_err(|error| CacheError::io("write", &temporary.path, error))?;
         temporary.sync()?;
         temporary.rename(file)
     }
+}
+
+/// Where the files of a folder are that have not got their names yet: on the same file system, wherever its links lead.
+fn begun(folder: &Path) -> PathBuf {
+    folder.join(".tmp")
 }
 
 struct Hashing<W> {

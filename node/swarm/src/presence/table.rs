@@ -403,7 +403,6 @@ impl Cells {
     }
 }
 
-/// Whether two sorted lists have a key in common. Each key of the shorter one is looked up in the other.
 /// What was signed, where it is what it should be.
 fn opened<T: Statement>(envelope: &Envelope) -> Result<T, PresenceRefusal> {
     envelope.open().map_err(|error| match error {
@@ -412,6 +411,7 @@ fn opened<T: Statement>(envelope: &Envelope) -> Result<T, PresenceRefusal> {
     })
 }
 
+/// Whether two sorted lists have a key in common. Each key of the shorter one is looked up in the other.
 fn share_one(some: &[PresenceKey], others: &[PresenceKey]) -> bool {
     let (few, many) = if some.len() < others.len() {
         (some, others)
