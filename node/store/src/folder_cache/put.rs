@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -90,12 +91,13 @@ impl FolderCache {
 
     fn begin(&self) -> Result<(), CacheError> {
         let is_cache = self.check_store_dir()?;
-        for folder in [begun(&self.folder), self.archives(), begun(&self.archives())] {
-            match self.disk.make_directory(at(&folder), 0o777) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(CacheError::io("make the folder", folder, error.into())),
-            }
-        }
+        let make = |folder: PathBuf| match self.disk.make_directory(at(&folder), 0o777) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(CacheError::io("make the folder", folder, error.into())),
+        };
+        make(begun(&self.folder))?;
+        make(self.archives())?;
+        make(self.begun_archives())?;
         if !is_cache {
             let text = format!("StoreDir: {STORE_DIR}\n");
             self.write_file(&self.folder.join("nix-cache-info"), text.as_bytes())?;
@@ -105,7 +107,7 @@ impl FolderCache {
 
     /// Files of processes that were killed. What cannot be removed is in nobody's way.
     fn remove_abandoned(&self) {
-        for folder in [begun(&self.folder), begun(&self.archives())] {
+        for folder in [begun(&self.folder), self.begun_archives()] {
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 let written = entry.metadata().and_then(|about| about.modified());
                 let age = written.ok().and_then(|written| written.elapsed().ok());
@@ -116,6 +118,16 @@ impl FolderCache {
                     tracing::debug!(%error, file = %entry.path().display(), "what was begun could not be removed");
                 }
             }
+        }
+    }
+
+    /// Where archives are that have not got their names yet.
+    fn begun_archives(&self) -> PathBuf {
+        let device = |folder: &Path| fs::metadata(folder).ok().map(|about| about.dev());
+        match device(&self.archives()) == device(&self.folder) {
+            true => begun(&self.folder),
+            // Names are given within one file system.
+            false => begun(&self.archives()),
         }
     }
 
@@ -185,7 +197,7 @@ impl FolderCache {
     /// Writes the archive of a path, checks that it is the one that was registered, and says what is to
     /// be said of it.
     fn write_archive(&self, store: &Store, info: &PathInfo) -> Result<NarInfo, CacheError> {
-        let temporary = Temporary::create(&self.disk, &begun(&self.archives()))?;
+        let temporary = Temporary::create(&self.disk, &self.begun_archives())?;
         let failed = |error| CacheError::io("write", &temporary.path, error);
         let computed = {
             let mut to = Hashing {
@@ -267,7 +279,7 @@ impl FolderCache {
     }
 }
 
-/// Where the files of a folder are that have not got their names yet: on the same file system, wherever its links lead.
+/// Where the files of a folder are that have not got their names yet.
 fn begun(folder: &Path) -> PathBuf {
     folder.join(".tmp")
 }
