@@ -127,6 +127,33 @@ fn what_a_killed_process_began_goes_a_day_later() {
     assert_eq!(names_in(&begun), ["of-now"], "somebody may be writing to it");
 }
 
+/// A larger disk for what is large.
+#[test]
+fn archives_may_lie_on_another_disk() {
+    use std::io::Write as _;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+    let place = Place::new();
+    let device = |folder: &std::path::Path| fs::metadata(folder).ok().map(|about| about.dev());
+    let shm = std::path::Path::new("/dev/shm");
+    let other = tempfile::tempdir_in(shm).ok();
+    let other = other.filter(|_| device(shm) != device(place.cache.parent().unwrap()));
+    let Some(other) = other else {
+        writeln!(
+            std::io::stderr(),
+            "SKIPPED: archives_may_lie_on_another_disk, because /dev/shm is none"
+        )
+        .unwrap();
+        return;
+    };
+    fs::create_dir_all(&place.cache).unwrap();
+    symlink(other.path(), place.cache.join("nar")).unwrap();
+    let [sample, ..] = place.closure();
+    let paths = [sample.path.clone()];
+    place.open().put(&place.store, &sample.path).unwrap();
+    assert_eq!(place.open().has(&paths).unwrap(), [true]);
+    assert_eq!(names_in(&other.path().join(".tmp")), [""; 0]);
+}
+
 #[test]
 fn a_closure_goes_into_a_cache_and_comes_back_from_it() {
     let place = Place::new();
