@@ -15,7 +15,7 @@
 //! | [`owner_file`] | how rules of the owner are written down |
 //! | [`fetch`], [`purpose`] | paths of others into this store, and which of them go first |
 //! | [`repair`] | content of damaged paths from others |
-//! | [`request`], `answer` | builds that others do for this node |
+//! | [`request`], `answer`, `calls`, `far_log` | builds that others do for this node |
 //! | `own_steps` | the owner's builds among those of others |
 //! | [`serve`], `steps`, [`served`], [`together`], [`inputs`] | builds that this node does for others |
 //! | `kept` | folders of builds that failed |
@@ -27,6 +27,7 @@ mod answer;
 mod calls;
 pub mod every;
 pub mod evidence;
+mod far_log;
 pub mod fetch;
 mod first;
 pub mod grants;

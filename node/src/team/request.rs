@@ -18,8 +18,8 @@ use tvix_node_swarm::{BuildCall, BuildCallError, BuildEvent, CallError};
 
 use super::TeamNode;
 use super::answer::{Asked, described};
-use super::calls::Told;
 use super::evidence::Evidence as _;
+use super::far_log::{Lines, Told};
 use super::fetch::FetchFailure;
 use super::limits::{BUILDER_BACK, BUILDER_BREAKS, BUILDER_PAUSE, LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
 use super::purpose::{Purpose, priority};
@@ -651,61 +651,5 @@ async fn stop(call: BuildCall) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a builder could not be told to stop"),
         Err(_) => tracing::debug!("a builder did not take the word to stop in time"),
-    }
-}
-
-/// Pieces of a log, cut into lines.
-#[derive(Debug, Default)]
-struct Lines {
-    open: Vec<u8>,
-}
-
-/// Bytes of one line that are kept together; a longer one comes in pieces.
-const LINE: usize = 64 << 10;
-
-impl Lines {
-    fn take(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
-        let mut lines = Vec::new();
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.open.extend_from_slice(piece);
-            if piece.ends_with(b"\n") {
-                self.open.pop();
-                lines.push(std::mem::take(&mut self.open));
-            } else if self.open.len() >= LINE {
-                lines.push(std::mem::take(&mut self.open));
-            }
-        }
-        lines
-    }
-
-    fn rest(self) -> Option<Vec<u8>> {
-        (!self.open.is_empty()).then_some(self.open)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn logs_are_cut_into_lines_however_they_come() {
-        let text = b"one\n\ntwo\nthree";
-        for size in 1..text.len() {
-            let mut lines = Lines::default();
-            let mut all: Vec<Vec<u8>> = Vec::new();
-            for piece in text.chunks(size) {
-                all.extend(lines.take(piece));
-            }
-            all.extend(lines.rest());
-            assert_eq!(all, [&b"one"[..], b"", b"two", b"three"], "in pieces of {size}");
-        }
-    }
-
-    #[test]
-    fn an_endless_line_comes_in_pieces() {
-        let mut lines = Lines::default();
-        let pieces = lines.take(&vec![b'x'; LINE * 2 + 1]);
-        assert!(!pieces.is_empty());
-        assert!(lines.open.len() < LINE);
     }
 }
