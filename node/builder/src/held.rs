@@ -279,6 +279,52 @@ mod tests {
         drop((files, again));
     }
 
+    /// Its bytes count as long as the round lasts; what else shows them must not count beside it.
+    #[test]
+    fn what_the_last_round_counted_is_known_until_the_next_one_is_over() {
+        let own = std::process::id().cast_signed();
+        let files: Vec<File> = (0..50).map(|_| tempfile::tempfile().unwrap()).collect();
+        let device = files[0].metadata().unwrap().dev();
+        let mut held = Held::new(OfDevice(device));
+        held.at_once = 7;
+        held.look(&[own]);
+        while held.next.is_some() {
+            held.look(&[own]);
+        }
+        held.look(&[own]);
+        assert!(held.next.is_some(), "a round has begun");
+        for file in &files {
+            let about = file.metadata().unwrap();
+            assert!(held.has_counted(&Thing::File(about.dev(), about.ino())));
+        }
+    }
+
+    /// Whose descriptors are none costs something, too.
+    #[test]
+    fn a_look_ends_between_processes_as_well() {
+        struct Costly;
+        impl Wanted for Costly {
+            fn process(&mut self, _process: i32, found: &mut Found) -> usize {
+                found.insert(Thing::Segments(found.len() as u64), 1);
+                10
+            }
+            fn file(&mut self, _stat: &Stat, _place: &str, _found: &Found) -> Option<u64> {
+                None
+            }
+        }
+        let mut held = Held::new(Costly);
+        held.at_once = 25;
+        // None of them is there, so none has descriptors.
+        let processes: Vec<i32> = (i32::MAX - 9..=i32::MAX).collect();
+        assert_eq!(held.look(&processes), 3);
+        let mut looks = 1;
+        while held.next.is_some() {
+            held.look(&processes);
+            looks += 1;
+        }
+        assert_eq!((looks, held.found.len()), (4, 10));
+    }
+
     #[test]
     fn what_is_mapped_and_open_counts_once() {
         let found = Found::from([
