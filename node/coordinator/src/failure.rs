@@ -212,9 +212,7 @@ impl Coordinator {
     fn is_anybody_there(&mut self, id: DrvId, slot: Slot) -> bool {
         let here = self.may_build_here(id) && self.session_builds_here(slot);
         let peers = self.peers_for(id);
-        let trouble = self.graph.drvs[id].trouble.as_ref();
-        let gone = |node: &NodeKey| trouble.is_some_and(|trouble| trouble.gone.contains(node));
-        here || !peers.iter().all(gone)
+        here || !peers.iter().all(|node| self.graph.drvs[id].has_lost(node))
     }
 
     /// Whether this node may build a derivation.

@@ -311,6 +311,12 @@ impl Drv {
         self.trouble.get_or_insert_default()
     }
 
+    /// Whether a peer was lost over it, and may be lost again.
+    pub(crate) fn has_lost(&self, node: &NodeKey) -> bool {
+        let trouble = self.trouble.as_ref();
+        trouble.is_some_and(|trouble| trouble.gone.contains(node))
+    }
+
     /// Only read by what is present or needless itself.
     pub(crate) fn pointless(&self) -> bool {
         self.consumer_edges > 0 && self.live_edges == 0 && self.demanded.is_empty()

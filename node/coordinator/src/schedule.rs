@@ -217,13 +217,10 @@ impl Coordinator {
                 });
             }
         }
-        // Whoever was lost over it once may be lost again.
-        let lost = |node: Option<NodeKey>| {
-            let trouble = self.graph.drvs[id].trouble.as_ref();
-            node.is_some_and(|node| trouble.is_some_and(|trouble| trouble.gone.contains(&node)))
-        };
-        if candidates.iter().any(|candidate| !lost(candidate.node)) {
-            candidates.retain(|candidate| !lost(candidate.node));
+        let drv = &self.graph.drvs[id];
+        let lost = |candidate: &Candidate| candidate.node.is_some_and(|node| drv.has_lost(&node));
+        if !candidates.iter().all(lost) {
+            candidates.retain(|candidate| !lost(candidate));
         }
         candidates
     }

@@ -152,12 +152,8 @@ async fn a_connection_over_which_no_answer_comes_is_closed_and_one_that_answers_
     }
 }
 
-/// Lets so much time pass for one of two, and says whether the other one stays connected with it.
-async fn stays_after(one: &mut Driver, two: &mut Driver, at: Instant) -> bool {
-    two.on_tick(at);
-    if !two.strangers.is_empty() {
-        return true;
-    }
+/// Whether one of two loses its connection, sooner than as one that nobody uses.
+async fn is_cut_off(one: &mut Driver, two: &mut Driver) -> bool {
     let cut_off = async {
         while !one.connected.borrow().is_empty() {
             tokio::select! {
@@ -166,10 +162,18 @@ async fn stays_after(one: &mut Driver, two: &mut Driver, at: Instant) -> bool {
             }
         }
     };
-    // Sooner than as one that nobody uses.
     tokio::time::timeout(Duration::from_secs(20), cut_off)
         .await
-        .is_err()
+        .is_ok()
+}
+
+/// Lets so much time pass for one of two, and says whether the other one stays connected with it.
+async fn stays_after(one: &mut Driver, two: &mut Driver, at: Instant) -> bool {
+    two.on_tick(at);
+    if !two.strangers.is_empty() {
+        return true;
+    }
+    !is_cut_off(one, two).await
 }
 
 #[tokio::test]
@@ -207,17 +211,6 @@ async fn who_is_no_member_any_more_is_cut_off_also_where_it_comes_as_a_stranger_
     one.strangers.insert(strange, (peer, Instant::now()));
     one.gatekeeper.set(&Members::default());
     one.members_changed(&BTreeSet::new());
-    let cut_off = async {
-        while !one.connected.borrow().is_empty() {
-            tokio::select! {
-                event = one.swarm.select_next_some() => one.on_event(event),
-                event = two.swarm.select_next_some() => two.on_event(event),
-            }
-        }
-    };
-    // Sooner than as one that nobody uses.
-    tokio::time::timeout(Duration::from_secs(20), cut_off)
-        .await
-        .unwrap();
+    assert!(is_cut_off(&mut one, &mut two).await);
     assert!(one.of_members.is_empty() && one.strangers.contains_key(&strange));
 }
