@@ -214,6 +214,7 @@ impl Store {
     pub fn prepare_source(&self, source: &Path, naming: Naming) -> Result<Prepared, AddError> {
         let method = method_of(&naming)?;
         let (summary, written) = self.write_tree(method, None, |tap, writer| {
+            writer.large_files_around_cache();
             read_source(source, tap, writer).map_err(from_walk)
         })?;
         describe(naming, method, summary, written)

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
+use crate::buffers::ALIGNMENT;
 #[cfg(test)]
 use crate::faults::{Faults, Step};
 
@@ -179,6 +180,33 @@ impl Disk {
             }
         }
         Ok(())
+    }
+
+    /// What is written to this file from now on goes past the page cache. Answers whether the file system can do so.
+    pub(crate) fn begin_around_cache(&self, file: &OwnedFd) -> bool {
+        rustix::fs::fcntl_setfl(file, OFlags::DIRECT).is_ok()
+    }
+
+    /// As [`Disk::write`], around the page cache as far as the bytes lie as that needs them: whole pages from the
+    /// beginning of one. The rest goes through the cache, and so does all that follows it.
+    pub(crate) fn write_around_cache(&self, file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+        while bytes.as_ptr().align_offset(ALIGNMENT) == 0 && bytes.len() >= ALIGNMENT {
+            step!(self, Write);
+            let pages = bytes.len() - bytes.len() % ALIGNMENT;
+            match rustix::io::write(file, &bytes[..pages]) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(written) => bytes = &bytes[written..],
+                Err(Errno::INTR) => {}
+                // A disk that asks for more than a page.
+                Err(Errno::INVAL) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        rustix::fs::fcntl_setfl(file, OFlags::empty())?;
+        self.write(file, bytes)
     }
 
     /// Asks the kernel to start writing out what was written, without waiting, so that the disk works

@@ -8,7 +8,7 @@ use std::path::Path;
 use tvix_node_protocol::tree::{BlobDigest, PathComponent};
 
 use crate::arrived::ComingFile;
-use crate::limits::SMALL_FILE;
+use crate::limits::{NAR_BUFFER, SMALL_FILE};
 use crate::nar_tap::NarTap;
 use crate::tree_writer::{TreeWriteError, TreeWriter};
 
@@ -48,7 +48,7 @@ pub(crate) fn copy_file(
         let bytes = tap.take_whole(from, size).map_err(read_error)?;
         return Ok(writer.small_file(name, executable, bytes)?);
     }
-    writer.open_file(name, executable)?;
+    writer.open_file(name, executable, size)?;
     copy_rest(from, size, tap, writer)
 }
 
@@ -123,6 +123,13 @@ fn copy_rest(
 ) -> Result<BlobDigest, CopyError> {
     tap.begin_file(size).map_err(CopyError::Read)?;
     let mut left = size;
+    while writer.wants_pieces()
+        && left >= NAR_BUFFER as u64
+        && let Some(piece) = tap.take_shared(from).map_err(read_error)?
+    {
+        left -= piece.len() as u64;
+        writer.write_piece(piece)?;
+    }
     while left > 0 {
         let bytes = tap.take(from, left).map_err(read_error)?;
         if bytes.is_empty() {

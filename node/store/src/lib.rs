@@ -43,8 +43,10 @@
 //! ```
 
 mod add;
+mod around_cache;
 mod arrived;
 mod audience;
+mod buffers;
 mod commit;
 mod disk;
 mod exchange;

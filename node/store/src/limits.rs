@@ -26,6 +26,11 @@ pub const ARRIVED_BYTES: u64 = 64 << 30;
 /// Bytes of a name or symlink target in an archive that are read before it is refused for its length.
 pub const NAR_TOKEN: usize = 4096;
 
+/// A file of a source with so many bytes or more is written around the page cache. Memory for a second copy of what the cache
+/// has already costs more than the disk's own writing, up to three times as much on a virtual machine that has given its
+/// memory away, and drives out what others read; whoever reads the stored file first takes it from the disk.
+pub const AROUND_CACHE_FROM: u64 = 64 << 20;
+
 /// Trees that are looked at for whether one that has a file counts. A file that is in more (an empty one, a licence)
 /// is small, and comes again.
 pub const BLOB_TREES: usize = 16;

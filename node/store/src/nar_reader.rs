@@ -227,7 +227,7 @@ impl<R: Read> Reader<'_, '_, '_, R> {
                 self.writer.small_file(name, executable, bytes)?;
             }
             _ => {
-                self.writer.open_file(name, executable)?;
+                self.writer.open_file(name, executable, size)?;
                 let begun = self.tap.begin_file(size);
                 begun.map_err(|error| read_fault(self.tap.position(), error))?;
                 let mut left = size;

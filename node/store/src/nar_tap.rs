@@ -5,7 +5,6 @@
 //! buffer are hashed by a thread of their own while the next buffer is filled.
 
 use std::io::{self, Read, Write};
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -14,6 +13,7 @@ use tvix_node_protocol::nix::hash::{HashAlgorithm, NixHash, NixHasher};
 use tvix_node_protocol::nix::nar::ReferenceScanner;
 use tvix_node_protocol::path_info::NarHash;
 
+use crate::buffers::{Buffer, Buffers, Piece};
 use crate::limits::{NAR_BUFFER, NAR_BUFFERS, SMALL_FILE};
 
 const _: () = assert!(SMALL_FILE < NAR_BUFFER);
@@ -49,37 +49,27 @@ pub(crate) struct NarSummary {
     pub(crate) scanner: Option<ReferenceScanner>,
 }
 
-/// Buffers that are used again, so that small archives do not each clear a megabyte.
-#[derive(Default)]
-pub(crate) struct Buffers(Mutex<Vec<Box<[u8]>>>);
-
-impl Buffers {
-    /// Kept at most: two archives at once.
-    const KEPT: usize = 2 * NAR_BUFFERS;
-
-    fn take(&self) -> Box<[u8]> {
-        let kept = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .pop();
-        kept.unwrap_or_else(|| vec![0; NAR_BUFFER].into_boxed_slice())
-    }
-
-    fn give_back(&self, buffer: Box<[u8]>) {
-        let mut kept = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if kept.len() < Self::KEPT {
-            kept.push(buffer);
-        }
-    }
-}
-
 struct Worker {
-    full: SyncSender<(Box<[u8]>, usize)>,
-    empty: Receiver<Box<[u8]>>,
+    full: SyncSender<Piece>,
+    empty: Receiver<Buffer>,
+    back: SyncSender<Buffer>,
     thread: JoinHandle<Option<Box<Hashes>>>,
     /// Buffers made so far, the one in hand included.
     buffers: usize,
+}
+
+impl Worker {
+    /// An empty buffer; waits for one where all are in use.
+    fn next(&mut self, buffers: &Buffers) -> io::Result<Buffer> {
+        match self.empty.try_recv() {
+            Ok(buffer) => Ok(buffer),
+            Err(_) if self.buffers < NAR_BUFFERS => {
+                self.buffers += 1;
+                Ok(buffers.take())
+            }
+            Err(_) => self.empty.recv().map_err(|_| lost()),
+        }
+    }
 }
 
 enum Hashing {
@@ -92,7 +82,7 @@ enum Hashing {
 /// See the [module](self).
 pub(crate) struct NarTap<'s> {
     buffers: &'s Buffers,
-    buffer: Box<[u8]>,
+    buffer: Buffer,
     used: usize,
     flushed: u64,
     hashing: Hashing,
@@ -156,6 +146,26 @@ impl<'s> NarTap<'s> {
             }
         }
         Ok(&self.buffer[start..self.used])
+    }
+
+    /// Reads [`NAR_BUFFER`] bytes, which must be there, in a buffer of their own that others may go on reading while it is
+    /// hashed. None where the hashing has no thread; then nothing has been read.
+    pub(crate) fn take_shared(&mut self, from: &mut impl Read) -> io::Result<Option<Piece>> {
+        if self.used > 0 {
+            self.flush_buffer(false)?;
+        }
+        self.start_thread();
+        let Hashing::Thread(worker) = &mut self.hashing else {
+            return Ok(None);
+        };
+        from.read_exact(&mut self.buffer)?;
+        let length = self.buffer.len();
+        self.flushed += length as u64;
+        let next = worker.next(self.buffers)?;
+        let full = std::mem::replace(&mut self.buffer, next);
+        let piece = Piece::new(full, length, worker.back.clone());
+        worker.full.send(piece.share()).map_err(|_| lost())?;
+        Ok(Some(piece))
     }
 
     /// Reads exactly `length` bytes, at most [`SMALL_FILE`], in one piece.
@@ -231,16 +241,10 @@ impl<'s> NarTap<'s> {
         match &mut self.hashing {
             Hashing::Here(hashes) => hashes.update(&self.buffer[..used]),
             Hashing::Thread(worker) => {
-                let next = match worker.empty.try_recv() {
-                    Ok(buffer) => buffer,
-                    Err(_) if worker.buffers < NAR_BUFFERS => {
-                        worker.buffers += 1;
-                        self.buffers.take()
-                    }
-                    Err(_) => worker.empty.recv().map_err(|_| lost())?,
-                };
+                let next = worker.next(self.buffers)?;
                 let full = std::mem::replace(&mut self.buffer, next);
-                worker.full.send((full, used)).map_err(|_| lost())?;
+                let piece = Piece::new(full, used, worker.back.clone());
+                worker.full.send(piece).map_err(|_| lost())?;
             }
             Hashing::Moving => return Err(lost()),
         }
@@ -253,14 +257,12 @@ impl<'s> NarTap<'s> {
             return;
         }
         let (hand_over, receive_hashes) = sync_channel::<Box<Hashes>>(1);
-        let (full, receive) = sync_channel::<(Box<[u8]>, usize)>(NAR_BUFFERS);
-        let (give_back, empty) = sync_channel(NAR_BUFFERS);
+        let (full, receive) = sync_channel::<Piece>(NAR_BUFFERS);
+        let (back, empty) = sync_channel(NAR_BUFFERS);
         let run = move || {
             let mut hashes = receive_hashes.recv().ok()?;
-            for (buffer, used) in receive {
-                hashes.update(&buffer[..used]);
-                // Nobody wants the buffer back once the archive ended.
-                drop(give_back.send(buffer));
+            for piece in receive {
+                hashes.update(&piece);
             }
             Some(hashes)
         };
@@ -273,6 +275,7 @@ impl<'s> NarTap<'s> {
             self.hashing = Hashing::Thread(Worker {
                 full,
                 empty,
+                back,
                 thread,
                 buffers: 1,
             });

@@ -14,13 +14,13 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::SwarmId;
 
 use crate::audience::begin_audiences;
+use crate::buffers::Buffers;
 use crate::commit::Committer;
 use crate::disk::{Context, Disk, FileError, at};
 use crate::index::{Index, IndexError};
 use crate::intent::{Intended, Intent};
 use crate::leases::Leases;
 use crate::logs::{LOGGED_AT_START, end_logs};
-use crate::nar_tap::Buffers;
 use crate::registration::Gate;
 use crate::share::Sharing;
 use crate::store::{Inner, Store};

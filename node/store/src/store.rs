@@ -8,10 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tvix_node_protocol::StorePath;
 
+use crate::buffers::Buffers;
 use crate::commit::Committer;
 use crate::index::{Index, write_uses};
 use crate::leases::{Lease, Leases};
-use crate::nar_tap::Buffers;
 use crate::open::HomeLock;
 use crate::registration::Gate;
 use crate::share::Sharing;

@@ -18,9 +18,13 @@ use tvix_node_protocol::tree::{
     BlobDigest, Directory, Leaf, Node, PathComponent, SymlinkTarget, Tree, TreeDigest, TreeError,
 };
 
+use crate::around_cache::AroundCache;
+use crate::buffers::Piece;
 use crate::disk::{FileError, open_directory};
 use crate::index::{Index, IndexError};
-use crate::limits::{GROWING_LEAVES_BYTES, GROWING_LEAVES_FILES, GROWING_LOOK, TREE_ENTRIES};
+use crate::limits::{
+    AROUND_CACHE_FROM, GROWING_LEAVES_BYTES, GROWING_LEAVES_FILES, GROWING_LOOK, TREE_ENTRIES,
+};
 use crate::share::{Shared, SharedFile, Sharing};
 use crate::trees::Temporary;
 
@@ -91,8 +95,15 @@ struct OpenFile {
     executable: bool,
     hasher: Box<BlobHasher>,
     written: u64,
-    /// It has its bytes already.
-    taken: bool,
+    bytes: Bytes,
+}
+
+/// How the bytes of an open file get there.
+enum Bytes {
+    Written,
+    AroundCache(AroundCache),
+    /// They are there already.
+    Taken,
 }
 
 /// Bytes after which the kernel is asked to write out a large file in the background.
@@ -115,6 +126,7 @@ pub(crate) struct TreeWriter<'s> {
     bytes_made: u64,
     root: Option<Tree>,
     flat: Option<NixHasher>,
+    around_cache: bool,
 }
 
 impl<'s> TreeWriter<'s> {
@@ -141,7 +153,14 @@ impl<'s> TreeWriter<'s> {
             bytes_made: 0,
             root: None,
             flat: flat.map(NixHasher::new),
+            around_cache: false,
         }
+    }
+
+    /// Large files go to the disk around the page cache: their bytes are in memory already, where they come from, and
+    /// nobody is about to read the new ones.
+    pub(crate) fn large_files_around_cache(&mut self) {
+        self.around_cache = true;
     }
 
     /// Directories open now.
@@ -237,11 +256,12 @@ impl<'s> TreeWriter<'s> {
         Ok(file.blob)
     }
 
-    /// Begins a file whose bytes come in pieces.
+    /// Begins a file of `size` bytes, which come in pieces.
     pub(crate) fn open_file(
         &mut self,
         name: Option<PathComponent>,
         executable: bool,
+        size: u64,
     ) -> Result<(), TreeWriteError> {
         self.count()?;
         let parent_length = self.enter(name.as_ref());
@@ -251,7 +271,12 @@ impl<'s> TreeWriter<'s> {
         });
         let fd = made.map_err(|error| self.fail("make the file", error))?;
         self.relative.truncate(parent_length);
-        self.begin(fd, name, executable, false);
+        let around_cache = match self.around_cache && size >= AROUND_CACHE_FROM {
+            true => AroundCache::begin(disk, &fd),
+            false => None,
+        };
+        let bytes = around_cache.map_or(Bytes::Written, Bytes::AroundCache);
+        self.begin(fd, name, executable, bytes);
         Ok(())
     }
 
@@ -290,19 +315,37 @@ impl<'s> TreeWriter<'s> {
         let file = fd.try_clone();
         let file = file.map_err(|error| FileError::of_io("open", self.temporary.trees().path(), &error))?;
         self.count()?;
-        self.begin(fd, name.cloned(), executable, true);
+        self.begin(fd, name.cloned(), executable, Bytes::Taken);
         Ok(Some(file.into()))
     }
 
-    fn begin(&mut self, fd: OwnedFd, name: Option<PathComponent>, executable: bool, taken: bool) {
+    fn begin(&mut self, fd: OwnedFd, name: Option<PathComponent>, executable: bool, bytes: Bytes) {
         self.file = Some(OpenFile {
             fd,
             name,
             executable,
             hasher: Box::default(),
             written: 0,
-            taken,
+            bytes,
         });
+    }
+
+    /// Whether the open file's bytes may come by [`TreeWriter::write_piece`].
+    pub(crate) fn wants_pieces(&self) -> bool {
+        let file = self.file.as_ref();
+        file.is_some_and(|file| matches!(file.bytes, Bytes::AroundCache(_)))
+    }
+
+    /// As [`TreeWriter::write`], which must not have been called for the file before; may return before the bytes are
+    /// written.
+    pub(crate) fn write_piece(&mut self, piece: Piece) -> Result<(), TreeWriteError> {
+        if let Some(file) = &mut self.file
+            && let Bytes::AroundCache(around) = &mut file.bytes
+        {
+            let written = around.piece(&file.fd, piece.share());
+            return self.written(&piece, written);
+        }
+        self.write(&piece)
     }
 
     /// The next bytes of the open file.
@@ -310,20 +353,33 @@ impl<'s> TreeWriter<'s> {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
-        file.hasher.update(bytes);
         let disk = &self.temporary.trees().disk;
-        let written = match file.taken {
-            true => Ok(()),
-            false => disk.write(&file.fd, bytes),
+        let written = match &mut file.bytes {
+            Bytes::Taken => Ok(()),
+            Bytes::Written => disk.write(&file.fd, bytes),
+            Bytes::AroundCache(around) => around.rest(&file.fd, bytes),
         };
+        self.written(bytes, written)
+    }
+
+    /// Counts and hashes bytes of the open file that were written, or were not.
+    fn written(&mut self, bytes: &[u8], written: Result<(), Errno>) -> Result<(), TreeWriteError> {
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        file.hasher.update(bytes);
         let before = file.written;
         file.written += bytes.len() as u64;
         let (done, begun) = (before / WRITE_OUT_EVERY, file.written / WRITE_OUT_EVERY);
         let is_large = written.is_ok() && begun > done;
-        if is_large {
-            disk.start_writing_out(&file.fd, done * WRITE_OUT_EVERY, (begun - done) * WRITE_OUT_EVERY);
+        if is_large && !matches!(file.bytes, Bytes::AroundCache(_)) {
+            let (from, length) = (done * WRITE_OUT_EVERY, (begun - done) * WRITE_OUT_EVERY);
+            self.temporary
+                .trees()
+                .disk
+                .start_writing_out(&file.fd, from, length);
         }
-        let looks = is_large && !file.taken;
+        let looks = is_large && !matches!(file.bytes, Bytes::Taken);
         let flat = file.name.is_none() && !file.executable;
         let name = file.name.clone();
         self.flat_hash(flat, bytes);
@@ -339,10 +395,13 @@ impl<'s> TreeWriter<'s> {
 
     /// Ends the open file and returns the digest of its bytes; an equal stored one takes its place.
     pub(crate) fn close_file(&mut self) -> Result<BlobDigest, TreeWriteError> {
-        let Some(open) = self.file.take() else {
+        let Some(mut open) = self.file.take() else {
             return Err(self.fail("finish the file", Errno::INVAL).into());
         };
         let parent_length = self.enter(open.name.as_ref());
+        if let Bytes::AroundCache(around) = &mut open.bytes {
+            around.wait().map_err(|error| self.fail("write", error))?;
+        }
         let (blob, parts) = open.hasher.finalize();
         if !parts.is_empty() {
             self.subtrees.insert(blob, parts);
