@@ -81,12 +81,40 @@ impl Batch {
     }
 }
 
-type Answer = Arc<Mutex<Option<Result<Vec<PathInfo>, AddError>>>>;
+/// What one caller waits for. Each is woken by itself: many wait at once, and a group ends for few of them.
+#[derive(Default)]
+struct Answer {
+    news: Mutex<Option<News>>,
+    came: Condvar,
+}
+
+enum News {
+    /// Nobody commits at the moment, and the caller's batch is next.
+    Lead,
+    Result(Result<Vec<PathInfo>, AddError>),
+}
+
+impl Answer {
+    fn tell(&self, news: News) {
+        *unpoisoned(&self.news) = Some(news);
+        self.came.notify_one();
+    }
+
+    fn wait(&self) -> News {
+        let mut news = unpoisoned(&self.news);
+        loop {
+            match news.take() {
+                Some(news) => return news,
+                None => news = self.came.wait(news).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
 
 /// A batch and who waits for it. Whoever drops it unanswered has failed.
 struct Job {
     batch: Batch,
-    answer: Answer,
+    answer: Arc<Answer>,
     /// Names given to trees of this batch that the index does not know yet.
     named: Vec<String>,
     /// The answer, once it is certain that it counts.
@@ -96,16 +124,13 @@ struct Job {
 impl Drop for Job {
     fn drop(&mut self) {
         let outcome = self.outcome.take().unwrap_or(Err(AddError::Interrupted));
-        *unpoisoned(&self.answer) = Some(outcome);
+        self.answer.tell(News::Result(outcome));
     }
 }
 
 /// Where batches wait for their turn.
 #[derive(Default)]
-pub(crate) struct Committer {
-    queue: Mutex<Queue>,
-    changed: Condvar,
-}
+pub(crate) struct Committer(Mutex<Queue>);
 
 #[derive(Default)]
 struct Queue {
@@ -113,13 +138,16 @@ struct Queue {
     busy: bool,
 }
 
-/// Frees the committer, however the group ended.
+/// Who commits. Whoever waits first is the next, however the group ended.
 struct Turn<'a>(&'a Committer);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        unpoisoned(&self.0.queue).busy = false;
-        self.0.changed.notify_all();
+        let mut queue = unpoisoned(&self.0.0);
+        match queue.waiting.first() {
+            Some(next) => next.answer.tell(News::Lead),
+            None => queue.busy = false,
+        }
     }
 }
 
@@ -135,33 +163,29 @@ impl Store {
         );
         lease.reserve(batch.trees.iter().map(|tree| &tree.info.path));
         let committer = &self.inner.committer;
-        let answer = Answer::default();
-        let mut queue = unpoisoned(&committer.queue);
-        queue.waiting.push(Job {
-            batch,
-            answer: Arc::clone(&answer),
-            named: Vec::new(),
-            outcome: None,
-        });
+        let answer = Arc::<Answer>::default();
+        {
+            let mut queue = unpoisoned(&committer.0);
+            queue.waiting.push(Job {
+                batch,
+                answer: Arc::clone(&answer),
+                named: Vec::new(),
+                outcome: None,
+            });
+            if !std::mem::replace(&mut queue.busy, true) {
+                answer.tell(News::Lead);
+            }
+        }
         loop {
-            if let Some(result) = unpoisoned(&answer).take() {
-                return result;
+            match answer.wait() {
+                News::Result(result) => return result,
+                // The own batch is in the group, and answered when it is committed.
+                News::Lead => {
+                    let _turn = Turn(committer);
+                    let group = std::mem::take(&mut unpoisoned(&committer.0).waiting);
+                    self.inner.commit(group);
+                }
             }
-            if queue.busy {
-                queue = committer
-                    .changed
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            queue.busy = true;
-            let group = std::mem::take(&mut queue.waiting);
-            drop(queue);
-            {
-                let _turn = Turn(committer);
-                self.inner.commit(group);
-            }
-            queue = unpoisoned(&committer.queue);
         }
     }
 }
