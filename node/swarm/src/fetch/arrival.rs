@@ -16,7 +16,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tvix_node_protocol::limits::TREE_NODE_BYTES;
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest, TreeError};
@@ -94,6 +94,28 @@ pub(crate) struct Item {
 struct Place {
     offset: u64,
     length: u32,
+}
+
+type Places = Vec<((Kind, [u8; 32]), Place)>;
+
+/// These items as they follow in a pack, as far as it has not got them.
+fn packed(pack: &Pack, items: &[Item]) -> (Vec<u8>, Places) {
+    let mut bytes = Vec::with_capacity(items.iter().map(|item| HEADER + item.bytes.len()).sum());
+    let mut places = Vec::with_capacity(items.len());
+    for item in items {
+        if pack.index.contains_key(&(item.kind, item.digest)) {
+            continue;
+        }
+        // Directories and small files are far below 4 GiB.
+        let length = u32::try_from(item.bytes.len()).unwrap_or(u32::MAX);
+        bytes.push(item.kind.tag());
+        bytes.extend_from_slice(&item.digest);
+        bytes.extend_from_slice(&length.to_le_bytes());
+        let offset = pack.end + bytes.len() as u64;
+        bytes.extend_from_slice(&item.bytes);
+        places.push(((item.kind, item.digest), Place { offset, length }));
+    }
+    (bytes, places)
 }
 
 /// Where a pack lies.
@@ -180,29 +202,44 @@ impl Arrival {
         room: &Arc<PackRoom>,
         alone: tokio::sync::OwnedMutexGuard<()>,
     ) -> Result<Self, SpoolError> {
-        let folder = spool.join(root.to_string());
-        let path = folder.join("pack");
-        let pack = match OpenOptions::new().read(true).write(true).open(&path) {
+        let mut arrival = Self::new(spool, root, room, alone);
+        let path = arrival.folder.join("pack");
+        match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => {
                 let pack = scan(file).map_err(io_error("read", &path))?;
                 if let Storage::File(file) = &pack.storage {
                     file.set_len(pack.end).map_err(io_error("cut", &path))?;
                 }
-                pack
+                arrival.pack = Mutex::new(pack);
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Pack::new(Storage::Memory(Vec::new())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io_error("open", &path)(error)),
-        };
-        Ok(Self {
-            folder,
+        }
+        Ok(arrival)
+    }
+
+    /// A tree of which nothing has come before: see [`Arrival::has_come_before`].
+    pub(crate) fn new(
+        spool: &Path,
+        root: TreeDigest,
+        room: &Arc<PackRoom>,
+        alone: tokio::sync::OwnedMutexGuard<()>,
+    ) -> Self {
+        Self {
+            folder: spool.join(root.to_string()),
             root,
             room: Arc::clone(room),
-            pack: Mutex::new(pack),
+            pack: Mutex::new(Pack::new(Storage::Memory(Vec::new()))),
             came: Condvar::new(),
             large: Mutex::default(),
             growing: Mutex::default(),
             _alone: alone,
-        })
+        }
+    }
+
+    /// Whether there is a folder of this tree. One look at a name: less than a thread that may block costs.
+    pub(crate) fn has_come_before(spool: &Path, root: TreeDigest) -> bool {
+        spool.join(root.to_string()).exists()
     }
 
     /// The tree.
@@ -320,23 +357,32 @@ impl Arrival {
 
     /// Adds what has been verified. Blocks.
     pub(crate) fn add(&self, items: &[Item]) -> Result<(), SpoolError> {
-        let mut bytes = Vec::with_capacity(items.iter().map(|item| HEADER + item.bytes.len()).sum());
-        let mut places = Vec::with_capacity(items.len());
         let mut pack = lock(&self.pack);
-        for item in items {
-            if pack.index.contains_key(&(item.kind, item.digest)) {
-                continue;
-            }
-            // Directories and small files are far below 4 GiB.
-            let length = u32::try_from(item.bytes.len()).unwrap_or(u32::MAX);
-            bytes.push(item.kind.tag());
-            bytes.extend_from_slice(&item.digest);
-            bytes.extend_from_slice(&length.to_le_bytes());
-            let offset = pack.end + bytes.len() as u64;
-            bytes.extend_from_slice(&item.bytes);
-            places.push(((item.kind, item.digest), Place { offset, length }));
-        }
+        let (bytes, places) = packed(&pack, items);
         self.append(&mut pack, &bytes)?;
+        self.placed(pack, &bytes, places);
+        Ok(())
+    }
+
+    /// The same where it stays in memory and nobody else is at it, which does not block; else nothing.
+    pub(crate) fn add_in_memory(&self, items: &[Item]) -> bool {
+        let Ok(mut pack) = self.pack.try_lock() else {
+            return false;
+        };
+        let (bytes, places) = packed(&pack, items);
+        match &mut pack.storage {
+            Storage::Memory(kept) if self.has_room(kept, &bytes) => kept.extend_from_slice(&bytes),
+            _ => return false,
+        }
+        self.placed(pack, &bytes, places);
+        true
+    }
+
+    fn has_room(&self, kept: &[u8], bytes: &[u8]) -> bool {
+        kept.len() + bytes.len() <= PACK_IN_MEMORY && self.room.take(bytes.len())
+    }
+
+    fn placed(&self, mut pack: MutexGuard<'_, Pack>, bytes: &[u8], places: Places) {
         pack.end += bytes.len() as u64;
         for (key, place) in places {
             pack.index.insert(key, place);
@@ -346,7 +392,6 @@ impl Arrival {
         }
         drop(pack);
         self.came.notify_all();
-        Ok(())
     }
 
     /// Writes to the end of the pack, which stays in memory as long as it is small and there is room.
@@ -355,7 +400,7 @@ impl Arrival {
         let file = match &mut pack.storage {
             Storage::File(file) => file,
             Storage::Memory(kept) => {
-                if kept.len() + bytes.len() <= PACK_IN_MEMORY && self.room.take(bytes.len()) {
+                if self.has_room(kept, bytes) {
                     kept.extend_from_slice(bytes);
                     return Ok(());
                 }

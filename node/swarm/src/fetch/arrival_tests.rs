@@ -85,6 +85,25 @@ fn a_small_tree_stays_in_memory_where_there_is_room() {
 }
 
 #[test]
+fn what_does_not_stay_in_memory_is_not_added_without_blocking() {
+    let spool = tempfile::tempdir().unwrap();
+    assert!(!Arrival::has_come_before(spool.path(), ROOT));
+    let arrival = Arrival::new(spool.path(), ROOT, &room(), alone());
+    assert!(arrival.add_in_memory(&[file(b"one"), file(b"two")]));
+    assert!(arrival.add_in_memory(&[file(b"two"), file(b"three")]));
+    assert!(!arrival.add_in_memory(&[file(&much())]));
+    assert_eq!(read(&arrival, &much()), None);
+    assert_eq!(fs::read_dir(spool.path()).unwrap().count(), 0);
+    arrival.add(&[file(&much())]).unwrap();
+    assert!(!arrival.add_in_memory(&[file(b"four")]), "it is a file now");
+    for bytes in [&b"one"[..], b"two", b"three", &much()] {
+        assert_eq!(read(&arrival, bytes).as_deref(), Some(bytes));
+    }
+    drop(arrival);
+    assert!(Arrival::has_come_before(spool.path(), ROOT));
+}
+
+#[test]
 fn who_reads_a_file_waits_until_it_is_here_or_will_not_come() {
     let spool = tempfile::tempdir().unwrap();
     let arrival = Arc::new(Arrival::open(spool.path(), ROOT, &room(), alone()).unwrap());

@@ -202,7 +202,11 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
         .await
         .ok_or(FetchError::NoProvider(root))?;
     let (spool, room) = (core.fetching.spool.clone(), Arc::clone(&core.fetching.packs));
-    let arrival = Arc::new(blocking(move || Arrival::open(&spool, root, &room, alone)).await??);
+    let arrival = match Arrival::has_come_before(&spool, root) {
+        true => blocking(move || Arrival::open(&spool, root, &room, alone)).await??,
+        false => Arrival::new(&spool, root, &room, alone),
+    };
+    let arrival = Arc::new(arrival);
     let mut failures = vec![];
     let mut providers = VecDeque::from(providers);
     let walk = walk::first(
@@ -347,18 +351,23 @@ async fn fetch_files(
     let (small, large): (Vec<_>, Vec<_>) = missing.into_iter().partition(|(_, size)| is_small(*size));
     let mut plan = Plan::default();
     let mut expected: u64 = small.iter().map(|(_, size)| size).sum();
-    let is_small = large.is_empty() && expected <= SMALL_TREE && small.len() <= SMALL_TREE_FILES;
+    let has_large = !large.is_empty();
+    let is_small = !has_large && expected <= SMALL_TREE && small.len() <= SMALL_TREE_FILES;
     plan.add_small(small);
     let opening = arrival.clone();
-    let opened = blocking(move || {
+    let open = move || {
         let open = |(blob, size)| Ok((blob, LargeFile::open(&opening, blob, size)?));
         large
             .into_iter()
             .map(open)
             .collect::<Result<Vec<_>, SpoolError>>()
-    });
+    };
+    let opened = match has_large {
+        true => blocking(open).await??,
+        false => Vec::new(),
+    };
     let mut files = HashMap::new();
-    for (blob, (file, missing)) in opened.await?? {
+    for (blob, (file, missing)) in opened {
         expected += missing.iter().map(|chunks| file.bytes_in(chunks)).sum::<u64>();
         let pieces = plan.add_large(blob, &missing);
         if pieces == 0 {
@@ -384,16 +393,18 @@ async fn fetch_files(
     });
     let mut workers = JoinSet::new();
     let mut active: HashMap<NodeKey, usize> = HashMap::new();
+    // A small tree is one question.
+    let at_first = if is_small { 1 } else { WORKERS_PER_PROVIDER };
     loop {
         while active.len() < PROVIDERS_AT_ONCE && work.wants_provider(&active, workers.len()) {
             let Some(provider) = providers.pop_front() else {
                 break;
             };
             work.report.asked(provider);
-            for _ in 0..WORKERS_PER_PROVIDER {
+            for _ in 0..at_first {
                 workers.spawn(work_with(work.clone(), provider));
             }
-            active.insert(provider, WORKERS_PER_PROVIDER);
+            active.insert(provider, at_first);
         }
         // Behind the others, so that one that is far away does not take their work.
         for (provider, count) in &mut active {

@@ -264,8 +264,11 @@ pub(crate) fn in_order(arrival: &Arrival, mut files: Files) -> Result<Vec<(BlobD
     Ok(order)
 }
 
-/// Writes what has been verified, where that may block.
+/// Writes what has been verified, where that may block, if it has to be.
 pub(crate) async fn write(arrival: &Arc<Arrival>, items: Vec<Item>) -> Result<(), ProviderError> {
+    if arrival.add_in_memory(&items) {
+        return Ok(());
+    }
     let arrival = arrival.clone();
     match blocking(move || arrival.add(&items)).await {
         Ok(written) => Ok(written?),
