@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmod, fchmod, openat, statat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmod, fchmod, fstat, openat, statat};
 use rustix::io::Errno;
 
 use crate::held::Held;
@@ -85,11 +85,13 @@ pub(crate) fn usage(folders: &[PathBuf], enough: u64) -> u64 {
     count.bytes
 }
 
-/// The same below a folder of somebody hostile that is open, whose modes are left as they are: what cannot be looked into counts as
-/// more than there is.
-pub(crate) fn usage_below(folder: impl AsFd, enough: u64) -> u64 {
+/// The same below a folder of somebody hostile that is open, in its file system alone, and how many entries that took. Modes are
+/// left as they are: what cannot be looked into counts as more than there is. `each` is what an entry counts beside its content.
+pub(crate) fn usage_below(folder: impl AsFd, each: u64, enough: u64) -> (u64, usize) {
     let mut count = Count {
         leaves_modes: true,
+        device: fstat(&folder).ok().map(|about| about.st_dev),
+        each,
         ..Count::default()
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -99,16 +101,33 @@ pub(crate) fn usage_below(folder: impl AsFd, enough: u64) -> u64 {
         // It is no folder, or gone.
         Err(_) => {}
     }
-    count.bytes
+    (count.bytes, count.entries)
 }
 
-#[derive(Default)]
 struct Count {
     bytes: u64,
+    entries: usize,
+    /// What each of them counts beside its content.
+    each: u64,
+    /// Where what counts lies, if not anywhere.
+    device: Option<u64>,
     /// Folders that their owner cannot look into stay so.
     leaves_modes: bool,
     /// Files with several names, which count once.
     linked: BTreeSet<(u64, u64)>,
+}
+
+impl Default for Count {
+    fn default() -> Self {
+        Self {
+            bytes: 0,
+            entries: 0,
+            each: DISK_ENTRY_BYTES,
+            device: None,
+            leaves_modes: false,
+            linked: BTreeSet::new(),
+        }
+    }
 }
 
 impl Count {
@@ -134,10 +153,14 @@ impl Count {
             let Ok(stat) = statat(parent, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
             };
+            self.entries += 1;
+            if self.device.is_some_and(|device| device != stat.st_dev) {
+                continue;
+            }
             let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             if is_folder || stat.st_nlink == 1 || self.linked.insert((stat.st_dev, stat.st_ino)) {
                 let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
-                self.bytes = self.bytes.saturating_add(blocks * 512 + DISK_ENTRY_BYTES);
+                self.bytes = self.bytes.saturating_add(blocks * 512 + self.each);
             }
             if self.bytes > enough {
                 return;

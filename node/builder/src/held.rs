@@ -6,22 +6,27 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, SeekFrom, Stat, fstat, openat, seek, statat, statfs};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, SeekFrom, Stat, fstat, fstatfs, openat, seek, statat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::limits::DESCRIPTORS_AT_ONCE;
-use crate::processes::tables;
+use crate::processes::apart;
+use crate::sys::Shared;
 
 /// A thing that counts once, however many hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Thing {
-    /// A file that is open, by device and number.
+    /// A file that is open and has no name, by device and number.
     File(u64, u64),
+    /// A file that is open and lies in a folder.
+    Named(u64, u64),
     /// A file that is mapped and need not be open. Counts where it is not open, too.
     Mapped(u64, u64),
-    /// A file system, by device.
+    /// A file system, by device, with all of its files.
     FileSystem(u64),
+    /// What lies in the folders of a file system that does not tell what it has.
+    Folders(u64),
     /// The shared memory of an IPC namespace, by its number.
     Segments(u64),
 }
@@ -34,16 +39,27 @@ pub(crate) trait Wanted {
     /// Looks at what of a process is no descriptor. Gives what that cost, in looks at descriptors.
     fn process(&mut self, process: i32, found: &mut Found) -> usize;
 
-    /// Bytes that an open file counts, if it does; `place` is its path in `/proc`.
-    fn file(&mut self, stat: &Stat, place: &str, found: &Found) -> Option<u64>;
+    /// Looks at what is open; `place` is its path in `/proc`. Gives what that cost beside the look at the descriptor.
+    fn file(&mut self, stat: &Stat, place: &str, found: &mut Found) -> usize;
 
     /// All processes have been looked at.
     fn round_is_over(&mut self) {}
 }
 
+/// Where the files of a device lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lies {
+    /// On a disk, or nowhere.
+    Elsewhere,
+    /// In memory, in a file system that has a bound, and therefore tells what it has.
+    InMemory,
+    /// In memory, in one that does not tell: there is none, or they are in no file system that could be mounted (`memfd`).
+    InMemoryWithoutBound,
+}
+
 /// Whether files lie in memory, by device.
 #[derive(Debug, Default)]
-pub(crate) struct InMemory(BTreeMap<u64, bool>);
+pub(crate) struct InMemory(BTreeMap<u64, Lies>);
 
 impl InMemory {
     /// Kinds of file systems that do (linux/magic.h), by number and name.
@@ -53,14 +69,27 @@ impl InMemory {
         (0x9584_58f6, "hugetlbfs"),
     ];
 
-    /// Whether the files of a device do, one of which is at `place`.
-    pub(crate) fn is(&mut self, device: u64, place: &str) -> bool {
-        *self.0.entry(device).or_insert_with(|| {
-            // Some machines have it as a number with a sign.
-            let is =
-                |about: rustix::fs::StatFs| Self::KINDS.iter().any(|(kind, _)| about.f_type as u32 == *kind);
-            statfs(place).is_ok_and(is)
-        })
+    /// Where the files of a device do, one of which is at `place`.
+    pub(crate) fn lies(&mut self, device: u64, place: &str) -> Lies {
+        if let Some(lies) = self.0.get(&device) {
+            return *lies;
+        }
+        // Only led to: opening it could wait, or act. By now it may be something else, of which nothing is to be kept.
+        let opened = openat(CWD, place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let about = opened.and_then(|opened| Ok((fstat(&opened)?.st_dev, fstatfs(&opened)?)));
+        let Ok((_, about)) = about.and_then(|about| (about.0 == device).then_some(about).ok_or(Errno::STALE))
+        else {
+            return Lies::Elsewhere;
+        };
+        // Some machines have it as a number with a sign.
+        let is_in_memory = Self::KINDS.iter().any(|(kind, _)| about.f_type as u32 == *kind);
+        let lies = match is_in_memory {
+            true if about.f_blocks > 0 => Lies::InMemory,
+            true => Lies::InMemoryWithoutBound,
+            false => Lies::Elsewhere,
+        };
+        self.0.insert(device, lies);
+        lies
     }
 
     /// Numbers of devices are used again.
@@ -121,7 +150,7 @@ impl<W: Wanted> Held<W> {
                 let cost = self.wanted.process(process, &mut self.found);
                 left = left.saturating_sub(cost + 1);
             }
-            for thread in tables(process) {
+            for thread in apart(process, Shared::Files) {
                 if resumes && thread < begin.1 {
                     continue;
                 }
@@ -161,7 +190,10 @@ impl<W: Wanted> Held<W> {
             }
             *left -= 1;
             if let Ok(stat) = entries.fd().and_then(|folder| about(folder, entry.file_name())) {
-                self.file(&stat, &format!("{folder}/{number}"));
+                let cost = self
+                    .wanted
+                    .file(&stat, &format!("{folder}/{number}"), &mut self.found);
+                *left = left.saturating_sub(cost);
             }
         }
         None
@@ -188,24 +220,23 @@ impl<W: Wanted> Held<W> {
             if let Ok(copy) = copy
                 && let Ok(stat) = fstat(&copy)
             {
-                self.file(&stat, &format!("/proc/self/fd/{}", copy.as_raw_fd()));
+                let place = format!("/proc/self/fd/{}", copy.as_raw_fd());
+                let cost = self.wanted.file(&stat, &place, &mut self.found);
+                *left = left.saturating_sub(cost);
             }
         }
         None
-    }
-
-    fn file(&mut self, stat: &Stat, place: &str) {
-        if let Some(bytes) = self.wanted.file(stat, place, &self.found) {
-            self.found.insert(Thing::File(stat.st_dev, stat.st_ino), bytes);
-        }
     }
 }
 
 /// Bytes of everything.
 fn total(found: &Found) -> u64 {
+    let all_of_it = |device| found.contains_key(&Thing::FileSystem(device));
     let counts = |thing: &Thing| match *thing {
+        Thing::File(device, _) | Thing::Folders(device) => !all_of_it(device),
+        Thing::Named(device, _) => !all_of_it(device) && !found.contains_key(&Thing::Folders(device)),
         Thing::Mapped(device, number) => !found.contains_key(&Thing::File(device, number)),
-        _ => true,
+        Thing::FileSystem(_) | Thing::Segments(_) => true,
     };
     let bytes = found
         .iter()
@@ -249,8 +280,11 @@ mod tests {
             0
         }
 
-        fn file(&mut self, stat: &Stat, _place: &str, _found: &Found) -> Option<u64> {
-            (stat.st_dev == self.0 && stat.st_nlink == 0).then_some(1)
+        fn file(&mut self, stat: &Stat, _place: &str, found: &mut Found) -> usize {
+            if stat.st_dev == self.0 && stat.st_nlink == 0 {
+                found.insert(Thing::File(stat.st_dev, stat.st_ino), 1);
+            }
+            0
         }
     }
 
@@ -308,8 +342,8 @@ mod tests {
                 found.insert(Thing::Segments(found.len() as u64), 1);
                 10
             }
-            fn file(&mut self, _stat: &Stat, _place: &str, _found: &Found) -> Option<u64> {
-                None
+            fn file(&mut self, _stat: &Stat, _place: &str, _found: &mut Found) -> usize {
+                0
             }
         }
         let mut held = Held::new(Costly);
@@ -336,5 +370,20 @@ mod tests {
         assert_eq!(total(&found), u64::MAX);
         let found: Found = found.into_iter().take(3).collect();
         assert_eq!(total(&found), 15);
+    }
+
+    #[test]
+    fn what_is_part_of_a_file_system_counts_once() {
+        let mut found = Found::from([
+            (Thing::File(1, 2), 1),
+            (Thing::Named(1, 3), 20),
+            (Thing::File(9, 2), 300),
+        ]);
+        assert_eq!(total(&found), 321);
+        // In no folder is what has no name.
+        found.insert(Thing::Folders(1), 4000);
+        assert_eq!(total(&found), 4301);
+        found.insert(Thing::FileSystem(1), 50_000);
+        assert_eq!(total(&found), 50_300);
     }
 }

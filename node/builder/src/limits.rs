@@ -164,6 +164,9 @@ pub const MEMORY_ENTRY_BYTES: u64 = 1 << 10;
 /// are opened again for each look.
 pub const IPC_NAMESPACES: usize = 16;
 
+/// Namespaces that are bound to files in each other, and looked into at once: a build has none. More are hidden from sight.
+pub const BOUND_NAMESPACES: usize = 64;
+
 /// Differences told of one output: enough to see what kind of thing differs.
 pub const DIFFERENCES: usize = 100;
 

@@ -46,15 +46,19 @@ pub(crate) fn threads_below(first: i32, enough: u64) -> u64 {
     count
 }
 
-/// Threads of a process that have a table of descriptors of their own, by number: nearly always the first one alone.
-/// One that has ended has none any more, and others may go on.
-pub(crate) fn tables(process: i32) -> Vec<i32> {
+/// The threads of a process, by number.
+pub(crate) fn threads(process: i32) -> Vec<i32> {
     let mut threads: Vec<i32> = numbers(&format!("/proc/{process}/task")).collect();
     threads.sort_unstable();
+    threads
+}
+
+/// Threads of a process that have something of their own, such as a table of descriptors, by number: nearly always the first
+/// one alone. One that has ended has none any more, and others may go on.
+pub(crate) fn apart(process: i32, what: Shared) -> Vec<i32> {
     let mut own: Vec<i32> = Vec::new();
-    for thread in threads {
-        let shared =
-            |other: Option<&i32>| other.is_some_and(|&other| sys::share(Shared::Files, other, thread));
+    for thread in threads(process) {
+        let shared = |other: Option<&i32>| other.is_some_and(|&other| sys::share(what, other, thread));
         if !shared(own.first()) && !shared(own.last()) {
             own.push(thread);
         }
@@ -143,7 +147,7 @@ mod tests {
         let (end, waits) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || waits.recv());
         if sys::share(Shared::Files, own, own) {
-            assert_eq!(tables(own), [own]);
+            assert_eq!(apart(own, Shared::Files), [own]);
         }
         drop(end);
         assert!(other.join().unwrap().is_err());

@@ -75,14 +75,17 @@ pub(crate) enum Shared {
     Memory,
     /// Their table of descriptors.
     Files,
+    /// Where they are, and where paths begin for them.
+    Folders,
 }
 
 /// Whether two processes or threads have the same. Where the kernel does not tell, they are different.
 pub(crate) fn share(what: Shared, one: i32, other: i32) -> bool {
-    // KCMP_VM and KCMP_FILES (linux/kcmp.h).
+    // KCMP_VM, KCMP_FILES and KCMP_FS (linux/kcmp.h).
     let what: c_int = match what {
         Shared::Memory => 1,
         Shared::Files => 2,
+        Shared::Folders => 3,
     };
     // SAFETY: takes no pointers for these.
     let order = check(unsafe { libc::syscall(libc::SYS_kcmp, one, other, what, 0usize, 0usize) });
@@ -97,6 +100,14 @@ pub(crate) fn owner_of_namespace(namespace: &File) -> io::Result<OwnedFd> {
     let descriptor = c_int::try_from(descriptor).map_err(io::Error::other)?;
     // SAFETY: the kernel just made it, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// What kind of namespace this is, as one asks for it (`CLONE_NEW*`).
+pub(crate) fn kind_of_namespace(namespace: &File) -> io::Result<c_int> {
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703u32 as libc::Ioctl; // linux/nsfs.h
+    // SAFETY: takes no pointers.
+    let kind = check(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_NSTYPE) })?;
+    c_int::try_from(kind).map_err(io::Error::other)
 }
 
 /// Leaves the session's keyring for a new, empty one.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Stat, makedev};
 
-use crate::held::{Found, InMemory, Thing, Wanted};
+use crate::held::{Found, InMemory, Lies, Thing, Wanted};
 use crate::limits::{DISK_ENTRY_BYTES, MAPPINGS_BYTES};
 
 /// Looks for them.
@@ -54,14 +54,17 @@ impl Wanted for Unlinked {
         mappings.len() / 100
     }
 
-    fn file(&mut self, stat: &Stat, place: &str, _found: &Found) -> Option<u64> {
+    fn file(&mut self, stat: &Stat, place: &str, found: &mut Found) -> usize {
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if stat.st_nlink > 0 || !is_file {
-            return None;
+        let on_disk = |in_memory: &mut InMemory| {
+            stat.st_dev == self.device || in_memory.lies(stat.st_dev, place) == Lies::Elsewhere
+        };
+        if is_file && stat.st_nlink == 0 && on_disk(&mut self.in_memory) {
+            let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
+            let bytes = blocks.saturating_mul(512) + DISK_ENTRY_BYTES;
+            found.insert(Thing::File(stat.st_dev, stat.st_ino), bytes);
         }
-        let on_disk = stat.st_dev == self.device || !self.in_memory.is(stat.st_dev, place);
-        let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
-        on_disk.then(|| blocks.saturating_mul(512) + DISK_ENTRY_BYTES)
+        0
     }
 
     fn round_is_over(&mut self) {

@@ -111,9 +111,13 @@ fn counted(process: i32, held: &Held<Unmapped>) -> u64 {
     let mut counts = false;
     for line in String::from_utf8_lossy(&mappings).lines() {
         if let Some((device, number, name)) = mapping(line) {
-            counts = held.has_counted(&Thing::File(device, number))
-                || held.has_counted(&Thing::FileSystem(device))
-                || name.starts_with("/SYSV");
+            let known = [
+                Thing::File(device, number),
+                Thing::Named(device, number),
+                Thing::FileSystem(device),
+                Thing::Folders(device),
+            ];
+            counts = known.iter().any(|thing| held.has_counted(thing)) || name.starts_with("/SYSV");
         } else if counts {
             bytes = bytes.saturating_add(kibibytes(line, "Pss:"));
             // Changed in a copy, which is the process's own.

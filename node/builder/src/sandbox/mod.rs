@@ -12,10 +12,12 @@
 
 mod confinement;
 mod fault;
+mod file_systems;
 mod inside;
 mod landlock;
 mod memory;
 mod mounts;
+mod namespaces;
 mod system_calls;
 mod tree;
 mod unmapped;

@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::MemfdFlags;
 use rustix::mount::{MountFlags, mount};
 
+use crate::detach::enter_namespaces;
 use crate::{Done, raw};
 
 /// Fills something until it is stopped.
@@ -104,12 +105,12 @@ pub fn fill(what: &str, path: &str) -> Done {
     }
 }
 
-const MIB: usize = 1 << 20;
+pub const MIB: usize = 1 << 20;
 
 /// More than any of the tests allows, in parts of a mebibyte.
-const PARTS: usize = 200;
+pub const PARTS: usize = 200;
 
-fn forever() -> ! {
+pub fn forever() -> ! {
     loop {
         std::thread::park();
     }
@@ -161,14 +162,7 @@ pub fn hold(what: &str, path: &str) -> Done {
             segments()
         }
         "file-system" | "file-system-hidden" | "file-system-without-bound" => {
-            raw::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)?;
-            for (file, map) in [
-                ("uid_map", "0 1000 1"),
-                ("setgroups", "deny"),
-                ("gid_map", "0 100 1"),
-            ] {
-                fs::write(format!("/proc/self/{file}"), map)?;
-            }
+            enter_namespaces(libc::CLONE_NEWNS)?;
             let size = if what == "file-system-without-bound" {
                 c"size=0"
             } else {

@@ -4,6 +4,7 @@
 //! What an act finds out it prints, for the test to judge; its exit status says that it got so far.
 
 mod attack;
+mod detach;
 mod flood;
 mod look;
 mod node;
@@ -48,6 +49,7 @@ fn main() -> Done {
         ["close-log", path] => attack::close_log(path),
         ["fill", what, path] => flood::fill(what, path),
         ["hold", what, path] => flood::hold(what, path),
+        ["detach", how] => detach::detach(how),
         ["mess", path] => attack::mess(path),
         ["read-only", path] => look::write_read_only(path),
         ["landlock-layers"] => attack::landlock_layers(),

@@ -122,6 +122,51 @@ async fn a_flood_of_memory_that_nobody_has_mapped_is_ended() {
     }
 }
 
+/// File systems in memory that are mounted nowhere any more, never were, or are mounted where no path leads.
+#[tokio::test]
+async fn a_flood_of_a_file_system_that_is_mounted_nowhere_is_ended() {
+    for control_groups in [true, false] {
+        let Some(stage) = Stage::with(|config| config.control_groups = control_groups).await else {
+            return;
+        };
+        for how in [
+            "folder",
+            "folder-hidden",
+            "folder-of-nothing-mounted",
+            "folder-without-bound",
+            "file",
+            "working-directory",
+            "root",
+            "working-directory-of-thread",
+            "mounted-by-thread",
+            "mounted-outside-of-root",
+            "namespace",
+            "namespace-bound-to-file",
+            "segments-of-namespace",
+        ] {
+            let mut asked = spec(fields(&["detach", how]));
+            asked.limits.memory = Some(64 << 20);
+            asked.limits.time = Some(120);
+            let played = stage.play(asked).await;
+            let log = played.log.join("\n");
+            let cause = played.cause();
+            assert!(matches!(cause, Cause::MemoryTooLarge(_)), "{how}: {cause}, {log}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn more_namespaces_bound_to_files_than_are_looked_into_are_too_much() {
+    let Some(stage) = Stage::with(|config| config.control_groups = false).await else {
+        return;
+    };
+    let mut asked = spec(fields(&["detach", "more-bound-namespaces-than-are-looked-into"]));
+    asked.limits.memory = Some(64 << 20);
+    asked.limits.time = Some(120);
+    let cause = stage.play(asked).await.cause();
+    assert!(matches!(cause, Cause::MemoryTooLarge(_)), "{cause}");
+}
+
 /// In `/dev/shm`, which is as large as the limit: together with what processes have it counts once.
 #[tokio::test]
 async fn what_lies_in_shared_memory_counts_with_the_rest() {
