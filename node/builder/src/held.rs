@@ -6,11 +6,14 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, SeekFrom, Stat, fstat, fstatfs, openat, seek, statat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fstat, fstatfs, openat, seek, statat,
+};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use crate::limits::DESCRIPTORS_AT_ONCE;
+use crate::closing;
+use crate::limits::{DESCRIPTORS_AT_ONCE, SOCKETS_AT_ONCE};
 use crate::processes::apart;
 use crate::sys::Shared;
 
@@ -111,6 +114,9 @@ pub(crate) struct Held<W> {
     /// Where the next look begins: process, thread, and how far its descriptors were read.
     next: Option<(i32, i32, u64)>,
     at_once: usize,
+    /// Copies of a build's sockets. It may have let go of them meanwhile and have asked for a long wait at their end
+    /// (`SO_LINGER`), which must not be ours.
+    sockets: Vec<OwnedFd>,
 }
 
 impl<W: Wanted> Held<W> {
@@ -122,6 +128,7 @@ impl<W: Wanted> Held<W> {
             before: 0,
             next: None,
             at_once: DESCRIPTORS_AT_ONCE,
+            sockets: Vec::new(),
         }
     }
 
@@ -132,6 +139,12 @@ impl<W: Wanted> Held<W> {
 
     /// Looks once more. `processes` are in order. Gives bytes.
     pub(crate) fn look(&mut self, processes: &[i32]) -> u64 {
+        let bytes = self.look_once(processes);
+        self.close_sockets();
+        bytes
+    }
+
+    fn look_once(&mut self, processes: &[i32]) -> u64 {
         let mut left = self.at_once;
         let begin = match self.next.take() {
             Some(begin) => begin,
@@ -212,6 +225,9 @@ impl<W: Wanted> Held<W> {
         let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"))?;
         let size: u64 = size.trim().parse().ok()?;
         for number in offset.saturating_sub(2)..size {
+            if self.sockets.len() >= SOCKETS_AT_ONCE && !self.close_sockets() {
+                return None;
+            }
             if *left == 0 {
                 return Some(number + 2);
             }
@@ -220,12 +236,27 @@ impl<W: Wanted> Held<W> {
             if let Ok(copy) = copy
                 && let Ok(stat) = fstat(&copy)
             {
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
+                    self.sockets.push(copy);
+                    continue;
+                }
                 let place = format!("/proc/self/fd/{}", copy.as_raw_fd());
                 let cost = self.wanted.file(&stat, &place, &mut self.found);
                 *left = left.saturating_sub(cost);
             }
         }
         None
+    }
+
+    /// Whether that was possible.
+    fn close_sockets(&mut self) -> bool {
+        let sockets = std::mem::take(&mut self.sockets);
+        match sockets.is_empty() {
+            true => true,
+            false => closing::close_without_waiting(sockets)
+                .map_err(|sockets| self.sockets = sockets)
+                .is_ok(),
+        }
     }
 }
 
@@ -268,9 +299,11 @@ fn about(folder: impl AsFd, name: &std::ffi::CStr) -> Result<Stat, Errno> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::net::TcpStream;
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::closing::tests::{ends, lingering};
 
     /// Counts the files of a device.
     struct OfDevice(u64);
@@ -311,6 +344,37 @@ mod tests {
         assert!(held.look(&[own]) <= 7);
         assert!(held.next.is_some());
         drop((files, again));
+    }
+
+    /// What a build closes while it is looked at, the look closes last.
+    #[test]
+    fn a_look_does_not_wait_for_sockets_that_a_build_lets_go_of() {
+        struct LetsGo(Option<TcpStream>);
+        impl Wanted for LetsGo {
+            fn process(&mut self, _process: i32, _found: &mut Found) -> usize {
+                0
+            }
+            fn file(&mut self, stat: &Stat, _place: &str, _found: &mut Found) -> usize {
+                assert!(FileType::from_raw_mode(stat.st_mode) != FileType::Socket);
+                // Anything beyond it.
+                self.0.take();
+                0
+            }
+        }
+        let (socket, peer) = lingering();
+        let number = u64::try_from(socket.as_raw_fd()).unwrap();
+        let beyond: Vec<File> = (0..10).map(|_| tempfile::tempfile().unwrap()).collect();
+        let last = beyond.iter().map(AsRawFd::as_raw_fd).max().unwrap();
+        let mut left = usize::try_from(last).unwrap() + 1 - usize::try_from(number).unwrap();
+        let own = std::process::id().cast_signed();
+        let held = ends(move || {
+            let mut held = Held::new(LetsGo(Some(socket)));
+            held.hidden_table(own, own, number + 2, &mut left);
+            assert!(held.close_sockets());
+            held
+        });
+        assert!(held.wanted.0.is_none() && held.sockets.is_empty());
+        drop((beyond, peer));
     }
 
     /// Its bytes count as long as the round lasts; what else shows them must not count beside it.

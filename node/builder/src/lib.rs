@@ -39,6 +39,7 @@ mod build_spec;
 mod builder;
 mod cgroup;
 mod channel;
+mod closing;
 mod compare;
 mod config;
 mod diagnosis;

@@ -164,6 +164,10 @@ pub const MEMORY_ENTRY_BYTES: u64 = 1 << 10;
 /// are opened again for each look.
 pub const IPC_NAMESPACES: usize = 16;
 
+/// Copies of sockets of a build that wait to be closed together: a thread is started for that, and a process may have some
+/// hundreds of descriptors.
+pub const SOCKETS_AT_ONCE: usize = 64;
+
 /// Namespaces that are bound to files in each other, and looked into at once: a build has none. More are hidden from sight.
 pub const BOUND_NAMESPACES: usize = 64;
 

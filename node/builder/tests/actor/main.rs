@@ -9,6 +9,7 @@ mod flood;
 mod look;
 mod node;
 mod raw;
+mod sockets;
 
 use std::error::Error;
 
@@ -49,6 +50,7 @@ fn main() -> Done {
         ["close-log", path] => attack::close_log(path),
         ["fill", what, path] => flood::fill(what, path),
         ["hold", what, path] => flood::hold(what, path),
+        ["flood-behind-sockets"] => sockets::flood_behind_sockets(),
         ["detach", how] => detach::detach(how),
         ["mess", path] => attack::mess(path),
         ["read-only", path] => look::write_read_only(path),

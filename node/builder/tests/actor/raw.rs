@@ -141,6 +141,18 @@ pub fn fork() -> io::Result<i32> {
     result(pid.into()).map(|_| pid)
 }
 
+/// Ends the process at once.
+pub fn exit() -> ! {
+    // SAFETY: no pointers.
+    unsafe { libc::_exit(0) }
+}
+
+/// Waits for a child to end.
+pub fn wait(child: i32) -> io::Result<()> {
+    // SAFETY: a null pointer, where no status is wanted.
+    result(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }.into()).map(drop)
+}
+
 /// New memory that children share.
 pub fn shared_memory(bytes: usize) -> io::Result<&'static mut [u8]> {
     map(bytes, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)

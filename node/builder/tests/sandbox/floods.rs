@@ -167,6 +167,21 @@ async fn more_namespaces_bound_to_files_than_are_looked_into_are_too_much() {
     assert!(matches!(cause, Cause::MemoryTooLarge(_)), "{cause}");
 }
 
+/// The watch has copies of what a process has that nobody may look at, and must not wait where that wants to.
+#[tokio::test]
+async fn sockets_that_linger_do_not_hold_up_the_watch() {
+    let Some(stage) = Stage::with(|config| config.control_groups = false).await else {
+        return;
+    };
+    let mut asked = spec(fields(&["flood-behind-sockets"]));
+    asked.limits.memory = Some(64 << 20);
+    asked.limits.time = Some(120);
+    let played = stage.play(asked).await;
+    let log = played.log.join("\n");
+    let cause = played.cause();
+    assert!(matches!(cause, Cause::MemoryTooLarge(_)), "{cause}, {log}");
+}
+
 /// In `/dev/shm`, which is as large as the limit: together with what processes have it counts once.
 #[tokio::test]
 async fn what_lies_in_shared_memory_counts_with_the_rest() {
