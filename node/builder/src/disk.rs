@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmod, fchmod, fstat, openat, statat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 use crate::held::Held;
 use crate::limits::{DISK_DEPTH, DISK_ENTRY_BYTES, DISK_LOOK, DISK_LOOK_SHARE, FULL_BYTES, FULL_FILES};
@@ -96,7 +97,7 @@ pub(crate) fn usage_below(folder: impl AsFd, each: u64, enough: u64) -> (u64, us
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match openat(folder, c".", flags, Mode::empty()).and_then(Dir::new) {
-        Ok(entries) => count.below(entries, enough),
+        Ok(entries) => count.below(Open { entries, lent: None }, enough),
         Err(Errno::ACCESS) => count.bytes = u64::MAX,
         // It is no folder, or gone.
         Err(_) => {}
@@ -133,14 +134,15 @@ impl Default for Count {
 impl Count {
     /// Everything below a folder. What disappears meanwhile is not there any more.
     fn folder(&mut self, top: &Path, enough: u64) {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        if let Ok(entries) = openat(CWD, top, flags, Mode::empty()).and_then(Dir::new) {
-            self.below(entries, enough);
+        // The build's as well, which may have taken the right to read it away.
+        let stat = statat(CWD, top, AtFlags::SYMLINK_NOFOLLOW);
+        if let Ok(folder) = stat.and_then(|stat| Open::at(CWD, top, stat.st_mode)) {
+            self.below(folder, enough);
         }
     }
 
-    fn below(&mut self, entries: Dir, enough: u64) {
-        let mut open = vec![Open { entries, lent: None }];
+    fn below(&mut self, top: Open, enough: u64) {
+        let mut open = vec![top];
         while let Some(folder) = open.last_mut() {
             let Some(Ok(entry)) = folder.entries.read() else {
                 open.pop();
@@ -203,7 +205,7 @@ impl Open {
         Ok(Self { entries, lent: None })
     }
 
-    fn at(parent: impl AsFd, name: &CStr, mode: u32) -> Result<Self, Errno> {
+    fn at(parent: impl AsFd, name: impl Arg + Copy, mode: u32) -> Result<Self, Errno> {
         let mode = Mode::from_raw_mode(mode & 0o7777);
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if mode.contains(Mode::RUSR | Mode::XUSR) {
@@ -236,8 +238,11 @@ impl Drop for Open {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs::{self, File};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::sync::mpsc::TryRecvError;
+
+    use rustix::fs::{RenameFlags, mknodat, renameat_with};
 
     use super::*;
 
@@ -269,6 +274,74 @@ mod tests {
             0
         );
         crate::remove::remove_tree(&top).unwrap();
+    }
+
+    /// What leads out of a folder, or waits for whoever opens it.
+    #[test]
+    fn nothing_outside_of_a_folder_is_counted_or_touched() {
+        let place = tempfile::tempdir().unwrap();
+        let (top, outside) = (place.path().join("top"), place.path().join("outside"));
+        fs::create_dir_all(top.join("in/it")).unwrap();
+        fs::create_dir_all(outside.join("in/it")).unwrap();
+        fs::write(outside.join("in/it/file"), vec![1; 8 << 20]).unwrap();
+        let hide = |mode| fs::set_permissions(outside.join("in"), fs::Permissions::from_mode(mode)).unwrap();
+        let magic = format!("/proc/self/root{}", outside.display());
+        let links = [
+            outside.to_str().unwrap(),
+            "../outside",
+            "../outside/in/it/file",
+            &magic,
+            "/proc/self/cwd",
+        ];
+        for (number, target) in links.iter().enumerate() {
+            symlink(target, top.join(format!("link-{number}"))).unwrap();
+        }
+        for (name, kind) in [("fifo", FileType::Fifo), ("socket", FileType::Socket)] {
+            mknodat(CWD, top.join(name), kind, Mode::RWXU, 0).unwrap();
+        }
+        // What no ordinary user may make.
+        let null = rustix::fs::makedev(1, 3);
+        let _may_be_denied = mknodat(CWD, top.join("null"), FileType::CharacterDevice, Mode::RWXU, null);
+        hide(0o000);
+        // A folder that is a link every other moment.
+        let (folder, link) = (top.join("in"), top.join("swapped"));
+        symlink("../outside/in", &link).unwrap();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let swaps = std::thread::spawn(move || {
+            let mut count = 0u32;
+            while ends.try_recv() == Err(TryRecvError::Empty) {
+                renameat_with(CWD, &folder, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+                count += 1;
+            }
+            count
+        });
+        let opened = File::open(&top).unwrap();
+        for _ in 0..2000 {
+            let tops = [top.clone(), top.join("in"), top.join("link-0"), top.join("fifo")];
+            assert!(usage(&tops, ALL) < 1 << 20);
+            assert!(usage_below(&opened, 0, ALL).0 < 1 << 20);
+        }
+        drop(end);
+        assert!(swaps.join().unwrap() > 0);
+        assert_eq!(
+            fs::metadata(outside.join("in")).unwrap().permissions().mode() & 0o7777,
+            0
+        );
+        hide(0o700);
+    }
+
+    #[test]
+    fn a_folder_in_another_file_system_is_not_looked_into_from_outside() {
+        // Mounted on every machine, on a folder of another one.
+        let proc = File::open("/proc").unwrap();
+        let mut count = Count {
+            device: Some(u64::MAX),
+            ..Count::default()
+        };
+        let entries = Dir::new(proc).unwrap();
+        count.below(Open { entries, lent: None }, ALL);
+        assert!(count.entries > 0);
+        assert_eq!(count.bytes, 0);
     }
 
     #[test]

@@ -152,8 +152,7 @@ pub const PROCESS_LOOK: Duration = Duration::from_millis(250);
 /// have some hundreds; the next look goes on where there are more.
 pub const DESCRIPTORS_AT_ONCE: usize = 8192;
 
-/// Bytes of the list of a process's mappings, or of its mounts, that are read: 40,000 of them. A browser has a tenth of
-/// that.
+/// Bytes of the list of a process's mappings that are read: 40,000 of them. A browser has a tenth of that.
 pub const MAPPINGS_BYTES: u64 = 4 << 20;
 
 /// What a file in memory counts beside its content: about what the kernel needs for it, so that floods of empty files are

@@ -10,27 +10,29 @@ use super::namespaces::View;
 use crate::disk;
 use crate::limits::{DISK_DEPTH, MEMORY_ENTRY_BYTES};
 
-/// A line of `mountinfo`.
+/// A line of `mountinfo`. Names in it are whatever bytes the build likes.
 pub(super) struct Mount<'a> {
     pub(super) device: u64,
     /// What of the file system is to be seen; of a namespace, which one it is.
-    pub(super) part: &'a str,
-    /// With what is no plain character in octal numbers.
-    place: &'a str,
-    pub(super) kind: &'a str,
+    pub(super) part: &'a [u8],
+    /// With what separates fields in octal numbers.
+    place: &'a [u8],
+    pub(super) kind: &'a [u8],
 }
 
 impl<'a> Mount<'a> {
-    pub(super) fn read(line: &'a str) -> Option<Self> {
-        let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ').skip(2);
-        let (device, part, place) = (before.next()?, before.next()?, before.next()?);
+    pub(super) fn read(line: &'a [u8]) -> Option<Self> {
+        let mut fields = line.trim_ascii_end().split(|&byte| byte == b' ').skip(2);
+        let device = str::from_utf8(fields.next()?).ok()?;
         let (major, minor) = device.split_once(':')?;
+        let (part, place) = (fields.next()?, fields.next()?);
+        // After the options, of which there are different numbers.
+        let kind = fields.skip_while(|&field| field != b"-").nth(1)?;
         Some(Self {
             device: makedev(major.parse().ok()?, minor.parse().ok()?),
             part,
             place,
-            kind: after.split(' ').next()?,
+            kind,
         })
     }
 
@@ -39,25 +41,37 @@ impl<'a> Mount<'a> {
     /// # Errors
     /// `EACCES` where it is hidden from sight.
     pub(super) fn open(&self, view: &View) -> Result<Option<OwnedFd>, Errno> {
-        let place = plain(self.place);
-        // Opened once, and never out of that root: links on the way are the build's, and lead where it likes.
-        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let open = || {
-            openat2(
-                &view.root,
-                &*place,
-                OFlags::PATH | OFlags::CLOEXEC,
-                Mode::empty(),
-                within,
-            )
-        };
-        let opened = match open() {
+        let opened = match below(&view.root, &plain(self.place)) {
             Err(Errno::ACCESS) => return Err(Errno::ACCESS),
             opened => opened.ok(),
         };
         Ok(opened.filter(|opened| fstat(opened).is_ok_and(|stat| stat.st_dev == self.device)))
     }
 }
+
+/// Leads to what is below a folder of the build. The kernel tells paths without links, so where there is one, the build has
+/// just put it there, and it may lead anywhere.
+fn below(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let open = |at: &OwnedFd, path: &[u8]| openat2(at, path, flags, Mode::empty(), within);
+    let mut at = open(root, b".")?;
+    let mut rest = path.strip_prefix(b"/").unwrap_or(path);
+    // In pieces, because the whole may be longer than a path that can be opened.
+    while !rest.is_empty() {
+        let end = match rest.len() > PIECE_BYTES {
+            true => rest[..PIECE_BYTES].iter().rposition(|&byte| byte == b'/'),
+            false => None,
+        };
+        let (piece, further) = end.map_or((rest, &b""[..]), |end| (&rest[..end], &rest[end + 1..]));
+        at = open(&at, piece)?;
+        rest = further;
+    }
+    Ok(at)
+}
+
+/// Bytes of a path that are opened at once: what the kernel takes (`PATH_MAX`).
+const PIECE_BYTES: usize = 4095;
 
 /// Bytes of a file system that has a bound, and tells for that reason.
 pub(super) fn told(opened: impl AsFd) -> Option<u64> {
@@ -116,16 +130,17 @@ pub(super) fn readable(opened: &OwnedFd) -> std::io::Result<File> {
 }
 
 /// A path of `mountinfo` as it is.
-fn plain(escaped: &str) -> Vec<u8> {
-    let mut parts = escaped.split('\\');
-    let mut path = parts.next().unwrap_or_default().as_bytes().to_vec();
+fn plain(escaped: &[u8]) -> Vec<u8> {
+    let mut parts = escaped.split(|&byte| byte == b'\\');
+    let mut path = parts.next().unwrap_or_default().to_vec();
     for part in parts {
-        match part.get(..3).map(|octal| u8::from_str_radix(octal, 8)) {
+        let octal = part.get(..3).and_then(|octal| str::from_utf8(octal).ok());
+        match octal.map(|octal| u8::from_str_radix(octal, 8)) {
             Some(Ok(byte)) => {
                 path.push(byte);
-                path.extend(&part.as_bytes()[3..]);
+                path.extend(&part[3..]);
             }
-            _ => path.extend(part.as_bytes()),
+            _ => path.extend(part),
         }
     }
     path
@@ -136,15 +151,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_link_is_followed_to_a_mount() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(place.path().join("a/b")).unwrap();
+        for (name, target) in [
+            ("absolute", "/"),
+            ("up", ".."),
+            ("beside", "a"),
+            ("magic", "/proc/self/root"),
+        ] {
+            std::os::unix::fs::symlink(target, place.path().join(name)).unwrap();
+        }
+        let root: OwnedFd = File::open(place.path()).unwrap().into();
+        for path in ["/absolute", "/up", "/beside", "/beside/b", "/magic", "/a/../../b"] {
+            assert!(below(&root, path.as_bytes()).is_err(), "{path}");
+        }
+        for path in ["/", "/a", "/a/b"] {
+            assert!(below(&root, path.as_bytes()).is_ok(), "{path}");
+        }
+    }
+
+    #[test]
     fn mounts_are_read() {
-        let line = r"912 900 0:45 /part /dev/shm\040a rw,nosuid shared:1 - tmpfs none rw,size=64k";
+        let line =
+            b"912 900 0:45 /part /dev/shm\\040\xff rw,nosuid shared:1 master:2 - tmpfs none rw,size=64k\n";
         let mount = Mount::read(line).unwrap();
         assert_eq!(
             (mount.device, mount.kind, mount.part),
-            (makedev(0, 45), "tmpfs", "/part")
+            (makedev(0, 45), &b"tmpfs"[..], &b"/part"[..])
         );
-        assert_eq!(plain(mount.place), b"/dev/shm a");
-        assert_eq!(plain(r"/a\134b\9"), br"/a\b9");
-        assert!(Mount::read("nothing of the kind").is_none());
+        assert_eq!(plain(mount.place), b"/dev/shm \xff");
+        assert_eq!(plain(br"/a\134b\9"), br"/a\b9");
+        assert_eq!(Mount::read(b"912 900 0:45 / / rw - ext4").unwrap().kind, b"ext4");
+        assert!(Mount::read(b"nothing of the kind").is_none());
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
@@ -28,7 +28,7 @@ pub(super) struct Unmapped {
     /// Devices that the machine has mounted: what lies there is not the build's, or counts as disk.
     machine: BTreeSet<u64>,
     /// Namespaces that the machine has bound to files, as `mountinfo` names them.
-    of_machine: BTreeSet<String>,
+    of_machine: BTreeSet<Vec<u8>>,
     /// The device of namespaces.
     namespaces: Option<u64>,
     in_memory: InMemory,
@@ -42,13 +42,13 @@ pub(super) struct Unmapped {
 
 impl Unmapped {
     pub(super) fn new(enough: u64) -> Self {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mounts = || mounts.lines().filter_map(Mount::read);
+        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = || mounts.split(|&byte| byte == b'\n').filter_map(Mount::read);
         Self {
             enough,
             machine: mounts().map(|mount| mount.device).collect(),
             of_machine: mounts()
-                .filter(|mount| mount.kind == "nsfs")
+                .filter(|mount| mount.kind == b"nsfs")
                 .map(|mount| mount.part.to_owned())
                 .collect(),
             namespaces: fs::metadata("/proc/self/ns/mnt").ok().map(|about| about.dev()),
@@ -118,14 +118,17 @@ impl Unmapped {
     /// The file systems in memory that are mounted in a namespace. Namespaces that are bound to files there are added to
     /// those that wait.
     fn mounts(&mut self, view: &View, waiting: &mut Vec<OwnedFd>, found: &mut Found) -> usize {
-        let mut list = Vec::new();
-        if (&view.list).take(MAPPINGS_BYTES).read_to_end(&mut list).is_err() {
-            return 1;
-        }
-        let mut cost = list.len() / 100;
+        let mut cost = 1;
         // Often bound to many files.
         let mut bound = BTreeSet::new();
-        for mount in String::from_utf8_lossy(&list).lines().filter_map(Mount::read) {
+        // All of them, however long their paths: the kernel has a bound on how many there are.
+        let mut list = BufReader::new(&view.list);
+        let mut line = Vec::new();
+        while next_line(&mut list, &mut line) {
+            cost += 1;
+            let Some(mount) = Mount::read(&line) else {
+                continue;
+            };
             let is_namespace = Some(mount.device) == self.namespaces;
             let wanted = match is_namespace {
                 true => {
@@ -135,7 +138,9 @@ impl Unmapped {
                 }
                 false => {
                     !self.machine.contains(&mount.device)
-                        && InMemory::KINDS.iter().any(|(_, name)| *name == mount.kind)
+                        && InMemory::KINDS
+                            .iter()
+                            .any(|(_, name)| name.as_bytes() == mount.kind)
                 }
             };
             if !wanted || found.contains_key(&Thing::FileSystem(mount.device)) {
@@ -263,8 +268,15 @@ enum Kind {
     SharedMemory,
 }
 
+/// Reads a line in place of the last one. False where there is none.
+fn next_line(list: &mut impl BufRead, line: &mut Vec<u8>) -> bool {
+    line.clear();
+    list.read_until(b'\n', line).is_ok_and(|read| read > 0)
+}
+
 /// The number of a namespace that keeps something in memory, from what `mountinfo` calls it.
-fn bound_namespace(part: &str) -> Option<u64> {
+fn bound_namespace(part: &[u8]) -> Option<u64> {
+    let part = str::from_utf8(part).ok()?;
     let (kind, number) = part.strip_suffix(']')?.split_once(":[")?;
     matches!(kind, "mnt" | "ipc").then(|| number.parse().ok())?
 }
@@ -311,10 +323,10 @@ mod tests {
 
     #[test]
     fn bound_namespaces_are_told_by_their_names() {
-        assert_eq!(bound_namespace("mnt:[4026531832]"), Some(4_026_531_832));
-        assert_eq!(bound_namespace("ipc:[4026531839]"), Some(4_026_531_839));
+        assert_eq!(bound_namespace(b"mnt:[4026531832]"), Some(4_026_531_832));
+        assert_eq!(bound_namespace(b"ipc:[4026531839]"), Some(4_026_531_839));
         for other in ["net:[4026531840]", "/mnt:[1]", "mnt:[a]", "mnt", ""] {
-            assert_eq!(bound_namespace(other), None);
+            assert_eq!(bound_namespace(other.as_bytes()), None);
         }
     }
 

@@ -1,14 +1,18 @@
 //! Acts that fill file systems in memory which are mounted nowhere that one could look. Nothing is in them before they are there.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat, renameat_with};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, mount, mount_bind, unmount,
+    fsconfig_set_string, fsmount, fsopen, mount, mount_bind, mount_bind_recursive, unmount,
 };
 use rustix::process::{chdir, chroot, fchdir};
 use rustix::thread::move_into_link_name_space;
@@ -119,6 +123,24 @@ pub fn detach(how: &str) -> Done {
             apart(PARTS / SOME, SOME, bind)?;
             forever()
         }
+        "mounted-at-an-odd-name" => {
+            let folder = PathBuf::from(OsStr::from_bytes(b"/tmp/ \\040\n\xff"));
+            fs::create_dir(&folder)?;
+            chdir(&folder)?;
+            fill_here(&mounted_at("mounted".into(), "size=1g")?)
+        }
+        "mounted-at-a-long-path" => {
+            go_deep()?;
+            fill_here(&mounted_at("mounted".into(), "size=1g")?)
+        }
+        "mounted-after-many" => {
+            go_deep()?;
+            File::create("file")?;
+            for _ in 0..1200 {
+                mount_bind("/dev/null", "file")?;
+            }
+            fill_here(&mounted("size=1g")?)
+        }
         // With nothing in them.
         "more-bound-namespaces-than-are-looked-into" => {
             apart(BOUND_NAMESPACES + 1, 0, bind)?;
@@ -136,11 +158,71 @@ fn folder(path: &Path) -> io::Result<OwnedFd> {
 
 /// A new file system in memory.
 fn mounted(options: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
-    let place = PathBuf::from("/tmp/mounted");
+    mounted_at("/tmp/mounted".into(), options)
+}
+
+/// The same there.
+fn mounted_at(place: PathBuf, options: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
     fs::create_dir_all(&place)?;
     let options = std::ffi::CString::new(options)?;
     mount("none", &place, "tmpfs", MountFlags::empty(), options.as_c_str())?;
     Ok(place)
+}
+
+/// To where the path is longer than one that can be opened.
+fn go_deep() -> Done {
+    chdir("/tmp")?;
+    for _ in 0..20 {
+        let name = "d".repeat(250);
+        fs::create_dir(&name)?;
+        chdir(&name)?;
+    }
+    Ok(())
+}
+
+/// What would lead whoever watches out of the build, or make him wait, while it uses next to nothing.
+pub fn mislead(out: &str) -> Done {
+    enter_namespaces(libc::CLONE_NEWNS)?;
+    for folder in ["/build", "/tmp", "/nix/store"] {
+        let folder = Path::new(folder);
+        for (name, target) in [
+            ("absolute", "/"),
+            ("up", "../../../../../../.."),
+            ("magic", "/proc/self/root"),
+            ("process", "/proc/1/cwd"),
+        ] {
+            symlink(target, folder.join(name))?;
+        }
+        raw::make_node(&folder.join("fifo").to_string_lossy(), libc::S_IFIFO | 0o666, 0)?;
+    }
+    // In memory is nothing of that.
+    let unbound = mounted_at("/tmp/unbound".into(), "size=0")?;
+    fs::create_dir(unbound.join("machine"))?;
+    mount_bind_recursive("/", unbound.join("machine"))?;
+    symlink("/", unbound.join("link"))?;
+    raw::make_node("/tmp/unbound/fifo", libc::S_IFIFO | 0o666, 0)?;
+    // The way to it leads elsewhere every other moment, and so do folders of the build.
+    fs::create_dir_all("/tmp/way/mounted")?;
+    mount(
+        "none",
+        "/tmp/way/mounted",
+        "tmpfs",
+        MountFlags::empty(),
+        c"size=0",
+    )?;
+    fs::create_dir("/build/way")?;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(4) {
+        for folder in ["/tmp", "/build"] {
+            let [way, link] = ["way", "absolute"].map(|name| Path::new(folder).join(name));
+            renameat_with(CWD, way, CWD, link, RenameFlags::EXCHANGE)?;
+        }
+    }
+    for name in ["absolute", "up", "magic", "process", "fifo"] {
+        fs::remove_file(Path::new("/nix/store").join(name))?;
+    }
+    fs::write(out, "x")?;
+    Ok(())
 }
 
 /// One that is mounted no more.

@@ -41,6 +41,14 @@ pub fn fill(what: &str, path: &str) -> Done {
             }
             Ok(())
         }
+        "unreadable" => {
+            // In one of the build's own folders, which may be written, but not read.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o300))?;
+            for number in 0..1000 {
+                fs::write(Path::new(path).join(format!("{number}")), [b'x'; 1 << 14])?;
+            }
+            forever()
+        }
         "entries" => {
             // Without any content.
             fs::create_dir(path)?;

@@ -51,6 +51,7 @@ fn main() -> Done {
         ["fill", what, path] => flood::fill(what, path),
         ["hold", what, path] => flood::hold(what, path),
         ["flood-behind-sockets"] => sockets::flood_behind_sockets(),
+        ["mislead", out] => detach::mislead(out),
         ["detach", how] => detach::detach(how),
         ["mess", path] => attack::mess(path),
         ["read-only", path] => look::write_read_only(path),

@@ -26,6 +26,12 @@ async fn a_flood_of_the_disk_is_ended() {
         let cause = stage.play(asked).await.cause();
         assert!(matches!(cause, Cause::DiskTooLarge(_)), "{place}: {cause}");
     }
+    // In a folder of the build's own, which may not be read.
+    let mut asked = spec(fields(&["fill", "unreadable", "/build"]));
+    asked.limits.disk = Some(8 << 20);
+    asked.limits.time = Some(120);
+    let cause = stage.play(asked).await.cause();
+    assert!(matches!(cause, Cause::DiskTooLarge(_)), "{cause}");
     // Files without content take disk as well.
     let mut asked = spec(fields(&["fill", "entries", "/build/files"]));
     asked.limits.disk = Some(1 << 20);
@@ -67,6 +73,19 @@ async fn a_flood_of_the_disk_that_is_in_no_folder_is_ended() {
             "{what} {place}: {cause}, {log}"
         );
     }
+}
+
+/// Links, folders that become links, and what waits for whoever opens it.
+#[tokio::test]
+async fn nothing_leads_the_watch_out_of_a_build() {
+    let Some(stage) = Stage::with(|config| config.control_groups = false).await else {
+        return;
+    };
+    let mut asked = spec(fields(&["mislead", OUT]));
+    asked.limits.disk = Some(1 << 20);
+    asked.limits.memory = Some(16 << 20);
+    asked.limits.time = Some(120);
+    drop(stage.play(asked).await.built());
 }
 
 #[tokio::test]
@@ -140,6 +159,9 @@ async fn a_flood_of_a_file_system_that_is_mounted_nowhere_is_ended() {
             "working-directory-of-thread",
             "mounted-by-thread",
             "mounted-outside-of-root",
+            "mounted-at-an-odd-name",
+            "mounted-at-a-long-path",
+            "mounted-after-many",
             "namespace",
             "namespace-bound-to-file",
             "segments-of-namespace",
