@@ -267,6 +267,31 @@ fn a_build_that_has_too_many_processes_is_stopped() {
 }
 
 #[test]
+fn a_node_has_a_limit_on_processes_of_its_own() {
+    if !sandbox_works("a_node_has_a_limit_on_processes_of_its_own") {
+        return;
+    }
+    let mut node = Node::up("few", 1);
+    node.down();
+    node.start(&["--listen", "none", "--max-build-processes", "10"]);
+    node.machine
+        .expression(r#"{ crowd = build "crowd" { } "spawn 20\nwait never"; }"#);
+    let of_node = "killed after having more than the 10 processes and threads at once that a build may have on this node";
+    for asked in [&[][..], &["--max-build-processes", "15"]] {
+        node.machine
+            .run(&[&["build", "-A", "crowd"], asked].concat())
+            .failed(1, &[of_node]);
+    }
+    let finished = node
+        .machine
+        .run(&["build", "-A", "crowd", "--max-build-processes", "5"]);
+    finished.failed(
+        1,
+        &["killed after having more than 5 processes and threads at once"],
+    );
+}
+
+#[test]
 fn keep_going_builds_what_does_not_depend_on_the_failure() {
     if !sandbox_works("keep_going_builds_what_does_not_depend_on_the_failure") {
         return;

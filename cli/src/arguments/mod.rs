@@ -395,6 +395,10 @@ pub struct UpArguments {
     /// Bytes of memory after which a build is stopped on this node, for whomever it is [default: what each asks for]
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     pub max_build_memory: Option<Limit>,
+    /// Processes and threads at once after which a build is stopped on this node, for whomever it is [default: what each
+    /// asks for]
+    #[arg(long, value_name = "N", value_parser = limit)]
+    pub max_build_processes: Option<Limit>,
     /// Watch the memory of builds that have a limit, and make no control groups for them
     #[arg(long)]
     pub no_control_groups: bool,

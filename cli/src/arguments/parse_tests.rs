@@ -425,6 +425,39 @@ fn roles_and_commands_of_the_team_are_explained() {
 }
 
 #[test]
+fn what_a_node_allows_each_build_is_read() {
+    let up = |line: &[&str]| match command(&[&["up"], line].concat()) {
+        Command::Up { up } => up,
+        other => panic!("{other:?}"),
+    };
+    let said = |limit: Option<super::super::numbers::Limit>| limit.unwrap_or_default().0;
+    let none = up(&[]);
+    assert_eq!(
+        (said(none.max_build_memory), said(none.max_build_processes)),
+        (None, None)
+    );
+    let some = up(&["--max-build-memory", "2K", "--max-build-processes", "1K"]);
+    assert_eq!(
+        (said(some.max_build_memory), said(some.max_build_processes)),
+        (Some(2048), Some(1024))
+    );
+    // As for a build.
+    let unlimited = up(&["--max-build-memory", "0", "--max-build-processes", "0"]);
+    assert_eq!(
+        (
+            said(unlimited.max_build_memory),
+            said(unlimited.max_build_processes)
+        ),
+        (None, None)
+    );
+    for wrong in ["-1", "many"] {
+        assert!(
+            refused(&["up", &format!("--max-build-processes={wrong}")]).contains("--max-build-processes")
+        );
+    }
+}
+
+#[test]
 fn what_builds_may_reach_is_read_or_refused_by_name() {
     let up = |line: &[&str]| match command(&[&["up"], line].concat()) {
         Command::Up { up } => up,

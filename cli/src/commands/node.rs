@@ -35,6 +35,7 @@ pub async fn up(home: &Home, arguments: &UpArguments) -> Result<u8, Failure> {
         listen,
         relay: !arguments.no_relay,
         build_memory: arguments.max_build_memory.unwrap_or_default().0,
+        build_processes: arguments.max_build_processes.unwrap_or_default().0,
         control_groups: !arguments.no_control_groups,
         idle_exit: arguments.idle_exit,
         background: arguments.background,

@@ -115,6 +115,8 @@ pub struct Config {
     /// Bytes of memory that all processes of a build may use together, whatever the build's own limit
     /// says; none: only that counts.
     pub memory: Option<u64>,
+    /// Processes and threads that a build may have at once, whatever the build's own limit says; none: only that counts.
+    pub processes: Option<u64>,
     /// Whether a bound on memory is set with a control group where this user may make one; else it is
     /// always watched. Switch it off where somebody looks after the node's own group and takes every
     /// process that the kernel ends for lack of memory in it, or below it, for a fault of the node:
@@ -144,6 +146,7 @@ impl Config {
             sandbox_paths: BTreeMap::new(),
             network: Some(Network::default()),
             memory: None,
+            processes: None,
             control_groups: true,
             no_chroot_in_sandbox: BTreeSet::new(),
             ca_certificates: default_certificates(),

@@ -211,6 +211,11 @@ pub enum Cause {
          members up to {most})", most = BuildLimits::PROCESSES
     )]
     TooManyProcesses(u64),
+    /// It had more processes than this builder allows, though its own limit did not say so.
+    #[error(
+        "killed after having more than the {0} processes and threads at once that a build may have on this node"
+    )]
+    ProcessesOfBuilder(u64),
     /// It succeeded without producing an output.
     #[error("the builder succeeded, but did not produce the output '{output}' at {path}")]
     OutputMissing {
@@ -287,7 +292,8 @@ impl Cause {
             | Self::OutputMissing { .. }
             | Self::OutputRejected { .. }
             | Self::DiskOfBuilder(_)
-            | Self::MemoryOfBuilder(_) => false,
+            | Self::MemoryOfBuilder(_)
+            | Self::ProcessesOfBuilder(_) => false,
         }
     }
 }

@@ -286,7 +286,7 @@ fn finished(
             })
         }
         (Some(Report::TooMuchMemory), ..) => Err(too_much_memory(config, spec)),
-        (Some(Report::TooManyProcesses), ..) => Err(Cause::TooManyProcesses(spec.limits.processes())),
+        (Some(Report::TooManyProcesses), ..) => Err(too_many_processes(config, spec)),
         (Some(failure), ..) => Err(setup_failure(failure)),
         (None, Some(started), Some((exit, usage))) => Ok((started, exit, usage)),
         (None, ..) => Err(Cause::HelperDied(status)),
@@ -340,6 +340,21 @@ fn too_much_memory(config: &Config, spec: &BuildSpec) -> Cause {
     match (spec.limits.memory, config.memory) {
         (asked, Some(own)) if asked.is_none_or(|asked| own < asked) => Cause::MemoryOfBuilder(own),
         (asked, _) => Cause::MemoryTooLarge(asked.unwrap_or_default()),
+    }
+}
+
+/// Processes and threads that a build may have at once: the smaller of what it and the builder allow.
+fn process_limit(config: &Config, spec: &BuildSpec) -> u64 {
+    let asked = spec.limits.processes();
+    config.processes.map_or(asked, |own| own.min(asked))
+}
+
+/// As with memory.
+fn too_many_processes(config: &Config, spec: &BuildSpec) -> Cause {
+    let asked = spec.limits.processes();
+    match config.processes {
+        Some(own) if own < asked => Cause::ProcessesOfBuilder(own),
+        _ => Cause::TooManyProcesses(asked),
     }
 }
 
@@ -425,7 +440,7 @@ fn order(
         ipv6: nat::has_ipv6(&config.allowed(spec.for_another)),
         kvm: config.features.contains("kvm"),
         niceness: spec.niceness(),
-        processes: spec.limits.processes(),
+        processes: process_limit(config, spec),
         memory: memory_limit(config, spec),
         memory_group: None,
         file_bytes: spec.limits.disk,

@@ -393,7 +393,8 @@ fn kind_of_cause(cause: &Cause) -> FailureKind {
         | Cause::Refused(_)
         | Cause::Sandbox(_)
         | Cause::DiskOfBuilder(_)
-        | Cause::MemoryOfBuilder(_) => FailureKind::Refused,
+        | Cause::MemoryOfBuilder(_)
+        | Cause::ProcessesOfBuilder(_) => FailureKind::Refused,
         Cause::TimedOut(_)
         | Cause::Silent(_)
         | Cause::LogTooLarge(_)

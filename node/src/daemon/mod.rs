@@ -79,6 +79,8 @@ pub struct UpOptions {
     pub relay: bool,
     /// Bytes of memory that a build may use, for whomever it is; none: what each asks for.
     pub build_memory: Option<u64>,
+    /// Processes and threads that a build may have at once, for whomever it is; none: what each asks for.
+    pub build_processes: Option<u64>,
     /// Whether builds' memory may be bound with control groups, see [`Config::control_groups`].
     pub control_groups: bool,
     /// End when nobody uses it any more.
@@ -162,6 +164,7 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let store = Store::open_in_teams(home.root(), ever.then_some(&teams))?;
     let mut config = Config::new(home.scratch_folder(), Helper::this_program());
     config.memory = options.build_memory;
+    config.processes = options.build_processes;
     config.control_groups = options.control_groups;
     let configured = NodeConfig::read(&home.config_file())?;
     let configured = NodeConfig {

@@ -268,6 +268,23 @@ async fn a_fork_bomb_ends_in_its_sandbox() {
     drop(stage.play(asked).await.built());
 }
 
+#[tokio::test]
+async fn the_smaller_bound_on_processes_counts() {
+    for (own, asked, of_builder) in [(50, None, true), (50, Some(60), true), (60, Some(50), false)] {
+        let Some(stage) = Stage::with(|config| config.processes = Some(own)).await else {
+            return;
+        };
+        let mut bomb = spec(fields(&["fork-bomb", "processes"]));
+        bomb.limits.processes = asked;
+        bomb.limits.time = Some(120);
+        match stage.play(bomb).await.cause() {
+            Cause::ProcessesOfBuilder(limit) => assert!(of_builder && limit == own),
+            Cause::TooManyProcesses(limit) => assert!(!of_builder && Some(limit) == asked),
+            other => panic!("{other}"),
+        }
+    }
+}
+
 /// Whatever the node is busy with: the kernel refuses.
 #[tokio::test]
 async fn more_processes_than_allowed_are_refused() {
