@@ -70,8 +70,12 @@ pub(crate) fn is_full(folder: &Path) -> bool {
     };
     let free = room.f_bavail.saturating_mul(room.f_frsize);
     // File systems that make room for files as they come say that they have none at all.
-    let bounded = room.f_files > 0;
-    free < FULL_BYTES || bounded && room.f_favail < FULL_FILES
+    has_little(free, (room.f_files > 0).then_some(room.f_favail))
+}
+
+/// Bytes that are free, and files that there can still be, if those have a bound.
+fn has_little(free: u64, files: Option<u64>) -> bool {
+    free < FULL_BYTES || files.is_some_and(|files| files < FULL_FILES)
 }
 
 /// Bytes on disk below some folders; stops counting beyond `enough`.
@@ -359,6 +363,13 @@ mod tests {
         let deep = (0..DISK_DEPTH + 1).fold(place.path().to_path_buf(), |path, _| path.join("d"));
         fs::create_dir_all(&deep).unwrap();
         assert_eq!(usage(&[place.path().to_path_buf()], ALL - 1), u64::MAX);
+    }
+
+    #[test]
+    fn a_disk_with_little_left_is_full() {
+        assert!(!has_little(FULL_BYTES, Some(FULL_FILES)) && !has_little(FULL_BYTES, None));
+        assert!(has_little(FULL_BYTES - 1, None) && has_little(u64::MAX, Some(FULL_FILES - 1)));
+        assert!(!is_full(Path::new("/nowhere/at/all")));
     }
 
     #[test]

@@ -301,6 +301,7 @@ mod tests {
     use std::fs::File;
     use std::net::TcpStream;
     use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
     use crate::closing::tests::{ends, lingering};
@@ -375,6 +376,34 @@ mod tests {
         });
         assert!(held.wanted.0.is_none() && held.sockets.is_empty());
         drop((beyond, peer));
+    }
+
+    #[test]
+    fn copies_of_sockets_wait_to_be_closed_in_a_bounded_number() {
+        struct Anything;
+        impl Wanted for Anything {
+            fn process(&mut self, _process: i32, _found: &mut Found) -> usize {
+                0
+            }
+            fn file(&mut self, _stat: &Stat, _place: &str, _found: &mut Found) -> usize {
+                0
+            }
+        }
+        let (one, other) = UnixStream::pair().unwrap();
+        let many: Vec<OwnedFd> = (0..2 * SOCKETS_AT_ONCE + 5)
+            .map(|_| one.as_fd().try_clone_to_owned().unwrap())
+            .collect();
+        let numbers = || many.iter().map(AsRawFd::as_raw_fd);
+        let (first, last) = (numbers().min().unwrap(), numbers().max().unwrap());
+        let own = std::process::id().cast_signed();
+        let mut held = Held::new(Anything);
+        // One at a time, so that each number of them is seen.
+        for number in first..=last {
+            held.hidden_table(own, own, u64::try_from(number).unwrap() + 2, &mut 1);
+            assert!(held.sockets.len() <= SOCKETS_AT_ONCE);
+        }
+        assert!(held.close_sockets() && held.sockets.is_empty());
+        drop((other, many));
     }
 
     /// Its bytes count as long as the round lasts; what else shows them must not count beside it.

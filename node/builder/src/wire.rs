@@ -261,3 +261,18 @@ pub(crate) fn read<T: DeserializeOwned>(mut from: impl Read) -> io::Result<T> {
     from.read_exact(&mut body)?;
     parse(&body)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_has_so_many_bytes_and_no_more() {
+        let announced = |length: usize| body_length(u32::try_from(length).unwrap().to_le_bytes());
+        assert_eq!(announced(MESSAGE_BYTES).unwrap(), MESSAGE_BYTES);
+        let error = announced(MESSAGE_BYTES + 1).unwrap_err().to_string();
+        assert!(error.contains(&(MESSAGE_BYTES + 1).to_string()), "{error}");
+        let frame = frame(&"hello").unwrap();
+        assert_eq!(read::<String>(&frame[..]).unwrap(), "hello");
+    }
+}

@@ -234,6 +234,29 @@ async fn addresses_that_builds_may_not_reach_are_denied_at_every_step() {
 }
 
 #[tokio::test]
+async fn a_file_may_have_moved_so_often_and_no_more() {
+    use crate::limits::REDIRECTS;
+    let places: Vec<(String, Vec<u8>)> = (0..=REDIRECTS)
+        .map(|number| (format!("/{}", number + 1), moved(&format!("/{number}"))))
+        .chain([("/0".to_owned(), ok(b"at last"))])
+        .collect();
+    let answers: Vec<[&[u8]; 1]> = places.iter().map(|(_, answer)| [&answer[..]]).collect();
+    let resources: Vec<(&str, &[&[u8]])> = places
+        .iter()
+        .zip(&answers)
+        .map(|((resource, _), answer)| (resource.as_str(), &answer[..]))
+        .collect();
+    let base = server(&resources);
+    let from = |number: usize| format!("{base}/{number}");
+    let fetched = fetch(&[("url", &from(REDIRECTS))], HERE, None).await;
+    fetched.result.unwrap();
+    assert_eq!(fs::read(&fetched.target).unwrap(), b"at last");
+    let refused = fetch(&[("url", &from(REDIRECTS + 1))], HERE, None).await;
+    let error = refused.result.unwrap_err().to_string();
+    assert!(error.contains(&format!("more than {REDIRECTS} times")), "{error}");
+}
+
+#[tokio::test]
 async fn endless_answers_end() {
     let around = b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n";
     let base = server(&[("/", &[around])]);

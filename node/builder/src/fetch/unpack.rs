@@ -109,3 +109,48 @@ fn place<R: Read>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// Bytes of a dictionary, as a block of xz says it.
+    fn dictionary(said: u8) -> u64 {
+        (2 | u64::from(said & 1)) << (said / 2 + 11)
+    }
+
+    #[test]
+    fn what_takes_too_much_memory_to_unpack_is_refused() {
+        let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
+        xz.write_all(b"no archive").unwrap();
+        let mut xz = xz.finish().unwrap();
+        // The block's head follows the stream's 12 bytes: size, flags, LZMA2, one byte of properties.
+        let head = 12..12 + (usize::from(xz[12]) + 1) * 4;
+        assert_eq!(xz[13..16], [0, 0x21, 1]);
+        let most = u64::from(XZ_MEMORY_KIB) << 10;
+        let too_large = (0..40).find(|said| dictionary(*said) > most).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let as_it_is = xz[16];
+        let mut unpacked = |said: u8| {
+            xz[16] = said;
+            let mut sum = flate2::Crc::new();
+            sum.update(&xz[head.start..head.end - 4]);
+            xz[head.end - 4..head.end].copy_from_slice(&sum.sum().to_le_bytes());
+            let file = place.path().join("archive");
+            fs::write(&file, &xz).unwrap();
+            unpack(
+                File::open(file).unwrap(),
+                true,
+                &place.path().join("target"),
+                1 << 20,
+            )
+            .unwrap_err()
+        };
+        let small = unpacked(as_it_is);
+        assert!(!small.contains("memory"), "{small}");
+        let large = unpacked(too_large);
+        assert!(large.contains("memory"), "{large}");
+    }
+}

@@ -287,10 +287,22 @@ mod tests {
             answer.len()
         );
         assert_eq!(usize::from(answer[7]), NAT_ADDRESSES_V6);
+        let beyond: Vec<IpAddr> = (1..=NAT_ADDRESSES + 1)
+            .map(|number| Ipv4Addr::new(1, 1, 1, u8::try_from(number).unwrap()).into())
+            .collect();
+        let chosen = choose(beyond.iter().copied(), A, true, &[]).unwrap();
+        assert_eq!(chosen, beyond[..NAT_ADDRESSES]);
         let last = addresses[NAT_ADDRESSES_V6 - 1];
         assert!(
             matches!(last, IpAddr::V6(last) if answer.ends_with(&[&[0, 16][..], &last.octets()].concat()))
         );
+    }
+
+    #[test]
+    fn a_part_of_a_name_has_so_many_bytes_and_no_more() {
+        let asked = |bytes: usize| read(&question(&"n".repeat(bytes), A)).map(|asked| asked.name);
+        assert_eq!(asked(LABEL).ok(), Some("n".repeat(LABEL)));
+        assert!(matches!(asked(LABEL + 1), Err(Code::Malformed)));
     }
 
     #[tokio::test]

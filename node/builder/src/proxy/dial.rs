@@ -33,8 +33,16 @@ pub(crate) enum DialError {
 
 /// Resolves a name once, and connects to the first of its allowed addresses that answers.
 pub(crate) async fn dial(host: &str, port: u16, allowed: &[AddressRange]) -> Result<TcpStream, DialError> {
+    connect(host, port, resolve(host, port).await?, allowed).await
+}
+
+async fn connect(
+    host: &str,
+    port: u16,
+    addresses: Vec<SocketAddr>,
+    allowed: &[AddressRange],
+) -> Result<TcpStream, DialError> {
     let host_name = || host.to_owned();
-    let addresses = resolve(host, port).await?;
     let mut last = None;
     let mut refusal = None;
     for address in addresses.into_iter().take(CONNECT_TRIES) {
@@ -84,5 +92,25 @@ async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
     match timeout(CONNECT_TIME, lookup_host((host, port))).await {
         Ok(addresses) => Ok(addresses.map_err(failed)?.collect()),
         Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn so_many_addresses_of_a_name_are_tried() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        // Nobody listens at port 0, and the other addresses are denied.
+        for nobody in ["127.0.0.2:0", "10.0.0.1:1"] {
+            let nobody: SocketAddr = nobody.parse().unwrap();
+            let after = |count| [vec![nobody; count], vec![there]].concat();
+            let allowed = ["127.0.0.0/8".parse().unwrap()];
+            let connected = connect("host", 1, after(CONNECT_TRIES - 1), &allowed).await;
+            assert_eq!(connected.unwrap().peer_addr().unwrap(), there);
+            assert!(connect("host", 1, after(CONNECT_TRIES), &allowed).await.is_err());
+        }
     }
 }

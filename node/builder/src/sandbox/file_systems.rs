@@ -148,6 +148,8 @@ fn plain(escaped: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::mkdirat;
+
     use super::*;
 
     #[test]
@@ -169,6 +171,22 @@ mod tests {
         for path in ["/", "/a", "/a/b"] {
             assert!(below(&root, path.as_bytes()).is_ok(), "{path}");
         }
+    }
+
+    #[test]
+    fn a_path_may_be_longer_than_one_that_can_be_opened() {
+        let place = tempfile::tempdir().unwrap();
+        let root: OwnedFd = File::open(place.path()).unwrap().into();
+        let name = "d".repeat(250);
+        let (mut deep, mut path) = (root.try_clone().unwrap(), String::new());
+        while path.len() <= 2 * PIECE_BYTES {
+            mkdirat(&deep, &*name, Mode::RWXU).unwrap();
+            deep = openat(&deep, &*name, OFlags::DIRECTORY, Mode::empty()).unwrap();
+            path = format!("{path}/{name}");
+            let found = fstat(below(&root, path.as_bytes()).unwrap()).unwrap();
+            assert_eq!(found.st_ino, fstat(&deep).unwrap().st_ino);
+        }
+        crate::remove::remove_tree(&place.path().join(name)).unwrap();
     }
 
     #[test]

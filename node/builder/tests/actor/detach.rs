@@ -16,7 +16,7 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, chroot, fchdir};
 use rustix::thread::move_into_link_name_space;
-use tvix_node_builder::limits::BOUND_NAMESPACES;
+use tvix_node_builder::limits::{BOUND_NAMESPACES, IPC_NAMESPACES};
 
 use crate::flood::{MIB, PARTS, forever};
 use crate::{Done, raw};
@@ -272,10 +272,13 @@ fn segments_of_namespaces() -> Done {
     enter_namespaces(libc::CLONE_NEWIPC)?;
     let own = File::open("/proc/self/ns/ipc")?;
     let mut held = Vec::new();
-    for _ in 0..PARTS / SOME {
+    // Nothing in as many as are kept in sight, and some in each of the others.
+    for number in 0..IPC_NAMESPACES + PARTS / SOME {
         raw::unshare(libc::CLONE_NEWIPC)?;
-        for _ in 0..SOME {
-            raw::detached_segment(MIB)?;
+        if number >= IPC_NAMESPACES {
+            for _ in 0..SOME {
+                raw::detached_segment(MIB)?;
+            }
         }
         held.push(File::open("/proc/self/ns/ipc")?);
         move_into_link_name_space(own.as_fd(), None)?;

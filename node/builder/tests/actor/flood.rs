@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::fs::MemfdFlags;
 use rustix::mount::{MountFlags, mount};
+use tvix_node_builder::limits::DESCRIPTORS_AT_ONCE;
 
 use crate::detach::enter_namespaces;
 use crate::{Done, raw};
@@ -154,9 +155,10 @@ pub fn hold(what: &str, path: &str) -> Done {
         // Among so many others that they cannot be looked at at once.
         "memfd-among-many" => {
             let null = File::open("/dev/null")?;
-            for _ in 0..20 {
+            let each = 900;
+            for _ in 0..(2 * DESCRIPTORS_AT_ONCE).div_ceil(each) {
                 if raw::fork()? == 0 {
-                    let _many: Vec<OwnedFd> = (0..900)
+                    let _many: Vec<OwnedFd> = (0..each)
                         .map(|_| null.as_fd().try_clone_to_owned())
                         .collect::<io::Result<_>>()?;
                     forever()
