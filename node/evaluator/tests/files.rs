@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use tempfile::TempDir;
+use tvix_node_evaluator::limits::MAX_LINKS;
 use tvix_node_evaluator::{
     Action, DryRun, Event, ExpressionSource, Format, Options, Reading, SearchPathEntry, Target, evaluate,
 };
@@ -233,6 +234,23 @@ fn links_in_circles_are_an_error() {
     for expression in ["import ./a", "builtins.readFile ./a", "builtins.readDir ./a/x"] {
         let error = eval(folder.path(), expression).expect_err("it never ends");
         assert!(error.contains("too many symbolic links"), "{expression}: {error}");
+    }
+}
+
+#[test]
+fn a_path_leads_over_so_many_links_and_no_more() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("0"), "\"there\"").expect("a file");
+    for number in 1..=MAX_LINKS + 1 {
+        symlink((number - 1).to_string(), folder.path().join(number.to_string())).expect("a link");
+    }
+    let import = |number: usize| eval(folder.path(), &format!("import (./. + \"/{number}\")"));
+    let read = |number: usize| eval(folder.path(), &format!("builtins.readFile (./. + \"/{number}\")"));
+    assert_eq!(import(MAX_LINKS - 1), Ok("\"there\"".to_owned()));
+    assert_eq!(read(MAX_LINKS), Ok("\"\\\"there\\\"\"".to_owned()));
+    for result in [import(MAX_LINKS + 1), read(MAX_LINKS + 1)] {
+        let error = result.expect_err("too many");
+        assert!(error.contains("too many symbolic links"), "{error}");
     }
 }
 

@@ -117,3 +117,6 @@ pub const IMPORT_GROUP: usize = 64;
 
 /// Paths that are fetched for one path from a binary cache. The largest systems have some 100,000.
 pub const CLOSURE_PATHS: usize = 1 << 20;
+
+/// Bytes of `nix-cache-info` that are looked at. It has three short lines.
+pub const CACHE_INFO_BYTES: u64 = 64 << 10;

@@ -15,6 +15,7 @@ use tvix_node_protocol::nix::narinfo::{MAX_NARINFO_SIZE, TrustedPublicKey};
 use tvix_node_protocol::nix::nixbase32;
 use tvix_node_protocol::nix::signature::NixSecretKey;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_store::limits::CACHE_INFO_BYTES;
 use tvix_node_store::{CacheError, FolderCache, PutReport, ScratchOutput, Store};
 
 fn key(number: u8) -> NixSecretKey {
@@ -289,6 +290,23 @@ fn a_cache_of_another_store_is_refused() {
         error.contains("/gnu/store") && error.contains("/nix/store"),
         "{error}"
     );
+}
+
+#[test]
+fn so_much_is_looked_at_of_what_a_cache_says_of_itself_and_no_more() {
+    let place = Place::new();
+    let other = "StoreDir: /gnu/store\n";
+    let after = |bytes: usize| {
+        let filling = "#".repeat(bytes - 1);
+        fs::write(place.cache.join("nix-cache-info"), format!("{filling}\n{other}")).unwrap();
+        FolderCache::open(&place.cache)
+    };
+    let most = usize::try_from(CACHE_INFO_BYTES).unwrap();
+    assert!(matches!(
+        after(most - other.len()),
+        Err(CacheError::StoreDir { .. })
+    ));
+    after(most + 1).unwrap();
 }
 
 #[test]

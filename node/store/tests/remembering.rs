@@ -12,6 +12,7 @@ use samples::{path, source, store, text, write_sample};
 use tvix_node_protocol::build::{BuildKey, BuildRecord, BuiltOutput};
 use tvix_node_protocol::envelope::{Envelope, NodeSecret, seal};
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
+use tvix_node_store::limits::{FINGERPRINT_BYTES, RECORDS_PER_KEY};
 use tvix_node_store::{Audience, GcOptions, LogError, RecordError, ScratchOutput, Store};
 
 fn record(info: &PathInfo, secret: &NodeSecret, builder: &NodeSecret) -> Envelope {
@@ -70,6 +71,27 @@ fn a_record_is_registered_with_its_outputs_and_goes_with_them() {
     store.gc(&GcOptions::default()).unwrap();
     assert_eq!(store.records(&BuildKey([3; 32])).unwrap(), []);
     assert_eq!(store.records_of(&info.path).unwrap(), []);
+}
+
+#[test]
+fn a_build_has_records_of_so_many_builders_and_no_more() {
+    let (folder, store) = store();
+    let lease = store.lease();
+    write_sample(&folder.path().join("sample"));
+    let info = store
+        .add_source(&folder.path().join("sample"), source("sample"), &lease)
+        .unwrap();
+    let of = |number: usize| {
+        let secret = secret(u8::try_from(number).unwrap());
+        store.put_record(&record(&info, &secret, &secret), &Audience::Everyone)
+    };
+    for number in 0..RECORDS_PER_KEY {
+        of(number).unwrap();
+    }
+    assert!(matches!(of(RECORDS_PER_KEY), Err(RecordError::TooMany)));
+    // One that is there is not one more.
+    of(0).unwrap();
+    assert_eq!(store.records(&BuildKey([3; 32])).unwrap().len(), RECORDS_PER_KEY);
 }
 
 #[test]
@@ -196,7 +218,14 @@ fn a_known_source_is_found_as_long_as_it_is_valid() {
     drop(lease);
     store.gc(&GcOptions::default()).unwrap();
     assert_eq!(store.source("print", &store.lease()).unwrap(), None);
-    assert!(store.remember_source(&"x".repeat(5000), &info.path).is_err());
+    store
+        .remember_source(&"x".repeat(FINGERPRINT_BYTES), &info.path)
+        .unwrap();
+    assert!(
+        store
+            .remember_source(&"x".repeat(FINGERPRINT_BYTES + 1), &info.path)
+            .is_err()
+    );
 }
 
 #[test]

@@ -20,6 +20,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
+use crate::limits::CACHE_INFO_BYTES;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::nix::narinfo::{MAX_NARINFO_SIZE, NarInfo, StoreDir};
 use tvix_node_protocol::nix::nixbase32;
@@ -31,9 +32,6 @@ use crate::disk::Disk;
 pub use cached::{Cached, archive_file_bytes};
 pub use error::CacheError;
 pub use put::PutReport;
-
-/// Bytes of `nix-cache-info` that are looked at. It has three short lines.
-const CACHE_INFO_BYTES: u64 = 64 << 10;
 
 /// Paths that are published or registered together, so that they share the syncs of directories and
 /// index. What was done of a closure before an interruption is kept, up to so many paths.
