@@ -244,6 +244,23 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_has_so_many_bytes_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        let of = |bytes: u64| {
+            std::fs::write(&file, "#".repeat(usize::try_from(bytes).unwrap())).unwrap();
+            NodeConfig::read(&file)
+        };
+        assert_eq!(of(CONFIG_BYTES).unwrap(), NodeConfig::default());
+        let error = of(CONFIG_BYTES + 1).unwrap_err();
+        let error = format!("{error}: {:?}", std::error::Error::source(&error));
+        assert!(
+            error.contains(&format!("more than {CONFIG_BYTES} bytes")),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_configuration_is_read_and_what_it_does_not_know_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.toml");

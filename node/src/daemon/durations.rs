@@ -113,5 +113,13 @@ mod tests {
         }
         file.write(durations.clone()).expect("a file");
         assert_eq!(file.read(), durations);
+        // Longer than any that this node writes, and otherwise in order.
+        let mut text = fs::read(&file.0).expect("a file");
+        text.resize(usize::try_from(FILE_BYTES).expect("it fits"), b' ');
+        fs::write(&file.0, &text).expect("a file");
+        assert_eq!(file.read(), durations);
+        text.push(b' ');
+        fs::write(&file.0, &text).expect("a file");
+        assert_eq!(file.read(), []);
     }
 }

@@ -75,6 +75,23 @@ fn nothing_is_written_outside_or_through_links() {
 }
 
 #[test]
+fn the_target_of_a_link_has_so_many_bytes_and_no_more() {
+    let most = usize::try_from(LINK_BYTES).unwrap();
+    let link = |bytes: usize| {
+        let entry = format!("top/link->{}", "t".repeat(bytes));
+        let bytes = packed(&[("top/a", "x"), (&entry, "")], CompressionMethod::Stored);
+        unpacked(&bytes).err()
+    };
+    let error = link(most + 1).unwrap();
+    assert!(
+        error.contains(&format!("more than {LINK_BYTES} bytes")),
+        "{error}"
+    );
+    // The kernel counts the byte at its end as well.
+    assert_eq!(link(most - 1), None);
+}
+
+#[test]
 fn what_is_damaged_is_refused() {
     let whole = packed(&[("a", "some text of a file")], CompressionMethod::Stored);
     let at = whole.windows(4).position(|window| window == b"some").unwrap();

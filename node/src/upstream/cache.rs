@@ -412,3 +412,74 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind these locks is consistent at every instant.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A cache that says these of itself and of any path.
+    fn server(of_itself: String, of_paths: String) -> Upstream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut head = BufReader::new(&stream)
+                    .lines()
+                    .map_while(Result::ok)
+                    .take_while(|line| !line.is_empty());
+                let Some(asked) = head.next() else { continue };
+                head.for_each(drop);
+                let said = match asked.contains(".narinfo") {
+                    true => &of_paths,
+                    false => &of_itself,
+                };
+                // Whoever has read enough goes away.
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                    said.len()
+                );
+                let _goes_away = stream.write_all(&[answer.as_bytes(), said.as_bytes()].concat());
+            }
+        });
+        Upstream::new(&url).unwrap()
+    }
+
+    fn filled(said: &str, bytes: usize) -> String {
+        let line = "Filling: \n".len();
+        format!("{said}Filling: {}\n", "x".repeat(bytes - said.len() - line))
+    }
+
+    #[tokio::test]
+    async fn a_cache_says_so_many_bytes_of_itself_and_of_a_path_and_no_more() {
+        let path = StorePath::from_parts([7; 20], "said").unwrap();
+        let of_itself = format!("StoreDir: {STORE_DIR}\n");
+        let of_path = format!(
+            "StorePath: {path}\nURL: nar/x\nCompression: none\nNarHash: sha256:{}\nNarSize: 120\nReferences: \n",
+            "0".repeat(52)
+        );
+        let client = Client::for_caches(["127.0.0.0/8".parse().unwrap()].into()).unwrap();
+        let ask = async |of_itself: usize, of_path: usize, said: (&str, &str)| {
+            let cache = server(filled(said.0, of_itself), filled(said.1, of_path));
+            cache
+                .info(&client, &path)
+                .await
+                .map_err(|error| error.to_string())
+        };
+        let said = (of_itself.as_str(), of_path.as_str());
+        let info = ask(CACHE_INFO_BYTES, MAX_NARINFO_SIZE, said)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(info.store_path(), &path);
+        for (of_itself, of_path, most) in [
+            (CACHE_INFO_BYTES + 1, MAX_NARINFO_SIZE, CACHE_INFO_BYTES),
+            (CACHE_INFO_BYTES, MAX_NARINFO_SIZE + 1, MAX_NARINFO_SIZE),
+        ] {
+            let error = ask(of_itself, of_path, said).await.unwrap_err();
+            assert!(error.contains(&format!("more than {most} bytes")), "{error}");
+        }
+    }
+}
