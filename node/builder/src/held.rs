@@ -24,8 +24,9 @@ pub(crate) enum Thing {
     File(u64, u64),
     /// A file that is open and lies in a folder.
     Named(u64, u64),
-    /// A file that is mapped and need not be open. Counts where it is not open, too.
-    Mapped(u64, u64),
+    /// A file that is mapped and need not be open, by device, number and what tells it apart where those do not. Counts where
+    /// it is not open, too.
+    Mapped(u64, u64, u64),
     /// A file system, by device, with all of its files.
     FileSystem(u64),
     /// What lies in the folders of a file system that does not tell what it has.
@@ -266,7 +267,7 @@ fn total(found: &Found) -> u64 {
     let counts = |thing: &Thing| match *thing {
         Thing::File(device, _) | Thing::Folders(device) => !all_of_it(device),
         Thing::Named(device, _) => !all_of_it(device) && !found.contains_key(&Thing::Folders(device)),
-        Thing::Mapped(device, number) => !found.contains_key(&Thing::File(device, number)),
+        Thing::Mapped(device, number, _) => !found.contains_key(&Thing::File(device, number)),
         Thing::FileSystem(_) | Thing::Segments(_) => true,
     };
     let bytes = found
@@ -456,8 +457,8 @@ mod tests {
     fn what_is_mapped_and_open_counts_once() {
         let found = Found::from([
             (Thing::File(1, 2), 5),
-            (Thing::Mapped(1, 2), 9),
-            (Thing::Mapped(1, 3), 10),
+            (Thing::Mapped(1, 2, 0), 9),
+            (Thing::Mapped(1, 3, 0), 10),
             (Thing::FileSystem(4), u64::MAX),
         ]);
         assert_eq!(total(&found), u64::MAX);

@@ -1,11 +1,13 @@
 //! Files of a build that have no name any more, and take disk as long as a process has them.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use rustix::fs::{FileType, Stat, makedev};
+use rustix::fs::{FileType, Stat, makedev, stat};
 
 use crate::held::{Found, InMemory, Lies, Thing, Wanted};
 use crate::limits::{DISK_ENTRY_BYTES, MAPPINGS_BYTES};
@@ -15,29 +17,47 @@ use crate::limits::{DISK_ENTRY_BYTES, MAPPINGS_BYTES};
 pub(crate) struct Unlinked {
     /// Of the build's folders. Files in them may be on another one, which the file system has below it (overlayfs).
     device: u64,
+    /// What mappings and mounts call it: where each part of a file system has a device of its own (subvolumes of btrfs),
+    /// the file system's.
+    mapped: u64,
     in_memory: InMemory,
 }
 
 impl Unlinked {
     /// Where a folder is.
     pub(crate) fn beside(folder: &Path) -> std::io::Result<Self> {
+        let folder = File::open(folder)?;
         let device = folder.metadata()?.dev();
+        let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", folder.as_raw_fd()))?;
+        let mounts = fs::read("/proc/self/mountinfo")?;
         Ok(Self {
             device,
+            mapped: mounted(&about, &mounts).unwrap_or(device),
             in_memory: InMemory::default(),
         })
+    }
+}
+
+impl Unlinked {
+    /// Tells mapped files apart that have the same number, as they may in different parts of a file system: by their
+    /// names.
+    fn part(&self, line: &[u8]) -> u64 {
+        if self.mapped == self.device {
+            return 0;
+        }
+        let name = line.iter().position(|&byte| byte == b'/').map(|at| &line[at..]);
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        hasher.finish()
     }
 }
 
 impl Wanted for Unlinked {
     /// What it executes and what it maps need not be open.
     fn process(&mut self, process: i32, found: &mut Found) -> usize {
-        if let Ok(program) = Path::new(&format!("/proc/{process}/exe")).metadata()
-            && program.nlink() == 0
-            && program.dev() == self.device
-        {
-            let bytes = program.blocks().saturating_mul(512);
-            found.insert(Thing::File(program.dev(), program.ino()), bytes);
+        let program = format!("/proc/{process}/exe");
+        if let Ok(about) = stat(&*program) {
+            self.file(&about, &program, found);
         }
         let mut mappings = Vec::new();
         let read = File::open(format!("/proc/{process}/maps"))
@@ -45,10 +65,15 @@ impl Wanted for Unlinked {
         if read.is_err() {
             return 1;
         }
-        let lines = mappings.split(|&byte| byte == b'\n').filter_map(nameless);
-        for (device, number, bytes) in lines.filter(|(device, ..)| *device == self.device) {
-            let mapped = found.entry(Thing::Mapped(device, number)).or_insert(0);
-            *mapped = (*mapped).max(bytes);
+        for line in mappings.split(|&byte| byte == b'\n') {
+            let Some((device, number, bytes)) = nameless(line) else {
+                continue;
+            };
+            if device == self.mapped {
+                let mapped = found.entry(Thing::Mapped(self.device, number, self.part(line)));
+                let mapped = mapped.or_insert(0);
+                *mapped = (*mapped).max(bytes);
+            }
         }
         // A line takes about as long as a descriptor.
         mappings.len() / 100
@@ -70,6 +95,18 @@ impl Wanted for Unlinked {
     fn round_is_over(&mut self) {
         self.in_memory.forget();
     }
+}
+
+/// The device that `mountinfo` names for the mount that something open is in, from its `fdinfo`.
+fn mounted(about: &str, mounts: &[u8]) -> Option<u64> {
+    let mount = about
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))?
+        .trim();
+    let mut lines = mounts.split(|&byte| byte == b'\n').map(String::from_utf8_lossy);
+    let line = lines.find(|line| line.split(' ').next() == Some(mount))?;
+    let (major, minor) = line.split(' ').nth(2)?.split_once(':')?;
+    Some(makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// Device and number of a file that has no name any more and is mapped, and how far into it, from a line of `maps`. How
@@ -95,6 +132,33 @@ fn nameless(line: &[u8]) -> Option<(u64, u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_system_s_device_is_what_its_mount_says() {
+        let mounts =
+            b"27 1 254:0 / / rw - ext4 /dev/vda rw\n45 27 0:39 / /a\\040b rw - btrfs /dev/loop0 rw\n";
+        let about = |mount: u32| format!("pos:\t0\nflags:\t0100000\nmnt_id:\t{mount}\nino:\t256\n");
+        assert_eq!(mounted(&about(45), mounts), Some(makedev(0, 39)));
+        assert_eq!(mounted(&about(4), mounts), None);
+        assert_eq!(mounted("pos:\t0\n", mounts), None);
+    }
+
+    /// In parts of a file system, numbers are used again.
+    #[test]
+    fn mapped_files_are_told_apart_by_names_where_numbers_do_not() {
+        let line =
+            |name: &str| format!("7f1000-7f3000 rw-s 00001000 00:27 257 {name} (deleted)").into_bytes();
+        let unlinked = |mapped| Unlinked {
+            device: 41,
+            mapped,
+            in_memory: InMemory::default(),
+        };
+        let parts = unlinked(39);
+        assert_eq!(parts.part(&line("/build/a/x")), parts.part(&line("/build/a/x")));
+        assert_ne!(parts.part(&line("/build/a/x")), parts.part(&line("/build/b/x")));
+        let whole = unlinked(41);
+        assert_eq!(whole.part(&line("/build/a/x")), whole.part(&line("/build/b/x")));
+    }
 
     #[test]
     fn mappings_of_files_without_a_name_are_told() {

@@ -135,6 +135,20 @@ pub fn hold(what: &str, path: &str) -> Done {
             }
             forever()
         }
+        // Each with the same number, where that is possible.
+        "unlinked-mapped-apart" => {
+            for number in 0..PARTS {
+                let part = Path::new(path).join(format!("part-of-it-{number}"));
+                let folder = File::open(path)?;
+                let name = part.file_name().and_then(|name| name.to_str()).ok_or("a name")?;
+                if raw::subvolume(folder.as_fd(), name).is_err() {
+                    fs::create_dir(&part)?;
+                }
+                let part = part.to_str().ok_or("a path")?;
+                raw::map_shared(unlinked(part, 0)?.as_fd(), MIB)?;
+            }
+            forever()
+        }
         "memfd" => hold_open(|_| memfd()),
         "memfd-undumpable" => {
             raw::hide_from_debuggers()?;

@@ -247,6 +247,15 @@ pub fn trace(pid: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// A part of a file system with numbers of its own, where it has such (subvolumes of btrfs).
+pub fn subvolume(folder: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    const CREATE: libc::Ioctl = 0x5000_940eu32 as libc::Ioctl; // BTRFS_IOC_SUBVOL_CREATE
+    let mut arguments = [0u8; 4096];
+    arguments[8..8 + name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: arguments of the size that the number names; the name ends with a zero.
+    result(unsafe { libc::ioctl(folder.as_raw_fd(), CREATE, arguments.as_ptr()) }.into()).map(drop)
+}
+
 /// Maps a file and never lets it go.
 pub fn map_shared(file: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
     // SAFETY: a new mapping that nothing of this program reads or writes.

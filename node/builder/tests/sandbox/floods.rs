@@ -61,6 +61,7 @@ async fn a_flood_of_the_disk_that_is_in_no_folder_is_ended() {
         ("unlinked", "/tmp"),
         ("unlinked", "/nix/store"),
         ("unlinked-mapped", "/build"),
+        ("unlinked-mapped-apart", "/build"),
     ] {
         let mut asked = spec(fields(&["hold", what, place]));
         asked.limits.disk = Some(8 << 20);
