@@ -18,7 +18,7 @@ pub(super) enum MemoryWatch<'a> {
     /// well, we do: a build that lost a process that way is of no use.
     Kills(&'a Path),
     /// We add up.
-    Sum(Sum),
+    Sum(Box<Sum>),
 }
 
 impl<'a> MemoryWatch<'a> {
@@ -33,7 +33,7 @@ impl<'a> MemoryWatch<'a> {
         });
         Some(match joined {
             Some(group) => Self::Kills(group.events.as_path()),
-            None => Self::Sum(Sum::new(limit)),
+            None => Self::Sum(Box::new(Sum::new(limit))),
         })
     }
 
