@@ -1,7 +1,9 @@
 //! What goes past a bound of what the coordinator holds.
 
 use tvix_node_coordinator::limits::{self, Bounds};
-use tvix_node_coordinator::{BuiltPath, Delivery, Derivation, Event, Refusal, SessionId};
+use tvix_node_coordinator::{
+    BuiltPath, Delivery, Derivation, Event, FailureKind, PeerOffer, Refusal, SessionId,
+};
 use tvix_node_protocol::control::Outcome;
 
 use crate::desk::{Desk, derivation, drv, offer, options, path, to_folder};
@@ -166,4 +168,39 @@ fn so_many_derivations_wait_at_once_to_learn_who_has_their_inputs() {
         2 * (limits::WEIGHING + 1),
         "one has its answer"
     );
+}
+
+/// Whether something is built that waits behind so many derivations which the only free builder has refused.
+fn is_seen_behind(refused: usize) -> bool {
+    let mut desk = Desk::new(0);
+    desk.peer(1, offer("b", 1));
+    // For this one they wait.
+    let full = offer("c", 1);
+    desk.peer(
+        2,
+        PeerOffer {
+            slots_free: 0,
+            ..full
+        },
+    );
+    desk.open(1, options());
+    let words: Vec<String> = (0..=refused).map(|number| format!("d{number}")).collect();
+    let derivations: Vec<Derivation> = words.iter().map(|word| derivation(word, &[])).collect();
+    desk.instantiate(1, &derivations);
+    for (number, word) in (0..).zip(&words) {
+        desk.target(1, number, word);
+    }
+    desk.end_evaluation(1);
+    for number in 0..refused {
+        let build = desk.build(&format!("d{number}")).build;
+        desk.fail_build(build, FailureKind::Refused);
+        desk.wait(limits::REFUSAL_PAUSE.as_millis() as u64);
+    }
+    desk.words() == [format!("d{refused}")]
+}
+
+#[test]
+fn so_many_of_a_line_are_looked_at_and_no_more() {
+    assert!(is_seen_behind(limits::LOOKED_AT - 1));
+    assert!(!is_seen_behind(limits::LOOKED_AT));
 }
