@@ -52,7 +52,7 @@ use crate::build::BuildLimits;
 use crate::nix::store_path::{StorePath, basename};
 use crate::path_info::PathInfo;
 
-pub use event::{Event, EventKind, Outcome, OutputDifference};
+pub use event::{Event, EventKind, Outcome, OutputDifference, PresenceTiming};
 pub use member::{MemberError, find_member};
 pub use owner::{
     Explanation, Finding, Health, NamedRequirement, OwnerAnswer, OwnerQuestion, QuietHours, SharingMode,

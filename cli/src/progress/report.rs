@@ -6,7 +6,7 @@ use std::error::Error;
 use tvix_node::command::MessageKind;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildKind;
-use tvix_node_protocol::control::{Event, EventKind, Outcome, OutputDifference};
+use tvix_node_protocol::control::{Event, EventKind, Outcome, OutputDifference, PresenceTiming};
 
 use crate::errors;
 
@@ -22,6 +22,9 @@ pub struct Detail {
     /// Every line of every build log is told.
     pub logs: bool,
 }
+
+/// Milliseconds that a wait has to take to be worth a line.
+const NOTICED: u64 = 1_000;
 
 /// What of an event stays. `state` does not know the event yet.
 pub fn lines(state: &State, event: &Event, detail: Detail) -> Vec<Line> {
@@ -315,7 +318,32 @@ pub fn summary(state: &State, now: u64) -> Vec<Line> {
         line = line.add(Tint::Plain, format!(": {}", parts.join(", ")));
     }
     lines.push(line);
+    lines.extend(late_answers(state.presence).map(Line::plain));
     lines
+}
+
+/// What there is to say of questions to others about what they have: nothing where nobody noticed them.
+fn late_answers(presence: PresenceTiming) -> impl Iterator<Item = String> {
+    let PresenceTiming {
+        in_time,
+        waited,
+        without,
+        longest,
+    } = presence;
+    let all = count(in_time + waited + without, "path");
+    let waited = (longest >= NOTICED).then(|| {
+        format!(
+            "Up to {} were waited to learn who has a path, for {waited} of {all}.",
+            took(longest)
+        )
+    });
+    let without = (without > 0).then(|| {
+        format!(
+            "Of {without} of {all} a member that does not answer did not say whether it has them: they count as being \
+             nowhere ('tvix-node doctor' looks at every member)."
+        )
+    });
+    waited.into_iter().chain(without)
 }
 
 fn planned(thing: &str, fate: &str, paths: &[StorePath]) -> Vec<Line> {

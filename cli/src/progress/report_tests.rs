@@ -40,10 +40,41 @@ fn ended(outcome: Outcome, built: u64, present: u64, failed: u64) -> State {
             fetched,
             present,
             failed,
+            presence: PresenceTiming::default(),
         }),
         0,
     );
     state
+}
+
+#[test]
+fn the_summary_says_that_answers_were_waited_for_where_it_could_be_noticed() {
+    let texts = |presence| {
+        let mut state = ended(Outcome::Success, 1, 0, 0);
+        state.presence = presence;
+        let lines = summary(&state, 5_000);
+        lines.iter().skip(1).map(Line::text).collect::<Vec<_>>()
+    };
+    let quick = PresenceTiming {
+        in_time: 3,
+        waited: 2,
+        without: 0,
+        longest: NOTICED - 1,
+    };
+    assert!(texts(quick).is_empty());
+    let slow = PresenceTiming {
+        without: 1,
+        longest: 1_500,
+        ..quick
+    };
+    assert_eq!(
+        texts(slow),
+        [
+            "Up to 1.5s were waited to learn who has a path, for 2 of 6 paths.",
+            "Of 1 of 6 paths a member that does not answer did not say whether it has them: they count as being nowhere \
+             ('tvix-node doctor' looks at every member).",
+        ]
+    );
 }
 
 #[test]

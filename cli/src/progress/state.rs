@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildKind;
-use tvix_node_protocol::control::{Event, EventKind, Outcome};
+use tvix_node_protocol::control::{Event, EventKind, Outcome, PresenceTiming};
 
 /// What is known of a session. Times are milliseconds of the command's own clock, so that what runs
 /// can be shown with its age between two events.
@@ -22,6 +22,8 @@ pub struct State {
     pub counts: Counts,
     /// How it ended, once it has.
     pub ended: Option<Outcome>,
+    /// Whether it was known in time what others have, once it has ended.
+    pub presence: PresenceTiming,
     /// Derivations of which something is known, and what.
     derivations: HashMap<StorePath, Standing>,
     /// Derivations of the targets, by number.
@@ -225,8 +227,10 @@ impl State {
                 fetched,
                 present,
                 failed,
+                presence,
             } => {
                 self.running.clear();
+                self.presence = *presence;
                 self.ended = Some(*outcome);
                 self.counts = Counts {
                     built: *built,

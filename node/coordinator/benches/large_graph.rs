@@ -79,6 +79,7 @@ impl Driver {
                         path,
                         desired: false,
                         sources: vec![],
+                        unheard: false,
                         nar_size: None,
                     };
                     let paths = paths.into_iter().map(answer).collect();

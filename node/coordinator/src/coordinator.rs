@@ -141,6 +141,7 @@ impl Coordinator {
             }
         }
         self.flush_transfers();
+        self.note_waiting();
         self.flush_questions();
         if !self.released.is_empty() {
             let paths = std::mem::take(&mut self.released);

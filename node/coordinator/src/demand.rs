@@ -183,6 +183,11 @@ impl Coordinator {
                 session.unknown += usize::from(unknown);
                 session.to
             });
+            if unknown {
+                self.answer_due(id);
+            } else if first {
+                self.answer_was_there(slot, id);
+            }
             self.graph.touch_path(id);
             let path = &self.graph.paths[id];
             if !path.known() && !path.available() {
@@ -294,6 +299,7 @@ impl Coordinator {
         if unknown && let Some(session) = self.sessions.get_mut(slot) {
             session.unknown -= 1;
         }
+        self.answer_not_due(id);
         let Some(producer) = producer else { return };
         let wanted = |(_, output): &(String, PathId)| self.graph.paths[*output].demanded.contains(slot);
         let drv = &self.graph.drvs[producer];

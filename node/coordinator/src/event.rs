@@ -392,6 +392,8 @@ pub struct PathPresence {
     /// Others from which it can be had and whose word the policy accepts, best first. Need not be
     /// looked for where `own` is true.
     pub sources: Vec<Source>,
+    /// Somebody who may have it was not waited for any longer.
+    pub unheard: bool,
     /// Bytes of its archive, where known.
     pub nar_size: Option<u64>,
 }

@@ -99,6 +99,8 @@ pub(crate) struct Path {
     pub(crate) own: Own,
     pub(crate) asked: Asked,
     pub(crate) ask_tries: u8,
+    /// Somebody who could have it did not say so in time, at the last question.
+    pub(crate) unheard: bool,
     pub(crate) sources: Vec<SourceId>,
     pub(crate) nar_size: Option<u64>,
     pub(crate) fetch: Fetching,
@@ -135,6 +137,7 @@ impl Path {
             own: Own::Unknown,
             asked: Asked::No,
             ask_tries: 0,
+            unheard: false,
             sources: Vec::new(),
             nar_size: None,
             fetch: Fetching::No,

@@ -66,7 +66,7 @@
 //! let Some(Action::AskPresence { question, .. }) = actions.last() else { panic!("{actions:?}") };
 //!
 //! // Nobody has it, and there are slots that nothing demanded wants: it is built at once, here.
-//! let nowhere = PathPresence { path: output.clone(), own: false, desired: false, sources: vec![], nar_size: None };
+//! let nowhere = PathPresence { path: output.clone(), own: false, desired: false, sources: vec![], unheard: false, nar_size: None };
 //! let actions = coordinator.handle(now, Event::Presence { question: *question, paths: vec![nowhere] });
 //! let Some(Action::BuildHere { build, demanded: false, .. }) = actions.last() else { panic!("{actions:?}") };
 //!
@@ -109,6 +109,7 @@ mod session;
 mod session_set;
 mod settle;
 mod slab;
+mod timing;
 mod transfer;
 mod weighing;
 

@@ -13,12 +13,15 @@ use crate::graph::{Asked, Desired, DesiredId, Own, Path, PathId};
 use crate::id::{BuildId, QuestionId, Time};
 use crate::limits;
 use crate::session_set::{SessionSet, Slot};
+use crate::timing::Held;
 
 /// Questions to be put, and those that are open.
 #[derive(Default)]
 pub(crate) struct Asking {
     queues: BTreeMap<Option<DesiredId>, Queue>,
     open: BTreeMap<QuestionId, Question>,
+    /// Demanded paths of which it is not known whether they can be had.
+    pub(crate) due: BTreeMap<PathId, Held>,
 }
 
 /// Paths to ask for. One that has become demanded stands in both lines; the first one counts.
@@ -188,6 +191,7 @@ impl Coordinator {
             path.asked = Asked::No;
         }
         path.nar_size = answer.nar_size.or(path.nar_size);
+        path.unheard = answer.unheard;
         if answer.own {
             path.own = Own::Here;
         } else if path.own == Own::Unknown {
@@ -303,6 +307,7 @@ impl Coordinator {
                     path.asked = Asked::No;
                     if !again && path.own == Own::Unknown {
                         path.own = Own::Absent;
+                        path.unheard = true;
                     }
                 }
                 if let Some(store) = open.desired {

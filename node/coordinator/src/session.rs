@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::control::{EventKind, Outcome, SessionMode};
+use tvix_node_protocol::control::{EventKind, Outcome, PresenceTiming, SessionMode};
 
 use crate::action::{Action, Refusal};
 use crate::coordinator::Coordinator;
@@ -40,6 +40,8 @@ pub(crate) struct Session {
     pub(crate) fetched: u64,
     pub(crate) present: u64,
     pub(crate) failed: u64,
+    /// Whether answers about presence were there in time.
+    pub(crate) timing: PresenceTiming,
     evaluation_failed: bool,
     /// An import failed, and the evaluation has not said yet what came of it.
     pub(crate) import_unreported: bool,
@@ -154,6 +156,7 @@ impl Coordinator {
             fetched: 0,
             present: 0,
             failed: 0,
+            timing: PresenceTiming::default(),
             evaluation_failed: false,
             import_unreported: false,
             ending: None,
@@ -329,6 +332,7 @@ impl Coordinator {
         path.told_fetch.remove(slot);
         path.in_vain.remove(slot);
         if demanded {
+            self.answer_not_due(id);
             self.graph.touch_path(id);
         }
     }
@@ -389,7 +393,7 @@ impl Coordinator {
         };
         let (built, fetched) = (session.built, session.fetched);
         let (present, failed) = (session.present, session.failed);
-        let id = session.id;
+        let (id, presence) = (session.id, session.timing);
         self.tell(
             slot,
             EventKind::Ended {
@@ -398,6 +402,7 @@ impl Coordinator {
                 fetched,
                 present,
                 failed,
+                presence,
             },
         );
         self.sessions.numbers.remove(&id);

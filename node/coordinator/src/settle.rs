@@ -63,6 +63,11 @@ impl Coordinator {
                     }
                 }
             }
+            match known {
+                true => self.answer_came(id),
+                false if !self.graph.paths[id].demanded.is_empty() => self.answer_due(id),
+                false => {}
+            }
         }
         let path = &self.graph.paths[id];
         if let Some(producer) = path.producer {

@@ -121,6 +121,10 @@ impl Coordinator {
         }
     }
 
+    pub(crate) fn fetches_free(&self) -> usize {
+        limits::FETCHES.saturating_sub(self.transfers.fetches.len())
+    }
+
     fn start_fetch(&mut self, id: PathId) {
         let Some(path) = self.graph.paths.get(id) else {
             return;

@@ -31,6 +31,8 @@ pub async fn presences(
         in_desired(depot, teams, desired, paths),
         elsewhere(teams, &missing)
     );
+    // A member that stands there and says nothing is not waited for long.
+    let unheard = teams.iter().any(|team| team.somebody_is_silent());
     let presences = own.into_iter().map(|(path, nar_size)| {
         let found = elsewhere.remove(&path).unwrap_or_default();
         PathPresence {
@@ -38,6 +40,7 @@ pub async fn presences(
             desired: in_desired.contains(&path),
             nar_size: nar_size.or(found.nar_size),
             sources: found.sources,
+            unheard: unheard && nar_size.is_none(),
             path,
         }
     });

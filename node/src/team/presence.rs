@@ -34,6 +34,12 @@ impl TeamNode {
         believed_elsewhere(self, paths).await
     }
 
+    /// Whether a connected member did not answer lately, so that nobody knows what it has.
+    pub(super) fn somebody_is_silent(&self) -> bool {
+        let connected = self.swarm.connected();
+        connected.into_iter().any(|peer| self.swarm.is_silent(peer))
+    }
+
     /// How much of a derivation's inputs which of these members has: of what is here the whole closure counts, of what
     /// is not here what each says that it has itself. And who of them builds it, or has made it.
     pub(super) async fn weigh(&self, about: &About, mut nodes: Vec<NodeKey>) -> Weighed {

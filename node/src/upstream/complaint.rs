@@ -72,6 +72,7 @@ mod tests {
             own: false,
             desired: false,
             sources: Vec::new(),
+            unheard: false,
             nar_size: None,
         }
     }

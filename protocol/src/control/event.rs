@@ -250,7 +250,25 @@ pub enum EventKind {
         present: u64,
         /// Builds that failed and counted.
         failed: u64,
+        /// Whether it was known in time what others have.
+        #[serde(default)]
+        presence: PresenceTiming,
     },
+}
+
+/// Of the paths that a session needed and the node's own store did not have: whether the answer to the question who has
+/// them was there by the time that somebody could act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PresenceTiming {
+    /// It was there when the path was needed, or came while no slot, and no fetch, was free for it.
+    pub in_time: u64,
+    /// A slot or a fetch was free and waited for it.
+    pub waited: u64,
+    /// It was done without: somebody who may have the path did not say so in time, and nobody else had it.
+    pub without: u64,
+    /// Milliseconds that were waited for one of them at most.
+    pub longest: u64,
 }
 
 /// An output that was built again and is not what it was.

@@ -99,6 +99,8 @@ pub struct Desk {
     pub elsewhere: BTreeMap<StorePath, Vec<Source>>,
     /// Questions are not answered by themselves.
     pub hold_answers: bool,
+    /// Somebody does not say in time what he has.
+    pub unheard: bool,
     pub questions: Vec<(QuestionId, Vec<StorePath>)>,
     pub running: Vec<Started>,
     /// Everything that was ever started, in order.
@@ -155,6 +157,7 @@ impl Desk {
             desired: BTreeSet::new(),
             elsewhere: BTreeMap::new(),
             hold_answers: false,
+            unheard: false,
             questions: vec![],
             running: vec![],
             started: vec![],
@@ -301,6 +304,7 @@ impl Desk {
                 own: self.own.contains(path),
                 desired: self.desired.contains(path),
                 sources: self.elsewhere.get(path).cloned().unwrap_or_default(),
+                unheard: self.unheard,
                 nar_size: None,
             })
             .collect();

@@ -1,5 +1,5 @@
 use tvix_node_coordinator::{Action, Event, PathPresence, limits};
-use tvix_node_protocol::control::{EventKind, Outcome};
+use tvix_node_protocol::control::{EventKind, Outcome, PresenceTiming};
 
 use crate::desk::{Desk, derivation, drv, options, path};
 
@@ -197,6 +197,7 @@ fn a_path_that_is_reported_when_nobody_needs_it_any_more_is_released() {
         own: true,
         desired: false,
         sources: vec![],
+        unheard: false,
         nar_size: None,
     };
     desk.send(Event::Presence {
@@ -225,4 +226,124 @@ fn of_several_outputs_only_those_that_are_wanted_decide() {
     reader.inputs[0].outputs.push("doc".into());
     desk.command(2, options(), &[a, reader]);
     assert_eq!(desk.words(), ["a"], "now somebody does");
+}
+
+/// What a session was told at its end of the answers about presence: in time, waited for, done without, the longest wait.
+fn timing(desk: &Desk, session: u64) -> (u64, u64, u64, u64) {
+    let ended = desk.told.iter().rev().find_map(|(other, event)| match event {
+        EventKind::Ended { presence, .. } if *other == session => Some(*presence),
+        _ => None,
+    });
+    let PresenceTiming {
+        in_time,
+        waited,
+        without,
+        longest,
+    } = ended.expect("the session has ended");
+    (in_time, waited, without, longest)
+}
+
+#[test]
+fn an_answer_is_in_time_where_it_comes_before_a_target_is_known_to_need_it() {
+    let mut desk = Desk::new(4);
+    desk.own.insert(path("here"));
+    desk.peer_has(1, "there");
+    let all = [
+        derivation("here", &[]),
+        derivation("there", &[]),
+        derivation("a", &["here", "there"]),
+        derivation("b", &["a"]),
+    ];
+    desk.open(1, options());
+    desk.instantiate(1, &all);
+    desk.now = 500;
+    desk.target(1, 0, "b");
+    desk.end_evaluation(1);
+    desk.arrive("there");
+    desk.finish("a");
+    desk.finish("b");
+    // What the own store has needs nobody's answer.
+    assert_eq!(timing(&desk, 1), (3, 0, 0, 0));
+}
+
+#[test]
+fn an_answer_that_a_free_slot_waits_for_is_late() {
+    let mut desk = Desk::new(4);
+    desk.hold_answers = true;
+    desk.command(1, options(), &[derivation("a", &[]), derivation("b", &["a"])]);
+    desk.now = 300;
+    desk.answer_all();
+    desk.finish("a");
+    desk.finish("b");
+    // It was asked for what 'b' needs, too, while it was waited for the answer of 'b'.
+    assert_eq!(timing(&desk, 1), (1, 1, 0, 300));
+}
+
+#[test]
+fn an_answer_that_comes_while_all_slots_are_taken_is_in_time() {
+    let mut desk = Desk::new(1);
+    desk.command(1, options(), &[derivation("first", &[])]);
+    assert_eq!(desk.words(), ["first"]);
+    desk.hold_answers = true;
+    desk.command(2, options(), &[derivation("second", &[])]);
+    desk.now = 300;
+    desk.answer_all();
+    desk.finish("first");
+    desk.finish("second");
+    assert_eq!(timing(&desk, 2), (1, 0, 0, 0));
+}
+
+#[test]
+fn a_path_that_could_have_been_fetched_was_waited_for_whether_or_not_there_was_a_slot() {
+    let mut desk = Desk::new(1);
+    desk.command(1, options(), &[derivation("first", &[])]);
+    desk.peer_has(1, "second");
+    desk.hold_answers = true;
+    desk.command(2, options(), &[derivation("second", &[])]);
+    desk.now = 300;
+    desk.answer_all();
+    desk.arrive("second");
+    assert_eq!(timing(&desk, 2), (0, 1, 0, 300));
+}
+
+#[test]
+fn no_more_answers_are_late_than_there_were_slots_for() {
+    let mut desk = Desk::new(2);
+    desk.hold_answers = true;
+    desk.open(1, options());
+    let words: Vec<String> = (0..10).map(|number| format!("p{number}")).collect();
+    let all: Vec<_> = words.iter().map(|word| derivation(word, &[])).collect();
+    desk.instantiate(1, &all);
+    for (number, word) in (0..).zip(&words) {
+        desk.target(1, number, word);
+    }
+    desk.end_evaluation(1);
+    desk.now = 20;
+    desk.answer_all();
+    for word in &words {
+        desk.finish(word);
+    }
+    assert_eq!(timing(&desk, 1), (8, 2, 0, 20));
+}
+
+#[test]
+fn what_nobody_answers_and_what_a_silent_member_may_have_is_done_without() {
+    let mut desk = Desk::new(1);
+    desk.hold_answers = true;
+    desk.command(1, options(), &[derivation("a", &[])]);
+    let patience = limits::PRESENCE_PATIENCE.as_millis() as u64 * u64::from(limits::PRESENCE_TRIES);
+    desk.wait(patience);
+    desk.finish("a");
+    assert_eq!(timing(&desk, 1), (0, 0, 1, patience));
+
+    let mut desk = Desk::new(1);
+    desk.unheard = true;
+    desk.peer_has(1, "there");
+    desk.open(1, options());
+    desk.instantiate(1, &[derivation("there", &[]), derivation("a", &["there"])]);
+    desk.target(1, 0, "a");
+    desk.end_evaluation(1);
+    desk.arrive("there");
+    desk.finish("a");
+    assert_eq!(timing(&desk, 1), (1, 0, 1, 0));
 }

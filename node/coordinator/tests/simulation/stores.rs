@@ -93,6 +93,7 @@ impl World {
                 own,
                 desired,
                 sources,
+                unheard: false,
                 nar_size: Some(10),
             });
         }

@@ -13,8 +13,9 @@ use tvix_node_protocol::build::{BuildKey, BuildLimits, BuildRecord, SwarmId};
 use tvix_node_protocol::control::{
     AddRoot, AddSource, AddedAs, CONTROL_VERSION, Event, EventKind, FailureKind, FounderKey, InviteRequest,
     Invited, JoinRequest, Joined, LeaveRequest, MemberName, MemberView, OpenSession, Outcome, OwnerAnswer,
-    OwnerQuestion, PeerView, Provenance, PutOut, RecordView, RenewRequest, SessionMode, SessionOpened,
-    SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, TrafficView, WorkerMessage,
+    OwnerQuestion, PeerView, PresenceTiming, Provenance, PutOut, RecordView, RenewRequest, SessionMode,
+    SessionOpened, SourceAnswer, SourceQuery, Status, StoreAnswer, StoreQuestion, TeamView, TrafficView,
+    WorkerMessage,
 };
 use tvix_node_protocol::envelope::{NodeSecret, seal};
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
@@ -523,6 +524,7 @@ pub(super) fn ended() -> Event {
             fetched: 0,
             present: 0,
             failed: 0,
+            presence: PresenceTiming::default(),
         },
     }
 }

@@ -17,7 +17,8 @@ use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::DesiredStore;
 use tvix_node_protocol::control::{
-    BuildStatus, Destination, Event as SessionEvent, EventKind, FailureKind, OpenSession, SessionStatus,
+    BuildStatus, Destination, Event as SessionEvent, EventKind, FailureKind, OpenSession, PresenceTiming,
+    SessionStatus,
 };
 use tvix_node_protocol::roster::Role;
 use tvix_node_swarm::underway::Noted;
@@ -570,6 +571,7 @@ impl Engine {
                     fetched: 0,
                     present: 0,
                     failed: 1,
+                    presence: PresenceTiming::default(),
                 },
             );
         }

@@ -426,6 +426,7 @@ impl Node {
                 own: own.is_some(),
                 desired: false,
                 sources: found.sources,
+                unheard: false,
                 nar_size: own.map(|info| info.nar_size).or(found.nar_size),
             }
         });
