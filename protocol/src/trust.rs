@@ -370,6 +370,13 @@ impl TrustPolicy {
             .map_or(&Requirement::Roster, |rule| &rule.requirement)
     }
 
+    /// Whether any rule asks for more than somebody's word.
+    #[must_use]
+    pub fn may_ask_for_more_than_a_word(&self) -> bool {
+        let mut rules = self.rules.iter().filter(|rule| rule.builder.is_none());
+        rules.any(|rule| !rule.requirement.takes_a_word())
+    }
+
     /// What is required for everything that one build makes: the strictest requirement of any.
     #[must_use]
     pub fn for_paths<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> &Requirement {

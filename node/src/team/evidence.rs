@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::Shown;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
-use tvix_node_protocol::trust::Requirement;
+use tvix_node_protocol::trust::{Requirement, TrustPolicy};
 
 use super::limits::{CLOSURE, EVIDENCE, PROVIDERS, SHOWN_BYTES};
 use super::policy::{Accepted, Grounds, Verdict, Word, judge, names_itself, opened, source_address};
@@ -130,6 +130,10 @@ pub trait Surroundings: Sync {
     /// What makes the name of a path, by the derivations that are worked on here; none: none of them knows it. They are
     /// told of together with all that they need.
     fn named_by(&self, path: &StorePath) -> Option<NamedBy>;
+
+    /// Something for which these rules ask for more than somebody's word, and of which a path was made, in as many steps as
+    /// there are, by the derivations that are worked on here; none: they know of nothing.
+    fn bound_input(&self, path: &StorePath, policy: &Arc<TrustPolicy>) -> Option<StorePath>;
 
     /// The content address that a derivation which is worked on here gives for a fixed output.
     fn content_address(&self, path: &StorePath) -> impl Future<Output = Option<String>> + Send;
@@ -299,9 +303,19 @@ pub trait Evidence: Surroundings {
                     }
                     self.gather_signed(std::slice::from_ref(&of), findings).await?;
                 }
+                let bound = match word {
+                    Word::Counts => bound_input(self, &grounds, top),
+                    Word::DoesNotCount | Word::InputsDecide => None,
+                };
+                let word = if bound.is_some() { Word::InputsDecide } else { word };
                 let signed = findings.signed.get(&of).map_or(&[][..], Vec::as_slice);
                 let needs = match judge(&grounds, peer, top, signed, &findings.accepted, word) {
-                    Verdict::Refused(why) => return Err(why),
+                    Verdict::Refused(why) => {
+                        return Err(match bound {
+                            Some(input) => format!("{why}: {input} ('tvix-node trust explain {input}')"),
+                            None => why,
+                        });
+                    }
                     Verdict::Accepted(origin) => {
                         let (path, tree) = (top.info.path.clone(), top.info.tree);
                         stack.pop();
@@ -531,6 +545,26 @@ impl<S: Surroundings> Evidence for S {}
 /// Whether nobody needs to be believed for a path, and nobody is: the content that leads to its name is the right one.
 pub(super) fn is_named_by_content(node: &(impl Surroundings + ?Sized), path: &StorePath) -> bool {
     path.is_derivation() || node.named_by(path) == Some(NamedBy::Content)
+}
+
+/// Something of which a path was made, and for which the rules of this node ask for more than somebody's word: by the
+/// derivations that are worked on here, and by what is shown of it.
+fn bound_input(node: &(impl Surroundings + ?Sized), grounds: &Grounds, shown: &Shown) -> Option<StorePath> {
+    let (policy, path) = (&grounds.policy, &shown.info.path);
+    if !policy.may_ask_for_more_than_a_word() {
+        return None;
+    }
+    if let Some(input) = node.bound_input(path, policy) {
+        return Some(input);
+    }
+    let record = opened(shown.record.as_ref()?).ok()?;
+    let of_path = record.outputs.values().any(|output| output.path == *path);
+    let mut inputs = record
+        .inputs
+        .into_iter()
+        .map(|input| input.path)
+        .filter(|_| of_path);
+    inputs.find(|input| !policy.for_path(input).takes_a_word() && !is_named_by_content(node, input))
 }
 
 fn no_content_address(path: &StorePath, peer: NodeKey) -> String {

@@ -9,7 +9,7 @@ use tvix_node_protocol::nix::store_path::build_ca_path;
 use tvix_node_protocol::path_info::NarHash;
 use tvix_node_protocol::roster::{Founder, Genesis};
 use tvix_node_protocol::tree::TreeDigest;
-use tvix_node_protocol::trust::TrustPolicy;
+use tvix_node_protocol::trust::{PathPattern, Requirement, TrustPolicy, TrustRule};
 use tvix_node_swarm::roster::Roster;
 
 fn key(number: u8) -> NodeKey {
@@ -25,6 +25,8 @@ struct Team {
     shown: BTreeMap<(NodeKey, StorePath), Shown>,
     named: BTreeMap<StorePath, NamedBy>,
     fixed: BTreeMap<StorePath, String>,
+    /// By path: what it was made of, for which the rules ask for more.
+    bound: BTreeMap<StorePath, StorePath>,
     remembered: ShownPaths,
 }
 
@@ -56,6 +58,7 @@ impl Team {
             shown: shown.collect(),
             named: named.iter().map(|(path, by)| ((*path).clone(), *by)).collect(),
             fixed: BTreeMap::new(),
+            bound: BTreeMap::new(),
             remembered: ShownPaths::default(),
         }
     }
@@ -80,6 +83,10 @@ impl Surroundings for Team {
 
     fn named_by(&self, path: &StorePath) -> Option<NamedBy> {
         self.named.get(path).copied()
+    }
+
+    fn bound_input(&self, path: &StorePath, _: &Arc<TrustPolicy>) -> Option<StorePath> {
+        self.bound.get(path).cloned()
     }
 
     async fn content_address(&self, path: &StorePath) -> Option<String> {
@@ -113,10 +120,15 @@ impl Surroundings for Team {
 
     async fn keep_signed(
         &self,
-        _: Vec<StorePath>,
-        _: BTreeMap<StorePath, Vec<Envelope>>,
+        paths: Vec<StorePath>,
+        mut signed: BTreeMap<StorePath, Vec<Envelope>>,
     ) -> Result<Vec<(StorePath, Vec<BuildRecord>)>, String> {
-        Ok(vec![])
+        let all = paths.into_iter().map(|path| {
+            let signed = signed.remove(&path).unwrap_or_default();
+            let records = signed.iter().filter_map(|envelope| opened(envelope).ok());
+            (path, records.collect())
+        });
+        Ok(all.collect())
     }
 }
 
@@ -314,6 +326,87 @@ async fn what_members_made_of_different_builds_of_one_input_is_believed_in_one_q
     let why = team.accept(key(LIAR), &shown, Word::DoesNotCount, &mut findings);
     let why = why.await.unwrap_err();
     assert!(why.contains("does not show it"), "{why}");
+}
+
+/// A team with a rule that two have to agree on one path.
+fn with_quorum_on(input: &StorePath) -> Team {
+    let mut team = Team::new(&[], &[(input, NamedBy::Derivation)]);
+    let mut policy = TrustPolicy::default();
+    let rule = TrustRule {
+        paths: Some(PathPattern::new(&input.to_absolute_path()).unwrap()),
+        builder: None,
+        requirement: Requirement::Quorum {
+            needed: 2,
+            of: vec![key(LIAR), key(HONEST)],
+        },
+        because: None,
+    };
+    policy.set(rule).unwrap();
+    team.grounds.policy = Arc::new(policy);
+    team
+}
+
+#[tokio::test]
+async fn a_word_for_what_was_made_from_a_path_does_not_get_round_the_quorum_on_that() {
+    let (input, made_of_it) = (output(5), output(6));
+    let mut team = with_quorum_on(&input);
+    team.bound.insert(made_of_it.clone(), input.clone());
+    let word = |content| Shown {
+        info: info(&made_of_it, content, &[]),
+        record: None,
+    };
+    // By what a derivation here says, whatever is shown.
+    let mut findings = Findings::default();
+    let why = team
+        .accept(key(LIAR), &word(1), Word::Counts, &mut findings)
+        .await;
+    let why = why.unwrap_err();
+    assert!(
+        why.contains("asks for more") && why.contains(input.name()),
+        "{why}"
+    );
+
+    // By what its builder signed, where nothing is known here: so far only he made the input.
+    team.bound.clear();
+    let shown_input = made(LIAR, info(&input, 5, &[]), &[]);
+    team.shown.insert((key(LIAR), input.clone()), shown_input);
+    let signed = made(LIAR, info(&made_of_it, 1, &[]), &[(&input, 5)]);
+    let mut findings = Findings::default();
+    let why = team.accept(key(LIAR), &signed, Word::Counts, &mut findings).await;
+    let why = why.unwrap_err();
+    assert!(why.contains("have to agree"), "{why}");
+
+    // The other one made the same of it: the record counts, and with it what was made.
+    let shown_input = made(HONEST, info(&input, 5, &[]), &[]);
+    team.shown.insert((key(HONEST), input.clone()), shown_input);
+    team.bound.insert(made_of_it.clone(), input.clone());
+    let mut findings = Findings::default();
+    let builder = key(LIAR);
+    let believed = team.accept(builder, &signed, Word::Counts, &mut findings).await;
+    assert_eq!(believed, Ok(Origin::Record { builder }));
+
+    // Without such a rule the word is enough.
+    team.grounds.policy = Arc::default();
+    let believed = team
+        .accept(key(LIAR), &word(1), Word::Counts, &mut findings)
+        .await;
+    assert_eq!(believed, Ok(Origin::Peer { peer: key(LIAR) }));
+}
+
+#[tokio::test]
+async fn no_word_is_enough_for_a_path_on_which_several_have_to_agree_whoever_gives_it() {
+    let path = output(5);
+    let mut team = with_quorum_on(&path);
+    for peer in [LIAR, HONEST] {
+        let shown = Shown {
+            info: info(&path, 5, &[]),
+            record: None,
+        };
+        team.shown.insert((key(peer), path.clone()), shown.clone());
+        let mut findings = Findings::default();
+        let believed = team.accept(key(peer), &shown, Word::Counts, &mut findings);
+        assert!(believed.await.is_err(), "two words are no two records");
+    }
 }
 
 #[test]

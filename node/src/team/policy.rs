@@ -8,6 +8,9 @@
 //!   trojaned compiler used under gcc's name, and an honest builder's record would spread what it made;
 //! - or a member with the role `store`, asked itself, says so.
 //!
+//! Such a word does not tell what the path was made of. So it is not enough for what was made from a path for which the
+//! owner's rules ask for more than a word, as far as that is known: there a record has to count, with every input.
+//!
 //! The owner's rules ([`TrustPolicy`]) ask for more: that this node built it, or that several named builders
 //! signed that they made the same from the same inputs ([`quorum`]). What one builder says may not count at all.
 
@@ -319,6 +322,9 @@ pub enum Word {
     Counts,
     /// It is not: the member wants something of this node, and what it says is its own request's matter.
     DoesNotCount,
+    /// It is not: a rule asks for more than that of something from which the path was made, and whoever is believed for the
+    /// path alone need not have asked for it.
+    InputsDecide,
 }
 
 /// How far the inputs of a record are accepted.
@@ -418,6 +424,11 @@ pub fn judge(
             }
             (Err(why), _) => why,
         },
+        Word::InputsDecide => {
+            "nobody's word is enough for what was made from a path for which a rule of this node \
+                               asks for more"
+                .to_owned()
+        }
         Word::DoesNotCount => "nobody's word is taken for the inputs of his own request".to_owned(),
     };
     let why = match (&spoken, inputs) {

@@ -1,12 +1,14 @@
 //! The swarm and the store, as what [`Evidence`](super::evidence::Evidence) looks at.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::Shown;
 use tvix_node_protocol::path_info::PathInfo;
+use tvix_node_protocol::trust::TrustPolicy;
 use tvix_node_swarm::FindScope;
 
 use super::TeamNode;
@@ -103,6 +105,10 @@ impl Surroundings for TeamNode {
 
     fn named_by(&self, path: &StorePath) -> Option<NamedBy> {
         self.depot.told.named_by(path)
+    }
+
+    fn bound_input(&self, path: &StorePath, policy: &Arc<TrustPolicy>) -> Option<StorePath> {
+        self.depot.told.bound_input(path, policy)
     }
 
     async fn content_address(&self, path: &StorePath) -> Option<String> {

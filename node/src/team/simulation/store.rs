@@ -11,6 +11,7 @@ use tvix_node_protocol::messages::{Claim, Shown};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::presence::{Epoch, PresenceHeader, PresenceKey, Region};
 use tvix_node_protocol::tree::TreeDigest;
+use tvix_node_protocol::trust::TrustPolicy;
 use tvix_node_store::AddError;
 use tvix_node_swarm::presence::{Offer, claimed};
 
@@ -100,6 +101,10 @@ impl Surroundings for Node {
 
     fn named_by(&self, path: &StorePath) -> Option<NamedBy> {
         self.told.named_by(path)
+    }
+
+    fn bound_input(&self, path: &StorePath, policy: &Arc<TrustPolicy>) -> Option<StorePath> {
+        self.told.bound_input(path, policy)
     }
 
     async fn content_address(&self, _: &StorePath) -> Option<String> {
