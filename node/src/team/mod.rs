@@ -24,7 +24,9 @@
 //! | [`shelf`], [`grants`] | what of this store others may see |
 
 mod answer;
+mod breaks;
 mod calls;
+mod down;
 pub mod every;
 pub mod evidence;
 mod far_log;
@@ -81,10 +83,11 @@ use crate::daemon::derivations::CheckedDerivations;
 use crate::daemon::engine::Message;
 use crate::daemon::perform::Jobs;
 use calls::Calls;
+use down::Down;
 use evidence::ShownPaths;
 use fetch::Arriving;
 use grants::Grants;
-use limits::{BUILDER_GONE, FACTS_PAUSE, LINKS_PAUSE, STRAYED};
+use limits::{FACTS_PAUSE, LINKS_PAUSE, STRAYED};
 use membership::TeamFailure;
 use roll::Roll;
 use sample::Sampling;
@@ -280,15 +283,11 @@ impl TeamNode {
         self.tell_members().await;
         let mut measuring = tokio::time::interval(LINKS_PAUSE);
         let mut told = BTreeMap::new();
-        // When those count as gone who are down.
-        let mut gone: BTreeMap<NodeKey, Instant> = BTreeMap::new();
+        let mut down = Down::default();
         loop {
-            let next = gone.values().min().copied();
             tokio::select! {
-                () = until(next) => {
-                    let now = Instant::now();
-                    let due = gone.extract_if(.., |_, at| *at <= now);
-                    for (peer, _) in due.collect::<Vec<_>>() {
+                () = until(down.next()) => {
+                    for peer in down.take_due(Instant::now()) {
                         self.tell_gone(peer).await;
                     }
                 }
@@ -299,8 +298,7 @@ impl TeamNode {
                         if self.calls.has(peer) && self.swarm.members().contains(peer) =>
                     {
                         self.down.lock().unwrap_or_else(PoisonError::into_inner).insert(peer);
-                        // Who was back meanwhile has all of its time again.
-                        gone.insert(peer, Instant::now() + BUILDER_GONE);
+                        down.broke(peer, Instant::now());
                     }
                     Some(notice) => self.notice(notice).await,
                     None => return,

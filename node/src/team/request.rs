@@ -18,10 +18,11 @@ use tvix_node_swarm::{BuildCall, BuildCallError, BuildEvent, CallError};
 
 use super::TeamNode;
 use super::answer::{Asked, described};
+use super::breaks::{Breaks, is_told_to_stop};
 use super::evidence::Evidence as _;
 use super::far_log::{Lines, Told};
 use super::fetch::FetchFailure;
-use super::limits::{BUILDER_BACK, BUILDER_BREAKS, BUILDER_PAUSE, LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
+use super::limits::{BUILDER_BACK, BUILDER_PAUSE, LAST_WORDS, REQUEST_TIME, SIGN_OF_LIFE};
 use super::purpose::{Purpose, priority};
 use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
@@ -264,8 +265,7 @@ impl TeamNode {
         let _calling = self.calls.begin(order.node);
         let mut log = self.depot.begin_log(order.derivation.clone()).await?;
         let (mut lines, mut told) = (Lines::default(), Told::default());
-        let (mut accepted, mut breaks) = (false, 0);
-        let mut broke: Option<CallError> = None;
+        let mut breaks = Breaks::default();
         let ended = loop {
             let event = tokio::select! {
                 event = call.next() => event,
@@ -276,10 +276,10 @@ impl TeamNode {
                 }
             };
             match event {
-                Ok(BuildEvent::Accepted) if accepted => {}
                 Ok(BuildEvent::Accepted) => {
-                    accepted = true;
-                    self.tell(Event::BuildStarted { build: order.build }).await;
+                    if breaks.is_accepted() {
+                        self.tell(Event::BuildStarted { build: order.build }).await;
+                    }
                 }
                 Ok(BuildEvent::Heartbeat) => self.tell(Event::Heartbeat { build: order.build }).await,
                 Ok(BuildEvent::Log(bytes)) => {
@@ -291,27 +291,20 @@ impl TeamNode {
                     }
                     log.flush();
                 }
-                Ok(BuildEvent::Refused(refusal)) => {
-                    let name = name.to_owned();
-                    // It has lost what it was building. That it has no room, or no inputs, passes as it does elsewhere.
-                    let passes = matches!(refusal.reason, RefusalReason::Busy | RefusalReason::InputMissing);
-                    break Err(match broke {
-                        Some(error) if !passes => RequestFailure::WentAway(error.into()),
-                        _ => RequestFailure::Refused { name, refusal },
-                    });
-                }
+                Ok(BuildEvent::Refused(refusal)) => break Err(breaks.refusal(name, refusal)),
                 Ok(BuildEvent::Failed(failure)) => break Err(RequestFailure::Failed(failure)),
                 Ok(BuildEvent::Finished {
                     record,
                     envelope,
                     pushed,
                 }) => break Ok((record, envelope, pushed)),
-                Err(BuildCallError::Call(error)) => {
-                    breaks += 1;
+                Err(error) => {
                     let again = async {
-                        match accepted && error.is_break() && breaks <= BUILDER_BREAKS {
-                            true => self.own_part(order.build, self.ask_again(order, &asked)).await,
-                            false => None,
+                        match &error {
+                            BuildCallError::Call(error) if breaks.may_go_on(error) => {
+                                self.own_part(order.build, self.ask_again(order, &asked)).await
+                            }
+                            _ => None,
                         }
                     };
                     let again = tokio::select! {
@@ -322,25 +315,18 @@ impl TeamNode {
                         }
                     };
                     let Some(mut again) = again else {
-                        if !error.is_break() {
+                        if is_told_to_stop(&error) {
                             stop(call).await;
                         }
                         let is_there = self.swarm.peers().contains_key(&order.node);
-                        break Err(match is_there && !accepted || breaks > BUILDER_BREAKS {
-                            true => RequestFailure::BreaksOff(error.into()),
-                            false => RequestFailure::WentAway(error.into()),
-                        });
+                        break Err(breaks.failure(error, is_there));
                     };
                     tracing::info!(derivation = %order.derivation, builder = name, %error, "a far build is gone on with");
                     again.goes_on_with(&call);
-                    (call, broke) = (again, Some(error));
+                    call = again;
+                    breaks.went_on(error);
                     lines = Lines::default();
                     told.begin_again();
-                }
-                Err(error) => {
-                    // It is at it, and would go on for a while for who may come back.
-                    stop(call).await;
-                    break Err(error.into());
                 }
             }
         };
@@ -352,7 +338,9 @@ impl TeamNode {
         }
         match ended {
             // What was begun, and broke, has a log.
-            Err(RequestFailure::Refused { .. }) if !accepted => self.depot.discard_log(log).await?,
+            Err(RequestFailure::Refused { .. }) if !breaks.was_accepted() => {
+                self.depot.discard_log(log).await?
+            }
             _ => self.depot.end_log(log).await?,
         }
         let (record, envelope, pushed) = match ended {

@@ -364,3 +364,38 @@ fn what_a_builder_says_it_built_and_does_not_give_is_built_by_another() {
     assert_eq!(desk.build("a").node, Some(node(2)));
     assert!(desk.reason(1, "a").contains("b: it said that it had built it"));
 }
+
+#[test]
+fn a_builder_whose_outputs_break_off_is_asked_again_and_one_whose_outputs_are_wrong_is_not() {
+    for (kind, again) in [(FailureKind::Gone, true), (FailureKind::Transient, false)] {
+        let mut desk = Desk::new(0);
+        desk.peer(1, offer("b", 1));
+        desk.command(1, options(), &[derivation("a", &[])]);
+        let build = desk.build("a").build;
+        desk.send(Event::BuildStarted { build });
+        desk.send(Event::BuildDone { build });
+        desk.fail_build(build, kind);
+        desk.wait(limits::GONE_PAUSE.as_millis() as u64);
+        if !again {
+            assert_eq!(desk.outcome(1), Some(Outcome::BuildFailed));
+            continue;
+        }
+        assert_eq!(desk.build("a").node, Some(node(1)), "nobody else could build it");
+        desk.finish("a");
+        assert_eq!(desk.outcome(1), Some(Outcome::Success));
+    }
+}
+
+#[test]
+fn a_builder_that_broke_off_again_and_again_is_not_asked_for_that_any_more() {
+    let mut desk = two_peers();
+    let first = desk.build("a").build;
+    desk.fail_build(first, FailureKind::Transient);
+    let second = desk.build("a");
+    assert_eq!(second.node, Some(node(2)));
+    let second = second.build;
+    desk.fail_build(second, FailureKind::Gone);
+    // The one that is gone may be back; the one that is there and broke off is left alone.
+    desk.wait(limits::GONE_PAUSE.as_millis() as u64);
+    assert_eq!(desk.build("a").node, Some(node(2)));
+}
