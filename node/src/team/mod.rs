@@ -35,6 +35,7 @@ mod first;
 pub mod grants;
 pub mod inputs;
 mod kept;
+mod left;
 pub mod limits;
 pub mod load;
 pub mod membership;

@@ -12,7 +12,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{
     BuildLimits, BuildRecord, BuildRequest, BuiltOutput, DesiredStore, RequestHash, SwarmId,
 };
-use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, seal};
+use tvix_node_protocol::envelope::{Envelope, EnvelopeError, seal};
 use tvix_node_protocol::messages::{self, FailedFolder, Pushed, Refusal, RefusalReason};
 use tvix_node_protocol::nix::derivation::Derivation;
 use tvix_node_protocol::roster::Role;
@@ -22,14 +22,15 @@ use tvix_node_swarm::underway::Underway;
 use super::TeamNode;
 use super::answer::made_out;
 use super::inputs::{Inputs, refusal};
+use super::left::kept_for_who_left;
 use super::limits::{
-    CONSIDERED_TIME, GRANT_TIME, REQUESTER_BACK, REQUESTER_LOOK, SERVED_DISK, SERVED_LOG, SERVED_MEMORY,
-    SERVED_SILENCE, SERVED_TIME, SLOT_PATIENCE,
+    CONSIDERED_TIME, GRANT_TIME, SERVED_DISK, SERVED_LOG, SERVED_MEMORY, SERVED_SILENCE, SERVED_TIME,
+    SLOT_PATIENCE,
 };
 use super::policy::opened;
 use super::served::ServedPlace;
 use super::steps::{self, Order, Step, Workshop};
-use super::together::{Ended, Heard, Progress, SharedBuild, SharedBuilds, Waiting};
+use super::together::{Ended, Heard, SharedBuild, SharedBuilds};
 use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildFacts, BuildNote, DepotError};
@@ -127,7 +128,13 @@ impl TeamNode {
             ended = pass_on(&waiting.build, &mut running) => ended,
             why = until_unwanted(&mut interest) => {
                 if why == Interest::Lost && waiting.can_be_joined() {
-                    self.keep_for_a_while(order.request.requester, (waiting, place));
+                    let (node, request) = (Arc::clone(self), &order.request);
+                    let requester = request.requester;
+                    let place = place.left(request.derivation.clone());
+                    self.begin(async move {
+                        let may_ask = || node.swarm.members().may(requester, Role::Request);
+                        kept_for_who_left(waiting, place, may_ask).await;
+                    });
                 }
                 return;
             }
@@ -135,22 +142,6 @@ impl TeamNode {
         self.answer(&order, &ended, running).await;
         // Only now: a build that nobody waits for is stopped.
         drop(waiting);
-    }
-
-    /// Waits for a requester whose connection broke, which may ask for the same again: it then joins the build, and has its
-    /// log from the beginning. Not for one who may not ask for builds any more.
-    fn keep_for_a_while(self: &Arc<Self>, requester: NodeKey, kept: (Waiting, ServedPlace)) {
-        let node = Arc::clone(self);
-        self.begin(async move {
-            let since = tokio::time::Instant::now();
-            while since.elapsed() < REQUESTER_BACK
-                && node.swarm.members().may(requester, Role::Request)
-                && !matches!(kept.0.build.progress(), Progress::Over(_))
-            {
-                tokio::time::sleep(REQUESTER_LOOK).await;
-            }
-            drop(kept);
-        });
     }
 
     /// Tells one who waited what came of a build.
@@ -217,7 +208,7 @@ impl TeamNode {
         if let Some(reason) = reason {
             return Err(refusal(RefusalReason::Busy, withheld(&reason)));
         }
-        let place = self.served.enter(request.requester)?;
+        let place = self.served.enter(request.requester, &request.derivation)?;
         let unsupported = |message: String| refusal(RefusalReason::Unsupported, message);
         if self.slots == 0 {
             return Err(unsupported(

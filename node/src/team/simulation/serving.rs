@@ -109,7 +109,7 @@ impl Node {
         requester: usize,
         frames: &UnboundedSender<Frame>,
     ) -> Result<Frame, Refusal> {
-        let _place = self.served.enter(request.requester)?;
+        let _place = self.served.enter(request.requester, &request.derivation)?;
         if self.world.plan.machines[self.at].slots == 0 {
             return Err(refusal(RefusalReason::Unsupported, "this node builds nothing"));
         }
