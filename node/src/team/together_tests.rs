@@ -1,5 +1,7 @@
 use super::*;
 
+use tvix_node_store::Audience;
+
 const KEY: BuildKey = BuildKey([1; 32]);
 const TEAM: SwarmId = SwarmId([1; 32]);
 const OTHER_TEAM: SwarmId = SwarmId([2; 32]);
