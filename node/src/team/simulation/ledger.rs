@@ -10,10 +10,13 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::plan::{Nature, Plan, Rule};
-use twice::{Asked, Attempt, Build, Failures};
-pub use twice::{End, Failing, Reason, Whose};
+pub use lost::Failing;
+use lost::{Attempt, Failures};
+use twice::{Asked, Build};
+pub use twice::{End, Reason, Whose};
 
 mod joining;
+mod lost;
 mod private;
 mod silence;
 mod twice;

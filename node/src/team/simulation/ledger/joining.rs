@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use tvix_node_protocol::roster::Role;
 
 use super::Ledger;
-use super::twice::{Asked, LOST};
+use super::lost::LOST;
+use super::twice::Asked;
 use crate::team::simulation::plan::{Nature, Rule};
 
 /// How long a placement waits for answers, in milliseconds.
@@ -54,7 +55,7 @@ impl Ledger {
         let Some(looked) = self.looked[machine].get(&job) else {
             return;
         };
-        let begun = |attempt: &&super::twice::Attempt| attempt.job == job && !attempt.over;
+        let begun = |attempt: &&super::lost::Attempt| attempt.job == job && !attempt.over;
         let in_time = looked.to < looked.from + WAITS && now < looked.to + COUNTS;
         let alone = self.attempts[machine].values().find(begun).is_none();
         let may_join = plan.machines[machine].rule == Rule::Roster && !self.hides_job(machine, job);

@@ -1,7 +1,8 @@
 //! Whether somebody else is asked where a builder says nothing.
 
 use super::Ledger;
-use super::twice::{LOST, SILENCE};
+use super::lost::LOST;
+use super::twice::SILENCE;
 use crate::team::simulation::plan::Rule;
 
 /// What may pass, after a builder has been silent for so long, until a second one is asked, in milliseconds.
