@@ -108,6 +108,20 @@ async fn a_flood_of_memory_is_ended() {
     assert!(full || matches!(played.cause(), Cause::MemoryTooLarge(_)));
 }
 
+/// Plays something that takes more memory than it may, and is to be ended for that, and not for its time.
+async fn takes_too_much_memory(stage: &Stage, act: [&str; 3]) {
+    let mut asked = spec(fields(&act));
+    asked.limits.memory = Some(64 << 20);
+    asked.limits.time = Some(120);
+    let played = stage.play(asked).await;
+    let log = played.log.join("\n");
+    let cause = played.cause();
+    assert!(
+        matches!(cause, Cause::MemoryTooLarge(_)),
+        "{act:?}: {cause}, {log}"
+    );
+}
+
 /// Memory that no process has mapped, wherever it is kept. A flood that is not seen goes on until its time is over.
 #[tokio::test]
 async fn a_flood_of_memory_that_nobody_has_mapped_is_ended() {
@@ -128,16 +142,7 @@ async fn a_flood_of_memory_that_nobody_has_mapped_is_ended() {
             ["hold", "file-system-hidden", "/tmp"],
             ["hold", "file-system-without-bound", "/tmp"],
         ] {
-            let mut asked = spec(fields(&act));
-            asked.limits.memory = Some(64 << 20);
-            asked.limits.time = Some(120);
-            let played = stage.play(asked).await;
-            let log = played.log.join("\n");
-            let cause = played.cause();
-            assert!(
-                matches!(cause, Cause::MemoryTooLarge(_)),
-                "{act:?}: {cause}, {log}"
-            );
+            takes_too_much_memory(&stage, act).await;
         }
     }
 }
@@ -215,16 +220,7 @@ async fn what_lies_in_shared_memory_counts_with_the_rest() {
         ["fill", "entries", "/dev/shm/files"],
         ["fill", "half-and-half", "/dev/shm/file"],
     ] {
-        let mut asked = spec(fields(&act));
-        asked.limits.memory = Some(64 << 20);
-        asked.limits.time = Some(120);
-        let played = stage.play(asked).await;
-        let log = played.log.join("\n");
-        let cause = played.cause();
-        assert!(
-            matches!(cause, Cause::MemoryTooLarge(_)),
-            "{act:?}: {cause}, {log}"
-        );
+        takes_too_much_memory(&stage, act).await;
     }
     // What is mapped as well as open is there once.
     let mut asked = spec(fields(&["fill", "mapped-twice", OUT]));
