@@ -148,6 +148,45 @@ fn what_only_this_node_may_build_is_not_taken_from_others() {
         .failed(2, &["'everybody' is nothing"]);
 }
 
+/// Bob has the roles `build` and `store`.
+#[test]
+fn what_was_made_of_a_path_that_only_this_node_may_build_is_not_taken_on_a_word() {
+    if !sandbox_works("what_was_made_of_a_path_that_only_this_node_may_build_is_not_taken_on_a_word") {
+        return;
+    }
+    let [alice, bob] = team([("alice", 1), ("bob", 2)]);
+    for node in [&alice, &bob] {
+        node.machine.expression(
+            r#"rec {
+                base = build "base" { } "copy /proc/sys/kernel/random/uuid $out";
+                top = build "top" { inherit base; } "copy $base $out";
+                next = build "next" { inherit top; } "copy $top $out";
+            }"#,
+        );
+    }
+    let theirs = bob.build("next", &[]).path();
+    alice
+        .machine
+        .run(&["trust", "set", "self", "--paths", "base"])
+        .ok();
+    // By the record of what was made of it; what was made of that is known to a command that works on it.
+    let top = bob.build("top", &[]).path();
+    let explained = alice.machine.run(&["trust", "explain", &top]);
+    assert!(
+        explained.ok().contains("takes only what it built itself"),
+        "{}",
+        explained.stdout
+    );
+    let own = alice.build("next", &[]);
+    assert_eq!(own.path(), theirs);
+    assert_eq!(
+        (own.count("built"), own.count("fetched")),
+        (3, 0),
+        "{}",
+        own.messages()
+    );
+}
+
 #[test]
 fn a_builder_whose_work_comes_out_differently_here_is_believed_no_more() {
     if !sandbox_works("a_builder_whose_work_comes_out_differently_here_is_believed_no_more") {
