@@ -188,6 +188,51 @@ fn what_was_made_of_a_path_that_only_this_node_may_build_is_not_taken_on_a_word(
 }
 
 #[test]
+fn what_was_made_of_a_path_on_which_builders_agree_is_had_from_who_built_it() {
+    if !sandbox_works("what_was_made_of_a_path_on_which_builders_agree_is_had_from_who_built_it") {
+        return;
+    }
+    let [alice, dave, _bob, _carol] = team([("alice", 0), ("dave", 0), ("bob", 1), ("carol", 1)]);
+    let set = [
+        "trust",
+        "set",
+        "quorum",
+        "2",
+        "--of",
+        "bob,carol",
+        "--paths",
+        "base",
+    ];
+    for node in [&alice, &dave] {
+        node.machine.expression(
+            r#"rec {
+                base = build "base" { } "write $out same";
+                top = build "top" { inherit base; } "copy $base $out";
+                next = build "next" { inherit top; } "copy $top $out";
+            }"#,
+        );
+        node.machine.run(&set).ok();
+    }
+    // Neither builds anything, nor has any of it.
+    let build = alice.build("next", &[]);
+    let path = build.path();
+    assert_eq!(
+        builders(&build).len(),
+        4,
+        "two build 'base': {}",
+        build.messages()
+    );
+    let fetch = dave.build("next", &[]);
+    assert_eq!(fetch.path(), path);
+    assert_eq!(
+        (fetch.count("built"), fetch.count("fetched")),
+        (0, 1),
+        "{}",
+        fetch.messages()
+    );
+}
+
+#[test]
 fn a_builder_whose_work_comes_out_differently_here_is_believed_no_more() {
     if !sandbox_works("a_builder_whose_work_comes_out_differently_here_is_believed_no_more") {
         return;
