@@ -258,12 +258,26 @@ pub const STREAM_WINDOW: usize = 256 << 10;
 /// has 6 MB on its way, and one of twice the speed can be filled as well.
 pub const WINDOW_GROWTH: usize = 96 << 20;
 
-/// Bytes of content that a connection over TCP may bring which are not read yet (the library keeps each frame by itself, so what
-/// comes in frames of a few bytes takes many times as much of memory, and as many times its bytes of the link): 352 MiB, of which 256 lie in streams that nobody reads, if
-/// there are as many as there may be. Of those of one member, 512 are served at once, over all its connections; others say what they
-/// are about within ten seconds, or are closed. So a member that does nothing else, over all four of its connections, can have
-/// 1.4 GiB held, and such members together as much as [`MEMORY_SHARE`] leaves, past which nobody is let in any more.
+/// Bytes of content that a connection over TCP may bring which are not read yet: 352 MiB, of which 256 lie in streams that nobody
+/// reads, if there are as many as there may be. Of those of one member, 512 are served at once, over all its connections; others say
+/// what they are about within ten seconds, or are closed. So a member that does nothing else, over all four of its connections, can
+/// have 1.4 GiB held, with [`FRAMES_KEPT`] 1.5 GiB, and such members together as much as [`MEMORY_SHARE`] leaves, past which nobody is
+/// let in any more.
 pub const CONNECTION_WINDOW: usize = 2 * STREAMS_PER_CONNECTION * STREAM_WINDOW + WINDOW_GROWTH;
+
+/// Bytes of memory that frames of a connection over TCP may take beside the bytes in them, as long as those are not read: some 320,000
+/// frames. An honest peer has less there however full its windows are: 22,528 frames of 16 KiB fill all of them, and whole
+/// windows of lines of 64 bytes, each sent by itself, do so on 64 streams at once with 262,144. That is the logs of as many builds,
+/// none of which is read. What is read takes nothing, so who is read may send as many as it likes. Who passes it loses the connection.
+/// Strangers have the same: whose connection it is is not known where frames are.
+pub const FRAMES_KEPT: usize = 32 << 20;
+
+/// Bytes that a place in the queue of a stream's frames takes: 32 in that of Yamux and 4 in ours, and as much again because queues
+/// double. They stay as long as the stream, when the frames have been read.
+pub const FRAME_SLOT: usize = 72;
+
+/// Bytes that the memory for what is in a frame takes besides that, at most: the least piece that there is has 32.
+pub const FRAME_ALLOCATION: usize = 32;
 
 /// The same of a stream over QUIC: somewhat more than what is on its way on a link of 1 Gbit/s with a round trip of 47 ms (6 MB), so
 /// that one stream can fill it.

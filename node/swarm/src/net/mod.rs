@@ -11,6 +11,7 @@ pub(crate) mod door;
 pub(crate) mod doors;
 pub(crate) mod driver;
 mod ending;
+mod frames;
 pub(crate) mod gatekeeper;
 pub(crate) mod handler;
 pub(crate) mod links;

@@ -1,4 +1,5 @@
-//! Many streams over one connection: Yamux, with bounds of our own on how many, and on what has come and is not read yet.
+//! Many streams over one connection: Yamux, with bounds of our own on how many, and on what has come and is not read yet,
+//! whatever it comes in ([`super::frames`]).
 //!
 //! What libp2p brings for it lets a connection hold 1 GiB, and does not let that be changed.
 
@@ -11,14 +12,19 @@ use std::task::{Context, Poll, Waker, ready};
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
-use yamux::{Connection, ConnectionError, Mode, Stream};
+use yamux::{Connection, ConnectionError, Mode};
 
 use super::ending::Ending;
-use crate::limits::{CONNECTION_WINDOW, STREAMS_PER_CONNECTION, UNTAKEN_STREAMS};
+use super::frames::{Counted, Frames, Ledger};
+use crate::limits::{CONNECTION_WINDOW, FRAMES_KEPT, STREAMS_PER_CONNECTION, UNTAKEN_STREAMS};
 
 /// Makes connections of many streams, which come to an end.
 #[derive(Debug, Clone)]
-pub(crate) struct Yamux(yamux::Config);
+pub(crate) struct Yamux {
+    pub(super) config: yamux::Config,
+    /// Bytes that keeping frames apart may take on a connection.
+    pub(super) frames: usize,
+}
 
 impl Yamux {
     /// With the bounds of this node.
@@ -34,12 +40,20 @@ impl Yamux {
             .set_max_connection_receive_window(None)
             .set_max_num_streams(streams)
             .set_max_connection_receive_window(Some(window));
-        Self(config)
+        let frames = FRAMES_KEPT;
+        Self { config, frames }
     }
 
-    fn over<C: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, socket: C, mode: Mode) -> Muxer<C> {
+    pub(super) fn over<C: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        self,
+        socket: C,
+        mode: Mode,
+    ) -> Muxer<C> {
+        let ledger = Ledger::new(self.frames);
+        let socket = Frames::new(socket, ledger.clone());
         Muxer {
-            connection: Connection::new(socket, self.0, mode),
+            connection: Connection::new(socket, self.config, mode),
+            ledger,
             untaken: VecDeque::new(),
             waker: None,
         }
@@ -48,22 +62,24 @@ impl Yamux {
 
 /// See the [module](self).
 pub(crate) struct Muxer<C> {
-    connection: Connection<C>,
+    connection: Connection<Frames<C>>,
+    ledger: Ledger,
     /// Streams that have come, and nobody has asked for.
-    untaken: VecDeque<Stream>,
+    untaken: VecDeque<Counted>,
     /// Of who asks.
     waker: Option<Waker>,
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Stream, ConnectionError>> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Counted, ConnectionError>> {
         let next = ready!(self.connection.poll_next_inbound(context));
-        Poll::Ready(next.unwrap_or(Err(ConnectionError::Closed)))
+        let next = next.unwrap_or(Err(ConnectionError::Closed));
+        Poll::Ready(next.map(|stream| self.ledger.incoming(stream)))
     }
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
-    type Substream = Stream;
+    type Substream = Counted;
     type Error = ConnectionError;
 
     fn poll_inbound(
@@ -84,7 +100,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Result<Self::Substream, Self::Error>> {
-        self.connection.poll_new_outbound(context)
+        let opened = ready!(self.connection.poll_new_outbound(context));
+        Poll::Ready(opened.map(|stream| self.ledger.outgoing(stream)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -173,7 +190,7 @@ mod tests {
     }
 
     /// What one end writes, until no more is taken for a while.
-    async fn write_all_that_is_taken(stream: &mut Stream) -> usize {
+    async fn write_all_that_is_taken(stream: &mut Counted) -> usize {
         let (mut written, bytes) = (0, [7; 4096]);
         while let Ok(count) = tokio::time::timeout(Duration::from_millis(300), stream.write(&bytes)).await {
             written += count.unwrap();
@@ -182,7 +199,7 @@ mod tests {
     }
 
     /// A stream of a pair, as both ends have it.
-    async fn stream(one: &mut Muxer<Pipe>, other: &mut Muxer<Pipe>) -> (Stream, Stream) {
+    async fn stream(one: &mut Muxer<Pipe>, other: &mut Muxer<Pipe>) -> (Counted, Counted) {
         let mut stream = poll_fn(|context| one.poll_outbound_unpin(context)).await.unwrap();
         stream.write_all(b"x").await.unwrap();
         let come = poll_fn(|context| other.poll_inbound_unpin(context));

@@ -4,6 +4,7 @@ mod bounds;
 mod broken_off;
 mod building;
 mod finding;
+mod frames;
 mod joining;
 mod leaving;
 mod liars;
