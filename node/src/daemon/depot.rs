@@ -22,6 +22,7 @@ use super::holding::{self, Holding};
 use super::perform::Plan;
 use super::room::Room;
 use super::told::Told;
+use crate::team::lent::Lent;
 use crate::team::private::{PrivateBook, PrivateError};
 use crate::team::trust::TrustBook;
 use crate::upstream::Upstreams;
@@ -99,6 +100,8 @@ pub struct Depot {
     pub room: Arc<Room>,
     /// What no member may know of.
     pub private: Arc<PrivateBook>,
+    /// What is being fetched from here.
+    pub lent: Arc<Lent>,
     /// Told of every path that is added, each of those that its team may learn of.
     announcers: Mutex<Vec<(SwarmId, Announcer)>>,
     /// What the open sessions protect.
@@ -124,9 +127,11 @@ impl Depot {
         let room = Room::of(store.home().to_owned());
         let folder = store.home().join("spool/caches");
         let upstreams = Arc::new(Upstreams::new(folder, trust, Arc::clone(&room)));
+        let lent = Arc::new(Lent::new(store.clone()));
         Self {
             upstreams,
             room,
+            lent,
             store,
             notes,
             derivations: CheckedDerivations::default(),
@@ -213,6 +218,7 @@ impl Depot {
     /// What is over is not kept any more: a collection follows.
     pub fn let_go(&self) {
         self.holding.turn();
+        self.lent.let_go();
     }
 
     /// The store itself, for threads that may block.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tvix_node_swarm::limits::SHARES;
+
 /// Teams that a node takes part in at once. Each has a roster, nonces and its part of the connections and of others' presence;
 /// what else takes much memory is bounded for all of them together. The owner founds and joins them, and nobody else.
 pub const TEAMS: usize = 16;
@@ -19,7 +21,7 @@ pub const PROVIDERS: usize = 4;
 
 /// Paths of one closure that are on their way at once: enough to hide round trips, few enough that what
 /// is needed first does not wait for what is needed last. Of small ones
-/// [`SHARES`](tvix_node_swarm::limits::SHARES) times as many.
+/// [`SHARES`] times as many.
 pub const ARRIVING: usize = 24;
 
 /// How long a path that has come keeps its turn while it waits for what it refers to. Two closures that come at once and say of
@@ -97,6 +99,17 @@ pub const GRANTS: usize = 16_384;
 
 /// Seconds such a tree is there for.
 pub const GRANT_TIME: u64 = 3600;
+
+/// Trees that stay here for one peer because it is fetching them: as many as a node fetches at once, if all are small. What a tree
+/// refers to stays with it, so who asks on and on for something large keeps it, but no more than so many.
+pub const LENT_PER_PEER: usize = tvix_node_swarm::limits::FETCHES * SHARES as usize;
+
+/// The same for all peers: four can fetch so much each.
+pub const LENT: usize = 4 * LENT_PER_PEER;
+
+/// How long a peer may take to ask for the next part of a tree: it asks for parts of others meanwhile, over a slow link; and who was
+/// cut off is back within so long.
+pub const LENT_TIME: Duration = Duration::from_secs(60);
 
 /// Paths offered in one push; a larger closure is offered in parts.
 pub const OFFERED: usize = 1024;

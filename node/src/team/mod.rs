@@ -22,6 +22,7 @@
 //! | [`push`] | paths into the stores of others, and what they push here |
 //! | [`share`], [`load`] | on which terms slots are lent, and how busy the machine is |
 //! | [`shelf`], [`grants`] | what of this store others may see |
+//! | [`lent`] | what stays here because others are fetching it |
 
 mod answer;
 mod breaks;
@@ -36,6 +37,7 @@ pub mod grants;
 pub mod inputs;
 mod kept;
 mod left;
+pub mod lent;
 pub mod limits;
 pub mod load;
 pub mod membership;

@@ -10,9 +10,10 @@ use tvix_node_protocol::messages::{PathHash, Shown};
 use tvix_node_protocol::subtrees::ChainingValue;
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
 use tvix_node_store::{Audience, IndexError, ReadError, Store};
-use tvix_node_swarm::{Shelf, ShelfError};
+use tvix_node_swarm::{Loan, Shelf, ShelfError};
 
 use super::grants::Grants;
+use super::lent::Lent;
 use super::private::PrivateBook;
 use super::traffic::TrafficBook;
 use super::view::TeamView;
@@ -26,6 +27,7 @@ pub struct StoreShelf {
     private: Arc<PrivateBook>,
     grants: Arc<Grants>,
     traffic: Arc<TrafficBook>,
+    lent: Arc<Lent>,
     view: TeamView,
 }
 
@@ -35,6 +37,7 @@ impl StoreShelf {
         store: Store,
         private: Arc<PrivateBook>,
         (grants, traffic): (Arc<Grants>, Arc<TrafficBook>),
+        lent: Arc<Lent>,
         view: TeamView,
     ) -> Self {
         Self {
@@ -42,6 +45,7 @@ impl StoreShelf {
             private,
             grants,
             traffic,
+            lent,
             view,
         }
     }
@@ -75,6 +79,10 @@ impl Shelf for StoreShelf {
         paths.retain(|path| !self.private.is_private(path));
         let known = self.store.known_to(self.view.team(), &paths);
         Ok(known.map_err(ShelfError::new)?.contains(&true))
+    }
+
+    fn lend(&self, peer: NodeKey, root: TreeDigest) -> Result<Loan, ShelfError> {
+        self.lent.lend(peer, root).map_err(ShelfError::new)
     }
 
     fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError> {

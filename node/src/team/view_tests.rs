@@ -8,6 +8,7 @@ use tvix_node_store::{Audience, ContentName, Lease, Naming, Prepared, ScratchOut
 use tvix_node_swarm::Shelf as _;
 
 use super::super::grants::Grants;
+use super::super::lent::Lent;
 use super::super::private::PrivateBook;
 use super::super::shelf::StoreShelf;
 use super::super::traffic::TrafficBook;
@@ -262,6 +263,7 @@ fn the_shelf_of_a_team_has_nothing_that_came_from_another() {
             store.clone(),
             Arc::clone(&book),
             (Arc::clone(&grants), Arc::clone(&traffic)),
+            Arc::new(Lent::new(store.clone())),
             view(team),
         );
         let advertised = shelf.advertised(None, 10).unwrap();

@@ -75,6 +75,39 @@ fn what_was_added_or_used_lately_stays() {
     assert_eq!(store.gc(&GcOptions::default()).unwrap().removed.len(), 2);
 }
 
+/// Both the accepted tree of a path and one that lies beside it.
+#[test]
+fn a_path_is_leased_by_what_is_in_it_and_that_is_no_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("home")).unwrap();
+    let (accepted, other) = (
+        text("it", "accepted", BTreeSet::new()),
+        text("it", "other", BTreeSet::new()),
+    );
+    store
+        .add_texts(&[accepted.clone(), other], &store.lease())
+        .unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "beside").unwrap();
+    let beside = {
+        let naming = Naming::Content(ContentName::source("beside"));
+        let prepared = store.prepare_source(&file, naming).unwrap();
+        store.register_unaccepted(vec![prepared], &store.lease())
+    };
+    let beside = beside.unwrap().remove(0);
+    let tree = store.query(&accepted.path).unwrap().unwrap().tree;
+    let lease = store.lease();
+    assert!(lease.hold_tree(tree).unwrap() && lease.hold_tree(beside.tree).unwrap());
+    assert!(!lease.hold_tree(TreeDigest([7; 32])).unwrap());
+    assert!(store.inner.leases.take_uses().is_empty());
+    let report = store.gc(&GcOptions::default()).unwrap();
+    assert_eq!((report.removed.len(), report.removed_unaccepted.len()), (1, 0));
+    drop(lease);
+    let report = store.gc(&GcOptions::default()).unwrap();
+    assert_eq!((report.removed.len(), report.removed_unaccepted.len()), (1, 1));
+    assert!(!store.lease().hold_tree(beside.tree).unwrap());
+}
+
 #[test]
 fn what_was_not_used_for_longest_goes_first() {
     let folder = tempfile::tempdir().unwrap();

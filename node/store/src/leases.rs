@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
+use tvix_node_protocol::tree::TreeDigest;
 
 use crate::index::IndexError;
 use crate::limits::NOTED_USES;
-use crate::store::{Inner, now};
+use crate::store::{Inner, Store, now};
 
 /// All leases of a store.
 #[derive(Debug, Default)]
@@ -138,6 +139,25 @@ impl Lease {
     /// [`IndexError`]
     pub fn hold_one(&self, path: &StorePath) -> Result<Option<PathInfo>, IndexError> {
         Ok(self.hold([path])?.pop().flatten())
+    }
+
+    /// Leases a path that has this content, or beside which it lies, and says whether there is one. That counts as no use of the
+    /// path.
+    ///
+    /// # Errors
+    /// [`IndexError`]
+    pub fn hold_tree(&self, tree: TreeDigest) -> Result<bool, IndexError> {
+        let store = Store {
+            inner: Arc::clone(&self.store),
+        };
+        for path in store.paths_with_tree(tree)? {
+            self.reserve([&path]);
+            // Read after the lease is written down: a collection that did not see it has ended.
+            if store.paths_with_tree(tree)?.contains(&path) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     pub(crate) fn reserve<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath>) {

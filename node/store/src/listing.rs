@@ -5,8 +5,9 @@ use std::ops::Bound;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 
-use crate::index::{FILES, IndexError, PATHS, TREE_NUMBERS, TREES, path_from_key, path_key};
+use crate::index::{FILES, IndexError, PATHS, TREE_NUMBERS, TREES, UNACCEPTED, path_from_key, path_key};
 use crate::store::Store;
+use crate::trees::hash_of_unaccepted;
 
 impl Store {
     /// Valid paths in the order of their hashes, from after `after` on, at most `limit`.
@@ -67,6 +68,40 @@ impl Store {
             }
             Ok(found)
         })
+    }
+
+    /// Paths of which this is the accepted tree, and after them those beside whose accepted one it lies.
+    pub(crate) fn paths_with_tree(&self, tree: TreeDigest) -> Result<Vec<StorePath>, IndexError> {
+        let mut found = self.paths_of_tree(tree)?;
+        let beside = self.inner.index.read(|transaction| {
+            let (numbers, trees) = (
+                transaction.open_table(TREE_NUMBERS)?,
+                transaction.open_table(TREES)?,
+            );
+            let unaccepted = transaction.open_table(UNACCEPTED)?;
+            let mut found = Vec::new();
+            for entry in numbers.range((&tree.0, 0)..=(&tree.0, u64::MAX))? {
+                let Some(name) = trees.get(entry?.0.value().1)? else {
+                    continue;
+                };
+                let Some(hash) = hash_of_unaccepted(name.value()) else {
+                    continue;
+                };
+                for entry in unaccepted.range((hash.as_slice(), &[0; 32])..)? {
+                    let key = entry?.0;
+                    let (path, beside) = key.value();
+                    if !path.starts_with(&hash) {
+                        break;
+                    }
+                    if *beside == tree.0 {
+                        found.push(path_from_key(path)?);
+                    }
+                }
+            }
+            Ok(found)
+        })?;
+        found.extend(beside);
+        Ok(found)
     }
 
     /// Whether a file with these bytes lies in any tree of the store, for each of these.

@@ -27,6 +27,12 @@ pub(crate) fn unaccepted_name(path: &StorePath, tree: TreeDigest) -> String {
     format!("{UNACCEPTED}{}-{tree}", nixbase32::encode(path.digest()))
 }
 
+/// The hash of the path whose unaccepted tree has this name; none where it is another name.
+pub(crate) fn hash_of_unaccepted(name: &str) -> Option<[u8; 20]> {
+    let (hash, _) = name.strip_prefix(UNACCEPTED)?.split_once('-')?;
+    nixbase32::decode(hash.as_bytes()).ok()?.try_into().ok()
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Trees {

@@ -113,7 +113,7 @@ pub use protocols::build::{BuildCall, BuildCallError, BuildEvent, Unwanted};
 pub use protocols::find::{FindScope, Holders, Through};
 pub use protocols::paths::PathsError;
 pub use protocols::push::PushError;
-pub use shelf::{Shelf, ShelfError};
+pub use shelf::{Loan, Shelf, ShelfError};
 
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,9 @@ impl ShelfError {
     }
 }
 
+/// Keeps a tree here as long as it lives. It may go where nothing may block.
+pub type Loan = Box<dyn Send + Sync>;
+
 /// The node's store, as far as members may see it. Methods block; they are called where that is allowed.
 ///
 /// What a peer may have is decided here, by path and by tree: a file or directory is never served for
@@ -56,6 +59,15 @@ pub trait Shelf: Send + Sync + 'static {
     /// # Errors
     /// [`ShelfError`]
     fn may_serve(&self, peer: NodeKey, root: TreeDigest) -> Result<bool, ShelfError>;
+
+    /// Keeps a tree that this peer may have where it is, while the answer to one question for it lives and until the peer has had
+    /// time to ask the next: what is collected in between would have to be fetched from others.
+    ///
+    /// # Errors
+    /// [`ShelfError`]
+    fn lend(&self, _: NodeKey, _: TreeDigest) -> Result<Loan, ShelfError> {
+        Ok(Box::new(()))
+    }
 
     /// A tree that is here, or a directory in one.
     ///

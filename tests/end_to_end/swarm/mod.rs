@@ -2,6 +2,7 @@
 
 mod broken;
 mod building;
+mod collecting;
 mod desired_store;
 mod doctor;
 mod finding;

@@ -85,6 +85,7 @@ impl Membership {
             store,
             private,
             (Arc::clone(&grants), Arc::clone(&parts.traffic)),
+            Arc::clone(&parts.depot.lent),
             view.clone(),
         );
         let secret = NodeSecret::from_bytes(&secret.to_bytes());

@@ -136,10 +136,13 @@ impl SendStream for BlobWriter {
 
 pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
     let BlobQuestion { root, blob } = wire.reader.receive().await?;
-    match files_for(core, peer, root).await {
-        Ok(files) if files.contains(&blob) => {}
-        Ok(_) => return wire.answer(&ServeAnswer::NotHere).await,
+    // It is held to the end.
+    let lent = match files_for(core, peer, root).await {
+        Ok(lent) => lent,
         Err(answer) => return wire.answer(&answer).await,
+    };
+    if !lent.files.contains(&blob) {
+        return wire.answer(&ServeAnswer::NotHere).await;
     }
     let Some(_place) = core.serving.place(peer).await else {
         return wire.answer(&ServeAnswer::Busy).await;

@@ -44,10 +44,12 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         return wire.answer(&ServeAnswer::NotHere).await;
     };
     let root = question.root;
-    let files = match files_for(core, peer, root).await {
-        Ok(files) => files,
+    // It is held to the end.
+    let lent = match files_for(core, peer, root).await {
+        Ok(lent) => lent,
         Err(answer) => return wire.answer(&answer).await,
     };
+    let files = Arc::clone(&lent.files);
     if wanted.len() <= SMALL_TREE_FILES {
         let Some(_place) = core.serving.small_place(peer).await else {
             return wire.answer(&ServeAnswer::Busy).await;

@@ -27,7 +27,7 @@ use crate::limits::{
 use crate::places::Places;
 use crate::recent::Recent;
 use crate::room::Room;
-use crate::shelf::{Shelf, ShelfError};
+use crate::shelf::{Loan, Shelf, ShelfError};
 
 /// A file that could not be proven, as it was then.
 #[derive(Debug)]
@@ -286,32 +286,45 @@ pub(crate) fn files(shelf: &dyn Shelf, root: TreeDigest) -> Result<Option<HashSe
     Ok(Some(walk.blobs))
 }
 
+/// What keeps a tree here that the peer may have; none where it may not.
+pub(crate) fn lend(shelf: &dyn Shelf, peer: NodeKey, root: TreeDigest) -> Result<Option<Loan>, ShelfError> {
+    if !shelf.may_serve(peer, root)? {
+        return Ok(None);
+    }
+    shelf.lend(peer, root).map(Some)
+}
+
+/// The files of a tree, which stays here as long as this is held.
+pub(crate) struct Lent {
+    pub(crate) files: Arc<HashSet<BlobDigest>>,
+    _loan: Loan,
+}
+
 /// The files of a tree, where the peer may have it and it is here. If not: what the peer is answered.
-pub(crate) async fn files_for(
-    core: &Core,
-    peer: NodeKey,
-    root: TreeDigest,
-) -> Result<Arc<HashSet<BlobDigest>>, ServeAnswer> {
+pub(crate) async fn files_for(core: &Core, peer: NodeKey, root: TreeDigest) -> Result<Lent, ServeAnswer> {
     let broken = |error: ShelfError| {
         tracing::error!(%root, %error, "a tree could not be read for a peer");
         ServeAnswer::Broken
     };
-    let may = core.ask_shelf(move |shelf| shelf.may_serve(peer, root)).await;
-    if !may.map_err(broken)? {
+    let lent = core.ask_shelf(move |shelf| lend(shelf, peer, root)).await;
+    let Some(_loan) = lent.map_err(broken)? else {
         return Err(ServeAnswer::NotHere);
-    }
+    };
     let known = || lock(&core.serving.trees).get(root);
     if let Some(files) = known() {
-        return Ok(files);
+        return Ok(Lent { files, _loan });
     }
     let _place = core.serving.listing_place(peer).await.ok_or(ServeAnswer::Busy)?;
     // Somebody may have asked for the same a moment ago.
     if let Some(files) = known() {
-        return Ok(files);
+        return Ok(Lent { files, _loan });
     }
     let files = core.ask_shelf(move |shelf| files(shelf, root)).await;
     match files.map_err(broken)? {
-        Some(files) => Ok(core.serving.remember(root, files)),
+        Some(files) => {
+            let files = core.serving.remember(root, files);
+            Ok(Lent { files, _loan })
+        }
         None => Err(ServeAnswer::NotHere),
     }
 }

@@ -8,24 +8,29 @@ use tvix_node_protocol::messages::{ServeAnswer, TreeQuestion};
 use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 
 use super::ahead::Ahead;
-use super::serving::TreeWalk;
+use super::serving::{TreeWalk, lend};
 use crate::core::Core;
 use crate::net::wire::{Wire, WireError};
 use crate::shelf::{Shelf, ShelfError};
 
 pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
     let TreeQuestion { root } = wire.reader.receive().await?;
-    let may = core
-        .ask_shelf(move |shelf| Ok(shelf.may_serve(peer, root)? && shelf.tree(root)?.is_some()))
+    let lent = core
+        .ask_shelf(move |shelf| {
+            let Some(loan) = lend(shelf, peer, root)? else {
+                return Ok(None);
+            };
+            Ok(shelf.tree(root)?.map(|_| loan))
+        })
         .await;
-    match may {
-        Ok(true) => {}
-        Ok(false) => return wire.answer(&ServeAnswer::NotHere).await,
+    let _loan = match lent {
+        Ok(Some(loan)) => loan,
+        Ok(None) => return wire.answer(&ServeAnswer::NotHere).await,
         Err(error) => {
             tracing::error!(%root, %error, "a tree could not be read for a peer");
             return wire.answer(&ServeAnswer::Broken).await;
         }
-    }
+    };
     let Some(_place) = core.serving.walk_place(peer).await else {
         return wire.answer(&ServeAnswer::Busy).await;
     };

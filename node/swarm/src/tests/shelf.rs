@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::Shown;
@@ -13,7 +14,7 @@ use tvix_node_protocol::subtrees::{BlobHasher, ChainingValue};
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, PathComponent, Tree, TreeDigest};
 
 use crate::core::lock;
-use crate::{Arrival, Shelf, ShelfError, copy_blob};
+use crate::{Arrival, Loan, Shelf, ShelfError, copy_blob};
 
 #[derive(Default)]
 struct Held {
@@ -23,6 +24,25 @@ struct Held {
     blobs: HashMap<BlobDigest, PathBuf>,
     subtrees: HashMap<BlobDigest, Vec<ChainingValue>>,
     granted: BTreeSet<(NodeKey, TreeDigest)>,
+    /// Nothing is here but what is lent at the moment.
+    nothing_but_lent: bool,
+    /// Questions that are being answered.
+    lent: Arc<AtomicUsize>,
+}
+
+/// A question that is being answered.
+struct Lent(Arc<AtomicUsize>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Held {
+    fn has_content(&self) -> bool {
+        !self.nothing_but_lent || self.lent.load(Ordering::SeqCst) > 0
+    }
 }
 
 pub(super) struct TestShelf {
@@ -133,6 +153,16 @@ impl TestShelf {
         lock(&self.held).private.insert(path.clone());
     }
 
+    /// From now on content is here only while it is lent to somebody.
+    pub(super) fn collect_what_is_not_lent(&self) {
+        lock(&self.held).nothing_but_lent = true;
+    }
+
+    /// Questions that are being answered.
+    pub(super) fn lent(&self) -> usize {
+        lock(&self.held).lent.load(Ordering::SeqCst)
+    }
+
     pub(super) fn grant(&self, peer: NodeKey, tree: TreeDigest) {
         lock(&self.held).granted.insert((peer, tree));
     }
@@ -210,8 +240,15 @@ impl Shelf for TestShelf {
         Ok(public || held.granted.contains(&(peer, root)))
     }
 
+    fn lend(&self, _: NodeKey, _: TreeDigest) -> Result<Loan, ShelfError> {
+        let lent = Arc::clone(&lock(&self.held).lent);
+        lent.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(Lent(lent)))
+    }
+
     fn tree(&self, digest: TreeDigest) -> Result<Option<Tree>, ShelfError> {
-        Ok(lock(&self.held).trees.get(&digest).cloned())
+        let held = lock(&self.held);
+        Ok(held.trees.get(&digest).filter(|_| held.has_content()).cloned())
     }
 
     fn has_blobs(&self, blobs: &[BlobDigest]) -> Result<Vec<bool>, ShelfError> {
@@ -221,7 +258,7 @@ impl Shelf for TestShelf {
 
     fn blob(&self, digest: BlobDigest) -> Result<Option<File>, ShelfError> {
         let held = lock(&self.held);
-        let path = held.blobs.get(&digest);
+        let path = held.blobs.get(&digest).filter(|_| held.has_content());
         path.map(File::open).transpose().map_err(ShelfError::new)
     }
 

@@ -645,3 +645,15 @@ async fn a_provider_that_is_gone_is_not_waited_for() {
     let error = fetched.expect_err("nobody has it").to_string();
     assert!(error.contains("it has gone"), "{error}");
 }
+
+#[tokio::test]
+async fn what_is_served_is_lent_for_as_long_as_each_question_is_being_answered() {
+    let (ann, bob) = pair().await;
+    let root = mixed(&ann.shelf);
+    ann.shelf.add_path("p", root);
+    ann.shelf.collect_what_is_not_lent();
+    assert!(!ann.shelf.is_complete(root), "nothing is lent yet");
+    bob.shelf.adopt(&fetch(&bob, root, &[&ann]).await.unwrap());
+    assert!(bob.shelf.is_complete(root));
+    eventually(async || ann.shelf.lent() == 0).await;
+}
