@@ -496,4 +496,30 @@ mod tests {
         let circular = items(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
         assert!(circle(&circular).is_some());
     }
+
+    #[test]
+    fn who_has_not_all_of_it_is_not_away() {
+        let failure = |failures: Vec<ProviderError>| FetchFailure::Transfer {
+            path: path("a"),
+            why: String::new(),
+            source: FetchError::Failed {
+                root: TreeDigest([1; 32]),
+                failures: failures
+                    .into_iter()
+                    .map(|error| (NodeKey([1; 32]), error))
+                    .collect(),
+            },
+        };
+        let gone = || ProviderError::Ended("it went away".to_owned());
+        assert!(failure(vec![gone(), gone()]).is_away());
+        for other in [
+            ProviderError::NotThere,
+            ProviderError::Broken,
+            ProviderError::Busy,
+            ProviderError::Lied(String::new()),
+        ] {
+            assert!(!failure(vec![gone(), other]).is_away());
+        }
+        assert!(!failure(vec![]).is_away());
+    }
 }

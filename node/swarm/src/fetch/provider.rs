@@ -21,7 +21,7 @@ pub enum ProviderError {
     /// It cannot read what it has.
     #[error("it cannot read what it has")]
     Broken,
-    /// It stopped before the end.
+    /// It stopped before the end: the connection broke, as far as can be told.
     #[error("it stopped before the end: {0}")]
     Ended(String),
     /// It sent something else than was asked for.
@@ -32,8 +32,9 @@ pub enum ProviderError {
     Spool(#[from] SpoolError),
 }
 
-/// What is said where a file ends before it should: its node went away, or cannot read the rest.
-pub(super) const CUT_SHORT: &str = "it went away, or has not all of the file";
+/// What is said where a file ends before it should: its node went away, or has found just now that it cannot read the rest. Who
+/// knows that beforehand says so.
+pub(super) const CUT_SHORT: &str = "it went away, or cannot read the rest of the file";
 
 impl ProviderError {
     /// Marks the provider for what it did.

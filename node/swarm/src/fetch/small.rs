@@ -18,7 +18,7 @@ use crate::core::lock;
 use crate::limits::WRITE_BATCH;
 use crate::net::Door;
 use crate::protocols::blob::BlobReader;
-use crate::protocols::blobs::{FOLLOWS, MISSING};
+use crate::protocols::blobs::{FOLLOWS, MISSING, UNREADABLE};
 use crate::protocols::outboard::BLOCK;
 
 /// Fetches files from one provider, as long as they are not brought by another. What has come is kept, whatever happens
@@ -76,8 +76,10 @@ async fn receive(reader: &mut BlobReader, blob: BlobDigest, length: u64) -> Resu
     let ended = |error: std::io::Error| ProviderError::Ended(error.to_string());
     let mut status = [MISSING];
     reader.recv_exact(&mut status).await.map_err(ended)?;
-    if status != [FOLLOWS] {
-        return Err(ProviderError::NotThere);
+    match status {
+        [FOLLOWS] => {}
+        [UNREADABLE] => return Err(ProviderError::Broken),
+        _ => return Err(ProviderError::NotThere),
     }
     // The plan puts no larger ones here.
     let length = usize::try_from(length).map_err(|_| ProviderError::NotThere)?;

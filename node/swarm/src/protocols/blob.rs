@@ -1,9 +1,10 @@
 //! One large file, or parts of it: the iroh-blobs protocol on a stream of ours.
 //!
-//! With the question comes a `Get` request of that protocol as one frame; after [`ServeAnswer::Coming`] follow
-//! the file's size and the ranges asked for, with the hashes that prove each group of 16 KiB. The asker does
+//! With the question comes a `Get` request of that protocol as one frame; after [`ServeAnswer::Coming`], which says that the
+//! file is here and can be read as far as is known, follow the file's size and the ranges asked for, with the hashes that prove each group of 16 KiB. The asker does
 //! not end its side, as iroh does: over TCP, who has ended its side and then goes away is not noticed.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use tvix_node_protocol::limits::BLOB_REQUEST_BYTES;
 use tvix_node_protocol::messages::{BlobQuestion, ServeAnswer};
 use tvix_node_protocol::tree::BlobDigest;
 
-use super::outboard::FileState;
+use super::outboard::{BlobOutboard, FileState};
 use super::serving::files_for;
 use crate::core::{Core, blocking};
 use crate::limits::{ANSWER_TIME, CONTENT_PIECE, CONTENT_QUEUE};
@@ -147,8 +148,6 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     let Some(_place) = core.serving.place(peer).await else {
         return wire.answer(&ServeAnswer::Busy).await;
     };
-    wire.writer.send(&ServeAnswer::Coming).await?;
-    wire.writer.flush().await?;
     let request = wire.reader.receive_raw(BLOB_REQUEST_BYTES).await?;
     let request = Bytes::from(request.ok_or(WireError::Closed)?);
     let (request, _) = Request::read_async(&mut { request }).await?;
@@ -156,11 +155,27 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
         tracing::debug!(%peer, "a request of another kind than is served here");
         return Ok(());
     };
-    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(CONTENT_QUEUE);
-    let encoder = {
-        let core = core.clone();
-        blocking(move || encode(&core, blob, &ranges, sender))
+    // Before it is said that it comes: who is told so takes an early end for that of the connection.
+    let opened = {
+        let (core, ranges) = (core.clone(), ranges.clone());
+        blocking(move || open(&core, blob, &ranges)).await
     };
+    let file = match opened {
+        Ok(Ok(Some(file))) => file,
+        Ok(Ok(None)) => return wire.answer(&ServeAnswer::NotHere).await,
+        Ok(Err(error)) => {
+            tracing::error!(%blob, %error, "a file could not be read for a peer");
+            return wire.answer(&ServeAnswer::Broken).await;
+        }
+        Err(error) => {
+            tracing::error!(%blob, %error, "a file could not be read for a peer");
+            return wire.answer(&ServeAnswer::Broken).await;
+        }
+    };
+    wire.writer.send(&ServeAnswer::Coming).await?;
+    wire.writer.flush().await?;
+    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(CONTENT_QUEUE);
+    let encoder = blocking(move || encode(&file, &ranges, sender));
     let mut writer = wire.writer;
     // The receiver goes with the writer: the reading thread notices where nobody writes any more.
     let writing = async move {
@@ -190,15 +205,17 @@ fn ranges_of(request: &Request, blob: BlobDigest) -> Option<ChunkRanges> {
     (*hash.as_bytes() == blob.0).then(|| ranges.clone())
 }
 
-/// Reads, proves and sends. Blocks.
-fn encode(
-    core: &Core,
-    blob: BlobDigest,
-    ranges: &ChunkRanges,
-    sender: mpsc::Sender<Vec<u8>>,
-) -> Result<(), ShelfError> {
+/// A file that is served.
+struct Served {
+    file: File,
+    state: FileState,
+    outboard: Arc<BlobOutboard>,
+}
+
+/// Opens a file of which these ranges are wanted; none where it is not here. Blocks.
+fn open(core: &Core, blob: BlobDigest, ranges: &ChunkRanges) -> Result<Option<Served>, ShelfError> {
     let Some(file) = core.shelf.blob(blob)? else {
-        return Ok(());
+        return Ok(None);
     };
     // As it was before it is read: a change meanwhile shows.
     let state = FileState::of(&file.metadata().map_err(ShelfError::new)?);
@@ -211,14 +228,33 @@ fn encode(
     let spool = core.fetching.spool();
     let outboard = core.serving.outboard(blob, (&file, state), spool, parts);
     let outboard = outboard.map_err(ShelfError::new)?;
-    let outboard = outboard.with(&file, state).map_err(ShelfError::new)?;
+    let with_file = outboard.with(&file, state).map_err(ShelfError::new)?;
+    let first = ranges.boundaries().first();
+    with_file
+        .has_not_failed(first.map_or(0, |chunk| chunk.0))
+        .map_err(ShelfError::new)?;
+    Ok(Some(Served {
+        file,
+        state,
+        outboard,
+    }))
+}
+
+/// Reads, proves and sends. Blocks.
+fn encode(served: &Served, ranges: &ChunkRanges, sender: mpsc::Sender<Vec<u8>>) -> Result<(), ShelfError> {
+    let Served {
+        file,
+        state,
+        outboard,
+    } = served;
+    let outboard = outboard.with(file, *state).map_err(ShelfError::new)?;
     let mut pieces = Pieces {
         piece: Vec::with_capacity(CONTENT_PIECE),
         sender,
     };
     let sent = pieces
         .write_all(&state.size.to_le_bytes())
-        .and_then(|()| encode_ranges(&file, outboard, ranges, &mut pieces).map_err(io::Error::other))
+        .and_then(|()| encode_ranges(file, outboard, ranges, &mut pieces).map_err(io::Error::other))
         .and_then(|()| pieces.flush());
     match sent {
         // Nobody reads any more.

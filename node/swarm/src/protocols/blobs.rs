@@ -1,7 +1,7 @@
 //! Small files of a tree, many in one answer.
 //!
 //! After [`ServeAnswer::Coming`] each file that was asked for comes in order: one byte that says whether
-//! it follows, then its bytes. A file of more than 16 KiB comes with the hashes above its groups of
+//! it follows or why not, then its bytes. A file of more than 16 KiB comes with the hashes above its groups of
 //! 16 KiB in between, in the order of the iroh-blobs protocol (a "combined" BLAKE3 encoding without the
 //! size, which the asker knows from the tree), so that a wrong byte is found within its group.
 
@@ -30,6 +30,8 @@ use crate::shelf::{Shelf, ShelfError};
 pub(crate) const FOLLOWS: u8 = 0;
 /// The file is not here, or too large to come this way.
 pub(crate) const MISSING: u8 = 1;
+/// The file cannot be read.
+pub(crate) const UNREADABLE: u8 = 2;
 
 /// Digests one after the other, as they travelled.
 pub(crate) fn unpack(bytes: &[u8]) -> Option<Vec<BlobDigest>> {
@@ -79,10 +81,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
             core.ask_shelf(move |shelf| {
                 let mut piece = Vec::with_capacity(CONTENT_PIECE);
                 for blob in wanted {
-                    let here = files.contains(&blob) && append(shelf, blob, &mut piece)?;
-                    if !here {
-                        piece.push(MISSING);
-                    }
+                    append(shelf, blob, &files, &mut piece);
                     let full = piece.len() >= CONTENT_PIECE;
                     if full && sender.blocking_send(std::mem::take(&mut piece)).is_err() {
                         return Ok(());
@@ -123,10 +122,7 @@ async fn small_answer(
     let answer = core.ask_shelf(move |shelf| {
         let mut answer = Vec::new();
         for blob in wanted {
-            let here = files.contains(&blob) && append(shelf, blob, &mut answer)?;
-            if !here {
-                answer.push(MISSING);
-            }
+            append(shelf, blob, &files, &mut answer);
             if answer.len() > MOST {
                 return Ok(None);
             }
@@ -137,8 +133,23 @@ async fn small_answer(
     answer.await
 }
 
+/// Appends one of these files as it travels, or why it does not.
+fn append(shelf: &dyn Shelf, blob: BlobDigest, files: &HashSet<BlobDigest>, to: &mut Vec<u8>) {
+    let before = to.len();
+    let status = match files.contains(&blob).then(|| append_file(shelf, blob, to)) {
+        Some(Ok(true)) => return,
+        Some(Ok(false)) | None => MISSING,
+        Some(Err(error)) => {
+            tracing::error!(%blob, %error, "a file could not be read for a peer");
+            UNREADABLE
+        }
+    };
+    to.truncate(before);
+    to.push(status);
+}
+
 /// Appends one file as it travels; false where it cannot come this way.
-fn append(shelf: &dyn Shelf, blob: BlobDigest, to: &mut Vec<u8>) -> Result<bool, ShelfError> {
+fn append_file(shelf: &dyn Shelf, blob: BlobDigest, to: &mut Vec<u8>) -> Result<bool, ShelfError> {
     let Some(file) = shelf.blob(blob)? else {
         return Ok(false);
     };

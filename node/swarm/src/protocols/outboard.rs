@@ -277,6 +277,27 @@ pub(crate) struct WithFile<'a> {
     proven: Cell<Option<usize>>,
 }
 
+impl WithFile<'_> {
+    /// Fails where it is known that the part with this chunk of 1 KiB cannot be proven, and reads nothing to find out.
+    pub(crate) fn has_not_failed(&self, chunk: u64) -> io::Result<()> {
+        let index = usize::try_from(chunk / (SUBTREE_BYTES / 1024)).unwrap_or(usize::MAX);
+        match self
+            .outboard
+            .parts
+            .get(index)
+            .map(|part| lock(&part.state))
+            .as_deref()
+        {
+            Some(State::Failed { file, since, reason })
+                if *file == self.state && since.elapsed() < UNPROVEN =>
+            {
+                Err(io::Error::other(reason.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Outboard for WithFile<'_> {
     fn root(&self) -> Hash {
         Hash::from_bytes(self.outboard.blob.0)

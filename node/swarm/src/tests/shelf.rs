@@ -149,6 +149,18 @@ impl TestShelf {
         std::fs::write(&lock(&self.held).blobs[&blob], bytes).unwrap();
     }
 
+    /// A file is not here any more.
+    pub(super) fn lose(&self, blob: BlobDigest) {
+        lock(&self.held).blobs.remove(&blob);
+    }
+
+    /// A file cannot be read any more.
+    pub(super) fn make_unreadable(&self, blob: BlobDigest) {
+        // It can be opened.
+        let folder = self.folder.path().to_owned();
+        lock(&self.held).blobs.insert(blob, folder);
+    }
+
     pub(super) fn make_private(&self, path: &StorePath) {
         lock(&self.held).private.insert(path.clone());
     }

@@ -1,7 +1,7 @@
 use super::shelf::{component, noise};
 use super::*;
 use crate::limits::{CONTENT_PIECE, PIECE_CHUNKS, WRITE_BATCH};
-use crate::{Arrival, ArrivedBlob, Caps, FetchError, FetchOrder, FetchProgress, copy_blob};
+use crate::{Arrival, ArrivedBlob, Caps, FetchError, FetchOrder, FetchProgress, ProviderError, copy_blob};
 use std::io::Read as _;
 use tokio::sync::watch;
 use tvix_node_protocol::tree::{BlobDigest, Directory, Leaf, Node, SymlinkTarget, Tree, TreeDigest};
@@ -656,4 +656,57 @@ async fn what_is_served_is_lent_for_as_long_as_each_question_is_being_answered()
     bob.shelf.adopt(&fetch(&bob, root, &[&ann]).await.unwrap());
     assert!(bob.shelf.is_complete(root));
     eventually(async || ann.shelf.lent() == 0).await;
+}
+
+/// What a fetch from one provider alone failed for.
+async fn failure(bob: &TestNode, root: TreeDigest, ann: &TestNode) -> ProviderError {
+    match fetch(bob, root, &[ann]).await {
+        Err(FetchError::Failed { mut failures, .. }) => failures.remove(0).1,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whoever takes it for a broken connection waits for the provider, and asks it again.
+#[tokio::test]
+async fn who_has_not_all_of_a_tree_or_cannot_read_it_says_so() {
+    let (ann, bob) = pair().await;
+    // Alone in an answer that is in memory, in one that is not, and in pieces.
+    for (seed, (count, size)) in (0..).zip([(1, 20_000), (70, 1000), (1, 500_000)]) {
+        let files: Vec<(String, Vec<u8>)> = (0..count)
+            .map(|number| (number.to_string(), noise(1000 * seed + number, size)))
+            .collect();
+        let named: Vec<(&str, &[u8])> = files
+            .iter()
+            .map(|(name, bytes)| (&name[..], &bytes[..]))
+            .collect();
+        let root = ann.shelf.add_directory(&named);
+        ann.shelf.add_path(&format!("p{seed}"), root);
+        let last = BlobDigest::of(&files[files.len() - 1].1);
+        ann.shelf.lose(last);
+        let failed = failure(&bob, root, &ann).await;
+        assert!(matches!(failed, ProviderError::NotThere), "{size}: {failed:?}");
+        ann.shelf.make_unreadable(last);
+        let failed = failure(&bob, root, &ann).await;
+        assert!(matches!(failed, ProviderError::Broken), "{size}: {failed:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_has_found_that_a_part_of_a_file_is_damaged_says_so_when_it_is_asked_for_it_again() {
+    let (ann, bob) = pair().await;
+    let large = noise(1, 3 << 23);
+    let root = ann.shelf.add_directory(&[("large", &large)]);
+    ann.shelf.add_path("p", root);
+    ann.shelf.keep_parts(&large);
+    let mut damaged = large.clone();
+    damaged[(1 << 23) + 500_000] ^= 1;
+    ann.shelf.damage(BlobDigest::of(&large), &damaged);
+    // What comes before it comes, and from there on nothing does.
+    failure(&bob, root, &ann).await;
+    let mut failed = failure(&bob, root, &ann).await;
+    if matches!(failed, ProviderError::Ended(_)) {
+        // The other pieces came first.
+        failed = failure(&bob, root, &ann).await;
+    }
+    assert!(matches!(failed, ProviderError::Broken), "{failed:?}");
 }
