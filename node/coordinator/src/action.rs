@@ -73,6 +73,15 @@ pub enum Action {
         /// Whether a build on this node waits for it.
         awaited: bool,
     },
+    /// A fetch is more urgent than it was: what is not begun of it goes before what is less so.
+    HurryFetch {
+        /// Which.
+        fetch: FetchId,
+        /// How urgent it is now.
+        urgency: Urgency,
+        /// Whether a build on this node waits for it.
+        awaited: bool,
+    },
     /// Nobody wants a fetch any more.
     CancelFetch {
         /// Which.

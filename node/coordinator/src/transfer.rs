@@ -24,8 +24,22 @@ pub(crate) struct Transfers {
 struct Fetch {
     path: PathId,
     from: Vec<Source>,
+    /// How urgent it is, as was said last.
+    urgency: (Urgency, bool),
     /// Paths of its closure that users were told are on their way, and that are not here yet.
     begun: BTreeSet<StorePath>,
+}
+
+/// How urgently a path is wanted in the own store, and whether a build here waits for it.
+fn urgency_of(path: &Path) -> (Urgency, bool) {
+    let urgency = if !path.import.is_empty() {
+        Urgency::Import
+    } else if !path.demanded.is_empty() {
+        Urgency::Demanded
+    } else {
+        Urgency::Speculative
+    };
+    (urgency, !path.waiting_builds.is_empty())
 }
 
 impl Coordinator {
@@ -94,15 +108,25 @@ impl Coordinator {
         }
     }
 
-    /// Starts what may be moved now.
+    /// Starts what may be moved now, and hurries what is moved and has become more urgent.
     pub(crate) fn flush_transfers(&mut self) {
-        let most_urgent = |id: &PathId| {
-            let path = &self.graph.paths.get(*id);
-            std::cmp::Reverse(path.map(|path| {
-                let (import, demanded) = (!path.import.is_empty(), !path.demanded.is_empty());
-                (import, demanded, !path.waiting_builds.is_empty())
-            }))
-        };
+        for (fetch, running) in &mut self.transfers.fetches {
+            let Some(path) = self.graph.paths.get(running.path) else {
+                continue;
+            };
+            let (now, before) = (urgency_of(path), running.urgency);
+            let raised = (now.0.max(before.0), now.1 || before.1);
+            if raised != before {
+                running.urgency = raised;
+                let (fetch, (urgency, awaited)) = (*fetch, raised);
+                self.actions.push(Action::HurryFetch {
+                    fetch,
+                    urgency,
+                    awaited,
+                });
+            }
+        }
+        let most_urgent = |id: &PathId| std::cmp::Reverse(self.graph.paths.get(*id).map(urgency_of));
         if self.transfers.fetches.len() < limits::FETCHES {
             self.transfers
                 .waiting_fetches
@@ -141,14 +165,8 @@ impl Coordinator {
             self.graph.paths[id].fetch = Fetching::No;
             return;
         }
-        let urgency = if !path.import.is_empty() {
-            Urgency::Import
-        } else if !path.demanded.is_empty() {
-            Urgency::Demanded
-        } else {
-            Urgency::Speculative
-        };
-        let (name, awaited) = (path.name.clone(), !path.waiting_builds.is_empty());
+        let (urgency, awaited) = urgency_of(path);
+        let name = path.name.clone();
         let fetch = FetchId(self.next_number());
         self.graph.paths[id].fetch = Fetching::Running(fetch);
         self.transfers.fetches.insert(
@@ -156,6 +174,7 @@ impl Coordinator {
             Fetch {
                 path: id,
                 from: from.clone(),
+                urgency: (urgency, awaited),
                 begun: BTreeSet::new(),
             },
         );

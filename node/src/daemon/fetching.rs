@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tvix_node_coordinator::{Event, FetchId, Source};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_swarm::Priority;
+use tvix_node_swarm::Rising;
 
 use super::depot::Depot;
 use super::engine::Message;
@@ -20,7 +20,7 @@ pub async fn fetch(
     (depot, teams, engine): (Arc<Depot>, Vec<Arc<TeamNode>>, mpsc::Sender<Message>),
     fetch: FetchId,
     path: StorePath,
-    (from, priority): (Vec<Source>, Priority),
+    (from, priority): (Vec<Source>, Rising),
 ) {
     let peer = |source: &Source| match source {
         Source::Peer(node) => Some(*node),
@@ -35,7 +35,7 @@ pub async fn fetch(
         if done {
             break;
         }
-        match team.fetch(fetch, path.clone(), peers, priority).await {
+        match team.fetch(fetch, path.clone(), peers, &priority).await {
             Ok(()) => done = true,
             Err(error) => {
                 fits &= !matches!(error, FetchFailure::Room { .. });

@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tvix_node_coordinator::{Event, FetchId, Source};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_swarm::limits::{SHARES, SMALL_TREE};
-use tvix_node_swarm::{FetchError, Priority, ProviderError};
+use tvix_node_swarm::{FetchError, Line, ProviderError, Rising};
 
 use super::TeamNode;
 use super::evidence::{Evidence as _, Remote};
@@ -106,26 +106,54 @@ pub enum Step {
 /// Who is told. Whoever has stopped listening need not know.
 pub type Observer = mpsc::Sender<Step>;
 
-/// Paths that are on their way: what two fetches have in common is moved once.
+/// Paths that are on their way: what two fetches have in common is moved once, as urgently as the more urgent of them.
 #[derive(Debug, Default)]
-pub struct Arriving(Mutex<HashMap<StorePath, Weak<tokio::sync::Mutex<()>>>>);
+pub struct Arriving(Mutex<HashMap<StorePath, Weak<Arrives>>>);
+
+/// A path that somebody brings or waits for.
+#[derive(Debug)]
+struct Arrives {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// How urgent it is for all of those together.
+    priority: Rising,
+}
+
+/// Nobody else brings a path as long as this is held.
+#[derive(Debug)]
+pub struct BringingTurn {
+    _turn: tokio::sync::OwnedMutexGuard<()>,
+    arrives: Arc<Arrives>,
+}
+
+impl BringingTurn {
+    /// How urgent the path is for all who want it.
+    #[must_use]
+    pub fn priority(&self) -> &Rising {
+        &self.arrives.priority
+    }
+}
 
 impl Arriving {
-    /// Waits until nobody else brings this path.
-    pub async fn turn(&self, path: &StorePath) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, turn| turn.strong_count() > 0);
-            match turns.get(path).and_then(Weak::upgrade) {
-                Some(turn) => turn,
+    /// Waits until nobody else brings this path. Who does so brings it at least so urgently from now on.
+    pub async fn turn(&self, path: &StorePath, priority: &Rising) -> BringingTurn {
+        let arrives = {
+            let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            paths.retain(|_, arrives| arrives.strong_count() > 0);
+            match paths.get(path).and_then(Weak::upgrade) {
+                Some(arrives) => arrives,
                 None => {
-                    let turn = Arc::new(tokio::sync::Mutex::new(()));
-                    turns.insert(path.clone(), Arc::downgrade(&turn));
-                    turn
+                    let arrives = Arc::new(Arrives {
+                        turn: Arc::default(),
+                        priority: priority.now().into(),
+                    });
+                    paths.insert(path.clone(), Arc::downgrade(&arrives));
+                    arrives
                 }
             }
         };
-        turn.lock_owned().await
+        let waiting = Arc::clone(&arrives.turn).lock_owned();
+        let _turn = priority.raising(&arrives.priority, waiting).await;
+        BringingTurn { _turn, arrives }
     }
 }
 
@@ -180,7 +208,7 @@ impl TeamNode {
         self: &Arc<Self>,
         roots: &[StorePath],
         providers: &[NodeKey],
-        priority: Priority,
+        priority: &Rising,
         observer: Option<Observer>,
     ) -> Result<(), FetchFailure> {
         let survey = self
@@ -214,7 +242,7 @@ impl TeamNode {
             };
             (path, item)
         });
-        self.bring_all(items.collect(), Purpose::own(priority), observer)
+        self.bring_all(items.collect(), Purpose::own(priority.clone()), observer)
             .await
     }
 
@@ -240,7 +268,7 @@ impl TeamNode {
                 ((path.clone(), sender), (path.clone(), receiver))
             })
             .unzip();
-        let places = Arc::new(Semaphore::new(ARRIVING * SHARES as usize));
+        let places = Arc::new(Line::new(ARRIVING * SHARES as usize));
         let mut coming = JoinSet::new();
         for ((path, item), (_, sender)) in items.into_iter().zip(senders) {
             let references: Vec<watch::Receiver<Progress>> = match item.keep {
@@ -254,6 +282,7 @@ impl TeamNode {
                 Keep::Aside => Vec::new(),
             };
             let (node, places, observer) = (Arc::clone(self), Arc::clone(&places), observer.clone());
+            let purpose = purpose.clone();
             coming.spawn(async move {
                 let result = node
                     .arrive(&path, (item, purpose), references, &places, observer)
@@ -294,16 +323,15 @@ impl TeamNode {
         path: &StorePath,
         (item, purpose): (Item, Purpose),
         references: Vec<watch::Receiver<Progress>>,
-        places: &Semaphore,
+        places: &Arc<Line>,
         observer: Option<Observer>,
     ) -> Result<(), FetchFailure> {
-        let lost = |error: &dyn std::fmt::Display| FetchFailure::Lost(error.to_string());
         let Item {
             info,
             providers,
             keep,
         } = item;
-        let turn = self.arriving.turn(path).await;
+        let turn = self.arriving.turn(path, &purpose.priority).await;
         if self.here(path).await?.is_some_and(|here| here.tree == info.tree) {
             // Another fetch has brought it meanwhile.
             return Ok(());
@@ -312,11 +340,19 @@ impl TeamNode {
         let (bytes, tree) = (info.nar_size, info.tree);
         let prepared = {
             let shares = if bytes <= SMALL_TREE { 1 } else { SHARES };
-            let place = places.acquire_many(shares).await;
-            let _place = place.map_err(|error| lost(&error))?;
-            let path = path.clone();
-            tell(observer.as_ref(), Step::Started { path, from }).await;
-            self.bring(info, providers, purpose).await?
+            // Who else waits for it may raise it, and so may whoever raises this.
+            let for_all = turn.priority().clone();
+            let of_all = Purpose {
+                priority: for_all.clone(),
+                ..purpose.clone()
+            };
+            let bringing = async {
+                let _place = places.enter_rising(&for_all, shares).await;
+                let path = path.clone();
+                tell(observer.as_ref(), Step::Started { path, from }).await;
+                self.bring(info, providers, of_all).await
+            };
+            purpose.priority.raising(&for_all, bringing).await?
         };
         match keep {
             Keep::Accepted { record } => {
@@ -327,7 +363,7 @@ impl TeamNode {
                     Err(_) => {
                         drop(turn);
                         let came = waiting.await;
-                        let turn = self.arriving.turn(path).await;
+                        let turn = self.arriving.turn(path, &purpose.priority).await;
                         if self.here(path).await?.is_some_and(|here| here.tree == tree) {
                             return Ok(());
                         }
@@ -357,7 +393,7 @@ impl TeamNode {
         fetch: FetchId,
         path: StorePath,
         providers: Vec<NodeKey>,
-        priority: Priority,
+        priority: &Rising,
     ) -> Result<(), FetchFailure> {
         let (steps, mut told) = mpsc::channel(STEPS);
         let roots = [path];
@@ -454,9 +490,12 @@ pub fn circle_in<'a>(graph: &BTreeMap<&'a StorePath, Vec<&'a StorePath>>) -> Opt
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use futures::FutureExt as _;
     use tvix_node_protocol::path_info::NarHash;
     use tvix_node_protocol::tree::TreeDigest;
+    use tvix_node_swarm::Priority;
+
+    use super::*;
 
     fn path(name: &str) -> StorePath {
         let mut hash = [0; 20];
@@ -495,6 +534,30 @@ mod tests {
         );
         let circular = items(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
         assert!(circle(&circular).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_path_is_brought_as_urgently_as_whoever_waits_for_it_wants_it() {
+        let (arriving, path) = (Arriving::default(), path("a"));
+        let [first, second] = [Priority::Speculative, Priority::Awaited].map(Rising::from);
+        let turn = arriving.turn(&path, &first).await;
+        let urgency = turn.priority().clone();
+        assert_eq!(urgency.now(), Priority::Speculative);
+        let mut waiting = Box::pin(arriving.turn(&path, &second));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(urgency.now(), Priority::Awaited);
+        second.raise(Priority::Import);
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(urgency.now(), Priority::Import);
+        assert_eq!(
+            first.now(),
+            Priority::Speculative,
+            "nothing else of it is more urgent"
+        );
+        drop(turn);
+        drop(waiting.await);
+        let again = arriving.turn(&path, &first).await;
+        assert_eq!(again.priority().now(), Priority::Speculative);
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl TeamNode {
             Known::Coming(item) => Some((path.clone(), item.clone())),
             Known::Here(_) => None,
         });
-        let brought = self.bring_all(items.collect(), Purpose::ANOTHER, None).await;
+        let brought = self.bring_all(items.collect(), Purpose::another(), None).await;
         brought.map_err(not_brought)
     }
 

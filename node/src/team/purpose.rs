@@ -1,32 +1,35 @@
 //! What something is fetched for, and what of it goes first.
 
 use tvix_node_coordinator::Urgency;
-use tvix_node_swarm::Priority;
+use tvix_node_swarm::{Priority, Rising};
 
 use crate::daemon::room::Whom;
 
 /// What something comes for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Purpose {
     /// Whose wish it is.
     pub whom: Whom,
-    /// What goes first where several things come.
-    pub priority: Priority,
+    /// What goes first where several things come. It may rise.
+    pub priority: Rising,
 }
 
 impl Purpose {
     /// For another member.
-    pub const ANOTHER: Self = Self {
-        whom: Whom::Another,
-        priority: Priority::Demanded,
-    };
+    #[must_use]
+    pub fn another() -> Self {
+        Self {
+            whom: Whom::Another,
+            priority: Priority::Demanded.into(),
+        }
+    }
 
     /// For the owner, so urgently.
     #[must_use]
-    pub const fn own(priority: Priority) -> Self {
+    pub fn own(priority: impl Into<Rising>) -> Self {
         Self {
             whom: Whom::Owner,
-            priority,
+            priority: priority.into(),
         }
     }
 }

@@ -187,7 +187,7 @@ impl TeamNode {
                 },
             );
         }
-        if let Err(error) = self.bring_all(items, Purpose::ANOTHER, None).await {
+        if let Err(error) = self.bring_all(items, Purpose::another(), None).await {
             tracing::info!(%peer, %error, "what a member pushed is not kept");
             let message = match error {
                 // What it says of what is here is not for everybody.

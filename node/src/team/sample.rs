@@ -135,7 +135,7 @@ impl TeamNode {
         let (me, derivation) = (self.swarm.key(), record.derivation.clone());
         let (_, _, wanted) = self.depot.checked(derivation.clone()).await?;
         let wanted: Vec<StorePath> = wanted.into_iter().collect();
-        self.ensure(&wanted, &[record.builder], Priority::Speculative, None)
+        self.ensure(&wanted, &[record.builder], &Priority::Speculative.into(), None)
             .await?;
         let plan = self.depot.plan(derivation.clone()).await?;
         let used = record.inputs.iter().map(|input| (&input.path, input.tree));

@@ -14,7 +14,7 @@ use tvix_node_coordinator::Source;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_store::{CacheError, Prepared, archive_file_bytes};
-use tvix_node_swarm::Priority;
+use tvix_node_swarm::Rising;
 
 use super::Upstreams;
 use super::cache::{Upstream, UpstreamError};
@@ -101,7 +101,7 @@ enum Progress {
 async fn from_a_team(teams: &[Arc<TeamNode>], path: StorePath, mut reason: String) -> Result<(), BringError> {
     for team in teams {
         match team
-            .ensure(std::slice::from_ref(&path), &[], Priority::default(), None)
+            .ensure(std::slice::from_ref(&path), &[], &Rising::default(), None)
             .await
         {
             Ok(()) => return Ok(()),
@@ -218,7 +218,7 @@ impl Upstreams {
         references: Vec<watch::Receiver<Progress>>,
         observer: Option<Observer>,
     ) -> Result<(), BringError> {
-        let _turn = self.arriving.turn(path).await;
+        let _turn = self.arriving.turn(path, &Rising::default()).await;
         if missing(depot, vec![path.clone()]).await?.is_empty() {
             // Another fetch has brought it meanwhile.
             return Ok(());

@@ -101,7 +101,7 @@ pub use fetch::{
     copy_blob,
 };
 pub use handle::{StartError, SwarmHandle, start};
-pub use line::Priority;
+pub use line::{Held, Line, Priority, Rising};
 pub use machine::Machine;
 pub use net::{
     Caps, ConnectError, Door, EncryptionError, OpenError, PeerTraffic, Reached, Traffic, TransportError,

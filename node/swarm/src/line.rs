@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::core::lock;
 
@@ -20,6 +20,64 @@ pub enum Priority {
     Awaited,
     /// An evaluation waits for it.
     Import,
+}
+
+/// A priority that can rise while what has it waits or is under way. Clones are one and the same.
+#[derive(Debug, Clone)]
+pub struct Rising(Arc<watch::Sender<Priority>>);
+
+impl Rising {
+    /// What it is now.
+    #[must_use]
+    pub fn now(&self) -> Priority {
+        *self.0.borrow()
+    }
+
+    /// It is at least this from now on.
+    pub fn raise(&self, to: Priority) {
+        self.0.send_if_modified(|now| {
+            let rises = to > *now;
+            *now = to.max(*now);
+            rises
+        });
+    }
+
+    /// Waits until it is more than this.
+    pub async fn above(&self, before: Priority) -> Priority {
+        let mut told = self.0.subscribe();
+        let told = told.wait_for(|now| *now > before).await.map(|now| *now);
+        match told {
+            Ok(now) => now,
+            // Who could raise it is there as long as this is.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Does something, and raises another one meanwhile with this one, from the beginning on.
+    pub async fn raising<T>(&self, other: &Self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let now = self.now();
+            other.raise(now);
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                _ = self.above(now) => {}
+            }
+        }
+    }
+}
+
+impl From<Priority> for Rising {
+    fn from(priority: Priority) -> Self {
+        Self(Arc::new(watch::Sender::new(priority)))
+    }
+}
+
+impl Default for Rising {
+    fn default() -> Self {
+        Priority::default().into()
+    }
 }
 
 /// See the [module](self).
@@ -41,7 +99,7 @@ type Turn = (Reverse<Priority>, u64);
 
 /// Places that are held. They go back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub struct Held {
     line: Arc<Line>,
     count: usize,
 }
@@ -53,7 +111,9 @@ struct Waiting<'l> {
 }
 
 impl Line {
-    pub(crate) fn new(places: usize) -> Self {
+    /// With so many places.
+    #[must_use]
+    pub fn new(places: usize) -> Self {
         Self {
             places,
             state: Mutex::new(State {
@@ -64,7 +124,20 @@ impl Line {
         }
     }
 
-    /// Waits for so many places at once, or for all that there are.
+    /// Waits for so many places at once, or for all that there are. Where the priority rises meanwhile, it is behind all that
+    /// had the new one before.
+    pub async fn enter_rising(self: &Arc<Self>, priority: &Rising, count: u32) -> Held {
+        loop {
+            let now = priority.now();
+            tokio::select! {
+                biased;
+                held = self.enter(now, count) => return held,
+                _ = priority.above(now) => {}
+            }
+        }
+    }
+
+    /// The same, with a priority that stays.
     pub(crate) async fn enter(self: &Arc<Self>, priority: Priority, count: u32) -> Held {
         let count = self.places.min(count as usize);
         let (reply, told) = oneshot::channel();
@@ -90,6 +163,12 @@ impl Line {
     /// Places that nobody holds.
     pub(crate) fn free(&self) -> usize {
         lock(&self.state).free
+    }
+
+    /// How many wait that are so urgent, or more.
+    pub(crate) fn most_urgent(&self, least: Priority) -> usize {
+        let state = lock(&self.state);
+        state.waiting.keys().filter(|turn| turn.0.0 >= least).count()
     }
 
     /// How many wait.
@@ -173,6 +252,46 @@ mod tests {
         assert_eq!(order, ["import", "input", "second input", "result", "guess"]);
         drop(held);
         assert_eq!(line.free(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_rises_goes_before_what_it_was_behind() {
+        let line = Arc::new(Line::new(1));
+        let held = line.enter(Priority::Demanded, 1).await;
+        let rising = Rising::from(Priority::Speculative);
+        let mut risen = Box::pin(line.enter_rising(&rising, 1));
+        let mut other = Box::pin(line.enter(Priority::Demanded, 1));
+        let mut last = Box::pin(line.enter(Priority::Import, 1));
+        assert!(risen.as_mut().now_or_never().is_none() && other.as_mut().now_or_never().is_none());
+        assert!(last.as_mut().now_or_never().is_none());
+        rising.raise(Priority::Import);
+        // It does not fall.
+        rising.raise(Priority::Demanded);
+        assert_eq!(rising.now(), Priority::Import);
+        assert!(risen.as_mut().now_or_never().is_none());
+        assert_eq!(line.waiting(), 3);
+        drop(held);
+        assert!(risen.as_mut().now_or_never().is_none(), "others had it before");
+        drop(last.now_or_never().expect("it is first"));
+        let risen = risen.now_or_never().expect("it is next");
+        assert!(other.as_mut().now_or_never().is_none());
+        drop(risen);
+        drop(other.await);
+        assert_eq!(line.free(), 1);
+    }
+
+    #[tokio::test]
+    async fn one_raises_another_while_something_is_done() {
+        let [one, other] = [Priority::Awaited, Priority::Speculative].map(Rising::from);
+        let (done, wait) = oneshot::channel::<()>();
+        let mut raising = Box::pin(one.raising(&other, wait));
+        assert!(raising.as_mut().now_or_never().is_none());
+        assert_eq!(other.now(), Priority::Awaited);
+        one.raise(Priority::Import);
+        assert!(raising.as_mut().now_or_never().is_none());
+        assert_eq!(other.now(), Priority::Import);
+        done.send(()).unwrap();
+        raising.await.unwrap();
     }
 
     #[tokio::test]

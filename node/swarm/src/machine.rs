@@ -15,7 +15,7 @@ use crate::limits::{
     COMING_BYTES, COMING_BYTES_PER_PEER, FETCH_PACE, FETCHES, FETCHES_FOR_EACH, FETCHES_FOR_OTHERS,
     PUSHES_TAKEN, PUSHES_TAKEN_PER_PEER, SHARES, STREAMS,
 };
-use crate::line::{Held, Line, Priority};
+use crate::line::{Held, Line, Rising};
 use crate::net::caps::Throttle;
 use crate::places::Places;
 use crate::protocols::serving::Serving;
@@ -135,7 +135,7 @@ impl FetchPlaces {
     pub(crate) async fn enter(
         &self,
         other: Option<NodeKey>,
-        priority: Priority,
+        priority: &Rising,
         shares: u32,
     ) -> Option<FetchPlace> {
         let (mut of_each, mut of_others, mut kept_by) = (None, None, None);
@@ -151,7 +151,7 @@ impl FetchPlaces {
             shares,
             _of_each: of_each,
             _of_others: of_others,
-            _of_all: self.all.enter(priority, shares).await,
+            _of_all: self.all.enter_rising(priority, shares).await,
         })
     }
 }
@@ -189,18 +189,18 @@ mod tests {
         let (ann, bob) = (Some(NodeKey([1; 32])), Some(NodeKey([2; 32])));
         let mut taken = vec![];
         for _ in 0..FETCHES_FOR_EACH {
-            taken.push(places.enter(ann, Priority::Demanded, SHARES).await.unwrap());
+            taken.push(places.enter(ann, &Rising::default(), SHARES).await.unwrap());
         }
         assert!(
             places
-                .enter(ann, Priority::Demanded, SHARES)
+                .enter(ann, &Rising::default(), SHARES)
                 .now_or_never()
                 .is_none()
         );
         for _ in 0..FETCHES_FOR_OTHERS - FETCHES_FOR_EACH {
             taken.push(
                 places
-                    .enter(bob, Priority::Demanded, SHARES)
+                    .enter(bob, &Rising::default(), SHARES)
                     .now_or_never()
                     .flatten()
                     .unwrap(),
@@ -208,14 +208,14 @@ mod tests {
         }
         assert!(
             places
-                .enter(bob, Priority::Demanded, SHARES)
+                .enter(bob, &Rising::default(), SHARES)
                 .now_or_never()
                 .is_none()
         );
         for _ in 0..FETCHES - FETCHES_FOR_OTHERS {
             taken.push(
                 places
-                    .enter(None, Priority::Demanded, SHARES)
+                    .enter(None, &Rising::default(), SHARES)
                     .now_or_never()
                     .flatten()
                     .unwrap(),
@@ -223,23 +223,23 @@ mod tests {
         }
         assert!(
             places
-                .enter(None, Priority::Demanded, SHARES)
+                .enter(None, &Rising::default(), SHARES)
                 .now_or_never()
                 .is_none()
         );
-        assert!(places.enter(None, Priority::Demanded, 1).now_or_never().is_none());
+        assert!(places.enter(None, &Rising::default(), 1).now_or_never().is_none());
         // One that was not small makes room for several that are.
         taken.pop();
         for _ in 0..SHARES {
             taken.push(
                 places
-                    .enter(None, Priority::Demanded, 1)
+                    .enter(None, &Rising::default(), 1)
                     .now_or_never()
                     .flatten()
                     .unwrap(),
             );
         }
-        assert!(places.enter(None, Priority::Demanded, 1).now_or_never().is_none());
+        assert!(places.enter(None, &Rising::default(), 1).now_or_never().is_none());
     }
 
     #[tokio::test]
@@ -250,8 +250,8 @@ mod tests {
         };
         let places = FetchPlaces::new(3, 1, pace);
         let [ann, bob] = [1, 2].map(|byte| NodeKey([byte; 32]));
-        let own = places.enter(None, Priority::Demanded, SHARES).await.unwrap();
-        let slow = places.enter(Some(ann), Priority::Demanded, SHARES).await.unwrap();
+        let own = places.enter(None, &Rising::default(), SHARES).await.unwrap();
+        let slow = places.enter(Some(ann), &Rising::default(), SHARES).await.unwrap();
         let soon = async |outstayed| {
             tokio::time::timeout(Duration::from_millis(100), outstayed)
                 .await
@@ -266,7 +266,8 @@ mod tests {
             !soon(slow.outstayed(&free, by(0)).boxed_local()).await,
             "nobody waits"
         );
-        let mut waits = Box::pin(places.enter(Some(bob), Priority::Demanded, SHARES));
+        let rising = Rising::default();
+        let mut waits = Box::pin(places.enter(Some(bob), &rising, SHARES));
         assert!(waits.as_mut().now_or_never().is_none());
         assert!(
             !soon(own.outstayed(&free, by(0)).boxed_local()).await,

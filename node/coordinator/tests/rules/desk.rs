@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tvix_node_coordinator::{
     Action, BuildFailure, BuildId, BuiltPath, Config, Coordinator, Delivery, Derivation, Event, FailureKind,
     FetchId, InputDerivation, OwnBuilder, PathPresence, PeerOffer, PushId, QuestionId, Refusal, SessionId,
-    SessionOptions, Source, Time, limits::Bounds, placement::Link,
+    SessionOptions, Source, Time, Urgency, limits::Bounds, placement::Link,
 };
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildLimits, DesiredStore};
@@ -109,6 +109,8 @@ pub struct Desk {
     pub fetches: Vec<(FetchId, StorePath)>,
     /// Of everything that was ever fetched, whether a build waits for it.
     pub awaited: Vec<(String, bool)>,
+    /// How fetches were hurried.
+    pub hurried: Vec<(Urgency, bool)>,
     pub pushes: Vec<(PushId, StorePath)>,
     pub refusals: Vec<(SessionId, Refusal)>,
     /// Peers that were to be asked how much of the inputs they have.
@@ -164,6 +166,7 @@ impl Desk {
             cancelled: vec![],
             fetches: vec![],
             awaited: vec![],
+            hurried: vec![],
             pushes: vec![],
             refusals: vec![],
             weighed: vec![],
@@ -203,6 +206,7 @@ impl Desk {
                     self.awaited.push((path.name().to_owned(), awaited));
                     self.fetches.push((fetch, path));
                 }
+                Action::HurryFetch { urgency, awaited, .. } => self.hurried.push((urgency, awaited)),
                 Action::CancelFetch { fetch } => self.fetches.retain(|(other, _)| *other != fetch),
                 Action::Push { push, path, .. } => self.pushes.push((push, path)),
                 Action::CancelPush { push } => self.pushes.retain(|(other, _)| *other != push),

@@ -71,6 +71,29 @@ fn what_an_evaluation_waits_for_is_fetched_as_an_import() {
 }
 
 #[test]
+fn a_fetch_that_becomes_more_urgent_is_hurried_and_one_that_becomes_less_so_is_not_held_up() {
+    let mut desk = Desk::new(1);
+    desk.cache_has("a");
+    desk.open(1, options());
+    desk.instantiate(1, &[derivation("a", &[])]);
+    desk.target(1, 0, "a");
+    assert_eq!(desk.fetches.len(), 1);
+    assert_eq!(desk.hurried, []);
+    desk.open(2, options());
+    desk.instantiate(2, &[derivation("a", &[])]);
+    desk.import(2, 0, "a");
+    assert_eq!(desk.hurried, [(Urgency::Import, false)]);
+    desk.open(3, options());
+    desk.instantiate(3, &[derivation("a", &[]), derivation("b", &["a"])]);
+    desk.target(3, 1, "b");
+    let all = [(Urgency::Import, false), (Urgency::Import, true)];
+    assert_eq!(desk.hurried, all);
+    desk.interrupt(2);
+    assert_eq!(desk.hurried, all);
+    assert_eq!(desk.fetches.len(), 1, "it is one and the same");
+}
+
+#[test]
 fn what_a_build_waits_for_is_fetched_as_such() {
     let mut desk = Desk::new(1);
     desk.cache_has("input");

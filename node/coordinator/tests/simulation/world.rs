@@ -350,6 +350,7 @@ impl World {
                 let delay = self.rng.between(5, 1_000);
                 self.after(delay, Happening::FetchDone(fetch));
             }
+            Action::HurryFetch { .. } => {}
             Action::CancelFetch { fetch } => drop(self.fetches.remove(&fetch)),
             Action::Push { push, path, to } => {
                 assert!(self.own.contains(&path), "{path} is pushed and not here");

@@ -9,6 +9,7 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildTerms, DesiredStore};
 use tvix_node_protocol::control::EventKind;
 use tvix_node_protocol::envelope::NodeKey;
+use tvix_node_swarm::Rising;
 use tvix_node_swarm::underway::{For, Stage, Turn};
 
 use super::{Engine, Message, Running, THIS_NODE};
@@ -156,7 +157,8 @@ impl Engine {
                 awaited,
             } => {
                 let cancel = self.transfer(Transfer::Fetch(fetch));
-                let priority = priority(urgency, awaited);
+                let priority = Rising::from(priority(urgency, awaited));
+                self.rising.insert(fetch, priority.clone());
                 let node = (Arc::clone(&self.depot), self.team.all(), self.outbox.clone());
                 tokio::spawn(async move {
                     let fetching = fetching::fetch(node, fetch, path, (from, priority));
@@ -164,7 +166,19 @@ impl Engine {
                 });
             }
             Action::Push { push, path, to } => self.push(push, path, to),
-            Action::CancelFetch { fetch } => self.stop_transfer(Transfer::Fetch(fetch)),
+            Action::HurryFetch {
+                fetch,
+                urgency,
+                awaited,
+            } => {
+                if let Some(rising) = self.rising.get(&fetch) {
+                    rising.raise(priority(urgency, awaited));
+                }
+            }
+            Action::CancelFetch { fetch } => {
+                self.rising.remove(&fetch);
+                self.stop_transfer(Transfer::Fetch(fetch));
+            }
             Action::CancelPush { push } => self.stop_transfer(Transfer::Push(push)),
             Action::Request {
                 build,

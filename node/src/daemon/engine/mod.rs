@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tvix_node_coordinator::{
-    BuildId, Config, Coordinator, Event, OwnBuilder, SessionId, SessionOptions, Time,
+    BuildId, Config, Coordinator, Event, FetchId, OwnBuilder, SessionId, SessionOptions, Time,
 };
 use tvix_node_gateway::control::ApiError;
 use tvix_node_protocol::StorePath;
@@ -21,6 +21,7 @@ use tvix_node_protocol::control::{
     SessionStatus,
 };
 use tvix_node_protocol::roster::Role;
+use tvix_node_swarm::Rising;
 use tvix_node_swarm::underway::Noted;
 
 mod actions;
@@ -170,6 +171,8 @@ pub struct Engine {
     next_session: u64,
     running: HashMap<BuildId, Running>,
     transfers: HashMap<Transfer, CancellationToken>,
+    /// How urgent each fetch is.
+    rising: HashMap<FetchId, Rising>,
     /// Builds that members are told of.
     announced: HashMap<BuildId, Noted>,
     /// Derivations that are about to be placed; members wait for that where this node goes first.
@@ -219,6 +222,7 @@ impl Engine {
             next_session: 1,
             running: HashMap::new(),
             transfers: HashMap::new(),
+            rising: HashMap::new(),
             announced: HashMap::new(),
             deciding: HashMap::new(),
             // Own builds take as many, beside those that are lent.
@@ -495,6 +499,7 @@ impl Engine {
             | Event::FetchFailed { fetch, .. }
             | Event::NoRoom { fetch, .. } => {
                 self.transfers.remove(&Transfer::Fetch(*fetch));
+                self.rising.remove(fetch);
             }
             Event::PushFinished { push } | Event::PushFailed { push, .. } => {
                 self.transfers.remove(&Transfer::Push(*push));

@@ -120,11 +120,11 @@ impl TeamNode {
         let references: Vec<StorePath> = references.into_iter().collect();
         let bringing: Vec<_> = infos
             .into_values()
-            .map(|info| self.bring(info, vec![builder], purpose))
+            .map(|info| self.bring(info, vec![builder], purpose.clone()))
             .collect();
         let providers = [builder];
         let (ensured, brought) = tokio::join!(
-            self.ensure(&references, &providers, purpose.priority, None),
+            self.ensure(&references, &providers, &purpose.priority, None),
             futures::future::try_join_all(bringing)
         );
         ensured?;

@@ -485,6 +485,8 @@ impl Node {
                     }
                 });
             }
+            // Nothing is slow here.
+            Action::HurryFetch { .. } => {}
             Action::CancelFetch { fetch } => {
                 if let Some(cancel) = lock(&self.core).fetches.remove(&fetch) {
                     cancel.cancel();

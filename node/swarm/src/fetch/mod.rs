@@ -39,7 +39,7 @@ use crate::limits::{
     BUSY_PAUSE, BUSY_TRIES, CONTENT_STREAMS_PER_PEER, LEAST_LOOK, PROVIDERS_AT_ONCE, ROUND_TRIP_PER_WORKER,
     SHARE_LOOK, SHARES, SMALL_TREE, SMALL_TREE_FILES, WORKERS_PER_FAR_PROVIDER, WORKERS_PER_PROVIDER,
 };
-use crate::line::Priority;
+use crate::line::Rising;
 use crate::machine::{FetchPlace, FetchPlaces};
 use crate::places::Lines;
 use crate::room::Room;
@@ -171,7 +171,7 @@ struct Begun {
     failures: Vec<(NodeKey, ProviderError)>,
     report: Report,
     place: FetchPlace,
-    priority: Priority,
+    priority: Rising,
 }
 
 async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError> {
@@ -196,7 +196,7 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
         .places
         .enter(
             first,
-            priority,
+            &priority,
             shares(max_bytes.is_some_and(|most| most <= SMALL_TREE)),
         )
         .await
@@ -247,7 +247,7 @@ impl Begun {
         let (who, report) = ((self.providers, self.failures), Arc::new(self.report));
         let moved = || report.moved();
         let fetched = tokio::select! {
-            fetched = fetch_files(core, (&self.arrival, self.priority), self.missing, who, report.clone()) => fetched,
+            fetched = fetch_files(core, (&self.arrival, self.priority.clone()), self.missing, who, report.clone()) => fetched,
             () = self.place.outstayed(&core.throttles.download, moved) => Err(FetchError::TooSlow(self.arrival.root())),
         };
         drop((self.coming, self.place));
@@ -328,7 +328,7 @@ struct Work {
     /// Of a provider's place, that a stream takes.
     shares: u32,
     /// Which streams go first.
-    priority: Priority,
+    priority: Rising,
     core: Arc<Core>,
     arrival: Arc<Arrival>,
     plan: Mutex<Plan>,
@@ -342,7 +342,7 @@ struct Work {
 
 async fn fetch_files(
     core: &Arc<Core>,
-    (arrival, priority): (&Arc<Arrival>, Priority),
+    (arrival, priority): (&Arc<Arrival>, Rising),
     missing: Vec<(BlobDigest, u64)>,
     (mut providers, mut failures): (VecDeque<NodeKey>, Vec<(NodeKey, ProviderError)>),
     report: Arc<Report>,
@@ -473,7 +473,7 @@ async fn work_with(work: Arc<Work>, provider: NodeKey) -> (NodeKey, Result<(), P
         }
         // Before it is taken: what waits here can be done by another.
         let stream = tokio::select! {
-            stream = streams.enter(work.priority, work.shares) => stream,
+            stream = streams.enter_rising(&work.priority, work.shares) => stream,
             () = &mut changed => continue,
         };
         let job = {

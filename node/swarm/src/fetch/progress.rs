@@ -10,7 +10,7 @@ use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::tree::TreeDigest;
 
 use crate::core::lock;
-use crate::line::Priority;
+use crate::line::Rising;
 
 /// A tree to be fetched.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ pub struct FetchOrder {
     pub whole: bool,
     /// It is fetched because another member wants it here, who is the first of the providers or in league with it.
     pub for_another: bool,
-    /// Which of several trees goes first.
-    pub priority: Priority,
+    /// Which of several trees goes first. What is begun of it when that rises goes on as it was.
+    pub priority: Rising,
     /// Is told how far it is.
     pub progress: Option<watch::Sender<FetchProgress>>,
 }
@@ -41,7 +41,7 @@ impl FetchOrder {
             max_bytes: None,
             whole: false,
             for_another: false,
-            priority: Priority::default(),
+            priority: Rising::default(),
             progress: None,
         }
     }

@@ -26,7 +26,7 @@ use crate::limits::{
     PRESENCE_QUESTIONS_PER_MINUTE, PRESENCE_ROUNDS, PRESENCE_STATEMENTS_PER_MINUTE, PUSHES_TAKEN,
     PUSHES_TAKEN_PER_PEER, SHARES, STRANGERS, STREAMS,
 };
-use crate::line::Priority;
+use crate::line::{Priority, Rising};
 use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::net::network::Network;
@@ -636,31 +636,33 @@ async fn what_is_most_urgent_is_fetched_first() {
         Priority::Demanded,
         Priority::Import,
         Priority::Awaited,
+        // This one rises.
+        Priority::Speculative,
     ];
+    let mut last = Rising::default();
     for (number, priority) in all.into_iter().enumerate() {
         let root = ann.shelf.add_directory(&[("file", &[number as u8; 100])]);
         ann.shelf.add_path(&format!("p{number}"), root);
+        let rising = Rising::from(priority);
+        last = rising.clone();
         let order = FetchOrder {
-            priority,
+            priority: rising,
             ..FetchOrder::new(root, vec![ann.key()])
         };
         let (handle, done) = (bob.handle.clone(), done.clone());
         tokio::spawn(async move {
             handle.fetch(order).await.unwrap();
-            done.send(priority).unwrap();
+            done.send(number).unwrap();
         });
     }
     eventually(async || places.waiting() == all.len()).await;
+    last.raise(Priority::Awaited);
+    // It leaves the line and enters it again.
+    eventually(async || places.most_urgent(Priority::Awaited) == 3).await;
     drop(held);
     let mut came = vec![];
     for _ in all {
         came.push(soon(order.recv()).await.unwrap());
     }
-    let expected = [
-        Priority::Import,
-        Priority::Awaited,
-        Priority::Demanded,
-        Priority::Speculative,
-    ];
-    assert_eq!(came, expected);
+    assert_eq!(came, [2, 3, 4, 1, 0]);
 }

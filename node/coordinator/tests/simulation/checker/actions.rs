@@ -84,6 +84,12 @@ impl Checker {
                 self.check_fetch_is_wanted(path);
                 self.fetches.insert(*fetch, (path.clone(), from.clone()));
             }
+            Action::HurryFetch { fetch, .. } => {
+                assert!(
+                    self.fetches.contains_key(fetch),
+                    "{now}: hurries an unknown {fetch}"
+                );
+            }
             Action::CancelFetch { fetch } => {
                 assert!(
                     self.fetches.remove(fetch).is_some(),
