@@ -1,8 +1,9 @@
 //! One large file, or parts of it: the iroh-blobs protocol on a stream of ours.
 //!
-//! With the question comes a `Get` request of that protocol as one frame; after [`ServeAnswer::Coming`], which says that the
-//! file is here and can be read as far as is known, follow the file's size and the ranges asked for, with the hashes that prove each group of 16 KiB. The asker does
-//! not end its side, as iroh does: over TCP, who has ended its side and then goes away is not noticed.
+//! With the question comes a `Get` request of that protocol as one frame, before anything is answered. After
+//! [`ServeAnswer::Coming`], which says that the file is here and can be read as far as is known, follow the file's size and the
+//! ranges asked for, with the hashes that prove each group of 16 KiB. The asker does not end its side, as iroh does: over TCP,
+//! who has ended its side and then goes away is not noticed.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -118,12 +118,14 @@ async fn who_goes_away_in_the_middle_of_an_answer_leaves_room_for_others() {
         };
         ask_and_go(&bob, &ann, Door::Blobs, &question).await;
         let mut wire = bob.handle.core().open(ann.key(), Door::Blob).await.unwrap();
-        let answer: ServeAnswer = soon(wire.ask(&BlobQuestion { root, blob })).await.unwrap();
-        assert_eq!(answer, ServeAnswer::Coming);
-        let pair = StreamPair::new(0, BlobReader::Open(wire.reader), BlobWriter::new(wire.writer));
+        wire.writer.send(&BlobQuestion { root, blob }).await.unwrap();
+        let (_answered, reader) = BlobReader::after_the_answer();
+        let pair = StreamPair::new(0, reader, BlobWriter::new(wire.writer));
         let request = GetRequest::blob(blob.0);
         let connected = AtConnected::new(pair.t0, pair.recv, pair.send, request, RequestCounters::default());
-        drop(soon(connected.next()).await.unwrap());
+        let _start = soon(connected.next()).await.unwrap();
+        let answer: ServeAnswer = soon(wire.reader.receive()).await.unwrap();
+        assert_eq!(answer, ServeAnswer::Coming);
     }
     let places = &ann.handle.core().serving.streams;
     eventually(async || places.available_permits() == CONTENT_STREAMS * SHARES as usize).await;
