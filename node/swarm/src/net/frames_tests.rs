@@ -298,3 +298,40 @@ async fn what_is_no_frame_ends_a_connection_as_without_us() {
         "{error}"
     );
 }
+
+/// Yamux keeps what is dropped until it can take note, and that is after what it has to write.
+#[tokio::test]
+async fn streams_that_are_dropped_unread_count_as_long_as_the_peer_reads_nothing() {
+    const FRAMES: usize = 100;
+    let (mut wire, there) = Pipe::pair(64, 64);
+    let yamux = Yamux {
+        frames: FRAMES * (FRAME_ALLOCATION + FRAME_SLOT),
+        ..Yamux::new()
+    };
+    let mut muxer = yamux.over(there, Mode::Server);
+    let mut writer = poll_fn(|context| muxer.poll_outbound_unpin(context))
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        writer.write(&[7; 1000]).now_or_never().unwrap().unwrap();
+    }
+    // What opens a stream is counted when that is there, which the next frame finds.
+    let last = FRAMES as u32 + 1;
+    for number in 0..=last {
+        let stream = 2 * (number / 10) + 1;
+        let flags = if number % 10 == 0 { SYN } else { 0 };
+        wire.write_all(&data(flags, stream, 1)).await.unwrap();
+        let ended = go_on(&mut muxer).now_or_never();
+        if number == last {
+            let error = ended.expect("it goes on");
+            assert!(is_about_frames(&error), "{error}");
+            return;
+        }
+        assert!(ended.is_none());
+        if number % 10 == 9 {
+            let come = poll_fn(|context| muxer.poll_inbound_unpin(context)).now_or_never();
+            drop(come.unwrap().unwrap());
+            assert!(go_on(&mut muxer).now_or_never().is_none());
+        }
+    }
+}

@@ -1,6 +1,6 @@
 use super::shelf::{component, noise};
 use super::*;
-use crate::limits::{CONTENT_PIECE, PIECE_CHUNKS, WRITE_BATCH};
+use crate::limits::{CONTENT_PIECE, PACKED_BLOB, PIECE_CHUNKS, WRITE_BATCH};
 use crate::{Arrival, ArrivedBlob, Caps, FetchError, FetchOrder, FetchProgress, ProviderError, copy_blob};
 use std::io::Read as _;
 use tokio::sync::watch;
@@ -289,6 +289,28 @@ async fn a_file_is_served_as_part_of_a_tree_the_peer_may_have_and_not_otherwise(
         .await
         .unwrap();
     assert_eq!(status, [crate::protocols::blobs::MISSING]);
+}
+
+#[tokio::test]
+async fn files_that_travel_together_are_no_larger_than_that_is_for() {
+    use crate::net::Door;
+    use crate::protocols::blobs::{FOLLOWS, MISSING};
+    use tvix_node_protocol::messages::{BlobsQuestion, ServeAnswer};
+    let (ann, bob) = pair().await;
+    let most = usize::try_from(PACKED_BLOB).unwrap();
+    for (bytes, expected) in [(noise(1, most), FOLLOWS), (noise(2, most + 1), MISSING)] {
+        let root = ann.shelf.add_directory(&[("x", &bytes)]);
+        ann.shelf.add_path(&format!("{}", bytes.len()), root);
+        let mut wire = bob.handle.core().open(ann.key(), Door::Blobs).await.unwrap();
+        let blobs = BlobDigest::of(&bytes).0.to_vec();
+        let answer: ServeAnswer = wire.ask(&BlobsQuestion { root, blobs }).await.unwrap();
+        assert_eq!(answer, ServeAnswer::Coming);
+        let mut status = [0xff];
+        futures::AsyncReadExt::read_exact(wire.reader.bytes(), &mut status)
+            .await
+            .unwrap();
+        assert_eq!(status, [expected], "{} bytes", bytes.len());
+    }
 }
 
 #[tokio::test]
