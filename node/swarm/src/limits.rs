@@ -272,6 +272,10 @@ pub const CONNECTION_WINDOW: usize = 2 * STREAMS_PER_CONNECTION * STREAM_WINDOW 
 /// Strangers have the same: whose connection it is is not known where frames are.
 pub const FRAMES_KEPT: usize = 32 << 20;
 
+/// Bytes that are put together before they go to an encrypted connection, so that the head of a frame does not go by itself: one
+/// of Yamux's frames of 16 KiB with its head.
+pub const FRAME_TOGETHER: usize = 32 << 10;
+
 /// Bytes that a place in the queue of a stream's frames takes: 32 in that of Yamux and 4 in ours, and as much again because queues
 /// double. They stay as long as the stream, when the frames have been read.
 pub const FRAME_SLOT: usize = 72;

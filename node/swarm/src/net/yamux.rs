@@ -9,6 +9,7 @@ use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
+use futures::io::BufWriter;
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
@@ -16,7 +17,9 @@ use yamux::{Connection, ConnectionError, Mode};
 
 use super::ending::Ending;
 use super::frames::{Counted, Frames, Ledger};
-use crate::limits::{CONNECTION_WINDOW, FRAMES_KEPT, STREAMS_PER_CONNECTION, UNTAKEN_STREAMS};
+use crate::limits::{
+    CONNECTION_WINDOW, FRAME_TOGETHER, FRAMES_KEPT, STREAMS_PER_CONNECTION, UNTAKEN_STREAMS,
+};
 
 /// Makes connections of many streams, which come to an end.
 #[derive(Debug, Clone)]
@@ -50,6 +53,8 @@ impl Yamux {
         mode: Mode,
     ) -> Muxer<C> {
         let ledger = Ledger::new(self.frames);
+        // A frame comes as its head and its bytes, and goes as one.
+        let socket = BufWriter::with_capacity(FRAME_TOGETHER, socket);
         let socket = Frames::new(socket, ledger.clone());
         Muxer {
             connection: Connection::new(socket, self.config, mode),
@@ -62,7 +67,7 @@ impl Yamux {
 
 /// See the [module](self).
 pub(crate) struct Muxer<C> {
-    connection: Connection<Frames<C>>,
+    connection: Connection<Frames<BufWriter<C>>>,
     ledger: Ledger,
     /// Streams that have come, and nobody has asked for.
     untaken: VecDeque<Counted>,
