@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use futures::{AsyncRead, AsyncWrite};
 use yamux::Stream;
 
-use crate::limits::{FRAME_ALLOCATION, FRAME_SLOT};
+use crate::limits::{FRAME_ALLOCATION, FRAME_SLOT, FRAME_TURNS};
 
 /// A connection has brought too much in small pieces.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -173,10 +173,21 @@ struct Books {
     serial: u64,
     /// The frame that came last, if it opens a stream.
     opening: Option<Frame>,
+    /// Frames that went out.
+    sent: u64,
     /// Streams that nobody has any more, and Yamux may.
-    dropped: Vec<(u32, u64)>,
+    dropped: VecDeque<Gone>,
     /// Those that nobody had any more when the frame before this one came.
-    leaving: Vec<(u32, u64)>,
+    leaving: VecDeque<Gone>,
+}
+
+/// A stream that nobody has any more.
+#[derive(Debug)]
+struct Gone {
+    stream: u32,
+    serial: u64,
+    /// Yamux has taken note of it when so many frames have gone out, if not before.
+    by: u64,
 }
 
 impl Books {
@@ -229,13 +240,17 @@ impl Books {
         }
     }
 
+    fn drop_stream(&mut self, stream: u32, serial: u64) {
+        let turns = FRAME_TURNS * (self.streams.len() as u64 + 1);
+        let by = self.sent + turns;
+        self.dropped.push_back(Gone { stream, serial, by });
+    }
+
     /// Before each frame Yamux takes what its streams have to say, that they are dropped included; unless something is `stuck`
-    /// that it has to write first.
+    /// that it has to write first. Then it takes one thing for each frame that it has written, of one stream after the other.
     fn next_frame(&mut self, stuck: bool) {
-        if !stuck {
-            for (stream, serial) in std::mem::take(&mut self.leaving) {
-                self.forget(stream, Some(serial));
-            }
+        while let Some(gone) = self.leaving.pop_front_if(|gone| !stuck || gone.by <= self.sent) {
+            self.forget(gone.stream, Some(gone.serial));
         }
         self.leaving.append(&mut self.dropped);
     }
@@ -254,8 +269,9 @@ impl Ledger {
             most,
             serial: 0,
             opening: None,
-            dropped: vec![],
-            leaving: vec![],
+            sent: 0,
+            dropped: VecDeque::new(),
+            leaving: VecDeque::new(),
         })))
     }
 
@@ -308,8 +324,8 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let gone = (self.stream, self.serial);
-        self.ledger.with(|books| books.dropped.push(gone));
+        self.ledger
+            .with(|books| books.drop_stream(self.stream, self.serial));
     }
 }
 
@@ -355,6 +371,8 @@ pub(crate) struct Frames<C> {
     socket: C,
     ledger: Ledger,
     parser: Parser,
+    /// Of what goes out.
+    sent: Parser,
     /// Something could not be written since the last frame began.
     stuck: bool,
 }
@@ -365,6 +383,7 @@ impl<C> Frames<C> {
             socket,
             ledger,
             parser: Parser::new(),
+            sent: Parser::new(),
             stuck: false,
         }
     }
@@ -399,8 +418,20 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Frames<C> {
         context: &mut Context<'_>,
         from: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.socket).poll_write(context, from);
-        self.stuck |= written.is_pending();
+        let this = &mut *self;
+        let written = Pin::new(&mut this.socket).poll_write(context, from);
+        this.stuck |= written.is_pending();
+        if let Poll::Ready(Ok(count)) = &written {
+            let mut frames = 0;
+            let counted = this.sent.take(&from[..*count], |_| {
+                frames += 1;
+                Ok(())
+            });
+            debug_assert_eq!(counted, Ok(()), "counting refuses nothing");
+            if frames > 0 {
+                this.ledger.with(|books| books.sent += frames);
+            }
+        }
         written
     }
 

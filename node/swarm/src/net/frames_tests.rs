@@ -136,7 +136,7 @@ fn a_stream_that_nobody_has_costs_until_yamux_has_taken_note() {
     let (ledger, serials) = books(1 << 20, &[1]);
     comes(&ledger, 1, 1).unwrap();
     let full = cost(&ledger);
-    ledger.with(|books| books.dropped.push((1, serials[0])));
+    ledger.with(|books| books.drop_stream(1, serials[0]));
     let next_frame = |stuck| ledger.with(|books| books.next_frame(stuck));
     // It may have been dropped after Yamux looked.
     next_frame(false);
@@ -145,6 +145,26 @@ fn a_stream_that_nobody_has_costs_until_yamux_has_taken_note() {
     next_frame(true);
     assert_eq!(cost(&ledger), full, "Yamux has something else to do first");
     next_frame(false);
+    assert_eq!(cost(&ledger), 0);
+}
+
+/// Yamux goes through its streams as it writes, though there is always more to write.
+#[test]
+fn a_stream_that_nobody_has_costs_no_longer_than_it_takes_to_come_to_its_turn() {
+    let (ledger, serials) = books(1 << 20, &[1, 3]);
+    comes(&ledger, 1, 1).unwrap();
+    let full = cost(&ledger);
+    ledger.with(|books| books.drop_stream(1, serials[0]));
+    let sends = |frames| {
+        ledger.with(|books| {
+            books.sent += frames;
+            books.next_frame(true);
+        });
+    };
+    sends(3 * FRAME_TURNS - 1);
+    sends(0);
+    assert_eq!(cost(&ledger), full);
+    sends(1);
     assert_eq!(cost(&ledger), 0);
 }
 
@@ -163,7 +183,7 @@ fn who_has_the_number_of_a_stream_next_has_nothing_to_do_with_it() {
     let both = cost(&ledger);
     ledger.with(|books| {
         books.change(1, Some(serials[0]), |kept| kept.is_read(5));
-        books.dropped.push((1, serials[0]));
+        books.drop_stream(1, serials[0]);
         books.next_frame(false);
         books.next_frame(false);
     });
@@ -312,8 +332,12 @@ async fn streams_that_are_dropped_unread_count_as_long_as_the_peer_reads_nothing
     let mut writer = poll_fn(|context| muxer.poll_outbound_unpin(context))
         .await
         .unwrap();
-    for _ in 0..3 {
-        writer.write(&[7; 1000]).now_or_never().unwrap().unwrap();
+    // More than is put together before it goes.
+    for _ in 0..20 {
+        while let Some(written) = writer.write(&[7; 1000]).now_or_never() {
+            written.unwrap();
+        }
+        assert!(go_on(&mut muxer).now_or_never().is_none());
     }
     // What opens a stream is counted when that is there, which the next frame finds.
     let last = FRAMES as u32 + 1;
@@ -333,5 +357,40 @@ async fn streams_that_are_dropped_unread_count_as_long_as_the_peer_reads_nothing
             drop(come.unwrap().unwrap());
             assert!(go_on(&mut muxer).now_or_never().is_none());
         }
+    }
+}
+
+/// A peer that reads, and is always sent more than it has read.
+#[tokio::test]
+async fn streams_that_are_dropped_unread_leave_room_for_others_though_there_is_always_more_to_write() {
+    const FRAMES: usize = 100;
+    let (mut wire, there) = Pipe::pair(1 << 12, 1 << 12);
+    let yamux = Yamux {
+        frames: FRAMES * (FRAME_ALLOCATION + FRAME_SLOT),
+        ..Yamux::new()
+    };
+    let mut muxer = yamux.over(there, Mode::Server);
+    let mut writer = poll_fn(|context| muxer.poll_outbound_unpin(context))
+        .await
+        .unwrap();
+    let mut buffer = vec![0; 4096];
+    for number in 0..20 * FRAMES as u32 {
+        while let Some(written) = writer.write(&[7; 1000]).now_or_never() {
+            written.unwrap();
+        }
+        let stream = 2 * (number / 10) + 1;
+        let flags = if number % 10 == 0 { SYN } else { 0 };
+        wire.write_all(&data(flags, stream, 1)).await.unwrap();
+        assert!(go_on(&mut muxer).now_or_never().is_none());
+        if number % 10 == 9 {
+            let come = poll_fn(|context| muxer.poll_inbound_unpin(context)).now_or_never();
+            drop(come.unwrap().unwrap());
+        }
+        // Less than waits to be written.
+        drop(wire.read(&mut buffer).now_or_never());
+        assert!(go_on(&mut muxer).now_or_never().is_none());
+        // So that the window does not end it.
+        let more = frame(WINDOW_UPDATE, 0, writer.held.stream, 4096);
+        wire.write_all(&more).await.unwrap();
     }
 }
