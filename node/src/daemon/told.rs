@@ -97,7 +97,10 @@ impl BySession {
         // A hash says what is in a fixed output, whatever it was made of.
         let inputs = derivation.inputs.iter().filter(|_| !derivation.fixed_output);
         let inputs = inputs.filter_map(|input| self.derivations.get(&input.derivation).copied());
-        let inputs = inputs.filter(|input| *input < number).collect();
+        // `builtins.storePath` makes a source of what another one makes.
+        let sources = derivation.sources.iter().filter(|_| !derivation.fixed_output);
+        let sources = sources.filter_map(|source| self.makers.get(source).copied());
+        let inputs = inputs.chain(sources).filter(|input| *input < number).collect();
         let mut outputs = Vec::new();
         if !derivation.fixed_output {
             outputs.extend(derivation.outputs.values().cloned());
@@ -118,7 +121,7 @@ impl BySession {
             }
         }
         for source in &derivation.sources {
-            // `builtins.storePath` makes a source of what another one may make.
+            // It may be what another one makes.
             self.named.entry(source.clone()).or_insert(NamedBy::Content);
         }
         true
@@ -329,6 +332,12 @@ mod tests {
             None,
             "a hash says what is in a fixed output, whoever made it"
         );
+        // `builtins.storePath` makes a source of what is made.
+        let from_store = path(3, "a");
+        told.tell(1, &derivation(10, &[&from_store], false));
+        told.tell(1, &derivation(11, &[&path(99, "source")], false));
+        assert_eq!(bound(10, &policy), Some(path(1, "a")));
+        assert_eq!(bound(11, &policy), None);
         let none = Arc::default();
         assert_eq!(bound(3, &none), None);
         let other = rule(4);

@@ -304,8 +304,11 @@ pub trait Evidence: Surroundings {
                     self.gather_signed(std::slice::from_ref(&of), findings).await?;
                 }
                 let bound = match word {
-                    Word::Counts => bound_input(self, &grounds, top),
-                    Word::DoesNotCount | Word::InputsDecide => None,
+                    // A rule of its own that takes no word decides by itself.
+                    Word::Counts if grounds.policy.for_path(&of).takes_a_word() => {
+                        bound_input(self, &grounds, top)
+                    }
+                    Word::Counts | Word::DoesNotCount | Word::InputsDecide => None,
                 };
                 let word = if bound.is_some() { Word::InputsDecide } else { word };
                 let signed = findings.signed.get(&of).map_or(&[][..], Vec::as_slice);

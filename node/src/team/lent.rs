@@ -90,27 +90,42 @@ impl Lent {
         if !lease.hold_tree(root)? {
             return Ok(Box::new(()));
         }
-        let mut trees = self.lock();
-        // Somebody may have asked for another part meanwhile.
-        if !trees.contains_key(&whose) {
-            let room = self.make_room(&mut trees, Some(peer), self.bounds.each)
-                && self.make_room(&mut trees, None, self.bounds.all);
-            if !room {
-                return Ok(Box::new(()));
-            }
-        }
-        let tree = trees.entry(whose).or_insert_with(|| Tree {
+        let new = Tree {
             _lease: lease,
             questions: 0,
             last: Instant::now(),
-        });
-        tree.questions += 1;
+        };
+        // A lease waits for a collection before it goes, and nobody else may wait for that.
+        let mut going = Vec::new();
+        let mut trees = self.lock();
+        // Somebody may have asked for another part meanwhile.
+        let there = trees.contains_key(&whose);
+        let stays = there
+            || self.make_room(&mut trees, Some(peer), self.bounds.each, &mut going)
+                && self.make_room(&mut trees, None, self.bounds.all, &mut going);
+        match there || !stays {
+            true => going.push(new),
+            false => drop(trees.insert(whose, new)),
+        }
+        if let Some(tree) = trees.get_mut(&whose) {
+            tree.questions += 1;
+        }
         drop(trees);
-        Ok(question())
+        drop(going);
+        match stays {
+            true => Ok(question()),
+            false => Ok(Box::new(())),
+        }
     }
 
-    /// Whether there is room for one more, of this peer or at all. What was not asked for for longest goes.
-    fn make_room(&self, trees: &mut HashMap<Whose, Tree>, of: Option<NodeKey>, most: usize) -> bool {
+    /// Whether there is room for one more, of this peer or at all. What was not asked for for longest is `going`.
+    fn make_room(
+        &self,
+        trees: &mut HashMap<Whose, Tree>,
+        of: Option<NodeKey>,
+        most: usize,
+        going: &mut Vec<Tree>,
+    ) -> bool {
         let counts = |whose: &Whose| of.is_none_or(|peer| peer == whose.0);
         while trees.keys().filter(|whose| counts(whose)).count() >= most {
             let quiet = trees
@@ -120,7 +135,7 @@ impl Lent {
             let Some(oldest) = oldest else {
                 return false;
             };
-            trees.remove(&oldest);
+            going.extend(trees.remove(&oldest));
         }
         true
     }
@@ -128,8 +143,9 @@ impl Lent {
     /// What nobody asks for any more may be collected.
     pub fn let_go(&self) {
         let quiet = self.bounds.quiet;
-        self.lock()
-            .retain(|_, tree| tree.questions > 0 || tree.last.elapsed() < quiet);
+        let goes = |tree: &mut Tree| tree.questions == 0 && tree.last.elapsed() >= quiet;
+        let going: Vec<(Whose, Tree)> = self.lock().extract_if(|_, tree| goes(tree)).collect();
+        drop(going);
     }
 }
 

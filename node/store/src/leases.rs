@@ -141,8 +141,8 @@ impl Lease {
         Ok(self.hold([path])?.pop().flatten())
     }
 
-    /// Leases a path that has this content, or beside which it lies, and says whether there is one. That counts as no use of the
-    /// path.
+    /// Leases the paths that have this content, or beside which it lies, and says whether there is one. That counts as no use of
+    /// them.
     ///
     /// # Errors
     /// [`IndexError`]
@@ -150,14 +150,12 @@ impl Lease {
         let store = Store {
             inner: Arc::clone(&self.store),
         };
-        for path in store.paths_with_tree(tree)? {
-            self.reserve([&path]);
-            // Read after the lease is written down: a collection that did not see it has ended.
-            if store.paths_with_tree(tree)?.contains(&path) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let paths = store.paths_with_tree(tree)?;
+        // All of them: who may have one need not be allowed to have another.
+        self.reserve(&paths);
+        // Read after the leases are written down: a collection that did not see them has ended.
+        let left = store.paths_with_tree(tree)?;
+        Ok(paths.iter().any(|path| left.contains(path)))
     }
 
     pub(crate) fn reserve<'p>(&self, paths: impl IntoIterator<Item = &'p StorePath>) {
