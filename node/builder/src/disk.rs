@@ -90,11 +90,12 @@ pub(crate) fn usage(folders: &[PathBuf], enough: u64) -> u64 {
     count.bytes
 }
 
-/// The same below a folder of somebody hostile that is open, in its file system alone, and how many entries that took. Modes are
+/// Bytes in memory below a folder of somebody hostile that is open, in its file system alone, and how many entries that took. Modes are
 /// left as they are: what cannot be looked into counts as more than there is. `each` is what an entry counts beside its content.
 pub(crate) fn usage_below(folder: impl AsFd, each: u64, enough: u64) -> (u64, usize) {
     let mut count = Count {
         leaves_modes: true,
+        names_count: true,
         device: fstat(&folder).ok().map(|about| about.st_dev),
         each,
         ..Count::default()
@@ -118,6 +119,8 @@ struct Count {
     device: Option<u64>,
     /// Folders that their owner cannot look into stay so.
     leaves_modes: bool,
+    /// Each further name of a file is an entry: in memory the kernel keeps all of them.
+    names_count: bool,
     /// Files with several names, which count once.
     linked: BTreeSet<(u64, u64)>,
 }
@@ -130,6 +133,7 @@ impl Default for Count {
             each: DISK_ENTRY_BYTES,
             device: None,
             leaves_modes: false,
+            names_count: false,
             linked: BTreeSet::new(),
         }
     }
@@ -164,9 +168,13 @@ impl Count {
                 continue;
             }
             let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            if is_folder || stat.st_nlink == 1 || self.linked.insert((stat.st_dev, stat.st_ino)) {
+            let is_first = is_folder || stat.st_nlink == 1 || self.linked.insert((stat.st_dev, stat.st_ino));
+            if is_first {
                 let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
-                self.bytes = self.bytes.saturating_add(blocks * 512 + self.each);
+                self.bytes = self.bytes.saturating_add(blocks * 512);
+            }
+            if is_first || self.names_count {
+                self.bytes = self.bytes.saturating_add(self.each);
             }
             if self.bytes > enough {
                 return;

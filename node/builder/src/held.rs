@@ -55,6 +55,8 @@ pub(crate) trait Wanted {
 pub(crate) enum Lies {
     /// On a disk, or nowhere.
     Elsewhere,
+    /// It has gone meanwhile, or something else is in its place.
+    Unknown,
     /// In memory, in a file system that has a bound, and therefore tells what it has.
     InMemory,
     /// In memory, in one that does not tell: there is none, or they are in no file system that could be mounted (`memfd`).
@@ -83,7 +85,7 @@ impl InMemory {
         let about = opened.and_then(|opened| Ok((fstat(&opened)?.st_dev, fstatfs(&opened)?)));
         let Ok((_, about)) = about.and_then(|about| (about.0 == device).then_some(about).ok_or(Errno::STALE))
         else {
-            return Lies::Elsewhere;
+            return Lies::Unknown;
         };
         // Some machines have it as a number with a sign.
         let is_in_memory = Self::KINDS.iter().any(|(kind, _)| about.f_type as u32 == *kind);

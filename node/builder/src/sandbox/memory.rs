@@ -115,9 +115,11 @@ fn counted(process: i32, held: &Held<Unmapped>) -> u64 {
                 Thing::File(device, number),
                 Thing::Named(device, number),
                 Thing::FileSystem(device),
-                Thing::Folders(device),
             ];
-            counts = known.iter().any(|thing| held.has_counted(thing)) || name.starts_with("/SYSV");
+            // What has no name any more is in no folder.
+            let in_folder = !name.ends_with(" (deleted)") && held.has_counted(&Thing::Folders(device));
+            counts =
+                in_folder || known.iter().any(|thing| held.has_counted(thing)) || name.starts_with("/SYSV");
         } else if counts {
             bytes = bytes.saturating_add(kibibytes(line, "Pss:"));
             // Changed in a copy, which is the process's own.

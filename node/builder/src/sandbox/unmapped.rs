@@ -63,13 +63,15 @@ impl Unmapped {
     fn namespace(&mut self, place: &str, mut process: Option<i32>, found: &mut Found) -> usize {
         let Ok(opened) = leading_to(place) else { return 1 };
         let mut waiting = vec![opened];
-        let mut cost = 0;
+        // What it costs says nothing of what is hidden: a build has a mount for each of its inputs.
+        let (mut cost, mut looked_into) = (0, 0);
         while let Some(namespace) = waiting.pop() {
             cost += 1;
             let Some((number, namespace, kind)) = self.unseen(&namespace) else {
                 continue;
             };
             cost += NAMESPACE_COST;
+            looked_into += 1;
             match kind {
                 Kind::Mounts => {
                     let shown = |error| process.map_or(Err(error), View::of_process);
@@ -84,7 +86,7 @@ impl Unmapped {
                     }
                 }
             }
-            if cost > BOUND_NAMESPACES * NAMESPACE_COST || waiting.len() > BOUND_NAMESPACES {
+            if looked_into > BOUND_NAMESPACES || waiting.len() > BOUND_NAMESPACES {
                 // Hidden from sight, whatever is in there.
                 found.extend(
                     self.namespaces
@@ -175,8 +177,9 @@ impl Unmapped {
             Err(Errno::ACCESS) => (u64::MAX, 1),
             Err(_) => return 1,
         };
+        // What is to be seen from two places that do not lead to each other are two parts of it.
         let before = found.entry(Thing::Folders(device)).or_insert(0);
-        *before = (*before).max(bytes);
+        *before = before.saturating_add(bytes);
         cost
     }
 
@@ -249,7 +252,7 @@ impl Wanted for Unmapped {
                 }
                 _ => 0,
             },
-            Lies::Elsewhere => 0,
+            Lies::Elsewhere | Lies::Unknown => 0,
         }
     }
 

@@ -141,6 +141,15 @@ pub fn detach(how: &str) -> Done {
             }
             fill_here(&mounted("size=1g")?)
         }
+        // As many as a build with so many inputs has, for some looks.
+        "nothing-after-many" => {
+            File::create("file")?;
+            for _ in 0..7000 {
+                mount_bind("/dev/null", "file")?;
+            }
+            std::thread::sleep(std::time::Duration::from_secs(2));
+            Ok(())
+        }
         // With nothing in them.
         "more-bound-namespaces-than-are-looked-into" => {
             apart(BOUND_NAMESPACES + 1, 0, bind)?;

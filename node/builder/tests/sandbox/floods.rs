@@ -184,6 +184,19 @@ async fn a_flood_of_a_file_system_that_is_mounted_nowhere_is_ended() {
 }
 
 #[tokio::test]
+async fn a_build_with_thousands_of_mounts_hides_nothing() {
+    let Some(stage) = Stage::with(|config| config.control_groups = false).await else {
+        return;
+    };
+    let mut asked = spec(fields(&["detach", "nothing-after-many"]));
+    asked.limits.memory = Some(64 << 20);
+    // It makes no output, which is what it may fail for.
+    let cause = stage.play(asked).await.cause();
+    assert!(!matches!(cause, Cause::MemoryTooLarge(_)), "{cause}");
+    assert!(cause.to_string().contains("output"), "{cause}");
+}
+
+#[tokio::test]
 async fn more_namespaces_bound_to_files_than_are_looked_into_are_too_much() {
     let Some(stage) = Stage::with(|config| config.control_groups = false).await else {
         return;

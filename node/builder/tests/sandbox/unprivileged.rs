@@ -66,7 +66,8 @@ fn the_disk_is_watched_on_btrfs_as_well() {
     // In a mount namespace of its own: with it the mount goes, and the device behind it.
     let within = |then: &str| {
         let made = format!(
-            "truncate -s 512M \"$0\" && mkfs.btrfs -q -f \"$0\" >&2 && mount -o loop \"$0\" \"$1\" && chmod 1777 \"$1\" && \
+            // The device behind the last one may not be gone yet.
+            "rm -f \"$0\" && truncate -s 512M \"$0\" && mkfs.btrfs -q -f \"$0\" >&2 && mount -o loop \"$0\" \"$1\" && chmod 1777 \"$1\" && \
              shift && exec {then}"
         );
         let mut command = Command::new("unshare");
