@@ -7,8 +7,8 @@ use std::time::Duration;
 /// caches (with megabytes, copying from the page cache took eight times as long).
 pub const NAR_BUFFER: usize = 256 << 10;
 
-/// Buffers of one archive in flight between the copying and the hashing thread. One is filled, one is
-/// hashed, one waits.
+/// Buffers of one archive in flight between the copying and the hashing thread, and one that writes around the page cache. One is
+/// filled, one is hashed and written, one waits.
 pub const NAR_BUFFERS: usize = 3;
 
 /// Files of up to so many bytes are looked up among the stored ones *before* they are written, so an

@@ -74,7 +74,7 @@ pub(crate) struct Written {
     pub(crate) subtrees: HashMap<BlobDigest, Vec<ChainingValue>>,
     /// All directories, below the tree's root.
     pub(crate) directories: Vec<Vec<u8>>,
-    /// Bytes of the files that were made.
+    /// Bytes of the files that were made, as far as they went through the page cache.
     pub(crate) bytes_made: u64,
     /// Hash of the bytes of the one file that the tree is, where it was asked for and is one that is
     /// not executable.
@@ -113,9 +113,10 @@ const WRITE_OUT_EVERY: u64 = 8 << 20;
 pub(crate) struct TreeWriter<'s> {
     index: &'s Index,
     sharing: &'s Sharing,
+    /// Before the tree that it is in: it may have to be waited for.
+    file: Option<OpenFile>,
     temporary: Temporary,
     stack: Vec<OpenDirectory>,
-    file: Option<OpenFile>,
     relative: Vec<u8>,
     entries: u64,
     occurrences: HashMap<(BlobDigest, bool), u32>,
@@ -413,7 +414,11 @@ impl<'s> TreeWriter<'s> {
             let finished = disk.canonicalise(open.fd.as_fd(), open.executable);
             finished.map_err(|error| self.fail("finish", error))?;
         }
+        let made = self.bytes_made;
         self.file_row(&file, shared, parent_length);
+        if matches!(open.bytes, Bytes::AroundCache(_)) {
+            self.bytes_made = made;
+        }
         self.leaf(open.name, file.leaf())?;
         Ok(file.blob)
     }
