@@ -15,7 +15,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, mount, mount_bind, mount_bind_recursive, unmount,
 };
 use rustix::process::{chdir, chroot, fchdir};
-use rustix::thread::move_into_link_name_space;
+use rustix::thread::{CpuSet, move_into_link_name_space, sched_getcpu, sched_setaffinity};
 use tvix_node_builder::limits::{BOUND_NAMESPACES, IPC_NAMESPACES};
 
 use crate::flood::{MIB, PARTS, forever};
@@ -37,11 +37,20 @@ pub fn enter_namespaces(kinds: i32) -> Done {
     Ok(())
 }
 
+/// A namespace can be bound to a file of an older one only. Since Linux 6.18 that is one with a lower number, of which
+/// each processor has some of its own.
+fn stay_on_this_processor() -> io::Result<()> {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu());
+    Ok(sched_setaffinity(None, &here)?)
+}
+
 /// Fills one, and holds it in one way.
 pub fn detach(how: &str) -> Done {
     if how == "segments-of-namespace" {
         return segments_of_namespaces();
     }
+    stay_on_this_processor()?;
     enter_namespaces(libc::CLONE_NEWNS)?;
     match how {
         "folder" => fill(&let_go("size=1g")?),
