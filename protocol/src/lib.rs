@@ -1,8 +1,8 @@
 //! What goes over a wire or into a file.
 //!
 //! Every part of `tvix-node` speaks in the types of this crate: store paths and derivations as Nix
-//! defines them ([`nix`]), file system objects named by their content ([`tree`], [`subtrees`]), what is known of a
-//! store path ([`path_info`]), build requests and records ([`build`]), signed envelopes
+//! defines them ([`nix`]), file system objects named by their content ([`tree`], [`walk`], [`packed`], [`subtrees`]), what is known
+//! of a store path ([`path_info`]), build requests and records ([`build`]), signed envelopes
 //! ([`envelope`]), how a team begins ([`founding`]), what nodes of a swarm say to each other ([`roster`], [`ticket`], [`presence`],
 //! [`messages`]), and what crosses the control socket ([`control`]).
 //!
@@ -30,6 +30,7 @@ pub mod founding;
 pub mod limits;
 pub mod messages;
 pub mod nix;
+pub mod packed;
 pub mod path_info;
 pub mod presence;
 pub mod roster;
@@ -37,5 +38,6 @@ pub mod subtrees;
 pub mod ticket;
 pub mod tree;
 pub mod trust;
+pub mod walk;
 
 pub use nix::store_path::StorePath;

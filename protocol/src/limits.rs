@@ -125,6 +125,22 @@ pub const TEXT_BYTES: usize = 4 << 20;
 /// Bytes of all texts of one answer: four of the largest, or a full question of 16 KiB each.
 pub const TEXTS_BYTES: usize = 4 * TEXT_BYTES;
 
+/// Bytes of the files of a tree that travels together with others: most paths of a closure that are no programs.
+pub const SMALL_TREE: u64 = 128 << 10;
+
+/// Files of such a tree.
+pub const SMALL_TREE_FILES: usize = 64;
+
+/// Bytes of such a tree as it travels, with its directories.
+pub const PACKED_TREE: usize = 2 * SMALL_TREE as usize;
+
+/// Trees asked for at once: as many small ones as a node fetches at a time.
+pub const TREES_BATCH: usize = 256;
+
+/// Bytes of all trees of one answer, after which it ends and the rest is asked for anew: with the last one, what is on its way to
+/// a peer on any stream.
+pub const TREES_BYTES: usize = (1 << 20) - PACKED_TREE;
+
 /// Small files asked for at once.
 pub const BLOBS_BATCH: usize = 4096;
 

@@ -14,6 +14,7 @@
 //! | `presence` | [`PresenceQuestion`], after a put [`PresenceCells`] | [`PresenceAnswer`] |
 //! | `paths` | [`PathsQuestion`] | one [`PathAnswer`] for each path, in order |
 //! | `tree` | [`TreeQuestion`] | [`ServeAnswer`], then the encodings of all directories, each as a raw frame, breadth first, each once; an empty frame ends it |
+//! | `trees` | [`TreesQuestion`] | [`ServeAnswer`], then for each tree, in order, a raw frame: the byte [`TREE_FOLLOWS`] and the tree as [`packed`](crate::packed), or the byte [`TREE_APART`]; or the byte [`TREES_END`], where no more fits into [`limits::TREES_BYTES`]: ask again from there |
 //! | `blobs` | [`BlobsQuestion`] | [`ServeAnswer`], then each blob as a raw frame, in order |
 //! | `blob` | [`BlobQuestion`] | [`ServeAnswer`], then the iroh-blobs protocol on the same stream, its request as a raw frame of at most [`limits::BLOB_REQUEST_BYTES`] |
 //! | `texts` | [`TextsQuestion`] | [`ServeAnswer`], then for each path, in order, a raw frame: the byte [`TEXT_FOLLOWS`] and the file's bytes, or the byte [`TEXT_NOT_HERE`]; or the byte [`TEXTS_END`], where no more fits into [`limits::TEXTS_BYTES`]: ask again from there |
@@ -480,6 +481,44 @@ pub struct TreeQuestion {
     pub root: TreeDigest,
 }
 message!(TreeQuestion, 256);
+
+/// Send these small trees, each as a whole. Many paths of a closure are a file of some hundred bytes, and a question for each
+/// would cost more than what it brings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TreesQuestion {
+    /// Their digests, 32 bytes each, one after the other; see [`TreesQuestion::roots`].
+    #[serde(with = "crate::bytes::vec")]
+    roots: Vec<u8>,
+}
+message!(TreesQuestion, limits::TREES_BATCH * 32 + 64);
+
+impl TreesQuestion {
+    /// For these, of which there are at most [`limits::TREES_BATCH`].
+    #[must_use]
+    pub fn about(roots: impl IntoIterator<Item = TreeDigest>) -> Self {
+        let roots = roots.into_iter().flat_map(|root| root.0).collect();
+        Self { roots }
+    }
+
+    /// The digests; none where they are too many, or one of them is not whole.
+    #[must_use]
+    pub fn roots(&self) -> Option<Vec<TreeDigest>> {
+        let (roots, rest) = self.roots.as_chunks();
+        let sound = rest.is_empty() && roots.len() <= limits::TREES_BATCH;
+        sound.then(|| roots.iter().map(|root| TreeDigest(*root)).collect())
+    }
+}
+
+/// Begins the frame of a tree that comes.
+pub const TREE_FOLLOWS: u8 = 0;
+
+/// The whole frame of a tree that does not come this way: it is too large, not here, not for the asker, or cannot be read. Asked
+/// for by itself, it comes, or it is said why not.
+pub const TREE_APART: u8 = 1;
+
+/// The whole frame that ends an answer before its time: the rest has to be asked for anew.
+pub const TREES_END: u8 = 2;
 
 /// Send these small files of a tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

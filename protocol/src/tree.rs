@@ -274,6 +274,20 @@ impl Tree {
         }
     }
 
+    /// The files that it is or names itself, with their sizes; not those in directories below.
+    pub fn files(&self) -> impl Iterator<Item = (BlobDigest, u64)> {
+        let (leaf, entries) = match self {
+            Self::Leaf(Leaf::File { blob, size, .. }) => (Some((*blob, *size)), None),
+            Self::Leaf(Leaf::Symlink(_)) => (None, None),
+            Self::Directory(directory) => (None, Some(directory.entries())),
+        };
+        let named = entries.into_iter().flatten().filter_map(|(_, node)| match node {
+            Node::File { blob, size, .. } => Some((*blob, *size)),
+            Node::Directory(_) | Node::Symlink(_) => None,
+        });
+        leaf.into_iter().chain(named)
+    }
+
     /// Reads an encoding of at most 32 MiB and checks it against the name it was asked for.
     ///
     /// # Errors

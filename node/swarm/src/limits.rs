@@ -588,10 +588,18 @@ pub const SHARES: u32 = 8;
 
 /// Bytes of all files of a small tree: a [`SHARES`]th of what is on its way to a peer on a stream. All of it is read before
 /// anything is sent, so no thread waits for who reads slowly.
-pub const SMALL_TREE: u64 = (CONTENT_PIECE * CONTENT_QUEUE) as u64 / SHARES as u64;
+pub const SMALL_TREE: u64 = tvix_node_protocol::limits::SMALL_TREE;
+const _: () = assert!(SMALL_TREE * SHARES as u64 == (CONTENT_PIECE * CONTENT_QUEUE) as u64);
 
 /// Files of a small tree.
-pub const SMALL_TREE_FILES: usize = 64;
+pub const SMALL_TREE_FILES: usize = tvix_node_protocol::limits::SMALL_TREE_FILES;
+
+/// Questions for small trees to one provider at once. What is wanted meanwhile waits, and goes together with the next one: the more
+/// at once, the less together.
+pub const TREES_QUESTIONS: usize = 2;
+
+/// How often, at most, those that wait hear that their provider brings something for others.
+pub const SIGN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Trees fetched at once; others wait. Each has [`SHARES`].
 pub const FETCHES: usize = 32;

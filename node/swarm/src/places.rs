@@ -39,7 +39,7 @@ impl Lines {
 }
 
 impl<T> OfEach<T> {
-    fn made_by(make: fn(usize) -> T, each: usize) -> Self {
+    pub(crate) fn made_by(make: fn(usize) -> T, each: usize) -> Self {
         Self {
             each,
             make,

@@ -6,11 +6,13 @@
 use tvix_node_protocol::build::{self, BuildRecord, BuildRequest};
 use tvix_node_protocol::cbor;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::limits::SMALL_TREE;
 use tvix_node_protocol::messages::{self, Message};
 use tvix_node_protocol::nix::derivation::{Derivation, ModuloHash, check_output_paths};
 use tvix_node_protocol::nix::hash::CAHash;
 use tvix_node_protocol::nix::narinfo::{NarInfo, StoreDir};
 use tvix_node_protocol::nix::signature::NixSecretKey;
+use tvix_node_protocol::packed::Packed;
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::presence::{PresenceHeader, PresenceWithdrawal};
 use tvix_node_protocol::roster::{Genesis, Member, Revoked};
@@ -196,6 +198,22 @@ pub const KINDS: &[fn(&[u8])] = &[
     message::<messages::ReachabilityQuestion>,
     message::<messages::ReachabilityAnswer>,
     message::<messages::PresenceCells>,
+    message::<messages::TreesQuestion>,
+    // A tree by its first directory, and what comes of it.
+    |bytes| {
+        let directory = bytes.split_first_chunk().and_then(|(length, rest)| {
+            let length = u32::from_le_bytes(*length) as usize;
+            rest.get(..length)
+        });
+        if let Some(directory) = directory {
+            let root = TreeDigest(*blake3::hash(directory).as_bytes());
+            if let Ok(packed) = Packed::from_bytes(bytes, root, SMALL_TREE) {
+                let mut written = Vec::new();
+                packed.append_to(&mut written);
+                assert_eq!(written, bytes, "a second encoding of a tree");
+            }
+        }
+    },
 ];
 
 fn text(bytes: &[u8]) -> Option<&str> {

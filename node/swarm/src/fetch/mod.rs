@@ -13,6 +13,7 @@ mod plan;
 mod progress;
 mod provider;
 mod small;
+mod small_trees;
 mod tidy;
 mod walk;
 
@@ -33,6 +34,7 @@ use tokio::task::JoinSet;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::ServeAnswer;
 use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
+use tvix_node_protocol::walk::Files;
 
 use crate::core::{Core, Lost, blocking, lock};
 use crate::limits::{
@@ -48,7 +50,7 @@ use arrival::{Coming, Kind, PackRoom};
 use large::LargeFile;
 use plan::{Job, Plan, Signs, Turn, is_small};
 use progress::{Brought, Report};
-use walk::Files;
+use small_trees::Askings;
 
 /// Why a tree could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +113,9 @@ pub(crate) struct Fetching {
     /// Room for directories that come.
     coming: Arc<Room>,
     /// Streams that bring content, of each provider.
-    streams: Lines,
+    pub(crate) streams: Lines,
+    /// What each provider is asked for together with other things.
+    asking: Askings,
 }
 
 impl Fetching {
@@ -124,6 +128,7 @@ impl Fetching {
             places,
             coming,
             streams: Lines::in_line(CONTENT_STREAMS_PER_PEER * SHARES as usize),
+            asking: small_trees::askings(),
         }
     }
 
@@ -212,7 +217,7 @@ async fn begin(core: &Arc<Core>, order: FetchOrder) -> Result<Begun, FetchError>
     let walk = walk::first(
         core,
         (&arrival, &report),
-        max_bytes,
+        (max_bytes, &priority),
         (&mut providers, &mut failures),
     );
     let files = tokio::select! {
@@ -298,6 +303,10 @@ async fn missing(
     files: Files,
     whole: bool,
 ) -> Result<Vec<(BlobDigest, u64)>, FetchError> {
+    // As with a small tree, mostly.
+    if files.keys().all(|blob| arrival.has(Kind::File, blob.0)) {
+        return Ok(Vec::new());
+    }
     let arrival = arrival.clone();
     let missing = core.ask_shelf(move |shelf| {
         let wanted = walk::in_order(&arrival, files).map_err(ShelfError::new)?;

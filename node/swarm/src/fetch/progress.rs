@@ -124,9 +124,10 @@ impl Report {
         lock(&self.brought).clone()
     }
 
+    /// So many bytes have to come, with those that were known of before.
     pub(crate) fn expect(&self, bytes: u64) {
         if let Some(progress) = &self.progress {
-            progress.send_modify(|progress| progress.expected = Some(bytes));
+            progress.send_modify(|progress| *progress.expected.get_or_insert_default() += bytes);
         }
     }
 

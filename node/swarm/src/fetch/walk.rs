@@ -1,90 +1,33 @@
 //! Fetching the directories of a tree: one question, and every answer is checked against the digest that
 //! is next in turn.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::limits::{TREE_DEPTH, TREE_NODE_BYTES};
+use tvix_node_protocol::limits::TREE_NODE_BYTES;
 use tvix_node_protocol::messages::{ServeAnswer, TreeQuestion};
-use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
+use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree};
+use tvix_node_protocol::walk::{Files, Walk, WalkError};
 
 use super::arrival::{Arrival, Item, Kind, SpoolError};
 use super::coming;
 use super::plan::Signs;
 use super::progress::Report;
 use super::provider::ProviderError;
+use super::small_trees;
 use crate::call::{self, CallError};
 use crate::core::{Core, blocking, lock};
 use crate::limits::{BUSY_PAUSE, BUSY_TRIES, TREE_ENTRIES, WALK_LOOK, WRITE_BATCH};
+use crate::line::Rising;
 use crate::net::Door;
 use crate::room::Held;
 
 /// An archive has at least so many bytes for each entry of a directory: the words around its name and what it is.
 const ENTRY_BYTES: u64 = 160;
-
-/// The files of a tree and their sizes.
-pub(crate) type Files = HashMap<BlobDigest, u64>;
-
-/// Follows a tree breadth first, as directories come.
-struct Walk {
-    queue: VecDeque<(TreeDigest, usize)>,
-    seen: HashSet<TreeDigest>,
-    files: Files,
-    entries: usize,
-}
-
-impl Walk {
-    fn new(root: TreeDigest) -> Self {
-        Self {
-            queue: VecDeque::from([(root, 0)]),
-            seen: HashSet::from([root]),
-            files: Files::new(),
-            entries: 0,
-        }
-    }
-
-    /// Takes the next directory in.
-    fn take(&mut self, bytes: &[u8]) -> Result<TreeDigest, String> {
-        let (digest, depth) = self.queue.pop_front().ok_or("more than the tree has")?;
-        let tree = Tree::from_bytes(bytes, digest).map_err(|error| error.to_string())?;
-        match tree {
-            Tree::Leaf(Leaf::File { blob, size, .. }) => self.file(blob, size)?,
-            Tree::Leaf(Leaf::Symlink(_)) => {}
-            Tree::Directory(directory) => {
-                self.entries += directory.entries().len();
-                if self.entries > TREE_ENTRIES {
-                    return Err(format!("a tree of more than {TREE_ENTRIES} entries"));
-                }
-                for (_, node) in directory.entries() {
-                    match node {
-                        Node::Symlink(_) => {}
-                        Node::File { blob, size, .. } => self.file(*blob, *size)?,
-                        Node::Directory(_) if depth >= TREE_DEPTH => {
-                            return Err(format!("a tree deeper than {TREE_DEPTH}"));
-                        }
-                        Node::Directory(digest) => {
-                            if self.seen.insert(*digest) {
-                                self.queue.push_back((*digest, depth + 1));
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        Ok(digest)
-    }
-
-    fn file(&mut self, blob: BlobDigest, size: u64) -> Result<(), String> {
-        match self.files.insert(blob, size) {
-            Some(other) if other != size => Err(format!("a tree that has the file {blob} with two sizes")),
-            _ => Ok(()),
-        }
-    }
-}
 
 /// Fetches all directories from one provider, who gives signs of life, into the arrival.
 async fn fetch(
@@ -101,7 +44,7 @@ async fn fetch(
             .await
             .map_err(at)?,
     )?;
-    let mut walk = Walk::new(root);
+    let mut walk = Walk::new(root, TREE_ENTRIES);
     let mut batch = Batch::default();
     loop {
         signs.waits();
@@ -128,12 +71,13 @@ async fn fetch(
         let bytes = bytes.map_err(at)?;
         report.moves(bytes.len());
         core.throttles.download.pass(bytes.len()).await;
-        let digest = walk.take(&bytes).map_err(ProviderError::Lied)?;
+        let lied = |error: WalkError| ProviderError::Lied(error.to_string());
+        let digest = walk.take(&bytes).map_err(lied)?;
         if let Some(most) = max_bytes
-            && walk.entries as u64 > most / ENTRY_BYTES
+            && walk.entries() as u64 > most / ENTRY_BYTES
         {
             // Who sends it has not said how large it is.
-            let entries = walk.entries;
+            let entries = walk.entries();
             return Err(ProviderError::Ended(format!(
                 "it has more than {entries} entries, and an archive of {most} bytes has not"
             )));
@@ -149,11 +93,11 @@ async fn fetch(
             batch.write(arrival).await?;
         }
     }
-    if !walk.queue.is_empty() {
+    if !walk.is_done() {
         return Err(ProviderError::Lied("the tree ends before its end".to_owned()));
     }
     batch.write(arrival).await?;
-    Ok(walk.files)
+    Ok(walk.into_files())
 }
 
 /// Directories that are written together.
@@ -178,16 +122,24 @@ impl Batch {
 pub(crate) async fn first(
     core: &Arc<Core>,
     (arrival, report): (&Arc<Arrival>, &Report),
-    max_bytes: Option<u64>,
+    (max_bytes, priority): (Option<u64>, &Rising),
     (providers, failures): (&mut VecDeque<NodeKey>, &mut Vec<(NodeKey, ProviderError)>),
 ) -> Option<Files> {
-    let walk = |provider: NodeKey, signs: Signs, pause: Duration| async move {
-        tokio::time::sleep(pause).await;
-        // It is not silent as long as it is not asked.
-        signs.waits();
-        let walked = fetch(core, (provider, &signs), (arrival, report), max_bytes).await;
-        (provider, walked)
-    };
+    let walk =
+        |provider: NodeKey, signs: Signs, pause: Duration| async move {
+            tokio::time::sleep(pause).await;
+            // It is not silent as long as it is not asked.
+            signs.waits();
+            let walked =
+                match small_trees::fetch(core, (provider, &signs), (arrival, report), (max_bytes, priority))
+                    .await
+                {
+                    Ok(None) => fetch(core, (provider, &signs), (arrival, report), max_bytes).await,
+                    Ok(Some(files)) => Ok(files),
+                    Err(error) => Err(error),
+                };
+            (provider, walked)
+        };
     let mut walks = FuturesUnordered::new();
     let mut asked: Vec<(NodeKey, Signs)> = Vec::new();
     let mut busy = 0;
@@ -279,93 +231,5 @@ pub(crate) async fn write(arrival: &Arc<Arrival>, items: Vec<Item>) -> Result<()
 impl From<CallError> for Box<ProviderError> {
     fn from(error: CallError) -> Self {
         Self::new(error.into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tvix_node_protocol::tree::{Directory, PathComponent};
-
-    fn directory(entries: Vec<(&str, Node)>) -> Tree {
-        let mut directory = Directory::default();
-        for (name, node) in entries {
-            directory
-                .insert(PathComponent::new(name.as_bytes()).unwrap(), node)
-                .unwrap();
-        }
-        Tree::Directory(directory)
-    }
-
-    #[test]
-    fn a_walk_takes_the_directories_in_order_and_nothing_else() {
-        let inner = directory(vec![("x", Node::file(b"x", false))]);
-        let root = directory(vec![
-            ("a", inner.clone().into()),
-            ("b", inner.clone().into()),
-            ("y", Node::file(b"yy", true)),
-        ]);
-        let mut walk = Walk::new(root.digest());
-        assert!(walk.take(&inner.to_bytes()).is_err(), "not in its turn");
-        let mut walk = Walk::new(root.digest());
-        walk.take(&root.to_bytes()).unwrap();
-        walk.take(&inner.to_bytes()).unwrap();
-        assert!(walk.queue.is_empty(), "an equal directory comes once");
-        assert_eq!(walk.files.len(), 2);
-        assert_eq!(walk.files[&BlobDigest::of(b"yy")], 2);
-        assert!(
-            walk.take(&inner.to_bytes())
-                .unwrap_err()
-                .contains("more than the tree has")
-        );
-    }
-
-    #[test]
-    fn a_tree_deeper_than_allowed_is_refused() {
-        let mut tree = directory(vec![]);
-        let mut chain = vec![tree.clone()];
-        for _ in 0..=TREE_DEPTH {
-            tree = directory(vec![("d", tree.into())]);
-            chain.push(tree.clone());
-        }
-        let mut walk = Walk::new(tree.digest());
-        let results: Vec<_> = chain
-            .iter()
-            .rev()
-            .map(|tree| walk.take(&tree.to_bytes()))
-            .collect();
-        assert!(results[TREE_DEPTH - 1].is_ok());
-        assert!(results[TREE_DEPTH].as_ref().unwrap_err().contains("deeper"));
-    }
-
-    #[test]
-    fn a_tree_of_more_entries_than_allowed_is_refused() {
-        let inner = directory(vec![("x", Node::file(b"x", false))]);
-        let root = directory(vec![("a", inner.clone().into()), ("y", Node::file(b"y", false))]);
-        // What other directories of it had before.
-        let mut walk = Walk::new(root.digest());
-        walk.entries = TREE_ENTRIES - 3;
-        assert!(walk.take(&root.to_bytes()).is_ok() && walk.take(&inner.to_bytes()).is_ok());
-        let mut walk = Walk::new(root.digest());
-        walk.entries = TREE_ENTRIES - 2;
-        walk.take(&root.to_bytes()).unwrap();
-        let error = walk.take(&inner.to_bytes()).unwrap_err();
-        assert!(
-            error.contains(&format!("more than {TREE_ENTRIES} entries")),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_tree_that_contradicts_itself_is_refused() {
-        let blob = BlobDigest::of(b"x");
-        let file = |size| Node::File {
-            blob,
-            size,
-            executable: false,
-        };
-        let tree = directory(vec![("a", file(1)), ("b", file(2))]);
-        let error = Walk::new(tree.digest()).take(&tree.to_bytes()).unwrap_err();
-        assert!(error.contains("two sizes"), "{error}");
     }
 }

@@ -22,6 +22,8 @@ pub enum Door {
     Paths,
     /// Directories of a tree.
     Tree,
+    /// Small trees, many at once.
+    Trees,
     /// Small files of a tree.
     Blobs,
     /// One large file, or a part of it.
@@ -40,7 +42,7 @@ pub enum Door {
 
 impl Door {
     /// Every door.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Join,
         Self::Hello,
         Self::Reachability,
@@ -48,6 +50,7 @@ impl Door {
         Self::Presence,
         Self::Paths,
         Self::Tree,
+        Self::Trees,
         Self::Blobs,
         Self::Blob,
         Self::Texts,
@@ -68,6 +71,7 @@ impl Door {
             Self::Presence => "presence",
             Self::Paths => "paths",
             Self::Tree => "tree",
+            Self::Trees => "trees",
             Self::Blobs => "blobs",
             Self::Blob => "blob",
             Self::Texts => "texts",
@@ -93,7 +97,10 @@ impl Door {
     /// Whether what goes through this door is the content of store paths.
     #[must_use]
     pub fn carries_content(self) -> bool {
-        matches!(self, Self::Tree | Self::Blobs | Self::Blob | Self::Texts)
+        matches!(
+            self,
+            Self::Tree | Self::Trees | Self::Blobs | Self::Blob | Self::Texts
+        )
     }
 }
 

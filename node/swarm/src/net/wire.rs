@@ -190,12 +190,8 @@ impl WireWriter {
 
     /// Sends bytes as one frame.
     pub(crate) async fn send_raw(&mut self, bytes: &[u8]) -> Result<(), WireError> {
-        let length = u32::try_from(bytes.len()).map_err(|_| WireError::TooLarge {
-            size: bytes.len(),
-            limit: u32::MAX as usize,
-        })?;
-        patiently(self.0.write_all(&length.to_le_bytes())).await?;
-        patiently(self.0.write_all(bytes)).await
+        self.send_length(bytes.len()).await?;
+        self.send_bytes(bytes).await
     }
 
     /// Sends bytes as they are.
@@ -228,6 +224,24 @@ impl WireWriter {
             self.flush().await?;
         }
         Ok(())
+    }
+
+    /// As [`WireWriter::send_raw`], a small one as [`WireWriter::send_small_content`].
+    pub(crate) async fn send_small_frame(
+        &mut self,
+        bytes: &[u8],
+        throttle: &Throttle,
+    ) -> Result<(), WireError> {
+        self.send_length(bytes.len()).await?;
+        self.send_small_content(bytes, throttle).await
+    }
+
+    async fn send_length(&mut self, size: usize) -> Result<(), WireError> {
+        let length = u32::try_from(size).map_err(|_| WireError::TooLarge {
+            size,
+            limit: u32::MAX as usize,
+        })?;
+        patiently(self.0.write_all(&length.to_le_bytes())).await
     }
 
     pub(crate) async fn flush(&mut self) -> Result<(), WireError> {
@@ -320,6 +334,7 @@ mod tests {
         // What is asked for with numbers and digests alone.
         is_bounded::<ReachabilityQuestion>(128).await;
         is_bounded::<TreeQuestion>(256).await;
+        is_bounded::<TreesQuestion>(TREES_BATCH * 32 + 64).await;
         is_bounded::<BlobQuestion>(256).await;
         is_bounded::<BlobsQuestion>(BLOBS_BATCH * 32 + 256).await;
         is_bounded::<BuildControl>(64).await;

@@ -20,6 +20,7 @@ pub(crate) mod roster;
 pub(crate) mod serving;
 pub(crate) mod texts;
 pub(crate) mod tree;
+pub(crate) mod trees;
 
 use std::sync::Arc;
 
@@ -87,6 +88,7 @@ async fn serve(core: Arc<Core>, inbound: Inbound) {
         Door::Presence => presence::serve(&core, peer, wire).await,
         Door::Paths => paths::serve(&core, peer, wire).await,
         Door::Tree => tree::serve(&core, peer, wire).await,
+        Door::Trees => trees::serve(&core, peer, wire).await,
         Door::Blobs => blobs::serve(&core, peer, wire).await,
         Door::Blob => blob::serve(&core, peer, wire).await,
         Door::Texts => texts::serve(&core, peer, wire).await,

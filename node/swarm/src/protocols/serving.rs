@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::ServeAnswer;
 use tvix_node_protocol::subtrees::{ChainingValue, subtrees_of};
-use tvix_node_protocol::tree::{BlobDigest, Leaf, Node, Tree, TreeDigest};
+use tvix_node_protocol::tree::{BlobDigest, Node, Tree, TreeDigest};
 
 use super::outboard::{BlobOutboard, FileState, Pairs, bytes_of};
 use crate::core::{Core, lock};
@@ -258,17 +258,15 @@ impl TreeWalk {
 
     /// Takes what is next.
     pub(crate) fn take(&mut self, tree: &Tree) {
-        match tree {
-            Tree::Leaf(Leaf::File { blob, .. }) => drop(self.blobs.insert(*blob)),
-            Tree::Leaf(Leaf::Symlink(_)) => {}
-            Tree::Directory(directory) => {
-                for (_, node) in directory.entries() {
-                    match node {
-                        Node::Directory(digest) if self.seen.insert(*digest) => self.queue.push_back(*digest),
-                        Node::Directory(_) | Node::Symlink(_) => {}
-                        Node::File { blob, .. } => drop(self.blobs.insert(*blob)),
-                    }
-                }
+        self.blobs.extend(tree.files().map(|(blob, _)| blob));
+        let Tree::Directory(directory) = tree else {
+            return;
+        };
+        for (_, node) in directory.entries() {
+            if let Node::Directory(digest) = node
+                && self.seen.insert(*digest)
+            {
+                self.queue.push_back(*digest);
             }
         }
     }

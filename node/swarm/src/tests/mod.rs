@@ -15,6 +15,7 @@ mod reachability;
 mod relayed;
 mod rosters;
 mod shelf;
+mod small_trees;
 mod strangers;
 mod streams;
 mod texts;
