@@ -3,6 +3,7 @@
 mod api;
 mod check;
 pub(crate) mod clock;
+pub(crate) mod combined;
 pub(crate) mod depot;
 pub(crate) mod derivations;
 mod doctor;

@@ -21,7 +21,7 @@ use super::limits::{ARRIVING, REFERENCES_PATIENCE, STEPS};
 use super::purpose::Purpose;
 use crate::daemon::depot::DepotError;
 use crate::daemon::room::NoRoom;
-pub(super) use one::Content;
+pub(super) use one::{Content, Intake};
 
 /// Why a path was not brought here.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +108,14 @@ pub type Observer = mpsc::Sender<Step>;
 
 /// Paths that are on their way: what two fetches have in common is moved once, as urgently as the more urgent of them.
 #[derive(Debug, Default)]
-pub struct Arriving(Mutex<HashMap<StorePath, Weak<Arrives>>>);
+pub struct Arriving(Mutex<Paths>);
+
+#[derive(Debug, Default)]
+struct Paths {
+    arrive: HashMap<StorePath, Weak<Arrives>>,
+    /// How many there were when those that nobody waits for any more were forgotten last.
+    left: usize,
+}
 
 /// A path that somebody brings or waits for.
 #[derive(Debug)]
@@ -136,24 +143,36 @@ impl BringingTurn {
 impl Arriving {
     /// Waits until nobody else brings this path. Who does so brings it at least so urgently from now on.
     pub async fn turn(&self, path: &StorePath, priority: &Rising) -> BringingTurn {
-        let arrives = {
-            let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            paths.retain(|_, arrives| arrives.strong_count() > 0);
-            match paths.get(path).and_then(Weak::upgrade) {
-                Some(arrives) => arrives,
-                None => {
-                    let arrives = Arc::new(Arrives {
-                        turn: Arc::default(),
-                        priority: priority.now().into(),
-                    });
-                    paths.insert(path.clone(), Arc::downgrade(&arrives));
-                    arrives
-                }
-            }
-        };
+        let arrives = self.arrives(path, priority);
         let waiting = Arc::clone(&arrives.turn).lock_owned();
         let _turn = priority.raising(&arrives.priority, waiting).await;
         BringingTurn { _turn, arrives }
+    }
+
+    /// The same where nobody else does; else none.
+    fn turn_now(&self, path: &StorePath, priority: &Rising) -> Option<BringingTurn> {
+        let arrives = self.arrives(path, priority);
+        let _turn = Arc::clone(&arrives.turn).try_lock_owned().ok()?;
+        arrives.priority.raise(priority.now());
+        Some(BringingTurn { _turn, arrives })
+    }
+
+    fn arrives(&self, path: &StorePath, priority: &Rising) -> Arc<Arrives> {
+        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // All are looked at when there are twice as many, and not for each of the paths of a closure.
+        if paths.arrive.len() > 2 * paths.left {
+            paths.arrive.retain(|_, arrives| arrives.strong_count() > 0);
+            paths.left = paths.arrive.len();
+        }
+        if let Some(arrives) = paths.arrive.get(path).and_then(Weak::upgrade) {
+            return arrives;
+        }
+        let arrives = Arc::new(Arrives {
+            turn: Arc::default(),
+            priority: priority.now().into(),
+        });
+        paths.arrive.insert(path.clone(), Arc::downgrade(&arrives));
+        arrives
     }
 }
 
@@ -189,6 +208,14 @@ async fn all_came(path: &StorePath, references: Vec<watch::Receiver<Progress>>) 
         }
     }
     Ok(())
+}
+
+/// Who brings a path.
+enum Turn {
+    /// Nobody: it is here.
+    Here,
+    /// Who has this.
+    Own(BringingTurn),
 }
 
 /// Whether what a path refers to is here.
@@ -268,9 +295,18 @@ impl TeamNode {
                 ((path.clone(), sender), (path.clone(), receiver))
             })
             .unzip();
+        let mut turns = self.turns(&items, &purpose.priority).await?;
         let places = Arc::new(Line::new(ARRIVING * SHARES as usize));
         let mut coming = JoinSet::new();
         for ((path, item), (_, sender)) in items.into_iter().zip(senders) {
+            let turn = match turns.remove(&path) {
+                Some(Turn::Here) => {
+                    sender.send_replace(Progress::Here);
+                    continue;
+                }
+                Some(Turn::Own(turn)) => Some(turn),
+                None => None,
+            };
             let references: Vec<watch::Receiver<Progress>> = match item.keep {
                 Keep::Accepted { .. } => item
                     .info
@@ -285,7 +321,7 @@ impl TeamNode {
             let purpose = purpose.clone();
             coming.spawn(async move {
                 let result = node
-                    .arrive(&path, (item, purpose), references, &places, observer)
+                    .arrive(&path, turn, (item, purpose), references, &places, observer)
                     .await;
                 if result.is_err() {
                     node.shown.forget(&path);
@@ -318,9 +354,36 @@ impl TeamNode {
         failure.map_or(Ok(()), Err)
     }
 
+    /// Turns to bring those of these paths that nobody else is bringing, and which of them are here: with one look at the store.
+    async fn turns(
+        &self,
+        items: &BTreeMap<StorePath, Item>,
+        priority: &Rising,
+    ) -> Result<BTreeMap<StorePath, Turn>, FetchFailure> {
+        let turns = items.iter().filter_map(|(path, item)| {
+            let turn = self.arriving.turn_now(path, priority)?;
+            Some((path, item.info.tree, turn))
+        });
+        let turns: Vec<_> = turns.collect();
+        let paths: Vec<StorePath> = turns.iter().map(|(path, ..)| (*path).clone()).collect();
+        let Some(first) = paths.first().cloned() else {
+            return Ok(BTreeMap::new());
+        };
+        let held = self.held_for_team(paths).await;
+        let held = held.map_err(|source| FetchFailure::Store { path: first, source })?;
+        let turns = turns.into_iter().zip(held).map(|((path, tree, turn), held)| {
+            let here = held.for_team().is_some_and(|here| here.tree == tree);
+            let turn = if here { Turn::Here } else { Turn::Own(turn) };
+            (path.clone(), turn)
+        });
+        Ok(turns.collect())
+    }
+
+    /// `turn`: to bring this path, which was not here when that was taken.
     async fn arrive(
         self: &Arc<Self>,
         path: &StorePath,
+        turn: Option<BringingTurn>,
         (item, purpose): (Item, Purpose),
         references: Vec<watch::Receiver<Progress>>,
         places: &Arc<Line>,
@@ -331,11 +394,17 @@ impl TeamNode {
             providers,
             keep,
         } = item;
-        let turn = self.arriving.turn(path, &purpose.priority).await;
-        if self.here(path).await?.is_some_and(|here| here.tree == info.tree) {
-            // Another fetch has brought it meanwhile.
-            return Ok(());
-        }
+        let turn = match turn {
+            Some(turn) => turn,
+            None => {
+                let turn = self.arriving.turn(path, &purpose.priority).await;
+                if self.here(path).await?.is_some_and(|here| here.tree == info.tree) {
+                    // Another fetch has brought it meanwhile.
+                    return Ok(());
+                }
+                turn
+            }
+        };
         let from = providers.first().copied().unwrap_or(self.swarm.key());
         let (bytes, tree) = (info.nar_size, info.tree);
         let prepared = {
@@ -558,6 +627,26 @@ mod tests {
         drop(waiting.await);
         let again = arriving.turn(&path, &first).await;
         assert_eq!(again.priority().now(), Priority::Speculative);
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_brings_has_no_turn_now_and_what_is_done_is_forgotten() {
+        let arriving = Arriving::default();
+        let [low, high] = [Priority::Speculative, Priority::Import].map(Rising::from);
+        let turn = arriving.turn_now(&path("a"), &low).unwrap();
+        assert!(arriving.turn_now(&path("a"), &high).is_none());
+        assert_eq!(
+            turn.priority().now(),
+            Priority::Speculative,
+            "nobody waits for it"
+        );
+        drop(turn);
+        let turn = arriving.turn_now(&path("a"), &high).unwrap();
+        assert_eq!(turn.priority().now(), Priority::Import);
+        for number in 0..1000 {
+            drop(arriving.turn_now(&path(&number.to_string()), &low).unwrap());
+        }
+        assert!(arriving.0.lock().unwrap().arrive.len() < 10);
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub const PROVIDERS: usize = 4;
 /// [`SHARES`] times as many.
 pub const ARRIVING: usize = 24;
 
+/// Threads that write small trees for the store, one tree after the other. There are others for large ones.
+pub const PREPARING: usize = 2;
+
 /// How long a path that has come keeps its turn while it waits for what it refers to. Two closures that come at once and say of
 /// two paths that each refers to the other would else wait for each other for ever.
 pub const REFERENCES_PATIENCE: Duration = Duration::from_secs(60);

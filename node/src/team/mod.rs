@@ -139,6 +139,7 @@ pub struct TeamNode {
     /// Builders whose connection broke, of whom it is not told yet that they are gone.
     down: Mutex<BTreeSet<NodeKey>>,
     arriving: Arriving,
+    intake: fetch::Intake,
     served: Arc<Served>,
     /// The owner's rules.
     pub trust: Arc<TrustBook>,

@@ -157,25 +157,47 @@ fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Store {
     pub(crate) fn submit(&self, batch: Batch, lease: &Lease) -> Result<Vec<PathInfo>, AddError> {
+        let mut results = self.submit_each(vec![batch], lease);
+        results.pop().unwrap_or(Err(AddError::Interrupted))
+    }
+
+    /// Several that share one group, each with its own result, in their order.
+    pub(crate) fn submit_each(
+        &self,
+        batches: Vec<Batch>,
+        lease: &Lease,
+    ) -> Vec<Result<Vec<PathInfo>, AddError>> {
         debug_assert!(
             lease.is_of(&self.inner),
             "a lease of another store protects nothing here"
         );
-        lease.reserve(batch.trees.iter().map(|tree| &tree.info.path));
+        let trees = batches.iter().flat_map(|batch| &batch.trees);
+        lease.reserve(trees.map(|tree| &tree.info.path));
         let committer = &self.inner.committer;
-        let answer = Arc::<Answer>::default();
+        let jobs = batches.into_iter().map(|batch| Job {
+            batch,
+            answer: Arc::default(),
+            named: Vec::new(),
+            outcome: None,
+        });
+        let jobs: Vec<Job> = jobs.collect();
+        let answers: Vec<Arc<Answer>> = jobs.iter().map(|job| Arc::clone(&job.answer)).collect();
+        let Some(first) = answers.first() else {
+            return Vec::new();
+        };
         {
             let mut queue = unpoisoned(&committer.0);
-            queue.waiting.push(Job {
-                batch,
-                answer: Arc::clone(&answer),
-                named: Vec::new(),
-                outcome: None,
-            });
+            queue.waiting.extend(jobs);
             if !std::mem::replace(&mut queue.busy, true) {
-                answer.tell(News::Lead);
+                first.tell(News::Lead);
             }
         }
+        // All of them are in one group: the first of them leads it, if anybody here does.
+        answers.iter().map(|answer| self.answered(answer)).collect()
+    }
+
+    fn answered(&self, answer: &Answer) -> Result<Vec<PathInfo>, AddError> {
+        let committer = &self.inner.committer;
         loop {
             match answer.wait() {
                 News::Result(result) => return result,

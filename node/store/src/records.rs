@@ -113,6 +113,32 @@ impl Store {
         Ok(self.submit(Batch::accepted(outputs, Some(row)), lease)?)
     }
 
+    /// As [`Store::register`], or where there is a record [`Store::register_built`], for several that are independent of each other
+    /// and share the cost: each has its own result, in their order.
+    pub fn register_each(
+        &self,
+        several: Vec<(Vec<Prepared>, Option<Envelope>)>,
+        lease: &Lease,
+    ) -> Vec<Result<Vec<PathInfo>, RecordError>> {
+        let mut refused = Vec::with_capacity(several.len());
+        let mut batches = Vec::with_capacity(several.len());
+        for (trees, record) in several {
+            match record.as_ref().map(RecordRow::new).transpose() {
+                Ok(row) => {
+                    batches.push(Batch::accepted(trees, row));
+                    refused.push(None);
+                }
+                Err(error) => refused.push(Some(error)),
+            }
+        }
+        let mut results = self.submit_each(batches, lease).into_iter();
+        let result = |refused: Option<RecordError>| match refused {
+            Some(error) => Err(error),
+            None => Ok(results.next().unwrap_or(Err(AddError::Interrupted))?),
+        };
+        refused.into_iter().map(result).collect()
+    }
+
     /// Stores a record by itself, of which no more than `audience` may learn. Whether it is believed is the caller's to
     /// decide.
     ///

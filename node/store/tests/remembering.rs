@@ -13,7 +13,7 @@ use tvix_node_protocol::build::{BuildKey, BuildRecord, BuiltOutput};
 use tvix_node_protocol::envelope::{Envelope, NodeSecret, seal};
 use tvix_node_protocol::path_info::{NarHash, Origin, PathInfo};
 use tvix_node_store::limits::{FINGERPRINT_BYTES, RECORDS_PER_KEY};
-use tvix_node_store::{Audience, GcOptions, LogError, RecordError, ScratchOutput, Store};
+use tvix_node_store::{AddError, Audience, GcOptions, LogError, RecordError, ScratchOutput, Store};
 
 fn record(info: &PathInfo, secret: &NodeSecret, builder: &NodeSecret) -> Envelope {
     let output = BuiltOutput {
@@ -71,6 +71,56 @@ fn a_record_is_registered_with_its_outputs_and_goes_with_them() {
     store.gc(&GcOptions::default()).unwrap();
     assert_eq!(store.records(&BuildKey([3; 32])).unwrap(), []);
     assert_eq!(store.records_of(&info.path).unwrap(), []);
+}
+
+#[test]
+fn several_are_registered_together_and_each_for_itself() {
+    let (folder, store) = store();
+    let prepare = |name: &str, refers_to: &str| {
+        let scratch = folder.path().join(name);
+        fs::write(&scratch, path(refers_to).to_string()).unwrap();
+        let output = ScratchOutput {
+            path: path(name),
+            scratch: &scratch,
+            ca: None,
+            scanned: true,
+        };
+        let candidates = BTreeSet::from([path(refers_to)]);
+        store
+            .prepare_built(&[output], &candidates, &path("it.drv"), &Origin::Built)
+            .unwrap()
+    };
+    let [first, refers, spoken_for, recorded] = [
+        ("first", "first"),
+        ("refers", "nothing"),
+        ("spoken-for", "first"),
+        ("recorded", "first"),
+    ]
+    .map(|(name, refers_to)| prepare(name, refers_to));
+    let by_another = record(spoken_for[0].info(), &secret(1), &secret(2));
+    let own = record(recorded[0].info(), &secret(1), &secret(1));
+    let several = vec![
+        (first, None),
+        (refers, None),
+        (spoken_for, Some(by_another)),
+        (recorded, Some(own.clone())),
+    ];
+    let results = store.register_each(several, &store.lease());
+    let missing = path("nothing");
+    assert!(
+        matches!(&results[..], [
+            Ok(_),
+            Err(RecordError::Add(AddError::MissingReference { reference, .. })),
+            Err(RecordError::Signer { .. }),
+            Ok(_),
+        ] if *reference == missing),
+        "{results:?}"
+    );
+    let there = |name: &str| store.query(&path(name)).unwrap().is_some();
+    let names = ["first", "refers", "spoken-for", "recorded"];
+    assert_eq!(names.map(there), [true, false, false, true]);
+    assert_eq!(store.records_of(&path("recorded")).unwrap(), [own]);
+    assert!(store.register_each(Vec::new(), &store.lease()).is_empty());
 }
 
 #[test]

@@ -9,13 +9,16 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::tree::{BlobDigest, Tree, TreeDigest};
-use tvix_node_store::{AddError, Arrived, ArrivedError, ArrivedFile, ComingFile, Naming, Prepared};
+use tvix_node_store::{AddError, Arrived, ArrivedError, ArrivedFile, ComingFile, Naming, Prepared, Store};
 use tvix_node_swarm::limits::SMALL_TREE;
 use tvix_node_swarm::{Arrival, ArrivedBlob, FetchOrder, GrowingBlob};
 
 use super::FetchFailure;
+use crate::daemon::combined::Combined;
+use crate::daemon::depot::{Depot, DepotError};
 use crate::daemon::room::Whom;
 use crate::team::TeamNode;
+use crate::team::limits::PREPARING;
 use crate::team::purpose::Purpose;
 use crate::team::surroundings::InStore;
 
@@ -29,6 +32,10 @@ fn is_passing(error: &AddError) -> bool {
             | AddError::File(_)
             | AddError::Index(_)
     )
+}
+
+fn lost<T>() -> Result<T, DepotError> {
+    Err(DepotError::Thread("it is not there any more".to_owned()))
 }
 
 /// What arrived, as the store wants to see it.
@@ -66,6 +73,79 @@ impl Arrived for Content {
     }
 }
 
+/// A small tree that has come, for the store.
+pub struct Preparing {
+    arrival: Arc<Arrival>,
+    info: PathInfo,
+}
+
+/// Something that becomes part of the store.
+pub struct Registering {
+    path: StorePath,
+    prepared: Prepared,
+    record: Option<Envelope>,
+}
+
+/// What many paths of a closure have done for them together.
+pub struct Intake {
+    prepares: Combined<Preparing, Result<Prepared, DepotError>>,
+    registers: Combined<Registering, Result<(), DepotError>>,
+}
+
+impl Intake {
+    /// With this depot.
+    pub fn new(depot: &Arc<Depot>) -> Self {
+        let (preparing, registering) = (Arc::clone(depot), Arc::clone(depot));
+        Self {
+            prepares: Combined::new(PREPARING, move |several: Vec<Preparing>, answer| {
+                for Preparing { arrival, info } in several {
+                    answer(prepare(preparing.store(), arrival, info));
+                }
+            }),
+            // One at a time: they share their syncs.
+            registers: Combined::new(1, move |several, answer| {
+                register(&registering, several).into_iter().for_each(answer);
+            }),
+        }
+    }
+}
+
+/// Prepares what has arrived, or arrives meanwhile, for the store. Blocks.
+fn prepare(store: &Store, arrival: Arc<Arrival>, info: PathInfo) -> Result<Prepared, DepotError> {
+    let content = Content(arrival);
+    let prepared = store.prepare_arrived(info.tree, &content, Naming::Known(info));
+    // What is not what it should be will not be so later.
+    if !prepared.as_ref().is_err_and(is_passing)
+        && let Err(error) = content.0.remove()
+    {
+        tracing::warn!(%error, "what has arrived could not be removed from the spool");
+    }
+    Ok(prepared?)
+}
+
+/// Makes several paths part of the store, and tells of those that are. Blocks.
+fn register(depot: &Depot, several: Vec<Registering>) -> Vec<Result<(), DepotError>> {
+    let paths: Vec<StorePath> = several.iter().map(|one| one.path.clone()).collect();
+    let several = several.into_iter().map(|one| (vec![one.prepared], one.record));
+    let registered = depot.store().register_each(several.collect(), &depot.lease());
+    let mut results: Vec<Result<(), DepotError>> = registered
+        .into_iter()
+        .map(|registered| {
+            registered?;
+            Ok(())
+        })
+        .collect();
+    let there = results.iter().zip(paths).filter(|(result, _)| result.is_ok());
+    let there: Vec<StorePath> = there.map(|(_, path)| path).collect();
+    // Here, and not where it is waited for, which may be cancelled.
+    if let Err(error) = depot.added(&there) {
+        for result in results.iter_mut().filter(|result| result.is_ok()) {
+            *result = Err(error.clone().into());
+        }
+    }
+    results
+}
+
 impl TeamNode {
     /// Fetches the tree of a path and prepares it for the store under a name that it must fit.
     pub async fn bring(
@@ -90,28 +170,19 @@ impl TeamNode {
         };
         // The arrival goes once the store has it at its side: nobody may wait for something else while it
         // holds one, since another path may have the same content. The store writes while the rest comes.
-        let depot = self.depot.clone();
-        let prepare = |arrival| async move {
-            let prepared = depot.blocking(move |store| {
-                let content = Content(arrival);
-                let prepared = store.prepare_arrived(tree, &content, Naming::Known(info));
-                // What is not what it should be will not be so later.
-                if !prepared.as_ref().is_err_and(is_passing)
-                    && let Err(error) = content.0.remove()
-                {
-                    tracing::warn!(%error, "what has arrived could not be removed from the spool");
-                }
-                Ok(prepared?)
-            });
-            prepared.await
-        };
         let fetched = match size <= SMALL_TREE {
             // It is soon here: nobody needs to wait for the rest of it on a thread.
             true => match self.swarm.fetch(order).await {
-                Ok(arrival) => Ok(prepare(arrival).await),
+                Ok(arrival) => {
+                    let prepared = self.intake.prepares.ask(Preparing { arrival, info }).await;
+                    Ok(prepared.unwrap_or_else(lost))
+                }
                 Err(error) => Err(error),
             },
-            false => self.swarm.fetch_while(order, prepare).await,
+            false => {
+                let prepare = |arrival| self.depot.blocking(move |store| prepare(store, arrival, info));
+                self.swarm.fetch_while(order, prepare).await
+            }
         };
         match fetched {
             Ok(prepared) => prepared.map_err(|source| FetchFailure::Store { path, source }),
@@ -130,18 +201,14 @@ impl TeamNode {
         prepared: Prepared,
         record: Option<Envelope>,
     ) -> Result<(), FetchFailure> {
-        let (lease, depot) = (self.depot.lease(), Arc::clone(&self.depot));
-        let (added, prepared) = (path.clone(), prepared.within(&self.view.audience()));
-        let registered = self.depot.blocking(move |store| {
-            match record {
-                Some(record) => drop(store.register_built(vec![prepared], &record, &lease)?),
-                None => drop(store.register(vec![prepared], &lease)?),
-            }
-            // Here, and not after the wait, which may be cancelled.
-            Ok(depot.added(&[added])?)
-        });
+        let registering = Registering {
+            path: path.clone(),
+            prepared: prepared.within(&self.view.audience()),
+            record,
+        };
+        let registered = self.intake.registers.ask(registering).await;
         registered
-            .await
+            .unwrap_or_else(lost)
             .map_err(|source| FetchFailure::Store { path, source })
     }
 

@@ -12,7 +12,7 @@ use tvix_node_store::IndexError;
 use tvix_node_swarm::team::Team;
 use tvix_node_swarm::{Config, SwarmHandle};
 
-use super::super::fetch::Arriving;
+use super::super::fetch::{Arriving, Intake};
 use super::super::grants::Grants;
 use super::super::limits::SPOOL_IDLE;
 use super::super::sample::Sampling;
@@ -106,6 +106,7 @@ impl Membership {
             calls: Arc::default(),
             down: Mutex::default(),
             arriving: Arriving::default(),
+            intake: Intake::new(&parts.depot),
             served: Arc::clone(&shared.served),
             trust: Arc::clone(&parts.trust),
             share: Arc::clone(&parts.share),
