@@ -27,6 +27,9 @@ pub const ARRIVING: usize = 24;
 /// Threads that write small trees for the store, one tree after the other. There are others for large ones.
 pub const PREPARING: usize = 2;
 
+/// How many each of them writes until it looks for more: so few that the others have some of what comes together.
+pub const PREPARED_AT_ONCE: usize = 8;
+
 /// How long a path that has come keeps its turn while it waits for what it refers to. Two closures that come at once and say of
 /// two paths that each refers to the other would else wait for each other for ever.
 pub const REFERENCES_PATIENCE: Duration = Duration::from_secs(60);

@@ -459,7 +459,7 @@ pub const CONTENT_STREAMS: usize = 64;
 /// and four peers are served at once.
 pub const CONTENT_STREAMS_PER_PEER: usize = 16;
 
-/// Streams that carry directories and small texts out, at once: they do not wait behind files.
+/// Streams that carry directories of larger trees and small texts out, at once: they do not wait behind files.
 pub const WALK_STREAMS: usize = 32;
 
 /// Of those, to one peer: who reads slowly leaves places to others, and four are served at once.
@@ -569,7 +569,8 @@ pub const OUTBOARD_BYTES_OF_A_FILE: u64 = 16 << 20;
 /// from others, and what is kept of each of their parts. A larger file is not served.
 pub const OUTBOARD_BYTES_ON_DISK: usize = (1 << 30) + (16 << 20);
 
-/// Bytes of directories on their way from one provider, as it announces them, or waiting to be written: the largest alone.
+/// Bytes of directories and small trees on their way from one provider, as it announces them, or waiting to be written: the
+/// largest directory alone.
 pub const COMING_BYTES_PER_PEER: usize = TREE_NODE_BYTES;
 
 /// The same from all providers: of as many as one tree is fetched from.
@@ -598,11 +599,15 @@ pub const SMALL_TREE_FILES: usize = tvix_node_protocol::limits::SMALL_TREE_FILES
 /// at once, the less together.
 pub const TREES_QUESTIONS: usize = 2;
 
-/// How often, at most, those that wait hear that their provider brings something for others.
+/// How often, at most, those that wait for an answer's later trees are told that one has come.
 pub const SIGN_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long that goes on. Who takes longer for what may be a megabyte is slow, and the rest may be had elsewhere before.
+pub const TREES_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Trees fetched at once; others wait. Each has [`SHARES`].
 pub const FETCHES: usize = 32;
+const _: () = assert!(tvix_node_protocol::limits::TREES_BATCH == FETCHES * SHARES as usize);
 
 /// Of those, what other members want here: inputs of their builds and what they push. They can let this node wait.
 pub const FETCHES_FOR_OTHERS: usize = FETCHES / 2;

@@ -29,7 +29,7 @@ pub struct Machine {
     pub(crate) serving: Arc<Serving>,
     /// Trees that are fetched.
     pub(crate) fetches: FetchPlaces,
-    /// Room for directories that come.
+    /// Room for directories and small trees that come.
     pub(crate) coming: Arc<Room>,
     /// What is built at the moment, for the owner and for others.
     pub underway: Arc<Underway>,

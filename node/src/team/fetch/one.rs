@@ -18,7 +18,7 @@ use crate::daemon::combined::Combined;
 use crate::daemon::depot::{Depot, DepotError};
 use crate::daemon::room::Whom;
 use crate::team::TeamNode;
-use crate::team::limits::PREPARING;
+use crate::team::limits::{PREPARED_AT_ONCE, PREPARING};
 use crate::team::purpose::Purpose;
 use crate::team::surroundings::InStore;
 
@@ -35,7 +35,7 @@ fn is_passing(error: &AddError) -> bool {
 }
 
 fn lost<T>() -> Result<T, DepotError> {
-    Err(DepotError::Thread("it is not there any more".to_owned()))
+    Err(DepotError::Thread("a bug has ended it".to_owned()))
 }
 
 /// What arrived, as the store wants to see it.
@@ -97,13 +97,16 @@ impl Intake {
     pub fn new(depot: &Arc<Depot>) -> Self {
         let (preparing, registering) = (Arc::clone(depot), Arc::clone(depot));
         Self {
-            prepares: Combined::new(PREPARING, move |several: Vec<Preparing>, answer| {
-                for Preparing { arrival, info } in several {
-                    answer(prepare(preparing.store(), arrival, info));
-                }
-            }),
+            prepares: Combined::new(
+                (PREPARING, PREPARED_AT_ONCE),
+                move |several: Vec<Preparing>, answer| {
+                    for Preparing { arrival, info } in several {
+                        answer(prepare(preparing.store(), arrival, info));
+                    }
+                },
+            ),
             // One at a time: they share their syncs.
-            registers: Combined::new(1, move |several, answer| {
+            registers: Combined::new((1, usize::MAX), move |several, answer| {
                 register(&registering, several).into_iter().for_each(answer);
             }),
         }

@@ -4,7 +4,7 @@
 //! large ones in pieces. Everything is verified as it comes. A provider that breaks off is replaced and
 //! what it brought is kept; one that lies is cut at the first group of 16 KiB that is wrong, and asked
 //! last from then on. What has arrived lies in a folder until the store has taken it, so a fetch that
-//! breaks off goes on where it was.
+//! breaks off goes on where it was. Small trees come as a whole, many at a time, and are verified when they are here.
 
 mod arrival;
 mod growing;
@@ -110,16 +110,16 @@ pub(crate) struct Fetching {
     packs: Arc<PackRoom>,
     running: Mutex<HashMap<TreeDigest, Weak<tokio::sync::Mutex<()>>>>,
     places: FetchPlaces,
-    /// Room for directories that come.
+    /// Room for directories and small trees that come.
     coming: Arc<Room>,
     /// Streams that bring content, of each provider.
     pub(crate) streams: Lines,
     /// What each provider is asked for together with other things.
-    asking: Askings,
+    pub(crate) asking: Askings,
 }
 
 impl Fetching {
-    /// `places`: for so many trees at once. `coming`: room for their directories.
+    /// `places`: for so many trees at once. `coming`: room for their directories, and for small ones.
     pub(crate) fn new(spool: PathBuf, places: FetchPlaces, coming: Arc<Room>) -> Self {
         Self {
             spool,

@@ -95,6 +95,25 @@ impl Signs {
         lock(&self.seen).waits_since.get_or_insert_with(Instant::now);
     }
 
+    /// It is going to be asked, together with others, when it has been asked for something else. That is no fault of its.
+    pub(crate) fn queued(&self) {
+        let mut seen = lock(&self.seen);
+        seen.waits_since.get_or_insert_with(Instant::now);
+        seen.brought = true;
+    }
+
+    /// It is asked now, whatever was before.
+    pub(crate) fn asked(&self) {
+        let mut seen = lock(&self.seen);
+        seen.waits_since = Some(Instant::now());
+        seen.brought = false;
+    }
+
+    /// It is this node that is waited for from now on.
+    pub(crate) fn rests(&self) {
+        lock(&self.seen).waits_since = None;
+    }
+
     /// It has brought something, which this node is busy with now.
     pub(crate) fn came(&self) {
         let mut seen = lock(&self.seen);

@@ -21,7 +21,7 @@ pub struct FetchOrder {
     pub providers: Vec<NodeKey>,
     /// Bytes that may come at most; none: as many as it has.
     pub max_bytes: Option<u64>,
-    /// Files that are in the store come, too: what is there may be what is damaged.
+    /// Files that are in the store come, too: what is there may be what is damaged. Those of a small tree come in any case.
     pub whole: bool,
     /// It is fetched because another member wants it here, who is the first of the providers or in league with it.
     pub for_another: bool,
@@ -51,8 +51,8 @@ impl FetchOrder {
 /// content are not among them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FetchProgress {
-    /// Bytes that have to come: neither in the store nor left from an earlier try. None while the
-    /// directories come, when it is not known yet.
+    /// Bytes that have to come: neither in the store nor left from an earlier try, unless the tree is small, which comes as a
+    /// whole. None while the directories come, when it is not known yet.
     pub expected: Option<u64>,
     /// Bytes that have come.
     pub received: u64,

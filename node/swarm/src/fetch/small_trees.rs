@@ -2,8 +2,10 @@
 //!
 //! A closure has hundreds of paths that are a file or two, and a stream for each of them costs more than what it brings. So
 //! what is wanted of a provider waits while the provider is asked for something else, and is asked for together with what
-//! has come to wait by then: alone where there is nothing else, without any delay. What does not come this way is fetched by
-//! itself, as a large tree is.
+//! has come to wait by then: alone where there is nothing else. What does not come this way is fetched by itself, as a large
+//! tree is. What waits for long is asked for elsewhere, too, if it is to be had there.
+//!
+//! A small tree is verified when all of it is here, and not group by group as files that come by themselves are.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -12,7 +14,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 use tvix_node_protocol::envelope::NodeKey;
-use tvix_node_protocol::limits::{PACKED_TREE, TREES_BATCH};
+use tvix_node_protocol::limits::{PACKED_TREE, TREES_BATCH, TREES_BYTES};
 use tvix_node_protocol::messages::{ServeAnswer, TREE_APART, TREE_FOLLOWS, TREES_END, TreesQuestion};
 use tvix_node_protocol::packed::{Packed, PackedError};
 use tvix_node_protocol::tree::TreeDigest;
@@ -26,14 +28,15 @@ use super::provider::ProviderError;
 use super::walk::write;
 use crate::call::{self, CallError};
 use crate::core::{Core, lock};
-use crate::limits::{SHARES, SIGN_PAUSE, SMALL_TREE, TREES_QUESTIONS};
-use crate::line::Rising;
+use crate::limits::{SHARES, SIGN_PAUSE, SMALL_TREE, TREES_PATIENCE, TREES_QUESTIONS};
+use crate::line::{Priority, Rising};
+use crate::net::wire::WireError;
 use crate::net::{Door, OpenError};
 use crate::places::OfEach;
 use crate::room::Held;
 
 /// What each provider is asked for.
-pub(super) type Askings = OfEach<Asking>;
+pub(crate) type Askings = OfEach<Asking>;
 
 /// So many questions to each of them at once.
 pub(super) fn askings() -> Askings {
@@ -42,7 +45,7 @@ pub(super) fn askings() -> Askings {
 
 /// What one provider is asked for.
 #[derive(Debug)]
-pub(super) struct Asking {
+pub(crate) struct Asking {
     most: usize,
     state: Mutex<State>,
 }
@@ -50,8 +53,10 @@ pub(super) struct Asking {
 #[derive(Debug, Default)]
 struct State {
     waiting: Vec<Wanted>,
-    /// Questions under way.
-    questions: usize,
+    /// Who asks, or stands in line for a stream to do so.
+    askers: usize,
+    /// How urgent it is for the last of those.
+    urgency: Rising,
 }
 
 /// A tree that somebody waits for.
@@ -85,7 +90,7 @@ pub(super) async fn fetch(
         return Ok(None);
     };
     report.asked(provider);
-    let (reply, told) = oneshot::channel();
+    let (reply, mut told) = oneshot::channel();
     let wanted = Wanted {
         root: arrival.root(),
         most,
@@ -95,9 +100,18 @@ pub(super) async fn fetch(
     };
     let asking = core.fetching.asking.of(provider);
     if asking.wait(wanted) {
-        tokio::spawn(ask_on(core.clone(), provider, asking));
+        tokio::spawn(ask_on(core.clone(), provider, Asker::of(&asking)));
     }
-    let Ok(told) = told.await else {
+    let told = loop {
+        let now = priority.now();
+        asking.raise(now);
+        tokio::select! {
+            biased;
+            told = &mut told => break told,
+            _ = priority.above(now) => {}
+        }
+    };
+    let Ok(told) = told else {
         return Err(ProviderError::Ended("this node is shutting down".to_owned()));
     };
     let Some(Came { tree, bytes, held }) = told? else {
@@ -105,10 +119,8 @@ pub(super) async fn fetch(
     };
     report.moves(bytes);
     let Packed { directories, files } = tree;
-    let sizes: Files = files
-        .iter()
-        .map(|(blob, bytes)| (*blob, bytes.len() as u64))
-        .collect();
+    let sizes = files.iter().map(|(blob, bytes)| (*blob, bytes.len() as u64));
+    let sizes: Files = sizes.collect();
     let directories = directories.into_iter().map(|(digest, bytes)| Item {
         kind: Kind::Directory,
         digest: digest.0,
@@ -135,76 +147,145 @@ impl Asking {
         }
     }
 
-    /// Something waits from now on. Whether nobody asks for it who is busy with a question already.
+    /// Something waits from now on. Whether one more is needed who asks for it.
     fn wait(&self, wanted: Wanted) -> bool {
+        wanted.signs.queued();
         let mut state = lock(&self.state);
         state.waiting.push(wanted);
-        let one_more = state.questions < self.most;
-        state.questions += usize::from(one_more);
+        let one_more = state.askers < self.most;
+        state.askers += usize::from(one_more);
         one_more
     }
 
-    /// What is most urgent of what waits, for one who asks; where nothing does, there is one less who asks.
-    fn next(&self) -> Option<VecDeque<Wanted>> {
-        let mut state = lock(&self.state);
-        state.waiting.retain(|wanted| !wanted.reply.is_closed());
-        if state.waiting.is_empty() {
-            state.questions -= 1;
-            return None;
-        }
-        state.waiting.sort_by_key(|wanted| Reverse(wanted.priority.now()));
-        let count = state.waiting.len().min(TREES_BATCH);
-        Some(state.waiting.drain(..count).collect())
+    /// What waits is at least so urgent.
+    fn raise(&self, to: Priority) {
+        lock(&self.state).urgency.raise(to);
     }
 
-    /// The provider gives signs of life. What waits here waits for it all the same.
-    fn signs(&self, asked: &VecDeque<Wanted>) {
-        for wanted in lock(&self.state).waiting.iter().chain(asked) {
-            wanted.signs.came();
-            wanted.signs.waits();
+    /// How urgent what waits is, and becomes, for one who is going to ask. Where nothing waits, there is one less who asks.
+    fn urgency(&self) -> Option<Rising> {
+        let mut state = lock(&self.state);
+        state.waiting.retain(|wanted| !wanted.reply.is_closed());
+        let Some(most) = state.waiting.iter().map(|wanted| wanted.priority.now()).max() else {
+            state.askers -= 1;
+            return None;
+        };
+        state.urgency = most.into();
+        Some(state.urgency.clone())
+    }
+
+    /// What is most urgent of what waits, as much as one question may be about.
+    fn next(&self) -> VecDeque<Wanted> {
+        let mut state = lock(&self.state);
+        state.waiting.retain(|wanted| !wanted.reply.is_closed());
+        // Priorities rise meanwhile: each is looked at once.
+        state
+            .waiting
+            .sort_by_cached_key(|wanted| Reverse(wanted.priority.now()));
+        let mut bytes = 0;
+        let fits = |wanted: &&Wanted| {
+            bytes += wanted.most;
+            bytes <= TREES_BYTES as u64
+        };
+        let count = state.waiting.iter().take(TREES_BATCH).take_while(fits).count();
+        state.waiting.drain(..count).collect()
+    }
+
+    /// For all who wait, asked for or not.
+    fn each(&self, asked: &VecDeque<Wanted>, act: fn(&Signs)) {
+        let state = lock(&self.state);
+        state
+            .waiting
+            .iter()
+            .chain(asked)
+            .for_each(|wanted| act(&wanted.signs));
+    }
+
+    /// How many wait.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.state).waiting.len()
+    }
+}
+
+/// One who asks a provider. Where it ends early, as a bug would end it, nobody waits for it for ever.
+struct Asker {
+    asking: Arc<Asking>,
+    /// Whether it is no longer among those who ask.
+    has_left: bool,
+}
+
+impl Asker {
+    fn of(asking: &Arc<Asking>) -> Self {
+        Self {
+            asking: Arc::clone(asking),
+            has_left: false,
+        }
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        if self.has_left {
+            return;
+        }
+        let mut state = lock(&self.asking.state);
+        state.askers -= 1;
+        if state.askers == 0 {
+            state.waiting.clear();
         }
     }
 }
 
 /// Asks a provider until nothing waits for it any more.
-async fn ask_on(core: Arc<Core>, provider: NodeKey, asking: Arc<Asking>) {
+async fn ask_on(core: Arc<Core>, provider: NodeKey, mut asker: Asker) {
+    let asking = &asker.asking;
     let mut stopping = core.stopping.subscribe();
-    while let Some(mut left) = asking.next() {
-        let asked = tokio::select! {
-            asked = ask(&core, provider, &asking, &mut left) => asked,
-            _ = stopping.wait_for(|stopping| *stopping) => Ok(()),
+    let streams = core.fetching.streams.of(provider);
+    while let Some(urgency) = asking.urgency() {
+        let asked = async {
+            // What comes meanwhile comes along.
+            let _stream = streams.enter_rising(&urgency, SHARES).await;
+            let mut left = asking.next();
+            let asked = ask(&core, provider, asking, &mut left).await;
+            (left, asked)
         };
-        match asked {
-            // The rest of them, as far as somebody waits for it.
-            Ok(()) => left
-                .into_iter()
-                .for_each(|wanted| drop(wanted.reply.send(Ok(None)))),
-            Err(error) => fail(left, error),
+        tokio::select! {
+            (left, asked) = asked => end(provider, left, asked),
+            // Who waits is told by the end of this.
+            _ = stopping.wait_for(|stopping| *stopping) => return,
         }
     }
+    asker.has_left = true;
 }
 
-/// The same error for all. Where that cannot be said twice, whoever is not the first finds it out by itself.
-fn fail(left: VecDeque<Wanted>, error: ProviderError) {
-    let again = || match &error {
-        ProviderError::NotThere => Ok(None),
-        ProviderError::Busy => Err(ProviderError::Busy),
-        ProviderError::Broken => Err(ProviderError::Broken),
-        ProviderError::Lied(what) => Err(ProviderError::Lied(what.clone())),
-        ProviderError::Ended(why) => Err(ProviderError::Ended(why.clone())),
-        ProviderError::Call(error) if error.is_breach() => Err(ProviderError::Lied(error.to_string())),
-        ProviderError::Call(error) if error.is_away() => Err(ProviderError::Ended(error.to_string())),
-        ProviderError::Call(_) | ProviderError::Spool(_) => Ok(None),
+/// Tells those of whom a question has brought nothing: the first of them what went wrong, the others what it comes to.
+fn end(provider: NodeKey, mut left: VecDeque<Wanted>, asked: Result<(), ProviderError>) {
+    let others = || match &asked {
+        // What was not lied about may come by itself.
+        Ok(()) | Err(ProviderError::NotThere | ProviderError::Spool(_) | ProviderError::Lied(_)) => Ok(None),
+        Err(ProviderError::Busy) => Err(ProviderError::Busy),
+        Err(ProviderError::Broken) => Err(ProviderError::Broken),
+        Err(ProviderError::Ended(why)) => Err(ProviderError::Ended(why.clone())),
+        Err(ProviderError::Call(CallError::Wire {
+            source: WireError::Silent(time),
+            ..
+        })) => Err(call::at(provider, Door::Trees)(WireError::Silent(*time)).into()),
+        Err(ProviderError::Call(error)) if error.is_away() => Err(ProviderError::Ended(error.to_string())),
+        Err(ProviderError::Call(_)) => Ok(None),
     };
-    let mut left = left.into_iter();
-    let first = left.next();
+    let first = left.pop_front();
     for wanted in left {
-        drop(wanted.reply.send(again()));
+        drop(wanted.reply.send(others()));
     }
-    if let Some(first) = first {
-        let is_apart = matches!(error, ProviderError::NotThere) || is_without_door(&error);
-        drop(first.reply.send(if is_apart { Ok(None) } else { Err(error) }));
-    }
+    let Some(first) = first else {
+        return;
+    };
+    let told = match asked {
+        Err(error) if !is_without_door(&error) => Err(error),
+        _ => Ok(None),
+    };
+    drop(first.reply.send(told));
 }
 
 /// Whether it is of a version that has no such door.
@@ -225,29 +306,50 @@ async fn ask(
     asking: &Asking,
     left: &mut VecDeque<Wanted>,
 ) -> Result<(), ProviderError> {
-    let Some(most_urgent) = left.front().map(|wanted| wanted.priority.clone()) else {
-        return Ok(());
-    };
-    let streams = core.fetching.streams.of(provider);
-    let _stream = streams.enter_rising(&most_urgent, SHARES).await;
-    let at = call::at(provider, Door::Trees);
-    let mut wire = core.open_at_provider(provider, Door::Trees).await?;
-    let question = TreesQuestion::about(left.iter().map(|wanted| wanted.root));
-    coming(wire.ask::<_, ServeAnswer>(&question).await.map_err(at)?)?;
-    let mut signs = Instant::now();
-    asking.signs(left);
     let count = left.len();
-    while let Some(wanted) = left.front() {
-        if left.iter().all(|wanted| wanted.reply.is_closed()) {
-            return Ok(());
-        }
-        let size = wire.reader.size(PACKED_TREE + 1).await.map_err(at)?;
+    if count == 0 {
+        return Ok(());
+    }
+    left.iter().for_each(|wanted| wanted.signs.asked());
+    let question = TreesQuestion::about(left.iter().map(|wanted| wanted.root));
+    let at = call::at(provider, Door::Trees);
+    let asked = async {
+        let mut wire = core.open_at_provider(provider, Door::Trees).await?;
+        coming(wire.ask::<_, ServeAnswer>(&question).await.map_err(at)?)?;
+        Ok::<_, ProviderError>(wire)
+    };
+    let mut wire = tokio::select! {
+        wire = asked => wire?,
+        () = nobody_waits(left) => return Ok(()),
+    };
+    let (began, mut sign) = (Instant::now(), Instant::now());
+    while !left.is_empty() {
+        let size = tokio::select! {
+            size = wire.reader.size(PACKED_TREE + 1) => size.map_err(at)?,
+            () = nobody_waits(left) => return Ok(()),
+        };
         let size = size.ok_or_else(|| ProviderError::Ended("not all trees came".to_owned()))?;
-        // Who has trees that wait to be written gives room back for what is written, without anything that is read here.
-        let held = core.fetching.coming.take(provider, size).await;
+        let room = &core.fetching.coming;
+        let held = match room.try_take(provider, size) {
+            Some(held) => Some(held),
+            // What has come has room of its own, and gives it back without anything that is read here.
+            None => {
+                asking.each(left, Signs::rests);
+                let held = room.take(provider, size).await;
+                asking.each(left, Signs::waits);
+                held
+            }
+        };
         let held = held.ok_or_else(|| ProviderError::Ended("this node is shutting down".to_owned()))?;
         let frame = wire.reader.frame(size).await.map_err(at)?;
-        core.throttles.download.pass(size).await;
+        if core.throttles.download.rate().is_some() {
+            asking.each(left, Signs::rests);
+            core.throttles.download.pass(size).await;
+            asking.each(left, Signs::waits);
+        }
+        let Some(wanted) = left.front() else {
+            break;
+        };
         let came = match frame.split_first() {
             Some((&TREE_FOLLOWS, tree)) => {
                 match Packed::from_bytes(tree, wanted.root, wanted.most) {
@@ -263,26 +365,38 @@ async fn ask(
             }
             Some((&TREE_APART, [])) => None,
             Some((&TREES_END, [])) if left.len() < count => {
-                let mut state = lock(&asking.state);
-                state.waiting.extend(left.drain(..));
+                lock(&asking.state).waiting.extend(left.drain(..));
                 return Ok(());
             }
             _ => {
-                return Err(ProviderError::Lied(
-                    "what came is not what answers a question for trees".to_owned(),
-                ));
+                let what = "what came is not what answers a question for trees";
+                return Err(ProviderError::Lied(what.to_owned()));
             }
         };
+        let brought = came.is_some();
         if let Some(wanted) = left.pop_front() {
-            wanted.signs.came();
+            if brought {
+                wanted.signs.came();
+            }
             drop(wanted.reply.send(Ok(came)));
         }
-        if signs.elapsed() >= SIGN_PAUSE {
-            signs = Instant::now();
-            asking.signs(left);
+        // Whoever brings little for long keeps nobody from asking others.
+        if brought && sign.elapsed() >= SIGN_PAUSE && began.elapsed() < TREES_PATIENCE {
+            sign = Instant::now();
+            for wanted in &*left {
+                wanted.signs.came();
+                wanted.signs.waits();
+            }
         }
     }
     Ok(())
+}
+
+/// Returns when nobody waits for any of these any more.
+async fn nobody_waits(left: &mut VecDeque<Wanted>) {
+    for wanted in left {
+        wanted.reply.closed().await;
+    }
 }
 
 #[cfg(test)]
@@ -290,17 +404,16 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::line::Priority;
 
     type Told = oneshot::Receiver<Result<Option<Came>, ProviderError>>;
 
-    fn wanted(number: usize, priority: &Rising) -> (Wanted, Told) {
+    fn wanted(number: usize, most: u64, priority: &Rising) -> (Wanted, Told) {
         let (reply, told) = oneshot::channel();
         let mut root = [0; 32];
         root[..8].copy_from_slice(&(number as u64).to_le_bytes());
         let wanted = Wanted {
             root: TreeDigest(root),
-            most: 1,
+            most,
             priority: priority.clone(),
             signs: Signs::new(),
             reply,
@@ -315,53 +428,97 @@ mod tests {
         let mut told = Vec::new();
         for number in 0..TREES_BATCH + 3 {
             let last = number == TREES_BATCH + 2;
-            let (wanted, reply) = wanted(number, if last { &rises } else { &ordinary });
+            let (wanted, reply) = wanted(number, 1, if last { &rises } else { &ordinary });
             assert_eq!(asking.wait(wanted), number == 0, "one is asked at once");
             told.push(reply);
         }
+        let urgency = asking.urgency().unwrap();
+        assert_eq!(urgency.now(), Priority::Demanded);
+        asking.raise(Priority::Awaited);
+        assert_eq!(urgency.now(), Priority::Awaited, "while it stands in line");
         rises.raise(Priority::Import);
         // Nobody waits for this one any more.
         drop(told.remove(0));
-        let first = asking.next().unwrap();
+        let first = asking.next();
         assert_eq!(first.len(), TREES_BATCH);
         let number = |wanted: &Wanted| u16::from_le_bytes([wanted.root.0[0], wanted.root.0[1]]);
         assert_eq!(usize::from(number(&first[0])), TREES_BATCH + 2);
         assert_eq!(number(&first[1]), 1);
-        assert_eq!(asking.next().unwrap().len(), 2);
-        assert!(asking.next().is_none());
-        let (again, _told) = wanted(0, &ordinary);
+        assert_eq!(asking.urgency().unwrap().now(), Priority::Demanded);
+        assert_eq!(asking.next().len(), 2);
+        assert!(asking.urgency().is_none());
+        let (again, _told) = wanted(0, 1, &ordinary);
         assert!(asking.wait(again), "nobody asks any more");
     }
 
     #[test]
+    fn no_more_is_asked_for_at_once_than_may_be_answered_at_once() {
+        let asking = Asking::new(1);
+        let each = TREES_BYTES as u64 / 3;
+        let told: Vec<Told> = (0..4)
+            .map(|number| {
+                let (wanted, told) = wanted(number, each, &Rising::default());
+                asking.wait(wanted);
+                told
+            })
+            .collect();
+        assert_eq!(asking.next().len(), 3);
+        assert_eq!(asking.next().len(), 1);
+        drop(told);
+    }
+
+    #[tokio::test]
+    async fn who_asks_and_is_lost_lets_nobody_wait_for_ever() {
+        let asking = Arc::new(Asking::new(1));
+        let (one, told) = wanted(1, 1, &Rising::default());
+        assert!(asking.wait(one));
+        drop(Asker::of(&asking));
+        assert!(told.await.is_err());
+        let (other, _told) = wanted(2, 1, &Rising::default());
+        assert!(asking.wait(other), "another one asks");
+    }
+
+    #[test]
     fn what_fails_fails_for_all_that_were_asked_for_together() {
+        let peer = NodeKey([1; 32]);
         let fails = |error| {
             let (left, told): (VecDeque<_>, Vec<_>) =
-                (0..3).map(|number| wanted(number, &Rising::default())).unzip();
-            fail(left, error);
-            told.into_iter()
-                .map(|mut told| told.try_recv().unwrap())
+                (0..3).map(|number| wanted(number, 1, &Rising::default())).unzip();
+            end(peer, left, Err(error));
+            let told = told.into_iter().map(|mut told| told.try_recv().unwrap());
+            told.map(|told| told.map(|came| came.is_some()))
                 .collect::<Vec<_>>()
         };
-        let peer = NodeKey([1; 32]);
-        for told in fails(ProviderError::Lied("it".to_owned())) {
-            assert!(matches!(told, Err(ProviderError::Lied(what)) if what == "it"));
-        }
+        // What was not lied about may come by itself.
+        let told = fails(ProviderError::Lied("it".to_owned()));
+        assert!(matches!(
+            &told[..],
+            [Err(ProviderError::Lied(_)), Ok(false), Ok(false)]
+        ));
         // What broke: the first is told exactly, the others what it comes to.
-        let source = crate::net::wire::WireError::Closed;
         let door = Door::Trees;
-        let mut told = fails(CallError::Wire { peer, door, source }.into()).into_iter();
-        assert!(matches!(told.next(), Some(Err(ProviderError::Call(error))) if error.is_away()));
-        assert!(told.all(|told| matches!(told, Err(ProviderError::Ended(_)))));
+        let wire = |source| ProviderError::from(CallError::Wire { peer, door, source });
+        let told = fails(wire(WireError::Closed));
+        assert!(matches!(&told[0], Err(ProviderError::Call(error)) if error.is_away()));
+        assert!(matches!(
+            &told[1..],
+            [Err(ProviderError::Ended(_)), Err(ProviderError::Ended(_))]
+        ));
+        // Nobody asks a silent one again for each.
+        for told in fails(wire(WireError::Silent(TREES_PATIENCE))) {
+            assert!(matches!(told, Err(ProviderError::Call(error)) if !error.is_away()));
+        }
         let (size, limit) = (2, 1);
-        let source = crate::net::wire::WireError::TooLarge { size, limit };
-        let told = fails(CallError::Wire { peer, door, source }.into());
-        assert!(matches!(told[1], Err(ProviderError::Lied(_))));
+        let told = fails(wire(WireError::TooLarge { size, limit }));
+        assert!(matches!(
+            &told[..],
+            [Err(ProviderError::Call(_)), Ok(false), Ok(false)]
+        ));
         // A program that has no such door is asked for each.
         let theirs = BTreeSet::new();
         let source = OpenError::OtherVersion { door, theirs };
         for told in fails(CallError::Open { peer, source }.into()) {
-            assert!(matches!(told, Ok(None)));
+            assert!(matches!(told, Ok(false)));
         }
     }
 }

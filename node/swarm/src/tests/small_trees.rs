@@ -46,9 +46,16 @@ fn small(root: TreeDigest, providers: Vec<NodeKey>) -> FetchOrder {
 }
 
 async fn take_all(to: &TestNode, roots: &[TreeDigest], from: &[NodeKey]) {
-    let fetched = roots
-        .iter()
-        .map(|root| to.handle.fetch(small(*root, from.to_vec())));
+    take_of(to, roots, from, SMALL_TREE).await;
+}
+
+/// The same of trees with so many bytes at most.
+async fn take_of(to: &TestNode, roots: &[TreeDigest], from: &[NodeKey], most: u64) {
+    let order = |root: &TreeDigest| FetchOrder {
+        max_bytes: Some(most),
+        ..FetchOrder::new(*root, from.to_vec())
+    };
+    let fetched = roots.iter().map(|root| to.handle.fetch(order(root)));
     for arrival in soon(join_all(fetched)).await {
         to.shelf.adopt(&arrival.unwrap());
     }
@@ -85,15 +92,14 @@ async fn what_is_wanted_while_others_are_asked_for_comes_together() {
     let most = u32::try_from(CONTENT_STREAMS_PER_PEER).unwrap() * SHARES;
     let held = streams.enter(Priority::Import, most).await;
     let from = [ann.key()];
-    let mut taking = Box::pin(take_all(&bob, &roots, &from));
-    for _ in 0..roots.len() {
-        assert!((&mut taking).now_or_never().is_none());
-        tokio::task::yield_now().await;
-    }
-    drop(held);
-    taking.await;
+    let waits = async {
+        let asking = bob.handle.core().fetching.asking.of(ann.key());
+        eventually(async || asking.waiting() == roots.len()).await;
+        drop(held);
+    };
+    tokio::join!(take_of(&bob, &roots, &from, 2000), waits);
     let [together, alone] = [0, 1].map(|which| ASKED[which].load(Ordering::Relaxed));
-    assert!((1..10).contains(&together), "{together} questions");
+    assert_eq!(together, 1);
     assert_eq!(alone, 0);
     let traffic = bob.handle.traffic();
     assert!(traffic[&ann.key()].content_received > 200_000);
@@ -102,8 +108,28 @@ async fn what_is_wanted_while_others_are_asked_for_comes_together() {
 #[tokio::test]
 async fn more_than_fits_into_one_answer_is_asked_for_again() {
     let (ann, bob) = pair(honestly).await;
-    let count = (TREES_BYTES / 100_000 + 4) as u64;
-    take_all(&bob, &add_small(&ann, count, 100_000), &[ann.key()]).await;
+    // Directories count there, and nobody knows of them before.
+    let add = |number: usize| {
+        let root = add_links(&ann, 25, &number.to_string());
+        ann.shelf.add_path(&format!("p{number}"), root);
+        root
+    };
+    let roots: Vec<TreeDigest> = (0..TREES_BYTES / 100_000 + 4).map(add).collect();
+    take_of(&bob, &roots, &[ann.key()], 100).await;
+}
+
+/// A directory with so many links, of 4000 bytes each, and a file.
+fn add_links(node: &TestNode, count: usize, file: &str) -> TreeDigest {
+    let mut links = Directory::default();
+    for number in 0..count {
+        let target = SymlinkTarget::new(&[b'x'; 4000]).unwrap();
+        links
+            .insert(component(&number.to_string()), Node::Symlink(target))
+            .unwrap();
+    }
+    let file = node.shelf.add_blob(file.as_bytes());
+    links.insert(component("file"), file).unwrap();
+    node.shelf.add_tree(Tree::Directory(links))
 }
 
 #[tokio::test]
@@ -120,6 +146,14 @@ async fn caps_hold_for_what_comes_together() {
     assert!(since.elapsed() >= Duration::from_millis(500));
 }
 
+#[tokio::test]
+async fn what_comes_together_is_lent_until_it_has_come() {
+    let (ann, bob) = pair(honestly).await;
+    let roots = add_small(&ann, 3, 100);
+    ann.shelf.collect_what_is_not_lent();
+    take_all(&bob, &roots, &[ann.key()]).await;
+}
+
 /// One with more files, or directories, than travel together.
 fn add_odd(node: &TestNode) -> [TreeDigest; 3] {
     let mut files = Directory::default();
@@ -127,16 +161,10 @@ fn add_odd(node: &TestNode) -> [TreeDigest; 3] {
         let file = node.shelf.add_blob(&number.to_le_bytes());
         files.insert(component(&number.to_string()), file).unwrap();
     }
-    let mut links = Directory::default();
-    for number in 0..=PACKED_TREE / 4000 {
-        let target = SymlinkTarget::new(&vec![b'x'; 4000]).unwrap();
-        links
-            .insert(component(&number.to_string()), Node::Symlink(target))
-            .unwrap();
-    }
+    let links = add_links(node, PACKED_TREE / 4000 + 1, "links");
     let large = noise(9, usize::try_from(SMALL_TREE).unwrap() + 1);
     let large = node.shelf.add_directory(&[("large", &large)]);
-    let [files, links] = [files, links].map(|tree| node.shelf.add_tree(Tree::Directory(tree)));
+    let files = node.shelf.add_tree(Tree::Directory(files));
     for (name, root) in [("files", files), ("links", links), ("large", large)] {
         node.shelf.add_path(name, root);
     }
@@ -204,24 +232,26 @@ async fn a_question_for_trees_is_answered_for_what_the_asker_may_have() {
     let packed = Packed::from_bytes(&frame[1..], there, SMALL_TREE).unwrap();
     assert_eq!(packed.files.len(), 2);
     assert_eq!(wire.reader.receive_raw(1).await.unwrap(), None);
-    for (count, expected) in [
-        (TREES_BATCH, ServeAnswer::Coming),
-        (TREES_BATCH + 1, ServeAnswer::NotHere),
-    ] {
-        let question = TreesQuestion::about(vec![there; count]);
-        let asked = open().await.unwrap().ask::<_, ServeAnswer>(&question).await;
-        match expected {
-            ServeAnswer::Coming => assert_eq!(asked.unwrap(), expected),
-            // Larger than the message may be, or said to have too many.
-            _ => assert!(asked.is_err() || asked.unwrap() == expected),
-        }
-    }
+    let digests = |count: usize| (0..count).map(|number| TreeDigest([number as u8; 32]));
+    let ask = async |roots: Vec<TreeDigest>| {
+        let question = TreesQuestion::about(roots);
+        open()
+            .await
+            .unwrap()
+            .ask::<_, ServeAnswer>(&question)
+            .await
+            .unwrap()
+    };
+    assert_eq!(ask(digests(TREES_BATCH).collect()).await, ServeAnswer::Coming);
+    let more = digests(TREES_BATCH).chain([there]);
+    assert_eq!(ask(more.collect()).await, ServeAnswer::NotHere);
+    assert_eq!(ask(vec![there, there]).await, ServeAnswer::NotHere);
 }
 
-/// One bit of the second tree is wrong.
+/// One bit of the first tree is wrong.
 fn with_a_wrong_bit(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
     answering(core, inbound, |number, frame| {
-        if number == 1
+        if number == 0
             && let Some(last) = frame.last_mut()
         {
             *last ^= 1;
@@ -298,4 +328,85 @@ async fn an_answer_that_ends_before_it_begins_is_none() {
 #[tokio::test]
 async fn a_tree_larger_than_one_that_travels_with_others_may_be_is_not_read() {
     is_a_liar(with_too_much).await;
+}
+
+/// Brings no small trees together with others, and says nothing when it is asked for one by itself.
+fn apart_and_silent(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    match inbound.door {
+        Door::Tree => silent(core, inbound),
+        _ => answering(core, inbound, |_, frame| *frame = vec![TREE_APART]),
+    }
+}
+
+fn silent_for_many(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    match inbound.door {
+        Door::Trees => silent(core, inbound),
+        _ => honestly(core, inbound),
+    }
+}
+
+fn silent(_: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    async move {
+        let _inbound = inbound;
+        std::future::pending::<()>().await;
+    }
+    .boxed()
+}
+
+/// A provider that serves so is not waited for where there is another one.
+async fn is_replaced(serve: Serve) {
+    let (ann, bob) = pair(serve).await;
+    let mut honest = ann.invite(4).await;
+    honest.meets(bob.key()).await;
+    let roots = add_small(&ann, 5, 100);
+    assert_eq!(add_small(&honest, 5, 100), roots);
+    let since = std::time::Instant::now();
+    take_all(&bob, &roots, &[ann.key(), honest.key()]).await;
+    // Without another one it would have been waited for as long as for any answer.
+    assert!(since.elapsed() < crate::limits::ANSWER_TIME);
+}
+
+#[tokio::test]
+async fn what_a_silent_provider_does_not_bring_comes_from_another_one_after_a_moment() {
+    is_replaced(silent_for_many).await;
+}
+
+#[tokio::test]
+async fn so_does_what_it_would_bring_by_itself_and_says_nothing_then() {
+    is_replaced(apart_and_silent).await;
+}
+
+#[tokio::test]
+async fn a_question_that_nobody_waits_for_any_more_is_over() {
+    let (ann, bob) = pair(silent_for_many).await;
+    let roots = add_small(&ann, 2, 100);
+    let fetches = roots
+        .iter()
+        .map(|root| bob.handle.fetch(small(*root, vec![ann.key()])));
+    let mut fetches = Box::pin(join_all(fetches));
+    let core = bob.handle.core();
+    let streams = core.fetching.streams.of(ann.key());
+    let all = streams.free();
+    let asked = async { eventually(async || streams.free() < all).await };
+    tokio::select! {
+        () = asked => {}
+        _ = &mut fetches => panic!("nothing is answered"),
+    }
+    drop(fetches);
+    eventually(async || streams.free() == all).await;
+}
+
+/// Is busy when it is asked for many for the first time.
+fn busy_at_first(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    if inbound.door != Door::Trees || ASKED.fetch_add(1, Ordering::Relaxed) > 0 {
+        return honestly(core, inbound);
+    }
+    async move { wire(&core, inbound).answer(&ServeAnswer::Busy).await.unwrap() }.boxed()
+}
+
+#[tokio::test]
+async fn a_provider_that_is_busy_is_asked_again() {
+    let (ann, bob) = pair(busy_at_first).await;
+    take_all(&bob, &add_small(&ann, 3, 100), &[ann.key()]).await;
 }
