@@ -4,14 +4,15 @@ use super::limits::{REQUESTER_BACK, REQUESTER_LOOK};
 use super::together::{Progress, Waiting};
 
 /// Waits for a requester that may ask for the same again: it then joins the build, and has its log from the beginning. Not for one
-/// who may not ask for builds any more, nor for what is over. What is held (its part in the build, its place) goes with the
+/// who may not ask for builds any more, nor for what is over, or turns out to be for another alone. What is held (its part in the build, its place) goes with the
 /// end of that.
 pub(super) async fn kept_for_who_left<P>(waiting: Waiting, place: P, may_ask: impl Fn() -> bool) {
     let since = tokio::time::Instant::now();
-    while since.elapsed() < REQUESTER_BACK
-        && may_ask()
-        && !matches!(waiting.build.progress(), Progress::Over(_))
-    {
+    let can_end_for_it = || {
+        let progress = waiting.build.progress();
+        !matches!(progress, Progress::Over(_)) && !progress.is_for_another()
+    };
+    while since.elapsed() < REQUESTER_BACK && may_ask() && can_end_for_it() {
         tokio::time::sleep(REQUESTER_LOOK).await;
     }
     drop((waiting, place));
@@ -87,5 +88,21 @@ mod tests {
         keeping.await.unwrap();
         assert!(over.elapsed() <= REQUESTER_LOOK);
         assert_eq!(Arc::strong_count(&place), 1);
+    }
+
+    /// Who comes back does not join what was the owner's own, was refused, and is now from inputs of one requester.
+    #[tokio::test(start_paused = true)]
+    async fn what_becomes_one_that_cannot_be_joined_is_not_waited_for() {
+        let builds = Arc::new(SharedBuilds::default());
+        let (waiting, build) = running(&builds);
+        let keeping = tokio::spawn(kept_for_who_left(waiting, (), || true));
+        tokio::time::sleep(REQUESTER_LOOK).await;
+        build.set(Progress::Preparing);
+        tokio::time::sleep(REQUESTER_LOOK * 3).await;
+        assert!(!build.cancel.is_cancelled(), "it may still be for both");
+        build.set(Progress::Running { for_one: true });
+        let known = Instant::now();
+        keeping.await.unwrap();
+        assert!(known.elapsed() <= REQUESTER_LOOK);
     }
 }

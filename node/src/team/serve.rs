@@ -28,7 +28,7 @@ use super::limits::{
     SLOT_PATIENCE,
 };
 use super::policy::opened;
-use super::served::ServedPlace;
+use super::served::EnteredPlace;
 use super::steps::{self, Order, Step, Workshop};
 use super::together::{Ended, Heard, SharedBuild, SharedBuilds};
 use super::votes::{self, Side, Standing};
@@ -110,14 +110,15 @@ impl TeamNode {
     }
 
     /// Sees a request through: joins the build of the same work that is under way, or begins one.
-    async fn take_part(self: &Arc<Self>, order: Order, mut incoming: IncomingBuild, place: ServedPlace) {
+    async fn take_part(self: &Arc<Self>, order: Order, mut incoming: IncomingBuild, place: EnteredPlace) {
         let order = Arc::new(order);
         let joined = tokio::select! {
             joined = steps::join(self, &order) => joined,
             () = incoming.cancelled() => return,
         };
-        let waiting = match joined {
-            Ok(waiting) => waiting,
+        let placed = joined.and_then(|waiting| Ok((place.joined(&waiting.build)?, waiting)));
+        let (place, waiting) = match placed {
+            Ok(placed) => placed,
             Err(refusal) => return incoming.refuse(refusal.reason, refusal.message).await,
         };
         let Ok(mut running) = incoming.accept().await else {
@@ -127,10 +128,12 @@ impl TeamNode {
         let ended = tokio::select! {
             ended = pass_on(&waiting.build, &mut running) => ended,
             why = until_unwanted(&mut interest) => {
-                if why == Interest::Lost && waiting.can_be_joined() {
-                    let (node, request) = (Arc::clone(self), &order.request);
-                    let requester = request.requester;
-                    let place = place.left(request.derivation.clone());
+                if why == Interest::Lost
+                    && waiting.can_be_joined()
+                    && let Some(sought) = steps::sought(&order.request)
+                {
+                    let (node, requester) = (Arc::clone(self), order.request.requester);
+                    let place = place.left(sought, Arc::clone(&waiting.build));
                     self.begin(async move {
                         let may_ask = || node.swarm.members().may(requester, Role::Request);
                         kept_for_who_left(waiting, place, may_ask).await;
@@ -197,7 +200,7 @@ impl TeamNode {
         request: &BuildRequest,
     ) -> Result<
         (
-            ServedPlace,
+            EnteredPlace,
             Derivation,
             BTreeMap<String, StorePath>,
             BTreeSet<StorePath>,
@@ -208,7 +211,7 @@ impl TeamNode {
         if let Some(reason) = reason {
             return Err(refusal(RefusalReason::Busy, withheld(&reason)));
         }
-        let place = self.served.enter(request.requester, &request.derivation)?;
+        let place = self.served.enter(request.requester, steps::sought(request))?;
         let unsupported = |message: String| refusal(RefusalReason::Unsupported, message);
         if self.slots == 0 {
             return Err(unsupported(

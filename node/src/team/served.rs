@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tvix_node_protocol::StorePath;
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::messages::{Refusal, RefusalReason};
 use tvix_node_swarm::Places as PlacesOfEach;
 
 use super::inputs::refusal;
 use super::limits::{CONSIDERED, CONSIDERED_PER_REQUESTER, SERVED_BUILDS, SERVED_BUILDS_PER_REQUESTER};
+use super::together::{Key, SharedBuild};
 
 /// How many builds for whom are under way.
 #[derive(Debug, Default)]
@@ -19,13 +19,38 @@ pub struct Served(Mutex<Places>);
 #[derive(Debug, Default)]
 struct Places {
     counts: HashMap<NodeKey, usize>,
-    /// Of these, those whose requester has left and may come back for them: for whom, what, and which.
-    left: Vec<(NodeKey, StorePath, u64)>,
+    /// Of these, those whose requester has left and may come back for them.
+    left: Vec<Left>,
     /// How many were left so far, which names them.
     numbers: u64,
 }
 
+/// The place of a build whose requester has left.
+#[derive(Debug)]
+struct Left {
+    number: u64,
+    requester: NodeKey,
+    /// Who asks for this joins the build.
+    sought: Key,
+    build: Arc<SharedBuild>,
+    /// Whether that one is on its way to it again.
+    back: bool,
+}
+
 impl Places {
+    fn enter(&mut self, requester: NodeKey) -> Result<(), Refusal> {
+        let all: usize = self.counts.values().sum();
+        let own = self.counts.get(&requester).copied().unwrap_or(0);
+        if all >= SERVED_BUILDS || own >= SERVED_BUILDS_PER_REQUESTER {
+            // How many there are for whom is nothing to one of another team.
+            let message =
+                format!("this builder takes no more builds at the moment; {own} of yours are under way");
+            return Err(refusal(RefusalReason::Busy, message));
+        }
+        self.counts.insert(requester, own + 1);
+        Ok(())
+    }
+
     fn leave(&mut self, requester: NodeKey) {
         if let Some(count) = self.counts.get_mut(&requester) {
             *count -= 1;
@@ -33,6 +58,25 @@ impl Places {
                 self.counts.remove(&requester);
             }
         }
+    }
+
+    fn position(&self, number: u64) -> Option<usize> {
+        self.left.iter().position(|left| left.number == number)
+    }
+
+    /// Who came back for this place waits for this build from now on.
+    fn settle(&mut self, number: u64, build: &Arc<SharedBuild>) -> Result<(), Refusal> {
+        let Some(at) = self.position(number) else {
+            // What was kept is over, and its place has passed on.
+            return Ok(());
+        };
+        if Arc::ptr_eq(&self.left[at].build, build) {
+            self.left.swap_remove(at);
+            return Ok(());
+        }
+        self.enter(self.left[at].requester)?;
+        self.left[at].back = false;
+        Ok(())
     }
 }
 
@@ -48,36 +92,32 @@ impl Served {
     }
 
     /// Counts one in, if there is room for it. Who comes back for what it has left has the place that it had.
+    /// `sought`: what the request shares a build by; none: it shares none.
     pub(super) fn enter(
         self: &Arc<Self>,
         requester: NodeKey,
-        derivation: &StorePath,
-    ) -> Result<ServedPlace, Refusal> {
+        sought: Option<Key>,
+    ) -> Result<EnteredPlace, Refusal> {
         let mut places = self.lock();
         let served = Arc::clone(self);
-        let mut left = places.left.iter();
-        if let Some(at) = left.position(|(who, what, _)| *who == requester && what == derivation) {
-            places.left.swap_remove(at);
-            return Ok(ServedPlace {
+        let is_sought = |left: &&mut Left| {
+            !left.back && left.requester == requester && sought.as_ref() == Some(&left.sought)
+        };
+        if let Some(left) = places.left.iter_mut().find(is_sought) {
+            left.back = true;
+            return Ok(EnteredPlace::Back(BackPlace {
                 served,
                 requester,
-                held: true,
-            });
+                number: left.number,
+                settled: false,
+            }));
         }
-        let all: usize = places.counts.values().sum();
-        let own = places.counts.get(&requester).copied().unwrap_or(0);
-        if all >= SERVED_BUILDS || own >= SERVED_BUILDS_PER_REQUESTER {
-            // How many there are for whom is nothing to one of another team.
-            let message =
-                format!("this builder takes no more builds at the moment; {own} of yours are under way");
-            return Err(refusal(RefusalReason::Busy, message));
-        }
-        places.counts.insert(requester, own + 1);
-        Ok(ServedPlace {
+        places.enter(requester)?;
+        Ok(EnteredPlace::New(ServedPlace {
             served,
             requester,
             held: true,
-        })
+        }))
     }
 }
 
@@ -107,6 +147,65 @@ impl Considering {
     }
 }
 
+/// A place of one of whom it is not known yet which build it waits for.
+#[derive(Debug)]
+pub(super) enum EnteredPlace {
+    /// It is new.
+    New(ServedPlace),
+    /// It is that of what its requester had left.
+    Back(BackPlace),
+}
+
+impl EnteredPlace {
+    /// It waits for this build from now on. Where that is not the one that was kept for it, both have places.
+    ///
+    /// # Errors
+    /// There is no room for both.
+    pub(super) fn joined(self, build: &Arc<SharedBuild>) -> Result<ServedPlace, Refusal> {
+        match self {
+            Self::New(place) => Ok(place),
+            Self::Back(place) => place.joined(build),
+        }
+    }
+}
+
+/// The place of what was left, while who has come back for it is on its way to it. It is kept on, if that one does not get there.
+#[derive(Debug)]
+pub(super) struct BackPlace {
+    served: Arc<Served>,
+    requester: NodeKey,
+    number: u64,
+    /// Whether another one follows it.
+    settled: bool,
+}
+
+impl BackPlace {
+    fn joined(mut self, build: &Arc<SharedBuild>) -> Result<ServedPlace, Refusal> {
+        let settled = self.served.lock().settle(self.number, build);
+        settled?;
+        self.settled = true;
+        Ok(ServedPlace {
+            served: Arc::clone(&self.served),
+            requester: self.requester,
+            held: true,
+        })
+    }
+}
+
+impl Drop for BackPlace {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let mut places = self.served.lock();
+        match places.position(self.number) {
+            Some(at) => places.left[at].back = false,
+            // What was kept is over.
+            None => places.leave(self.requester),
+        }
+    }
+}
+
 /// One build for another member, for as long as it is under way.
 #[derive(Debug)]
 pub(super) struct ServedPlace {
@@ -117,13 +216,19 @@ pub(super) struct ServedPlace {
 }
 
 impl ServedPlace {
-    /// Its requester has left, and may come back for what is built.
-    pub(super) fn left(mut self, derivation: StorePath) -> LeftPlace {
-        let (served, requester) = (Arc::clone(&self.served), self.requester);
+    /// Its requester has left, and may come back for this build.
+    pub(super) fn left(mut self, sought: Key, build: Arc<SharedBuild>) -> LeftPlace {
+        let served = Arc::clone(&self.served);
         let mut places = served.lock();
         places.numbers += 1;
         let number = places.numbers;
-        places.left.push((requester, derivation, number));
+        places.left.push(Left {
+            number,
+            requester: self.requester,
+            sought,
+            build,
+            back: false,
+        });
         drop(places);
         // It still counts, and is counted out by who comes back, or with what this gives.
         self.held = false;
@@ -149,107 +254,15 @@ pub(super) struct LeftPlace {
 impl Drop for LeftPlace {
     fn drop(&mut self) {
         let mut places = self.served.lock();
-        let mut left = places.left.iter();
-        if let Some(at) = left.position(|(_, _, number)| *number == self.number) {
-            let (requester, ..) = places.left.swap_remove(at);
-            places.leave(requester);
+        if let Some(at) = places.position(self.number) {
+            let left = places.left.swap_remove(at);
+            if !left.back {
+                places.leave(left.requester);
+            }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::FutureExt as _;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn one_requester_does_not_have_all_that_is_looked_at() {
-        let considering = Considering::default();
-        let (ann, bob) = (NodeKey([1; 32]), NodeKey([2; 32]));
-        let mut taken = vec![];
-        for _ in 0..CONSIDERED_PER_REQUESTER {
-            taken.push(considering.enter(ann).now_or_never().flatten().unwrap());
-        }
-        assert!(considering.enter(ann).now_or_never().is_none());
-        for _ in CONSIDERED_PER_REQUESTER..CONSIDERED {
-            taken.push(considering.enter(bob).now_or_never().flatten().unwrap());
-        }
-        assert!(considering.enter(NodeKey([3; 32])).now_or_never().is_none());
-        drop(taken.remove(0));
-        assert!(considering.enter(ann).now_or_never().flatten().is_some());
-    }
-
-    fn work(number: u8) -> StorePath {
-        StorePath::from_parts([number; 20], "x.drv").unwrap()
-    }
-
-    #[test]
-    fn who_comes_back_for_what_it_left_has_one_place_for_it() {
-        let served = Arc::new(Served::default());
-        let (ann, bob) = (NodeKey([1; 32]), NodeKey([2; 32]));
-        let number = |number: usize| work(u8::try_from(number % 256).unwrap());
-        let mut places: Vec<ServedPlace> = (0..SERVED_BUILDS_PER_REQUESTER)
-            .map(|at| served.enter(ann, &number(at)).unwrap())
-            .collect();
-        let left = places.remove(0).left(number(0));
-        assert!(served.enter(ann, &number(1)).is_err(), "it is still its own");
-        assert!(
-            served.enter(bob, &number(0)).is_ok(),
-            "another one has his own places"
-        );
-        let back = served.enter(ann, &number(0)).unwrap();
-        assert!(served.enter(ann, &number(0)).is_err(), "it comes back once");
-        drop(left);
-        assert!(
-            served.enter(ann, &number(2)).is_err(),
-            "the place is taken by who came back"
-        );
-        drop(back);
-        assert!(served.enter(ann, &number(2)).is_ok());
-        drop(places);
-        assert!(!served.is_serving());
-    }
-
-    #[test]
-    fn a_place_that_nobody_comes_back_for_is_free_again() {
-        let served = Arc::new(Served::default());
-        let ann = NodeKey([1; 32]);
-        let left = served.enter(ann, &work(1)).unwrap().left(work(1));
-        assert!(served.is_serving());
-        drop(left);
-        assert!(!served.is_serving());
-        // It is not there to come back to.
-        let again = served.enter(ann, &work(1)).unwrap();
-        drop(again);
-        assert!(!served.is_serving());
-    }
-
-    #[test]
-    fn one_requester_cannot_fill_the_queue_alone() {
-        let served = Arc::new(Served::default());
-        let (ann, bob) = (NodeKey([1; 32]), NodeKey([2; 32]));
-        let mut places: Vec<ServedPlace> = (0..SERVED_BUILDS_PER_REQUESTER)
-            .map(|_| served.enter(ann, &work(1)).unwrap())
-            .collect();
-        assert_eq!(
-            served.enter(ann, &work(1)).unwrap_err().reason,
-            RefusalReason::Busy
-        );
-        places.push(served.enter(bob, &work(1)).unwrap());
-        places.remove(0);
-        assert!(served.enter(ann, &work(1)).is_ok());
-    }
-
-    #[test]
-    fn all_requesters_together_have_a_bound() {
-        let served = Arc::new(Served::default());
-        let requester = |number: usize| NodeKey([u8::try_from(number % 200).unwrap(); 32]);
-        let places: Vec<ServedPlace> = (0..SERVED_BUILDS)
-            .map(|number| served.enter(requester(number), &work(1)).unwrap())
-            .collect();
-        assert!(served.enter(NodeKey([250; 32]), &work(1)).is_err());
-        drop(places);
-        assert!(!served.is_serving());
-    }
-}
+#[path = "served_tests.rs"]
+mod tests;

@@ -18,7 +18,7 @@ use tvix_node_swarm::underway::{For, Stage, Underway};
 
 use super::inputs::refusal;
 use super::limits::TURNED_AWAY;
-use super::together::{Ended, Progress, SharedBuild, SharedBuilds, Waiting, work_key};
+use super::together::{Ended, Key, Progress, SharedBuild, SharedBuilds, Waiting, share_key, work_key};
 
 /// What a build for another member is begun with.
 pub(super) struct Order {
@@ -35,12 +35,7 @@ pub(super) struct Order {
 impl Order {
     /// By which it is shared with others; none: with nobody.
     fn key(&self) -> Option<BuildKey> {
-        let request = &self.request;
-        if request.fresh || request.keep_failed {
-            return None;
-        }
-        let (derivation, inputs) = (&request.derivation, &request.inputs);
-        work_key(derivation, inputs, &self.outputs, request.options)
+        shared_work(&self.request, &self.outputs)
     }
 
     /// The names that an earlier build of the same work may have: all outputs were built, whichever were asked for.
@@ -51,6 +46,20 @@ impl Order {
         let all = work_key(&request.derivation, &request.inputs, outputs, request.options)?;
         Some([request.build_key().ok()?, all])
     }
+}
+
+fn shared_work(request: &BuildRequest, outputs: &BTreeMap<String, StorePath>) -> Option<BuildKey> {
+    if request.fresh || request.keep_failed {
+        return None;
+    }
+    work_key(&request.derivation, &request.inputs, outputs, request.options)
+}
+
+/// What a request has in common with those that it shares a build with, before its derivation is looked at, from which the
+/// outputs follow. None: it shares none.
+pub(super) fn sought(request: &BuildRequest) -> Option<Key> {
+    let work = shared_work(request, &BTreeMap::new())?;
+    Some(share_key(request.swarm, work, request.limits))
 }
 
 /// What has happened to a request, or to the build that it waits for.

@@ -2,7 +2,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Semaphore;
-use tvix_node_protocol::build::{BuildKind, BuildOptions};
+use tvix_node_protocol::build::{BuildKind, BuildOptions, Input};
 use tvix_node_protocol::envelope::NodeKey;
 use tvix_node_protocol::nix::derivation::{DerivationFields, OutputKind, read_derivation};
 use tvix_node_swarm::underway::{Asked, Seen, Turn};
@@ -272,4 +272,50 @@ async fn a_request_that_waits_for_a_slot_follows_what_the_owner_begins_meanwhile
         Ended::Built { accepted: true, .. }
     ));
     assert_eq!(shop.carried_out.load(Ordering::Relaxed), 0);
+}
+
+/// What is other about a request.
+type Change<'a> = &'a dyn Fn(&mut BuildRequest);
+
+/// The place of a build whose requester has left is for who joins it again: for no request that does not.
+#[tokio::test]
+async fn what_a_request_seeks_is_what_it_joins() {
+    let shop = Shop::new(true, false);
+    let first = order();
+    let input = Input {
+        path: first.request.derivation.clone(),
+        tree: tvix_node_protocol::tree::TreeDigest([1; 32]),
+        nar_hash: tvix_node_protocol::path_info::NarHash([1; 32]),
+        nar_size: 1,
+        references: vec![],
+    };
+    let narrower = BuildLimits {
+        time: Some(1),
+        ..BuildLimits::NONE
+    };
+    let changes: [(bool, Change); 8] = [
+        (true, &|_| ()),
+        (true, &|request| request.urgency = 1),
+        (true, &|request| request.outputs.clear()),
+        (false, &|request| request.fresh = true),
+        (false, &|request| request.keep_failed = true),
+        (false, &|request| request.options.cores = 1),
+        (false, &|request| request.limits = narrower),
+        (false, &|request| request.inputs.push(input.clone())),
+    ];
+    shop.slots.add_permits(1);
+    let kept = shop.building.join(TEAM, first.key(), BuildLimits::NONE).0;
+    kept.build.set(Progress::Running { for_one: false });
+    for (number, (joins, change)) in changes.into_iter().enumerate() {
+        let mut other = order();
+        change(&mut Arc::get_mut(&mut other).unwrap().request);
+        shop.slots.add_permits(1);
+        let waiting = join(&shop, &other).await.unwrap();
+        assert_eq!(Arc::ptr_eq(&waiting.build, &kept.build), joins, "{number}");
+        assert_eq!(
+            sought(&other.request) == sought(&first.request),
+            joins,
+            "{number}"
+        );
+    }
 }

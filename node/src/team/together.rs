@@ -313,7 +313,13 @@ fn fields(limits: BuildLimits) -> [Option<u64>; 6] {
 /// What two requests must have in common: the team, which sees nothing of what another one wants, the work, and where it
 /// is stopped. One that is stopped by a narrower limit than its requester set would fail for something that it did not
 /// ask for.
-type Key = (SwarmId, BuildKey, [Option<u64>; 6]);
+pub type Key = (SwarmId, BuildKey, [Option<u64>; 6]);
+
+/// What requests of this team for this work, with these limits, have in common.
+#[must_use]
+pub fn share_key(team: SwarmId, key: BuildKey, limits: BuildLimits) -> Key {
+    (team, key, fields(limits))
+}
 
 /// One who waits for a shared build.
 #[derive(Debug)]
@@ -362,7 +368,7 @@ impl SharedBuilds {
             };
             return (waiting, true);
         };
-        let key = (team, key, fields(limits));
+        let key = share_key(team, key, limits);
         let mut all = lock(&self.all);
         let begun = !all.others.contains_key(&key);
         let (build, count) = all

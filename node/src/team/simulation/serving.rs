@@ -109,7 +109,7 @@ impl Node {
         requester: usize,
         frames: &UnboundedSender<Frame>,
     ) -> Result<Frame, Refusal> {
-        let _place = self.served.enter(request.requester, &request.derivation)?;
+        let place = self.served.enter(request.requester, steps::sought(&request))?;
         if self.world.plan.machines[self.at].slots == 0 {
             return Err(refusal(RefusalReason::Unsupported, "this node builds nothing"));
         }
@@ -138,6 +138,7 @@ impl Node {
             limits: BuildLimits::NONE,
         });
         let waiting = steps::join(self, &order).await?;
+        let _place = place.joined(&waiting.build)?;
         frames.send(Frame::Accepted).ok();
         let mut following = waiting.build.follow();
         let ended = loop {
