@@ -184,7 +184,7 @@ impl Coordinator {
                 session.to
             });
             if unknown {
-                self.answer_due(id);
+                self.asking.due.insert(id, SessionSet::of(slot));
             } else if first {
                 self.answer_was_there(slot, id);
             }
@@ -299,7 +299,7 @@ impl Coordinator {
         if unknown && let Some(session) = self.sessions.get_mut(slot) {
             session.unknown -= 1;
         }
-        self.answer_not_due(id);
+        self.asking.due.remove(id, slot);
         let Some(producer) = producer else { return };
         let wanted = |(_, output): &(String, PathId)| self.graph.paths[*output].demanded.contains(slot);
         let drv = &self.graph.drvs[producer];

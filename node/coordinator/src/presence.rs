@@ -13,15 +13,15 @@ use crate::graph::{Asked, Desired, DesiredId, Own, Path, PathId};
 use crate::id::{BuildId, QuestionId, Time};
 use crate::limits;
 use crate::session_set::{SessionSet, Slot};
-use crate::timing::Held;
+use crate::timing::Due;
 
 /// Questions to be put, and those that are open.
 #[derive(Default)]
 pub(crate) struct Asking {
     queues: BTreeMap<Option<DesiredId>, Queue>,
     open: BTreeMap<QuestionId, Question>,
-    /// Demanded paths of which it is not known whether they can be had.
-    pub(crate) due: BTreeMap<PathId, Held>,
+    /// Who waits for it to be known where a path is.
+    pub(crate) due: Due,
 }
 
 /// Paths to ask for. One that has become demanded stands in both lines; the first one counts.

@@ -332,7 +332,7 @@ impl Coordinator {
         path.told_fetch.remove(slot);
         path.in_vain.remove(slot);
         if demanded {
-            self.answer_not_due(id);
+            self.asking.due.remove(id, slot);
             self.graph.touch_path(id);
         }
     }

@@ -63,10 +63,10 @@ impl Coordinator {
                     }
                 }
             }
-            match known {
-                true => self.answer_came(id),
-                false if !self.graph.paths[id].demanded.is_empty() => self.answer_due(id),
-                false => {}
+            if known {
+                self.answer_came(id);
+            } else {
+                self.asking.due.insert(id, self.graph.paths[id].demanded);
             }
         }
         let path = &self.graph.paths[id];

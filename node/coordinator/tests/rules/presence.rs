@@ -347,3 +347,50 @@ fn what_nobody_answers_and_what_a_silent_member_may_have_is_done_without() {
     desk.finish("a");
     assert_eq!(timing(&desk, 1), (1, 0, 1, 0));
 }
+
+#[test]
+fn two_commands_that_want_the_same_waited_for_it_each_from_when_it_needed_it() {
+    let mut desk = Desk::new(2);
+    desk.hold_answers = true;
+    desk.command(1, options(), &[derivation("a", &[])]);
+    desk.wait(200);
+    desk.command(2, options(), &[derivation("a", &[])]);
+    desk.wait(100);
+    desk.answer_all();
+    desk.finish("a");
+    assert_eq!(timing(&desk, 1), (0, 1, 0, 300));
+    assert_eq!(timing(&desk, 2), (0, 1, 0, 100));
+
+    // Its slot was free only before the second one came.
+    let checking = |count| Event::SlotsLent { count, giving_way: 0 };
+    let mut desk = Desk::new(1);
+    desk.hold_answers = true;
+    desk.command(1, options(), &[derivation("a", &[])]);
+    desk.wait(100);
+    desk.send(checking(1));
+    desk.command(2, options(), &[derivation("a", &[])]);
+    desk.wait(100);
+    desk.answer_all();
+    desk.send(checking(0));
+    desk.finish("a");
+    assert_eq!(timing(&desk, 1), (0, 1, 0, 200));
+    assert_eq!(timing(&desk, 2), (1, 0, 0, 0));
+}
+
+#[test]
+fn a_command_that_has_left_leaves_its_wait_to_nobody() {
+    let mut desk = Desk::new(1);
+    desk.hold_answers = true;
+    desk.command(1, options(), &[derivation("a", &[])]);
+    desk.wait(200);
+    desk.command(2, options(), &[derivation("a", &[])]);
+    desk.interrupt(1);
+    desk.wait(50);
+    // It has the place of the one that has left.
+    desk.command(3, options(), &[derivation("a", &[])]);
+    desk.wait(50);
+    desk.answer_all();
+    desk.finish("a");
+    assert_eq!(timing(&desk, 2), (0, 1, 0, 100));
+    assert_eq!(timing(&desk, 3), (0, 1, 0, 50));
+}
