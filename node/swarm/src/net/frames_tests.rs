@@ -319,78 +319,89 @@ async fn what_is_no_frame_ends_a_connection_as_without_us() {
     );
 }
 
+/// A connection on which so many small frames may be unread, and which always has more to write than goes.
+struct Busy {
+    wire: Pipe,
+    muxer: Muxer<Pipe>,
+    writer: Counted,
+}
+
+impl Busy {
+    const FRAMES: u32 = 100;
+    /// Yamux's largest frames: a few fill what is put together before it goes.
+    const WRITTEN: usize = 1 << 14;
+
+    /// The wire holds so many bytes.
+    async fn over(holds: usize) -> Self {
+        let (wire, there) = Pipe::pair(holds, holds);
+        let yamux = Yamux {
+            frames: Self::FRAMES as usize * (FRAME_ALLOCATION + FRAME_SLOT),
+            ..Yamux::new()
+        };
+        let mut muxer = yamux.over(there, Mode::Server);
+        let writer = poll_fn(|context| muxer.poll_outbound_unpin(context))
+            .await
+            .unwrap();
+        Self { wire, muxer, writer }
+    }
+
+    fn go_on(&mut self) -> Option<ConnectionError> {
+        go_on(&mut self.muxer).now_or_never()
+    }
+
+    /// Writes as much as is taken.
+    fn write(&mut self) {
+        while let Some(written) = self.writer.write(&[7; Self::WRITTEN]).now_or_never() {
+            written.unwrap();
+        }
+        assert!(self.go_on().is_none());
+    }
+
+    /// The small frame of this number comes. Ten are for each stream, which is dropped then. Why the connection ended, if it did.
+    async fn comes(&mut self, number: u32) -> Option<ConnectionError> {
+        let stream = 2 * (number / 10) + 1;
+        let flags = if number.is_multiple_of(10) { SYN } else { 0 };
+        self.wire.write_all(&data(flags, stream, 1)).await.unwrap();
+        let ended = self.go_on();
+        if ended.is_none() && number % 10 == 9 {
+            let come = poll_fn(|context| self.muxer.poll_inbound_unpin(context)).now_or_never();
+            drop(come.unwrap().unwrap());
+            return self.go_on();
+        }
+        ended
+    }
+}
+
 /// Yamux keeps what is dropped until it can take note, and that is after what it has to write.
 #[tokio::test]
 async fn streams_that_are_dropped_unread_count_as_long_as_the_peer_reads_nothing() {
-    const FRAMES: usize = 100;
-    let (mut wire, there) = Pipe::pair(64, 64);
-    let yamux = Yamux {
-        frames: FRAMES * (FRAME_ALLOCATION + FRAME_SLOT),
-        ..Yamux::new()
-    };
-    let mut muxer = yamux.over(there, Mode::Server);
-    let mut writer = poll_fn(|context| muxer.poll_outbound_unpin(context))
-        .await
-        .unwrap();
-    // More than is put together before it goes.
+    let mut busy = Busy::over(64).await;
     for _ in 0..20 {
-        while let Some(written) = writer.write(&[7; 1000]).now_or_never() {
-            written.unwrap();
-        }
-        assert!(go_on(&mut muxer).now_or_never().is_none());
+        busy.write();
     }
     // What opens a stream is counted when that is there, which the next frame finds.
-    let last = FRAMES as u32 + 1;
-    for number in 0..=last {
-        let stream = 2 * (number / 10) + 1;
-        let flags = if number % 10 == 0 { SYN } else { 0 };
-        wire.write_all(&data(flags, stream, 1)).await.unwrap();
-        let ended = go_on(&mut muxer).now_or_never();
-        if number == last {
-            let error = ended.expect("it goes on");
-            assert!(is_about_frames(&error), "{error}");
-            return;
-        }
-        assert!(ended.is_none());
-        if number % 10 == 9 {
-            let come = poll_fn(|context| muxer.poll_inbound_unpin(context)).now_or_never();
-            drop(come.unwrap().unwrap());
-            assert!(go_on(&mut muxer).now_or_never().is_none());
-        }
+    let last = Busy::FRAMES + 1;
+    for number in 0..last {
+        assert!(busy.comes(number).await.is_none(), "{number}");
     }
+    let error = busy.comes(last).await.expect("it goes on");
+    assert!(is_about_frames(&error), "{error}");
 }
 
 /// A peer that reads, and is always sent more than it has read.
 #[tokio::test]
 async fn streams_that_are_dropped_unread_leave_room_for_others_though_there_is_always_more_to_write() {
-    const FRAMES: usize = 100;
-    let (mut wire, there) = Pipe::pair(1 << 12, 1 << 12);
-    let yamux = Yamux {
-        frames: FRAMES * (FRAME_ALLOCATION + FRAME_SLOT),
-        ..Yamux::new()
-    };
-    let mut muxer = yamux.over(there, Mode::Server);
-    let mut writer = poll_fn(|context| muxer.poll_outbound_unpin(context))
-        .await
-        .unwrap();
-    let mut buffer = vec![0; 4096];
-    for number in 0..20 * FRAMES as u32 {
-        while let Some(written) = writer.write(&[7; 1000]).now_or_never() {
-            written.unwrap();
-        }
-        let stream = 2 * (number / 10) + 1;
-        let flags = if number % 10 == 0 { SYN } else { 0 };
-        wire.write_all(&data(flags, stream, 1)).await.unwrap();
-        assert!(go_on(&mut muxer).now_or_never().is_none());
-        if number % 10 == 9 {
-            let come = poll_fn(|context| muxer.poll_inbound_unpin(context)).now_or_never();
-            drop(come.unwrap().unwrap());
-        }
-        // Less than waits to be written.
-        drop(wire.read(&mut buffer).now_or_never());
-        assert!(go_on(&mut muxer).now_or_never().is_none());
+    const READ: u32 = 1 << 16;
+    let mut busy = Busy::over(READ as usize).await;
+    let mut buffer = vec![0; READ as usize];
+    for number in 0..10 * Busy::FRAMES {
+        busy.write();
+        let ended = busy.comes(number).await;
+        assert!(ended.is_none(), "{number}: {ended:?}");
+        let read = busy.wire.read(&mut buffer).now_or_never();
+        assert_eq!(read.unwrap().unwrap(), buffer.len(), "there is always more");
         // So that the window does not end it.
-        let more = frame(WINDOW_UPDATE, 0, writer.held.stream, 4096);
-        wire.write_all(&more).await.unwrap();
+        let more = frame(WINDOW_UPDATE, 0, busy.writer.held.stream, READ);
+        busy.wire.write_all(&more).await.unwrap();
     }
 }
