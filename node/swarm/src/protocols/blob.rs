@@ -1,8 +1,11 @@
 //! One large file, or parts of it: the iroh-blobs protocol on a stream of ours.
 //!
 //! With the question comes a `Get` request of that protocol as one frame, before anything is answered. After
-//! [`ServeAnswer::Coming`], which says that the file is here and can be read as far as is known, follow the file's size and the
-//! ranges asked for, with the hashes that prove each group of 16 KiB. The asker does not end its side, as iroh does: over TCP,
+//! [`ServeAnswer::Coming`] follow the file's size and the ranges asked for, with the hashes that prove each group of 16 KiB.
+//! It says that the file is here, and that the part of 8 MiB in which the ranges begin has been found to be right; where it is not,
+//! nothing could be proven, and the answer is [`ServeAnswer::Broken`]. A later part that cannot be read ends the stream where it
+//! begins, even if that is known before: who has what comes before it can have the rest from another, and is told the truth if it
+//! asks for the rest here. The asker does not end its side, as iroh does: over TCP,
 //! who has ended its side and then goes away is not noticed.
 
 use std::fs::File;
@@ -213,7 +216,8 @@ struct Served {
     outboard: Arc<BlobOutboard>,
 }
 
-/// Opens a file of which these ranges are wanted; none where it is not here. Blocks.
+/// Opens a file of which these ranges are wanted, and sees to it that their beginning can be proven; none where it is not here.
+/// Blocks.
 fn open(core: &Core, blob: BlobDigest, ranges: &ChunkRanges) -> Result<Option<Served>, ShelfError> {
     let Some(file) = core.shelf.blob(blob)? else {
         return Ok(None);
@@ -230,10 +234,10 @@ fn open(core: &Core, blob: BlobDigest, ranges: &ChunkRanges) -> Result<Option<Se
     let outboard = core.serving.outboard(blob, (&file, state), spool, parts);
     let outboard = outboard.map_err(ShelfError::new)?;
     let with_file = outboard.with(&file, state).map_err(ShelfError::new)?;
-    let first = ranges.boundaries().first();
-    with_file
-        .has_not_failed(first.map_or(0, |chunk| chunk.0))
-        .map_err(ShelfError::new)?;
+    if let Some(first) = ranges.boundaries().first() {
+        // It would have to be read now anyway.
+        with_file.prove_from(first.0).map_err(ShelfError::new)?;
+    }
     Ok(Some(Served {
         file,
         state,
@@ -255,9 +259,10 @@ fn encode(served: &Served, ranges: &ChunkRanges, sender: mpsc::Sender<Vec<u8>>) 
     };
     let sent = pieces
         .write_all(&state.size.to_le_bytes())
-        .and_then(|()| encode_ranges(file, outboard, ranges, &mut pieces).map_err(io::Error::other))
-        .and_then(|()| pieces.flush());
-    match sent {
+        .and_then(|()| encode_ranges(file, outboard, ranges, &mut pieces).map_err(io::Error::other));
+    // What comes before a part that cannot be read as well.
+    let flushed = pieces.flush();
+    match sent.and(flushed) {
         // Nobody reads any more.
         Err(_) if pieces.sender.is_closed() => Ok(()),
         sent => sent.map_err(ShelfError::new),

@@ -1,7 +1,8 @@
 //! The outboard of a file that is served: the hashes that prove each 16 KiB of it.
 //!
 //! It is made from the file. Where the store knows the hashes of the file's parts of 8 MiB, the last part is read at once,
-//! which says that the file has all its bytes, and each other when the first byte of it is wanted; otherwise the file is
+//! which says that the file has all its bytes, the one in which what is wanted begins before anything is answered, and each other
+//! when the first byte of it is wanted; otherwise the file is
 //! read as a whole before anything of it is served. What is served has been read and found right from that very file,
 //! unless it was written to since: what a disk loses later is found by who fetches.
 
@@ -278,23 +279,13 @@ pub(crate) struct WithFile<'a> {
 }
 
 impl WithFile<'_> {
-    /// Fails where it is known that the part with this chunk of 1 KiB cannot be proven, and reads nothing to find out.
-    pub(crate) fn has_not_failed(&self, chunk: u64) -> io::Result<()> {
+    /// Sees to it that the file has the part with this chunk of 1 KiB. Where it does not, nothing from that chunk on can be proven.
+    /// Blocks.
+    pub(crate) fn prove_from(&self, chunk: u64) -> io::Result<()> {
         let index = usize::try_from(chunk / (SUBTREE_BYTES / 1024)).unwrap_or(usize::MAX);
-        match self
-            .outboard
-            .parts
-            .get(index)
-            .map(|part| lock(&part.state))
-            .as_deref()
-        {
-            Some(State::Failed { file, since, reason })
-                if *file == self.state && since.elapsed() < UNPROVEN =>
-            {
-                Err(io::Error::other(reason.clone()))
-            }
-            _ => Ok(()),
-        }
+        // Who asks for what is past the end is given the end.
+        let last = self.outboard.parts.len().saturating_sub(1);
+        self.outboard.prove(index.min(last), (self.file, self.state))
     }
 }
 

@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::parts::ask_for;
 use super::shelf::{TestShelf, component, noise};
 use super::*;
 use crate::core::Core;
@@ -8,12 +9,9 @@ use crate::machine::{FetchPlaces, Pace};
 use crate::net::Door;
 use crate::net::doors::Inbound;
 use crate::net::wire::Wire;
-use crate::protocols::blob::{BlobReader, BlobWriter};
 use crate::{FetchError, FetchOrder, Machine};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use iroh_blobs::get::StreamPair;
-use iroh_blobs::get::fsm::{AtConnected, RequestCounters};
 use iroh_blobs::protocol::GetRequest;
 use tvix_node_protocol::messages::{BlobQuestion, BlobsQuestion, Message, ServeAnswer, TreeQuestion};
 use tvix_node_protocol::tree::{BlobDigest, Directory, Node, SymlinkTarget, Tree, TreeDigest};
@@ -117,14 +115,8 @@ async fn who_goes_away_in_the_middle_of_an_answer_leaves_room_for_others() {
             blobs: blobs.clone(),
         };
         ask_and_go(&bob, &ann, Door::Blobs, &question).await;
-        let mut wire = bob.handle.core().open(ann.key(), Door::Blob).await.unwrap();
-        wire.writer.send(&BlobQuestion { root, blob }).await.unwrap();
-        let (_answered, reader) = BlobReader::after_the_answer();
-        let pair = StreamPair::new(0, reader, BlobWriter::new(wire.writer));
         let request = GetRequest::blob(blob.0);
-        let connected = AtConnected::new(pair.t0, pair.recv, pair.send, request, RequestCounters::default());
-        let _start = soon(connected.next()).await.unwrap();
-        let answer: ServeAnswer = soon(wire.reader.receive()).await.unwrap();
+        let (answer, ..) = ask_for(&bob, &ann, BlobQuestion { root, blob }, request).await;
         assert_eq!(answer, ServeAnswer::Coming);
     }
     let places = &ann.handle.core().serving.streams;

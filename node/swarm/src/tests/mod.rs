@@ -10,6 +10,7 @@ mod leaving;
 mod liars;
 mod local_network;
 mod memory;
+mod parts;
 mod pushing;
 mod reachability;
 mod relayed;
