@@ -266,10 +266,12 @@ pub const WINDOW_GROWTH: usize = 96 << 20;
 pub const CONNECTION_WINDOW: usize = 2 * STREAMS_PER_CONNECTION * STREAM_WINDOW + WINDOW_GROWTH;
 
 /// Bytes of memory that frames of a connection over TCP may take beside the bytes in them, as long as those are not read: some 320,000
-/// frames. An honest peer has less there however full its windows are: 22,528 frames of 16 KiB fill all of them, and whole
-/// windows of lines of 64 bytes, each sent by itself, do so on 64 streams at once with 262,144. That is the logs of as many builds,
-/// none of which is read. What is read takes nothing, so who is read may send as many as it likes. Who passes it loses the connection.
-/// So may the builder of more than that, whose requester stands still: its builds are joined again when that goes on.
+/// frames. An honest peer has less there however full its windows are: 22,528 frames of 16 KiB fill all of them. Many small
+/// ones are lines of logs, of 64 bytes with what is around them, which go by themselves at most twenty times a second ([`LOG_PAUSE`]),
+/// with a sign of life: 78 builds whose requester reads nothing of them have all windows full of those before it is too
+/// much, and of two hundred it is after 75 s. What is read takes nothing, so who is read may send as many as it likes. Who passes
+/// it loses the connection. So may the builder of so many whose requester stands still for so long: its builds are joined again when
+/// that goes on.
 /// Strangers have the same: whose connection it is is not known where frames are. A sixteenth in this crate's own tests: so many frames
 /// take a slow machine longer than streams have to say what they are about.
 pub const FRAMES_KEPT: usize = if cfg!(test) { 2 << 20 } else { 32 << 20 };
@@ -669,6 +671,10 @@ pub const BUILD_FRAMES: usize = 64;
 
 /// Bytes of log in one frame.
 pub const LOG_PIECE: usize = 64 << 10;
+
+/// How long lines of a log that follow one that has just gone wait for more: nobody sees it, and a log has no more than twenty
+/// pieces a second, however many lines it has, see [`FRAMES_KEPT`].
+pub const LOG_PAUSE: Duration = Duration::from_millis(50);
 
 /// Bytes of the log of one build that are taken from its builder: four times what any builder lets a build for another write.
 /// They go to this node's disk.

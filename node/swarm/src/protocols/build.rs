@@ -1,30 +1,22 @@
 //! Asking for a build and doing one: a request, then frames until the last.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout};
 use tvix_node_protocol::build::{BuildRecord, BuildRequest, RequestHash};
 use tvix_node_protocol::cbor::CborError;
 use tvix_node_protocol::envelope::{Envelope, EnvelopeError, NodeKey, seal};
 use tvix_node_protocol::limits::ENVELOPE_BYTES;
-use tvix_node_protocol::messages::{
-    BuildControl, BuildFailure, BuildFrame, FailureKind, Pushed, Refusal, RefusalReason,
-};
+use tvix_node_protocol::messages::{BuildControl, BuildFailure, BuildFrame, Pushed, Refusal, RefusalReason};
 
 use crate::call::{self, CallError};
 use crate::core::{Core, blocking, lock};
 use crate::gate::Admitted;
-use crate::limits::{BUILD_FRAMES, BUILD_SILENCE, HEARTBEAT, LOG_OF_A_CALL, LOG_PIECE};
+use crate::limits::{BUILD_FRAMES, BUILD_SILENCE, LOG_OF_A_CALL, LOG_PIECE};
 use crate::net::Door;
 use crate::net::wire::{Wire, WireError, WireReader, WireWriter};
 
-/// How long it is looked whether who reads no more has said why.
-const LAST_WORD: Duration = Duration::from_secs(1);
-
-/// Longer than any build.
-const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+use super::carry::{End, carry};
 
 /// A request that has passed the gate, for the node to take or to refuse. While it or what becomes of it
 /// exists heartbeats are sent; dropping it refuses it.
@@ -170,7 +162,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
             )))
             .await;
     }
-    let result = pump(wire.reader, wire.writer, receiver).await;
+    let result = carry(wire.reader, wire.writer, receiver).await;
     let why = match result {
         Ok(End::Cancelled) => Interest::Cancelled,
         _ => Interest::Lost,
@@ -180,7 +172,7 @@ pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Re
     result.map(|_| ())
 }
 
-fn busy(message: &str) -> Refusal {
+pub(super) fn busy(message: &str) -> Refusal {
     Refusal {
         reason: RefusalReason::Busy,
         message: message.to_owned(),
@@ -220,91 +212,6 @@ async fn admit(
         Ok(admitted)
     });
     Ok(admitted.await.unwrap_or_else(|lost| Err(busy(&lost.to_string()))))
-}
-
-/// Why no more frames are carried.
-enum End {
-    /// The last one was.
-    Last,
-    /// The requester has said that it does not want them.
-    Cancelled,
-    /// It has closed the stream.
-    Closed,
-}
-
-impl End {
-    /// After what came from the requester.
-    fn after(said: &Result<Option<BuildControl>, WireError>) -> Self {
-        match said {
-            Ok(Some(BuildControl::Cancel)) => Self::Cancelled,
-            Ok(None) | Err(_) => Self::Closed,
-        }
-    }
-}
-
-/// Carries frames to the requester, with heartbeats in between, until the last one, or until it does not
-/// want them any more.
-async fn pump(
-    mut reader: WireReader,
-    mut writer: WireWriter,
-    mut frames: mpsc::Receiver<BuildFrame>,
-) -> Result<End, WireError> {
-    // Whatever comes from the requester now, an end included, means that it does not want the build.
-    let control = reader.receive_within::<BuildControl>(FOR_EVER);
-    tokio::pin!(control);
-    // From the beginning: finding out whether a request can be taken may take a while too.
-    let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
-    let mut accepted = false;
-    loop {
-        let frame = tokio::select! {
-            said = &mut control => return Ok(End::after(&said)),
-            frame = frames.recv() => frame,
-            _ = heartbeat.tick() => Some(BuildFrame::Heartbeat),
-        };
-        let frame = frame.unwrap_or_else(|| dropped(accepted));
-        accepted |= frame == BuildFrame::Accepted;
-        let last = matches!(
-            frame,
-            BuildFrame::Refused(_) | BuildFrame::Finished { .. } | BuildFrame::Failed(_)
-        );
-        let written = async {
-            writer.send(&frame).await?;
-            match last {
-                true => writer.close().await,
-                false if frames.is_empty() => writer.flush().await,
-                false => Ok(()),
-            }
-        };
-        let written = tokio::select! {
-            // Who reads slowly, or not at all, may still say something.
-            said = &mut control => return Ok(End::after(&said)),
-            written = written => written,
-        };
-        if let Err(error) = written {
-            // Who has cancelled and left reads no more, and what it said may be here.
-            return match timeout(LAST_WORD, &mut control).await {
-                Ok(Ok(Some(BuildControl::Cancel))) => Ok(End::Cancelled),
-                _ => Err(error),
-            };
-        }
-        if last {
-            return Ok(End::Last);
-        }
-    }
-}
-
-/// The node let go of a build without a word.
-fn dropped(accepted: bool) -> BuildFrame {
-    if accepted {
-        BuildFrame::Failed(BuildFailure {
-            kind: FailureKind::Machine,
-            message: "the builder gave the build up".to_owned(),
-            tail: vec![],
-            folder: None,
-        })
-    } else {
-        BuildFrame::Refused(busy("the builder let the request go; it may be shutting down"))
-    }
 }
 
 /// What comes from a builder.

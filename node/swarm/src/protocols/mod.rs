@@ -4,6 +4,7 @@ pub(crate) mod ahead;
 pub(crate) mod blob;
 pub(crate) mod blobs;
 pub(crate) mod build;
+pub(crate) mod carry;
 pub(crate) mod find;
 pub(crate) mod hello;
 pub(crate) mod join;
