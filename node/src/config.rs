@@ -11,6 +11,8 @@
 //! no-chroot-in-sandbox = ["odd-package-1.0"]
 //! system-features = ["big-parallel", "kvm"]
 //! extra-platforms = ["aarch64-linux"]
+//! max-build-memory = "8G"
+//! max-build-processes = 4096
 //! ```
 
 use std::collections::BTreeSet;
@@ -19,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tvix_node_builder::{AddressRange, Config, Network, SandboxPath};
+
+use crate::numbers::Limit;
 
 /// Bytes of the file that are read. A hundred caches with their keys have a tenth of that.
 const CONFIG_BYTES: u64 = 1 << 20;
@@ -48,6 +52,10 @@ pub struct NodeConfig {
     pub system_features: Option<BTreeSet<String>>,
     /// Platforms that it builds for beside its own, by an emulator of the machine's.
     pub extra_platforms: BTreeSet<String>,
+    /// Bytes of memory that a build may use here, for whomever it is.
+    pub max_build_memory: Limit,
+    /// Processes and threads that a build may have here at once, for whomever it is.
+    pub max_build_processes: Limit,
 }
 
 /// A path of the machine that builds see.
@@ -134,6 +142,8 @@ impl NodeConfig {
     /// What of it is for the sandbox.
     pub fn apply(&self, config: &mut Config) {
         config.network = self.network();
+        config.memory = self.max_build_memory.0;
+        config.processes = self.max_build_processes.0;
         config.no_chroot_in_sandbox.clone_from(&self.no_chroot_in_sandbox);
         config.systems.extend(self.extra_platforms.iter().cloned());
         if let Some(features) = &self.system_features {
@@ -241,6 +251,32 @@ mod tests {
             (seen.outside.as_path(), seen.writable),
             (Path::new("/opt/sh"), false)
         );
+    }
+
+    #[test]
+    fn limits_of_builds_are_numbers_as_in_flags() {
+        let limits = |text: &str| {
+            let mut config = Config::new("/scratch", tvix_node_builder::Helper::this_program());
+            toml::from_str::<NodeConfig>(text).map(|read| {
+                read.apply(&mut config);
+                (config.memory, config.processes)
+            })
+        };
+        let both = |memory: &str, processes: &str| {
+            limits(&format!(
+                "max-build-memory = {memory}\nmax-build-processes = {processes}"
+            ))
+        };
+        assert_eq!(limits("").unwrap(), (None, None));
+        assert_eq!(both("\"2G\"", "4096").unwrap(), (Some(2 << 30), Some(4096)));
+        assert_eq!(both("3", "\"1K\"").unwrap(), (Some(3), Some(1024)));
+        assert_eq!(both("0", "\"0\"").unwrap(), (None, None), "as in Nix");
+        for wrong in ["-1", "\"many\"", "1.5", "true", "[]"] {
+            let error = both("1", wrong).unwrap_err().to_string();
+            for part in ["line 2", "whole number", "suffix K, M, G or T"] {
+                assert!(error.contains(part), "no '{part}' in: {error}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`home`] | the folder that everything is kept in |
 //! | [`config`] | what its owner configured |
+//! | [`numbers`] | whole numbers and bounds, as people write them |
 //! | [`daemon`] | the process that a home belongs to: store, coordinator, builder behind the control socket |
 //! | [`background`] | commands find that process, or start it |
 //! | [`worker`] | the evaluation in the process of a command, as the coordinator's worker |
@@ -32,6 +33,7 @@ mod descriptors;
 pub mod fetch;
 pub mod home;
 pub mod namespace;
+pub mod numbers;
 mod team;
 mod upstream;
 pub mod worker;

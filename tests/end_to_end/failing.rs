@@ -272,11 +272,27 @@ fn a_node_has_a_limit_on_processes_of_its_own() {
         return;
     }
     let mut node = Node::up("few", 1);
-    node.down();
-    node.start(&["--listen", "none", "--max-build-processes", "10"]);
     node.machine
         .expression(r#"{ crowd = build "crowd" { } "spawn 20\nwait never"; }"#);
-    let of_node = "killed after having more than the 10 processes and threads at once that a build may have on this node";
+    let of_node = |most: u8| {
+        format!(
+            "killed after having more than the {most} processes and threads at once that a build may have on this node"
+        )
+    };
+    node.down();
+    fs::write(
+        node.machine.home().join("config.toml"),
+        "max-build-processes = 8\n",
+    )
+    .expect("a file");
+    node.start(&["--listen", "none"]);
+    node.machine
+        .run(&["build", "-A", "crowd"])
+        .failed(1, &[&of_node(8)[..]]);
+    // A flag is used instead.
+    node.down();
+    node.start(&["--listen", "none", "--max-build-processes", "10"]);
+    let of_node = &of_node(10)[..];
     for asked in [&[][..], &["--max-build-processes", "15"]] {
         node.machine
             .run(&[&["build", "-A", "crowd"], asked].concat())

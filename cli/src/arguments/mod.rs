@@ -392,11 +392,12 @@ pub struct UpArguments {
     /// Pass nothing on between members that cannot reach each other
     #[arg(long)]
     pub no_relay: bool,
-    /// Bytes of memory after which a build is stopped on this node, for whomever it is [default: what each asks for]
+    /// Bytes of memory after which a build is stopped on this node, for whomever it is; 0: no limit of the node's own
+    /// [default: 'max-build-memory' in config.toml of the home]
     #[arg(long, value_name = "BYTES", value_parser = limit)]
     pub max_build_memory: Option<Limit>,
-    /// Processes and threads at once after which a build is stopped on this node, for whomever it is [default: what each
-    /// asks for]
+    /// Processes and threads at once after which a build is stopped on this node, for whomever it is; 0: no limit of the
+    /// node's own [default: 'max-build-processes' in config.toml of the home]
     #[arg(long, value_name = "N", value_parser = limit)]
     pub max_build_processes: Option<Limit>,
     /// Watch the memory of builds that have a limit, and make no control groups for them

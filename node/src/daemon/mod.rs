@@ -43,6 +43,7 @@ use tvix_node_swarm::team::Team;
 use crate::background::READY;
 use crate::config::{ConfigError, NetworkWay, NodeConfig};
 use crate::home::{Home, HomeError};
+use crate::numbers::Limit;
 use api::Api;
 use depot::Depot;
 use durations::DurationsFile;
@@ -78,10 +79,10 @@ pub struct UpOptions {
     pub listen: Option<Vec<SocketAddr>>,
     /// Pass connections on between members that cannot reach each other.
     pub relay: bool,
-    /// Bytes of memory that a build may use, for whomever it is; none: what each asks for.
-    pub build_memory: Option<u64>,
-    /// Processes and threads that a build may have at once, for whomever it is; none: what each asks for.
-    pub build_processes: Option<u64>,
+    /// Bytes of memory that a build may use, for whomever it is, instead of what is configured.
+    pub build_memory: Option<Limit>,
+    /// Processes and threads that a build may have at once, for whomever it is, instead of what is configured.
+    pub build_processes: Option<Limit>,
     /// Whether builds' memory may be bound with control groups, see [`Config::control_groups`].
     pub control_groups: bool,
     /// End when nobody uses it any more.
@@ -164,8 +165,6 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
     let ever = !teams.is_empty() || home.teams_folder().exists();
     let store = Store::open_in_teams(home.root(), ever.then_some(&teams))?;
     let mut config = Config::new(home.scratch_folder(), Helper::this_program());
-    config.memory = options.build_memory;
-    config.processes = options.build_processes;
     config.control_groups = options.control_groups;
     let configured = NodeConfig::read(&home.config_file())?;
     let configured = NodeConfig {
@@ -178,6 +177,8 @@ pub async fn up(home: &Home, options: UpOptions) -> Result<(), UpError> {
         network_of_fixed_outputs: options
             .network_of_fixed_outputs
             .unwrap_or(configured.network_of_fixed_outputs),
+        max_build_memory: options.build_memory.unwrap_or(configured.max_build_memory),
+        max_build_processes: options.build_processes.unwrap_or(configured.max_build_processes),
         ..configured
     };
     configured.apply(&mut config);
