@@ -137,8 +137,8 @@ pub const PACKED_TREE: usize = 2 * SMALL_TREE as usize;
 /// Trees asked for at once: as many small ones as a node fetches at a time.
 pub const TREES_BATCH: usize = 256;
 
-/// Bytes of all trees of one answer, after which it ends and the rest is asked for anew: with the last one, what is on its way to
-/// a peer on any stream.
+/// Bytes that are read for one answer with trees, after which it ends and the rest is asked for anew: with the last one, what is on
+/// its way to a peer on any stream.
 pub const TREES_BYTES: usize = (1 << 20) - PACKED_TREE;
 
 /// Small files asked for at once.

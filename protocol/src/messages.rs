@@ -14,7 +14,7 @@
 //! | `presence` | [`PresenceQuestion`], after a put [`PresenceCells`] | [`PresenceAnswer`] |
 //! | `paths` | [`PathsQuestion`] | one [`PathAnswer`] for each path, in order |
 //! | `tree` | [`TreeQuestion`] | [`ServeAnswer`], then the encodings of all directories, each as a raw frame, breadth first, each once; an empty frame ends it |
-//! | `trees` | [`TreesQuestion`] | [`ServeAnswer`], then for each tree, in order, a raw frame: the byte [`TREE_FOLLOWS`] and the tree as [`packed`](crate::packed), or the byte [`TREE_APART`]; or the byte [`TREES_END`], where no more fits into [`limits::TREES_BYTES`]: ask again from there |
+//! | `trees` | [`TreesQuestion`] | [`ServeAnswer`], then for each tree, in order, a raw frame: the byte [`TREE_FOLLOWS`] and the tree as [`packed`](crate::packed), or the byte [`TREE_APART`]; or the byte [`TREES_END`], where [`limits::TREES_BYTES`] have been read: ask again from there |
 //! | `blobs` | [`BlobsQuestion`] | [`ServeAnswer`], then each blob as a raw frame, in order |
 //! | `blob` | [`BlobQuestion`] | [`ServeAnswer`], then the iroh-blobs protocol on the same stream, its request as a raw frame of at most [`limits::BLOB_REQUEST_BYTES`] |
 //! | `texts` | [`TextsQuestion`] | [`ServeAnswer`], then for each path, in order, a raw frame: the byte [`TEXT_FOLLOWS`] and the file's bytes, or the byte [`TEXT_NOT_HERE`]; or the byte [`TEXTS_END`], where no more fits into [`limits::TEXTS_BYTES`]: ask again from there |

@@ -4,8 +4,8 @@ use super::limits::{REQUESTER_BACK, REQUESTER_LOOK};
 use super::together::{Progress, Waiting};
 
 /// Waits for a requester that may ask for the same again: it then joins the build, and has its log from the beginning. Not for one
-/// who may not ask for builds any more, nor for what is over, or turns out to be for another alone. What is held (its part in the build, its place) goes with the
-/// end of that.
+/// who may not ask for builds any more, nor for what is over, or turns out to be for another alone. What is held (its part in the
+/// build, its place) goes with the end of that.
 pub(super) async fn kept_for_who_left<P>(waiting: Waiting, place: P, may_ask: impl Fn() -> bool) {
     let since = tokio::time::Instant::now();
     let can_end_for_it = || {

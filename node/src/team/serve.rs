@@ -28,9 +28,9 @@ use super::limits::{
     SLOT_PATIENCE,
 };
 use super::policy::opened;
-use super::served::EnteredPlace;
+use super::served::{EnteredPlace, ServedPlace};
 use super::steps::{self, Order, Step, Workshop};
-use super::together::{Ended, Heard, SharedBuild, SharedBuilds};
+use super::together::{Ended, Heard, SharedBuild, SharedBuilds, Waiting};
 use super::votes::{self, Side, Standing};
 use crate::daemon::clock::now;
 use crate::daemon::depot::{BuildFacts, BuildNote, DepotError};
@@ -122,22 +122,14 @@ impl TeamNode {
             Err(refusal) => return incoming.refuse(refusal.reason, refusal.message).await,
         };
         let Ok(mut running) = incoming.accept().await else {
-            return;
+            return self.keep_for_who_left(&order, waiting, place);
         };
         let mut interest = running.interest();
         let ended = tokio::select! {
             ended = pass_on(&waiting.build, &mut running) => ended,
             why = until_unwanted(&mut interest) => {
-                if why == Interest::Lost
-                    && waiting.can_be_joined()
-                    && let Some(sought) = steps::sought(&order.request)
-                {
-                    let (node, requester) = (Arc::clone(self), order.request.requester);
-                    let place = place.left(sought, Arc::clone(&waiting.build));
-                    self.begin(async move {
-                        let may_ask = || node.swarm.members().may(requester, Role::Request);
-                        kept_for_who_left(waiting, place, may_ask).await;
-                    });
+                if why == Interest::Lost {
+                    self.keep_for_who_left(&order, waiting, place);
                 }
                 return;
             }
@@ -145,6 +137,19 @@ impl TeamNode {
         self.answer(&order, &ended, running).await;
         // Only now: a build that nobody waits for is stopped.
         drop(waiting);
+    }
+
+    /// Keeps a build for a while whose requester was lost, where that one may join it again.
+    fn keep_for_who_left(self: &Arc<Self>, order: &Order, waiting: Waiting, place: ServedPlace) {
+        let Some(sought) = steps::sought(&order.request).filter(|_| waiting.can_be_joined()) else {
+            return;
+        };
+        let (node, requester) = (Arc::clone(self), order.request.requester);
+        let place = place.left(sought, Arc::clone(&waiting.build));
+        self.begin(async move {
+            let may_ask = || node.swarm.members().may(requester, Role::Request);
+            kept_for_who_left(waiting, place, may_ask).await;
+        });
     }
 
     /// Tells one who waited what came of a build.

@@ -10,7 +10,7 @@ use tvix_node_swarm::Places as PlacesOfEach;
 
 use super::inputs::refusal;
 use super::limits::{CONSIDERED, CONSIDERED_PER_REQUESTER, SERVED_BUILDS, SERVED_BUILDS_PER_REQUESTER};
-use super::together::{Key, SharedBuild};
+use super::together::{Key, Progress, SharedBuild};
 
 /// How many builds for whom are under way.
 #[derive(Debug, Default)]
@@ -70,7 +70,8 @@ impl Places {
             // What was kept is over, and its place has passed on.
             return Ok(());
         };
-        if Arc::ptr_eq(&self.left[at].build, build) {
+        let left = &self.left[at];
+        if Arc::ptr_eq(&left.build, build) || matches!(left.build.progress(), Progress::Over(_)) {
             self.left.swap_remove(at);
             return Ok(());
         }

@@ -1,7 +1,7 @@
 use futures::FutureExt as _;
 use tvix_node_protocol::build::{BuildKey, BuildLimits, SwarmId};
 
-use super::super::together::{SharedBuilds, Waiting, share_key};
+use super::super::together::{Ended, SharedBuilds, Waiting, share_key};
 use super::*;
 
 const TEAM: SwarmId = SwarmId([1; 32]);
@@ -148,6 +148,25 @@ fn who_finds_what_was_kept_over_has_its_place_for_another_build() {
     drop(left);
     let anew = back.joined(&build(&builds, 1).build).unwrap();
     assert!(served.enter(ANN, None).is_err());
+    drop((anew, others));
+    assert!(!served.is_serving());
+}
+
+#[test]
+fn so_has_who_finds_it_over_before_it_was_noticed() {
+    let Leaver {
+        served,
+        builds,
+        others,
+        kept,
+        left,
+    } = leaver();
+    let back = served.enter(ANN, Some(sought(0))).unwrap();
+    let ended = Ended::Refused(refusal(RefusalReason::InputMissing, "it is over"));
+    kept.build.set(Progress::Over(Arc::new(ended)));
+    let anew = back.joined(&build(&builds, 1).build).unwrap();
+    drop(left);
+    assert!(served.enter(ANN, None).is_err(), "it has the place");
     drop((anew, others));
     assert!(!served.is_serving());
 }

@@ -101,8 +101,8 @@ pub const PRESENCE_CELLS_PER_PUT: usize = 64;
 /// Holders remembered that withdrew everything: their serial must outlive what they said before.
 pub const WITHDRAWALS: usize = 16_384;
 
-/// Keys one peer may ask about in a minute, on average; the first minute's are there at once. A closure
-/// of 60,000 paths can be asked about in one go, a list of all names of a package set cannot.
+/// Keys, paths, small trees and texts that one peer may ask about in a minute, on average; the first minute's are there at once. A
+/// closure of 60,000 paths can be asked about in one go, a list of all names of a package set cannot.
 pub const PRESENCE_QUESTIONS_PER_MINUTE: u32 = 131_072;
 
 /// As how many keys a question about records counts that has fewer: every holder's word is looked through for it,

@@ -42,6 +42,11 @@ impl Rising {
         });
     }
 
+    /// Whether there is another one that is the same.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Waits until it is more than this.
     pub async fn above(&self, before: Priority) -> Priority {
         let mut told = self.0.subscribe();

@@ -70,8 +70,21 @@ pub(crate) struct Signs {
 struct Seen {
     /// Since when it is waited for; nothing while this node itself is what is waited for.
     waits_since: Option<Instant>,
+    /// How long it has been waited for before this node itself was.
+    waited: Duration,
     /// Whether it has brought anything.
     brought: bool,
+}
+
+impl Seen {
+    /// For the provider, from now on.
+    fn waiting(brought: bool) -> Self {
+        Self {
+            waits_since: Some(Instant::now()),
+            waited: Duration::ZERO,
+            brought,
+        }
+    }
 }
 
 impl Signs {
@@ -80,38 +93,39 @@ impl Signs {
     }
 
     fn of(rhythm: Option<Rhythm>) -> Self {
-        let seen = Seen {
-            waits_since: Some(Instant::now()),
-            brought: false,
-        };
         Self {
-            seen: Arc::new(Mutex::new(seen)),
+            seen: Arc::new(Mutex::new(Seen::waiting(false))),
             rhythm,
         }
     }
 
     /// From now on the provider is waited for, if it is not already: to be asked, and to find what it has, is part of it.
     pub(crate) fn waits(&self) {
-        lock(&self.seen).waits_since.get_or_insert_with(Instant::now);
+        let mut seen = lock(&self.seen);
+        if seen.waits_since.is_none() {
+            let now = Instant::now();
+            let waited = std::mem::take(&mut seen.waited);
+            seen.waits_since = Some(now.checked_sub(waited).unwrap_or(now));
+        }
     }
 
-    /// It is going to be asked, together with others, when it has been asked for something else. That is no fault of its.
+    /// It is going to be asked, together with others, when it has been asked for something else, or brings that now. That is no
+    /// fault of its.
     pub(crate) fn queued(&self) {
-        let mut seen = lock(&self.seen);
-        seen.waits_since.get_or_insert_with(Instant::now);
-        seen.brought = true;
+        *lock(&self.seen) = Seen::waiting(true);
     }
 
     /// It is asked now, whatever was before.
     pub(crate) fn asked(&self) {
-        let mut seen = lock(&self.seen);
-        seen.waits_since = Some(Instant::now());
-        seen.brought = false;
+        *lock(&self.seen) = Seen::waiting(false);
     }
 
-    /// It is this node that is waited for from now on.
+    /// It is this node that is waited for, until the provider is again: see [`Signs::waits`].
     pub(crate) fn rests(&self) {
-        lock(&self.seen).waits_since = None;
+        let mut seen = lock(&self.seen);
+        if let Some(since) = seen.waits_since.take() {
+            seen.waited = since.elapsed();
+        }
     }
 
     /// It has brought something, which this node is busy with now.
@@ -120,6 +134,7 @@ impl Signs {
         if let (Some(since), Some(rhythm)) = (seen.waits_since.take(), &self.rhythm) {
             rhythm.waited(since.elapsed());
         }
+        seen.waited = Duration::ZERO;
         seen.brought = true;
     }
 

@@ -53,10 +53,22 @@ pub(crate) struct Asking {
 #[derive(Debug, Default)]
 struct State {
     waiting: Vec<Wanted>,
+    /// How many have waited so far.
+    numbers: u64,
     /// Who asks, or stands in line for a stream to do so.
     askers: usize,
-    /// How urgent it is for the last of those.
-    urgency: Rising,
+    /// How urgent it is for those who stand in line, and perhaps for some who did.
+    lines: Vec<Rising>,
+}
+
+/// What may come this way, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Small<'p> {
+    /// Bytes that its files may have; none: nobody knows.
+    pub(super) most: Option<u64>,
+    pub(super) priority: &'p Rising,
+    /// Whether others are asked for it already.
+    pub(super) also: bool,
 }
 
 /// A tree that somebody waits for.
@@ -66,6 +78,10 @@ struct Wanted {
     /// Bytes that its files may have.
     most: u64,
     priority: Rising,
+    /// Whether others are asked for it, too.
+    also: bool,
+    since: Instant,
+    number: u64,
     signs: Signs,
     reply: oneshot::Sender<Result<Option<Came>, ProviderError>>,
 }
@@ -84,9 +100,10 @@ pub(super) async fn fetch(
     core: &Arc<Core>,
     (provider, signs): (NodeKey, &Signs),
     (arrival, report): (&Arc<Arrival>, &Report),
-    (most, priority): (Option<u64>, &Rising),
+    small: Small<'_>,
 ) -> Result<Option<Files>, ProviderError> {
-    let Some(most) = most.filter(|most| *most <= SMALL_TREE) else {
+    let Small { priority, also, .. } = small;
+    let Some(most) = small.most.filter(|most| *most <= SMALL_TREE) else {
         return Ok(None);
     };
     report.asked(provider);
@@ -95,6 +112,9 @@ pub(super) async fn fetch(
         root: arrival.root(),
         most,
         priority: priority.clone(),
+        also,
+        since: Instant::now(),
+        number: 0,
         signs: signs.clone(),
         reply,
     };
@@ -111,10 +131,8 @@ pub(super) async fn fetch(
             _ = priority.above(now) => {}
         }
     };
-    let Ok(told) = told else {
-        return Err(ProviderError::Ended("this node is shutting down".to_owned()));
-    };
-    let Some(Came { tree, bytes, held }) = told? else {
+    // Who asked is lost by a bug, or this node is shutting down.
+    let Some(Came { tree, bytes, held }) = told.unwrap_or(Ok(None))? else {
         return Ok(None);
     };
     report.moves(bytes);
@@ -148,9 +166,11 @@ impl Asking {
     }
 
     /// Something waits from now on. Whether one more is needed who asks for it.
-    fn wait(&self, wanted: Wanted) -> bool {
+    fn wait(&self, mut wanted: Wanted) -> bool {
         wanted.signs.queued();
         let mut state = lock(&self.state);
+        state.numbers += 1;
+        wanted.number = state.numbers;
         state.waiting.push(wanted);
         let one_more = state.askers < self.most;
         state.askers += usize::from(one_more);
@@ -159,7 +179,9 @@ impl Asking {
 
     /// What waits is at least so urgent.
     fn raise(&self, to: Priority) {
-        lock(&self.state).urgency.raise(to);
+        let mut state = lock(&self.state);
+        state.lines.retain(Rising::is_shared);
+        state.lines.iter().for_each(|line| line.raise(to));
     }
 
     /// How urgent what waits is, and becomes, for one who is going to ask. Where nothing waits, there is one less who asks.
@@ -170,18 +192,24 @@ impl Asking {
             state.askers -= 1;
             return None;
         };
-        state.urgency = most.into();
-        Some(state.urgency.clone())
+        let urgency = Rising::from(most);
+        state.lines.push(urgency.clone());
+        Some(urgency)
     }
 
     /// What is most urgent of what waits, as much as one question may be about.
     fn next(&self) -> VecDeque<Wanted> {
         let mut state = lock(&self.state);
         state.waiting.retain(|wanted| !wanted.reply.is_closed());
-        // Priorities rise meanwhile: each is looked at once.
-        state
-            .waiting
-            .sort_by_cached_key(|wanted| Reverse(wanted.priority.now()));
+        // Priorities rise meanwhile: each is looked at once. Two who are asked for the same begin at its two ends.
+        state.waiting.sort_by_cached_key(|wanted| {
+            let turn = if wanted.also {
+                u64::MAX - wanted.number
+            } else {
+                wanted.number
+            };
+            (Reverse(wanted.priority.now()), wanted.also, turn)
+        });
         let mut bytes = 0;
         let fits = |wanted: &&Wanted| {
             bytes += wanted.most;
@@ -189,6 +217,21 @@ impl Asking {
         };
         let count = state.waiting.iter().take(TREES_BATCH).take_while(fits).count();
         state.waiting.drain(..count).collect()
+    }
+
+    /// The provider brings something, so the others wait on, unless they have waited for long: then they may be had elsewhere.
+    fn brings(&self, asked: &VecDeque<Wanted>) {
+        let waits = |wanted: &&Wanted| wanted.since.elapsed() < TREES_PATIENCE;
+        for wanted in asked.iter().filter(waits) {
+            wanted.signs.came();
+            wanted.signs.waits();
+        }
+        let state = lock(&self.state);
+        state
+            .waiting
+            .iter()
+            .filter(waits)
+            .for_each(|wanted| wanted.signs.queued());
     }
 
     /// For all who wait, asked for or not.
@@ -246,6 +289,7 @@ async fn ask_on(core: Arc<Core>, provider: NodeKey, mut asker: Asker) {
         let asked = async {
             // What comes meanwhile comes along.
             let _stream = streams.enter_rising(&urgency, SHARES).await;
+            drop(urgency);
             let mut left = asking.next();
             let asked = ask(&core, provider, asking, &mut left).await;
             (left, asked)
@@ -322,7 +366,7 @@ async fn ask(
         wire = asked => wire?,
         () = nobody_waits(left) => return Ok(()),
     };
-    let (began, mut sign) = (Instant::now(), Instant::now());
+    let mut sign = Instant::now();
     while !left.is_empty() {
         let size = tokio::select! {
             size = wire.reader.size(PACKED_TREE + 1) => size.map_err(at)?,
@@ -365,6 +409,7 @@ async fn ask(
             }
             Some((&TREE_APART, [])) => None,
             Some((&TREES_END, [])) if left.len() < count => {
+                left.iter().for_each(|wanted| wanted.signs.queued());
                 lock(&asking.state).waiting.extend(left.drain(..));
                 return Ok(());
             }
@@ -375,18 +420,16 @@ async fn ask(
         };
         let brought = came.is_some();
         if let Some(wanted) = left.pop_front() {
-            if brought {
-                wanted.signs.came();
+            match brought {
+                true => wanted.signs.came(),
+                // By itself.
+                false => wanted.signs.asked(),
             }
             drop(wanted.reply.send(Ok(came)));
         }
-        // Whoever brings little for long keeps nobody from asking others.
-        if brought && sign.elapsed() >= SIGN_PAUSE && began.elapsed() < TREES_PATIENCE {
+        if brought && sign.elapsed() >= SIGN_PAUSE {
             sign = Instant::now();
-            for wanted in &*left {
-                wanted.signs.came();
-                wanted.signs.waits();
-            }
+            asking.brings(left);
         }
     }
     Ok(())
@@ -400,125 +443,5 @@ async fn nobody_waits(left: &mut VecDeque<Wanted>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    type Told = oneshot::Receiver<Result<Option<Came>, ProviderError>>;
-
-    fn wanted(number: usize, most: u64, priority: &Rising) -> (Wanted, Told) {
-        let (reply, told) = oneshot::channel();
-        let mut root = [0; 32];
-        root[..8].copy_from_slice(&(number as u64).to_le_bytes());
-        let wanted = Wanted {
-            root: TreeDigest(root),
-            most,
-            priority: priority.clone(),
-            signs: Signs::new(),
-            reply,
-        };
-        (wanted, told)
-    }
-
-    #[test]
-    fn what_is_most_urgent_by_then_is_asked_for_first_and_no_more_than_one_question_may_name() {
-        let asking = Asking::new(1);
-        let [ordinary, rises] = [Priority::Demanded, Priority::Speculative].map(Rising::from);
-        let mut told = Vec::new();
-        for number in 0..TREES_BATCH + 3 {
-            let last = number == TREES_BATCH + 2;
-            let (wanted, reply) = wanted(number, 1, if last { &rises } else { &ordinary });
-            assert_eq!(asking.wait(wanted), number == 0, "one is asked at once");
-            told.push(reply);
-        }
-        let urgency = asking.urgency().unwrap();
-        assert_eq!(urgency.now(), Priority::Demanded);
-        asking.raise(Priority::Awaited);
-        assert_eq!(urgency.now(), Priority::Awaited, "while it stands in line");
-        rises.raise(Priority::Import);
-        // Nobody waits for this one any more.
-        drop(told.remove(0));
-        let first = asking.next();
-        assert_eq!(first.len(), TREES_BATCH);
-        let number = |wanted: &Wanted| u16::from_le_bytes([wanted.root.0[0], wanted.root.0[1]]);
-        assert_eq!(usize::from(number(&first[0])), TREES_BATCH + 2);
-        assert_eq!(number(&first[1]), 1);
-        assert_eq!(asking.urgency().unwrap().now(), Priority::Demanded);
-        assert_eq!(asking.next().len(), 2);
-        assert!(asking.urgency().is_none());
-        let (again, _told) = wanted(0, 1, &ordinary);
-        assert!(asking.wait(again), "nobody asks any more");
-    }
-
-    #[test]
-    fn no_more_is_asked_for_at_once_than_may_be_answered_at_once() {
-        let asking = Asking::new(1);
-        let each = TREES_BYTES as u64 / 3;
-        let told: Vec<Told> = (0..4)
-            .map(|number| {
-                let (wanted, told) = wanted(number, each, &Rising::default());
-                asking.wait(wanted);
-                told
-            })
-            .collect();
-        assert_eq!(asking.next().len(), 3);
-        assert_eq!(asking.next().len(), 1);
-        drop(told);
-    }
-
-    #[tokio::test]
-    async fn who_asks_and_is_lost_lets_nobody_wait_for_ever() {
-        let asking = Arc::new(Asking::new(1));
-        let (one, told) = wanted(1, 1, &Rising::default());
-        assert!(asking.wait(one));
-        drop(Asker::of(&asking));
-        assert!(told.await.is_err());
-        let (other, _told) = wanted(2, 1, &Rising::default());
-        assert!(asking.wait(other), "another one asks");
-    }
-
-    #[test]
-    fn what_fails_fails_for_all_that_were_asked_for_together() {
-        let peer = NodeKey([1; 32]);
-        let fails = |error| {
-            let (left, told): (VecDeque<_>, Vec<_>) =
-                (0..3).map(|number| wanted(number, 1, &Rising::default())).unzip();
-            end(peer, left, Err(error));
-            let told = told.into_iter().map(|mut told| told.try_recv().unwrap());
-            told.map(|told| told.map(|came| came.is_some()))
-                .collect::<Vec<_>>()
-        };
-        // What was not lied about may come by itself.
-        let told = fails(ProviderError::Lied("it".to_owned()));
-        assert!(matches!(
-            &told[..],
-            [Err(ProviderError::Lied(_)), Ok(false), Ok(false)]
-        ));
-        // What broke: the first is told exactly, the others what it comes to.
-        let door = Door::Trees;
-        let wire = |source| ProviderError::from(CallError::Wire { peer, door, source });
-        let told = fails(wire(WireError::Closed));
-        assert!(matches!(&told[0], Err(ProviderError::Call(error)) if error.is_away()));
-        assert!(matches!(
-            &told[1..],
-            [Err(ProviderError::Ended(_)), Err(ProviderError::Ended(_))]
-        ));
-        // Nobody asks a silent one again for each.
-        for told in fails(wire(WireError::Silent(TREES_PATIENCE))) {
-            assert!(matches!(told, Err(ProviderError::Call(error)) if !error.is_away()));
-        }
-        let (size, limit) = (2, 1);
-        let told = fails(wire(WireError::TooLarge { size, limit }));
-        assert!(matches!(
-            &told[..],
-            [Err(ProviderError::Call(_)), Ok(false), Ok(false)]
-        ));
-        // A program that has no such door is asked for each.
-        let theirs = BTreeSet::new();
-        let source = OpenError::OtherVersion { door, theirs };
-        for told in fails(CallError::Open { peer, source }.into()) {
-            assert!(matches!(told, Ok(false)));
-        }
-    }
-}
+#[path = "small_trees_tests.rs"]
+mod tests;

@@ -18,7 +18,7 @@ use super::coming;
 use super::plan::Signs;
 use super::progress::Report;
 use super::provider::ProviderError;
-use super::small_trees;
+use super::small_trees::{self, Small};
 use crate::call::{self, CallError};
 use crate::core::{Core, blocking, lock};
 use crate::limits::{BUSY_PAUSE, BUSY_TRIES, TREE_ENTRIES, WALK_LOOK, WRITE_BATCH};
@@ -125,21 +125,23 @@ pub(crate) async fn first(
     (max_bytes, priority): (Option<u64>, &Rising),
     (providers, failures): (&mut VecDeque<NodeKey>, &mut Vec<(NodeKey, ProviderError)>),
 ) -> Option<Files> {
-    let walk =
-        |provider: NodeKey, signs: Signs, pause: Duration| async move {
-            tokio::time::sleep(pause).await;
-            // It is not silent as long as it is not asked.
-            signs.waits();
-            let walked =
-                match small_trees::fetch(core, (provider, &signs), (arrival, report), (max_bytes, priority))
-                    .await
-                {
-                    Ok(None) => fetch(core, (provider, &signs), (arrival, report), max_bytes).await,
-                    Ok(Some(files)) => Ok(files),
-                    Err(error) => Err(error),
-                };
-            (provider, walked)
+    // Whether others are asked already.
+    let walk = |provider: NodeKey, signs: Signs, pause: Duration, also: bool| async move {
+        tokio::time::sleep(pause).await;
+        // It is not silent as long as it is not asked.
+        signs.waits();
+        let small = Small {
+            most: max_bytes,
+            priority,
+            also,
         };
+        let walked = match small_trees::fetch(core, (provider, &signs), (arrival, report), small).await {
+            Ok(None) => fetch(core, (provider, &signs), (arrival, report), max_bytes).await,
+            Ok(Some(files)) => Ok(files),
+            Err(error) => Err(error),
+        };
+        (provider, walked)
+    };
     let mut walks = FuturesUnordered::new();
     let mut asked: Vec<(NodeKey, Signs)> = Vec::new();
     let mut busy = 0;
@@ -147,7 +149,7 @@ pub(crate) async fn first(
         let stuck = asked.iter().all(|(_, signs)| signs.is_silent(Instant::now()));
         if stuck && let Some(provider) = providers.pop_front() {
             let signs = Signs::new();
-            walks.push(walk(provider, signs.clone(), Duration::ZERO));
+            walks.push(walk(provider, signs.clone(), Duration::ZERO, !asked.is_empty()));
             asked.push((provider, signs));
         }
         let (provider, walked) = match tokio::time::timeout(WALK_LOOK, walks.next()).await {
@@ -164,7 +166,7 @@ pub(crate) async fn first(
                 busy += 1;
                 let signs = signs.unwrap_or_else(Signs::new);
                 signs.came();
-                walks.push(walk(provider, signs.clone(), BUSY_PAUSE));
+                walks.push(walk(provider, signs.clone(), BUSY_PAUSE, false));
                 asked.push((provider, signs));
             }
             Ok(files) => {
@@ -172,7 +174,7 @@ pub(crate) async fn first(
                 standing.served(provider);
                 providers.push_front(provider);
                 for (slower, signs) in asked {
-                    if !signs.has_brought() {
+                    if !signs.has_brought() && signs.is_silent(Instant::now()) {
                         standing.failed(slower, core.team.now());
                     }
                     providers.push_back(slower);

@@ -14,7 +14,7 @@ use tvix_node_protocol::tree::{BlobDigest, TreeDigest};
 use super::serving::{TreeWalk, lend};
 use crate::core::{Core, lock};
 use crate::net::wire::{Wire, WireError};
-use crate::shelf::{Loan, Shelf, ShelfError};
+use crate::shelf::{Shelf, ShelfError};
 
 pub(crate) async fn serve(core: &Arc<Core>, peer: NodeKey, mut wire: Wire) -> Result<(), WireError> {
     let question: TreesQuestion = wire.reader.receive().await?;
@@ -53,10 +53,9 @@ fn is_each_once(roots: &[TreeDigest]) -> bool {
     roots.iter().collect::<HashSet<_>>().len() == roots.len()
 }
 
-/// What is sent, and kept here meanwhile.
+/// What is sent.
 struct Answer {
     frames: Vec<Vec<u8>>,
-    loans: Vec<Loan>,
     /// What has been read for it, sent or not.
     read: usize,
 }
@@ -79,7 +78,6 @@ impl Answer {
     fn to(shelf: &dyn Shelf, peer: NodeKey, roots: &[TreeDigest]) -> Self {
         let mut answer = Self {
             frames: Vec::with_capacity(roots.len()),
-            loans: Vec::new(),
             read: 0,
         };
         for root in roots {
@@ -103,7 +101,7 @@ impl Answer {
 
     /// A tree, if this peer may have it, it is here as a whole, and it is small.
     fn pack(&mut self, shelf: &dyn Shelf, peer: NodeKey, root: TreeDigest) -> Result<Packed, End> {
-        let loan = lend(shelf, peer, root)?.ok_or(End::Apart)?;
+        let _loan = lend(shelf, peer, root)?.ok_or(End::Apart)?;
         let mut walk = TreeWalk::new(root);
         let (mut directories, mut sizes) = (Vec::new(), BTreeMap::new());
         let mut bytes = 0;
@@ -135,7 +133,6 @@ impl Answer {
             }
             files.insert(blob, content);
         }
-        self.loans.push(loan);
         Ok(Packed { directories, files })
     }
 }

@@ -147,7 +147,7 @@ async fn caps_hold_for_what_comes_together() {
 }
 
 #[tokio::test]
-async fn what_comes_together_is_lent_until_it_has_come() {
+async fn what_comes_together_is_lent_while_it_is_read() {
     let (ann, bob) = pair(honestly).await;
     let roots = add_small(&ann, 3, 100);
     ann.shelf.collect_what_is_not_lent();
