@@ -22,7 +22,7 @@ use crate::flood::{MIB, PARTS, forever};
 use crate::{Done, raw};
 
 /// Less than a test allows: what is in one place at a time.
-const SOME: usize = 40;
+pub const SOME: usize = 40;
 
 /// Namespaces of its own, with all rights there.
 pub fn enter_namespaces(kinds: i32) -> Done {
@@ -170,7 +170,7 @@ pub fn detach(how: &str) -> Done {
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-fn folder(path: &Path) -> io::Result<OwnedFd> {
+pub fn folder(path: &Path) -> io::Result<OwnedFd> {
     Ok(openat(CWD, path, FOLDER, Mode::empty())?)
 }
 
@@ -180,7 +180,7 @@ fn mounted(options: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
 }
 
 /// The same there.
-fn mounted_at(place: PathBuf, options: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
+pub fn mounted_at(place: PathBuf, options: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
     fs::create_dir_all(&place)?;
     let options = std::ffi::CString::new(options)?;
     mount("none", &place, "tmpfs", MountFlags::empty(), options.as_c_str())?;

@@ -10,6 +10,7 @@ mod look;
 mod node;
 mod raw;
 mod sockets;
+mod unbound;
 
 use std::error::Error;
 
@@ -53,6 +54,8 @@ fn main() -> Done {
         ["flood-behind-sockets"] => sockets::flood_behind_sockets(),
         ["mislead", out] => detach::mislead(out),
         ["detach", how] => detach::detach(how),
+        ["flood-unbound", what] => unbound::flood(what),
+        ["modest-unbound", what, out] => unbound::modest(what, out),
         ["mess", path] => attack::mess(path),
         ["read-only", path] => look::write_read_only(path),
         ["landlock-layers"] => attack::landlock_layers(),

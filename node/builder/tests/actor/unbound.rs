@@ -1,0 +1,146 @@
+//! Acts with file systems in memory that have no bound of their own, and therefore do not tell what they have.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+
+use crate::detach::{SOME, enter_namespaces, folder, mounted_at};
+use crate::flood::{MIB, PARTS, forever};
+use crate::{Done, raw};
+
+/// Where it is mounted.
+const PLACE: &str = "/tmp/unbound";
+
+/// More than any of the tests allows where each counts a kibibyte.
+const NAMES: usize = 100_000;
+
+/// Has too much there.
+pub fn flood(what: &str) -> Done {
+    let place = unbound()?;
+    match what {
+        // Mounted apart, the whole nowhere.
+        "parts" => {
+            for part in parts(PARTS / SOME)? {
+                fill(&part, SOME)?;
+            }
+            forever()
+        }
+        "names" => {
+            let file = place.join("file");
+            File::create(&file)?;
+            for number in 0..NAMES {
+                fs::hard_link(&file, place.join(number.to_string()))?;
+            }
+            forever()
+        }
+        // As much as lies there.
+        "mapped-without-a-name" => {
+            fill(&place, SOME)?;
+            map_without_names(&place)?;
+            forever()
+        }
+        other => Err(format!("cannot flood one by {other}").into()),
+    }
+}
+
+/// Has something there that looks like more than it is, for several looks.
+pub fn modest(what: &str, out: &str) -> Done {
+    let place = unbound()?;
+    let mut held: Vec<OwnedFd> = Vec::new();
+    match what {
+        "mounted-several-times" => {
+            fill(&place, SOME)?;
+            for again in places(3)? {
+                mount_bind(&place, &again)?;
+                held.push(folder(&again)?);
+            }
+            fs::create_dir_all(place.join("a/b"))?;
+            held.push(folder(&place.join("a/b"))?);
+        }
+        "several-names" => {
+            let file = place.join("file");
+            fs::write(&file, vec![b'x'; SOME * MIB])?;
+            for name in ["again", "and-again"] {
+                fs::hard_link(&file, place.join(name))?;
+            }
+        }
+        "mapped-with-a-name" => {
+            map(&place.join("file"), SOME * MIB)?;
+            if raw::fork()? == 0 {
+                forever()
+            }
+        }
+        // Without a name, open as well.
+        "mapped-and-open" => {
+            fs::write(place.join("small"), "x")?;
+            let file = place.join("file");
+            held.push(map(&file, SOME * MIB)?.into());
+            fs::remove_file(&file)?;
+        }
+        other => return Err(format!("cannot have {other}").into()),
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    fs::write(out, "x")?;
+    Ok(())
+}
+
+/// A new one, in namespaces of its own.
+fn unbound() -> Result<PathBuf, Box<dyn std::error::Error>> {
+    enter_namespaces(libc::CLONE_NEWNS)?;
+    mounted_at(PLACE.into(), "size=0")
+}
+
+/// So many folders of the build's own.
+fn places(count: usize) -> std::io::Result<Vec<PathBuf>> {
+    let places: Vec<PathBuf> = (0..count)
+        .map(|number| format!("/tmp/part-{number}").into())
+        .collect();
+    places.iter().try_for_each(fs::create_dir)?;
+    Ok(places)
+}
+
+/// So many folders of it, mounted without the rest.
+fn parts(count: usize) -> std::io::Result<Vec<PathBuf>> {
+    let places = places(count)?;
+    for (number, place) in places.iter().enumerate() {
+        let part = Path::new(PLACE).join(format!("part-{number}"));
+        fs::create_dir(&part)?;
+        mount_bind(&part, place)?;
+    }
+    unmount(PLACE, UnmountFlags::DETACH)?;
+    Ok(places)
+}
+
+fn fill(place: &Path, parts: usize) -> Done {
+    for number in 0..parts {
+        fs::write(place.join(number.to_string()), vec![b'x'; MIB])?;
+    }
+    println!("filled {parts}");
+    Ok(())
+}
+
+/// A new file, all of which this process has mapped.
+fn map(path: &Path, bytes: usize) -> std::io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)?;
+    file.set_len(bytes as u64)?;
+    raw::map_written(file.as_fd(), bytes)?.fill(1);
+    Ok(file)
+}
+
+/// Files that are mapped and nothing else.
+fn map_without_names(place: &Path) -> Done {
+    for number in 0..SOME {
+        let path = place.join(format!("mapped-{number}"));
+        map(&path, MIB)?;
+        fs::remove_file(path)?;
+    }
+    println!("mapped {SOME}");
+    Ok(())
+}
