@@ -140,6 +140,12 @@ impl<W: Wanted> Held<W> {
         self.found.contains_key(thing) || self.last.contains_key(thing)
     }
 
+    /// Bytes of something that the looks before counted.
+    pub(crate) fn bytes_of(&self, thing: &Thing) -> u64 {
+        let of = |found: &Found| found.get(thing).copied().unwrap_or(0);
+        of(&self.found).max(of(&self.last))
+    }
+
     /// Looks once more. `processes` are in order. Gives bytes.
     pub(crate) fn look(&mut self, processes: &[i32]) -> u64 {
         let bytes = self.look_once(processes);
@@ -266,17 +272,26 @@ impl<W: Wanted> Held<W> {
 /// Bytes of everything.
 fn total(found: &Found) -> u64 {
     let all_of_it = |device| found.contains_key(&Thing::FileSystem(device));
-    let counts = |thing: &Thing| match *thing {
-        Thing::File(device, _) | Thing::Folders(device) => !all_of_it(device),
-        Thing::Named(device, _) => !all_of_it(device) && !found.contains_key(&Thing::Folders(device)),
-        Thing::Mapped(device, number, _) => !found.contains_key(&Thing::File(device, number)),
-        Thing::FileSystem(_) | Thing::Segments(_) => true,
-    };
-    let bytes = found
-        .iter()
-        .filter(|(thing, _)| counts(thing))
-        .map(|(_, bytes)| *bytes);
-    bytes.fold(0, u64::saturating_add)
+    let mut bytes = 0u64;
+    // By device: what its folders have, and what of it is open. That may lie where nobody sees a folder.
+    let mut in_folders: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    for (thing, &counts) in found {
+        match *thing {
+            Thing::File(device, _) | Thing::Folders(device) | Thing::Named(device, _)
+                if all_of_it(device) => {}
+            Thing::Mapped(device, number, _) if found.contains_key(&Thing::File(device, number)) => {}
+            Thing::Folders(device) => in_folders.entry(device).or_default().0 = counts,
+            Thing::Named(device, _) => {
+                let open = &mut in_folders.entry(device).or_default().1;
+                *open = open.saturating_add(counts);
+            }
+            Thing::File(..) | Thing::Mapped(..) | Thing::FileSystem(_) | Thing::Segments(_) => {
+                bytes = bytes.saturating_add(counts);
+            }
+        }
+    }
+    let in_folders = in_folders.into_values().map(|(folders, open)| folders.max(open));
+    in_folders.fold(bytes, u64::saturating_add)
 }
 
 fn entries(folder: &str, offset: u64) -> Result<Dir, Errno> {
@@ -479,6 +494,9 @@ mod tests {
         // In no folder is what has no name.
         found.insert(Thing::Folders(1), 4000);
         assert_eq!(total(&found), 4301);
+        // More than what is to be seen in folders is elsewhere.
+        found.insert(Thing::Named(1, 4), 5000);
+        assert_eq!(total(&found), 5321);
         found.insert(Thing::FileSystem(1), 50_000);
         assert_eq!(total(&found), 50_300);
     }

@@ -1,5 +1,6 @@
 //! The memory of a build: bounded by a control group, or watched where there is none.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -91,24 +92,34 @@ impl Sum {
         };
         if held > 0 && with(&shared) > self.limit {
             // What is mapped of what has been counted already must not count twice. Finding that out takes long.
+            let mut left = BTreeMap::new();
             for (process, bytes) in &mut shared {
-                *bytes = bytes.saturating_sub(counted(*process, &self.held));
+                *bytes = bytes.saturating_sub(counted(*process, &self.held, &mut left));
             }
         }
         with(&shared)
     }
 }
 
-/// Bytes of a process's part in shared memory that have been found otherwise.
-fn counted(process: i32, held: &Held<Unmapped>) -> u64 {
+/// How what a process has mapped has been found otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Counted {
+    ByItself,
+    /// As part of what the folders of a file system have, by device.
+    InFolders(u64),
+}
+
+/// Bytes of a process's part in shared memory that have been found otherwise. `left` are those found in folders that are not
+/// yet taken for some that another process has mapped: what is mapped beyond them lies in folders that nobody saw.
+fn counted(process: i32, held: &Held<Unmapped>, left: &mut BTreeMap<u64, u64>) -> u64 {
     let mut mappings = Vec::new();
     let read = File::open(format!("/proc/{process}/smaps"))
         .and_then(|file| file.take(2 * MAPPINGS_BYTES).read_to_end(&mut mappings));
     if read.is_err() {
         return 0;
     }
-    let mut bytes = 0u64;
-    let mut counts = false;
+    let mut sums: BTreeMap<Counted, u64> = BTreeMap::new();
+    let mut counts = None;
     for line in String::from_utf8_lossy(&mappings).lines() {
         if let Some((device, number, name)) = mapping(line) {
             let known = [
@@ -116,17 +127,31 @@ fn counted(process: i32, held: &Held<Unmapped>) -> u64 {
                 Thing::Named(device, number),
                 Thing::FileSystem(device),
             ];
+            let by_itself = known.iter().any(|thing| held.has_counted(thing)) || name.starts_with("/SYSV");
             // What has no name any more is in no folder.
-            let in_folder = !name.ends_with(" (deleted)") && held.has_counted(&Thing::Folders(device));
-            counts =
-                in_folder || known.iter().any(|thing| held.has_counted(thing)) || name.starts_with("/SYSV");
-        } else if counts {
-            bytes = bytes.saturating_add(kibibytes(line, "Pss:"));
+            let in_folders = !name.ends_with(" (deleted)") && held.has_counted(&Thing::Folders(device));
+            counts = match by_itself {
+                true => Some(Counted::ByItself),
+                false => in_folders.then_some(Counted::InFolders(device)),
+            };
+        } else if let Some(counts) = counts {
+            let bytes = sums.entry(counts).or_insert(0);
+            *bytes = bytes.saturating_add(kibibytes(line, "Pss:"));
             // Changed in a copy, which is the process's own.
-            bytes = bytes.saturating_sub(kibibytes(line, "Anonymous:"));
+            *bytes = bytes.saturating_sub(kibibytes(line, "Anonymous:"));
         }
     }
-    bytes
+    let found = sums.into_iter().map(|(counts, bytes)| match counts {
+        Counted::ByItself => bytes,
+        Counted::InFolders(device) => {
+            let in_folders = || held.bytes_of(&Thing::Folders(device));
+            let left = left.entry(device).or_insert_with(in_folders);
+            let bytes = bytes.min(*left);
+            *left -= bytes;
+            bytes
+        }
+    });
+    found.fold(0, u64::saturating_add)
 }
 
 /// Device, number and name of the file of a mapping, from the line of `maps` or `smaps` that it begins with.

@@ -42,6 +42,22 @@ pub fn flood(what: &str) -> Done {
             map_without_names(&place)?;
             forever()
         }
+        "mapped-out-of-sight" => {
+            let [seen, unseen] = seen_and_unseen()?;
+            fs::write(seen.join("small"), "x")?;
+            for number in 0..PARTS {
+                map(&unseen.join(number.to_string()), MIB)?;
+            }
+            let_go(&unseen)
+        }
+        "open-out-of-sight" => {
+            let [seen, unseen] = seen_and_unseen()?;
+            fs::write(seen.join("small"), "x")?;
+            fill(&unseen, PARTS)?;
+            let names = (0..PARTS).map(|number| File::open(unseen.join(number.to_string())));
+            let _held: Vec<File> = names.collect::<Result<_, _>>()?;
+            let_go(&unseen)
+        }
         other => Err(format!("cannot flood one by {other}").into()),
     }
 }
@@ -112,6 +128,18 @@ fn parts(count: usize) -> std::io::Result<Vec<PathBuf>> {
     }
     unmount(PLACE, UnmountFlags::DETACH)?;
     Ok(places)
+}
+
+/// Two of them, of which the second is yet to be let go.
+fn seen_and_unseen() -> Result<[PathBuf; 2], Box<dyn std::error::Error>> {
+    parts(2)?.try_into().map_err(|_| "two parts".into())
+}
+
+/// From then on no folder leads there.
+fn let_go(unseen: &Path) -> Done {
+    unmount(unseen, UnmountFlags::DETACH)?;
+    println!("let go");
+    forever()
 }
 
 fn fill(place: &Path, parts: usize) -> Done {

@@ -188,6 +188,8 @@ async fn a_flood_of_a_file_system_without_a_bound_is_ended() {
             "parts",
             "names",
             "mapped-without-a-name",
+            "mapped-out-of-sight",
+            "open-out-of-sight",
         ] {
             // The kernel may need less for a name than we count.
             if what != "names" || !control_groups {
