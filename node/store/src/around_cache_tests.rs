@@ -8,7 +8,7 @@ use std::sync::mpsc::sync_channel;
 
 use super::*;
 use crate::buffers::{ALIGNMENT, Buffers};
-use crate::faults::Plan;
+use crate::faults::{Faults, Plan, Step};
 use crate::limits::{AROUND_CACHE_FROM, NAR_BUFFER};
 use crate::{ContentName, Naming, Store};
 
@@ -115,6 +115,40 @@ fn large_sources_alone_go_around_the_cache() {
         !wants(false, AROUND_CACHE_FROM),
         "outputs and archives are about to be read"
     );
+}
+
+/// What is on the disk already is no part of what is dirty: that is others', and would have to be waited for.
+#[test]
+fn others_are_not_waited_for_after_a_source_that_went_around_the_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    if new_file(folder.path()).is_none() {
+        return;
+    }
+    let source = folder.path().join("large");
+    let file = File::create(&source).unwrap();
+    file.set_len(AROUND_CACHE_FROM).unwrap();
+    let store = |name| {
+        let store = Store::open(&folder.path().join(name)).unwrap();
+        let faults = store.inner.trees.disk.faults.clone();
+        faults.set_dirty_bytes(AROUND_CACHE_FROM);
+        (store, faults)
+    };
+    let syncs = |faults: &Faults| {
+        let steps = faults.recorded().into_iter();
+        let mut syncs = steps.filter(|step| matches!(step, Step::Sync | Step::SyncFile));
+        syncs.next().unwrap()
+    };
+    let (around, faults) = store("around");
+    faults.record();
+    let added = around.add_source(&source, naming(), &around.lease()).unwrap();
+    assert_eq!(syncs(&faults), Step::SyncFile);
+    // The same through the cache is all that is dirty.
+    let mut archive = Vec::new();
+    around.dump_nar(&added.path, &mut archive).unwrap();
+    let (through, faults) = store("through");
+    faults.record();
+    through.add_nar(&archive[..], naming(), &through.lease()).unwrap();
+    assert_eq!(syncs(&faults), Step::Sync);
 }
 
 #[test]
