@@ -360,3 +360,7 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "actions_tests.rs"]
+mod tests;
