@@ -31,6 +31,10 @@ fn failed(demanded: bool) -> Event {
 }
 
 fn ended(outcome: Outcome, built: u64, present: u64, failed: u64) -> State {
+    ended_with(PresenceTiming::default(), outcome, built, present, failed)
+}
+
+fn ended_with(presence: PresenceTiming, outcome: Outcome, built: u64, present: u64, failed: u64) -> State {
     let mut state = State::default();
     let fetched = 0;
     state.step(
@@ -40,7 +44,7 @@ fn ended(outcome: Outcome, built: u64, present: u64, failed: u64) -> State {
             fetched,
             present,
             failed,
-            presence: PresenceTiming::default(),
+            presence,
         }),
         0,
     );
@@ -50,8 +54,7 @@ fn ended(outcome: Outcome, built: u64, present: u64, failed: u64) -> State {
 #[test]
 fn the_summary_says_that_answers_were_waited_for_where_it_could_be_noticed() {
     let texts = |presence| {
-        let mut state = ended(Outcome::Success, 1, 0, 0);
-        state.presence = presence;
+        let state = ended_with(presence, Outcome::Success, 1, 0, 0);
         let lines = summary(&state, 5_000);
         lines.iter().skip(1).map(Line::text).collect::<Vec<_>>()
     };
@@ -62,6 +65,14 @@ fn the_summary_says_that_answers_were_waited_for_where_it_could_be_noticed() {
         longest: NOTICED - 1,
     };
     assert!(texts(quick).is_empty());
+    let noticed = PresenceTiming {
+        longest: NOTICED,
+        ..quick
+    };
+    assert_eq!(
+        texts(noticed),
+        ["Up to 1.0s were waited to learn who has a path, for 2 of 5 paths."]
+    );
     let slow = PresenceTiming {
         without: 1,
         longest: 1_500,
