@@ -178,3 +178,21 @@ impl Drop for Lease {
         self.store.leases.lock().release(self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What nobody writes down must not grow.
+    #[test]
+    fn so_many_uses_are_noted_and_no_more() {
+        let leases = Leases::default();
+        let path = |number: usize| StorePath::from_parts([7; 20], &number.to_string());
+        let paths: Vec<StorePath> = (0..NOTED_USES + 10).map(|number| path(number).unwrap()).collect();
+        leases.note_use(&paths);
+        assert_eq!(leases.take_uses().len(), NOTED_USES);
+        // There is room again once they are written down.
+        leases.note_use(&paths[NOTED_USES..]);
+        assert_eq!(leases.take_uses().len(), 10);
+    }
+}

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use super::*;
@@ -68,6 +69,35 @@ fn what_a_program_uses_stays_until_the_last_process_has_ended() {
     assert_eq!(names(store.home()), Vec::<String>::new());
     other.kill().unwrap();
     other.wait().unwrap();
+}
+
+#[test]
+fn what_is_named_for_a_program_has_a_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    // 211 letters are the most that a name has.
+    let path = |number: usize| StorePath::from_parts([7; 20], &format!("{number:0>200}")).unwrap();
+    let line = path(0).to_basename().len() + 1;
+    let most = RUNNING_BYTES / line;
+    let paths = |count: usize| (0..count).map(path).collect::<BTreeSet<StorePath>>();
+    let running = Running::begin(folder.path(), &paths(most)).unwrap();
+    assert_eq!(named_in_files(folder.path()).unwrap().len(), most);
+    let file = folder.path().join(FOLDER).join(&names(folder.path())[0]);
+    let error = Running::begin(folder.path(), &paths(most + 1)).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("names of all paths") && error.contains("too large"),
+        "{error}"
+    );
+    assert_eq!(names(folder.path()).len(), 1);
+    // Written by something else.
+    let mut written = File::options().append(true).open(&file).unwrap();
+    written.write_all(&vec![b'\n'; RUNNING_BYTES]).unwrap();
+    let error = named_in_files(folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("more than {RUNNING_BYTES} bytes")),
+        "{error}"
+    );
+    drop(running);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use samples::{home_entries, path, source, store, text, write_sample};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_store::limits::{EXPORT_REFERENCES, NAR_TOKEN};
 use tvix_node_store::{ContentName, ImportError, Naming, ReadError, ScratchOutput, Store};
 
 /// A source, a text that refers to it, an output that refers to it and to itself.
@@ -107,6 +108,37 @@ fn what_is_no_export_or_cut_short_is_refused() {
         .export(&[path("unknown")].into(), &mut Vec::new())
         .unwrap_err();
     assert!(matches!(error, ReadError::NotValid(_)), "{error}");
+}
+
+/// Whoever made the stream says how much follows. What is said to be too much is not waited for.
+#[test]
+fn a_path_of_an_export_refers_to_so_many_and_is_so_long_and_no_more() {
+    let (folder, from) = store();
+    let infos = sample_paths(&from, folder.path());
+    let first = &infos[1];
+    let stream = export(&from, std::slice::from_ref(first));
+    let name = first.path.to_absolute_path();
+    let at = stream
+        .windows(name.len())
+        .position(|part| part == name.as_bytes());
+    let at = at.unwrap();
+    let (_folder, to) = store();
+    // What is said in the place of a number in the stream, which ends there.
+    let import = |place: usize, said: u64| {
+        let cut = [&stream[..place], &said.to_le_bytes()].concat();
+        let error = to.import(&mut &cut[..], &Origin::Built, &to.lease());
+        error.unwrap_err().to_string()
+    };
+    let (of_length, of_count) = (at - 8, at + name.len().next_multiple_of(8));
+    for (place, most, complaint) in [
+        (of_length, NAR_TOKEN as u64, "a store path of 4097 bytes"),
+        (of_count, EXPORT_REFERENCES, "-first refers to 1048577 paths"),
+    ] {
+        let error = import(place, most);
+        assert!(error.contains("it ends in the middle"), "{error}");
+        let error = import(place, most + 1);
+        assert!(error.contains(complaint), "{error}");
+    }
 }
 
 /// With the size that it had, so that only the hash tells.
