@@ -206,6 +206,29 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn so_many_datagrams_of_an_exchange_wait_and_no_more() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let here = socket.local_addr().unwrap().to_string();
+        let (mut exchanges, mut tasks) = (Exchanges::default(), JoinSet::new());
+        let flow = flows(&here, 1000..1001).next().unwrap();
+        let mut say = |count: usize| {
+            send(
+                &mut exchanges,
+                std::iter::repeat_n(flow, count),
+                &["127.0.0.1"],
+                &mut tasks,
+            );
+            match exchanges.0.get(&flow) {
+                Some(Exchange::Open(up)) => up.capacity(),
+                _ => panic!("it is open"),
+            }
+        };
+        // The task that sends them has not had its turn.
+        assert_eq!(say(NAT_DATAGRAMS - 1), 1);
+        assert_eq!(say(NAT_DATAGRAMS), 0, "the others are lost");
+    }
+
     #[test]
     fn datagrams_that_nobody_takes_do_not_pile_up() {
         let mut stack = Stack::new(Instant::now(), true);

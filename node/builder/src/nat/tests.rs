@@ -382,6 +382,19 @@ async fn names_are_answered_by_whatever_name_server_is_asked() {
     }
 }
 
+/// Who asks for more asks again.
+#[test]
+fn questions_that_wait_have_a_bound() {
+    let mut stack = Stack::new(Instant::now(), true);
+    let to = SocketAddr::new(NODE.into(), 53);
+    for from in 2000..2000 + 2 * u16::try_from(NAT_QUESTIONS).unwrap() {
+        stack.packet(packet::tests::sent(Flow { from, to }, &question()));
+    }
+    stack.poll(Instant::now());
+    let taken = std::iter::from_fn(|| stack.take_question()).count();
+    assert_eq!(taken, NAT_QUESTIONS);
+}
+
 /// Whatever a build sends: packets of a real exchange with bytes changed, cut and repeated.
 #[tokio::test]
 async fn hostile_packets_end_nothing() {
