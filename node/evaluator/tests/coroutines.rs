@@ -361,6 +361,22 @@ fn the_call_depth_is_the_targets_own() {
     assert_eq!(results, ["60", "60", "stack overflow; max-call-depth exceeded"]);
 }
 
+/// With the default, which is Nix's.
+#[test]
+fn calls_nest_so_deep_and_no_deeper() {
+    let host = Scripted::new(&[]);
+    let most = tvix_node_evaluator::limits::MAX_CALL_DEPTH;
+    let text = format!(
+        "let deep = n: if n == 1 then 1 else 1 + deep (n - 1); in {{ a = deep {most}; b = deep {}; }}",
+        most + 1
+    );
+    let (results, _) = run(&host, &Options::default(), &text, &["a", "b"]);
+    assert_eq!(
+        results,
+        [&most.to_string(), "stack overflow; max-call-depth exceeded"]
+    );
+}
+
 #[test]
 fn endless_calls_are_an_error_message() {
     let host = Scripted::new(&[]);
