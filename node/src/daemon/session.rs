@@ -111,3 +111,57 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(number: usize) -> EventKind {
+        EventKind::Log {
+            derivation: tvix_node_protocol::StorePath::from_parts([1; 20], "loud.drv").unwrap(),
+            line: number.to_string(),
+        }
+    }
+
+    fn said(text: &str) -> EventKind {
+        EventKind::Message {
+            level: "info".to_owned(),
+            text: text.to_owned(),
+        }
+    }
+
+    #[test]
+    fn who_reads_slowly_misses_lines_of_logs_and_nothing_else() {
+        let mut session = Session::new(SessionMode::Build, false);
+        let mut receiver = session.receiver.take().unwrap();
+        for number in 0..SESSION_EVENTS + 5 {
+            session.send(line(number));
+        }
+        assert!(!session.is_behind(), "no line waits beyond the bound");
+        session.send(said("first"));
+        session.send(line(0));
+        session.send(said("second"));
+        assert!(session.is_behind());
+        let mut read = |count: usize| -> Vec<EventKind> {
+            let next = std::iter::from_fn(|| receiver.try_recv().ok());
+            next.take(count).map(|event| event.kind).collect()
+        };
+        let lines = read(SESSION_EVENTS);
+        assert_eq!(lines.len(), SESSION_EVENTS);
+        assert_eq!(lines.last(), Some(&line(SESSION_EVENTS - 1)));
+        assert!(read(1).is_empty());
+        session.flush();
+        assert_eq!(
+            read(10),
+            [
+                said("first"),
+                said("second"),
+                said("6 log lines were left out here; tvix-node log shows them all"),
+            ]
+        );
+        assert!(!session.is_behind());
+        // From here on it hears all again.
+        session.send(line(7));
+        assert_eq!(read(10), [line(7)]);
+    }
+}

@@ -258,6 +258,23 @@ mod tests {
     }
 
     #[test]
+    fn so_much_of_an_entry_is_read_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::new(folder.path().join("known"));
+        cache.put("a", &entry(1)).unwrap();
+        let mut text = fs::read(cache.file("a")).unwrap();
+        let most = usize::try_from(ENTRY_BYTES).unwrap();
+        // Filled as JSON may be.
+        for (bytes, read) in [(most, Some(entry(1))), (most + 1, None)] {
+            let end = text.pop().unwrap();
+            text.resize(bytes - 1, b' ');
+            text.push(end);
+            fs::write(cache.file("a"), &text).unwrap();
+            assert_eq!(cache.get("a"), read);
+        }
+    }
+
+    #[test]
     fn entries_are_current_for_a_while_and_never_from_the_future() {
         assert!(entry(now()).is_current());
         assert!(!entry(now() - CURRENT.as_secs() - 1).is_current());

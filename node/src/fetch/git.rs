@@ -335,3 +335,7 @@ fn relative(base: &str, url: &str) -> String {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "git_tests.rs"]
+mod tests;

@@ -344,7 +344,7 @@ fn a_path_is_added_as_it_is() {
 }
 
 /// Whether there is a `git` to test with.
-fn git_is_there(test: &str) -> bool {
+pub(super) fn git_is_there(test: &str) -> bool {
     let there = Command::new("git").arg("--version").output().is_ok();
     if !there {
         println!("SKIPPED: {test} because there is no program 'git'");
@@ -352,7 +352,7 @@ fn git_is_there(test: &str) -> bool {
     there
 }
 
-fn git(folder: &Path, arguments: &[&str]) -> String {
+pub(super) fn git(folder: &Path, arguments: &[&str]) -> String {
     let output = Command::new("git")
         .args([
             "-c",
@@ -382,7 +382,7 @@ fn git(folder: &Path, arguments: &[&str]) -> String {
 }
 
 /// A repository with two commits, the second one on the branch `other`.
-fn repository(folder: &Path) -> (String, String) {
+pub(super) fn repository(folder: &Path) -> (String, String) {
     fs::create_dir_all(folder.join("sub")).unwrap();
     git(folder, &["init", "--quiet"]);
     fs::write(folder.join("a"), "one\r\n").unwrap();
@@ -406,7 +406,7 @@ fn repository(folder: &Path) -> (String, String) {
     (first, second)
 }
 
-fn a_tree(url: &str) -> GitFetch {
+pub(super) fn a_tree(url: &str) -> GitFetch {
     GitFetch {
         url: url.to_owned(),
         name: "source".to_owned(),

@@ -447,6 +447,19 @@ mod tests {
         Upstream::new(&url).unwrap()
     }
 
+    #[test]
+    fn so_many_answers_are_remembered_and_no_more() {
+        let cache = Upstream::new("https://cache.example.org").unwrap();
+        let path = |number: usize| StorePath::from_parts([7; 20], &number.to_string()).unwrap();
+        for number in 0..REMEMBERED {
+            cache.remember(&path(number), Known::Absent);
+        }
+        assert_eq!(lock(&cache.known).len(), REMEMBERED);
+        cache.remember(&path(REMEMBERED), Known::Absent);
+        assert!(lock(&cache.known).len() <= REMEMBERED);
+        assert!(cache.remembered(&path(REMEMBERED)).is_some(), "what is new is");
+    }
+
     fn filled(said: &str, bytes: usize) -> String {
         let line = "Filling: \n".len();
         format!("{said}Filling: {}\n", "x".repeat(bytes - said.len() - line))

@@ -221,3 +221,36 @@ impl Upstreams {
         made.as_ref().map_err(Clone::clone)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tvix_node_protocol::envelope::NodeSecret;
+
+    use super::*;
+
+    #[test]
+    fn so_many_caches_are_used_at_once_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let me = NodeSecret::from_bytes(&[1; 32]).key();
+        let trust = TrustBook::open(folder.path().join("trust.json"), me, Arc::default()).unwrap();
+        let room = Room::of(folder.path().to_owned());
+        let upstreams = Upstreams::new(folder.path().join("caches"), Arc::new(trust), room);
+        let caches = |numbers: std::ops::Range<usize>| Substituters {
+            caches: numbers
+                .map(|number| format!("https://cache-{number}.example.org"))
+                .collect(),
+            keys: Vec::new(),
+        };
+        upstreams.begin_session(1, &caches(0..CACHES - 1)).unwrap();
+        let refused = upstreams.begin_session(2, &caches(CACHES..CACHES + 2));
+        assert!(
+            matches!(refused, Err(SubstituterError::TooMany)),
+            "those of all sessions count: {refused:?}"
+        );
+        assert_eq!(upstreams.reports().len(), CACHES - 1, "none of them is used");
+        upstreams.begin_session(2, &caches(CACHES..CACHES + 1)).unwrap();
+        upstreams.end_session(1);
+        upstreams.begin_session(3, &caches(0..CACHES - 1)).unwrap();
+        assert_eq!(upstreams.reports().len(), CACHES);
+    }
+}
