@@ -1,141 +1,37 @@
 //! The engine: one task that owns the coordinator, tells it what happens, and carries out what it
 //! wants.
 //!
-//! `actions` carries out what the coordinator wants, `lending` gives slots to builds for other members
-//! and to checks.
+//! `message` is what it is told, `sessions` are the commands, `actions` carries out what the coordinator wants, and
+//! `lending` gives slots to builds for other members and to checks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tvix_node_coordinator::{
-    BuildId, Config, Coordinator, Event, FetchId, OwnBuilder, SessionId, SessionOptions, Time,
-};
-use tvix_node_gateway::control::ApiError;
+use tvix_node_coordinator::{BuildId, Config, Coordinator, Event, FetchId, OwnBuilder, SessionId, Time};
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::build::DesiredStore;
-use tvix_node_protocol::control::{
-    BuildStatus, Destination, Event as SessionEvent, EventKind, FailureKind, OpenSession, PresenceTiming,
-    SessionStatus,
-};
-use tvix_node_protocol::roster::Role;
+use tvix_node_protocol::control::{BuildStatus, SessionStatus};
 use tvix_node_swarm::Rising;
 use tvix_node_swarm::underway::Noted;
 
 mod actions;
 mod lending;
+mod message;
+mod sessions;
 
 use super::depot::Depot;
 use super::durations::DurationsFile;
 use super::limits::{BUILD_EVENTS, DURATIONS_KEPT, FAREWELL, IDLE, LONGEST_SLEEP, TICK};
 use super::perform::Jobs;
 use super::session::Session;
-use crate::team::membership::{Membership, TeamFailure};
-use crate::upstream::{Complaint, Substituters};
+use crate::team::membership::Membership;
 use actions::Transfer;
 use lending::{Borrower, Lent};
 pub use lending::{LentSlot, LentTo};
-
-/// What the engine is told.
-pub enum Message {
-    /// A command begins.
-    Open {
-        /// What it wants.
-        request: OpenSession,
-        /// Its number.
-        reply: oneshot::Sender<Result<u64, ApiError>>,
-    },
-    /// A command wants its events.
-    Watch {
-        /// Its number.
-        session: u64,
-        /// Where they come.
-        reply: oneshot::Sender<Result<mpsc::Receiver<SessionEvent>, ApiError>>,
-    },
-    /// A command is gone.
-    Close {
-        /// Its number.
-        session: u64,
-        /// Answered at once.
-        reply: oneshot::Sender<()>,
-    },
-    /// An evaluation went on. What it told is in the store already.
-    Told {
-        /// Its number.
-        session: u64,
-        /// In order.
-        events: Vec<Event>,
-        /// How many derivations are among it.
-        derivations: u64,
-        /// Answered when taken.
-        reply: oneshot::Sender<Result<(), ApiError>>,
-    },
-    /// A build or a question made progress.
-    Happened(Event),
-    /// Binary caches cannot be used.
-    Complaints(Vec<Complaint>),
-    /// A build wrote a line.
-    Line {
-        /// Which build.
-        build: BuildId,
-        /// The line.
-        line: String,
-    },
-    /// Something of a session that the coordinator need not know of.
-    Tell {
-        /// Whose.
-        session: u64,
-        /// What.
-        event: EventKind,
-    },
-    /// A build for another member, or a check, wants a slot of the own builder.
-    LendSlot {
-        /// What it builds.
-        derivation: StorePath,
-        /// For whom.
-        to: LentTo,
-        /// How badly whoever it is for wants it, as requests say.
-        urgency: u8,
-        /// Which it gets, once one is free that no build of this node wants; or why none is lent.
-        reply: oneshot::Sender<Result<LentSlot, String>>,
-    },
-    /// From now on nothing is lent to other members, for this reason; none: something is.
-    Withhold {
-        /// In words.
-        reason: Option<String>,
-    },
-    /// A build in such a slot wrote a line.
-    LentLine {
-        /// Which slot.
-        slot: u32,
-        /// The line.
-        line: String,
-    },
-    /// Such a slot comes back.
-    SlotBack {
-        /// Which.
-        slot: u32,
-    },
-    /// Something that the user of every running command should know.
-    Warn {
-        /// In words.
-        text: String,
-    },
-    /// Somebody asks what is going on.
-    Status(oneshot::Sender<Activity>),
-    /// End everything.
-    Stop,
-}
-
-/// What is going on.
-pub struct Activity {
-    /// Commands.
-    pub sessions: Vec<SessionStatus>,
-    /// Builds.
-    pub builds: Vec<BuildStatus>,
-}
+pub use message::{Activity, Message};
+use sessions::no_session;
 
 struct Running {
     derivation: StorePath,
@@ -407,69 +303,6 @@ impl Engine {
         self.lend();
     }
 
-    fn open(&mut self, request: &OpenSession) -> Result<u64, ApiError> {
-        if self.stopping.is_some() {
-            return Err(ApiError::new(
-                FailureKind::Unavailable,
-                "this node is going down; run the command again",
-            ));
-        }
-        let to = self.destination(request)?;
-        let number = self.next_session;
-        self.next_session += 1;
-        let substituters = Substituters {
-            caches: request.substituters.clone(),
-            keys: request.trusted_public_keys.clone(),
-        };
-        let begun = self.depot.upstreams.begin_session(number, &substituters);
-        begun.map_err(|error| ApiError::new(FailureKind::Invalid, error.to_string()))?;
-        self.sessions
-            .insert(number, Session::new(request.mode, request.keep_failed));
-        self.depot.begin_session(number);
-        self.happened(Event::SessionOpened {
-            session: SessionId(number),
-            options: SessionOptions::of(request, to),
-        });
-        Ok(number)
-    }
-
-    /// The store that a command's `--to` means.
-    fn destination(&self, request: &OpenSession) -> Result<Option<DesiredStore>, ApiError> {
-        let invalid = |error: TeamFailure| ApiError::new(FailureKind::Invalid, error.to_string());
-        match &request.to {
-            None => Ok(None),
-            Some(Destination::Folder(folder)) => Ok(Some(DesiredStore::Folder(folder.clone()))),
-            Some(Destination::Member(member)) => {
-                let (team, node) = self.team.member(member).map_err(invalid)?;
-                if self.team.own_keys().contains(&node) {
-                    // It is where outputs go anyway.
-                    return Ok(None);
-                }
-                if !team.swarm.members().may(node, Role::Store) {
-                    let message = format!(
-                        "{member} cannot be the desired store: it does not have the role 'store' in the team \
-                         ('tvix-node members' shows who has)"
-                    );
-                    return Err(ApiError::new(FailureKind::Invalid, message));
-                }
-                Ok(Some(DesiredStore::Node(node)))
-            }
-        }
-    }
-
-    fn watch(&mut self, session: u64) -> Result<mpsc::Receiver<SessionEvent>, ApiError> {
-        let state = self
-            .sessions
-            .get_mut(&session)
-            .ok_or_else(|| no_session(session))?;
-        state.receiver.take().ok_or_else(|| {
-            ApiError::new(
-                FailureKind::Conflict,
-                format!("the events of session {session} are read by somebody already"),
-            )
-        })
-    }
-
     fn stop(&mut self) {
         if self.stopping.is_some() {
             return;
@@ -508,25 +341,6 @@ impl Engine {
         }
     }
 
-    fn warn(&mut self, text: &str) {
-        tracing::warn!("{text}");
-        for state in self.sessions.values_mut().filter(|state| !state.ended) {
-            state.send(EventKind::Message {
-                level: "warning".to_owned(),
-                text: text.to_owned(),
-            });
-        }
-    }
-
-    /// Tells of caches that cannot be used whoever works with them.
-    fn complain(&mut self, complaints: &[Complaint]) {
-        for (number, state) in self.sessions.iter_mut().filter(|(_, state)| !state.ended) {
-            for complaint in complaints.iter().filter(|complaint| complaint.concerns(*number)) {
-                state.complain(&complaint.cache, &complaint.text);
-            }
-        }
-    }
-
     /// Tells the coordinator, and does what it wants.
     fn happened(&mut self, event: Event) {
         let now = self.now();
@@ -539,68 +353,6 @@ impl Engine {
         }
         if let Some(derivation) = weighed {
             self.deciding.remove(&derivation);
-        }
-    }
-
-    fn tell(&mut self, session: u64, kind: EventKind) {
-        if let EventKind::Placed {
-            derivation,
-            node,
-            reason,
-            ..
-        } = &kind
-            // Who joins a build that runs already is told as well.
-            && !self.running.values().any(|running| running.derivation == *derivation)
-        {
-            self.placements
-                .insert(derivation.clone(), (node.clone(), reason.clone()));
-        }
-        let Some(state) = self.sessions.get_mut(&session) else {
-            return;
-        };
-        if matches!(kind, EventKind::Ended { .. }) {
-            state.ended = true;
-        }
-        state.send(kind);
-    }
-
-    /// Ends a session whose events the coordinator will not follow.
-    fn end_refused(&mut self, session: u64) {
-        if self.sessions.get(&session).is_some_and(|state| !state.ended) {
-            let outcome = tvix_node_protocol::control::Outcome::BuildFailed;
-            self.tell(
-                session,
-                EventKind::Ended {
-                    outcome,
-                    built: 0,
-                    fetched: 0,
-                    present: 0,
-                    failed: 1,
-                    presence: PresenceTiming::default(),
-                },
-            );
-        }
-    }
-
-    fn line(&mut self, build: BuildId, line: String) {
-        let Some(running) = self.running.get_mut(&build) else {
-            return;
-        };
-        running.last_line.clone_from(&line);
-        let derivation = running.derivation.clone();
-        for watcher in self.coordinator.watchers(build) {
-            if let Some(state) = self.sessions.get_mut(&watcher.0) {
-                state.send(EventKind::Log {
-                    derivation: derivation.clone(),
-                    line: line.clone(),
-                });
-            }
-        }
-    }
-
-    fn flush(&mut self) {
-        for state in self.sessions.values_mut() {
-            state.flush();
         }
     }
 
@@ -662,13 +414,6 @@ impl Engine {
 
 /// What this node calls itself in front of its own user.
 pub const THIS_NODE: &str = "this node";
-
-fn no_session(session: u64) -> ApiError {
-    ApiError::new(
-        FailureKind::NotFound,
-        format!("there is no session {session}; it has ended"),
-    )
-}
 
 /// Channel for one build's events.
 pub fn build_channel<T>() -> (mpsc::Sender<T>, mpsc::Receiver<T>) {
