@@ -17,6 +17,7 @@ mod node;
 mod own;
 mod plan;
 mod serving;
+mod session;
 mod store;
 mod weighing;
 mod world;
