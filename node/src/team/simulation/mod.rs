@@ -11,6 +11,7 @@ mod asking;
 mod building;
 mod dice;
 mod executor;
+mod fetching;
 mod ledger;
 mod liar;
 mod node;
