@@ -11,6 +11,7 @@ use super::super::client::ControlClient;
 use super::super::client_error::ClientError;
 use super::super::testing::{FOREVER, Up, ended, message, open, path, source};
 use super::*;
+use crate::limits::{BATCH_BYTES, PATH_QUERY_BYTES};
 
 #[tokio::test]
 async fn every_request_has_its_answer() {
@@ -304,13 +305,21 @@ async fn bodies_that_are_too_large_are_refused() {
     let up = Up::patient();
     let limit = crate::limits::JSON_BYTES;
     // Announced: refused before a byte of it is read.
-    let head = format!(
-        "POST /v1/roots HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
-        limit + 1
-    );
-    let answer = up.exchange(head.as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    assert!(answer.contains(&limit.to_string()), "{answer}");
+    for (place, limit) in [
+        ("roots", limit),
+        ("paths", PATH_QUERY_BYTES),
+        ("store", PATH_QUERY_BYTES),
+        ("export", PATH_QUERY_BYTES),
+        ("sessions/1/batch", BATCH_BYTES),
+    ] {
+        let head = format!(
+            "POST /v1/{place} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+            limit + 1
+        );
+        let answer = up.exchange(head.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{place}: {answer}");
+        assert!(answer.contains(&format!(" {limit} bytes")), "{place}: {answer}");
+    }
     // Not announced: refused when it grows too large.
     let mut request =
         b"POST /v1/roots HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
