@@ -1,6 +1,7 @@
 //! Acts with file systems in memory that have no bound of their own, and therefore do not tell what they have.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +14,9 @@ use crate::{Done, raw};
 
 /// Where it is mounted.
 const PLACE: &str = "/tmp/unbound";
+
+/// Less than a test allows, and more than half of it.
+const MODEST: usize = 36;
 
 /// More than any of the tests allows where each counts a kibibyte.
 const NAMES: usize = 100_000;
@@ -46,7 +50,7 @@ pub fn flood(what: &str) -> Done {
             let [seen, unseen] = seen_and_unseen()?;
             fs::write(seen.join("small"), "x")?;
             for number in 0..PARTS {
-                map(&unseen.join(number.to_string()), MIB)?;
+                map(&new(&unseen.join(number.to_string()))?, MIB)?;
             }
             let_go(&unseen)
         }
@@ -68,7 +72,7 @@ pub fn modest(what: &str, out: &str) -> Done {
     let mut held: Vec<OwnedFd> = Vec::new();
     match what {
         "mounted-several-times" => {
-            fill(&place, SOME)?;
+            fill(&place, MODEST)?;
             for again in places(3)? {
                 mount_bind(&place, &again)?;
                 held.push(folder(&again)?);
@@ -78,13 +82,17 @@ pub fn modest(what: &str, out: &str) -> Done {
         }
         "several-names" => {
             let file = place.join("file");
-            fs::write(&file, vec![b'x'; SOME * MIB])?;
+            let mut opened = File::create(&file)?;
+            // Never much of it in memory of the process's own.
+            for _ in 0..MODEST {
+                opened.write_all(&[b'x'; MIB])?;
+            }
             for name in ["again", "and-again"] {
                 fs::hard_link(&file, place.join(name))?;
             }
         }
         "mapped-with-a-name" => {
-            map(&place.join("file"), SOME * MIB)?;
+            map(&new(&place.join("file"))?, MODEST * MIB)?;
             if raw::fork()? == 0 {
                 forever()
             }
@@ -92,9 +100,11 @@ pub fn modest(what: &str, out: &str) -> Done {
         // Without a name, open as well.
         "mapped-and-open" => {
             fs::write(place.join("small"), "x")?;
-            let file = place.join("file");
-            held.push(map(&file, SOME * MIB)?.into());
-            fs::remove_file(&file)?;
+            let file = new(&place.join("file"))?;
+            // Before anything is in it: it must not be seen both ways in one look.
+            fs::remove_file(place.join("file"))?;
+            map(&file, MODEST * MIB)?;
+            held.push(file.into());
         }
         other => return Err(format!("cannot have {other}").into()),
     }
@@ -150,23 +160,22 @@ fn fill(place: &Path, parts: usize) -> Done {
     Ok(())
 }
 
-/// A new file, all of which this process has mapped.
-fn map(path: &Path, bytes: usize) -> std::io::Result<File> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(path)?;
+fn new(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).create_new(true).open(path)
+}
+
+/// Maps so much of a file, and fills it.
+fn map(file: &File, bytes: usize) -> std::io::Result<()> {
     file.set_len(bytes as u64)?;
     raw::map_written(file.as_fd(), bytes)?.fill(1);
-    Ok(file)
+    Ok(())
 }
 
 /// Files that are mapped and nothing else.
 fn map_without_names(place: &Path) -> Done {
     for number in 0..SOME {
         let path = place.join(format!("mapped-{number}"));
-        map(&path, MIB)?;
+        map(&new(&path)?, MIB)?;
         fs::remove_file(path)?;
     }
     println!("mapped {SOME}");
