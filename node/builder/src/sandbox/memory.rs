@@ -80,10 +80,8 @@ impl Sum {
             };
             own = own.saturating_add(kibibytes(&status, "RssAnon:") + kibibytes(&status, "VmSwap:"));
             // Walks through all of the process's memory, so only where there is any.
-            if kibibytes(&status, "RssShmem:") > 0
-                && let Ok(parts) = fs::read_to_string(format!("/proc/{id}/smaps_rollup"))
-            {
-                shared.push((id, kibibytes(&parts, "Pss_Shmem:")));
+            if kibibytes(&status, "RssShmem:") > 0 {
+                shared.push((id, part_in_shared(id)));
             }
         }
         let with = |shared: &[(i32, u64)]| {
@@ -94,11 +92,24 @@ impl Sum {
             // What is mapped of what has been counted already must not count twice. Finding that out takes long.
             let mut left = BTreeMap::new();
             for (process, bytes) in &mut shared {
-                *bytes = bytes.saturating_sub(counted(*process, &self.held, &mut left));
+                *bytes = not_counted(*process, *bytes, &self.held, &mut left);
             }
         }
         with(&shared)
     }
+}
+
+/// Bytes of a process's part in shared memory; 0 where it has ended.
+fn part_in_shared(process: i32) -> u64 {
+    let parts = fs::read_to_string(format!("/proc/{process}/smaps_rollup"));
+    parts.map_or(0, |parts| kibibytes(&parts, "Pss_Shmem:"))
+}
+
+/// What of it, which was so much a moment ago, has not been found otherwise. Where the process has ended since, it is gone,
+/// and what it was part of cannot be seen any more.
+fn not_counted(process: i32, before: u64, held: &Held<Unmapped>, left: &mut BTreeMap<u64, u64>) -> u64 {
+    let counted = counted(process, held, left);
+    before.min(part_in_shared(process)).saturating_sub(counted)
 }
 
 /// How what a process has mapped has been found otherwise.
@@ -211,6 +222,13 @@ mod tests {
         ] {
             assert_eq!(mapping(field), None);
         }
+    }
+
+    /// It must not count beside the file that it had mapped.
+    #[test]
+    fn what_a_process_had_that_has_ended_counts_no_more() {
+        let held = Held::new(Unmapped::new(u64::MAX));
+        assert_eq!(not_counted(i32::MAX, 40 << 20, &held, &mut BTreeMap::new()), 0);
     }
 
     #[test]
