@@ -200,3 +200,34 @@ fn difference(path: StorePath, kept: Option<PathBuf>, places: &[Difference]) -> 
         more: places.len() > DIFFERENT_PLACES,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tvix_node_builder::DifferenceKind;
+
+    use super::*;
+
+    /// Their names are the build's choice, and so is how many there are.
+    #[test]
+    fn so_many_places_are_told_and_so_much_of_each() {
+        let path = || StorePath::from_parts([1; 20], "built").unwrap();
+        let place = |name: &str| Difference {
+            path: PathBuf::from(name),
+            kind: DifferenceKind::New,
+        };
+        let told = difference(path(), None, &vec![place("a"); DIFFERENT_PLACES]);
+        assert_eq!(told.places, vec!["\"a\" is new"; DIFFERENT_PLACES]);
+        assert!(!told.more);
+        let told = difference(path(), None, &vec![place("a"); DIFFERENT_PLACES + 1]);
+        assert_eq!(told.places.len(), DIFFERENT_PLACES);
+        assert!(told.more);
+        let around = place("a").to_string().len() - 1;
+        // Each of these letters has two bytes.
+        for (letters, cut) in [(DIFFERENT_PLACE - around, false), (DIFFERENT_PLACE, true)] {
+            let told = difference(path(), None, &[place(&"é".repeat(letters))]);
+            let shown = &told.places[0];
+            assert_eq!(shown.chars().count(), DIFFERENT_PLACE + usize::from(cut));
+            assert_eq!(shown.ends_with('…'), cut, "{shown}");
+        }
+    }
+}
