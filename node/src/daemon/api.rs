@@ -182,6 +182,7 @@ impl Api {
             if derivation.fixed_output || derivation.quorum.is_some() {
                 continue;
             }
+            // Who is asked. Whether what they make counts is judged output by output.
             derivation.quorum = match policy.for_paths(derivation.outputs.values()) {
                 Requirement::Roster | Requirement::Sample { .. } => None,
                 Requirement::Own => Some(here()),

@@ -1,5 +1,6 @@
 //! What follows from a build's record by the owner's rules, this node's own builds included.
 
+use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::{BuildRecord, BuiltOutput};
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::trust::Requirement;
@@ -27,58 +28,99 @@ pub enum Standing {
 pub enum Ballot<'a> {
     /// All there is to it.
     Decided(Standing),
-    /// It is one of several that have to agree.
-    Open {
-        /// How many.
-        needed: u32,
-        /// Who they are.
-        of: &'a [NodeKey],
-        /// What their records are found by.
-        output: &'a BuiltOutput,
-    },
+    /// It is one of several that have to agree, in each of these matters.
+    Open(Vec<Matter<'a>>),
 }
 
-/// What follows from the record of a build whose inputs are accepted, before those of others are looked at.
+/// That on which several builders have to agree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Matter<'a> {
+    /// How many.
+    pub needed: u32,
+    /// Who they are.
+    pub of: &'a [NodeKey],
+    /// What their records are found by. They say all that a build makes.
+    pub output: &'a BuiltOutput,
+}
+
+/// What follows from the record of a build whose inputs are accepted, before those of others are looked at. Each of its
+/// outputs is judged by the rule that is for it, and none is taken alone.
 pub fn ballot<'a>(grounds: &'a Grounds, record: &'a BuildRecord) -> Ballot<'a> {
     let builder = record.builder;
-    let paths = || record.outputs.values().map(|output| &output.path);
-    let refused = |why: &str| Ballot::Decided(Standing::Refused(why.to_owned()));
-    if let Some(why) = paths().find_map(|path| grounds.counts(builder, path).err()) {
-        return refused(&why);
+    let refused = |why: String| Ballot::Decided(Standing::Refused(why));
+    let mut matters: Vec<Matter<'a>> = Vec::new();
+    for output in record.outputs.values() {
+        let path = &output.path;
+        if let Err(why) = grounds.counts(builder, path) {
+            return refused(why);
+        }
+        match grounds.policy.for_path(path) {
+            Requirement::Roster | Requirement::Sample { .. } => {}
+            Requirement::Own if builder == grounds.me => {}
+            Requirement::Own => {
+                return refused(format!(
+                    "a rule of this node takes for {path} only what it built itself ('tvix-node trust')"
+                ));
+            }
+            Requirement::Quorum { needed, of } if of.contains(&builder) => {
+                let (needed, of) = (*needed, of.as_slice());
+                if !matters
+                    .iter()
+                    .any(|matter| (matter.needed, matter.of) == (needed, of))
+                {
+                    matters.push(Matter { needed, of, output });
+                }
+            }
+            Requirement::Quorum { .. } => {
+                return refused(format!(
+                    "it is none of the builders that have to agree on {path} ('tvix-node trust')"
+                ));
+            }
+        }
     }
-    let (needed, of) = match grounds.policy.for_paths(paths()) {
-        Requirement::Roster | Requirement::Sample { .. } => return Ballot::Decided(Standing::Counts),
-        Requirement::Own if builder == grounds.me => return Ballot::Decided(Standing::Counts),
-        Requirement::Own => {
-            return refused("a rule of this node takes only what it built itself ('tvix-node trust')");
-        }
-        Requirement::Quorum { needed, of } if of.contains(&builder) => (*needed, of.as_slice()),
-        Requirement::Quorum { .. } => {
-            return refused("it is none of the builders that have to agree ('tvix-node trust')");
-        }
-    };
-    match record.outputs.values().next() {
-        Some(output) => Ballot::Open { needed, of, output },
-        None => refused("it has no outputs"),
+    match (matters.is_empty(), record.outputs.is_empty()) {
+        (_, true) => refused("it has no outputs".to_owned()),
+        (true, false) => Ballot::Decided(Standing::Counts),
+        (false, false) => Ballot::Open(matters),
     }
 }
 
-/// What the records at hand of what `output` names come to, for one of them. `name`: what people call a node.
-pub fn count(
+/// What the records at hand of what a matter names come to, for one of them. `name`: what people call a node.
+fn count_one(
     grounds: &Grounds,
-    (needed, of): (u32, &[NodeKey]),
-    output: &BuiltOutput,
+    matter: &Matter<'_>,
     record: &BuildRecord,
     all: &[BuildRecord],
-    name: impl Fn(NodeKey) -> String,
+    name: &impl Fn(NodeKey) -> String,
 ) -> Standing {
-    let outcome = quorum(grounds, (needed, of), &output.path, Some(output.tree), all);
+    let Matter { needed, of, output } = matter;
+    let outcome = quorum(grounds, (*needed, of), &output.path, Some(output.tree), all);
     match outcome {
         // Those who agree have to have used what this build used.
         QuorumOutcome::Agreed { inputs, .. } if inputs == record.inputs => Standing::Counts,
         QuorumOutcome::Agreed { .. } | QuorumOutcome::TooFew { .. } => Standing::Vote,
         QuorumOutcome::Disagreed { .. } => Standing::Disagreed(outcome.describe(name)),
     }
+}
+
+/// What the records at hand come to, for one of them: it counts where enough agree in every matter. `all`: those for each
+/// matter, in the order of these. `name`: what people call a node.
+pub fn count(
+    grounds: &Grounds,
+    matters: &[Matter<'_>],
+    record: &BuildRecord,
+    all: &[Vec<BuildRecord>],
+    name: impl Fn(NodeKey) -> String,
+) -> Standing {
+    let mut standing = Standing::Counts;
+    for (matter, all) in matters.iter().zip(all) {
+        match count_one(grounds, matter, record, all, &name) {
+            Standing::Counts => {}
+            Standing::Vote => standing = Standing::Vote,
+            other => return other,
+        }
+    }
+    standing
 }
 
 /// From which side a build is looked at.
@@ -101,11 +143,12 @@ pub async fn standing(
     envelope: &Envelope,
     name: impl Fn(NodeKey) -> String,
 ) -> Result<Standing, DepotError> {
-    let (needed, of, output) = match ballot(grounds, record) {
+    let matters = match ballot(grounds, record) {
         Ballot::Decided(standing) => return Ok(standing),
-        Ballot::Open { needed, of, output } => (needed, of, output),
+        Ballot::Open(matters) => matters,
     };
-    let (path, kept) = (output.path.clone(), envelope.clone());
+    let paths: Vec<StorePath> = matters.iter().map(|matter| matter.output.path.clone()).collect();
+    let kept = envelope.clone();
     let (audience, view) = match side {
         Side::Own(audience) => (audience, None),
         Side::Team(view) => (view.audience(), Some(view.clone())),
@@ -113,16 +156,24 @@ pub async fn standing(
     // Kept before the others are looked at: of two that come at once, one sees both.
     let all = depot.blocking(move |store| {
         store.put_record(&kept, &audience)?;
-        let records = match &view {
-            Some(view) => store.records_of_known_to(view.team(), &path)?,
-            None => store.records_of(&path)?,
-        };
-        let records = records.iter().filter_map(|record| opened(record).ok());
-        let seen = records.map(|record| match &view {
-            Some(view) => view.as_seen(record),
-            None => record,
-        });
-        Ok(seen.collect::<Vec<BuildRecord>>())
+        let mut all = Vec::with_capacity(paths.len());
+        for path in &paths {
+            let records = match &view {
+                Some(view) => store.records_of_known_to(view.team(), path)?,
+                None => store.records_of(path)?,
+            };
+            let records = records.iter().filter_map(|record| opened(record).ok());
+            let seen = records.map(|record| match &view {
+                Some(view) => view.as_seen(record),
+                None => record,
+            });
+            all.push(seen.collect::<Vec<BuildRecord>>());
+        }
+        Ok(all)
     });
-    Ok(count(grounds, (needed, of), output, record, &all.await?, name))
+    Ok(count(grounds, &matters, record, &all.await?, name))
 }
+
+#[cfg(test)]
+#[path = "votes_tests.rs"]
+mod tests;

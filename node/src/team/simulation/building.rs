@@ -185,14 +185,18 @@ impl Node {
         let grounds = self.grounds();
         match votes::ballot(&grounds, record) {
             Ballot::Decided(standing) => standing,
-            Ballot::Open { needed, of, output } => {
+            Ballot::Open(matters) => {
                 let mut disk = lock(&self.world.disks[self.at]);
                 disk.put_record(envelope);
-                let known = disk.records.get(&output.path).map_or(&[][..], Vec::as_slice);
-                let all: Vec<BuildRecord> = known.iter().filter_map(|record| opened(record).ok()).collect();
-                votes::count(&grounds, (needed, of), output, record, &all, |node| {
-                    node.to_string()
-                })
+                let all: Vec<Vec<BuildRecord>> = matters
+                    .iter()
+                    .map(|matter| {
+                        let known = disk.records.get(&matter.output.path);
+                        let known = known.map_or(&[][..], Vec::as_slice);
+                        known.iter().filter_map(|record| opened(record).ok()).collect()
+                    })
+                    .collect();
+                votes::count(&grounds, &matters, record, &all, |node| node.to_string())
             }
         }
     }
