@@ -18,6 +18,7 @@ use super::super::evidence::{Evidence as _, NamedBy, Remote, ShownPaths, Surroun
 use super::super::fetch::{FetchFailure, Item, Keep};
 use super::super::policy::{Grounds, opened};
 use super::super::presence::believed_elsewhere;
+use super::ledger::Judged;
 use super::node::Node;
 use super::plan::nar_hash;
 use super::store::KEEPERS;
@@ -249,6 +250,7 @@ impl Node {
         roots: &[StorePath],
         providers: &[NodeKey],
     ) -> Result<(), FetchFailure> {
+        let judged = Judged::own(self.world.now());
         let survey = self.survey(roots, providers).await;
         let survey = survey.map_err(FetchFailure::NotToBeHad)?;
         let items = survey.there.into_iter().map(|(path, remote)| {
@@ -278,14 +280,14 @@ impl Node {
                 },
             )
         });
-        self.bring_all(items.collect(), None).await
+        self.bring_all(items.collect(), judged).await
     }
 
-    /// Brings these paths, each after those of them that it refers to. `asked_by`: to build from them for whom.
+    /// Brings these paths, each after those of them that it refers to.
     pub async fn bring_all(
         self: &Arc<Self>,
         mut items: BTreeMap<StorePath, Item>,
-        asked_by: Option<usize>,
+        judged: Judged,
     ) -> Result<(), FetchFailure> {
         while !items.is_empty() {
             let ready = items.iter().find(|(path, item)| {
@@ -317,7 +319,7 @@ impl Node {
                         };
                         return Err(not_stored(path, source));
                     }
-                    self.commit(vec![item.info], record.as_ref(), asked_by);
+                    self.commit(vec![item.info], record.as_ref(), judged);
                 }
                 Keep::Aside => self.keep_aside(vec![item.info]).await,
             }

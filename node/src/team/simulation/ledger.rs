@@ -9,12 +9,16 @@ use std::sync::Arc;
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::tree::TreeDigest;
 
-use super::plan::{Nature, Plan, Rule};
+use super::plan::{Nature, Plan};
+use super::rules::Rule;
+use belief::Follows;
+pub use belief::{Judged, Said};
 pub use lost::Failing;
 use lost::{Attempt, Failures};
 use twice::{Asked, Build};
 pub use twice::{End, Reason, Whose};
 
+mod belief;
 mod joining;
 mod lost;
 mod private;
@@ -70,7 +74,11 @@ pub struct Ledger {
     held: Vec<BTreeMap<StorePath, (TreeDigest, u64)>>,
     aside: Vec<BTreeSet<Content>>,
     /// Speaker, listener, what.
-    said: BTreeSet<(usize, usize, StorePath, TreeDigest)>,
+    said: BTreeMap<(usize, usize, StorePath, TreeDigest), Vec<Said>>,
+    /// By machine: what follows from its rules.
+    follows: Vec<Follows>,
+    /// By machine and command: the jobs that it works on, and since when.
+    works: BTreeMap<(usize, u64), BTreeMap<usize, u64>>,
     acknowledged: Vec<BTreeMap<StorePath, TreeDigest>>,
     /// When which request was taken by whom.
     admitted: BTreeMap<(usize, [u8; 32]), u64>,
@@ -122,7 +130,9 @@ impl Ledger {
             signed: BTreeMap::new(),
             held: vec![BTreeMap::new(); count],
             aside: vec![BTreeSet::new(); count],
-            said: BTreeSet::new(),
+            said: BTreeMap::new(),
+            follows: belief::follows(plan),
+            works: BTreeMap::new(),
             acknowledged: vec![BTreeMap::new(); count],
             admitted: BTreeMap::new(),
             builds: vec![],
@@ -170,6 +180,7 @@ impl Ledger {
         self.failures.retain(|(at, _), _| *at != machine);
         self.lacking.retain(|(at, _), _| *at != machine);
         self.open.retain(|(at, _), _| *at != machine);
+        self.works.retain(|(at, _), _| *at != machine);
         for build in self.builds.iter_mut().filter(|build| build.machine == machine) {
             if build.end == End::Running {
                 build.end = End::Failed;
@@ -197,15 +208,6 @@ impl Ledger {
     pub fn taken_on_a_word(&mut self, machine: usize, path: &StorePath) {
         self.count("taken on a word");
         self.on_a_word.insert((machine, path.clone()));
-    }
-
-    pub fn said(&mut self, speaker: usize, listener: usize, content: Content) {
-        assert!(
-            !self.hides(speaker, &content.0),
-            "PRIVATE: machine {speaker} shows {listener} {}",
-            content.0
-        );
-        self.said.insert((speaker, listener, content.0, content.1));
     }
 
     /// A record has been signed with the key of a machine, or of nobody in the team. An honest one says what it did.
@@ -259,30 +261,17 @@ impl Ledger {
 
     // Rules.
 
-    /// Something now lies under its name on a machine, and is shown to others. `asked_by`: who has asked the machine to
-    /// build from it, so that his word does not count for it.
+    /// Something now lies under its name on a machine, and is shown to others.
     pub fn registered(
         &mut self,
         machine: usize,
         path: &StorePath,
         tree: TreeDigest,
-        asked_by: Option<usize>,
+        judged: Judged,
         now: u64,
     ) {
-        let honest = self.plan.machines[machine].nature == Nature::Honest;
-        if honest {
-            let content = (path.clone(), tree);
-            if self.is_protected(machine) {
-                assert!(
-                    self.truth.contains(&content),
-                    "UNTRUSTED: machine {machine} accepts a false {path}, which nobody honest made of true inputs"
-                );
-            }
-            assert!(
-                self.is_justified(machine, &content, (asked_by, now), &mut BTreeMap::new()),
-                "UNTRUSTED: machine {machine} accepts {path} with {tree}, for which nobody it believes has spoken (asked by \
-                 {asked_by:?})"
-            );
+        if self.plan.machines[machine].nature == Nature::Honest {
+            self.check_believed(machine, &(path.clone(), tree), judged, now);
         }
         self.count("accepted");
         self.held[machine].insert(path.clone(), (tree, now));
@@ -316,80 +305,6 @@ impl Ledger {
         );
         self.held[machine].remove(path);
         self.on_a_word.remove(&(machine, path.clone()));
-    }
-
-    /// No liar whose records count can make this machine believe anything.
-    fn is_protected(&self, machine: usize) -> bool {
-        let traitor = |at: &usize| self.plan.machines[*at].nature == Nature::Traitor;
-        match &self.plan.machines[machine].rule {
-            Rule::Own => true,
-            Rule::Quorum(of) => of.iter().filter(|at| traitor(at)).count() < 2,
-            Rule::Roster => !(0..self.plan.machines.len()).any(|at| traitor(&at)),
-        }
-    }
-
-    fn counts_for(&self, machine: usize, builder: usize, now: u64) -> bool {
-        let out = self.plan.revoked == Some(builder)
-            && now > self.plan.machines[machine].hears.saturating_add(LATE);
-        machine == builder || (self.plan.is_builder(builder) && !out)
-    }
-
-    fn is_justified(
-        &self,
-        machine: usize,
-        content: &Content,
-        (asked_by, now): (Option<usize>, u64),
-        known: &mut BTreeMap<Content, bool>,
-    ) -> bool {
-        if let Some(source) = self.plan.sources.iter().find(|source| source.path == content.0) {
-            return source.tree == content.1;
-        }
-        if self.holds(machine, content) {
-            return true;
-        }
-        // What is looked at already counts as not justified until it is: nothing speaks for itself.
-        if let Some(known) = known.get(content) {
-            return *known;
-        }
-        known.insert(content.clone(), false);
-        let signed = self.signed.get(content).map_or(&[][..], Vec::as_slice);
-        let inputs_hold = |signed: &Signed, known: &mut BTreeMap<Content, bool>| {
-            signed
-                .inputs
-                .iter()
-                .all(|input| self.is_justified(machine, input, (asked_by, now), known))
-        };
-        let justified = match &self.plan.machines[machine].rule {
-            Rule::Own => signed
-                .iter()
-                .any(|signed| signed.by == machine && inputs_hold(signed, known)),
-            Rule::Roster => {
-                let word = (0..self.plan.machines.len()).any(|speaker| {
-                    asked_by != Some(speaker)
-                        && self.plan.machines[speaker]
-                            .roles
-                            .has(tvix_node_protocol::roster::Role::Store)
-                        && self
-                            .said
-                            .contains(&(speaker, machine, content.0.clone(), content.1))
-                });
-                word || signed
-                    .iter()
-                    .any(|signed| self.counts_for(machine, signed.by, now) && inputs_hold(signed, known))
-            }
-            Rule::Quorum(of) => signed.iter().any(|one| {
-                let same = signed.iter().filter(|other| {
-                    of.contains(&other.by)
-                        && self.counts_for(machine, other.by, now)
-                        && (&other.job, &other.inputs, &other.outputs)
-                            == (&one.job, &one.inputs, &one.outputs)
-                });
-                let builders: BTreeSet<usize> = same.map(|signed| signed.by).collect();
-                builders.len() >= 2 && inputs_hold(one, known)
-            }),
-        };
-        known.insert(content.clone(), justified);
-        justified
     }
 
     /// A builder takes a request that came with these bytes from a sender.
@@ -517,6 +432,7 @@ impl Ledger {
     pub fn session_over(&mut self, machine: usize, session: u64, success: bool, interrupted: bool) {
         // Of what no command wants any more nothing is kept in mind.
         self.failures.retain(|(at, _), _| *at != machine);
+        self.works.remove(&(machine, session));
         let Some(open) = self.open.remove(&(machine, session)) else {
             panic!("ENDLESS: a command of machine {machine} is told its end twice");
         };
@@ -545,17 +461,35 @@ impl Ledger {
                     && machine.secrets.is_empty()
             });
         let troubled = plan.jobs.iter().any(|job| job.broken || job.restless);
+        let mut needed: BTreeSet<usize> = BTreeSet::new();
+        let mut frontier: Vec<usize> = targets.iter().copied().collect();
+        while let Some(job) = frontier.pop() {
+            if needed.insert(job) {
+                frontier.extend(&plan.jobs[job].inputs);
+            }
+        }
+        let can_all_be_built = needed.iter().all(|job| self.can_be_built(machine, *job));
+        calm && !troubled && can_all_be_built && !targets.is_empty()
+    }
+
+    /// Whether there are those who build a job for a machine, and are believed.
+    fn can_be_built(&self, machine: usize, job: usize) -> bool {
+        let plan = &self.plan;
+        let (wants, job) = (&plan.machines[machine], &plan.jobs[job]);
         let can_build = |at: &usize| {
+            let is_asked = || plan.is_builder(*at) && wants.neighbours.contains(at);
+            let mut outputs = job.outputs.values();
             plan.machines[*at].slots > 0
-                && (*at == machine
-                    || (plan.is_builder(*at) && plan.machines[machine].neighbours.contains(at)))
+                && (*at == machine || is_asked())
+                && !outputs.any(|path| wants.rules.distrusts(*at, path))
         };
-        let builders = match &plan.machines[machine].rule {
-            Rule::Own => plan.machines[machine].slots > 0,
-            Rule::Roster => (0..plan.machines.len()).any(|at| can_build(&at)),
-            Rule::Quorum(of) => of.iter().filter(|at| can_build(at)).count() >= 2,
-        };
-        calm && !troubled && builders && !targets.is_empty()
+        match wants.rules.binding(job)[..] {
+            [] | [Rule::Roster | Rule::Sample(_)] => (0..plan.machines.len()).any(|at| can_build(&at)),
+            [Rule::Own] => can_build(&machine),
+            [Rule::Quorum { needed, of }] => of.iter().filter(|at| can_build(at)).count() >= *needed,
+            // Who are asked for the one need not be those that the other wants.
+            _ => false,
+        }
     }
 
     fn check_acknowledged(&self, machine: usize, when: &str) {

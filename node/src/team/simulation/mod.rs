@@ -17,6 +17,7 @@ mod liar;
 mod node;
 mod own;
 mod plan;
+mod rules;
 mod serving;
 mod session;
 mod store;
@@ -125,6 +126,8 @@ fn every_rule_holds_in_every_team() {
             "turned away from another's build",
             "builders given up",
             "taken on a word",
+            "accepted by a stricter rule for some paths",
+            "accepted of what a stricter rule reaches",
             "answered from an earlier build",
             "requests refused at the gate",
             "false records found out",

@@ -221,7 +221,10 @@ impl Node {
             return;
         }
         let members = &self.view().members;
-        let builds = members.may(peer.key, Role::Build) && members.may(self.key, Role::Request);
+        let believed = !self.world.plan.machines[self.at]
+            .policy
+            .distrusts_wholly(peer.key);
+        let builds = believed && members.may(peer.key, Role::Build) && members.may(self.key, Role::Request);
         let slots = self.world.plan.machines[other]
             .slots
             .max(u32::from(!peer.is_honest()));

@@ -12,10 +12,11 @@ use tvix_node_protocol::path_info::NarHash;
 use tvix_node_protocol::presence::PresenceSecret;
 use tvix_node_protocol::roster::{Founder, Genesis, Member, Revoked, Role, Roles};
 use tvix_node_protocol::tree::TreeDigest;
-use tvix_node_protocol::trust::{Requirement, TrustPolicy, TrustRule};
+use tvix_node_protocol::trust::TrustPolicy;
 use tvix_node_swarm::roster::{Members, Roster};
 
 use super::dice::Dice;
+use super::rules::{Rule, Rules};
 
 /// Of so many seeds one has a team of 1,000 nodes.
 const LARGE: u64 = 1_000;
@@ -78,22 +79,14 @@ pub enum Attack {
     GoesOnAsking,
 }
 
-/// What a node takes for true.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rule {
-    Roster,
-    /// Two of these.
-    Quorum(Vec<usize>),
-    Own,
-}
-
 pub struct Machine {
     pub secret: NodeSecret,
     pub key: NodeKey,
     pub nature: Nature,
     pub manner: Manner,
     pub roles: Roles,
-    pub rule: Rule,
+    /// What its owner takes for true, and the same as the code that is checked has it.
+    pub rules: Rules,
     pub policy: Arc<TrustPolicy>,
     pub slots: u32,
     /// Seconds its clock is ahead.
@@ -264,7 +257,8 @@ impl Plan {
         let (fewest, most) = if nodes < 60 { (3, 14) } else { (20, 60) };
         let count = usize::try_from(dice.between(fewest, most)).unwrap();
         let jobs = jobs(&mut dice, &sources, count, !calm);
-        let mut machines = machines(&mut dice, seed, nodes, calm);
+        let (mut machines, builders) = machines(&mut dice, seed, nodes, calm);
+        mix_rules(seed, &mut machines, &builders, &jobs);
         let liars: Vec<usize> = (0..nodes)
             .filter(|at| machines[*at].nature != Nature::Honest)
             .collect();
@@ -294,7 +288,7 @@ impl Plan {
             .filter(|machine| machine.nature == Nature::Honest)
         {
             // What several have to build is built by nobody who keeps it to himself.
-            if secrecy.percent(12) && !matches!(machine.rule, Rule::Quorum(_)) {
+            if secrecy.percent(12) && !machine.rules.asks_several() {
                 machine.secrets.insert(secrecy.below(sources.len()));
             }
         }
@@ -385,7 +379,8 @@ impl Plan {
     }
 }
 
-fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine> {
+/// And who may be among several that have to agree.
+fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> (Vec<Machine>, Vec<usize>) {
     let with_traitors = !calm && dice.percent(40);
     // Hardly anybody but liars builds; they say nothing, or a lot.
     let (silent, talkative) = match dice.below(100) {
@@ -455,7 +450,7 @@ fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine
                 _ => Manner::Fickle,
             },
             roles,
-            rule: Rule::Roster,
+            rules: Rules::default(),
             policy: Arc::default(),
             slots: if number > 0 && (silent || (talkative && dice.percent(60))) {
                 // A liar has one all the same.
@@ -486,34 +481,45 @@ fn machines(dice: &mut Dice, seed: u64, nodes: usize, calm: bool) -> Vec<Machine
     let builders: Vec<usize> = (0..nodes)
         .filter(|at| machines[*at].roles.has(Role::Build))
         .collect();
-    for at in 0..nodes {
-        machines[at].rule = match dice.below(100) {
+    for machine in &mut machines {
+        match dice.below(100) {
             0..15 if builders.len() >= 3 && !sparse => {
                 let chosen = dice.some(builders.len(), 3);
-                Rule::Quorum(chosen.into_iter().map(|number| builders[number]).collect())
+                machine.rules = Rules::for_all(Rule::Quorum {
+                    needed: 2,
+                    of: chosen.into_iter().map(|number| builders[number]).collect(),
+                });
             }
-            15..20 if machines[at].slots > 0 => Rule::Own,
-            _ => Rule::Roster,
-        };
-        let requirement = match &machines[at].rule {
-            Rule::Roster => continue,
-            Rule::Own => Requirement::Own,
-            Rule::Quorum(of) => Requirement::Quorum {
-                needed: 2,
-                of: of.iter().map(|at| machines[*at].key).collect(),
-            },
-        };
-        let mut policy = TrustPolicy::default();
-        let rule = TrustRule {
-            paths: None,
-            builder: None,
-            requirement,
-            because: None,
-        };
-        policy.set(rule).unwrap();
-        machines[at].policy = Arc::new(policy);
+            15..20 if machine.slots > 0 => machine.rules = Rules::for_all(Rule::Own),
+            _ => {}
+        }
     }
-    machines
+    // Of a team in which not everybody knows everybody, several hardly come to agree.
+    if sparse {
+        (machines, vec![])
+    } else {
+        (machines, builders)
+    }
+}
+
+/// In some teams some have rules that differ from path to path.
+fn mix_rules(seed: u64, machines: &mut [Machine], builders: &[usize], jobs: &[Job]) {
+    let mut dice = Dice::new(seed ^ 0x7a11);
+    let nodes = machines.len();
+    let mixed = dice.percent(40);
+    let stores: Vec<usize> = (0..nodes)
+        .filter(|at| machines[*at].roles.has(Role::Store))
+        .collect();
+    for (at, machine) in machines.iter_mut().enumerate() {
+        if mixed && machine.nature == Nature::Honest && dice.percent(50) {
+            let builds = machine.slots > 0;
+            machine.rules = Rules::mixed(&mut dice, jobs, (at, nodes), (builders, builds), &stores);
+        }
+    }
+    let keys: Vec<NodeKey> = machines.iter().map(|machine| machine.key).collect();
+    for machine in machines {
+        machine.policy = Arc::new(machine.rules.policy(&keys));
+    }
 }
 
 /// The real roster of the team, before and after one of its members is put out.

@@ -22,7 +22,7 @@ use super::super::steps::{self, Order, Step, Workshop};
 use super::super::together::{Ended, Heard, SharedBuild, SharedBuilds, work_key};
 use super::super::votes::Standing;
 use super::building::{Frame, HEARTBEAT, contents, failure};
-use super::ledger::{Content, End, Whose};
+use super::ledger::{Content, End, Judged, Whose};
 use super::node::Node;
 use super::world::lock;
 use crate::daemon::depot::DepotError;
@@ -321,6 +321,7 @@ impl Workshop for Node {
         // What has come for this is the requester's to name.
         let held: Vec<StorePath> = known.keys().cloned().collect();
         if !missing.is_empty() {
+            let since = self.world.now();
             judge_missing(
                 self.as_ref(),
                 &self.derivations,
@@ -333,8 +334,11 @@ impl Workshop for Node {
                 Known::Coming(item) => Some((path.clone(), item.clone())),
                 Known::Here(_) => None,
             });
-            let asked_by = self.world.number(request.requester);
-            let brought = self.bring_all(coming.collect(), asked_by).await;
+            let judged = Judged {
+                asked_by: self.world.number(request.requester),
+                since,
+            };
+            let brought = self.bring_all(coming.collect(), judged).await;
             brought.map_err(not_brought)?;
         }
         let accepted = {
@@ -456,7 +460,7 @@ impl Workshop for Node {
         let infos: Vec<PathInfo> = infos.into_values().collect();
         let record = Box::new(record);
         let ended = if counts && !differs {
-            self.commit(infos, Some(&envelope), None);
+            self.commit(infos, Some(&envelope), Judged::own(self.world.now()));
             self.world.ledger().build_ends(noted, End::Kept);
             Ended::Built {
                 record,

@@ -10,6 +10,7 @@ use tvix_node_protocol::control::{EventKind, Outcome, SessionMode};
 use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::trust::Requirement;
 
+use super::ledger::Judged;
 use super::node::Node;
 use super::world::lock;
 
@@ -103,6 +104,8 @@ impl Node {
                 .insert(plan.jobs[job].drv.clone(), plan.jobs[job].text.clone());
             let derivations = vec![derivation];
             self.told.tell(session.0, &derivations[0]);
+            let now = self.world.now();
+            self.world.ledger().works_on((self.at, session.0), job, now);
             self.event(Event::Instantiated { session, derivations });
             let pause = self.world.dice().between(0, 20);
             self.sleep(pause).await;
@@ -203,6 +206,6 @@ impl Node {
             registered: self.clock(),
             signatures: vec![],
         };
-        self.commit(vec![info], None, None);
+        self.commit(vec![info], None, Judged::own(self.world.now()));
     }
 }

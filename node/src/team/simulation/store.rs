@@ -12,6 +12,7 @@ use tvix_node_protocol::tree::TreeDigest;
 use tvix_node_swarm::presence::Offer;
 
 use super::super::policy::opened;
+use super::ledger::Judged;
 use super::node::Node;
 use super::world::{Disk, lock};
 
@@ -81,10 +82,10 @@ impl Node {
             }
         };
         let shown: Vec<Option<Shown>> = paths.iter().map(show).collect();
-        for info in shown.iter().flatten().map(|shown| &shown.info) {
-            self.world
-                .ledger()
-                .said(self.at, asker, (info.path.clone(), info.tree));
+        for shown in shown.iter().flatten() {
+            let said = self.world.as_said(shown);
+            let content = (shown.info.path.clone(), shown.info.tree);
+            self.world.ledger().said((self.at, asker), content, said);
         }
         Some(shown)
     }
@@ -250,7 +251,7 @@ impl Node {
     /// Makes paths part of the store. Durable, and in sight, once this is over.
     pub async fn register(self: &Arc<Self>, infos: Vec<PathInfo>, record: Option<&Envelope>) {
         self.syncs().await;
-        self.commit(infos, record, None);
+        self.commit(infos, record, Judged::own(self.world.now()));
     }
 
     pub async fn syncs(&self) {
@@ -258,12 +259,7 @@ impl Node {
         self.sleep(syncing).await;
     }
 
-    pub fn commit(
-        self: &Arc<Self>,
-        infos: Vec<PathInfo>,
-        record: Option<&Envelope>,
-        asked_by: Option<usize>,
-    ) {
+    pub fn commit(self: &Arc<Self>, infos: Vec<PathInfo>, record: Option<&Envelope>, judged: Judged) {
         let mut added = vec![];
         {
             let mut disk = lock(&self.world.disks[self.at]);
@@ -284,7 +280,7 @@ impl Node {
                 }
                 self.world
                     .ledger()
-                    .registered(self.at, &info.path, info.tree, asked_by, self.world.now());
+                    .registered(self.at, &info.path, info.tree, judged, self.world.now());
                 if matches!(info.origin, Origin::Peer { .. }) {
                     self.world.ledger().taken_on_a_word(self.at, &info.path);
                 }

@@ -7,15 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildKey;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
+use tvix_node_protocol::messages::Shown;
 use tvix_node_protocol::nix::hash::{CAHash, NixHash};
-use tvix_node_protocol::path_info::PathInfo;
+use tvix_node_protocol::path_info::{Origin, PathInfo};
 use tvix_node_protocol::tree::TreeDigest;
 use tvix_node_swarm::gate::NonceBook;
 
 use super::super::private::Marked;
 use super::dice::Dice;
 use super::executor::{Executor, WORLD};
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Said};
 use super::node::Node;
 use super::plan::{BEGINNING, Plan, nar_hash};
 
@@ -165,6 +166,21 @@ impl World {
                 && nar_hash(info.tree) == info.nar_hash
                 && info.ca.as_ref().is_none_or(|ca| *ca == content)
         })
+    }
+
+    /// What else a member says that shows something.
+    pub fn as_said(&self, shown: &Shown) -> Said {
+        Said {
+            record: shown.record.as_ref().and_then(|record| {
+                let signer = self.number(record.signer)?;
+                Some((record.payload_hash(), signer))
+            }),
+            from: match shown.info.origin {
+                Origin::Record { builder } => self.number(builder),
+                Origin::Peer { peer } => self.number(peer),
+                _ => None,
+            },
+        }
     }
 
     /// How long a message is under way; none: it does not arrive.

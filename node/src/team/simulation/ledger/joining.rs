@@ -7,7 +7,7 @@ use tvix_node_protocol::roster::Role;
 use super::Ledger;
 use super::lost::LOST;
 use super::twice::Asked;
-use crate::team::simulation::plan::{Nature, Rule};
+use crate::team::simulation::plan::Nature;
 
 /// How long a placement waits for answers, in milliseconds.
 const WAITS: u64 = 250;
@@ -58,7 +58,7 @@ impl Ledger {
         let begun = |attempt: &&super::lost::Attempt| attempt.job == job && !attempt.over;
         let in_time = looked.to < looked.from + WAITS && now < looked.to + COUNTS;
         let alone = self.attempts[machine].values().find(begun).is_none();
-        let may_join = plan.machines[machine].rule == Rule::Roster && !self.hides_job(machine, job);
+        let may_join = !self.wants_more(machine, job) && !self.hides_job(machine, job);
         let lost = self.failures.get(&(machine, job));
         if !in_time || !alone || !may_join || lost.is_some_and(|failures| failures.lost >= LOST) {
             return;
@@ -84,6 +84,7 @@ impl Ledger {
             let at_it = at_it.filter(|attempt| attempt.builder == Some(other) && !attempt.over);
             theirs.nature == Nature::Honest
                 && theirs.roles.has(Role::Build)
+                && !plan.machines[machine].rules.distrusts_wholly(other)
                 && plan.machines[machine].roles.has(Role::Request)
                 && looked.heard.contains(&other)
                 && !self.did_not_hear(machine, other, asked)

@@ -3,7 +3,6 @@
 use super::Ledger;
 use super::lost::LOST;
 use super::twice::SILENCE;
-use crate::team::simulation::plan::Rule;
 
 /// What may pass, after a builder has been silent for so long, until a second one is asked, in milliseconds.
 const NOTICED: u64 = 1_000;
@@ -53,11 +52,11 @@ impl Ledger {
     /// Something happens at a machine. Beside each builder from whom it has heard nothing for a while another one must have
     /// been asked, where there is one that has been free all the time.
     pub fn check_silence(&self, machine: usize, now: u64) {
-        if self.plan.machines[machine].rule != Rule::Roster {
-            return;
-        }
         let attempts = &self.attempts[machine];
         for (build, attempt) in attempts {
+            if self.wants_more(machine, attempt.job) {
+                continue;
+            }
             let waits = !attempt.over && !attempt.given_up && !attempt.lacks_inputs;
             let late = attempt.heard + SILENCE;
             let Some(silent) = attempt.builder.filter(|_| waits && late + NOTICED < now) else {

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 
 use tvix_node_protocol::StorePath;
-use tvix_node_protocol::roster::Role;
 use tvix_node_protocol::tree::TreeDigest;
 
 use super::lost::Attempt;
 use super::{Content, LATE, Ledger};
-use crate::team::simulation::plan::{Nature, Rule};
+use crate::team::simulation::plan::Nature;
 
 /// Silence after which a second builder may be asked.
 pub(super) const SILENCE: u64 = 2_000;
@@ -187,7 +186,7 @@ impl Ledger {
         if self.hides_job(machine, job) {
             return Some(Reason::Private);
         }
-        if plan.machines[machine].rule != Rule::Roster {
+        if self.wants_more(machine, job) {
             return Some(Reason::Rule);
         }
         let mut reason = None;
@@ -322,47 +321,6 @@ impl Ledger {
             || self.unheard.get(&(machine, holder)).is_some_and(|times| times.iter().any(|time| (asked.from..=asked.to).contains(time)))
     }
 
-    /// Whether what a holder can show of a path is enough for a machine by the roster's roles.
-    fn would_believe(
-        &self,
-        machine: usize,
-        holder: usize,
-        content: &Content,
-        asked: Asked,
-        now: u64,
-    ) -> bool {
-        let plan = &self.plan;
-        if plan.machines[holder].roles.has(Role::Store) {
-            return true;
-        }
-        if self.on_a_word.contains(&(holder, content.0.clone())) {
-            return false;
-        }
-        // Of several records the holder shows one, so all that could be it have to do.
-        let signed = self.signed.get(content).map_or(&[][..], Vec::as_slice);
-        !signed.is_empty()
-            && signed.iter().all(|signed| {
-                self.counts_for(machine, signed.by, now)
-                    && plan.is_builder(signed.by)
-                    && plan.revoked != Some(signed.by)
-                    && signed
-                        .inputs
-                        .iter()
-                        .all(|input| match self.held[machine].get(&input.0) {
-                            Some((tree, since)) => *tree == input.1 && *since < asked.from,
-                            None => {
-                                let shows = |(tree, since): &(TreeDigest, u64)| {
-                                    *tree == input.1 && *since < asked.from
-                                };
-                                let is_source = plan.sources.iter().any(|source| source.path == input.0);
-                                !self.hides(holder, &input.0)
-                                    && self.held[holder].get(&input.0).is_some_and(shows)
-                                    && (is_source || self.would_believe(machine, holder, input, asked, now))
-                            }
-                        })
-            })
-    }
-
     /// A request that had joined another's build is turned away from it.
     pub fn turned_away(&mut self, request: [u8; 32]) {
         self.count("turned away from another's build");
@@ -441,7 +399,7 @@ impl Ledger {
                 End::Aside if is_alone(other.whose) => Reason::ForOne,
                 End::Aside if plan.jobs[job].restless => Reason::Restless,
                 // What it builds itself does not count by its own rule.
-                End::Aside if plan.machines[machine].rule != Rule::Roster => Reason::Rule,
+                End::Aside if self.wants_more(machine, job) => Reason::Rule,
                 End::Aside if other.name_taken => Reason::NameTaken,
                 End::Aside => panic!(
                     "TWICE: machine {machine} builds {drv} again, which it has kept for one alone: {:?} and {whose:?}",
