@@ -52,6 +52,8 @@ pub(super) struct Attempt {
     /// One on the own machine begins when its inputs are here, and may come to nothing before.
     pub(super) begun: bool,
     pub(super) over: bool,
+    /// Its builder was seen to be gone, which need not have noticed, and builds on.
+    pub(super) cut_off: bool,
     pub(super) heard: u64,
     pub(super) placed: u64,
     /// When it was seen to be over or given up.
@@ -100,6 +102,7 @@ impl Ledger {
         let mut lost = vec![];
         for attempt in there {
             attempt.over = true;
+            attempt.cut_off = true;
             if !attempt.given_up && !attempt.lacks_inputs {
                 lost.push((attempt.job, attempt.placed));
             }

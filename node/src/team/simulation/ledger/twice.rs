@@ -155,6 +155,7 @@ impl Ledger {
                 given_up: false,
                 begun: builder.is_some(),
                 over: false,
+                cut_off: false,
                 heard: now,
                 placed: now,
                 ended: None,
@@ -385,7 +386,7 @@ impl Ledger {
                 End::Vote => Reason::Rule,
                 End::Running if is_alone(other.whose) || is_alone(whose) => {
                     assert!(
-                        !self.is_honest_twice(other.whose, whose),
+                        !self.is_honest_twice((machine, job), other.whose, whose),
                         "TWICE: machine {machine} runs two builds of {drv} for one: {:?} and {whose:?}",
                         other.whose
                     );
@@ -434,14 +435,18 @@ impl Ledger {
         self.builds.len() - 1
     }
 
-    /// Whether both are for one and the same honest machine alone.
-    fn is_honest_twice(&self, one: Whose, other: Whose) -> bool {
+    /// Whether both are for one and the same honest machine alone, which was not cut off from the builder meanwhile.
+    fn is_honest_twice(&self, (machine, job): (usize, usize), one: Whose, other: Whose) -> bool {
         let alone = |whose: Whose| match whose {
             Whose::Requester { by, alone: true, .. } => Some(by),
             _ => None,
         };
         let honest = |by: usize| self.plan.machines[by].nature == Nature::Honest;
-        alone(one).is_some_and(|by| alone(other) == Some(by) && honest(by))
+        let cut_off = |by: usize| {
+            let mut attempts = self.attempts[by].values();
+            attempts.any(|attempt| attempt.job == job && attempt.builder == Some(machine) && attempt.cut_off)
+        };
+        alone(one).is_some_and(|by| alone(other) == Some(by) && honest(by) && !cut_off(by))
     }
 
     /// What a build made is given to one who had asked for it.
