@@ -22,10 +22,6 @@ pub(super) fn prefer_as_victim() {
     let _not_essential = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_BADNESS.to_string());
 }
 
-/// How often a session is told to give way: the kernel takes one such word of all sessions in a tenth of a second, on machines
-/// that weigh sessions against each other.
-const TOLD: u32 = 4;
-
 /// Lets what is worth more have the processors first, unless the node gives way to it more than that. Needs the machine's
 /// `/proc`, and a session of its own: the kernels of desktops weigh sessions against each other, and processes within them.
 pub(super) fn give_way(niceness: i32) -> Result<(), Fault> {
@@ -34,16 +30,44 @@ pub(super) fn give_way(niceness: i32) -> Result<(), Fault> {
         return Ok(());
     }
     rustix::process::setpriority_process(None, niceness).step(|| "giving way to the owner's work")?;
-    for _ in 0..TOLD {
-        match std::fs::write("/proc/self/autogroup", niceness.to_string()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                std::thread::sleep(std::time::Duration::from_millis(100));
-            }
-            // Only there where sessions are weighed.
-            _ => break,
+    // Nobody waits for it: the helper says it again.
+    let _later = std::fs::write("/proc/self/autogroup", niceness.to_string());
+    Ok(())
+}
+
+/// A build's session is told to give way once more, until that is heard: the kernel takes one such word of all sessions in a
+/// tenth of a second, and builds of a moment do not wait for it.
+pub(super) struct SessionWeight {
+    /// None: there is nothing to say, or no more.
+    niceness: Option<i32>,
+    file: String,
+}
+
+impl SessionWeight {
+    /// Of the build with this first process.
+    pub(super) fn of(pid: i32, niceness: i32) -> Self {
+        Self {
+            niceness: Some(niceness).filter(|niceness| *niceness > 0),
+            file: format!("/proc/{pid}/autogroup"),
         }
     }
-    Ok(())
+
+    pub(super) fn say_again(&mut self) {
+        let Some(niceness) = self.niceness else {
+            return;
+        };
+        let is_told = std::fs::read_to_string(&self.file)
+            .is_ok_and(|said| said.trim_end().ends_with(&format!("nice {niceness}")));
+        let over = is_told
+            || match std::fs::write(&self.file, niceness.to_string()) {
+                Ok(()) => true,
+                // Where no sessions are weighed, or the build hides itself, there is nobody to tell.
+                Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+            };
+        if over {
+            self.niceness = None;
+        }
+    }
 }
 
 /// Shows the control groups that the build is in as `/`, as Nix does where it uses them.

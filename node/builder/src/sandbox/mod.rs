@@ -36,6 +36,7 @@ use crate::limits::PROCESS_LOOK;
 use crate::processes;
 use crate::sys::{self, Side};
 use crate::wire::{self, Order, Report};
+use confinement::SessionWeight;
 use fault::{Fault, Step};
 pub use landlock::Landlock;
 use memory::MemoryWatch;
@@ -149,6 +150,7 @@ fn watch(
     control: &UnixStream,
 ) -> Result<(wire::Exit, wire::Usage), Fault> {
     let mut next_look = Instant::now() + PROCESS_LOOK;
+    let mut weight = SessionWeight::of(pid, order.niceness);
     let mut killed = false;
     loop {
         if let Some(ended) = sys::wait(pid, false).step(|| "waiting for the build")? {
@@ -180,6 +182,7 @@ fn watch(
         if killed || began < next_look {
             continue;
         }
+        weight.say_again();
         let excess = if processes::threads_below(pid, order.processes) > order.processes {
             Some(Report::TooManyProcesses)
         } else if memory.as_mut().is_some_and(|memory| memory.is_exceeded(pid)) {

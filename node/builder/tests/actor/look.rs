@@ -163,6 +163,18 @@ pub fn say(text: &str, count: usize) -> Done {
     Ok(())
 }
 
+/// Until a file's content ends so, which is then said.
+pub fn wait_until(path: &str, end: &str) -> Done {
+    loop {
+        let content = std::fs::read_to_string(path)?;
+        if content.trim_end().ends_with(end) {
+            println!("it does");
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 pub fn wait_forever() -> Done {
     println!("waiting");
     loop {

@@ -33,6 +33,7 @@ fn main() -> Done {
         ["exit", code] => std::process::exit(code.parse()?),
         ["die", signal] => raw::die(signal.parse()?),
         ["wait"] => look::wait_forever(),
+        ["wait-until", path, end] => look::wait_until(path, end),
         ["ask", question] => look::ask(question),
         ["node", scratch, token] => node::build_and_wait(scratch, token),
         ["try-writing", paths @ ..] => attack::try_writing(paths),

@@ -184,3 +184,25 @@ async fn a_build_that_gives_way_is_worth_less_than_what_the_owner_does() {
         assert_eq!(niceness(&log), expected.to_string(), "{log:?}");
     }
 }
+
+/// The kernel hears of one session in a tenth of a second, whoever asks.
+#[tokio::test]
+async fn so_are_all_of_many_that_begin_at_once() {
+    let file = "/proc/self/autogroup";
+    if !std::path::Path::new(file).exists() {
+        println!("SKIPPED: the weight of sessions, because this kernel does not weigh them");
+        return;
+    }
+    let Some(stage) = Stage::new().await else { return };
+    let play = |slot| {
+        let mut asked = spec(fields(&["wait-until", file, "nice 10"]));
+        asked.gives_way = true;
+        asked.slot = slot;
+        asked.limits.time = Some(60);
+        stage.play(asked)
+    };
+    let (first, second, third) = tokio::join!(play(0), play(1), play(2));
+    for played in [first, second, third] {
+        assert_eq!(played.log, ["it does"]);
+    }
+}
