@@ -64,7 +64,7 @@ pub enum Requirement {
 }
 
 impl Requirement {
-    /// How much it asks for: of the outputs of one build the strictest requirement counts.
+    /// How much it asks for: where a build is placed goes by the strictest requirement of its outputs.
     fn strictness(&self) -> (u8, u32) {
         match self {
             Self::Roster => (0, 0),
@@ -377,7 +377,8 @@ impl TrustPolicy {
         rules.any(|rule| !rule.requirement.takes_a_word())
     }
 
-    /// What is required for everything that one build makes: the strictest requirement of any.
+    /// By what it is decided where something is built that makes all of these: the strictest requirement of any. Whether what was
+    /// built counts is another question: there each output's own has to be met.
     #[must_use]
     pub fn for_paths<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> &Requirement {
         let all = paths.into_iter().map(|path| self.for_path(path));
