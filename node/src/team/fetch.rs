@@ -1,10 +1,12 @@
-//! Bringing paths of other members into the own store: a closure in parallel, references first. `one` brings each path.
+//! Bringing paths of other members into the own store: a closure in parallel, references first. `arriving` says who brings
+//! which path, and `one` brings it.
 
+mod arriving;
 mod one;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -21,6 +23,7 @@ use super::limits::{ARRIVING, REFERENCES_PATIENCE, STEPS};
 use super::purpose::Purpose;
 use crate::daemon::depot::DepotError;
 use crate::daemon::room::NoRoom;
+pub use arriving::{Arriving, BringingTurn};
 pub(super) use one::{Content, Intake};
 
 /// Why a path was not brought here.
@@ -106,76 +109,6 @@ pub enum Step {
 /// Who is told. Whoever has stopped listening need not know.
 pub type Observer = mpsc::Sender<Step>;
 
-/// Paths that are on their way: what two fetches have in common is moved once, as urgently as the more urgent of them.
-#[derive(Debug, Default)]
-pub struct Arriving(Mutex<Paths>);
-
-#[derive(Debug, Default)]
-struct Paths {
-    arrive: HashMap<StorePath, Weak<Arrives>>,
-    /// How many there were when those that nobody waits for any more were forgotten last.
-    left: usize,
-}
-
-/// A path that somebody brings or waits for.
-#[derive(Debug)]
-struct Arrives {
-    turn: Arc<tokio::sync::Mutex<()>>,
-    /// How urgent it is for all of those together.
-    priority: Rising,
-}
-
-/// Nobody else brings a path as long as this is held.
-#[derive(Debug)]
-pub struct BringingTurn {
-    _turn: tokio::sync::OwnedMutexGuard<()>,
-    arrives: Arc<Arrives>,
-}
-
-impl BringingTurn {
-    /// How urgent the path is for all who want it.
-    #[must_use]
-    pub fn priority(&self) -> &Rising {
-        &self.arrives.priority
-    }
-}
-
-impl Arriving {
-    /// Waits until nobody else brings this path. Who does so brings it at least so urgently from now on.
-    pub async fn turn(&self, path: &StorePath, priority: &Rising) -> BringingTurn {
-        let arrives = self.arrives(path, priority);
-        let waiting = Arc::clone(&arrives.turn).lock_owned();
-        let _turn = priority.raising(&arrives.priority, waiting).await;
-        BringingTurn { _turn, arrives }
-    }
-
-    /// The same where nobody else does; else none.
-    fn turn_now(&self, path: &StorePath, priority: &Rising) -> Option<BringingTurn> {
-        let arrives = self.arrives(path, priority);
-        let _turn = Arc::clone(&arrives.turn).try_lock_owned().ok()?;
-        arrives.priority.raise(priority.now());
-        Some(BringingTurn { _turn, arrives })
-    }
-
-    fn arrives(&self, path: &StorePath, priority: &Rising) -> Arc<Arrives> {
-        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // All are looked at when there are twice as many, and not for each of the paths of a closure.
-        if paths.arrive.len() > 2 * paths.left {
-            paths.arrive.retain(|_, arrives| arrives.strong_count() > 0);
-            paths.left = paths.arrive.len();
-        }
-        if let Some(arrives) = paths.arrive.get(path).and_then(Weak::upgrade) {
-            return arrives;
-        }
-        let arrives = Arc::new(Arrives {
-            turn: Arc::default(),
-            priority: priority.now().into(),
-        });
-        paths.arrive.insert(path.clone(), Arc::downgrade(&arrives));
-        arrives
-    }
-}
-
 /// A path that is to come.
 #[derive(Debug, Clone)]
 pub struct Item {
@@ -185,6 +118,34 @@ pub struct Item {
     pub providers: Vec<NodeKey>,
     /// How it is kept.
     pub keep: Keep,
+}
+
+impl Item {
+    /// What somebody is believed for, with the record that speaks for it.
+    pub fn accepted(remote: Remote) -> Self {
+        let Remote {
+            shown,
+            origin,
+            providers,
+        } = remote;
+        let speaks = |record: &Envelope| {
+            origin
+                == Origin::Record {
+                    builder: record.signer,
+                }
+        };
+        let record = shown.record.filter(speaks);
+        let info = PathInfo {
+            origin,
+            registered: 0,
+            ..shown.info
+        };
+        Self {
+            info,
+            providers,
+            keep: Keep::Accepted { record },
+        }
+    }
 }
 
 /// How a path that comes is kept.
@@ -242,33 +203,8 @@ impl TeamNode {
             .survey(roots, providers)
             .await
             .map_err(FetchFailure::NotToBeHad)?;
-        let items = survey.there.into_iter().map(|(path, remote)| {
-            let Remote {
-                shown,
-                origin,
-                providers,
-            } = remote;
-            let speaks = |record: &Envelope| {
-                origin
-                    == Origin::Record {
-                        builder: record.signer,
-                    }
-            };
-            let keep = Keep::Accepted {
-                record: shown.record.filter(speaks),
-            };
-            let info = PathInfo {
-                origin,
-                registered: 0,
-                ..shown.info
-            };
-            let item = Item {
-                info,
-                providers,
-                keep,
-            };
-            (path, item)
-        });
+        let items = survey.there.into_iter();
+        let items = items.map(|(path, remote)| (path, Item::accepted(remote)));
         self.bring_all(items.collect(), Purpose::own(priority.clone()), observer)
             .await
     }
@@ -559,10 +495,8 @@ pub fn circle_in<'a>(graph: &BTreeMap<&'a StorePath, Vec<&'a StorePath>>) -> Opt
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt as _;
     use tvix_node_protocol::path_info::NarHash;
     use tvix_node_protocol::tree::TreeDigest;
-    use tvix_node_swarm::Priority;
 
     use super::*;
 
@@ -603,50 +537,6 @@ mod tests {
         );
         let circular = items(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]);
         assert!(circle(&circular).is_some());
-    }
-
-    #[tokio::test]
-    async fn a_path_is_brought_as_urgently_as_whoever_waits_for_it_wants_it() {
-        let (arriving, path) = (Arriving::default(), path("a"));
-        let [first, second] = [Priority::Speculative, Priority::Awaited].map(Rising::from);
-        let turn = arriving.turn(&path, &first).await;
-        let urgency = turn.priority().clone();
-        assert_eq!(urgency.now(), Priority::Speculative);
-        let mut waiting = Box::pin(arriving.turn(&path, &second));
-        assert!(waiting.as_mut().now_or_never().is_none());
-        assert_eq!(urgency.now(), Priority::Awaited);
-        second.raise(Priority::Import);
-        assert!(waiting.as_mut().now_or_never().is_none());
-        assert_eq!(urgency.now(), Priority::Import);
-        assert_eq!(
-            first.now(),
-            Priority::Speculative,
-            "nothing else of it is more urgent"
-        );
-        drop(turn);
-        drop(waiting.await);
-        let again = arriving.turn(&path, &first).await;
-        assert_eq!(again.priority().now(), Priority::Speculative);
-    }
-
-    #[tokio::test]
-    async fn what_somebody_else_brings_has_no_turn_now_and_what_is_done_is_forgotten() {
-        let arriving = Arriving::default();
-        let [low, high] = [Priority::Speculative, Priority::Import].map(Rising::from);
-        let turn = arriving.turn_now(&path("a"), &low).unwrap();
-        assert!(arriving.turn_now(&path("a"), &high).is_none());
-        assert_eq!(
-            turn.priority().now(),
-            Priority::Speculative,
-            "nobody waits for it"
-        );
-        drop(turn);
-        let turn = arriving.turn_now(&path("a"), &high).unwrap();
-        assert_eq!(turn.priority().now(), Priority::Import);
-        for number in 0..1000 {
-            drop(arriving.turn_now(&path(&number.to_string()), &low).unwrap());
-        }
-        assert!(arriving.0.lock().unwrap().arrive.len() < 10);
     }
 
     #[test]

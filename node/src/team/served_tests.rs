@@ -135,40 +135,27 @@ fn a_build_beside_the_one_that_is_kept_needs_a_place_of_its_own() {
     assert!(!served.is_serving());
 }
 
+/// Whether it was noticed before that it is over, or not yet.
 #[test]
 fn who_finds_what_was_kept_over_has_its_place_for_another_build() {
-    let Leaver {
-        served,
-        builds,
-        others,
-        left,
-        ..
-    } = leaver();
-    let back = served.enter(ANN, Some(sought(0))).unwrap();
-    drop(left);
-    let anew = back.joined(&build(&builds, 1).build).unwrap();
-    assert!(served.enter(ANN, None).is_err());
-    drop((anew, others));
-    assert!(!served.is_serving());
-}
-
-#[test]
-fn so_has_who_finds_it_over_before_it_was_noticed() {
-    let Leaver {
-        served,
-        builds,
-        others,
-        kept,
-        left,
-    } = leaver();
-    let back = served.enter(ANN, Some(sought(0))).unwrap();
-    let ended = Ended::Refused(refusal(RefusalReason::InputMissing, "it is over"));
-    kept.build.set(Progress::Over(Arc::new(ended)));
-    let anew = back.joined(&build(&builds, 1).build).unwrap();
-    drop(left);
-    assert!(served.enter(ANN, None).is_err(), "it has the place");
-    drop((anew, others));
-    assert!(!served.is_serving());
+    for is_noticed in [true, false] {
+        let Leaver {
+            served,
+            builds,
+            others,
+            kept,
+            left,
+        } = leaver();
+        let back = served.enter(ANN, Some(sought(0))).unwrap();
+        let ended = Ended::Refused(refusal(RefusalReason::InputMissing, "it is over"));
+        kept.build.set(Progress::Over(Arc::new(ended)));
+        let left = (!is_noticed).then_some(left);
+        let anew = back.joined(&build(&builds, 1).build).unwrap();
+        drop(left);
+        assert!(served.enter(ANN, None).is_err(), "it has the place");
+        drop((anew, others));
+        assert!(!served.is_serving());
+    }
 }
 
 #[test]

@@ -8,13 +8,13 @@ use tvix_node_protocol::StorePath;
 use tvix_node_protocol::build::BuildRecord;
 use tvix_node_protocol::envelope::{Envelope, NodeKey};
 use tvix_node_protocol::messages::Shown;
-use tvix_node_protocol::path_info::{Origin, PathInfo};
+use tvix_node_protocol::path_info::PathInfo;
 use tvix_node_protocol::presence::{PresenceKey, Region};
 use tvix_node_protocol::trust::TrustPolicy;
 use tvix_node_store::AddError;
 use tvix_node_swarm::presence::claimed;
 
-use super::super::evidence::{Evidence as _, NamedBy, Remote, ShownPaths, Surroundings, names};
+use super::super::evidence::{Evidence as _, NamedBy, ShownPaths, Surroundings, names};
 use super::super::fetch::{FetchFailure, Item, Keep};
 use super::super::policy::{Grounds, opened};
 use super::super::presence::believed_elsewhere;
@@ -253,33 +253,8 @@ impl Node {
         let judged = Judged::own(self.world.now());
         let survey = self.survey(roots, providers).await;
         let survey = survey.map_err(FetchFailure::NotToBeHad)?;
-        let items = survey.there.into_iter().map(|(path, remote)| {
-            let Remote {
-                shown,
-                origin,
-                providers,
-            } = remote;
-            let speaks = |record: &Envelope| {
-                origin
-                    == Origin::Record {
-                        builder: record.signer,
-                    }
-            };
-            let record = shown.record.filter(speaks);
-            let info = PathInfo {
-                origin,
-                registered: 0,
-                ..shown.info
-            };
-            (
-                path,
-                Item {
-                    info,
-                    providers,
-                    keep: Keep::Accepted { record },
-                },
-            )
-        });
+        let items = survey.there.into_iter();
+        let items = items.map(|(path, remote)| (path, Item::accepted(remote)));
         self.bring_all(items.collect(), judged).await
     }
 

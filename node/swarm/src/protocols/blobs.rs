@@ -6,8 +6,7 @@
 //! size, which the asker knows from the tree), so that a wrong byte is found within its group.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 
 use bao_tree::ChunkRanges;
@@ -20,7 +19,7 @@ use tvix_node_protocol::messages::{BlobsQuestion, ServeAnswer};
 use tvix_node_protocol::tree::BlobDigest;
 
 use super::outboard::BLOCK;
-use super::serving::files_for;
+use super::serving::{files_for, small_file};
 use crate::core::Core;
 use crate::limits::{CONTENT_PIECE, CONTENT_QUEUE, PACKED_BLOB, SMALL_TREE, SMALL_TREE_FILES};
 use crate::net::wire::{Wire, WireError};
@@ -150,22 +149,12 @@ fn append(shelf: &dyn Shelf, blob: BlobDigest, files: &HashSet<BlobDigest>, to: 
 
 /// Appends one file as it travels; false where it cannot come this way.
 fn append_file(shelf: &dyn Shelf, blob: BlobDigest, to: &mut Vec<u8>) -> Result<bool, ShelfError> {
-    let Some(file) = shelf.blob(blob)? else {
-        return Ok(false);
-    };
-    let bytes = read_small(file).map_err(ShelfError::new)?;
-    let Some(bytes) = bytes.filter(|bytes| BlobDigest::of(bytes) == blob) else {
+    let Some(bytes) = small_file(shelf, blob, PACKED_BLOB)? else {
         return Ok(false);
     };
     to.push(FOLLOWS);
     encode(&bytes, to).map_err(ShelfError::new)?;
     Ok(true)
-}
-
-fn read_small(file: File) -> io::Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
-    file.take(PACKED_BLOB + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= PACKED_BLOB).then_some(bytes))
 }
 
 /// Bytes with the hashes above their groups; a single group has none.

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
@@ -282,6 +282,23 @@ pub(crate) fn files(shelf: &dyn Shelf, root: TreeDigest) -> Result<Option<HashSe
         walk.take(&tree);
     }
     Ok(Some(walk.blobs))
+}
+
+/// The bytes of a file; none where it is not here, has more than `most`, or is not what it should be. Blocks.
+pub(crate) fn small_file(
+    shelf: &dyn Shelf,
+    blob: BlobDigest,
+    most: u64,
+) -> Result<Option<Vec<u8>>, ShelfError> {
+    let Some(file) = shelf.blob(blob)? else {
+        return Ok(None);
+    };
+    let mut bytes = Vec::new();
+    file.take(most.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(ShelfError::new)?;
+    let sound = bytes.len() as u64 <= most && BlobDigest::of(&bytes) == blob;
+    Ok(sound.then_some(bytes))
 }
 
 /// What keeps a tree here that the peer may have; none where it may not.
